@@ -1,0 +1,36 @@
+# Everything runs in .venv, which is made and updated as needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-slow test-oldest lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/fpatch demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest -q
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -q -m slow
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/step.py
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[demo]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	touch $@
+
+$(VENV)/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[test]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-oldest build *.egg-info

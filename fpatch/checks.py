@@ -1,0 +1,38 @@
+"""Sentences for errors: the field, the rule, the value and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+from fpatch.types import Range
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them."""
+    options = sorted(map(str, options))
+    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(options)}" if options else "there is none"
+
+
+def check_range(field: str, value: Range, low: float = float("-inf"), high: float = float("inf")) -> None:
+    """Refuse a range that is not `low <= value.low <= value.high <= high`.
+
+    Raises:
+        ValueError: With the field, the rule and the value.
+    """
+    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+        bounds = "" if (low, high) == (float("-inf"), float("inf")) else f" within [{low:g}, {high:g}]"
+        swap = "; swap the two" if len(value) == 2 and low <= value[1] < value[0] <= high else ""
+        raise ValueError(f"{field} must be (low, high) with low <= high{bounds}, got {tuple(value)}{swap}")
+
+
+def check_number(field: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Refuse a number outside [low, high] (NaN included).
+
+    Raises:
+        ValueError: With the field, the rule and the value.
+    """
+    if not low <= value <= high:
+        rule = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ValueError(f"{field} must be {rule}, got {value!r}")

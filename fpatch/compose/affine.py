@@ -1,0 +1,102 @@
+"""Rotate, shear, scale and shift the clean scene, and its quads and boxes with it.
+
+It acts before the implant, where the background needs no gradient and the patch is resampled once.
+"""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_range
+from fpatch.geometry import adjugate, affine_matrix, box_area, box_corners, project_points, quad_bounds
+from fpatch.random import fold_in
+from fpatch.stage import define
+from fpatch.types import Batch, Params, Range, Values
+
+SMALLEST_SHARE = 0.25
+"""A box that keeps less of its area inside the frame is no longer valid."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Ranges, about the center of the frame.
+
+    Attributes:
+        angle_deg: Rotation, clockwise on the screen.
+        shear_deg: Shear along x.
+        scale: Zoom.
+        shift_frac: Shift along x and y, as a fraction of the frame's side.
+    """
+
+    angle_deg: Range = Range(-5.0, 5.0)
+    shear_deg: Range = Range(-5.0, 5.0)
+    scale: Range = Range(0.9, 1.1)
+    shift_frac: Range = Range(-0.05, 0.05)
+
+    def __post_init__(self) -> None:
+        check_range("affine(angle_deg)", self.angle_deg, -180.0, 180.0)
+        check_range("affine(shear_deg)", self.shear_deg, -60.0, 60.0)
+        check_range("affine(scale)", self.scale, 0.05, 20.0)
+        check_range("affine(shift_frac)", self.shift_frac, -1.0, 1.0)
+
+
+class AffineSample(TypedDict):
+    """Per row."""
+
+    angle_deg: Float[Tensor, " b"]
+    shear_deg: Float[Tensor, " b"]
+    scale: Float[Tensor, " b"]
+    shift_frac: Float[Tensor, "b 2"]
+
+
+def sample(config: Affine, keys: Tensor, batch: Batch) -> AffineSample:
+    return {
+        "angle_deg": random.uniform(fold_in(keys, "angle_deg"), (), *config.angle_deg),
+        "shear_deg": random.uniform(fold_in(keys, "shear_deg"), (), *config.shear_deg),
+        "scale": random.uniform(fold_in(keys, "scale"), (), *config.scale),
+        "shift_frac": random.uniform(fold_in(keys, "shift_frac"), (2,), *config.shift_frac),
+    }
+
+
+def apply(config: Affine, patch_params: Params, sample: AffineSample, values: Values) -> Values:
+    scene = values["scene"]
+    h, w = scene.shape[-2:]
+    shift = sample["shift_frac"] * scene.new_tensor([w, h])
+    matrix = affine_matrix(
+        sample["angle_deg"], sample["shear_deg"], sample["scale"], shift, center=(w / 2, h / 2)
+    )
+    inverse = adjugate(matrix)
+    m = (inverse / inverse[:, 2:, 2:])[..., None, None]
+    x = torch.arange(w, device=scene.device) + 0.5
+    y = (torch.arange(h, device=scene.device) + 0.5)[:, None]
+    from_x, from_y = (m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] for i in range(2))
+    grid = torch.stack([2 * from_x / w - 1, 2 * from_y / h - 1], dim=-1)
+    written = {"scene": F.grid_sample(scene, grid, "bilinear", "border", align_corners=False)}
+    if "quads" in values:
+        written["quads"] = project_points(matrix, values["quads"].flatten(1, 2)).unflatten(1, (-1, 4))
+    if "boxes" in values:
+        corners = box_corners(values["boxes"])
+        moved = quad_bounds(project_points(matrix, corners.flatten(1, 2)).unflatten(1, (-1, 4)))
+        inside = torch.stack([moved[..., i].clamp(0, s) for i, s in enumerate((w, h, w, h))], dim=-1)
+        written["boxes"] = inside
+        if "box_valid" in values:
+            kept = box_area(inside) >= SMALLEST_SHARE * box_area(moved)
+            written["box_valid"] = values["box_valid"] & kept
+    return written
+
+
+affine = define(
+    "affine",
+    Affine,
+    sample,
+    apply,
+    reads=("scene",),
+    optional=("quads", "boxes", "box_valid"),
+    writes=("scene", "quads", "boxes", "box_valid"),
+    geometric=True,
+)

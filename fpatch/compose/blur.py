@@ -1,0 +1,62 @@
+"""Gaussian blur: a lens slightly out of focus."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TypedDict
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_range
+from fpatch.stage import define
+from fpatch.types import Batch, Params, Range, Values
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Range of the standard deviation in pixels of the image; 0 leaves it as it is."""
+
+    sigma_px: Range = Range(0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_range("blur(sigma_px)", self.sigma_px, 0.0, 32.0)
+
+
+class BlurSample(TypedDict):
+    """Standard deviation per row."""
+
+    sigma_px: Float[Tensor, " b"]
+
+
+def sample(config: Blur, keys: Tensor, batch: Batch) -> BlurSample:
+    return {"sigma_px": random.uniform(keys, (), *config.sigma_px)}
+
+
+def apply(config: Blur, patch_params: Params, sample: BlurSample, values: Values) -> Values:
+    radius = ceil(3 * config.sigma_px.high)
+    offset = torch.arange(radius + 1, device=values["image"].device)
+    sigma = sample["sigma_px"][:, None].clamp(min=1e-3)
+    weight = (-0.5 * (offset / sigma).square()).exp()
+    weight = weight / (weight[:, :1] + 2 * sum(weight[:, i : i + 1] for i in range(1, radius + 1)))
+    blurred = values["image"]
+    for axis in (-1, -2):
+        blurred = _convolve(blurred, weight[..., None, None, None].unbind(1), axis)
+    return {"image": blurred}
+
+
+def _convolve(image: Tensor, weights: tuple[Tensor, ...], axis: int) -> Tensor:
+    """A symmetric filter along an axis, edges repeated; sums of slices keep the bits of a row in any batch."""
+    radius, size = len(weights) - 1, image.shape[axis]
+    pad = (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius)
+    padded = F.pad(image, pad, mode="replicate")
+    total = image * weights[0]
+    for i, weight in enumerate(weights[1:], start=1):
+        sides = padded.narrow(axis, radius - i, size) + padded.narrow(axis, radius + i, size)
+        total = total + sides * weight
+    return total
+
+
+blur = define("blur", Blur, sample, apply, reads=("image",), writes=("image",))

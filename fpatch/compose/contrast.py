@@ -1,0 +1,40 @@
+"""Stretch or flatten an image about middle gray."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_range
+from fpatch.stage import define
+from fpatch.types import Batch, Params, Range, Values
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Range of the factor; 1 leaves the image as it is, 0 makes it gray."""
+
+    factor: Range = Range(0.8, 1.25)
+
+    def __post_init__(self) -> None:
+        check_range("contrast(factor)", self.factor, low=0.0)
+
+
+class ContrastSample(TypedDict):
+    """Factor per row."""
+
+    factor: Float[Tensor, " b"]
+
+
+def sample(config: Contrast, keys: Tensor, batch: Batch) -> ContrastSample:
+    return {"factor": random.uniform(keys, (), *config.factor)}
+
+
+def apply(config: Contrast, patch_params: Params, sample: ContrastSample, values: Values) -> Values:
+    factor = sample["factor"][:, None, None, None]
+    return {"image": (0.5 + (values["image"] - 0.5) * factor).clamp(0.0, 1.0)}
+
+
+contrast = define("contrast", Contrast, sample, apply, reads=("image",), writes=("image",))

@@ -1,0 +1,41 @@
+"""Brighten or darken an image by photographic stops."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_range
+from fpatch.color import LN2
+from fpatch.stage import define
+from fpatch.types import Batch, Params, Range, Values
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Range of the exposure in stops; +1 doubles the light."""
+
+    stops: Range = Range(-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_range("exposure(stops)", self.stops, -10.0, 10.0)
+
+
+class ExposureSample(TypedDict):
+    """Stops per row."""
+
+    stops: Float[Tensor, " b"]
+
+
+def sample(config: Exposure, keys: Tensor, batch: Batch) -> ExposureSample:
+    return {"stops": random.uniform(keys, (), *config.stops)}
+
+
+def apply(config: Exposure, patch_params: Params, sample: ExposureSample, values: Values) -> Values:
+    gain = (sample["stops"] * LN2).exp()[:, None, None, None]  # exp2 changes bits with position
+    return {"image": (values["image"] * gain).clamp(0.0, 1.0)}
+
+
+exposure = define("exposure", Exposure, sample, apply, reads=("image",), writes=("image",))

@@ -1,0 +1,46 @@
+"""Gaussian noise of a sensor, independent in every pixel and channel."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_range
+from fpatch.random import fold_in
+from fpatch.stage import define
+from fpatch.types import Batch, Params, Range, Values
+
+
+@dataclass(frozen=True)
+class ReadNoise:
+    """Range of the standard deviation, as a fraction of full scale."""
+
+    std_frac: Range = Range(0.0, 0.03)
+
+    def __post_init__(self) -> None:
+        check_range("read_noise(std_frac)", self.std_frac, 0.0, 1.0)
+
+
+class ReadNoiseSample(TypedDict):
+    """Standard deviation per row, and the key that the field is expanded from."""
+
+    std_frac: Float[Tensor, " b"]
+    key: Int64[Tensor, "b 2"]
+
+
+def sample(config: ReadNoise, keys: Tensor, batch: Batch) -> ReadNoiseSample:
+    return {
+        "std_frac": random.uniform(fold_in(keys, "std_frac"), (), *config.std_frac),
+        "key": fold_in(keys, "field"),
+    }
+
+
+def apply(config: ReadNoise, patch_params: Params, sample: ReadNoiseSample, values: Values) -> Values:
+    image = values["image"]
+    field = random.gaussian_field(sample["key"], tuple(image.shape[1:]))
+    return {"image": (image + field * sample["std_frac"][:, None, None, None]).clamp(0.0, 1.0)}
+
+
+read_noise = define("read_noise", ReadNoise, sample, apply, reads=("image",), writes=("image",))

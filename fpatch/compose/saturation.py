@@ -1,0 +1,41 @@
+"""Strengthen or weaken the colors of an image at constant luma."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_range
+from fpatch.color import luma
+from fpatch.stage import define
+from fpatch.types import Batch, Params, Range, Values
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Range of the factor; 1 leaves the image as it is, 0 removes all color."""
+
+    factor: Range = Range(0.7, 1.3)
+
+    def __post_init__(self) -> None:
+        check_range("saturation(factor)", self.factor, low=0.0)
+
+
+class SaturationSample(TypedDict):
+    """Factor per row."""
+
+    factor: Float[Tensor, " b"]
+
+
+def sample(config: Saturation, keys: Tensor, batch: Batch) -> SaturationSample:
+    return {"factor": random.uniform(keys, (), *config.factor)}
+
+
+def apply(config: Saturation, patch_params: Params, sample: SaturationSample, values: Values) -> Values:
+    factor, gray = sample["factor"][:, None, None, None], luma(values["image"])
+    return {"image": (gray + (values["image"] - gray) * factor).clamp(0.0, 1.0)}
+
+
+saturation = define("saturation", Saturation, sample, apply, reads=("image",), writes=("image",))

@@ -1,0 +1,43 @@
+"""Resize patches, antialiased."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+
+from fpatch.stage import define, deterministic
+from fpatch.types import Params, Sample, Values
+
+
+@dataclass(frozen=True)
+class Resize:
+    """New sizes by name; patches that are not named keep theirs.
+
+    Attributes:
+        sizes: `{name: (height, width)}`.
+        interpolation: How; "bilinear" and "bicubic" average over what they shrink.
+    """
+
+    sizes: Mapping[str, tuple[int, int]]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name, size in self.sizes.items():
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"resize(sizes): {name!r} must be (height, width), got {tuple(size)}")
+
+
+def apply(config: Resize, patch_params: Params, sample: Sample, values: Values) -> Values:
+    patches = dict(values["patch"])
+    smooth = config.interpolation in ("bilinear", "bicubic")
+    for name, size in config.sizes.items():
+        patch = patches[name]
+        resized = F.interpolate(
+            patch if patch.ndim == 4 else patch[None], tuple(size), mode=config.interpolation, antialias=smooth
+        )
+        patches[name] = (resized if patch.ndim == 4 else resized[0]).clamp(0.0, 1.0)
+    return {"patch": patches}
+
+
+resize = define("resize", Resize, deterministic, apply, reads=("patch",), writes=("patch",))

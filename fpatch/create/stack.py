@@ -1,0 +1,31 @@
+"""Repeat a one-channel patch, so that what is trained in gray is printed in gray."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fpatch.checks import check_number
+from fpatch.stage import define, deterministic
+from fpatch.types import Params, Sample, Values
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Number of channels afterwards; patches that already have as many pass through."""
+
+    num_channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_number("stack(num_channels)", self.num_channels, 1)
+
+
+def apply(config: Stack, patch_params: Params, sample: Sample, values: Values) -> Values:
+    def stacked(name: str, patch: Tensor) -> Tensor:
+        if patch.shape[-3] not in (1, config.num_channels):
+            raise ValueError(f"stack: patch {name!r} must have 1 channel, got shape {list(patch.shape)}")
+        return patch.expand(*patch.shape[:-3], config.num_channels, -1, -1)
+
+    return {"patch": {name: stacked(name, patch) for name, patch in values["patch"].items()}}
+
+
+stack = define("stack", Stack, deterministic, apply, reads=("patch",), writes=("patch",))

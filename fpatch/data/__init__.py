@@ -1,0 +1,21 @@
+"""Photographs and where patches go on them: target sets from CSV files, and the loader."""
+
+from fpatch.data.images import image_digest, letterbox, move_boxes, move_points, read_image, write_image
+from fpatch.data.loader import Loader, indices, rows
+from fpatch.data.targets import Dataset, TargetSet, draws, targets
+
+__all__ = [
+    "Dataset",
+    "Loader",
+    "TargetSet",
+    "draws",
+    "image_digest",
+    "indices",
+    "letterbox",
+    "move_boxes",
+    "move_points",
+    "read_image",
+    "rows",
+    "targets",
+    "write_image",
+]

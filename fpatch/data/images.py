@@ -1,0 +1,198 @@
+"""Photographs: files to tensors and back, and the letterbox that gives them one size."""
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+PAD_LEVEL = 128
+"""The gray around a letterboxed photograph."""
+
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
+    """Read an image file as upright RGB.
+
+    EXIF orientation is applied. Gray, palette and CMYK become RGB; 16-bit levels are scaled by 255/65535 and
+    rounded; transparent pixels show white, the paper of a print. Of several frames the first is taken.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, of an unknown format, or its pixels have no fixed range (float, 32-bit).
+    """
+    path = Path(path)
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an image file, with `read_image`'s error if it is missing."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
+
+
+def decode_image(data: bytes, path: Path) -> UInt8[Tensor, "3 h w"]:
+    """`read_image` of bytes already read from `path`."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except _DECODER_ERRORS as error:
+        raise _unreadable(path, error) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width that `read_image` would give, in pixels, from the file's header alone.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The header is unreadable.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            # PngImageFile.getexif would decode the pixels to look for EXIF behind them
+            exif = Image.Image.getexif(image)
+            sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
+            width, height = image.size  # of a TIFF, upright already
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
+    except _DECODER_ERRORS as error:
+        raise _unreadable(path, error) from error
+    return (width, height) if sideways else (height, width)
+
+
+def write_image(path: str | os.PathLike[str], image: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"]) -> None:
+    """Write an image file, in the format that its suffix names; it appears complete or not at all.
+
+    Args:
+        path: Its folder is made if absent; an older file is replaced.
+        image: 1 or 3 channels; floats in 0..1 are clamped and rounded to the nearest of 256 levels.
+
+    Raises:
+        ValueError: Another shape, a NaN, or a suffix that names no format.
+    """
+    path = Path(path)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"write_image: image must be [1, h, w] or [3, h, w], got {list(image.shape)}")
+    if (kind := Image.registered_extensions().get(path.suffix.lower())) not in Image.SAVE:
+        raise ValueError(f"write_image: {path} must end in an image suffix such as .png, got {path.suffix!r}")
+    image = image.detach().cpu()
+    if image.dtype != torch.uint8:
+        if image.isnan().any():
+            raise ValueError(f"write_image: image for {path} must be finite, got NaN; see what made it")
+        image = (image.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    pixels = image.permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(draft, format=kind)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def image_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return hashlib.sha256(read_bytes(Path(path))).hexdigest()
+
+
+def fit(image_hw: Sequence[int], size_hw: Sequence[int]) -> tuple[tuple[float, float], tuple[int, int]]:
+    """Where a letterbox puts an image: centered, as large as fits, on whole pixels.
+
+    Returns:
+        `scale_xy` and `offset_xy`: point (x, y) of the image goes to (x, y) * scale_xy + offset_xy. The two
+        scales differ by the rounding of the resized sides.
+    """
+    (height, width), (height_px, width_px) = image_hw, size_hw
+    scale = min(height_px / height, width_px / width)
+    new_width = min(width_px, max(1, round(width * scale)))
+    new_height = min(height_px, max(1, round(height * scale)))
+    return (
+        (new_width / width, new_height / height),
+        ((width_px - new_width) // 2, (height_px - new_height) // 2),
+    )
+
+
+def letterbox(
+    image: UInt8[Tensor, "3 h w"], size_hw: Sequence[int]
+) -> tuple[UInt8[Tensor, "3 H W"], tuple[float, float], tuple[int, int]]:
+    """Resize without distortion (antialiased bilinear, in integers) and pad with gray.
+
+    Args:
+        image: Any size.
+        size_hw: Height and width wanted, in pixels.
+
+    Returns:
+        The image, and the `scale_xy` and `offset_xy` of `fit` for `move_points` and `move_boxes`.
+    """
+    _, height, width = image.shape
+    scale_xy, (left, top) = fit((height, width), size_hw)
+    new_width, new_height = round(width * scale_xy[0]), round(height * scale_xy[1])
+    if (new_height, new_width) != (height, width):
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    canvas = torch.full((3, *size_hw), PAD_LEVEL, dtype=torch.uint8)
+    canvas[:, top : top + new_height, left : left + new_width] = image
+    return canvas, scale_xy, (left, top)
+
+
+def move_points(
+    points: Float[Tensor, "... 2"], scale_xy: Sequence[float] | Tensor, offset_xy: Sequence[float] | Tensor
+) -> Float[Tensor, "... 2"]:
+    """Move points (x, y), corners of quads among them, along with a letterboxed image.
+
+    Args:
+        points: In pixels of the image; (0, 0) is the outer corner of its first pixel.
+        scale_xy: As `fit` returns it, or a tensor that broadcasts against the points.
+        offset_xy: Likewise.
+    """
+    scale = torch.as_tensor(scale_xy, dtype=points.dtype, device=points.device)
+    return points * scale + torch.as_tensor(offset_xy, dtype=points.dtype, device=points.device)
+
+
+def move_boxes(
+    boxes: Float[Tensor, "... 4"], scale_xy: Sequence[float] | Tensor, offset_xy: Sequence[float] | Tensor
+) -> Float[Tensor, "... 4"]:
+    """Move boxes (xmin, ymin, xmax, ymax) along with a letterboxed image; see `move_points`."""
+    return move_points(boxes.unflatten(-1, (2, 2)), scale_xy, offset_xy).flatten(-2)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError("32-bit pixels have no fixed range")
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, error: BaseException) -> ValueError:
+    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+    return ValueError(f"{path}: not a readable image ({reason}); replace it, or save it again as 8-bit PNG")

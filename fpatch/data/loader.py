@@ -1,0 +1,93 @@
+"""The loader: it alone picks photographs, by a pure function of a key and a step."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_number
+from fpatch.data.targets import Dataset
+
+
+def indices(
+    key: Int64[Tensor, "2"], step: int, batch_size: int, n: int, replace: bool = False
+) -> Int64[Tensor, "batch_size"]:
+    """Which of n photographs make up the batch of a step.
+
+    Epochs are laid end to end, epoch e in the order `permutation(fold_in(key, e), n)`; batches cut this line
+    into equal pieces, so that one may reach over the end of an epoch.
+
+    Args:
+        key: The key of the data; the same for all steps.
+        step: From 0.
+        batch_size: Any, also more than n.
+        n: Number of photographs.
+        replace: Draw each independently instead.
+
+    Returns:
+        Integers in 0..n-1.
+    """
+    if replace:
+        return random.randint(random.fold_in(key, step), (batch_size,), 0, n)
+    start = step * batch_size
+    epochs = range(start // n, (start + batch_size - 1) // n + 1)
+    line = torch.cat([random.permutation(random.fold_in(key, epoch), n) for epoch in epochs])
+    first = start - epochs[0] * n
+    return line[first : first + batch_size]
+
+
+def rows(
+    image_ids: Int64[Tensor, "n"], num_draws: int
+) -> tuple[Int64[Tensor, "rows"], Int64[Tensor, "rows"]]:
+    """The rows of an evaluation: every photograph `num_draws` times, all once before any comes again.
+
+    Returns:
+        `image_id` and `draw`.
+    """
+    check_number("rows: num_draws", num_draws, 1)
+    return image_ids.repeat(num_draws), torch.arange(num_draws).repeat_interleave(len(image_ids))
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches for training: photographs in the order that `indices` gives.
+
+    Attributes:
+        dataset: Where the photographs come from.
+        key: Decides the order.
+        batch_size: Rows of a batch.
+        replace: Draw with replacement instead of by epochs.
+        device: Where batches go.
+    """
+
+    dataset: Dataset
+    key: Int64[Tensor, "2"]
+    batch_size: int
+    replace: bool = False
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("Loader: batch_size", self.batch_size, 1)
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """The batch of a step, counted from 0."""
+        ids = self.dataset.image_ids
+        picked = indices(self.key, step, self.batch_size, len(ids), self.replace)
+        return self.dataset.batch(ids[picked], device=self.device)
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of all steps from `start` on, without end; a thread prepares the next one meanwhile.
+
+        An error of a batch is raised where that batch would come. Closing the iterator ends the thread.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="fpatch-loader") as pool:
+            ahead = pool.submit(self.batch, start)
+            for step in itertools.count(start + 1):
+                batch = ahead.result()
+                ahead = pool.submit(self.batch, step)
+                yield batch

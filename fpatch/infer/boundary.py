@@ -1,0 +1,85 @@
+"""The boundary that victims stand behind: gradients reach the images and nothing else.
+
+A victim is any module. Behind the boundary its parameters are never given a gradient and its state is never
+written, whatever transformation runs outside; operators that know nothing of `torch.func` (roi_align, NMS) work
+under it, because inside there is only plain autograd.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from fpatch.tree import flatten_rows
+
+
+def check_victim(stage: str, model: Any) -> nn.Module:
+    """Refuse a victim that could change while it is attacked.
+
+    Raises:
+        ValueError: If it is no module, or one of its parts is in training mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{stage}: the model must be a torch.nn.Module, got {type(model).__name__}")
+    training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise ValueError(
+            f"{stage}: {training!r} is in training mode, where dropout and batch statistics change the "
+            "answers; call model.eval() first"
+        )
+    return model
+
+
+def run_victim(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """`model(images)`, differentiable in the images only.
+
+    Args:
+        model: Gives a pytree of tensors [b, ...].
+        images: [b, c, h, w].
+    """
+    if not torch.is_grad_enabled():
+        return model(images)
+    structure: list[Any] = []
+
+    def flat(x: Tensor) -> list[Tensor]:
+        leaves, tree = optree.tree_flatten(model(x))
+        structure[:] = [tree]
+        return leaves
+
+    outputs: Any = _Boundary.apply(flat, images)
+    return optree.tree_unflatten(structure[0], outputs)
+
+
+class _Boundary(torch.autograd.Function):
+    """Runs a function on detached images with plain autograd, and keeps that graph for the backward."""
+
+    @staticmethod
+    def forward(function: Any, images: Tensor) -> Any:
+        with torch.enable_grad():
+            inside = images.detach().requires_grad_()
+            outputs = function(inside)
+        function.graph = (inside, outputs)
+        return tuple(o.detach() for o in outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.graph = inputs[0].graph
+        ctx.mark_non_differentiable(*(o for o in output if not o.is_floating_point()))
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, Tensor | None]:
+        inside, outputs = ctx.graph
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        if not pairs:
+            return None, None
+        outs, gs = zip(*pairs, strict=True)
+        (gradient,) = torch.autograd.grad(outs, inside, gs, allow_unused=True)
+        return None, gradient
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], function: Any, images: Tensor) -> Any:
+        outputs = flatten_rows(lambda x: _Boundary.apply(function, x), info.batch_size, in_dims[1:], images)
+        return outputs, tuple(0 for _ in outputs)

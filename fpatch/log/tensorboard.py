@@ -1,0 +1,126 @@
+"""TensorBoard event files, written as it happens and made again from the records on resume."""
+# protobuf makes its classes at import:
+# pyright: reportAttributeAccessIssue=false
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.text import metadata as text_metadata
+
+from fpatch.log.records import AppendFile, Record, Records
+from fpatch.log.values import to_text
+
+
+class TensorBoard:
+    """Sink that writes scalars, images, histograms, text and parameters to `tensorboard/` in the run folder.
+
+    The event file is a copy of the records: it is written anew from those that stand when the run starts, and
+    grows with each record; older event files are emptied. That is exact whatever the moment of a kill. Its
+    second event tells a TensorBoard that is watching to forget what it has seen.
+    """
+
+    def __init__(self, records: Records) -> None:
+        """Begin an event file with the records that stand, and empty the older ones.
+
+        Raises:
+            OSError: The disk is full; the old event files stand.
+        """
+        self._folder = records.folder
+        logdir = records.folder / "tensorboard"
+        logdir.mkdir(exist_ok=True)
+        self._file = AppendFile(logdir / "unfinished", "wb")
+        try:
+            self._add(wall_time=time.time(), file_version="brain.Event:2")
+            self._add(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START))
+            for record in records:
+                self.write(record)
+        except BaseException:
+            self._file.close()
+            raise
+        for path in logdir.glob("*tfevents*"):
+            os.truncate(path, 0)  # a TensorBoard that reads this file would not get past its removal
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # files are read in the order of their names
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
+        self._file.path = self._file.path.rename(logdir / name)
+
+    def write(self, record: Record) -> None:
+        """Append a record; TensorBoard shows it at its next reload."""
+        if record["kind"] == "params":
+            summary = _hparams(record)
+        elif make := _MAKERS.get(record["kind"]):
+            values = [make(self._folder, value) for value in record["values"].values()]
+            named = zip(record["values"], values, strict=True)
+            summary = Summary(value=[Summary.Value(tag=name, **value) for name, value in named])
+        else:
+            return
+        self._add(wall_time=record["time"] / 1000, step=record["step"], summary=summary)
+
+    def commit(self) -> None:
+        """Return once the events would survive a power failure."""
+        self._file.sync()
+
+    def close(self, finished: bool) -> None:
+        """Close the event file."""
+        self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        data = Event(**fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        length_crc, data_crc = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        self._file.write(length + length_crc + data + data_crc)
+
+
+def _scalar(folder: Path, value: float | str) -> dict[str, Any]:
+    return {"simple_value": float(value)}
+
+
+def _image(folder: Path, path: str) -> dict[str, Any]:
+    png = (folder / path).read_bytes()
+    width, height, _, color_type = struct.unpack(">IIBB", png[16:26])
+    colorspace = 3 if color_type == 2 else 1
+    return {
+        "image": Summary.Image(width=width, height=height, colorspace=colorspace, encoded_image_string=png)
+    }
+
+
+def _histogram(folder: Path, value: dict[str, Any]) -> dict[str, Any]:
+    moments = {key: value[key] for key in ("min", "max", "num", "sum", "sum_squares")}
+    low, high = value["range"]
+    edges = np.linspace(low, high, len(value["counts"]) + 1)
+    return {"histo": HistogramProto(**moments, bucket_limit=edges[1:].tolist(), bucket=value["counts"])}
+
+
+def _text(folder: Path, value: str) -> dict[str, Any]:
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    return {
+        "tensor": TensorProto(dtype="DT_STRING", string_val=[value.encode()], tensor_shape=shape),
+        "metadata": text_metadata.create_summary_metadata(display_name=None, description=None),
+    }
+
+
+def _hparams(record: Record) -> Summary:
+    values = {
+        name: value if isinstance(value, bool | int | float) else to_text(value)
+        for name, value in record["values"].items()
+    }
+    return hparams.hparams_pb(values, start_time_secs=record["time"] / 1000)
+
+
+_MAKERS: dict[str, Callable[[Path, Any], dict[str, Any]]] = {
+    "scalars": _scalar,
+    "images": _image,
+    "histograms": _histogram,
+    "text": _text,
+}

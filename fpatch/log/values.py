@@ -1,0 +1,125 @@
+"""From tensors, arrays and numpy numbers to what a JSON line and a PNG can hold."""
+
+import io
+import json
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+MAX_NAME_LENGTH = 200
+NUM_BINS = 50
+
+
+def safe_name(name: str) -> str:
+    """The form of a name that is a file path on every system and a key for MLflow.
+
+    Letters, digits and `_ - . / space` stay, anything else becomes `_`, and so does a path segment of nothing
+    but dots and spaces; a name of more than 200 characters is cut and ends in its CRC-32.
+    """
+    safe = re.sub(r"[^\w./\- ]", "_", name)
+    safe = "/".join("_" if segment.strip(". ") == "" else segment for segment in safe.split("/"))
+    if len(safe) > MAX_NAME_LENGTH:
+        safe = f"{safe[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
+    return safe
+
+
+def to_array(value: Any) -> np.ndarray:
+    """A numpy array of a tensor (on any device, of any dtype, with or without a gradient) or of an array."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+
+
+def to_scalar(name: str, value: Any) -> float | str:
+    """One number as JSON holds it: a float, or "nan", "inf", "-inf"; `float` reads both back.
+
+    Raises:
+        ValueError: `value` is not one real number.
+    """
+    array = to_array(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"scalars: {name!r} must be one number, got {array.dtype} {list(array.shape)}")
+    number = float(array.item())
+    return number if math.isfinite(number) else repr(number)
+
+
+def to_plain(value: Any) -> Any:
+    """A setting as JSON holds it: tensors and tuples become lists, what is not finite "nan" or "inf"."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = to_array(value).tolist()
+    if isinstance(value, dict):
+        return {str(key): to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(entry) for entry in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def to_text(value: Any) -> str:
+    """A JSON value as one string; a string is itself."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def to_png(name: str, value: Any) -> bytes:
+    """Encode an image [c, h, w], c 1 or 3, of floats in 0..1; clamped and rounded, NaN is black.
+
+    Raises:
+        ValueError: Another shape, or integers.
+    """
+    array = to_array(value)
+    if array.ndim != 3 or array.shape[0] not in (1, 3) or 0 in array.shape or array.dtype.kind != "f":
+        raise ValueError(
+            f"images: {name!r} must be floats [3, h, w] or [1, h, w], got {array.dtype} {list(array.shape)}"
+        )
+    pixels = np.rint(np.nan_to_num(array).clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def to_histogram(name: str, value: Any) -> dict[str, Any]:
+    """Counts of the finite numbers of an array in 50 equal bins, their moments, and how many were not finite.
+
+    Raises:
+        ValueError: `value` does not hold real numbers.
+    """
+    array = to_array(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"histograms: {name!r} must hold real numbers, got {array.dtype}")
+    array = array.astype(np.float64).ravel()
+    finite = array[np.isfinite(array)]
+    counts, edges = np.histogram(finite, NUM_BINS)
+    return {
+        "range": [float(edges[0]), float(edges[-1])],
+        "counts": counts.tolist(),
+        "min": float(finite.min()) if finite.size else 0.0,
+        "max": float(finite.max()) if finite.size else 0.0,
+        "sum": float(finite.sum()),
+        "sum_squares": float(finite @ finite),
+        "num": finite.size,
+        "num_nonfinite": array.size - finite.size,
+    }
+
+
+def inside(folder: Path, path: str) -> Path:
+    """The file or folder that `path` names in a run folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It lies outside.
+    """
+    target = folder / path
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"artifacts: {path!r} must lie in the run folder {folder}; copy it there first")
+    if not target.exists():
+        raise FileNotFoundError(f"artifacts: {target} does not exist; write the file before it is logged")
+    return target

@@ -1,0 +1,69 @@
+"""Does the victim still see the object? Per row, at a score threshold fixed beforehand."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fpatch.checks import check_number
+from fpatch.geometry import pairwise_iou
+from fpatch.stage import define, deterministic
+from fpatch.types import Params, Sample, Values
+
+
+@dataclass(frozen=True)
+class DetectionHit:
+    """When an object counts as found.
+
+    Attributes:
+        score: The threshold on the score of a final detection.
+        iou: The overlap with the object that a detection must reach.
+        displaced_iou: A detection below `iou` but above this still answers the object: displaced, not gone.
+    """
+
+    score: float = 0.5
+    iou: float = 0.5
+    displaced_iou: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("detection_hit(score)", self.score, 0.0, 1.0)
+        check_number("detection_hit(iou)", self.iou, 0.0, 1.0)
+        check_number("detection_hit(displaced_iou)", self.displaced_iou, 0.0, self.iou)
+
+
+def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Values) -> Values:
+    """Per row, for its first valid object.
+
+    Returns:
+        `found` [b] bool; `displaced` [b] bool, not found but answered by a box beside it; `best_score` [b], the
+        highest score of a detection of its class that overlaps it by `iou` (0 if none), which gives the success
+        at every other threshold; `has_object` [b] bool.
+    """
+    final = values["detections"]["final"]
+    valid = values["box_valid"]
+    first = valid.float().argmax(-1, keepdim=True)
+    box = values["boxes"].gather(1, first[..., None].expand(-1, -1, 4))
+    label = values["labels"].gather(1, first)
+    overlap = pairwise_iou(box, final["boxes"])[:, 0]
+    of_class = final["valid"] & (final["labels"] == label)
+    hit = of_class & (overlap >= config.iou)
+    beside = of_class & (overlap >= config.displaced_iou) & (final["scores"] >= config.score)
+    best = torch.where(hit, final["scores"], torch.zeros_like(final["scores"])).amax(-1)
+    has_object = valid.any(-1)
+    found = (best >= config.score) & has_object
+    return {
+        "found": found,
+        "displaced": beside.any(-1) & ~found & has_object,
+        "best_score": best,
+        "has_object": has_object,
+    }
+
+
+detection_hit = define(
+    "detection_hit",
+    DetectionHit,
+    deterministic,
+    apply,
+    reads=("detections", "boxes", "labels", "box_valid"),
+    writes=("found", "displaced", "best_score", "has_object"),
+    role="metric",
+)

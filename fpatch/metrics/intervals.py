@@ -1,0 +1,90 @@
+"""Rates and differences with intervals, every one with its denominator."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fpatch import random
+
+FEW_PHOTOGRAPHS = 20
+"""Fewer photographs than this: an interval comes with a warning."""
+TOO_FEW_PHOTOGRAPHS = 5
+"""Fewer than this: there is none."""
+
+
+class Rate(NamedTuple):
+    """An estimate in 0..1 (or a difference in -1..1) with a 95 % interval.
+
+    Attributes:
+        value: The estimate; NaN when nothing was counted.
+        low: Lower bound, or NaN for no interval.
+        high: Upper bound, or NaN for no interval.
+        count: Rows in the denominator.
+        photographs: Different photographs among them.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    photographs: int
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "none counted"
+        bounds = "no interval" if np.isnan(self.low) else f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return f"{100 * self.value:.1f} % {bounds} of {self.count} rows, {self.photographs} photographs"
+
+
+def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = 1.959964) -> Rate:
+    """A single rate with Wilson's score interval, which is honest at 0 of n.
+
+    Rows of one photograph are not independent; the interval counts photographs, not rows: n in the formula is
+    the number of photographs.
+
+    Args:
+        successes: [n] bool.
+        image_id: [n], the photograph of each row.
+        z: Normal quantile; the default gives 95 %.
+
+    References:
+        Wilson (1927), Probable inference, the law of succession, and statistical inference.
+    """
+    n, groups = len(successes), len(np.unique(image_id))
+    if n == 0:
+        return Rate(float("nan"), float("nan"), float("nan"), 0, 0)
+    p = float(np.mean(successes))
+    center = (p + z * z / (2 * groups)) / (1 + z * z / groups)
+    half = z / (1 + z * z / groups) * np.sqrt(p * (1 - p) / groups + z * z / (4 * groups * groups))
+    return Rate(p, float(max(center - half, 0.0)), float(min(center + half, 1.0)), n, groups)
+
+
+def bootstrap_mean(values: np.ndarray, image_id: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> Rate:
+    """A mean (of paired differences, say) with a percentile interval, resampling whole photographs.
+
+    Args:
+        values: [n].
+        image_id: [n]; all rows of a photograph are drawn together.
+        num_resamples: Bootstrap samples.
+        seed: Of the key that they are drawn from.
+
+    Returns:
+        The mean and its 95 % interval; no interval under five photographs.
+
+    References:
+        Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.3 (resampling of clusters).
+    """
+    n = len(values)
+    if n == 0:
+        return Rate(float("nan"), float("nan"), float("nan"), 0, 0)
+    _, group = np.unique(image_id, return_inverse=True)
+    groups = int(group.max()) + 1
+    sums = np.bincount(group, weights=values.astype(np.float64), minlength=groups)
+    counts = np.bincount(group, minlength=groups).astype(np.float64)
+    mean = float(values.mean())
+    if groups < TOO_FEW_PHOTOGRAPHS:
+        return Rate(mean, float("nan"), float("nan"), n, groups)
+    picks = random.randint(random.key(seed), (num_resamples, groups), 0, groups).numpy()
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Rate(mean, float(low), float(high), n, groups)

@@ -1,0 +1,118 @@
+"""From the loss terms of a pipeline to one number, and to its gradient in the patch parameters.
+
+Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpatch.checks import nearest
+from fpatch.pipeline import Pipeline
+from fpatch.types import Batch, Params, Sample
+
+
+class Loss(NamedTuple):
+    """The weighted sum of mean terms, and every term unweighted, [b]."""
+
+    value: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights by term, for a pipeline of one phase.
+
+    Attributes:
+        pipeline: Of the training phase; its loss nodes write the terms.
+        weights: By term name; terms without a weight are computed and logged, and count 0.
+    """
+
+    pipeline: Pipeline
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        terms = self.pipeline.terms
+        if not terms:
+            raise ValueError("objective: the pipeline has no loss; add one, e.g. losses.vanish()")
+        for name in self.weights:
+            if name not in terms:
+                raise ValueError(f"objective(weights): no loss term {name!r}; {nearest(name, terms)}")
+        if not any(self.weights.values()):
+            raise ValueError(f"objective(weights): at least one term must count; terms: {', '.join(terms)}")
+
+    def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
+        """The loss on samples already held."""
+        terms = self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms)
+        value = sum(weight * terms[name].mean() for name, weight in self.weights.items())
+        return Loss(value, terms)  # type: ignore[arg-type]
+
+
+def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
+    """Refuse terms that are not one finite number per row; run on a test batch before training.
+
+    Raises:
+        ValueError: Naming the term.
+    """
+    for name, term in terms.items():
+        if not isinstance(term, Tensor):
+            raise ValueError(f"loss term {name!r} must be a tensor [{num_rows}], got {type(term).__name__}")
+        if tuple(term.shape) != (num_rows,):
+            raise ValueError(
+                f"loss term {name!r} must be unreduced, one number per row [{num_rows}], got shape "
+                f"{list(term.shape)}; leave the mean to the objective"
+            )
+        if not term.is_floating_point():
+            raise ValueError(f"loss term {name!r} must be floating point, got {term.dtype}")
+        if not bool(torch.isfinite(term).all()):
+            row = int((~torch.isfinite(term)).nonzero()[0])
+            raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
+
+
+def value_and_grad(
+    objective: Callable[[Params, Sample, Batch], Loss], transform: Literal["func", "autograd"] = "autograd"
+) -> Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]:
+    """The gradient of an objective, and its value.
+
+    Args:
+        objective: `(patch_params, sample, batch) -> Loss`.
+        transform: "autograd" is the quick way in eager mode on a CPU, where `torch.func.grad`, which always
+            keeps the graph of the backward, takes up to twice as long; "func" is for vmap and compilation.
+
+    Returns:
+        `(patch_params, sample, batch) -> (gradients, Loss)`; nothing that comes out is attached to a graph.
+    """
+    if transform == "func":
+        wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
+
+        def by_func(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+            grads, (value, terms) = wrapped(dict(patch_params), sample, batch)
+            return grads, Loss(value, terms)
+
+        return by_func
+
+    def by_autograd(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        leaves = {name: value.detach().requires_grad_() for name, value in patch_params.items()}
+        loss = objective(leaves, sample, batch)
+        found = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
+        grads = {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+        }
+        return grads, Loss(loss.value.detach(), {name: term.detach() for name, term in loss.terms.items()})
+
+    return by_autograd
+
+
+def _with_aux(
+    objective: Callable[[Params, Sample, Batch], Loss],
+) -> Callable[[Params, Sample, Batch], tuple[Tensor, dict[str, Tensor]]]:
+    """The form that `torch.func.grad_and_value(has_aux=True)` asks for."""
+
+    def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return tuple(objective(patch_params, sample, batch))  # type: ignore[return-value]
+
+    return function

@@ -1,0 +1,178 @@
+"""The one kernel under every implanter: warp each patch into the bounding box of its quad, and touch only that.
+
+A patch covers little of a photograph, so nothing here has the size of a frame but the copy of the scene that
+becomes the image. Placements composite in index order, a later one over an earlier one, with premultiplied
+alpha: `image = scene * (1 - alpha) + color`.
+
+References:
+    Porter and Duff (1984), Compositing digital images, the operator "over".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
+from fpatch.tree import flatten_rows, is_concrete
+
+SMALLEST_REGION_PX = 16
+
+
+def implant_quads(
+    scene: Float[Tensor, "b 3 h w"],
+    patches: Mapping[str, Tensor],
+    names: tuple[str, ...],
+    quads: Float[Tensor, "b k 4 2"],
+    quad_patch: Int64[Tensor, "b k"],
+    opacity: Float[Tensor, "b k"],
+    masks: Mapping[str, Tensor] | None = None,
+) -> Float[Tensor, "b 3 h w"]:
+    """Draw patches into quads.
+
+    Args:
+        scene: Clean photographs, 0..1.
+        patches: Per name [3, h, w] or [b, 3, h, w], 0..1.
+        names: What `quad_patch` counts.
+        quads: Corners in pixels of `scene`; they may leave it.
+        quad_patch: Which patch each placement shows.
+        opacity: 0 takes a placement out bit for bit, whatever the patch holds.
+        masks: Per name [1, h, w], 0..1, of any size; a patch without one is opaque.
+
+    Returns:
+        Images, differentiable in the patches and the scene.
+
+    Raises:
+        ValueError: For a patch without three channels or a mask of no known patch.
+    """
+    b, _, h, w = scene.shape
+    present = opacity > 0
+    unit = quads.new_tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    quads = torch.where(present[..., None, None], quads, unit)
+    atlas, sizes = _make_atlas(patches, names, masks or {}, b)
+    region_h, region_w = _region_size(quads, h, w)
+    corner = quad_bounds(quads)[..., :2].floor()
+    left = corner[..., 0].clamp(0, w - region_w)
+    top = corner[..., 1].clamp(0, h - region_h)
+
+    # Where in its patch does every pixel of every region look?
+    x = left[..., None, None] + torch.arange(region_w, device=scene.device) + 0.5
+    y = top[..., None, None] + torch.arange(region_h, device=scene.device)[:, None] + 0.5
+    m = adjugate(quad_to_homography(quads))[..., None, None]
+    u, v, depth = (m[:, :, i, 0] * x + m[:, :, i, 1] * y + m[:, :, i, 2] for i in range(3))
+    size = sizes[quad_patch]
+    # The adjugate of a mirrored quad is negative; behind the horizon the sign differs from that of the corners.
+    center = quads.mean(-2)
+    facing = m[:, :, 2, 0, 0, 0] * center[..., 0] + m[:, :, 2, 1, 0, 0] * center[..., 1] + m[:, :, 2, 2, 0, 0]
+    visible = depth * facing[..., None, None] > 0
+    depth = torch.where(visible, depth, torch.ones_like(depth))
+    grid = torch.stack(
+        [
+            2 * (u / depth) * size[..., 1, None, None] / atlas.shape[-1] - 1,
+            2 * (v / depth) * size[..., 0, None, None] / atlas.shape[-2] - 1,
+        ],
+        dim=-1,
+    )
+    grid = torch.where(visible[..., None], grid, torch.full_like(grid, -9.0)).clamp(-9.0, 9.0)
+    chosen = torch.arange(b, device=scene.device)[:, None] * len(names) + quad_patch
+    textures = atlas.expand(b, -1, -1, -1, -1).flatten(0, 1).index_select(0, chosen.flatten())
+    seen = F.grid_sample(textures, grid.flatten(0, 1), "bilinear", "zeros", align_corners=False)
+    seen = seen.unflatten(0, quads.shape[:2]) * (opacity * present)[..., None, None, None]
+
+    base = (top * w + left).long()
+    offset = (torch.arange(region_h, device=scene.device)[:, None] * w) + torch.arange(region_w, device=scene.device)
+    index = base[..., None] + offset.flatten()
+    color, alpha = seen[:, :, :3].flatten(-2), seen[:, :, 3:].flatten(-2).detach()
+    image: Any = _Over.apply(scene.flatten(-2), color, alpha, index)
+    return image.unflatten(-1, (h, w))
+
+
+def _make_atlas(
+    patches: Mapping[str, Tensor], names: tuple[str, ...], masks: Mapping[str, Tensor], b: int
+) -> tuple[Tensor, Tensor]:
+    """All patches, premultiplied, with their alpha as fourth channel, padded to one size.
+
+    Returns:
+        [1 or b, n, 4, h, w], and their true sizes (h, w) [n, 2].
+    """
+    for name in masks:
+        if name not in names:
+            raise ValueError(f"implant: there is a mask for {name!r}, which is no patch; patches: {list(names)}")
+    height = max(patches[name].shape[-2] for name in names)
+    width = max(patches[name].shape[-1] for name in names)
+    rows = b if any(patches[name].ndim == 4 for name in names) else 1
+    pages, sizes = [], []
+    for name in names:
+        patch = patches[name]
+        if patch.shape[-3] != 3:
+            raise ValueError(
+                f"implant: patch {name!r} has shape {list(patch.shape)}; it needs 3 channels: "
+                "put create.stack(3) before the implant"
+            )
+        size = patch.shape[-2:]
+        alpha = patch.new_ones(1, *size)
+        if name in masks:
+            mask = masks[name].to(patch)[None]
+            alpha = F.interpolate(mask, size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
+        patch = patch if patch.ndim == 4 else patch[None]
+        page = torch.cat([patch * alpha, alpha.expand(len(patch), -1, -1, -1)], dim=1)
+        pages.append(F.pad(page, (0, width - size[1], 0, height - size[0])).expand(rows, -1, -1, -1))
+        sizes.append(size)
+    atlas = torch.stack(pages, dim=1)
+    return atlas, torch.tensor([list(s) for s in sizes], dtype=atlas.dtype, device=atlas.device)
+
+
+def _region_size(quads: Tensor, h: int, w: int) -> tuple[int, int]:
+    """Sides of the region: the power of two that holds the batch's largest quad, or else the whole frame.
+
+    Where the quads have no values yet (under vmap or while compiling) the region is the frame. A pixel's value
+    does not depend on the size of the region that it is computed in.
+    """
+    if not is_concrete(quads):
+        return h, w
+    bounds = quad_bounds(quads)
+    extent = float((bounds[..., 2:] - bounds[..., :2].floor()).max()) + 2
+    side = SMALLEST_REGION_PX
+    while side < extent:
+        side *= 2
+    return min(side, h), min(side, w)
+
+
+class _Over(torch.autograd.Function):
+    """`scene` under k regions, in index order; the backward attenuates in the opposite order.
+
+    Shapes: scene [b, 3, h*w], color [b, k, 3, n], alpha [b, k, 1, n], index [b, k, n] into h*w.
+    """
+
+    @staticmethod
+    def forward(scene: Tensor, color: Tensor, alpha: Tensor, index: Tensor) -> Tensor:
+        image = scene.clone()
+        for j in range(index.shape[1]):
+            where = index[:, j, None].expand(-1, 3, -1)
+            below, a = image.gather(2, where), alpha[:, j]
+            # a pixel that the patch does not touch keeps its bits, even under a patch of NaN
+            image.scatter_(2, where, torch.where(a == 0, below, below * (1 - a) + color[:, j]))
+        return image
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        alpha, index = ctx.saved_tensors
+        grad = grads[0].clone()
+        colors = []
+        for j in reversed(range(index.shape[1])):
+            where = index[:, j, None].expand(-1, 3, -1)
+            above, a = grad.gather(2, where), alpha[:, j]
+            colors.append(torch.where(a == 0, torch.zeros_like(above), above))
+            grad = grad.scatter(2, where, torch.where(a == 0, above, above * (1 - a)))
+        return grad if ctx.needs_input_grad[0] else None, torch.stack(colors[::-1], dim=1), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        return flatten_rows(_Over.apply, info.batch_size, in_dims, *inputs), 0

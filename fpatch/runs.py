@@ -1,0 +1,245 @@
+"""Run folders: everything that a run leaves, in formats that hold no code (JSON, safetensors, Parquet, PNG).
+
+    config.json  environment.json  records.jsonl  checkpoints/{last,best,step-...}.safetensors
+    tables/<split>[-<step>].{parquet,csv,patches.safetensors,json}  patch/<name>.png  figures/  images/
+    tensorboard/  profile/
+
+Every file is replaced whole or not at all, so that a run killed at any moment can be resumed and replayed.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fpatch import __version__
+from fpatch.checks import nearest
+from fpatch.evaluate import Evaluation, Execution
+from fpatch.log.records import write_atomic
+from fpatch.train import TrainState
+
+FORMAT = 1
+"""Version of the layout of a run folder; a reader refuses another one."""
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as it is."""
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Refer to a run folder, which need not exist yet."""
+        self.folder = Path(folder)
+
+    @staticmethod
+    def create(root: str | Path, name: str, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
+        """Make `root/<time>-<name>/` with its config and environment."""
+        root = Path(root)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for i in range(1000):
+            folder = root / (f"{stamp}-{name}" if i == 0 else f"{stamp}-{name}-{i}")
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+        run = Run(folder)
+        run.write_json("environment.json", {"format": FORMAT, "fpatch": __version__, **environment})
+        run.write_json("config.json", config)
+        return run
+
+    @staticmethod
+    def open(folder: str | Path) -> "Run":
+        """A run folder that exists.
+
+        Raises:
+            RunError: If it is no run folder, incomplete, or made by another version.
+        """
+        run = Run(folder)
+        if not run.folder.is_dir():
+            raise RunError(f"{folder}: no such run folder; runs are listed by `ls runs/`")
+        for name in ("environment.json", "config.json"):
+            if not (run.folder / name).is_file():
+                raise RunError(f"{folder} lacks {name}: it is no run folder, or its start was cut off; train again")
+        found = run.read_json("environment.json").get("format")
+        if found != FORMAT:
+            raise RunError(
+                f"{folder} has format {found!r}, this fpatch {__version__} reads format {FORMAT}; "
+                "use the version that made it (environment.json names it)"
+            )
+        return run
+
+    # -- JSON -----------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write JSON, atomically."""
+        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read JSON.
+
+        Raises:
+            RunError: If it is missing or broken.
+        """
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise RunError(f"{self.folder} lacks {name}: the run is incomplete; `fpatch resume` it") from None
+        except json.JSONDecodeError as error:
+            raise RunError(f"{path}, line {error.lineno}: {error.msg}; the file is broken, restore it") from error
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, name: str, state: TrainState, **facts: Any) -> None:
+        """Write a state as one file of tensors; `facts` (JSON) and the step stand in its header."""
+        leaves = optree.tree_leaves(state.opt_state)
+        tensors = {f"params/{n}": v for n, v in state.params.items()} | {"key": state.key}
+        tensors |= {f"opt/{i}": leaf for i, leaf in enumerate(leaves)}
+        metadata = {"step": str(state.step), "format": str(FORMAT), "facts": json.dumps(facts)}
+        self._write(f"checkpoints/{name}.safetensors", save(_unshared(tensors), metadata))
+
+    def load_checkpoint(self, name: str, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """A state with the structure of `like`, and its facts.
+
+        Raises:
+            RunError: If it is missing, broken, or of another structure (with the first difference).
+        """
+        tensors, metadata = self._read_tensors(f"checkpoints/{name}.safetensors")
+        leaves, tree = optree.tree_flatten(like.opt_state)
+        expected = {f"params/{n}": v for n, v in like.params.items()}
+        expected |= {f"opt/{i}": leaf for i, leaf in enumerate(leaves)}
+        for n, v in expected.items():
+            found = None if n not in tensors else list(tensors[n].shape)
+            if found != list(v.shape):
+                raise RunError(
+                    f"checkpoint {name!r} of {self.folder}: {n} has shape {found}, the config asks for "
+                    f"{list(v.shape)}; resume with the config of the run"
+                )
+        params = {n: tensors[f"params/{n}"] for n in like.params}
+        opt_state: Any = optree.tree_unflatten(tree, [tensors[f"opt/{i}"] for i in range(len(leaves))])
+        return TrainState(params, opt_state, int(metadata["step"]), tensors["key"]), json.loads(metadata["facts"])
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the numbered checkpoints."""
+        return sorted(int(p.stem.removeprefix("step-")) for p in (self.folder / "checkpoints").glob("step-*"))
+
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether there is a checkpoint of that name."""
+        return (self.folder / f"checkpoints/{name}.safetensors").is_file()
+
+    # -- tables -----------------------------------------------------------------------------------------------
+
+    def save_evaluation(self, name: str, evaluation: Evaluation, execution: Execution) -> None:
+        """Write the table (Parquet and CSV), the patches that were shown, and the execution."""
+        table = pa.table({n: pa.array(c) for n, c in evaluation.table.items()})
+        sink = pa.BufferOutputStream()
+        pyarrow.parquet.write_table(table, sink)
+        self._write(f"tables/{name}.parquet", sink.getvalue().to_pybytes())
+        sink = pa.BufferOutputStream()
+        pyarrow.csv.write_csv(table, sink)
+        self._write(f"tables/{name}.csv", sink.getvalue().to_pybytes())
+        flat = {
+            f"{condition}/{value}/{patch}": tensor
+            for condition, patches in evaluation.conditions.items()
+            for value, entries in patches.items()
+            for patch, tensor in entries.items()
+        }
+        self._write(f"tables/{name}.patches.safetensors", save(_unshared(flat)))
+        self.write_json(f"tables/{name}.json", {"execution": execution._asdict(), "rows": table.num_rows})
+
+    def load_table(self, name: str) -> dict[str, np.ndarray]:
+        """The columns of a table.
+
+        Raises:
+            RunError: If there is none of that name.
+        """
+        path = self.folder / f"tables/{name}.parquet"
+        if not path.is_file():
+            known = [p.stem for p in (self.folder / "tables").glob("*.parquet")]
+            raise RunError(f"{self.folder} has no table {name!r}; {nearest(name, known)}")
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except pa.ArrowException as error:
+            raise RunError(f"{path} is broken ({error}); evaluate the run again: `fpatch evaluate`") from error
+        return {n: table[n].to_numpy() for n in table.column_names}
+
+    def load_conditions(self, name: str) -> dict[str, dict[str, Any]]:
+        """The patches that an evaluation showed, by condition."""
+        tensors, _ = self._read_tensors(f"tables/{name}.patches.safetensors")
+        conditions: dict[str, dict[str, Any]] = {}
+        for path, tensor in tensors.items():
+            condition, value, patch = path.split("/", 2)
+            conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensor
+        return conditions
+
+    def load_execution(self, name: str) -> Execution:
+        """How an evaluation was run."""
+        return Execution(**self.read_json(f"tables/{name}.json")["execution"])
+
+    # -- the rest ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for one writing process.
+
+        Raises:
+            RunError: If another process holds it.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.folder} is being written by another process; wait for it, or end it") from None
+            yield
+
+    def path(self, name: str) -> Path:
+        """A path in the folder whose parents exist."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_atomic(self.path(name), data)
+
+    def _read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        path = self.folder / name
+        if not path.is_file():
+            known = [p.name for p in path.parent.glob("*.safetensors")]
+            raise RunError(f"{self.folder} lacks {name}; there is: {', '.join(sorted(known)) or 'nothing'}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{path} is broken ({error}); use another checkpoint") from error
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory, as the file format demands."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """What a run folder records about where it was made."""
+    return {
+        "execution": Execution.current(0)._asdict(),
+        "seed": seed,
+        "cpus": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,115 @@
+"""Settings to plain JSON values and back: frozen dataclasses, with the type hints as the schema."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fpatch.checks import nearest
+from fpatch.types import Range
+
+
+def encode(value: Any) -> Any:
+    """Settings as dicts, lists, strings, numbers, booleans and None.
+
+    A live object becomes `{"live": "module:Type"}`, which tells the reader that the config alone cannot
+    rebuild it.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): encode(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(encode(v) for v in value)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return {"live": f"{kind.__module__}:{kind.__qualname__}"}
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """The inverse of `encode`, checked against a type.
+
+    Args:
+        kind: A frozen dataclass, Range, tuple, dict, Literal, union, or a plain type.
+        value: What a TOML or JSON file held.
+        where: Dotted name of the value, for errors.
+
+    Raises:
+        ValueError: With the dotted name, what was expected and what was found; an unknown key with the
+            nearest known one.
+    """
+    if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and kind not in (int, float)):
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if kind is Range and isinstance(value, (list, tuple)) and len(value) == 2:
+        return Range(decode(float, value[0], f"{where}.low"), decode(float, value[1], f"{where}.high"))
+    if kind is Range and isinstance(value, Mapping) and set(value) == {"low", "high"}:
+        return Range(decode(float, value["low"], f"{where}.low"), decode(float, value["high"], f"{where}.high"))
+    if origin is tuple and isinstance(value, (list, tuple)):
+        items = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(items) == len(value):
+            return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, value, strict=True)))
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {decode(arguments[0], k, where): decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind in (None, type(None)) and value is None:
+        return None
+    raise ValueError(f"{where}: expected {_expected(kind)}, got {value!r}")
+
+
+def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected a table of settings, got {value!r}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ValueError(f"{where}: the key {name!r} is required; add it ({_expected(hints[name])})")
+    decoded = {k: decode(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+    try:
+        return kind(**decoded)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    errors = []
+    for option in options:
+        try:
+            return decode(option, value, where)
+        except ValueError as error:
+            errors.append(str(error))
+    deepest = [e for e in errors if not e.startswith(f"{where}: expected")]
+    if deepest:
+        raise ValueError(deepest[0])
+    raise ValueError(f"{where}: expected {' or '.join(map(_expected, options))}, got {value!r}")
+
+
+def _expected(kind: Any) -> str:
+    if kind is Range:
+        return "[low, high]"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", Path: "a path"}
+    return "nothing" if kind in (None, type(None)) else names.get(kind, str(kind).replace("typing.", ""))

@@ -1,0 +1,277 @@
+"""A stage is two pure functions, and only the first may be random.
+
+    sample : (config, keys, batch)                  -> sample     all randomness, no maths, never sees the patch
+    apply  : (config, patch_params, sample, batch)  -> writes     all maths, no randomness, no mode flags
+
+`define` joins them into a factory; what the factory makes is a `Stage`, and the form that people call is
+derived from the two functions:
+
+    stage(patch_params, key, batch) -> (out, sample)
+
+Control, replay and counterfactuals are then nothing but `apply` with another sample.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, ParamSpec, TypedDict, get_type_hints
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import nearest
+from fpatch.registry import identify, register
+from fpatch.resource import Resource
+from fpatch.tree import is_concrete
+from fpatch.types import Batch, Params, Sample, Values
+
+P = ParamSpec("P")
+
+ALL = "*"
+"""As the only name in `reads`: the stage is given every value so far."""
+
+RESERVED = ("stage", "phases", "reads", "writes", "stream")
+"""Words that belong to the node in a config file, so that no setting may have them as its name."""
+
+SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
+
+
+class Nothing(TypedDict):
+    """The sample of a stage that draws nothing."""
+
+
+def deterministic(config: Any, keys: Tensor, batch: Batch) -> Nothing:
+    """The `sample` of a stage that draws nothing."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Definition(Generic[P]):
+    """What is true of every stage of one kind; calling it with a config makes a `Stage`."""
+
+    name: str
+    module: str
+    config: Callable[P, Any]
+    sample: Callable[[Any, Tensor, Batch], Any]
+    apply: Callable[[Any, Params, Any, Values], Mapping[str, Any]]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    role: Literal["stage", "loss", "metric"] = "stage"
+    init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    project: Callable[[Any, Params], dict[str, Tensor]] | None = None
+    fill: Callable[[Any, tuple[str, ...]], Any] | None = None
+    check: Callable[[Any, Values], list[str]] | None = None
+    show: Callable[[Any, Values, Values], dict[str, Any]] | None = None
+    describe: Callable[[Any], str] | None = None
+    geometric: bool = False
+    vmap: bool = True
+    gradient: bool = True
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
+        return Stage(self, self.config(*args, **kwargs))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of what is drawn, as the TypedDict that `sample` returns declares them."""
+        return tuple(get_type_hints(self.sample)["return"].__annotations__)
+
+
+def define(
+    name: str,
+    config: Callable[P, Any],
+    sample: Callable[..., Any],
+    apply: Callable[..., Mapping[str, Any]],
+    *,
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    **parts: Any,
+) -> Definition[P]:
+    """Join a config, `sample` and `apply` into the factory of a stage.
+
+    Args:
+        name: What configs call it.
+        config: A frozen dataclass of Python values.
+        sample: `(config, keys [b, 2], batch) -> TypedDict` of float32, int64 or bool tensors [b, ...].
+        apply: `(config, patch_params, sample, values) -> {written name: value}`; `values` holds what is read.
+        reads: Names that must exist; `("*",)` asks for all values so far.
+        writes: Names that it writes.
+        optional: Names read where they exist. One that is also in `writes` is written only then.
+        **parts: Optional parts: `role` ("loss" and "metric" write one number per row), `init`, `project` (for
+            parameterizations), `fill` (settings left None, from the names of the patches), `check`, `show`,
+            `describe`, and what it cannot do: `vmap=False`, `gradient=False`; `geometric=True` for a stage
+            that moves pixels.
+
+    Raises:
+        ValueError: If the config is no frozen dataclass or uses a reserved name, or `sample` does not declare
+            what it draws.
+    """
+    is_frozen = dataclasses.is_dataclass(config) and getattr(config, "__dataclass_params__").frozen
+    if not is_frozen:
+        raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
+    taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]  # type: ignore[arg-type]
+    if taken:
+        raise ValueError(f"define({name!r}): the setting {taken[0]!r} is a reserved word; rename it")
+    declared = get_type_hints(sample).get("return")
+    if not (isinstance(declared, type) and issubclass(declared, dict) and hasattr(declared, "__total__")):
+        raise ValueError(
+            f"define({name!r}): sample must declare what it draws; annotate its return type with a TypedDict "
+            "(a stage that draws nothing uses fpatch.stage.deterministic)"
+        )
+    identity, module = identify(name, apply.__module__), apply.__module__
+    definition = Definition(identity, module, config, sample, apply, reads, writes, optional, **parts)
+    register(identity, definition)
+    return definition
+
+
+def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2"]:
+    """The key of every row: `fold_in(fold_in(key, image_id), draw)`; row keys [b, 2] pass through.
+
+    A row's draws therefore do not change with the size of the batch, its order, a shard or a worker.
+
+    Raises:
+        ValueError: If the batch lacks `image_id` or `draw`, or repeats a pair of them.
+    """
+    if key.ndim == 2:
+        return key
+    for name in ("image_id", "draw"):
+        if name not in batch:
+            raise ValueError(f"batch must hold {name!r} [b], which keys are derived from; {nearest(name, batch)}")
+    image_id, draw = batch["image_id"], batch["draw"]
+    if is_concrete(image_id) and image_id.device.type == "cpu":
+        pairs = list(zip(image_id.tolist(), draw.tolist(), strict=True))
+        if len(set(pairs)) < len(pairs):
+            pair = next(p for p in pairs if pairs.count(p) > 1)
+            raise ValueError(
+                f"batch repeats (image_id, draw) = {pair}: both rows would have the same draws; "
+                "number the uses of a photograph in `draw` (0, 1, ...)"
+            )
+    return random.fold_in(random.fold_in(key, image_id), draw)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One configured stage: `stage(patch_params, key, batch) -> (out, sample)`."""
+
+    definition: Definition[Any]
+    config: Any
+
+    def __call__(self, patch_params: Params, key: Tensor, batch: Batch) -> tuple[Values, Sample]:
+        sample = self.sample(key, batch)
+        return self.apply(patch_params, sample, batch), sample
+
+    def sample(self, key: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Draw, from a key [2] or from row keys [b, 2].
+
+        Returns:
+            A flat dict of float32, int64 or bool tensors [b, ...].
+        """
+        keys = row_keys(key, batch)
+        drawn = dict(self.definition.sample(self.config, keys, batch))
+        for field, value in drawn.items():
+            if not isinstance(value, Tensor) or value.dtype not in SAMPLE_DTYPES or len(value) != len(keys):
+                what = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{self.definition.name}: sample[{field!r}] must be a float32, int64 or bool tensor of "
+                    f"{len(keys)} rows, got {what}"
+                )
+        return drawn
+
+    def written(self, patch_params: Params, sample: Sample, values: Batch) -> dict[str, Any]:
+        """Apply to a sample already held, and return only what the stage writes."""
+        d = self.definition
+        missing = [name for name in d.reads if name != ALL and name not in values]
+        if missing:
+            raise ValueError(f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}")
+        names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
+        written = dict(d.apply(self.config, patch_params, sample, {name: values[name] for name in names}))
+        expected = {n for n in d.writes if n not in d.optional or n in values}
+        if set(written) != expected:
+            raise ValueError(
+                f"{d.name}: apply must write {sorted(expected)}, as declared, but wrote {sorted(written)}"
+            )
+        return written
+
+    def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
+        """Apply to a sample already held, from memory or from a log; returns the batch and what is written."""
+        return {**batch, **self.written(patch_params, sample, batch)}
+
+    def __repr__(self) -> str:
+        fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
+        return f"{self.definition.name}({', '.join(f'{k}={brief(v)}' for k, v in fields)})"
+
+
+def brief(value: Any) -> str:
+    """A setting on one line, ranges as (low, high) and live objects by their type."""
+    if isinstance(value, tuple):
+        shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
+        return f"({', '.join(shown)})"
+    if isinstance(value, torch.nn.Module):
+        return type(value).__name__
+    return str(value) if isinstance(value, Resource) else repr(value)
+
+
+class KeySample(TypedDict):
+    """The sample of a plain function: its row keys."""
+
+    key: Int64[Tensor, "b 2"]
+
+
+@dataclass(frozen=True)
+class Function:
+    """The config of a plain function used as a node."""
+
+    function: Callable[..., Any]
+
+
+def _sample_key(config: Function, keys: Tensor, batch: Batch) -> KeySample:
+    return {"key": keys}
+
+
+def _apply_stage_function(config: Function, patch_params: Params, sample: Sample, values: Values) -> Any:
+    out, _ = config.function(patch_params, sample["key"], values)
+    return {name: value for name, value in out.items() if name not in values or value is not values[name]}
+
+
+def _apply_loss_function(config: Function, patch_params: Params, sample: Sample, values: Values) -> Any:
+    return config.function(values, patch_params)
+
+
+def from_function(
+    function: Callable[..., Any], reads: tuple[str, ...] | None, writes: tuple[str, ...]
+) -> Stage:
+    """A stage from a plain function, told apart by its number of arguments.
+
+    Args:
+        function: `(patch_params, key, batch) -> (out, sample)`, whose sample is its row keys and which replays
+            by them; or a loss, `(values, patch_params) -> {term: [b]}`.
+        reads: What it is given; None for all values so far.
+        writes: What it writes.
+
+    Raises:
+        ValueError: If it takes another number of arguments.
+    """
+    count = len(inspect.signature(function).parameters)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    if count not in (2, 3):
+        raise ValueError(
+            f"{name}: a plain function takes (patch_params, key, batch), or (values, patch_params) as a loss, "
+            f"but this one takes {count} arguments"
+        )
+    is_loss = count == 2
+    definition: Definition[Any] = Definition(
+        name=f"{function.__module__}:{name}",
+        module=function.__module__,
+        config=Function,
+        sample=deterministic if is_loss else _sample_key,
+        apply=_apply_loss_function if is_loss else _apply_stage_function,
+        reads=reads or (ALL,),
+        writes=writes,
+        role="loss" if is_loss else "stage",
+        vmap=False,
+    )
+    return Stage(definition, Function(function))

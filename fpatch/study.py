@@ -1,0 +1,771 @@
+"""A study: everything that a run is made from, in one frozen value, and what can be done with it.
+
+`train`, `resume`, `evaluate` and `replay` here are the ready-made callers of the loop, the evaluation and the
+replay: they add the run folder, the log, checkpoints and progress.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from fpatch import random
+from fpatch.checks import check_number, nearest
+from fpatch.config import build
+from fpatch.data import Loader, TargetSet, targets, write_image
+from fpatch.evaluate import (
+    NONE,
+    PATCH,
+    Evaluation,
+    Execution,
+    evaluate as evaluate_rows,
+    make_patches,
+    measure,
+)
+from fpatch.log import Log, open_log
+from fpatch.objective import Objective, check_terms
+from fpatch.optim import Optimizer, make_optimizer
+from fpatch.pipeline import Pipeline, control
+from fpatch.replay import Replay, replay as replay_rows
+from fpatch.resource import Resource
+from fpatch.runs import Run, RunError, describe_environment
+from fpatch.schema import decode, encode
+from fpatch.stage import row_keys
+from fpatch.success import Success, conditions_of, success
+from fpatch.train import StepInfo, TrainState, find_bad_row, fit, make_state, make_step, take_rows
+from fpatch.viz.side_by_side import Panel, side_by_side
+
+Report = Callable[[str, int, int, str], None]
+"""Told of progress: the task, how much is done, of how much, and a note."""
+
+
+def _silent(task: str, done: int, total: int, note: str = "") -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The photographs; see `fpatch.data.targets`.
+
+    Attributes:
+        placements: CSV of where patches go.
+        objects: CSV of the objects in the photographs, or None.
+        size: (height, width) that every photograph is letterboxed to.
+        root: Folder that image paths start from; None: that of each CSV.
+        patches: Names to use; None: all in the CSV.
+        classes: Names by label; None: as they appear.
+        resident: Keep decoded photographs in memory ("host"), or decode at every use ("disk").
+        train: Split to train on.
+        validation: Split that chooses the best checkpoint; None: no validation.
+        test: Split held out for `fpatch evaluate`.
+    """
+
+    placements: str
+    size: tuple[int, int]
+    objects: str | None = None
+    root: str | None = None
+    patches: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    resident: Literal["host", "disk"] = "host"
+    train: str = "train"
+    validation: str | None = "validation"
+    test: str = "test"
+
+    def open(self) -> TargetSet:
+        """Read the CSV files."""
+        return targets(
+            self.placements,
+            self.objects,
+            size=self.size,
+            root=self.root,
+            patches=self.patches,
+            classes=self.classes,
+            resident=self.resident,
+        )
+
+    def pinned(self, root: Path) -> "Data":
+        """The same with absolute paths; relative ones start at `root`."""
+        paths = {n: getattr(self, n) for n in ("placements", "objects", "root")}
+        found = {n: str((root / Path(p).expanduser()).resolve()) for n, p in paths.items() if p is not None}
+        return dataclasses.replace(self, **found)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is minimized.
+
+    Attributes:
+        weights: Weight of each loss term, by name.
+        transform: How the gradient is taken; see `fpatch.objective.value_and_grad`.
+    """
+
+    weights: Mapping[str, float]
+    transform: Literal["autograd", "func"] = "autograd"
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, and in what pieces.
+
+    Attributes:
+        num_steps: Updates.
+        batch_size: Rows per update.
+        micro_batch: Rows held in memory at a time; None: all.
+        replace: Draw photographs with replacement instead of by epochs.
+        checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
+    """
+
+    num_steps: int = 500
+    batch_size: int = 16
+    micro_batch: int | None = None
+    replace: bool = False
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        check_number("train.num_steps", self.num_steps, 1)
+        check_number("train.batch_size", self.batch_size, 1)
+        check_number("train.checkpoint_every", self.checkpoint_every, 1)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """How the patch is measured.
+
+    Attributes:
+        every: Steps between evaluations on the validation split.
+        num_draws: Samples per photograph.
+        block: Rows that run together, one condition per block.
+        metric: The boolean metric whose failure is a success of the patch.
+        best: The scalar on validation rows that picks the best checkpoint (higher is better).
+        score: Detections below it are not drawn in figures.
+    """
+
+    every: int = 100
+    num_draws: int = 1
+    block: int = 16
+    metric: str = "found"
+    best: str = "success/patch"
+    score: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("evaluate.every", self.every, 1)
+        check_number("evaluate.num_draws", self.num_draws, 1)
+        check_number("evaluate.block", self.block, 1)
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Where records go; `records.jsonl` in the run folder is always written.
+
+    Attributes:
+        runs: Folder that holds run folders.
+        tensorboard: Write event files.
+        mlflow: Tracking URI; true: a local SQLite file beside the runs; false: none.
+        experiment: Name of the experiment in MLflow.
+        profile_steps: Steps recorded by torch.profiler, from the third on, for TensorBoard's profile tab.
+    """
+
+    runs: str = "runs"
+    tensorboard: bool = True
+    mlflow: bool | str = True
+    experiment: str = "fpatch"
+    profile_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a run is made from.
+
+    Attributes:
+        name: Of the run folder.
+        seed: Of the root key.
+        imports: Modules that define stages or loaders used here.
+    """
+
+    name: str
+    data: Data
+    pipeline: Pipeline
+    objective: Goal
+    seed: int = 0
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    log: Logging = field(default_factory=Logging)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `study_from_config` makes the same study."""
+        sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {n: v.config if isinstance(v, Pipeline) else encode(v) for n, v in sections.items()}
+
+
+def load_study(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None
+) -> Study:
+    """Read a TOML file; relative paths in it start at its folder.
+
+    Args:
+        path: `[data]`, `[pipeline.NAME]`, `[objective]`, `[optimizer]`, `[train]`, `[evaluate]`, `[log]`.
+        overrides: Values by dotted name, `{"optimizer.learning_rate": 0.1, "pipeline.exposure.stops.low": -2}`.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: With file, dotted name, value and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    try:
+        study = study_from_config(raw, path.parent.resolve(), resources)
+        if overrides:
+            config = study.config
+            for name, value in overrides.items():
+                _assign(config, name, value)
+            study = study_from_config(config, Path.cwd(), resources)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    return study
+
+
+def study_from_config(
+    config: Mapping[str, Any], root: Path, resources: Mapping[str, Any] | None = None
+) -> Study:
+    """The study that a config describes.
+
+    Args:
+        config: As in TOML, or `Study.config`.
+        root: Folder that relative paths start at.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: With the dotted name, the value and what was expected.
+    """
+    fields = [f.name for f in dataclasses.fields(Study)]
+    for name in config:
+        if name not in fields:
+            raise ValueError(f"unknown section {name!r}; {nearest(name, fields)}")
+    for name in ("data", "pipeline", "objective"):
+        if name not in config:
+            raise ValueError(f"the section [{name}] is required")
+    sections = {
+        "name": str, "seed": int, "data": Data, "objective": Goal, "optimizer": Optimizer, "train": Train,
+        "evaluate": Evaluate, "log": Logging,
+    }  # fmt: skip
+    decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
+    decoded.setdefault("name", "study")
+    decoded["data"] = decoded["data"].pinned(root)
+    made = build(_pin(config["pipeline"], root), resources)
+    return Study(pipeline=made, **decoded)
+
+
+def _pin(config: Any, root: Path) -> Any:
+    """Resources with absolute paths and digests."""
+    if isinstance(config, Mapping) and "loader" in config:
+        return encode(decode(Resource, config, "resource").pinned(root))
+    return {n: _pin(v, root) for n, v in config.items()} if isinstance(config, Mapping) else config
+
+
+def _assign(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by dotted name; `.low` and `.high` address a range."""
+    target: Any = config
+    *parents, last = name.split(".")
+    for parent in parents:
+        if not isinstance(target, dict) or parent not in target:
+            known = target if isinstance(target, dict) else ()
+            raise ValueError(f"--{name}: there is no {parent!r}; {nearest(parent, known)}")
+        target = target[parent]
+    if isinstance(target, list) and len(target) == 2 and last in ("low", "high"):
+        target[("low", "high").index(last)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise ValueError(f"--{name}: {'.'.join(parents)} is {target!r}, which has no {last!r}")
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """What a study is turned into to be run."""
+
+    dataset: TargetSet
+    objective: Objective
+    optimizer: Any
+    initial: TrainState
+
+
+def make_parts(study: Study) -> Parts:
+    """Open the data, and make the objective, the optimizer and the state before the first step.
+
+    Raises:
+        ValueError: For anything that would only show later: an empty split, a term that is not [b].
+    """
+    dataset = study.data.open()
+    for split in (study.data.train, study.data.validation, study.data.test):
+        if split is not None:
+            dataset.split(split)
+    objective = Objective(study.pipeline.at("train"), study.objective.weights)
+    optimizer = make_optimizer(study.optimizer, study.train.num_steps)
+    initial = make_state(objective, optimizer, random.key(study.seed))
+    _check_names(study, dataset)
+    return Parts(dataset, objective, optimizer, initial)
+
+
+def _check_names(study: Study, dataset: TargetSet) -> None:
+    made = [n for path in study.pipeline.parameterizations for n in study.pipeline[path].stage.config.names]
+    if missing := [n for n in dataset.names if n not in made]:
+        raise ValueError(
+            f"data: the placements ask for the patch {missing[0]!r}, which the pipeline does not make; "
+            f"{nearest(missing[0], made)} (or leave it out by data.patches)"
+        )
+    if tuple(made) != dataset.names:
+        raise ValueError(
+            f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same, in one "
+            "order: quad_patch counts them"
+        )
+
+
+def train(study: Study, report: Report = _silent) -> Run:
+    """Train, and leave a run folder.
+
+    Returns:
+        The run, with `last`, `best` and numbered checkpoints.
+
+    Raises:
+        ValueError: For anything wrong in the study, before the folder is made; and if a loss is not finite,
+            with the term, the row and its sample, after the state before it was saved.
+    """
+    parts = make_parts(study)
+    _check_first_batch(study, parts)
+    run = Run.create(study.log.runs, study.name, study.config, describe_environment(study.seed))
+    with run.locked():
+        _train(study, parts, run, parts.initial, {}, None, report)
+    return run
+
+
+def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str, Any] | None = None) -> Run:
+    """Go on with a run that was stopped, from its last checkpoint; its patch will be the uninterrupted one's.
+
+    Raises:
+        RunError: If the folder is incomplete, of another version, or held by another process.
+    """
+    run, study = open_run(folder, resources)
+    parts = make_parts(study)
+    with run.locked():
+        state, facts = parts.initial, {}
+        if run.has_checkpoint("last"):
+            state, facts = run.load_checkpoint("last", parts.initial)
+        _train(study, parts, run, state, facts, state.step, report)
+    return run
+
+
+def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
+    """A run folder, and the study that it was made from."""
+    run = Run.open(folder)
+    try:
+        return run, study_from_config(run.read_json("config.json"), run.folder, resources)
+    except ValueError as error:
+        raise RunError(f"{run.folder}/config.json: {error}") from error
+
+
+def _check_first_batch(study: Study, parts: Parts) -> None:
+    """Terms must be one finite number per row; found out before a folder is made."""
+    loader = _loader(study, parts)
+    ids = loader.dataset.image_ids[: min(3, len(loader.dataset.image_ids))]
+    batch = loader.dataset.batch(ids)
+    key = random.fold_in(parts.initial.key, "test batch")
+    sample = parts.objective.pipeline.sample(key, batch)
+    with torch.no_grad():
+        check_terms(parts.objective(parts.initial.params, sample, batch).terms, len(ids))
+
+
+def _loader(study: Study, parts: Parts) -> Loader:
+    key = random.fold_in(parts.initial.key, "data")
+    return Loader(parts.dataset.split(study.data.train), key, study.train.batch_size, study.train.replace)
+
+
+def _train(
+    study: Study,
+    parts: Parts,
+    run: Run,
+    state: TrainState,
+    facts: dict[str, Any],
+    resume_step: int | None,
+    report: Report,
+) -> None:
+    settings = study.train
+    log = _open_log(study, run, resume_step)
+    finished = False
+    try:
+        _describe(study, parts.dataset, log)
+        step = make_step(
+            parts.objective, parts.optimizer, transform=study.objective.transform, micro_batch=settings.micro_batch
+        )
+        if state.step == 0:
+            _checkpoint(run, log, state, facts, "step-00000000")
+        with ExitStack() as stack:
+            profiler = stack.enter_context(_profiler(study, run))
+            for after, info in fit(state, step, _loader(study, parts), settings.num_steps):
+                if (bad := find_bad_row(info)) is not None:
+                    log.flush()
+                    run.save_checkpoint("last", state, **facts)
+                    raise ValueError(f"step {state.step}: {bad}; the state before it is kept in {run.folder}")
+                state = after
+                if profiler is not None:
+                    profiler.step()
+                log.scalars(state.step, _step_scalars(info))
+                report("training", state.step, settings.num_steps, f"loss {float(info.loss):.4f}")
+                at_end = state.step == settings.num_steps
+                if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
+                    facts = _validate(study, parts, run, log, state, facts, report)
+                if at_end or state.step % settings.checkpoint_every == 0:
+                    name = f"step-{state.step:08d}"
+                    _checkpoint(run, log, state, facts, name)
+        if study.data.validation is None:
+            run.save_checkpoint("best", state, **facts)
+        save_patches(run, make_patches(study.pipeline.at("test"), state.params))
+        log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
+        finished = True
+    finally:
+        log.close(finished=finished)
+
+
+def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any], name: str) -> None:
+    """Records first, then the state that they lead to, then their commit: right at whatever moment it is cut."""
+    log.flush()
+    run.save_checkpoint(name, state, **facts)
+    run.save_checkpoint("last", state, **facts)
+    log.commit(state.step)
+
+
+def _step_scalars(info: StepInfo) -> dict[str, float]:
+    terms = {f"train/{name}": float(term.mean()) for name, term in info.terms.items()}
+    return {"train/loss": float(info.loss), **terms, "train/grad_norm": float(info.grad_norm)}
+
+
+def _validate(
+    study: Study, parts: Parts, run: Run, log: Log, state: TrainState, facts: dict[str, Any], report: Report
+) -> dict[str, Any]:
+    """Evaluate on the validation split, log it, and keep the best checkpoint; returns the new facts."""
+    assert study.data.validation is not None
+    dataset = parts.dataset.split(study.data.validation)
+    result = _evaluate(study, state, dataset, "validation", report)
+    run.save_evaluation(f"validation-{state.step:08d}", result, Execution.current(study.evaluate.block))
+    rates = success(result.table, study.evaluate.metric)
+    scalars = {f"validation/{n}": v for n, v in (rates.scalars() | _mean_metrics(result)).items()}
+    log.scalars(state.step, scalars)
+    log_diagnostics(study, state, dataset, result, log, "validation")
+    value = scalars.get(f"validation/{study.evaluate.best}")
+    if value is None:
+        raise ValueError(f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, scalars)}")
+    if not facts or value > facts["best"]:
+        facts = {"best": value, "best_step": state.step}
+        run.save_checkpoint("best", state, **facts)
+    return facts
+
+
+def _evaluate(
+    study: Study, state: TrainState, dataset: TargetSet, split: str, report: Report, phase: str | None = None
+) -> Evaluation:
+    pipeline = study.pipeline.at(phase or split)
+    key = random.fold_in(random.fold_in(random.key(study.seed), "evaluate"), split)
+    return evaluate_rows(
+        pipeline,
+        state.params,
+        dataset,
+        key,
+        num_draws=study.evaluate.num_draws,
+        block=study.evaluate.block,
+        progress=lambda done, total: report(f"evaluating ({split})", done, total, ""),
+    )
+
+
+def _mean_metrics(result: Evaluation) -> dict[str, float]:
+    """Means of all metrics per condition."""
+    skipped = ("sample/", "digest/", "key/")
+    return {
+        n: float(np.mean(c.astype(np.float64)))
+        for n, c in result.table.items()
+        if "/" in n and not n.startswith(skipped) and c.dtype.kind in "fb"
+    }
+
+
+def _open_log(study: Study, run: Run, resume_step: int | None) -> Log:
+    return open_log(
+        run.folder,
+        tensorboard=study.log.tensorboard,
+        mlflow=study.log.mlflow,
+        experiment=study.log.experiment,
+        resume_step=resume_step,
+    )
+
+
+def _describe(study: Study, dataset: TargetSet, log: Log) -> None:
+    log.params(flatten(study.config))
+    log.tags({"fpatch": describe_environment(study.seed)["execution"]["torch"], "study": study.name})
+    digest = ",".join(sorted(dataset.digest(i) for i in dataset.image_ids.tolist()[:1]))
+    log.dataset(
+        Path(study.data.placements).stem, digest[:16], study.data.placements, num_rows=len(dataset.image_ids)
+    )
+    log.text(0, {"description": describe(study)})
+
+
+def describe(study: Study) -> str:
+    """The study in Markdown: a line per stage (a stage may give its own), and a diagram of training."""
+    lines = [f"# {study.name}", ""]
+    for path, n in study.pipeline.items():
+        d = n.stage.definition
+        phases = "" if n.phases is None else f" *({', '.join(sorted(n.phases))})*"
+        lines.append(f"- **{path}**: {d.describe(n.stage.config) if d.describe else repr(n.stage)}{phases}")
+    weights = ", ".join(f"{w:g} {n}" for n, w in study.objective.weights.items())
+    lines += ["", f"Minimizes {weights} with {study.optimizer.name} for {study.train.num_steps} steps.", ""]
+    return "\n".join([*lines, "```mermaid", study.pipeline.mermaid("train"), "```"])
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _profiler(study: Study, run: Run) -> Any:
+    if not study.log.profile_steps:
+        return nullcontext()
+    return torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=study.log.profile_steps, repeat=1),
+        on_trace_ready=torch.profiler.tensorboard_trace_handler(str(run.path("tensorboard/x").parent)),
+        record_shapes=True,
+    )
+
+
+def save_patches(run: Run, patches: Mapping[str, Any]) -> None:
+    """Every patch as `patch/<name>.png`."""
+    for entries in patches.values():
+        for name, patch in entries.items():
+            write_image(run.path(f"patch/{name}.png"), patch if patch.ndim == 3 else patch[0])
+
+
+# -- looking at it --------------------------------------------------------------------------------------------------
+
+
+def log_diagnostics(
+    study: Study, state: TrainState, dataset: TargetSet, result: Evaluation, log: Log, split: str
+) -> None:
+    """What every stage has to show of the first block, patched beside control, and a figure of detections."""
+    patched, without, batch = _first_block(study, state, dataset, result, split)
+    pipeline = study.pipeline.at(split)
+    for path, n in pipeline.items():
+        show = n.stage.definition.show
+        if show is None:
+            continue
+        views = [{own: v[r] for own, r in (n.reads | n.writes).items() if r in v} for v in (patched, without)]
+        for name, value in show(n.stage.config, *views).items():
+            full = f"{split}/{path}/{name}"
+            array = torch.as_tensor(value)
+            if array.ndim == 3:
+                log.images(state.step, {full: array})
+            elif array.ndim == 0:
+                log.scalars(state.step, {full: float(array)})
+            else:
+                log.histograms(state.step, {full: array})
+    figure = make_figure(study, patched, without, dataset)
+    log.images(state.step, {f"{split}/control and patched": figure})
+
+
+def _first_block(
+    study: Study, state: TrainState, dataset: TargetSet, result: Evaluation, split: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    ids = torch.from_numpy(result.table["image_id"][: study.evaluate.block])
+    draw = torch.from_numpy(result.table["draw"][: study.evaluate.block])
+    batch = dataset.batch(ids, draw)
+    keys = torch.from_numpy(np.stack([result.table[f"key/{i}"][: len(ids)] for i in (0, 1)], axis=1))
+    pipeline = study.pipeline.at(split)
+    sample = pipeline.sample(row_keys(keys, batch), batch)
+    with torch.no_grad():
+        patched = pipeline.apply(state.params, sample, batch)
+        without = pipeline.apply(state.params, control(sample), batch)
+    return patched, without, batch
+
+
+def make_figure(
+    study: Study, patched: Mapping[str, Any], without: Mapping[str, Any], dataset: TargetSet, num_rows: int = 4
+) -> torch.Tensor:
+    """Control and patched images side by side, with what the victim says of them."""
+
+    def panel(values: Mapping[str, Any], i: int, caption: str) -> Panel:
+        final = values.get("detections", {}).get("final")
+        if final is not None:
+            truth = values["boxes"][i][values["box_valid"][i]] if "boxes" in values else None
+            return Panel(values["image"][i], caption, {n: v[i] for n, v in final.items()}, truth)
+        if "confidence" in values:
+            caption += f": {float(values['confidence'][i]):.2f} for the true class"
+        return Panel(values["image"][i], caption)
+
+    rows = [
+        [panel(without, i, "no patch"), panel(patched, i, "patch")]
+        for i in range(min(num_rows, len(patched["image"])))
+    ]
+    return side_by_side(rows, dataset.class_names, study.evaluate.score)
+
+
+# -- evaluation and replay ------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    folder: str | Path,
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    report: Report = _silent,
+    resources: Mapping[str, Any] | None = None,
+) -> tuple[Run, Success]:
+    """Measure a run's patch on held-out photographs, and add the table, figures and rates to its folder.
+
+    Args:
+        folder: The run.
+        split: Which split of the study's data.
+        checkpoint: Name of a checkpoint.
+        report: Told of progress.
+        resources: Live objects by "path/setting" of the pipeline.
+    """
+    run, study = open_run(folder, resources)
+    parts = make_parts(study)
+    name = study.data.test if split == "test" else study.data.validation
+    if name is None:
+        raise ValueError("evaluate: the study has no validation split; evaluate the test split")
+    dataset = parts.dataset.split(name)
+    with run.locked():
+        state, _ = run.load_checkpoint(checkpoint, parts.initial)
+        last, _ = run.load_checkpoint("last", parts.initial)
+        result = _evaluate(study, state, dataset, split, report)
+        run.save_evaluation(split, result, Execution.current(study.evaluate.block))
+        rates = success(result.table, study.evaluate.metric)
+        run.write_json(f"tables/{split}.summary.json", summary(rates, checkpoint, state.step))
+        log = _open_log(study, run, last.step)
+        try:
+            log.scalars(last.step, {f"{split}/{n}": v for n, v in (rates.scalars() | _mean_metrics(result)).items()})
+            log_diagnostics(study, last._replace(params=state.params), dataset, result, log, split)
+            patched, without, _ = _first_block(study, state, dataset, result, split)
+            write_image(run.path(f"figures/{split}.png"), make_figure(study, patched, without, dataset))
+            save_patches(run, make_patches(study.pipeline.at(split), state.params))
+            log.artifacts([f"tables/{split}.parquet", f"tables/{split}.csv", f"figures/{split}.png"])
+        finally:
+            log.close()
+    return run, rates
+
+
+def summary(rates: Success, checkpoint: str, step: int) -> dict[str, Any]:
+    """Success rates as JSON."""
+    parts = {n: {c: r._asdict() for c, r in getattr(rates, n).items()} for n in ("rates", "displaced", "gone", "over")}
+    return {"checkpoint": checkpoint, "step": step, **parts, "clean": rates.clean._asdict()}
+
+
+class StepReplay(NamedTuple):
+    """A training batch, rerun.
+
+    Attributes:
+        step: The update.
+        start: The checkpoint that it started from.
+        scalars: Logged and rerun value of every scalar of the step.
+        info: Samples and terms of the batch.
+    """
+
+    step: int
+    start: int
+    scalars: dict[str, tuple[float, float]]
+    info: StepInfo
+
+    @property
+    def identical(self) -> bool:
+        """Whether every value is the logged one."""
+        return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in self.scalars.values())
+
+
+def replay(
+    folder: str | Path,
+    rows: slice | None = None,
+    table: str = "test",
+    report: Report = _silent,
+    resources: Mapping[str, Any] | None = None,
+) -> tuple[Replay, list[str]]:
+    """Rerun evaluated rows from their logged samples, in the recorded execution.
+
+    Returns:
+        What came out, and what of the environment is not as recorded, a sentence each.
+    """
+    run, study = open_run(folder, resources)
+    logged, recorded = run.load_table(table), run.load_execution(table)
+    split = table.partition("-")[0]
+    name = study.data.test if split == "test" else study.data.validation
+    dataset = study.data.open().split(name or split)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recorded.threads)
+    try:
+        differences = recorded.differences(Execution.current(recorded.block))
+        chosen = None if rows is None else range(len(logged["image_id"]))[rows]
+        result = replay_rows(
+            study.pipeline.at(split),
+            run.load_conditions(table),
+            dataset,
+            logged,
+            chosen,
+            block=recorded.block,
+            progress=lambda done, total: report("replaying", done, total, ""),
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return result, differences
+
+
+def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | None = None) -> StepReplay:
+    """Rerun a training update from the nearest checkpoint before it, and compare its logged scalars.
+
+    Args:
+        folder: The run.
+        number: The update, from 1 to the last that was logged.
+        resources: Live objects by "path/setting" of the pipeline.
+    """
+    run, study = open_run(folder, resources)
+    parts = make_parts(study)
+    starts = [s for s in run.checkpoint_steps() if s < number]
+    if number < 1 or not starts:
+        raise ValueError(f"replay --step: there is no update {number}; updates count from 1")
+    logged = _logged_scalars(run, number)
+    state, _ = run.load_checkpoint(f"step-{starts[-1]:08d}", parts.initial)
+    step = make_step(
+        parts.objective, parts.optimizer, transform=study.objective.transform, micro_batch=study.train.micro_batch
+    )
+    info = None
+    for state, info in fit(state, step, _loader(study, parts), number):
+        pass
+    assert info is not None
+    found = _step_scalars(info)
+    return StepReplay(number, starts[-1], {n: (logged[n], found[n]) for n in found}, info)
+
+
+def _logged_scalars(run: Run, step: int) -> dict[str, float]:
+    from fpatch.log import Records
+
+    records = Records(run.folder)
+    try:
+        for record in records:
+            if record["kind"] == "scalars" and record["step"] == step and "train/loss" in record["values"]:
+                return {n: float(v) for n, v in record["values"].items()}
+    finally:
+        records.close()
+    raise ValueError(f"replay --step: {run.folder} has no record of update {step}; it has not been made")

@@ -1,0 +1,44 @@
+"""Looking at tensors and at trees of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be read on the host, now and at no cost.
+
+    True for a plain tensor on the CPU. False while compiling or exporting, inside a `torch.func` transform
+    that wraps the tensor, for a subclass such as a fake tensor, and on any other device.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and torch.func.debug_unwrap(tensor) is tensor
+    )
+
+
+def flatten_rows(
+    function: Callable[..., Any], num_members: int, in_dims: tuple[int | None, ...], *inputs: Tensor
+) -> Any:
+    """A rule for vmap over a function of rows: a population of p members with b rows each is p * b rows.
+
+    Args:
+        function: From tensors [n, ...] to a tensor, or a tree of tensors, [n, ...], row by row.
+        num_members: p.
+        in_dims: Where each input has its axis of members; None for one that all members share.
+        *inputs: Tensors [b, ...] with the axis of members inserted.
+
+    Returns:
+        What the function returns, as [p, b, ...].
+    """
+    rows = [
+        x.expand(num_members, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(inputs, in_dims, strict=True)
+    ]
+    outputs = function(*(x.flatten(0, 1) for x in rows))
+    return optree.tree_map(lambda x: x.unflatten(0, (num_members, -1)), outputs)

@@ -1,0 +1,87 @@
+"""Images in rows and columns, with boxes and captions: control and patched beside each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_FOUND, _TRUTH, _INK, _PAPER = (255, 64, 64), (64, 220, 120), (20, 20, 20), (255, 255, 255)
+
+
+class Panel(NamedTuple):
+    """One picture of a figure.
+
+    Attributes:
+        image: [3, h, w] in 0..1.
+        caption: A line above it.
+        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]} drawn in red, or None.
+        truth: Boxes [k, 4] drawn in green, or None.
+    """
+
+    image: Float[Tensor, "3 h w"]
+    caption: str = ""
+    detections: Mapping[str, Tensor] | None = None
+    truth: Tensor | None = None
+
+
+def side_by_side(
+    rows: Sequence[Sequence[Panel]],
+    class_names: Sequence[str] = (),
+    score: float = 0.5,
+    panel_px: int = 320,
+) -> Float[Tensor, "3 height width"]:
+    """Rows of panels as one image.
+
+    Args:
+        rows: Panels; every row has the same number of columns.
+        class_names: Names by label.
+        score: Detections below it are not drawn.
+        panel_px: Width of a panel; images are enlarged to it.
+
+    Returns:
+        A figure in 0..1.
+    """
+    drawn = [[_draw(panel, class_names, score, panel_px) for panel in row] for row in rows]
+    height = max(p.height for row in drawn for p in row)
+    gap = 8
+    figure = Image.new(
+        "RGB", (len(drawn[0]) * (panel_px + gap) + gap, len(drawn) * (height + gap) + gap), _PAPER
+    )
+    for i, row in enumerate(drawn):
+        for j, picture in enumerate(row):
+            figure.paste(picture, (gap + j * (panel_px + gap), gap + i * (height + gap)))
+    return torch.from_numpy(np.array(figure)).permute(2, 0, 1).float() / 255
+
+
+def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) -> Image.Image:
+    array = (panel.image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    scale = width / array.shape[1]
+    font = ImageFont.load_default(size=14)
+    strip = 22
+    picture = Image.new("RGB", (width, strip + round(array.shape[0] * scale)), _PAPER)
+    enlarged = Image.fromarray(array).resize((width, picture.height - strip), Image.Resampling.BICUBIC)
+    picture.paste(enlarged, (0, strip))
+    canvas = ImageDraw.Draw(picture)
+    canvas.text((2, 2), panel.caption, fill=_INK, font=font)
+
+    def place(box: Tensor) -> list[float]:
+        x0, y0, x1, y1 = (box * scale).tolist()
+        return [x0, y0 + strip, max(x1, x0), max(y1, y0) + strip]
+
+    for box in panel.truth if panel.truth is not None else ():
+        canvas.rectangle(place(box), outline=_TRUTH, width=1)
+    found = panel.detections
+    if found is not None:
+        for i in (found["valid"] & (found["scores"] >= score)).nonzero()[:, 0].tolist():
+            corners, label = place(found["boxes"][i]), int(found["labels"][i])
+            name = class_names[label] if label < len(class_names) else str(label)
+            canvas.rectangle(corners, outline=_FOUND, width=3)
+            text = f"{name} {float(found['scores'][i]):.2f}"
+            corner = (corners[0] + 3, corners[1] + 2)
+            canvas.rectangle(canvas.textbbox(corner, text, font=font), fill=_FOUND)
+            canvas.text(corner, text, fill=_PAPER, font=font)
+    return picture

@@ -1,0 +1,238 @@
+"""What the laws are checked on: every stage, and pipelines that combine them awkwardly.
+
+A new stage is one line in `CASES`. It is given the inputs that it reads out of `make_inputs`, or others by keyword.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from fpatch import compose, create, implant, infer, losses, metrics, random
+from fpatch.pipeline import Pipeline, node, pipeline
+from fpatch.resource import define_loader
+from fpatch.stage import Stage
+from fpatch.types import Range
+
+NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131
+SHAPES = {"hood": (3, 20, 31), "roof": (3, 16, 9)}
+SHARED = ("patch", "masks")
+"""Values without an axis of rows."""
+
+
+class TinyDetector(nn.Module):
+    """Every cell of 8 x 8 pixels answers one box of two classes."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.backbone, self.boxes, self.logits = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+        randomize(self, seed)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.backbone(images - 0.5).tanh()
+        rows, columns = features.shape[-2:]
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        center = 8 * torch.stack([x, y, x, y]).flatten(1).T + 4
+        size = 12 * self.boxes(features).tanh().exp().flatten(2).transpose(1, 2)
+        low_high = torch.cat([-size[..., :2], size[..., 2:]], dim=-1)
+        return {"boxes": center + low_high, "logits": self.logits(features).flatten(2).transpose(1, 2)}
+
+
+class TinyClassifier(nn.Module):
+    """Five classes from the mean of random features."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 5)
+        randomize(self, seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images - 0.5).tanh().mean((-1, -2)))
+
+
+def randomize(module: nn.Module, seed: int) -> None:
+    for name, parameter in module.named_parameters():
+        values = random.normal(random.fold_in(random.key(seed), name), tuple(parameter.shape))
+        parameter.data = values / max(1, parameter[0].numel()) ** 0.5
+    module.eval()
+
+
+def draw_ellipse(height: int, width: int) -> Tensor:
+    y, x = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
+    return (2 - 2 * (x * x + y * y)).clamp(0, 1)
+
+
+detector = define_loader("detector", lambda seed: TinyDetector(seed))
+classifier = define_loader("classifier", lambda seed: TinyClassifier(seed))
+ellipse = define_loader("ellipse", draw_ellipse)
+
+
+def noise(name: str, *shape: int) -> Tensor:
+    return random.uniform(random.fold_in(random.key(7), name), shape)
+
+
+def make_quads() -> Tensor:
+    """Three placements per row: one tilted, one over it and half outside, one somewhere else."""
+    quads = [
+        [[20.0, 15.0], [75.0, 20.0], [70.0, 58.0], [16.0, 50.0]],
+        [[-12.0, 30.0], [41.0, 24.0], [44.0, 61.0], [-9.0, 66.0]],
+        [[90.0, 60.0], [142.0, 62.0], [138.0, 108.0], [88.0, 101.0]],
+    ]
+    return torch.tensor(quads) + 6 * noise("quads", NUM_ROWS, 3, 4, 2)
+
+
+def make_inputs(**others: Any) -> dict[str, Any]:
+    """Everything that a stage may read: three rows, of which two show one photograph; row 2 lacks a placement."""
+    quads = make_quads()
+    quads[2, 1] = float("nan")
+    boxes = torch.tensor([[10.0, 8.0, 80.0, 70.0], [60.0, 30.0, 131.0, 97.0]]) + 4 * noise("boxes", NUM_ROWS, 2, 4)
+    images = noise("image", NUM_ROWS, 3, HEIGHT, WIDTH)
+    dense = TinyDetector(3)(images)
+    final = {
+        "boxes": torch.cat([boxes, boxes + 15, boxes - 40], dim=1),
+        "scores": noise("scores", NUM_ROWS, 6),
+        "labels": torch.tensor([[0, 1, 0, 1, 1, 0]]).repeat(NUM_ROWS, 1),
+        "valid": noise("valid", NUM_ROWS, 6) > 0.2,
+    }
+    return {
+        "image_id": torch.tensor([7, 7, 3]),
+        "draw": torch.tensor([0, 1, 0]),
+        "scene": noise("scene", NUM_ROWS, 3, HEIGHT, WIDTH),
+        "image": images,
+        "quads": quads,
+        "quad_patch": torch.tensor([[0, 1, 1], [1, 0, 0], [0, 1, 0]]),
+        "quad_valid": quads.isfinite().all(-1).all(-1),
+        "boxes": boxes,
+        "labels": torch.tensor([[0, 1]]).repeat(NUM_ROWS, 1),
+        "box_valid": torch.tensor([[True, True], [True, False], [False, True]]),
+        "target": torch.tensor([1, 4, 0]),
+        "logits": 4 * noise("logits", NUM_ROWS, 5) - 2,
+        "detections": {"dense": optree.tree_map(Tensor.detach, dense), "final": final},
+        "patch": {name: noise(name, *shape) for name, shape in SHAPES.items()},
+        **others,
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage or a pipeline, with parameters and a batch for it.
+
+    Attributes:
+        subject: Has `sample` and `apply`.
+        params: Of the parameterizations in it.
+        batch: Named tensors, and the patches where the subject reads them without making them.
+        tolerance: Largest difference that another size of batch may make: not 0 only behind a victim.
+    """
+
+    subject: Stage | Pipeline
+    params: dict[str, Tensor]
+    batch: dict[str, Any]
+    tolerance: float = 0.0
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [self.subject] if isinstance(self.subject, Stage) else [n.stage for n in self.subject.values()]
+
+
+def case(subject: Stage | Pipeline, without: tuple[str, ...] = (), **others: Any) -> Case:
+    """A case from the standard inputs, less some and with others."""
+    if isinstance(subject, Stage):
+        d = subject.definition
+        params = {} if d.init is None else d.init(subject.config, random.key(1))
+        names = {*d.reads, *d.optional, *others}
+    else:
+        params, names = subject.init(random.key(1)), {"quads", "boxes", "box_valid", *subject.required(), *others}
+    inputs = make_inputs(**others)
+    batch = {name: inputs[name] for name in inputs if name in {"image_id", "draw", *names} - set(without)}
+    found = Case(subject, params, batch)
+    has_victim = any(s.definition.name in ("infer.detector", "infer.classifier") for s in found.stages)
+    return Case(subject, params, batch, tolerance=2e-5 if has_victim else 0.0)
+
+
+def demo() -> Pipeline:
+    """What the demo trains and measures."""
+    return pipeline(
+        {
+            "pixels": create.pixels({"side": (3, 20, 36), "rear": (3, 20, 20)}),
+            "total_variation": losses.total_variation(),
+            "non_printability": losses.non_printability(),
+            "affine": node(compose.affine(), phases={"train"}),
+            "implant": implant.warp(jitter_frac=0.05),
+            "camera": {
+                "exposure": compose.exposure(),
+                "contrast": compose.contrast(),
+                "noise": compose.read_noise(),
+                "blur": compose.blur(),
+            },
+            "victim": infer.detector(detector(seed=1)),
+            "vanish": losses.vanish(),
+            "suppress": node(infer.suppress(), phases={"eval"}),
+            "hit": node(metrics.detection_hit(), phases={"eval"}),
+        }
+    )
+
+
+def two_implants() -> Pipeline:
+    """A sticker over a poster, and a victim that classifies."""
+    return pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "poster": implant.warp(scale=Range(0.8, 1.2)),
+            "sticker": node(implant.rectangle(scale=Range(0.2, 0.5)), reads={"scene": "image"}),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+
+
+def three_patches() -> Pipeline:
+    """A gray patch that is resized, a small and a flat one, one of them masked."""
+    return pipeline(
+        {
+            "pixels": create.pixels({"hood": (1, 24, 17), "roof": (1, 7, 40), "door": (1, 12, 12)}),
+            "resize": create.resize({"hood": (30, 11)}),
+            "stack": create.stack(3),
+            "mask": create.mask({"door": ellipse(height=33, width=21)}),
+            "implant": implant.warp(jitter_frac=0.1),
+            "camera": {"light": {"exposure": compose.exposure()}, "blur": compose.blur(sigma_px=Range(0.5, 1.5))},
+        }
+    )
+
+
+GRAY = {"hood": noise("hood", 1, 20, 31), "roof": noise("roof", 1, 16, 9)}
+ELLIPSES = {"roof": draw_ellipse(height=8, width=13)[None]}
+
+CASES = {
+    "pixels": case(create.pixels(SHAPES)),
+    "resize": case(create.resize({"hood": (9, 40)})),
+    "resize bicubic": case(create.resize({"hood": (9, 40), "roof": (30, 3)}, interpolation="bicubic")),
+    "stack": case(create.stack(3), patch=GRAY),
+    "mask": case(create.mask({"roof": ellipse(height=8, width=13)})),
+    "warp": case(implant.warp(scale=Range(0.5, 1.3), jitter_frac=0.1, names=tuple(SHAPES))),
+    "warp masked": case(implant.warp(jitter_frac=0.02, names=tuple(SHAPES)), masks=ELLIPSES),
+    "rectangle": case(implant.rectangle(names=tuple(SHAPES))),
+    "exposure": case(compose.exposure(Range(-2.0, 2.0))),
+    "contrast": case(compose.contrast()),
+    "saturation": case(compose.saturation(Range(0.0, 2.0))),
+    "hue": case(compose.hue(Range(-90.0, 90.0))),
+    "read_noise": case(compose.read_noise()),
+    "blur": case(compose.blur(Range(0.0, 2.5))),
+    "affine": case(compose.affine(Range(-30.0, 30.0))),
+    "affine of the scene alone": case(compose.affine(), without=("quads", "boxes", "box_valid")),
+    "classifier": case(infer.classifier(classifier(seed=2))),
+    "detector": case(infer.detector(detector(seed=1))),
+    "suppress": case(infer.suppress(score=0.1, num_detections=20)),
+    "vanish": case(losses.vanish(iou=0.05)),
+    "misclassify": case(losses.misclassify()),
+    "misclassify targeted": case(losses.misclassify(target=2)),
+    "total_variation": case(losses.total_variation()),
+    "non_printability": case(losses.non_printability()),
+    "detection_hit": case(metrics.detection_hit()),
+    "class_hit": case(metrics.class_hit()),
+    "two implants": case(two_implants()),
+    "three patches": case(three_patches(), quad_patch=torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 2]])),
+    "demo, train": case(demo().at("train")),
+    "demo, test": case(demo().at("test")),
+}

@@ -1,0 +1,372 @@
+"""What is true of every stage and of every pipeline, one function per law. Beside each, `broken.py` has a breach.
+
+`stage(params, key, batch)` is `sample`, then `apply`; the laws hold these two apart. What a law varies of the
+values that a case computes from are its *leaves*: the parameters, the patches, the image, the logits.
+"""
+
+import copy
+import io
+import json
+import random as python_random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optree
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from cases import NUM_ROWS, SHARED, Case, noise
+from torch import Tensor
+
+from fpatch import random
+from fpatch.columns import from_columns, to_columns
+from fpatch.pipeline import Pipeline, control, node, pipeline
+from fpatch.registry import lookup
+from fpatch.schema import decode
+from fpatch.stage import Definition, Stage
+
+KEY = random.key(5)
+Tree = Any
+
+
+# -- looking at a case ------------------------------------------------------------------------------------------
+
+
+def leaves(case: Case) -> dict[str, Tensor]:
+    """What the case computes from and a gradient may reach."""
+    found = {f"params/{name}": value for name, value in case.params.items()}
+    found |= {f"patch/{name}": value for name, value in case.batch.get("patch", {}).items()}
+    found |= {name: case.batch[name] for name in ("image", "logits") if name in case.batch}
+    if "detections" in case.batch and case.stages[0].definition.role != "metric":
+        found["dense"] = case.batch["detections"]["dense"]["logits"]
+    return found
+
+
+def run(case: Case, values: Mapping[str, Tensor], sample: Tree, batch: Tree = None) -> dict[str, Tree]:
+    """Apply with other leaves; returns what the case writes."""
+    batch = dict(case.batch if batch is None else batch)
+    for name in ("image", "logits"):
+        batch |= {name: values[name]} if name in values else {}
+    if "patch" in batch:
+        batch["patch"] = {name: values[f"patch/{name}"] for name in batch["patch"]}
+    if "dense" in values:
+        dense = {**batch["detections"]["dense"], "logits": values["dense"]}
+        batch["detections"] = {**batch["detections"], "dense": dense}
+    params = {name: values[f"params/{name}"] for name in case.params}
+    out = case.subject.apply(params, sample, batch)
+    return {name: out[name] for name in written_names(case)}
+
+
+def written_names(case: Case) -> list[str]:
+    if isinstance(case.subject, Pipeline):
+        return sorted({name for n in case.subject.values() for name in n.writes.values()} - {"patch", "masks"})
+    d = case.subject.definition
+    return [name for name in d.writes if name not in d.optional or name in case.batch]
+
+
+def take(tree: Tree, rows: list[int]) -> Tree:
+    """These rows of a batch, a sample or an output."""
+    if isinstance(tree, Mapping):
+        return {k: v if k in SHARED else take(v, rows) for k, v in tree.items()}
+    return tree[rows]
+
+
+def stack_rows(trees: list[Tree]) -> Tree:
+    """The rows of several batches or samples as one."""
+    if isinstance(trees[0], Mapping):
+        return {k: v if k in SHARED else stack_rows([t[k] for t in trees]) for k, v in trees[0].items()}
+    return torch.cat(trees)
+
+
+def others(case: Case) -> dict[str, Tree]:
+    """Other rows of the same shape: other pictures, larger quads, all placements there."""
+    changed = take(case.batch, [1, 2, 0])
+    for name in ("scene", "image"):
+        if name in changed:
+            changed[name] = 1 - changed[name]
+    if "quads" in changed:
+        changed["quads"] = 1.7 * changed["quads"].nan_to_num(nan=9.0)
+        changed["quad_valid"] = torch.ones_like(changed["quads"][..., 0, 0], dtype=torch.bool)
+    return {**changed, "image_id": case.batch["image_id"] + 100}
+
+
+def assert_equal(found: Tree, expected: Tree, tolerance: float = 0.0) -> None:
+    """Bit for bit (or within a tolerance relative to the largest value), with NaN equal to NaN."""
+    names = optree.tree_paths(expected)
+    assert names == optree.tree_paths(found)
+    for path, a, b in zip(names, optree.tree_leaves(found), optree.tree_leaves(expected), strict=True):
+        assert a.dtype == b.dtype, path
+        assert a.shape == b.shape, path
+        if tolerance and a.is_floating_point():
+            scale = float(b.abs().max()) if b.numel() else 0.0
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(scale, 1), msg=f"{path}")
+        else:
+            same = (a == b) | ((a != a) & (b != b))
+            assert bool(same.all()), f"{path}: {int((~same).sum())} of {a.numel()} values differ"
+
+
+def clone(tree: Tree) -> Tree:
+    return optree.tree_map(Tensor.clone, tree)
+
+
+# -- randomness -------------------------------------------------------------------------------------------------
+
+
+def law_same_key_same_sample(case: Case) -> None:
+    assert_equal(case.subject.sample(KEY, case.batch), case.subject.sample(KEY.clone(), case.batch))
+
+
+def law_draws_depend_on_key_photograph_and_use(case: Case) -> None:
+    """Another key, another photograph and another use of one photograph give another sample."""
+    if not any(set(s.definition.fields) - {"opacity"} for s in case.stages):
+        return
+    found = to_columns(case.subject.sample(KEY, case.batch))
+    drawn = np.stack([column.astype(np.float64) for column in found.values()])
+    again = to_columns(case.subject.sample(random.key(6), case.batch))
+    assert any(not np.array_equal(found[name], again[name]) for name in found)
+    assert len(np.unique(drawn, axis=1).T) == NUM_ROWS
+
+
+def law_sample_does_not_see_pixels(case: Case) -> None:
+    """All randomness and no maths: what is drawn cannot depend on the patch, nor on the pictures."""
+    names = ("patch", "masks", "scene", "image", "logits", "detections")
+    blank = {k: optree.tree_map(torch.zeros_like, v) if k in names else v for k, v in case.batch.items()}
+    assert_equal(case.subject.sample(KEY, blank), case.subject.sample(KEY, case.batch))
+
+
+def law_permuted_batch_permutes_sample(case: Case) -> None:
+    order = [2, 0, 1]
+    assert_equal(case.subject.sample(KEY, take(case.batch, order)), take(case.subject.sample(KEY, case.batch), order))
+
+
+def law_draws_do_not_depend_on_the_batch(case: Case) -> None:
+    """A row draws the same alone and among others."""
+    sample = case.subject.sample(KEY, case.batch)
+    assert_equal(case.subject.sample(KEY, take(case.batch, [1])), take(sample, [1]))
+    more = case.subject.sample(KEY, stack_rows([others(case), case.batch]))
+    assert_equal(take(more, [3, 4, 5]), sample)
+
+
+def law_declared_fields_are_drawn(case: Case) -> None:
+    sample = case.subject.sample(KEY, case.batch)
+    if isinstance(case.subject, Stage):
+        assert set(sample) == set(case.subject.definition.fields)
+    else:
+        fields = {path: n.stage.definition.fields for path, n in case.subject.items()}
+        assert {path: set(s) for path, s in sample.items()} == {p: set(f) for p, f in fields.items() if f}
+
+
+# -- apply ------------------------------------------------------------------------------------------------------
+
+
+def law_call_is_sample_then_apply(case: Case) -> None:
+    out, sample = case.subject(case.params, KEY, case.batch)
+    assert_equal(sample, case.subject.sample(KEY, case.batch))
+    assert_equal(out, case.subject.apply(case.params, sample, case.batch))
+    assert set(case.batch) <= set(out)
+
+
+def law_inputs_are_left_alone(case: Case) -> None:
+    sample = case.subject.sample(KEY, case.batch)
+    before = clone((case.params, case.batch, sample))
+    case.subject.apply(case.params, sample, case.batch)
+    assert_equal((case.params, case.batch, sample), before)
+
+
+def law_global_generators_are_left_alone(case: Case) -> None:
+    """Nothing is drawn from torch, numpy or python, and nothing changes with them."""
+    outs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        python_random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), python_random.getstate()  # noqa: NPY002
+        outs.append(case.subject(case.params, KEY, case.batch))
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+        assert before[2] == python_random.getstate()
+    assert_equal(outs[0], outs[1])
+
+
+def law_rows_do_not_see_their_neighbors(case: Case) -> None:
+    """With other neighbors, of other sizes, a row keeps its bits."""
+    sample, other = case.subject.sample(KEY, case.batch), others(case)
+    mixed = stack_rows([take(other, [0]), take(case.batch, [1]), take(other, [2])])
+    drawn = case.subject.sample(KEY, other)
+    mixed_sample = stack_rows([take(drawn, [0]), take(sample, [1]), take(drawn, [2])])
+    values = leaves(case)
+    alone, among = run(case, values, sample), run(case, row_leaves(case, mixed), mixed_sample, mixed)
+    assert_equal(take(among, [1]), take(alone, [1]))
+
+
+def row_leaves(case: Case, batch: Tree) -> dict[str, Tensor]:
+    """The leaves of another batch."""
+    return leaves(Case(case.subject, case.params, batch))
+
+
+def law_position_keeps_the_bits(case: Case) -> None:
+    """Row 1 of three is the same as row 4 of seven, or alone; behind a victim only for batches of one size."""
+    sample = case.subject.sample(KEY, case.batch)
+    expected = run(case, leaves(case), sample)
+    for rows in [2, 0, 1], [1], [0, 2, 0, 2, 1, 1, 0]:
+        batch = take(case.batch, rows)
+        found = run(case, row_leaves(case, batch), take(sample, rows), batch)
+        tolerance = 0.0 if len(rows) == NUM_ROWS else case.tolerance
+        assert_equal(found, take(expected, rows), tolerance)
+
+
+def law_pictures_stay_pictures(case: Case) -> None:
+    """From 0..1 to 0..1, finite, in the same type; where placements are absent too."""
+    sample = case.subject.sample(KEY, case.batch)
+    out = case.subject.apply(case.params, sample, case.batch)
+    for name in {"scene", "image"} & {n for s in case.stages for n in s.definition.writes}:
+        assert out[name].shape == (NUM_ROWS, 3, *case.batch.get("scene", case.batch.get("image")).shape[-2:])
+        assert out[name].dtype == torch.float32
+        assert -1e-6 <= float(out[name].min()) <= float(out[name].max()) <= 1 + 1e-6
+    for name, patch in out.get("patch", {}).items():
+        assert 0 <= float(patch.min()) <= float(patch.max()) <= 1, name
+
+
+# -- populations, replay, gradients -----------------------------------------------------------------------------
+
+
+def members(case: Case) -> list[dict[str, Tensor]]:
+    """Three sets of leaves."""
+    values = leaves(case)
+    return [{name: (v + i * noise(name, *v.shape) / 3).remainder(1.0) for name, v in values.items()} for i in range(3)]
+
+
+def law_vmap_equals_a_loop(case: Case) -> None:
+    """`vmap(apply)` over three sets of leaves; a victim sees another size of batch, and may round otherwise."""
+    population = members(case)
+    if not population or not all(s.definition.vmap for s in case.stages):
+        return
+    sample = case.subject.sample(KEY, case.batch)
+    stacked = optree.tree_map(lambda *v: torch.stack(v), *population)
+    found = torch.func.vmap(lambda values: run(case, values, sample))(stacked)
+    expected = optree.tree_map(lambda *v: torch.stack(v), *(run(case, values, sample) for values in population))
+    assert_equal(found, expected, max(case.tolerance, 1e-6))
+
+
+def law_flat_population_equals_a_loop(case: Case) -> None:
+    """A population is p * b rows, in which each row carries its member's patch."""
+    population = members(case)
+    sample = case.subject.sample(KEY, case.batch)
+    shared = [name for name in leaves(case) if name.startswith(("params/", "patch/"))]
+    flat = {
+        name: torch.cat([m[name].expand(NUM_ROWS, -1, -1, -1) if name in shared else m[name] for m in population])
+        for name in leaves(case)
+    }
+    num = len(population)
+    found = run(case, flat, stack_rows([sample] * num), stack_rows([case.batch] * num))
+    for i, values in enumerate(population):
+        expected = run(case, values, sample)
+        for name in set(expected) - set(SHARED):
+            rows = list(range(i * NUM_ROWS, (i + 1) * NUM_ROWS))
+            assert_equal(take(found[name], rows), expected[name], case.tolerance)
+        for patch, value in expected.get("patch", {}).items():
+            row = found["patch"][patch][i * NUM_ROWS] if shared else found["patch"][patch]
+            assert_equal(row, value)
+
+
+def law_sample_survives_a_table(case: Case) -> None:
+    """Through JSON and through Parquet and back, in the same bits; and it replays to the same bits."""
+    sample = case.subject.sample(KEY, case.batch)
+    columns = to_columns(sample)
+    lists = json.loads(json.dumps({name: column.tolist() for name, column in columns.items()}))
+    file = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), file)
+    table = pq.read_table(file)
+    expected = case.subject.apply(case.params, sample, case.batch)
+    for held in from_columns(lists), from_columns({name: table[name].to_numpy() for name in table.column_names}):
+        assert_equal(held, sample)
+        assert_equal(case.subject.apply(case.params, held, case.batch), expected)
+
+
+def gradients(case: Case, values: Mapping[str, Tensor], sample: Tree, names: list[str]) -> dict[str, Tensor]:
+    """Of a weighted sum of everything (float) that the case writes under some names."""
+    inputs = {name: value.clone().requires_grad_() for name, value in values.items()}
+    out = run(case, inputs, sample)
+    floats = [t for n in names if n in out for t in optree.tree_leaves(out[n]) if t.is_floating_point()]
+    total = sum((t * noise("weights", *t.shape)).sum() for t in floats if t.requires_grad)
+    assert isinstance(total, Tensor), "nothing that is written depends on a leaf"
+    found = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
+    return {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(values, found, strict=True)}
+
+
+def law_gradient_reaches_every_leaf(case: Case) -> None:
+    values = leaves(case)
+    has_none = [s for s in case.stages if not s.definition.gradient or s.definition.role == "metric"]
+    if not values or (isinstance(case.subject, Stage) and (has_none or case.subject.definition.writes == ("masks",))):
+        return
+    sample = case.subject.sample(KEY, case.batch)
+    for name, gradient in gradients(case, values, sample, written_names(case)).items():
+        assert bool(torch.isfinite(gradient).all()), name
+        assert bool((gradient != 0).any()), f"no gradient in {name}"
+
+
+def law_opacity_0_is_the_clean_scene(case: Case) -> None:
+    """Control is an edit of the sample: bit for bit, whatever the patch holds, and with a gradient of zero."""
+    if not any("opacity" in s.definition.fields for s in case.stages):
+        return
+    sample = case.subject.sample(KEY, case.batch)
+    wrapped = control({"stage": sample})["stage"] if isinstance(case.subject, Stage) else control(sample)
+    values = leaves(case)
+    nan = {name: torch.full_like(value, torch.nan) for name, value in values.items()}
+    image_names = [n for n in written_names(case) if n in ("image", "logits", "detections", "vanish")]
+    clean, poisoned = run(case, values, wrapped), run(case, nan, wrapped)
+    assert_equal({n: poisoned[n] for n in image_names}, {n: clean[n] for n in image_names})
+    for values_of in (values, nan):
+        for name, gradient in gradients(case, values_of, wrapped, image_names).items():
+            assert not bool((gradient != 0).any()), f"a gradient reaches {name}"
+    if isinstance(case.subject, Stage):
+        assert_equal(poisoned["image"], case.batch["scene"])
+        return
+    below = case.batch["scene"]
+    params = {name: nan[f"params/{name}"] for name in case.params}
+    for path, written in case.subject.trace(params, wrapped, case.batch).items():
+        if "opacity" in wrapped.get(path, {}):
+            assert_equal(written["image"], below)
+        below = written.get("image", written.get("scene", below))
+
+
+# -- settings and compilation -----------------------------------------------------------------------------------
+
+
+def rebuild(config: Mapping[str, Any]) -> Pipeline:
+    """A pipeline from what its config says."""
+    nodes = {}
+    for path, table in config.items():
+        table = dict(table)
+        definition = lookup(table.pop("stage"), Definition, path)
+        wiring = {name: table.pop(name) for name in ("phases", "reads", "writes", "stream") if name in table}
+        nodes[path] = node(Stage(definition, decode(definition.config, table, path)), **wiring)
+    return pipeline(nodes)
+
+
+def law_config_rebuilds_it(case: Case) -> None:
+    """Config -> JSON -> config: the same settings, and the same outputs."""
+    whole = case.subject if isinstance(case.subject, Pipeline) else Pipeline({"stage": node(case.subject)})
+    config = json.loads(json.dumps(whole.config))
+    again = rebuild(config)
+    assert again.config == whole.config
+    subject = again if isinstance(case.subject, Pipeline) else again["stage"].stage
+    assert repr(subject) == repr(case.subject)
+    assert_equal(subject(case.params, KEY, case.batch), case.subject(case.params, KEY, case.batch))
+
+
+def law_compiled_equals_eager(case: Case) -> None:
+    """`torch.compile` traces `apply` whole and keeps its values: the library asks for no bits of compiled code."""
+    sample = case.subject.sample(KEY, case.batch)
+    function: Callable[..., Tree] = torch.compile(case.subject.apply, backend="aot_eager", fullgraph=True)
+    found = function(case.params, sample, case.batch)
+    assert_equal(found, case.subject.apply(case.params, sample, case.batch), max(case.tolerance, 1e-6))
+
+
+def law_refusals_are_declared(case: Case) -> None:
+    """A deep copy prints the same; what a stage declares that it cannot do, it indeed cannot."""
+    assert repr(copy.copy(case.subject)) == repr(case.subject)
+
+
+LAWS = {name.removeprefix("law_"): law for name, law in list(globals().items()) if name.startswith("law_")}
