@@ -9,53 +9,105 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "Node": "pipeline",
+    "Node": "graph",
     "Objective": "objective",
     "Optimizer": "optim",
-    "Pipeline": "pipeline",
+    "Pipeline": "graph",
     "Range": "types",
     "Resource": "resource",
     "Run": "runs",
     "Stage": "stage",
     "Study": "study",
-    "TrainState": "train",
+    "TrainState": "loop",
     "build": "config",
-    "control": "pipeline",
+    "control": "graph",
     "define": "stage",
     "define_loader": "resource",
     "deterministic": "stage",
-    "evaluate": "evaluate",
-    "fit": "train",
+    "evaluate": "evaluation",
+    "evaluate_run": "study",
+    "fit": "loop",
     "from_columns": "columns",
     "load_study": "study",
     "make_optimizer": "optim",
-    "make_state": "train",
-    "make_step": "train",
-    "node": "pipeline",
+    "make_state": "loop",
+    "make_step": "loop",
+    "node": "graph",
     "override": "columns",
-    "pipeline": "pipeline",
+    "pipeline": "graph",
+    "replay": "rerun",
+    "replay_run": "study",
+    "resume": "study",
     "row_keys": "stage",
-    "success": "success",
+    "success": "rates",
     "to_columns": "columns",
+    "train": "study",
+    "value_and_grad": "objective",
 }
-_MODULES = ("compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "replay", "train", "viz")
+_MODULES = ("compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "viz")
 
-__all__ = ["__version__", *sorted((*_NAMES, *_MODULES))]  # noqa: PLE0604
+__all__ = [
+    "Node",
+    "Objective",
+    "Optimizer",
+    "Pipeline",
+    "Range",
+    "Resource",
+    "Run",
+    "Stage",
+    "Study",
+    "TrainState",
+    "__version__",
+    "build",
+    "compose",
+    "control",
+    "create",
+    "data",
+    "define",
+    "define_loader",
+    "deterministic",
+    "evaluate",
+    "evaluate_run",
+    "fit",
+    "from_columns",
+    "implant",
+    "infer",
+    "load_study",
+    "losses",
+    "make_optimizer",
+    "make_state",
+    "make_step",
+    "metrics",
+    "node",
+    "override",
+    "pipeline",
+    "random",
+    "replay",
+    "replay_run",
+    "resume",
+    "row_keys",
+    "success",
+    "to_columns",
+    "train",
+    "value_and_grad",
+    "viz",
+]
 
 if TYPE_CHECKING:
-    from fpatch import compose, create, data, implant, infer, losses, metrics, random, replay, train, viz
+    from fpatch import compose, create, data, implant, infer, losses, metrics, random, viz
     from fpatch.columns import from_columns, override, to_columns
     from fpatch.config import build
-    from fpatch.evaluate import evaluate
-    from fpatch.objective import Objective
+    from fpatch.evaluation import evaluate
+    from fpatch.graph import Node, Pipeline, control, node, pipeline
+    from fpatch.loop import TrainState, fit, make_state, make_step
+    from fpatch.objective import Objective, value_and_grad
     from fpatch.optim import Optimizer, make_optimizer
-    from fpatch.pipeline import Node, Pipeline, control, node, pipeline
+    from fpatch.rates import success
+    from fpatch.rerun import replay
     from fpatch.resource import Resource, define_loader
     from fpatch.runs import Run
     from fpatch.stage import Stage, define, deterministic, row_keys
-    from fpatch.study import Study, load_study
-    from fpatch.success import success
-    from fpatch.train import TrainState, fit, make_state, make_step
+    from fpatch.study import Study, evaluate_run, load_study, replay_run, resume, train
     from fpatch.types import Range
 
 

@@ -1,4 +1,4 @@
-"""Color arithmetic written out elementwise, so that a pixel has the same bits wherever it lies in a tensor."""
+"""Color arithmetic written out elementwise, so that a pixel has the same bits at any place in a tensor."""
 
 import math
 
@@ -17,9 +17,7 @@ def luma(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 1 h w"]:
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def mix_channels(
-    image: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"]
-) -> Float[Tensor, "b 3 h w"]:
+def mix_channels(image: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 h w"]:
     """A 3x3 matrix per row on the color of every pixel."""
     channels, m = image.unbind(1), matrix[..., None, None]
     mixed = [m[:, i, 0] * channels[0] + m[:, i, 1] * channels[1] + m[:, i, 2] * channels[2] for i in range(3)]

@@ -41,7 +41,10 @@ def from_columns(columns: Mapping[str, Any], device: torch.device | str | None =
         digits = 0
         while digits < len(segments) - 1 and segments[-1 - digits].isdigit():
             digits += 1
-        name, index = "/".join(segments[: len(segments) - digits]), tuple(map(int, segments[len(segments) - digits :]))
+        name, index = (
+            "/".join(segments[: len(segments) - digits]),
+            tuple(map(int, segments[len(segments) - digits :])),
+        )
         fields.setdefault(name, {})[index] = _as_array(path, column)
     sample: dict[str, Any] = {}
     for name, parts in fields.items():

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fpatch.checks import nearest
-from fpatch.pipeline import Part, Pipeline, node, pipeline
+from fpatch.graph import Part, Pipeline, node, pipeline
 from fpatch.registry import lookup
 from fpatch.schema import decode
 from fpatch.stage import RESERVED, Definition, Stage
+
+_NAMES = tuple[str, ...] | dict[str, str]
+_WIRING = {"phases": str | tuple[str, ...], "reads": _NAMES, "writes": _NAMES, "stream": str}
 
 
 def build(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Pipeline:
@@ -26,7 +29,9 @@ def build(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None)
     return pipeline(_parts(config, "pipeline", "", resources or {}))
 
 
-def _parts(config: Mapping[str, Any], where: str, group: str, resources: Mapping[str, Any]) -> dict[str, Part]:
+def _parts(
+    config: Mapping[str, Any], where: str, group: str, resources: Mapping[str, Any]
+) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     for name, entry in config.items():
         here, path = f"{where}.{name}", f"{group}{name}"
@@ -56,7 +61,7 @@ def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[st
             given[setting] = resources[full]
             del settings[setting]
     stage = Stage(definition, _configure(definition, settings, given, where))
-    wiring = {k: decode(Any, entry[k], where) for k in ("phases", "reads", "writes", "stream") if k in entry}
+    wiring = {k: decode(kind, entry[k], f"{where}.{k}") for k, kind in _WIRING.items() if k in entry}
     try:
         return node(stage, **wiring)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Quads, boxes and homographies.
 
 Convention: continuous pixel coordinates. (0, 0) is the outer top-left corner of the top-left pixel, and the
-center of the pixel in row i and column j is (j + 0.5, i + 0.5). Boxes are xyxy. The corners of a quad are those
-of the upright patch: top-left, top-right, bottom-right, bottom-left.
+center of the pixel in row i and column j is (j + 0.5, i + 0.5). Boxes are xyxy. The corners of a quad are
+those of the upright patch: top-left, top-right, bottom-right, bottom-left.
 
 Everything here is elementwise arithmetic in a fixed order, so that a row has the same bits in any batch.
 """
@@ -66,7 +66,7 @@ def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
 
 
 def quad_area(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch"]:
-    """Area in square pixels by the shoelace formula, positive for corners in clockwise order on the screen."""
+    """Area in square pixels by the shoelace formula, positive for corners clockwise on the screen."""
     x, y = quads.unbind(-1)
     return 0.5 * (x * y.roll(-1, -1) - x.roll(-1, -1) * y).sum(-1)
 
@@ -88,7 +88,7 @@ def affine_matrix(
     shift: Float[Tensor, "b 2"],
     center: tuple[float, float],
 ) -> Float[Tensor, "b 3 3"]:
-    """Scale, shear along x and rotate clockwise on the screen about `center`, then shift by `shift` pixels."""
+    """Scale, shear along x and rotate clockwise on the screen about `center`, then shift; in pixels."""
     # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail
     cos, sin = (f(torch.deg2rad(angle_deg.double())) for f in (torch.cos, torch.sin))
     tan = torch.tan(torch.deg2rad(shear_deg.double()))

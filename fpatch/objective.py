@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fpatch.checks import nearest
-from fpatch.pipeline import Pipeline
+from fpatch.graph import Pipeline
 from fpatch.types import Batch, Params, Sample
 
 

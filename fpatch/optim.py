@@ -12,7 +12,7 @@ import optree
 import torch
 import torchopt
 from torch import Tensor
-from torchopt.base import GradientTransformation
+from torchopt.base import EmptyState, GradientTransformation
 
 from fpatch.checks import check_number
 
@@ -84,8 +84,12 @@ def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -
         step = state.step + 1
         mean = _map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
         square = _map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
-        correct1, correct2 = (1 - torch.full_like(step, b, dtype=torch.float64) ** step for b in (beta1, beta2))
-        direction = _map(lambda m, v: (m / correct1.to(m)) / ((v / correct2.to(v)).sqrt() + eps), mean, square)
+        correct1, correct2 = (
+            1 - torch.full_like(step, b, dtype=torch.float64) ** step for b in (beta1, beta2)
+        )
+        direction = _map(
+            lambda m, v: (m / correct1.to(m)) / ((v / correct2.to(v)).sqrt() + eps), mean, square
+        )
         return direction, AdamState(mean, square, step)
 
     return GradientTransformation(init, update)
@@ -101,7 +105,7 @@ def sign() -> GradientTransformation:
     def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
         return _map(torch.sign, updates), state
 
-    return GradientTransformation(lambda params: optree.tree_map(lambda _: None, ()), update)
+    return GradientTransformation(lambda params: EmptyState(), update)
 
 
 class MomentumState(NamedTuple):

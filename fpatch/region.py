@@ -1,4 +1,4 @@
-"""The one kernel under every implanter: warp each patch into the bounding box of its quad, and touch only that.
+"""The one kernel under every implanter: warp a patch into the bounding box of its quad, and touch no more.
 
 A patch covers little of a photograph, so nothing here has the size of a frame but the copy of the scene that
 becomes the image. Placements composite in index order, a later one over an earlier one, with premultiplied
@@ -20,6 +20,8 @@ from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
 from fpatch.tree import flatten_rows, is_concrete
 
 SMALLEST_REGION_PX = 16
+OUTSIDE = -9.0
+"""A place in `grid_sample`'s coordinates that no patch reaches."""
 
 
 def implant_quads(
@@ -58,32 +60,33 @@ def implant_quads(
     left = corner[..., 0].clamp(0, w - region_w)
     top = corner[..., 1].clamp(0, h - region_h)
 
-    # Where in its patch does every pixel of every region look?
+    # Which point of its patch does every pixel of every region show?
     x = left[..., None, None] + torch.arange(region_w, device=scene.device) + 0.5
     y = top[..., None, None] + torch.arange(region_h, device=scene.device)[:, None] + 0.5
     m = adjugate(quad_to_homography(quads))[..., None, None]
     u, v, depth = (m[:, :, i, 0] * x + m[:, :, i, 1] * y + m[:, :, i, 2] for i in range(3))
-    size = sizes[quad_patch]
-    # The adjugate of a mirrored quad is negative; behind the horizon the sign differs from that of the corners.
+    # a mirrored quad turns the sign of the adjugate; behind the horizon it differs from that at the center
     center = quads.mean(-2)
     facing = m[:, :, 2, 0, 0, 0] * center[..., 0] + m[:, :, 2, 1, 0, 0] * center[..., 1] + m[:, :, 2, 2, 0, 0]
     visible = depth * facing[..., None, None] > 0
     depth = torch.where(visible, depth, torch.ones_like(depth))
-    grid = torch.stack(
-        [
-            2 * (u / depth) * size[..., 1, None, None] / atlas.shape[-1] - 1,
-            2 * (v / depth) * size[..., 0, None, None] / atlas.shape[-2] - 1,
-        ],
-        dim=-1,
-    )
-    grid = torch.where(visible[..., None], grid, torch.full_like(grid, -9.0)).clamp(-9.0, 9.0)
+    size = sizes[quad_patch][..., None, None, :]
+    point = torch.stack([u / depth, v / depth], dim=-1) * size
+    covered = visible & ((point >= 0) & (point <= size)).all(-1)
+    # up to its edges a patch is opaque, and beyond them it is not there: nothing is feathered into the quad's
+    # surroundings, which another size of region would cut elsewhere
+    point = point.clamp(min=0.5).minimum(size - 0.5)
+    grid = 2 * point / sizes.new_tensor([atlas.shape[-1], atlas.shape[-2]]) - 1
+    grid = torch.where(covered[..., None], grid, torch.full_like(grid, OUTSIDE))
     chosen = torch.arange(b, device=scene.device)[:, None] * len(names) + quad_patch
     textures = atlas.expand(b, -1, -1, -1, -1).flatten(0, 1).index_select(0, chosen.flatten())
     seen = F.grid_sample(textures, grid.flatten(0, 1), "bilinear", "zeros", align_corners=False)
     seen = seen.unflatten(0, quads.shape[:2]) * (opacity * present)[..., None, None, None]
 
     base = (top * w + left).long()
-    offset = (torch.arange(region_h, device=scene.device)[:, None] * w) + torch.arange(region_w, device=scene.device)
+    offset = (torch.arange(region_h, device=scene.device)[:, None] * w) + torch.arange(
+        region_w, device=scene.device
+    )
     index = base[..., None] + offset.flatten()
     color, alpha = seen[:, :, :3].flatten(-2), seen[:, :, 3:].flatten(-2).detach()
     image: Any = _Over.apply(scene.flatten(-2), color, alpha, index)
@@ -96,11 +99,13 @@ def _make_atlas(
     """All patches, premultiplied, with their alpha as fourth channel, padded to one size.
 
     Returns:
-        [1 or b, n, 4, h, w], and their true sizes (h, w) [n, 2].
+        [1 or b, n, 4, h, w], and their true sizes (w, h) [n, 2].
     """
     for name in masks:
         if name not in names:
-            raise ValueError(f"implant: there is a mask for {name!r}, which is no patch; patches: {list(names)}")
+            raise ValueError(
+                f"implant: there is a mask for {name!r}, which is no patch; patches: {list(names)}"
+            )
     height = max(patches[name].shape[-2] for name in names)
     width = max(patches[name].shape[-1] for name in names)
     rows = b if any(patches[name].ndim == 4 for name in names) else 1
@@ -122,21 +127,21 @@ def _make_atlas(
         pages.append(F.pad(page, (0, width - size[1], 0, height - size[0])).expand(rows, -1, -1, -1))
         sizes.append(size)
     atlas = torch.stack(pages, dim=1)
-    return atlas, torch.tensor([list(s) for s in sizes], dtype=atlas.dtype, device=atlas.device)
+    return atlas, torch.tensor([[w, h] for h, w in sizes], dtype=atlas.dtype, device=atlas.device)
 
 
 def _region_size(quads: Tensor, h: int, w: int) -> tuple[int, int]:
     """Sides of the region: the power of two that holds the batch's largest quad, or else the whole frame.
 
-    Where the quads have no values yet (under vmap or while compiling) the region is the frame. A pixel's value
-    does not depend on the size of the region that it is computed in.
+    Where the quads have no values yet (under vmap or while compiling) the region is the frame. A pixel's
+    value does not depend on the size of the region that it is computed in.
     """
     if not is_concrete(quads):
         return h, w
     bounds = quad_bounds(quads)
     extent = float((bounds[..., 2:] - bounds[..., :2].floor()).max()) + 2
     side = SMALLEST_REGION_PX
-    while side < extent:
+    while side < min(extent, max(h, w)):
         side *= 2
     return min(side, h), min(side, w)
 

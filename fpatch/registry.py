@@ -15,7 +15,9 @@ class Registered(Protocol):
     """Anything that knows the module it was defined in."""
 
     @property
-    def module(self) -> str: ...
+    def module(self) -> str:
+        """Its full name."""
+        ...
 
 
 _REGISTRY: dict[str, Any] = {}

@@ -8,13 +8,15 @@ Every file is replaced whole or not at all, so that a run killed at any moment c
 """
 
 import fcntl
+import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import optree
@@ -27,10 +29,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fpatch import __version__
-from fpatch.checks import nearest
-from fpatch.evaluate import Evaluation, Execution
+from fpatch.evaluation import Evaluation, Execution
 from fpatch.log.records import write_atomic
-from fpatch.train import TrainState
+from fpatch.log.values import to_png
+from fpatch.loop import TrainState
 
 FORMAT = 1
 """Version of the layout of a run folder; a reader refuses another one."""
@@ -48,20 +50,28 @@ class Run:
         self.folder = Path(folder)
 
     @staticmethod
-    def create(root: str | Path, name: str, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
-        """Make `root/<time>-<name>/` with its config and environment."""
+    def create(
+        root: str | Path, name: str, config: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> "Run":
+        """Make `root/<time>-<name>/` with its config and environment.
+
+        Raises:
+            OSError: If it cannot be written; nothing is left of it.
+        """
         root = Path(root)
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        for i in range(1000):
-            folder = root / (f"{stamp}-{name}" if i == 0 else f"{stamp}-{name}-{i}")
-            try:
-                folder.mkdir(parents=True)
+        root.mkdir(parents=True, exist_ok=True)
+        for i in itertools.count():
+            run = Run(root / (f"{stamp}-{name}" if i == 0 else f"{stamp}-{name}-{i}"))
+            with suppress(FileExistsError):
+                run.folder.mkdir()
                 break
-            except FileExistsError:
-                continue
-        run = Run(folder)
-        run.write_json("environment.json", {"format": FORMAT, "fpatch": __version__, **environment})
-        run.write_json("config.json", config)
+        try:
+            run.write_json("environment.json", {"format": FORMAT, "fpatch": __version__, **environment})
+            run.write_json("config.json", config)
+        except OSError:
+            shutil.rmtree(run.folder)
+            raise
         return run
 
     @staticmethod
@@ -76,14 +86,22 @@ class Run:
             raise RunError(f"{folder}: no such run folder; runs are listed by `ls runs/`")
         for name in ("environment.json", "config.json"):
             if not (run.folder / name).is_file():
-                raise RunError(f"{folder} lacks {name}: it is no run folder, or its start was cut off; train again")
-        found = run.read_json("environment.json").get("format")
-        if found != FORMAT:
+                raise RunError(
+                    f"{folder} lacks {name}: it is no run folder, or its start was cut off; train again"
+                )
+        environment = run.read_json("environment.json", "format", "fpatch", "execution")
+        if environment["format"] != FORMAT:
             raise RunError(
-                f"{folder} has format {found!r}, this fpatch {__version__} reads format {FORMAT}; "
-                "use the version that made it (environment.json names it)"
+                f"{folder} was made by fpatch {environment['fpatch']}, in format {environment['format']!r}; "
+                f"this is {__version__}, which reads format {FORMAT}: pip install "
+                f"fpatch=={environment['fpatch']} to use it, or train again"
             )
         return run
+
+    @property
+    def execution(self) -> Execution:
+        """How it was trained."""
+        return Execution(**self.read_json("environment.json")["execution"])
 
     # -- JSON -----------------------------------------------------------------------------------------------
 
@@ -91,21 +109,27 @@ class Run:
         """Write JSON, atomically."""
         self._write(name, (json.dumps(value, indent=2) + "\n").encode())
 
-    def read_json(self, name: str) -> Any:
-        """Read JSON.
+    def read_json(self, name: str, *keys: str) -> dict[str, Any]:
+        """Read a JSON object that has these keys.
 
         Raises:
-            RunError: If it is missing or broken.
+            RunError: If it is broken.
         """
         path = self.folder / name
         try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            raise RunError(f"{self.folder} lacks {name}: the run is incomplete; `fpatch resume` it") from None
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path}, line {error.lineno}: {error.msg}; the file is broken, restore it") from error
+            value = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is broken ({error}); restore it, or train again") from error
+        missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+        if missing:
+            raise RunError(f"{path} is broken (it lacks {missing[0]!r}); restore it, or train again")
+        return value
 
-    # -- checkpoints ------------------------------------------------------------------------------------------
+    def write_image(self, name: str, image: Tensor) -> None:
+        """Write an image [c, h, w] of floats in 0..1 as PNG, atomically."""
+        self._write(name, to_png(name, image))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
 
     def save_checkpoint(self, name: str, state: TrainState, **facts: Any) -> None:
         """Write a state as one file of tensors; `facts` (JSON) and the step stand in its header."""
@@ -123,7 +147,7 @@ class Run:
         """
         tensors, metadata = self._read_tensors(f"checkpoints/{name}.safetensors")
         leaves, tree = optree.tree_flatten(like.opt_state)
-        expected = {f"params/{n}": v for n, v in like.params.items()}
+        expected = {f"params/{n}": v for n, v in like.params.items()} | {"key": like.key}
         expected |= {f"opt/{i}": leaf for i, leaf in enumerate(leaves)}
         for n, v in expected.items():
             found = None if n not in tensors else list(tensors[n].shape)
@@ -134,50 +158,62 @@ class Run:
                 )
         params = {n: tensors[f"params/{n}"] for n in like.params}
         opt_state: Any = optree.tree_unflatten(tree, [tensors[f"opt/{i}"] for i in range(len(leaves))])
-        return TrainState(params, opt_state, int(metadata["step"]), tensors["key"]), json.loads(metadata["facts"])
+        return TrainState(params, opt_state, int(metadata["step"]), tensors["key"]), json.loads(
+            metadata["facts"]
+        )
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the numbered checkpoints."""
-        return sorted(int(p.stem.removeprefix("step-")) for p in (self.folder / "checkpoints").glob("step-*"))
+        return sorted(int(p.stem[5:]) for p in (self.folder / "checkpoints").glob("step-*.safetensors"))
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether there is a checkpoint of that name."""
         return (self.folder / f"checkpoints/{name}.safetensors").is_file()
 
-    # -- tables -----------------------------------------------------------------------------------------------
+    # -- tables --------------------------------------------------------------------------------------------
 
     def save_evaluation(self, name: str, evaluation: Evaluation, execution: Execution) -> None:
-        """Write the table (Parquet and CSV), the patches that were shown, and the execution."""
+        """Write the table (Parquet and CSV), the patches shown and the execution, all or nothing."""
         table = pa.table({n: pa.array(c) for n, c in evaluation.table.items()})
-        sink = pa.BufferOutputStream()
-        pyarrow.parquet.write_table(table, sink)
-        self._write(f"tables/{name}.parquet", sink.getvalue().to_pybytes())
-        sink = pa.BufferOutputStream()
-        pyarrow.csv.write_csv(table, sink)
-        self._write(f"tables/{name}.csv", sink.getvalue().to_pybytes())
-        flat = {
+        parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
+        pyarrow.parquet.write_table(table, parquet)
+        pyarrow.csv.write_csv(table, text)
+        patches = {
             f"{condition}/{value}/{patch}": tensor
             for condition, patches in evaluation.conditions.items()
             for value, entries in patches.items()
             for patch, tensor in entries.items()
         }
-        self._write(f"tables/{name}.patches.safetensors", save(_unshared(flat)))
+        files = {
+            "parquet": parquet.getvalue().to_pybytes(),
+            "csv": text.getvalue().to_pybytes(),
+            "patches.safetensors": save(_unshared(patches)),
+        }
+        for suffix, data in files.items():  # a full disk is met here, while an older evaluation still stands
+            self._write(f"tables/{name}.{suffix}.tmp", data)
+        self.path(f"tables/{name}.json").unlink(missing_ok=True)
+        for suffix in files:
+            path = self.folder / f"tables/{name}.{suffix}"
+            path.with_name(f"{path.name}.tmp").replace(path)
         self.write_json(f"tables/{name}.json", {"execution": execution._asdict(), "rows": table.num_rows})
 
     def load_table(self, name: str) -> dict[str, np.ndarray]:
         """The columns of a table.
 
         Raises:
-            RunError: If there is none of that name.
+            RunError: If there is none of that name, or it is broken.
         """
         path = self.folder / f"tables/{name}.parquet"
-        if not path.is_file():
-            known = [p.stem for p in (self.folder / "tables").glob("*.parquet")]
-            raise RunError(f"{self.folder} has no table {name!r}; {nearest(name, known)}")
+        if not path.with_suffix(".json").is_file():
+            known = [p.stem for p in (self.folder / "tables").glob("*.json") if "." not in p.stem]
+            there = f"tables: {', '.join(sorted(known))}; " if known else ""
+            raise RunError(
+                f"{self.folder} has no table {name!r}; {there}`fpatch evaluate {self.folder}` makes 'test'"
+            )
         try:
             table = pyarrow.parquet.read_table(path)
-        except pa.ArrowException as error:
-            raise RunError(f"{path} is broken ({error}); evaluate the run again: `fpatch evaluate`") from error
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
         return {n: table[n].to_numpy() for n in table.column_names}
 
     def load_conditions(self, name: str) -> dict[str, dict[str, Any]]:
@@ -191,13 +227,13 @@ class Run:
 
     def load_execution(self, name: str) -> Execution:
         """How an evaluation was run."""
-        return Execution(**self.read_json(f"tables/{name}.json")["execution"])
+        return Execution(**self.read_json(f"tables/{name}.json", "execution")["execution"])
 
-    # -- the rest ---------------------------------------------------------------------------------------------
+    # -- the rest ------------------------------------------------------------------------------------------
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for one writing process.
+        """Hold the run for one writing process, and clear away what a killed one left half-written.
 
         Raises:
             RunError: If another process holds it.
@@ -206,7 +242,11 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(f"{self.folder} is being written by another process; wait for it, or end it") from None
+                raise RunError(
+                    f"{self.folder} is being written by another process; wait for it, or end it"
+                ) from None
+            for path in self.folder.rglob("*.tmp"):
+                path.unlink()
             yield
 
     def path(self, name: str) -> Path:
@@ -227,7 +267,9 @@ class Run:
             with safe_open(path, framework="pt") as file:
                 return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise RunError(f"{path} is broken ({error}); use another checkpoint") from error
+            raise RunError(
+                f"{path} is broken ({error}); restore it, or put a copy of an older one in its place"
+            ) from error
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,13 +56,19 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     if kind is Range and isinstance(value, (list, tuple)) and len(value) == 2:
         return Range(decode(float, value[0], f"{where}.low"), decode(float, value[1], f"{where}.high"))
     if kind is Range and isinstance(value, Mapping) and set(value) == {"low", "high"}:
-        return Range(decode(float, value["low"], f"{where}.low"), decode(float, value["high"], f"{where}.high"))
+        return Range(
+            decode(float, value["low"], f"{where}.low"), decode(float, value["high"], f"{where}.high")
+        )
     if origin is tuple and isinstance(value, (list, tuple)):
         items = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         if len(items) == len(value):
-            return tuple(decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, value, strict=True)))
+            return tuple(
+                decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, value, strict=True))
+            )
     if origin in (dict, Mapping) and isinstance(value, Mapping):
-        return {decode(arguments[0], k, where): decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {
+            decode(arguments[0], k, where): decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()
+        }
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
@@ -94,6 +100,8 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
 
 
 def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is False and type(None) in options and bool not in options:
+        return None  # TOML has no null
     errors = []
     for option in options:
         try:

@@ -1,7 +1,7 @@
 """A stage is two pure functions, and only the first may be random.
 
-    sample : (config, keys, batch)                  -> sample     all randomness, no maths, never sees the patch
-    apply  : (config, patch_params, sample, batch)  -> writes     all maths, no randomness, no mode flags
+    sample : (config, keys, batch)                  -> sample   all randomness, no maths, never sees the patch
+    apply  : (config, patch_params, sample, batch)  -> writes   all maths, no randomness, no mode flags
 
 `define` joins them into a factory; what the factory makes is a `Stage`, and the form that people call is
 derived from the two functions:
@@ -72,6 +72,7 @@ class Definition(Generic[P]):
     gradient: bool = True
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
+        """A stage with these settings."""
         return Stage(self, self.config(*args, **kwargs))
 
     @property
@@ -110,8 +111,8 @@ def define(
         ValueError: If the config is no frozen dataclass or uses a reserved name, or `sample` does not declare
             what it draws.
     """
-    is_frozen = dataclasses.is_dataclass(config) and getattr(config, "__dataclass_params__").frozen
-    if not is_frozen:
+    parameters = getattr(config, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
     taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]  # type: ignore[arg-type]
     if taken:
@@ -140,7 +141,9 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
         return key
     for name in ("image_id", "draw"):
         if name not in batch:
-            raise ValueError(f"batch must hold {name!r} [b], which keys are derived from; {nearest(name, batch)}")
+            raise ValueError(
+                f"batch must hold {name!r} [b], which keys are derived from; {nearest(name, batch)}"
+            )
     image_id, draw = batch["image_id"], batch["draw"]
     if is_concrete(image_id) and image_id.device.type == "cpu":
         pairs = list(zip(image_id.tolist(), draw.tolist(), strict=True))
@@ -157,10 +160,11 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
 class Stage:
     """One configured stage: `stage(patch_params, key, batch) -> (out, sample)`."""
 
-    definition: Definition[Any]
+    definition: Definition[...]
     config: Any
 
     def __call__(self, patch_params: Params, key: Tensor, batch: Batch) -> tuple[Values, Sample]:
+        """`sample`, then `apply`."""
         sample = self.sample(key, batch)
         return self.apply(patch_params, sample, batch), sample
 
@@ -173,8 +177,13 @@ class Stage:
         keys = row_keys(key, batch)
         drawn = dict(self.definition.sample(self.config, keys, batch))
         for field, value in drawn.items():
-            if not isinstance(value, Tensor) or value.dtype not in SAMPLE_DTYPES or len(value) != len(keys):
-                what = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            has_rows = isinstance(value, Tensor) and value.shape[:1] == keys.shape[:1]
+            if not has_rows or value.dtype not in SAMPLE_DTYPES:
+                what = (
+                    f"{value.dtype} {list(value.shape)}"
+                    if isinstance(value, Tensor)
+                    else type(value).__name__
+                )
                 raise ValueError(
                     f"{self.definition.name}: sample[{field!r}] must be a float32, int64 or bool tensor of "
                     f"{len(keys)} rows, got {what}"
@@ -186,7 +195,9 @@ class Stage:
         d = self.definition
         missing = [name for name in d.reads if name != ALL and name not in values]
         if missing:
-            raise ValueError(f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}")
+            raise ValueError(
+                f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}"
+            )
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         written = dict(d.apply(self.config, patch_params, sample, {name: values[name] for name in names}))
         expected = {n for n in d.writes if n not in d.optional or n in values}
@@ -197,7 +208,7 @@ class Stage:
         return written
 
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
-        """Apply to a sample already held, from memory or from a log; returns the batch and what is written."""
+        """Apply to a sample already held, from memory or a log; returns the batch and what is written."""
         return {**batch, **self.written(patch_params, sample, batch)}
 
     def __repr__(self) -> str:
@@ -223,9 +234,10 @@ class KeySample(TypedDict):
 
 @dataclass(frozen=True)
 class Function:
-    """The config of a plain function used as a node."""
+    """The config of a plain function used as a node, and what it writes."""
 
     function: Callable[..., Any]
+    names: tuple[str, ...]
 
 
 def _sample_key(config: Function, keys: Tensor, batch: Batch) -> KeySample:
@@ -234,7 +246,7 @@ def _sample_key(config: Function, keys: Tensor, batch: Batch) -> KeySample:
 
 def _apply_stage_function(config: Function, patch_params: Params, sample: Sample, values: Values) -> Any:
     out, _ = config.function(patch_params, sample["key"], values)
-    return {name: value for name, value in out.items() if name not in values or value is not values[name]}
+    return {n: v for n, v in out.items() if n in config.names or n not in values or v is not values[n]}
 
 
 def _apply_loss_function(config: Function, patch_params: Params, sample: Sample, values: Values) -> Any:
@@ -247,8 +259,8 @@ def from_function(
     """A stage from a plain function, told apart by its number of arguments.
 
     Args:
-        function: `(patch_params, key, batch) -> (out, sample)`, whose sample is its row keys and which replays
-            by them; or a loss, `(values, patch_params) -> {term: [b]}`.
+        function: `(patch_params, key, batch) -> (out, sample)`, whose sample is its row keys and which
+            replays by them; or a loss, `(values, patch_params) -> {term: [b]}`.
         reads: What it is given; None for all values so far.
         writes: What it writes.
 
@@ -259,11 +271,11 @@ def from_function(
     name = getattr(function, "__qualname__", type(function).__name__)
     if count not in (2, 3):
         raise ValueError(
-            f"{name}: a plain function takes (patch_params, key, batch), or (values, patch_params) as a loss, "
-            f"but this one takes {count} arguments"
+            f"{name}: a plain function takes (patch_params, key, batch), or (values, patch_params) as a "
+            f"loss; this one takes {count} arguments"
         )
     is_loss = count == 2
-    definition: Definition[Any] = Definition(
+    definition: Definition[...] = Definition(
         name=f"{function.__module__}:{name}",
         module=function.__module__,
         config=Function,
@@ -274,4 +286,4 @@ def from_function(
         role="loss" if is_loss else "stage",
         vmap=False,
     )
-    return Stage(definition, Function(function))
+    return Stage(definition, Function(function, writes))

@@ -1,12 +1,14 @@
 """A study: everything that a run is made from, in one frozen value, and what can be done with it.
 
-`train`, `resume`, `evaluate` and `replay` here are the ready-made callers of the loop, the evaluation and the
-replay: they add the run folder, the log, checkpoints and progress.
+`train`, `resume`, `evaluate_run` and `replay_run` are the ready-made callers of the loop, the evaluation and
+the replay: they add the run folder, the log, checkpoints and progress.
 """
 
 import dataclasses
+import logging
+import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,31 +17,25 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fpatch import random
+from fpatch import __version__, random
 from fpatch.checks import check_number, nearest
+from fpatch.columns import from_columns
 from fpatch.config import build
-from fpatch.data import Loader, TargetSet, targets, write_image
-from fpatch.evaluate import (
-    NONE,
-    PATCH,
-    Evaluation,
-    Execution,
-    evaluate as evaluate_rows,
-    make_patches,
-    measure,
-)
+from fpatch.data import Loader, TargetSet, targets
+from fpatch.evaluation import Diagnosis, Evaluation, Execution, diagnose, evaluate, make_patches, metric_names
+from fpatch.graph import Pipeline
 from fpatch.log import Log, open_log
+from fpatch.loop import StepInfo, TrainState, find_bad_row, fit, make_state, make_step
 from fpatch.objective import Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
-from fpatch.pipeline import Pipeline, control
-from fpatch.replay import Replay, replay as replay_rows
-from fpatch.resource import Resource
+from fpatch.rates import Success, success
+from fpatch.rerun import Replay, replay
+from fpatch.resource import Resource, file_digest
 from fpatch.runs import Run, RunError, describe_environment
 from fpatch.schema import decode, encode
-from fpatch.stage import row_keys
-from fpatch.success import Success, conditions_of, success
-from fpatch.train import StepInfo, TrainState, find_bad_row, fit, make_state, make_step, take_rows
 from fpatch.viz.side_by_side import Panel, side_by_side
+
+_logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int, str], None]
 """Told of progress: the task, how much is done, of how much, and a note."""
@@ -60,9 +56,11 @@ class Data:
         root: Folder that image paths start from; None: that of each CSV.
         patches: Names to use; None: all in the CSV.
         classes: Names by label; None: as they appear.
+        outside_frac: How far corners may lie outside a photograph, as a fraction of its side.
         resident: Keep decoded photographs in memory ("host"), or decode at every use ("disk").
         train: Split to train on.
-        validation: Split that chooses the best checkpoint; None: no validation.
+        validation: Split that chooses the best checkpoint; None (false in TOML): no validation, and the last
+            checkpoint is the best.
         test: Split held out for `fpatch evaluate`.
     """
 
@@ -72,6 +70,7 @@ class Data:
     root: str | None = None
     patches: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
+    outside_frac: float = 0.0
     resident: Literal["host", "disk"] = "host"
     train: str = "train"
     validation: str | None = "validation"
@@ -86,6 +85,7 @@ class Data:
             root=self.root,
             patches=self.patches,
             classes=self.classes,
+            outside_frac=self.outside_frac,
             resident=self.resident,
         )
 
@@ -130,6 +130,8 @@ class Train:
     def __post_init__(self) -> None:
         check_number("train.num_steps", self.num_steps, 1)
         check_number("train.batch_size", self.batch_size, 1)
+        if self.micro_batch is not None:
+            check_number("train.micro_batch", self.micro_batch, 1)
         check_number("train.checkpoint_every", self.checkpoint_every, 1)
 
 
@@ -184,8 +186,14 @@ class Study:
 
     Attributes:
         name: Of the run folder.
+        data: The photographs.
+        pipeline: The stages, for all phases.
+        objective: What is minimized.
         seed: Of the root key.
-        imports: Modules that define stages or loaders used here.
+        optimizer: How the patch moves.
+        train: How long.
+        evaluate: How it is measured.
+        log: Where records go.
     """
 
     name: str
@@ -197,6 +205,10 @@ class Study:
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
     log: Logging = field(default_factory=Logging)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != Path(self.name).name:
+            raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -212,7 +224,8 @@ def load_study(
 
     Args:
         path: `[data]`, `[pipeline.NAME]`, `[objective]`, `[optimizer]`, `[train]`, `[evaluate]`, `[log]`.
-        overrides: Values by dotted name, `{"optimizer.learning_rate": 0.1, "pipeline.exposure.stops.low": -2}`.
+        overrides: Values by dotted name, `{"optimizer.learning_rate": 0.1, "pipeline.exposure.stops.low":
+            -2}`.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
@@ -221,7 +234,8 @@ def load_study(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file")
+        what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
+        raise FileNotFoundError(f"{path}: {what}")
     try:
         raw = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -233,8 +247,10 @@ def load_study(
             for name, value in overrides.items():
                 _assign(config, name, value)
             study = study_from_config(config, Path.cwd(), resources)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return study
 
 
@@ -289,11 +305,13 @@ def _assign(config: dict[str, Any], name: str, value: Any) -> None:
         target[("low", "high").index(last)] = value
     elif isinstance(target, dict):
         target[last] = value
+        if last == "weights" and "loader" in target:
+            target["sha256"] = None  # that of the file before
     else:
         raise ValueError(f"--{name}: {'.'.join(parents)} is {target!r}, which has no {last!r}")
 
 
-# -- training -----------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------
 
 
 class Parts(NamedTuple):
@@ -331,8 +349,8 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
         )
     if tuple(made) != dataset.names:
         raise ValueError(
-            f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same, in one "
-            "order: quad_patch counts them"
+            f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same, in "
+            "one order: quad_patch counts them"
         )
 
 
@@ -347,7 +365,7 @@ def train(study: Study, report: Report = _silent) -> Run:
             with the term, the row and its sample, after the state before it was saved.
     """
     parts = make_parts(study)
-    _check_first_batch(study, parts)
+    _rehearse(study, parts)
     run = Run.create(study.log.runs, study.name, study.config, describe_environment(study.seed))
     with run.locked():
         _train(study, parts, run, parts.initial, {}, None, report)
@@ -362,7 +380,9 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
     """
     run, study = open_run(folder, resources)
     parts = make_parts(study)
-    with run.locked():
+    with run.locked(), run.execution.recreated() as differences:
+        for sentence in differences:
+            _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", sentence)
         state, facts = parts.initial, {}
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
@@ -379,15 +399,38 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
         raise RunError(f"{run.folder}/config.json: {error}") from error
 
 
-def _check_first_batch(study: Study, parts: Parts) -> None:
-    """Terms must be one finite number per row; found out before a folder is made."""
-    loader = _loader(study, parts)
-    ids = loader.dataset.image_ids[: min(3, len(loader.dataset.image_ids))]
-    batch = loader.dataset.batch(ids)
-    key = random.fold_in(parts.initial.key, "test batch")
+def _rehearse(study: Study, parts: Parts) -> None:
+    """Train and validate on a few photographs: what is wrong shows before a folder is made.
+
+    Raises:
+        ValueError: If a loss term is not one finite number per row, or there is no scalar that picks the best
+            checkpoint.
+    """
+    key = random.fold_in(parts.initial.key, "rehearsal")
+    dataset = parts.dataset.split(study.data.train)
+    batch = dataset.batch(dataset.image_ids[:3])
     sample = parts.objective.pipeline.sample(key, batch)
     with torch.no_grad():
-        check_terms(parts.objective(parts.initial.params, sample, batch).terms, len(ids))
+        check_terms(parts.objective(parts.initial.params, sample, batch).terms, len(batch["image_id"]))
+    if study.data.validation is not None:
+        _check_metric(study, "validation")
+        dataset = parts.dataset.split(study.data.validation)
+        few = dataset.select(dataset.image_ids[:2])
+        result = evaluate(study.pipeline.at("validation"), parts.initial.params, few, key, block=2)
+        known = _scalars(study, result)
+        if study.evaluate.best not in known:
+            raise ValueError(
+                f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, known)}"
+            )
+
+
+def _check_metric(study: Study, phase: str) -> None:
+    metric, known = study.evaluate.metric, metric_names(study.pipeline.at(phase))
+    if metric not in known:
+        raise ValueError(
+            f"evaluate.metric: no stage in phase {phase!r} writes {metric!r}; {nearest(metric, known)}; add "
+            'one such as metrics.detection_hit, phases = ["eval"], or train with data.validation = false'
+        )
 
 
 def _loader(study: Study, parts: Parts) -> Loader:
@@ -410,17 +453,19 @@ def _train(
     try:
         _describe(study, parts.dataset, log)
         step = make_step(
-            parts.objective, parts.optimizer, transform=study.objective.transform, micro_batch=settings.micro_batch
+            parts.objective,
+            parts.optimizer,
+            transform=study.objective.transform,
+            micro_batch=settings.micro_batch,
         )
         if state.step == 0:
-            _checkpoint(run, log, state, facts, "step-00000000")
+            _checkpoint(run, log, state, facts)
         with ExitStack() as stack:
             profiler = stack.enter_context(_profiler(study, run))
             for after, info in fit(state, step, _loader(study, parts), settings.num_steps):
-                if (bad := find_bad_row(info)) is not None:
-                    log.flush()
-                    run.save_checkpoint("last", state, **facts)
-                    raise ValueError(f"step {state.step}: {bad}; the state before it is kept in {run.folder}")
+                if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+                    _checkpoint(run, log, state, facts)
+                    raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
                 state = after
                 if profiler is not None:
                     profiler.step()
@@ -430,21 +475,24 @@ def _train(
                 if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
                     facts = _validate(study, parts, run, log, state, facts, report)
                 if at_end or state.step % settings.checkpoint_every == 0:
-                    name = f"step-{state.step:08d}"
-                    _checkpoint(run, log, state, facts, name)
+                    _checkpoint(run, log, state, facts)
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
-        save_patches(run, make_patches(study.pipeline.at("test"), state.params))
+        best, _ = run.load_checkpoint("best", parts.initial)
+        save_patches(run, make_patches(study.pipeline.at("test"), best.params))
         log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
         finished = True
+    except BaseException as error:
+        error.add_note(f"what was done is kept; go on with: fpatch resume {run.folder}")
+        raise
     finally:
         log.close(finished=finished)
 
 
-def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any], name: str) -> None:
-    """Records first, then the state that they lead to, then their commit: right at whatever moment it is cut."""
+def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any]) -> None:
+    """Records first, then the state they lead to, then their commit: right whenever it is cut off."""
     log.flush()
-    run.save_checkpoint(name, state, **facts)
+    run.save_checkpoint(f"step-{state.step:08d}", state, **facts)
     run.save_checkpoint("last", state, **facts)
     log.commit(state.step)
 
@@ -462,14 +510,12 @@ def _validate(
     dataset = parts.dataset.split(study.data.validation)
     result = _evaluate(study, state, dataset, "validation", report)
     run.save_evaluation(f"validation-{state.step:08d}", result, Execution.current(study.evaluate.block))
-    rates = success(result.table, study.evaluate.metric)
-    scalars = {f"validation/{n}": v for n, v in (rates.scalars() | _mean_metrics(result)).items()}
-    log.scalars(state.step, scalars)
-    log_diagnostics(study, state, dataset, result, log, "validation")
-    value = scalars.get(f"validation/{study.evaluate.best}")
-    if value is None:
-        raise ValueError(f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, scalars)}")
-    if not facts or value > facts["best"]:
+    scalars = _scalars(study, result)
+    log.scalars(state.step, {f"validation/{n}": v for n, v in scalars.items()})
+    diagnosis = _diagnose_first_block(study, state, dataset, result.table, "validation")
+    log_diagnostics(study, state, diagnosis, dataset.class_names, log)
+    value = scalars[study.evaluate.best]
+    if not facts or math.isnan(facts["best"]) or value > facts["best"]:
         facts = {"best": value, "best_step": state.step}
         run.save_checkpoint("best", state, **facts)
     return facts
@@ -480,7 +526,7 @@ def _evaluate(
 ) -> Evaluation:
     pipeline = study.pipeline.at(phase or split)
     key = random.fold_in(random.fold_in(random.key(study.seed), "evaluate"), split)
-    return evaluate_rows(
+    return evaluate(
         pipeline,
         state.params,
         dataset,
@@ -491,14 +537,14 @@ def _evaluate(
     )
 
 
-def _mean_metrics(result: Evaluation) -> dict[str, float]:
-    """Means of all metrics per condition."""
-    skipped = ("sample/", "digest/", "key/")
-    return {
+def _scalars(study: Study, result: Evaluation) -> dict[str, float]:
+    """Success rates, and the means of all metrics per condition."""
+    means = {
         n: float(np.mean(c.astype(np.float64)))
         for n, c in result.table.items()
-        if "/" in n and not n.startswith(skipped) and c.dtype.kind in "fb"
+        if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
     }
+    return success(result.table, study.evaluate.metric).scalars() | means
 
 
 def _open_log(study: Study, run: Run, resume_step: int | None) -> Log:
@@ -513,11 +559,9 @@ def _open_log(study: Study, run: Run, resume_step: int | None) -> Log:
 
 def _describe(study: Study, dataset: TargetSet, log: Log) -> None:
     log.params(flatten(study.config))
-    log.tags({"fpatch": describe_environment(study.seed)["execution"]["torch"], "study": study.name})
-    digest = ",".join(sorted(dataset.digest(i) for i in dataset.image_ids.tolist()[:1]))
-    log.dataset(
-        Path(study.data.placements).stem, digest[:16], study.data.placements, num_rows=len(dataset.image_ids)
-    )
+    log.tags({"fpatch": __version__, "study": study.name})
+    source = study.data.placements
+    log.dataset(Path(source).stem, file_digest(source)[:16], source, num_photographs=len(dataset))
     log.text(0, {"description": describe(study)})
 
 
@@ -558,53 +602,41 @@ def save_patches(run: Run, patches: Mapping[str, Any]) -> None:
     """Every patch as `patch/<name>.png`."""
     for entries in patches.values():
         for name, patch in entries.items():
-            write_image(run.path(f"patch/{name}.png"), patch if patch.ndim == 3 else patch[0])
+            run.write_image(f"patch/{name}.png", patch if patch.ndim == 3 else patch[0])
 
 
-# -- looking at it --------------------------------------------------------------------------------------------------
+# -- looking at it -----------------------------------------------------------------------------------------
 
 
 def log_diagnostics(
-    study: Study, state: TrainState, dataset: TargetSet, result: Evaluation, log: Log, split: str
+    study: Study, state: TrainState, diagnosis: Diagnosis, names: Sequence[str], log: Log
 ) -> None:
-    """What every stage has to show of the first block, patched beside control, and a figure of detections."""
-    patched, without, batch = _first_block(study, state, dataset, result, split)
-    pipeline = study.pipeline.at(split)
-    for path, n in pipeline.items():
-        show = n.stage.definition.show
-        if show is None:
-            continue
-        views = [{own: v[r] for own, r in (n.reads | n.writes).items() if r in v} for v in (patched, without)]
-        for name, value in show(n.stage.config, *views).items():
-            full = f"{split}/{path}/{name}"
-            array = torch.as_tensor(value)
-            if array.ndim == 3:
-                log.images(state.step, {full: array})
-            elif array.ndim == 0:
-                log.scalars(state.step, {full: float(array)})
-            else:
-                log.histograms(state.step, {full: array})
-    figure = make_figure(study, patched, without, dataset)
-    log.images(state.step, {f"{split}/control and patched": figure})
+    """What every stage has to show, and a figure of what the victim says."""
+    for name, value in diagnosis.shown.items():
+        full = f"{diagnosis.phase}/{name}"
+        if value.ndim == 3:
+            log.images(state.step, {full: value})
+        elif value.ndim == 0:
+            log.scalars(state.step, {full: float(value)})
+        else:
+            log.histograms(state.step, {full: value})
+    log.images(state.step, {f"{diagnosis.phase}/control and patched": make_figure(study, diagnosis, names)})
 
 
-def _first_block(
-    study: Study, state: TrainState, dataset: TargetSet, result: Evaluation, split: str
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    ids = torch.from_numpy(result.table["image_id"][: study.evaluate.block])
-    draw = torch.from_numpy(result.table["draw"][: study.evaluate.block])
-    batch = dataset.batch(ids, draw)
-    keys = torch.from_numpy(np.stack([result.table[f"key/{i}"][: len(ids)] for i in (0, 1)], axis=1))
-    pipeline = study.pipeline.at(split)
-    sample = pipeline.sample(row_keys(keys, batch), batch)
-    with torch.no_grad():
-        patched = pipeline.apply(state.params, sample, batch)
-        without = pipeline.apply(state.params, control(sample), batch)
-    return patched, without, batch
+def _diagnose_first_block(
+    study: Study, state: TrainState, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
+) -> Diagnosis:
+    """The first block of an evaluation, looked at closely."""
+    rows = slice(0, study.evaluate.block)
+    ids, draw = (torch.from_numpy(table[n][rows]) for n in ("image_id", "draw"))
+    sample = from_columns(
+        {n.removeprefix("sample/"): c[rows] for n, c in table.items() if n.startswith("sample/")}
+    )
+    return diagnose(study.pipeline.at(phase), state.params, sample, dataset.batch(ids, draw), phase)
 
 
 def make_figure(
-    study: Study, patched: Mapping[str, Any], without: Mapping[str, Any], dataset: TargetSet, num_rows: int = 4
+    study: Study, diagnosis: Diagnosis, class_names: Sequence[str], num_rows: int = 4
 ) -> torch.Tensor:
     """Control and patched images side by side, with what the victim says of them."""
 
@@ -618,16 +650,16 @@ def make_figure(
         return Panel(values["image"][i], caption)
 
     rows = [
-        [panel(without, i, "no patch"), panel(patched, i, "patch")]
-        for i in range(min(num_rows, len(patched["image"])))
+        [panel(diagnosis.without, i, "no patch"), panel(diagnosis.patched, i, "patch")]
+        for i in range(min(num_rows, len(diagnosis.patched["image"])))
     ]
-    return side_by_side(rows, dataset.class_names, study.evaluate.score)
+    return side_by_side(rows, class_names, study.evaluate.score)
 
 
-# -- evaluation and replay ------------------------------------------------------------------------------------------
+# -- evaluation and replay ---------------------------------------------------------------------------------
 
 
-def evaluate(
+def evaluate_run(
     folder: str | Path,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
@@ -648,6 +680,7 @@ def evaluate(
     name = study.data.test if split == "test" else study.data.validation
     if name is None:
         raise ValueError("evaluate: the study has no validation split; evaluate the test split")
+    _check_metric(study, split)
     dataset = parts.dataset.split(name)
     with run.locked():
         state, _ = run.load_checkpoint(checkpoint, parts.initial)
@@ -658,11 +691,10 @@ def evaluate(
         run.write_json(f"tables/{split}.summary.json", summary(rates, checkpoint, state.step))
         log = _open_log(study, run, last.step)
         try:
-            log.scalars(last.step, {f"{split}/{n}": v for n, v in (rates.scalars() | _mean_metrics(result)).items()})
-            log_diagnostics(study, last._replace(params=state.params), dataset, result, log, split)
-            patched, without, _ = _first_block(study, state, dataset, result, split)
-            write_image(run.path(f"figures/{split}.png"), make_figure(study, patched, without, dataset))
-            save_patches(run, make_patches(study.pipeline.at(split), state.params))
+            log.scalars(last.step, {f"{split}/{n}": v for n, v in _scalars(study, result).items()})
+            diagnosis = _diagnose_first_block(study, state, dataset, result.table, split)
+            log_diagnostics(study, last, diagnosis, dataset.class_names, log)
+            run.write_image(f"figures/{split}.png", make_figure(study, diagnosis, dataset.class_names))
             log.artifacts([f"tables/{split}.parquet", f"tables/{split}.csv", f"figures/{split}.png"])
         finally:
             log.close()
@@ -671,7 +703,10 @@ def evaluate(
 
 def summary(rates: Success, checkpoint: str, step: int) -> dict[str, Any]:
     """Success rates as JSON."""
-    parts = {n: {c: r._asdict() for c, r in getattr(rates, n).items()} for n in ("rates", "displaced", "gone", "over")}
+    parts = {
+        n: {c: r._asdict() for c, r in getattr(rates, n).items()}
+        for n in ("rates", "displaced", "gone", "over")
+    }
     return {"checkpoint": checkpoint, "step": step, **parts, "clean": rates.clean._asdict()}
 
 
@@ -683,12 +718,14 @@ class StepReplay(NamedTuple):
         start: The checkpoint that it started from.
         scalars: Logged and rerun value of every scalar of the step.
         info: Samples and terms of the batch.
+        environment: What is not as recorded, a sentence each.
     """
 
     step: int
     start: int
     scalars: dict[str, tuple[float, float]]
     info: StepInfo
+    environment: list[str]
 
     @property
     def identical(self) -> bool:
@@ -696,7 +733,7 @@ class StepReplay(NamedTuple):
         return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in self.scalars.values())
 
 
-def replay(
+def replay_run(
     folder: str | Path,
     rows: slice | None = None,
     table: str = "test",
@@ -713,12 +750,13 @@ def replay(
     split = table.partition("-")[0]
     name = study.data.test if split == "test" else study.data.validation
     dataset = study.data.open().split(name or split)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recorded.threads)
-    try:
-        differences = recorded.differences(Execution.current(recorded.block))
-        chosen = None if rows is None else range(len(logged["image_id"]))[rows]
-        result = replay_rows(
+    chosen = range(len(logged["image_id"]))[rows or slice(None)]
+    if not chosen:
+        raise ValueError(
+            f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
+        )
+    with recorded.recreated() as differences:
+        result = replay(
             study.pipeline.at(split),
             run.load_conditions(table),
             dataset,
@@ -727,8 +765,6 @@ def replay(
             block=recorded.block,
             progress=lambda done, total: report("replaying", done, total, ""),
         )
-    finally:
-        torch.set_num_threads(threads)
     return result, differences
 
 
@@ -739,23 +775,27 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
         folder: The run.
         number: The update, from 1 to the last that was logged.
         resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: If there is no record of that update.
     """
     run, study = open_run(folder, resources)
     parts = make_parts(study)
-    starts = [s for s in run.checkpoint_steps() if s < number]
-    if number < 1 or not starts:
-        raise ValueError(f"replay --step: there is no update {number}; updates count from 1")
     logged = _logged_scalars(run, number)
-    state, _ = run.load_checkpoint(f"step-{starts[-1]:08d}", parts.initial)
+    start = max((s for s in run.checkpoint_steps() if s < number), default=None)
+    if start is None:
+        raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
+    state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
     step = make_step(
-        parts.objective, parts.optimizer, transform=study.objective.transform, micro_batch=study.train.micro_batch
+        parts.objective,
+        parts.optimizer,
+        transform=study.objective.transform,
+        micro_batch=study.train.micro_batch,
     )
-    info = None
-    for state, info in fit(state, step, _loader(study, parts), number):
-        pass
-    assert info is not None
+    with run.execution.recreated() as differences:
+        *_, (_, info) = fit(state, step, _loader(study, parts), number)
     found = _step_scalars(info)
-    return StepReplay(number, starts[-1], {n: (logged[n], found[n]) for n in found}, info)
+    return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)
 
 
 def _logged_scalars(run: Run, step: int) -> dict[str, float]:
@@ -768,4 +808,4 @@ def _logged_scalars(run: Run, step: int) -> dict[str, float]:
                 return {n: float(v) for n, v in record["values"].items()}
     finally:
         records.close()
-    raise ValueError(f"replay --step: {run.folder} has no record of update {step}; it has not been made")
+    raise ValueError(f"replay --step: {run.folder} has no record of update {step}; they count from 1")

@@ -1,5 +1,8 @@
 """Before any import of fpatch: shapes and types of its annotations are checked while tests run."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -8,3 +11,22 @@ torch.set_num_threads(1)
 hook = install_import_hook("fpatch", "typecheck.checked")
 settings.register_profile("fpatch", deadline=None, derandomize=True, database=None)
 settings.load_profile("fpatch")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A tiny study, trained and evaluated; not to be written to."""
+    from study_fixture import make_study
+
+    from fpatch.study import evaluate_run, load_study, train
+
+    run = train(load_study(make_study(tmp_path_factory.mktemp("trained"), tensorboard=True)))
+    return evaluate_run(run.folder)[0]
+
+
+@pytest.fixture
+def run(trained, tmp_path: Path):
+    """A copy of it, which a test may damage."""
+    from study_fixture import copy_run
+
+    return copy_run(trained, tmp_path)

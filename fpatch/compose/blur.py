@@ -48,7 +48,7 @@ def apply(config: Blur, patch_params: Params, sample: BlurSample, values: Values
 
 
 def _convolve(image: Tensor, weights: tuple[Tensor, ...], axis: int) -> Tensor:
-    """A symmetric filter along an axis, edges repeated; sums of slices keep the bits of a row in any batch."""
+    """A symmetric filter along an axis, edges repeated; sums of slices keep a row's bits in any batch."""
     radius, size = len(weights) - 1, image.shape[axis]
     pad = (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius)
     padded = F.pad(image, pad, mode="replicate")

@@ -38,4 +38,12 @@ def apply(config: Exposure, patch_params: Params, sample: ExposureSample, values
     return {"image": (values["image"] * gain).clamp(0.0, 1.0)}
 
 
-exposure = define("exposure", Exposure, sample, apply, reads=("image",), writes=("image",))
+def show(config: Exposure, values: Values, control_values: Values) -> Values:
+    """The share of pixels that the exposure clipped to white."""
+    return {
+        f"clipped_frac/{name}": (shown["image"] >= 1.0).float().mean()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+exposure = define("exposure", Exposure, sample, apply, reads=("image",), writes=("image",), show=show)

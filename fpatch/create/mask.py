@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fpatch.resource import Resource, define_loader, live
 from fpatch.stage import define, deterministic
+from fpatch.tree import is_concrete
 from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Opacity by patch name, each [height, width] in 0..1 of any size, or a `mask_image`; others are opaque."""
+    """Opacity by patch name, each [height, width] in 0..1 of any size, or a `mask_image`; else opaque."""
 
     masks: Mapping[str, Resource | Tensor]
 
@@ -27,7 +28,7 @@ def apply(config: Mask, patch_params: Params, sample: Sample, values: Values) ->
 
 
 def _as_mask(name: str, mask: Tensor) -> Tensor:
-    if mask.ndim != 2 or not 0 <= float(mask.min()) <= float(mask.max()) <= 1:
+    if mask.ndim != 2 or (is_concrete(mask) and not 0 <= float(mask.min()) <= float(mask.max()) <= 1):
         raise ValueError(f"mask({name!r}) must be [height, width] within 0..1, got shape {list(mask.shape)}")
     return mask[None]
 

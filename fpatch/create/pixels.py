@@ -26,10 +26,14 @@ class Pixels:
     def __post_init__(self) -> None:
         check_range("pixels(start)", self.start, 0.0, 1.0)
         if not self.shapes:
-            raise ValueError("pixels(shapes) must name at least one patch, got none; e.g. {'hood': (3, 64, 64)}")
+            raise ValueError(
+                "pixels(shapes) must name at least one patch, got none; e.g. {'hood': (3, 64, 64)}"
+            )
         for name, shape in self.shapes.items():
             if len(shape) != 3 or min(shape) < 1:
-                raise ValueError(f"pixels(shapes): {name!r} must be (channels, height, width), got {tuple(shape)}")
+                raise ValueError(
+                    f"pixels(shapes): {name!r} must be (channels, height, width), got {tuple(shape)}"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,6 +56,25 @@ def apply(config: Pixels, patch_params: Params, sample: Sample, values: Values) 
     return {"patch": {name: patch_params[name] for name in config.names}}
 
 
+def show(config: Pixels, values: Values, control_values: Values) -> Values:
+    patches = values["patch"]
+    return patches | {f"{name} values": patch.flatten() for name, patch in patches.items()}
+
+
+def describe(config: Pixels) -> str:
+    sizes = ", ".join(f"{name} {h} x {w} x {c}" for name, (c, h, w) in config.shapes.items())
+    return f"patches as pixels: {sizes}"
+
+
 pixels = define(
-    "pixels", Pixels, deterministic, apply, reads=(), writes=("patch",), init=init, project=project
+    "pixels",
+    Pixels,
+    deterministic,
+    apply,
+    reads=(),
+    writes=("patch",),
+    init=init,
+    project=project,
+    show=show,
+    describe=describe,
 )

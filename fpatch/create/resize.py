@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch.nn.functional as F
 
+from fpatch.checks import nearest
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
 
@@ -32,9 +33,14 @@ def apply(config: Resize, patch_params: Params, sample: Sample, values: Values) 
     patches = dict(values["patch"])
     smooth = config.interpolation in ("bilinear", "bicubic")
     for name, size in config.sizes.items():
+        if name not in patches:
+            raise ValueError(f"resize(sizes): no patch {name!r}; {nearest(name, patches)}")
         patch = patches[name]
         resized = F.interpolate(
-            patch if patch.ndim == 4 else patch[None], tuple(size), mode=config.interpolation, antialias=smooth
+            patch if patch.ndim == 4 else patch[None],
+            tuple(size),
+            mode=config.interpolation,
+            antialias=smooth,
         )
         patches[name] = (resized if patch.ndim == 4 else resized[0]).clamp(0.0, 1.0)
     return {"patch": patches}

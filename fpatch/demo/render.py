@@ -1,11 +1,12 @@
 """Procedural photographs of a box truck, drawn with numpy alone.
 
-A pinhole camera looks at a street: sky, ground, a road, buildings, trees, other boxes that cast the same kind of
-shadow, and one truck. The sides and the rear of its cargo box carry flat panels. What is printed on a panel is lit,
-hidden behind poles, blurred and made noisy like everything else, so that one scene can be photographed again with
-another print and nothing else changed.
+A pinhole camera looks at a street: sky, ground, a road, buildings, trees, other boxes that cast the same
+kind of shadow, and one truck. The sides and the rear of its cargo box carry flat panels. What is printed on
+a panel is lit, hidden behind poles, blurred and made noisy like everything else, so that one scene can be
+photographed again with another print and nothing else changed.
 
-Convention: world axes are x right, y forward and z up, in meters, with the camera above the origin. Pixel coordinates
+Convention: world axes are x right, y forward and z up, in meters, with the camera above the origin. Pixel
+    coordinates
 are continuous, (0, 0) is the outer top-left corner of the image. Quads run top-left, top-right, bottom-right,
 bottom-left as seen upright from outside. Colors are display values in 0..1.
 """
@@ -23,18 +24,30 @@ PANELS = ("side", "rear")
 LABEL = "truck"
 MIN_SIDE_PX = 48
 
-MIN_FACING = 0.12  # cosine between a panel's normal and the line of sight below which the panel is turned away
+MIN_FACING = (
+    0.12  # cosine between a panel's normal and the line of sight below which the panel is turned away
+)
 MARGIN_PX = 2.0  # free border around the truck
-INSET_FRAC = {"side": (0.03, 0.05), "rear": (0.06, 0.05)}  # frame around a panel: of its face's width and height
+INSET_FRAC = {
+    "side": (0.03, 0.05),
+    "rear": (0.06, 0.05),
+}  # frame around a panel: of its face's width and height
 PRINT_SIZE = {"side": (20, 36), "rear": (20, 20)}  # of the prints that the renderer makes up itself
 
 PAINTS = np.array(
-    [(0.87, 0.87, 0.85), (0.70, 0.71, 0.72), (0.20, 0.21, 0.23), (0.72, 0.13, 0.12), (0.13, 0.28, 0.58), (0.15, 0.44, 0.30)]
-    + [(0.90, 0.66, 0.14), (0.84, 0.40, 0.12), (0.45, 0.30, 0.20), (0.36, 0.54, 0.66), (0.52, 0.22, 0.42), (0.78, 0.72, 0.56)]
-)  # fmt: skip
-GROUNDS = np.array([(0.33, 0.41, 0.20), (0.50, 0.43, 0.31), (0.46, 0.46, 0.45), (0.66, 0.62, 0.53), (0.36, 0.37, 0.34)])
+    [
+        *((0.90, 0.90, 0.88), (0.70, 0.71, 0.72), (0.20, 0.21, 0.23), (0.06, 0.06, 0.07), (0.72, 0.13, 0.12)),
+        *((0.13, 0.28, 0.58), (0.15, 0.44, 0.30), (0.90, 0.66, 0.14), (0.84, 0.40, 0.12), (0.45, 0.30, 0.20)),
+        *((0.36, 0.54, 0.66), (0.52, 0.22, 0.42), (0.78, 0.72, 0.56)),
+    ]
+)
+GROUNDS = np.array(
+    [(0.33, 0.41, 0.20), (0.50, 0.43, 0.31), (0.46, 0.46, 0.45), (0.66, 0.62, 0.53), (0.36, 0.37, 0.34)]
+)
 SKIES = np.array([(0.36, 0.56, 0.82), (0.50, 0.64, 0.80), (0.66, 0.69, 0.72), (0.78, 0.68, 0.60)])
-WALLS = np.array([(0.62, 0.50, 0.42), (0.55, 0.54, 0.52), (0.72, 0.68, 0.60), (0.48, 0.33, 0.28), (0.40, 0.44, 0.48)])
+WALLS = np.array(
+    [(0.62, 0.50, 0.42), (0.55, 0.54, 0.52), (0.72, 0.68, 0.60), (0.48, 0.33, 0.28), (0.40, 0.44, 0.48)]
+)
 RUBBER = np.array((0.07, 0.07, 0.08))
 STEEL = np.array((0.15, 0.15, 0.16))
 POLES = np.array([(0.55, 0.56, 0.57), (0.25, 0.26, 0.27), (0.42, 0.32, 0.22), (0.72, 0.72, 0.70)])
@@ -73,14 +86,16 @@ def render(
     Args:
         rng: The only source of randomness; generators in the same state give the same scene, bit for bit.
         size_hw: Height and width of the image in pixels, each at least 48.
-        textures: Panel name to the print it shows, ``[h, w, 3]``, uint8 or float in 0..1, upright as seen from
-            outside. Replaces the print that was drawn for the panel; every draw stays the same.
+        textures: Panel name to the print it shows, ``[h, w, 3]``, uint8 or float in 0..1, upright as seen
+            from outside. Replaces the print that was drawn for the panel; every draw stays the same.
 
     Raises:
         ValueError: If the image is too small, a texture is not an image in range, or it names no panel.
     """
     if min(size_hw) < MIN_SIDE_PX:
-        raise ValueError(f"size_hw must be at least {MIN_SIDE_PX} pixels each way, got {tuple(size_hw)}; enlarge it")
+        raise ValueError(
+            f"size_hw must be at least {MIN_SIDE_PX} pixels each way, got {tuple(size_hw)}; enlarge it"
+        )
     camera, truck = _draw_pose(rng, size_hw)
     canvas = _Canvas(camera, size_hw, _draw_sun(rng))
     _paint_surroundings(rng, canvas, truck)
@@ -192,7 +207,9 @@ class _Truck(NamedTuple):
     wheel_m: float
 
     def corners(self) -> NDArray:
-        return np.concatenate([self.cargo.corners(), self.cab.corners(), _raise(self.chassis.footprint(), 0.0)])
+        return np.concatenate(
+            [self.cargo.corners(), self.cab.corners(), _raise(self.chassis.footprint(), 0.0)]
+        )
 
 
 class _Sun(NamedTuple):
@@ -245,7 +262,7 @@ def _hull(points: NDArray) -> NDArray:
 
 
 def _make_grain(side: int = 512) -> NDArray[np.float32]:
-    """Smooth tileable noise, uniform in 0..1, ``[side, side]``, side a power of two: a constant of this module."""
+    """Smooth tileable noise, uniform in 0..1, ``[side, side]``, with side a power of two."""
     rng = scene_rng(0, 0)
     total = np.zeros((side, side))
     for cell in (4, 8, 16, 32, 64):
@@ -285,7 +302,7 @@ class _Canvas:
         return rows, slice(max(0, math.floor(x0 - reach)), max(0, math.ceil(x1 + reach)))
 
     def cover(self, corners: NDArray, grow: float, soft: float) -> tuple[tuple[slice, slice], NDArray]:
-        """How much of each pixel lies in a convex polygon ``[n, 2]``, clockwise, and the window this is about."""
+        """The window around a convex clockwise polygon ``[n, 2]``, and how much of each pixel it covers."""
         window = rows, columns = self.window(_bounds(corners), grow + soft)
         edges = np.concatenate([corners[1:], corners[:1]]) - corners
         normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / (np.sqrt((edges * edges).sum(1)) + 1e-9)[:, None]
@@ -308,7 +325,12 @@ class _Canvas:
         self.blend(*self.cover(corners, grow, soft), color, truck)
 
     def face(
-        self, face: _Face, color: NDArray, picture: NDArray | None = None, grow: float = 0.5, truck: bool = False
+        self,
+        face: _Face,
+        color: NDArray,
+        picture: NDArray | None = None,
+        grow: float = 0.5,
+        truck: bool = False,
     ) -> NDArray | None:
         """Paint a face in the sun and return its quad, or None where it is turned away.
 
@@ -337,9 +359,24 @@ class _Canvas:
         return "left" if solid.heading[0] * sight[1] - solid.heading[1] * sight[0] < 0 else "right"
 
     def wheels(
-        self, body: _Solid, width: float, radius: float, hub: NDArray, places: Sequence[float], truck: bool = False
+        self,
+        body: _Solid,
+        width: float,
+        radius: float,
+        hub: NDArray,
+        places: Sequence[float],
+        truck: bool = False,
     ) -> None:
-        """Paint the wheels of the near side, `width` meters apart from the others, at fractions from rear to front."""
+        """Paint the wheels of the near side, `width` meters from the others.
+
+        Args:
+            body: What they carry.
+            width: Distance between the wheels' outer faces in meters.
+            radius: In meters.
+            hub: Color inside the tire.
+            places: Where along the body, 0 at the rear and 1 at the front.
+            truck: Whether the body belongs to the truck.
+        """
         near = self.near_side(body)
         side = body.faces()[near]
         outward = side.normal()
@@ -348,7 +385,9 @@ class _Canvas:
         along, up = np.append(body.heading, 0), np.array([0.0, 0.0, 1.0])
         right = along if near == "right" else -along
         for place in places:
-            center = np.append(body.center, radius) + outward * width / 2 + along * (place - 0.5) * body.length
+            center = (
+                np.append(body.center, radius) + outward * width / 2 + along * (place - 0.5) * body.length
+            )
             for size, color in ((radius, RUBBER), (0.5 * radius, hub)):
                 face = _Face(center + (up - right) * size, 2 * size * right, -2 * size * up)
                 self.disc(face, color, truck)
@@ -367,12 +406,15 @@ class _Canvas:
         ground = _raise(solid.footprint(), 0.0)
         sun = self.sun.direction
         cast = ground - np.append(sun[:2] * (solid.high / sun[2]), 0)
-        for corners, soft, strength in ((np.concatenate([ground, cast]), 2.0, 1.3 * (1 - self.sun.ambient)), (ground, 4.0, 0.45)):
+        for corners, soft, strength in (
+            (np.concatenate([ground, cast]), 2.0, 1.6 * (1 - self.sun.ambient)),
+            (ground, 4.0, 0.45),
+        ):
             window, cover = self.cover(_hull(self.camera.project(corners)), 0.0, soft)
             self.planes[:3, *window] *= 1 - np.float32(strength) * cover
 
     def inside(self, face: _Face, window: tuple[slice, slice]) -> tuple[NDArray, NDArray]:
-        """Where on the face each pixel of the window looks: fractions of its width and height, ``[h, w]`` each."""
+        """Where each pixel of the window meets the face, in fractions of its width and of its height."""
         camera = self.camera
         m = np.stack([face.across, face.down, face.corner - camera.position], 1)
         m = camera.axes @ m
@@ -380,7 +422,10 @@ class _Canvas:
         inverse = np.stack([_cross(m[:, 1], m[:, 2]), _cross(m[:, 2], m[:, 0]), _cross(m[:, 0], m[:, 1])])
         rows, columns = window
         x, y = self.x[columns], self.y[rows, None]
-        u, v, w = ((np.float32(a) * x + (np.float32(b) * y + np.float32(c))) for a, b, c in inverse / abs(inverse).max())
+        u, v, w = (
+            (np.float32(a) * x + (np.float32(b) * y + np.float32(c)))
+            for a, b, c in inverse / abs(inverse).max()
+        )
         return u / w, v / w
 
     def _printed(self, face: _Face, picture: NDArray, window: tuple[slice, slice]) -> NDArray:
@@ -416,7 +461,9 @@ def _draw_pose(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[_Cam
     while True:
         pitch = math.atan2(camera_height - 1.6, distance) + rng.uniform(-0.12, 0.12)
         bearing = rng.uniform(-0.35, 0.35)
-        right = np.array([math.cos(roll), 0, 0]) + math.sin(roll) * np.array([0, -math.sin(pitch), -math.cos(pitch)])
+        right = np.array([math.cos(roll), 0, 0]) + math.sin(roll) * np.array(
+            [0, -math.sin(pitch), -math.cos(pitch)]
+        )
         forward = np.array([0, math.cos(pitch), -math.sin(pitch)])
         axes = np.stack([right, _cross(forward, right), forward])
         camera = _Camera(np.array([0, 0, camera_height]), axes, focal_px, np.array([width / 2, height / 2]))
@@ -425,7 +472,9 @@ def _draw_pose(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[_Cam
         truck = _Truck(
             _Solid(center, heading, length, depth, floor, floor + tall),
             _Solid(ahead, heading, cab_length, depth * 0.94, 0.45, 0.45 + cab_height),
-            _Solid(center + heading * cab_length / 2, heading, length + cab_length, depth * 0.85, 0.35, floor),
+            _Solid(
+                center + heading * cab_length / 2, heading, length + cab_length, depth * 0.85, 0.35, floor
+            ),
             wheel_m,
         )
         x0, y0, x1, y1 = _bounds(camera.project(truck.corners()))
@@ -435,13 +484,13 @@ def _draw_pose(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[_Cam
 
 
 def _draw_sun(rng: np.random.Generator) -> _Sun:
-    azimuth, elevation, ambient = rng.uniform((0, 0.6, 0.6), (2 * math.pi, 1.2, 0.95))
+    azimuth, elevation, ambient = rng.uniform((0, 0.6, 0.68), (2 * math.pi, 1.2, 0.95))
     ground = _direction(azimuth) * math.cos(elevation)
     return _Sun(np.append(ground, math.sin(elevation)), ambient)
 
 
 def _draw_print(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """What a box shows on its walls: nothing, bands, letters, a mosaic, noise or a sprayed pattern, ``[h, w, 3]``."""
+    """A wall's print, ``[h, w, 3]``: plain, bands, letters, spray or a mosaic, at its finest noise."""
     colors = np.array([_draw_paint(rng) for _ in range(3)], dtype=np.float32)
     shift, coarse = rng.integers(512, size=2), int(rng.integers(1, 6))
     kind = rng.choice(["plain", "bands", "letters", "mosaic", "spray"], p=[0.3, 0.15, 0.15, 0.25, 0.15])
@@ -450,7 +499,11 @@ def _draw_print(rng: np.random.Generator, height: int, width: int) -> NDArray[np
         slope = rng.uniform(-1, 1)
         index = ((y + slope * x) // (3 + 2 * coarse)).astype(int) % 3
     elif kind == "letters":
-        line = (y % (3 + coarse) < 2 + coarse // 2) & (abs(y - height / 2) < height / 3) & (abs(x - width / 2) < width * 0.4)
+        line = (
+            (y % (3 + coarse) < 2 + coarse // 2)
+            & (abs(y - height / 2) < height / 3)
+            & (abs(x - width / 2) < width * 0.4)
+        )
         index = np.where(line & (rng.random((height, width))[y // (3 + coarse), x] < 0.6), 1, 0)
     elif kind == "mosaic":
         cells = rng.random((height // coarse + 1, width // coarse + 1, 3), dtype=np.float32)
@@ -468,11 +521,15 @@ def _as_print(name: str, texture: NDArray) -> NDArray[np.float32]:
         raise ValueError(f"textures: no panel is named {name!r}; known: {', '.join(PANELS)}")
     texture = np.asarray(texture)
     if texture.ndim != 3 or texture.shape[2] != 3 or min(texture.shape[:2]) < 2:
-        raise ValueError(f"textures[{name!r}] must be [h, w, 3] with h, w at least 2, got {list(texture.shape)}")
+        raise ValueError(
+            f"textures[{name!r}] must be [h, w, 3] with h, w at least 2, got {list(texture.shape)}"
+        )
     if texture.dtype == np.uint8:
         return texture.astype(np.float32) / np.float32(255)
     if not (texture.min() >= 0 and texture.max() <= 1):
-        raise ValueError(f"textures[{name!r}] must lie in 0..1, got {texture.min()}..{texture.max()}; clamp it")
+        raise ValueError(
+            f"textures[{name!r}] must lie in 0..1, got {texture.min()}..{texture.max()}; clamp it"
+        )
     return texture.astype(np.float32)
 
 
@@ -483,7 +540,12 @@ def _draw_things(rng: np.random.Generator, truck: _Truck) -> list[_Thing]:
         length, depth, high, distance, bearing, angle = rng.uniform(
             (0.8, 0.8, 0.8, 7.0, -0.5, 0.0), (5.0, 2.4, 3.2, 24.0, 0.5, 2 * math.pi)
         )
-        is_car, color, picture, hub = rng.random() < 0.4, _draw_paint(rng), _draw_print(rng, 16, 24), _draw_paint(rng, POLES)
+        is_car, color, picture, hub = (
+            rng.random() < 0.4,
+            _draw_paint(rng),
+            _draw_print(rng, 16, 24),
+            _draw_paint(rng, POLES),
+        )
         center, heading = distance * _direction(bearing), _direction(angle)
         if is_car:
             solid = _Solid(center, heading, 3.4 + length / 5, 1.8, 0.25, 0.9 + high / 6)
@@ -497,7 +559,9 @@ def _draw_things(rng: np.random.Generator, truck: _Truck) -> list[_Thing]:
 
 
 def _paint_car(canvas: _Canvas, body: _Solid, color: NDArray, hub: NDArray) -> None:
-    cabin = _Solid(body.center - 0.1 * body.heading, body.heading, 0.5 * body.length, 1.6, body.high, body.high + 0.5)
+    cabin = _Solid(
+        body.center - 0.1 * body.heading, body.heading, 0.5 * body.length, 1.6, body.high, body.high + 0.5
+    )
     canvas.solid(body, color)
     canvas.wheels(body, body.width, 0.33, hub, (0.2, 0.8))
     canvas.solid(cabin, GLASS)
@@ -514,7 +578,9 @@ def _paint_surroundings(rng: np.random.Generator, canvas: _Canvas, truck: _Truck
     sky, haze = _draw_paint(rng, SKIES), rng.uniform(0.75, 0.95)
     cloudy, shift = rng.uniform(0, 0.6), rng.integers(512, size=6)
     rise = np.clip(rays[2] * 2.5, 0, 1)
-    clouds = np.float32(cloudy) * np.clip(_grain(rays[0] * 200 + shift[0], rays[2] * 500 + shift[1]) * 2 - 1, 0, 1)
+    clouds = np.float32(cloudy) * np.clip(
+        _grain(rays[0] * 200 + shift[0], rays[2] * 500 + shift[1]) * 2 - 1, 0, 1
+    )
     color = haze + rise * (sky.astype(np.float32)[:, None, None] - np.float32(haze))
     planes[:3] = color + clouds * (np.float32(0.95) - color)
 
@@ -538,8 +604,12 @@ def _paint_surroundings(rng: np.random.Generator, canvas: _Canvas, truck: _Truck
         blur = away * np.float32(1.0 / camera.focal_px) + np.float32(1e-3)
         road = np.clip((np.float32(half) - abs(aside)) / blur + np.float32(0.5), 0, 1)
         color += road * (np.float32(gray) * (1 + np.float32(0.3) * fine) - color)
-        middle = np.clip((np.float32(0.1) - abs(aside)) / blur + np.float32(0.5), 0, 1) * (onward % (2 * dash) < dash)
-        border = np.clip((np.float32(0.08) - abs(abs(aside) - np.float32(half - 0.3))) / blur + np.float32(0.5), 0, 1)
+        middle = np.clip((np.float32(0.1) - abs(aside)) / blur + np.float32(0.5), 0, 1) * (
+            onward % (2 * dash) < dash
+        )
+        border = np.clip(
+            (np.float32(0.08) - abs(abs(aside) - np.float32(half - 0.3))) / blur + np.float32(0.5), 0, 1
+        )
         color += np.maximum(middle, border) * (np.float32(0.85) - color)
     lit = canvas.sun.shade(np.array([0.0, 0.0, 1.0]))
     fog = np.clip(away / 150, 0, np.float32(0.8))
@@ -569,7 +639,9 @@ def _paint_building(canvas: _Canvas, solid: _Solid, wall: NDArray) -> None:
         window = canvas.window(_bounds(quad), 0.0)
         u, v = canvas.inside(face, window)
         frame = (u > 0) & (u < 1) & (v > 0.05) & (v < 0.9)
-        panes = frame & (abs(u * columns % 1 - 0.5) < 0.28) & (abs(v * (solid.high // 3 + 1) % 1 - 0.5) < 0.25)
+        panes = (
+            frame & (abs(u * columns % 1 - 0.5) < 0.28) & (abs(v * (solid.high // 3 + 1) % 1 - 0.5) < 0.25)
+        )
         canvas.blend(window, panes * np.float32(0.8), GLASS * canvas.sun.shade(face.normal()))
 
 
@@ -581,7 +653,9 @@ def _paint_tree(rng: np.random.Generator, canvas: _Canvas, center: NDArray) -> N
     root, crown = canvas.camera.project(np.stack([_raise(center[None], 0.0)[0], top - (0, 0, wide)]))
     per_meter = canvas.camera.focal_px / math.hypot(*center)
     trunk = np.array([0.15 * per_meter, 0.0])
-    canvas.polygon(np.array([crown - trunk, crown + trunk, root + trunk, root - trunk]), np.array((0.25, 0.18, 0.12)))
+    canvas.polygon(
+        np.array([crown - trunk, crown + trunk, root + trunk, root - trunk]), np.array((0.25, 0.18, 0.12))
+    )
     radius = wide * per_meter
     window = rows, columns = canvas.window(np.concatenate([crown, crown]), 1.5 * radius)
     dx, dy = (canvas.x[columns] - crown[0]) / radius, (canvas.y[rows, None] - crown[1]) / radius
@@ -648,14 +722,16 @@ def _paint_poles(rng: np.random.Generator, canvas: _Canvas, truck: _Truck, bound
         camera = canvas.camera
         slope = (x - camera.center_px[0]) / camera.focal_px
         base = np.array([slope * distance, distance, 0.0])
-        foot, top = camera.project(np.stack([base, base + (0, 0, high)]))
+        foot, top = camera.project(np.stack([base, base + np.array((0, 0, high))]))
         half = np.array([thick * camera.focal_px / distance, 0.0])
-        canvas.polygon(np.array([top - half, top + half, foot + half, foot - half]), color * canvas.sun.ambient, grow=0.0)
+        canvas.polygon(
+            np.array([top - half, top + half, foot + half, foot - half]), color * canvas.sun.ambient, grow=0.0
+        )
 
 
 def _develop(rng: np.random.Generator, planes: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The camera: gain, tint, gamma, blur, noise and eight bits."""
-    gain, gamma, center, noise = rng.uniform((0.8, 0.88, 0.6, 0.005), (1.15, 1.12, 1.0, 0.03))
+    gain, gamma, center, noise = rng.uniform((0.85, 0.9, 0.7, 0.005), (1.15, 1.1, 1.0, 0.025))
     tint = rng.uniform(0.95, 1.05, 3) * gain
     picture = np.clip(planes * tint.astype(np.float32)[:, None, None], 0, 1)
     picture = np.exp(np.float32(gamma) * np.log(np.maximum(picture, np.float32(1e-4))))

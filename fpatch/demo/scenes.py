@@ -1,7 +1,8 @@
 """Rendered scenes on disk, as a target set like any other: images, ``placements.csv`` and ``objects.csv``.
 
-A folder appears under its final name only when it is complete, and its name tells what is in it: a digest of the
-renderer's source and of every argument. A second run finds it, a killed run leaves nothing that looks finished.
+A folder appears under its final name only when it is complete, and its name tells what is in it: a digest of
+the renderer's source and of every argument. A second run finds it, a killed run leaves nothing that looks
+finished.
 """
 
 import csv
@@ -63,8 +64,9 @@ def write_scenes(
 ) -> Path:
     """Render a target set; the folder exists afterwards, complete, or not at all.
 
-    Scene i of a split depends on the seed, the split's name and i only. With more than one worker the scenes are
-    rendered in spawned processes, so a script that calls this needs the usual ``if __name__ == "__main__"``.
+    Scene i of a split depends on the seed, the split's name and i only. With more than one worker the scenes
+    are rendered in spawned processes, so a script that calls this needs the usual ``if __name__ ==
+    "__main__"``.
 
     Args:
         folder: Must not exist yet.
@@ -76,14 +78,16 @@ def write_scenes(
         progress: Told after each scene.
 
     Returns:
-        The folder, which holds ``images/<split>-00001.png`` and so on, ``placements.csv``, ``objects.csv`` and
-        ``scenes.json``, the arguments from which `render_textured` renders the scenes again.
+        The folder, which holds ``images/<split>-00001.png`` and so on, ``placements.csv``, ``objects.csv``
+        and ``scenes.json``, the arguments from which `render_textured` renders the scenes again.
 
     Raises:
         FileExistsError: If the folder exists.
     """
     spec = {"seed": seed, "splits": dict(splits), "sizes_hw": [list(size) for size in sizes_hw]}
-    jobs = [_Job(split, i, sizes_hw[i % len(sizes_hw)]) for split, count in splits.items() for i in range(count)]
+    jobs = [
+        _Job(split, i, sizes_hw[i % len(sizes_hw)]) for split, count in splits.items() for i in range(count)
+    ]
     with _complete(Path(folder)) as draft:
         (draft / "images").mkdir()
         records = []
@@ -104,11 +108,13 @@ def cached_scenes(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder in `cache` with these scenes, rendered unless it is there; arguments as for `write_scenes`."""
+    """The folder in `cache` with these scenes, rendered if it is not there; see `write_scenes`."""
     code = [renderer, sys.modules[__name__]]
     name = digest(code, seed=seed, splits=dict(splits), sizes_hw=sizes_hw, numpy=np.__version__)
     folder = Path(cache) / f"scenes-{name}"
-    return folder if folder.exists() else write_scenes(folder, seed, splits, sizes_hw, None, workers, progress)
+    if not folder.exists():
+        write_scenes(folder, seed, splits, sizes_hw, None, workers, progress)
+    return folder
 
 
 def render_textured(
@@ -123,7 +129,8 @@ def render_textured(
 
     Args:
         scenes: A folder that `write_scenes` made.
-        folder: Where the new target set goes; must not exist yet. Image names and tables are those of `scenes`.
+        folder: Where the new target set goes; must not exist yet. Image names and tables are those of
+            `scenes`.
         split: The split to photograph.
         textures: Panel name to print; a panel without one keeps its own.
         workers: Number of processes, see `write_scenes`.
@@ -181,7 +188,9 @@ def _write_tables(folder: Path, records: list[_Record]) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(OBJECT_COLUMNS)
         for record in records:
-            table.writerow([record.image, record.label, *(f"{value:g}" for value in record.box), record.split])
+            table.writerow(
+                [record.image, record.label, *(f"{value:g}" for value in record.box), record.split]
+            )
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """A small real detector: one convolutional trunk of stride 8, one score and one box per cell, no anchors.
 
 References:
-    Tian et al., FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019 (cells inside a box regress the
-    distances to its four sides). Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation 5.
-    Rezatofighi et al., Generalized Intersection over Union, CVPR 2019, algorithm 1.
+    Tian et al., FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019 (cells inside a box regress
+    the distances to its four sides). Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation
+    5. Rezatofighi et al., Generalized Intersection over Union, CVPR 2019, algorithm 1.
 """
 
 import math
@@ -21,7 +21,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 STRIDE_PX = 8
 GROUPS = 8
-ERASED_FRAC = 0.5  # how many of the images
+HIDDEN_FRAC = 0.5  # of the training images have a part of the object covered
 PRIOR = 0.01  # score of every cell before training
 CENTER_CELLS = 1.5  # cells this near to the center of an object, in strides, are to find it
 
@@ -32,8 +32,8 @@ Progress = Callable[[int, int], None]
 class TinyDetector(nn.Module):
     """Dense detector of about 250,000 parameters.
 
-    Rows never see each other (normalization is over groups of channels of one row), there is no difference between
-    training and evaluation, and the weights depend on `generator` alone.
+    Rows never see each other (normalization is over groups of channels of one row), there is no difference
+    between training and evaluation, and the weights depend on `generator` alone.
 
     Args:
         num_classes: Number of scores per cell.
@@ -73,24 +73,23 @@ class TinyDetector(nn.Module):
             images: RGB in 0..1, height and width multiples of 8.
 
         Returns:
-            ``boxes`` ``[b, n, 4]``, xyxy in pixels of `images`, and ``logits`` ``[b, n, c]``, for the n cells of
-            8 x 8 pixels row by row. Differentiable in `images`; nothing is clipped, suppressed or sorted.
+            ``boxes`` ``[b, n, 4]``, xyxy in pixels of `images`, and ``logits`` ``[b, n, c]``, for the n
+            cells of 8 x 8 pixels row by row. Differentiable in `images`; nothing is clipped, suppressed or
+            sorted.
         """
         height, width = images.shape[-2:]
         if height % STRIDE_PX or width % STRIDE_PX:
-            raise ValueError(f"images must have sides that are multiples of {STRIDE_PX}, got {height} x {width}")
+            raise ValueError(
+                f"images must have sides that are multiples of {STRIDE_PX}, got {height} x {width}"
+            )
         cells = self.head(self.blocks(self.stem(4 * images - 2)))
         logits, sides = cells.flatten(2).transpose(1, 2).split([self.num_classes, 4], dim=-1)
         reach = 2 * STRIDE_PX * sides.clamp(-4, 4).exp()
-        centers = cell_centers(height, width, images.device)
-        return {"boxes": torch.cat([centers - reach[..., :2], centers + reach[..., 2:]], dim=-1), "logits": logits}
-
-
-def cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:
-    """The (x, y) center of every cell of an image, row by row, in pixels."""
-    y = torch.arange(STRIDE_PX / 2, height, STRIDE_PX, device=device)
-    x = torch.arange(STRIDE_PX / 2, width, STRIDE_PX, device=device)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+        centers = _cell_centers(height, width, images.device)
+        return {
+            "boxes": torch.cat([centers - reach[..., :2], centers + reach[..., 2:]], dim=-1),
+            "logits": logits,
+        }
 
 
 def train_victim(
@@ -99,7 +98,7 @@ def train_victim(
     labels: Int64[Tensor, "n m"],
     valid: Bool[Tensor, "n m"],
     seed: int,
-    steps: int = 600,
+    steps: int = 400,
     batch: int = 32,
     learning_rate: float = 6e-3,
     num_classes: int = 1,
@@ -107,12 +106,12 @@ def train_victim(
 ) -> TinyDetector:
     """Train a detector from scratch.
 
-    Everything random comes from `seed`: two calls with equal arguments, thread count and library versions give equal
-    weights, and the global generators are left alone.
+    Everything random comes from `seed`: two calls with equal arguments, thread count and library versions
+    give equal weights, and the global generators are left alone.
 
     Args:
         images: RGB.
-        boxes: Objects, xyxy in pixels.
+        boxes: Objects, xyxy in pixels, m at least 1.
         labels: Their classes, 0 to `num_classes` - 1.
         valid: Which of the m objects exist.
         seed: Seed of the initial weights, the order of the images and their augmentation.
@@ -131,8 +130,8 @@ def train_victim(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
     for step in range(steps):
         rows = torch.randint(len(images), (batch,), generator=generator)
-        seen, targets = augment(images[rows].float() / 255, boxes[rows], generator)
-        loss = detection_loss(model(seen), targets, labels[rows], valid[rows], seen.shape[-2:])
+        seen, targets = _augment(images[rows].float() / 255, boxes[rows], generator)
+        loss = detection_loss(model(seen), targets, labels[rows], valid[rows], (seen.shape[2], seen.shape[3]))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
@@ -156,7 +155,7 @@ def detection_loss(
 
     Where objects overlap, a cell finds the smaller one.
     """
-    centers = cell_centers(*size_hw, device=boxes.device)[:, None]
+    centers = _cell_centers(*size_hw, device=boxes.device)[:, None]
     low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]
     inside = ((centers > low) & (centers < high)).all(-1)
     central = ((centers - (low + high) / 2).abs() < CENTER_CELLS * STRIDE_PX).all(-1)
@@ -173,41 +172,6 @@ def detection_loss(
     return (focal.sum() + overlap) / found.sum().clamp(min=1)
 
 
-def augment(
-    images: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b m 4"], generator: torch.Generator
-) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b m 4"]]:
-    """Mirror, change light and color, hide a rectangle behind a flat color or noise, and add noise.
-
-    Rows change independently. The rectangle keeps the victim from being fooled by mere occlusion, and by noise.
-    """
-    count, _, height, width = images.shape
-
-    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
-
-    flip = uniform(1, 1, 1) < 0.5
-    images = torch.where(flip, images.flip(-1), images)
-    mirrored = torch.stack([width - boxes[..., 2], boxes[..., 1], width - boxes[..., 0], boxes[..., 3]], dim=-1)
-    boxes = torch.where(flip[..., 0], mirrored, boxes)
-
-    gain, contrast = uniform(3, 1, 1, low=0.9, high=1.1) * uniform(1, 1, 1, low=0.8, high=1.2), uniform(1, 1, 1, low=0.8, high=1.2)
-    images = ((images - 0.5) * contrast + 0.5) * gain
-
-    first = boxes[:, 0]
-    size = first[:, 2:] - first[:, :2]
-    corner = first[:, :2] + size * uniform(2, low=-0.1, high=0.7)
-    end = corner + size * uniform(2, low=0.2, high=0.7)
-    x, y = torch.arange(width) + 0.5, (torch.arange(height) + 0.5)[:, None]
-    hidden = (x > corner[:, :1, None]) & (x < end[:, :1, None]) & (y > corner[:, 1:, None]) & (y < end[:, 1:, None])
-    hidden = hidden & (uniform(1, 1) < ERASED_FRAC)
-    noise = torch.rand(images.shape, generator=generator)
-    flat = uniform(3, 1, 1)
-    print_ = torch.where(uniform(1, 1, 1) < 0.5, flat, noise)
-    images = torch.where(hidden[:, None], print_, images)
-    images = images + (noise - 0.5) * uniform(1, 1, 1, high=0.1)
-    return images.clamp(0, 1), boxes
-
-
 def save_victim(path: str | Path, model: TinyDetector) -> None:
     """Write the weights as safetensors; the file is there afterwards, complete, or as it was."""
     path = Path(path)
@@ -221,15 +185,58 @@ def save_victim(path: str | Path, model: TinyDetector) -> None:
 def load_victim(path: str | Path) -> TinyDetector:
     """Read what `save_victim` wrote: a detector in evaluation mode with frozen parameters."""
     with safe_open(path, framework="pt") as file:
-        model = TinyDetector(**{name: int(value) for name, value in file.metadata().items()})
+        settings = file.metadata()
+        model = TinyDetector(int(settings["num_classes"]), int(settings["width"]))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:
+    """The (x, y) center of every cell of an image, row by row, in pixels."""
+    y = torch.arange(STRIDE_PX / 2, height, STRIDE_PX, device=device)
+    x = torch.arange(STRIDE_PX / 2, width, STRIDE_PX, device=device)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+def _augment(
+    images: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b m 4"], generator: torch.Generator
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b m 4"]]:
+    """Mirror, change contrast and light, cover a part of the first object, and add noise, by row.
+
+    The cover is of one color or of noise, so that the detector is not fooled by mere occlusion.
+    """
+    count, _, height, width = images.shape
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    mirror = uniform(1, 1, 1) < 0.5
+    left, top, right, bottom = boxes.unbind(-1)
+    mirrored = torch.stack([width - right, top, width - left, bottom], dim=-1)
+    images, boxes = torch.where(mirror, images.flip(-1), images), torch.where(mirror[..., 0], mirrored, boxes)
+
+    gain = uniform(1, 1, 1, low=0.8, high=1.2) * uniform(3, 1, 1, low=0.9, high=1.1)
+    images = ((images - 0.5) * uniform(1, 1, 1, low=0.8, high=1.2) + 0.5) * gain
+
+    size = boxes[:, 0, 2:] - boxes[:, 0, :2]
+    start = boxes[:, 0, :2] + size * uniform(2, low=-0.1, high=0.7)
+    left, top = start[:, :, None].unbind(1)
+    right, bottom = (start + size * uniform(2, low=0.2, high=0.7))[:, :, None].unbind(1)
+    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    across, down = (x > left) & (x < right), (y > top) & (y < bottom)
+    hidden = across[:, None, None, :] & down[:, None, :, None] & (uniform(1, 1, 1) < HIDDEN_FRAC)
+    noise = torch.rand(images.shape, generator=generator)
+    cover = torch.where(uniform(1, 1, 1) < 0.5, uniform(3, 1, 1), noise)
+    images = torch.where(hidden, cover, images) + (noise - 0.5) * uniform(1, 1, 1, high=0.1)
+    return images.clamp(0, 1), boxes
 
 
 class _Block(nn.Module):
     def __init__(self, width: int, dilation: int):
         super().__init__()
-        self.body = nn.Sequential(_unit(width, width, dilation=dilation), _unit(width, width, dilation=dilation))
+        self.body = nn.Sequential(
+            _unit(width, width, dilation=dilation), _unit(width, width, dilation=dilation)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -243,4 +250,6 @@ def _unit(channels_in: int, channels: int, **settings: int) -> nn.Sequential:
 
 def _conv(*args: int, **settings) -> nn.Conv2d:
     """A convolution whose weights are not set yet, so that no global generator is asked."""
-    return nn.utils.skip_init(nn.Conv2d, *args, **settings)
+    layer = nn.utils.skip_init(nn.Conv2d, *args, **settings)
+    assert isinstance(layer, nn.Conv2d)
+    return layer

@@ -11,8 +11,8 @@ from torch import Tensor
 from fpatch import random
 from fpatch.checks import check_range
 from fpatch.geometry import box_corners, quad_bounds
-from fpatch.region import implant_quads
 from fpatch.random import fold_in
+from fpatch.region import implant_quads
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -54,7 +54,8 @@ def sample(config: Rectangle, keys: Tensor, batch: Batch) -> RectangleSample:
 
 
 def apply(config: Rectangle, patch_params: Params, sample: RectangleSample, values: Values) -> Values:
-    assert config.names is not None
+    if config.names is None:
+        raise ValueError("rectangle(names) must say what quad_patch counts, where no parameterization does")
     bounds, patches = quad_bounds(values["quads"]), values["patch"]
     low, room = bounds[..., :2], bounds[..., 2:] - bounds[..., :2]
     sizes = room.new_tensor([[patches[n].shape[-1], patches[n].shape[-2]] for n in config.names])

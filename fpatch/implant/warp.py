@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_number, check_range
-from fpatch.region import implant_quads
 from fpatch.random import fold_in
+from fpatch.region import implant_quads
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -55,7 +55,8 @@ def sample(config: Warp, keys: Tensor, batch: Batch) -> WarpSample:
 
 def apply(config: Warp, patch_params: Params, sample: WarpSample, values: Values) -> Values:
     quads = values["quads"]
-    assert config.names is not None
+    if config.names is None:
+        raise ValueError("warp(names) must say what quad_patch counts, where no parameterization does")
     center = quads.mean(-2, keepdim=True)
     side = (quads.roll(-1, -2) - quads).square().sum(-1).sqrt().mean(-1)[..., None, None]
     moved = center + (quads - center) * sample["scale"][..., None, None] + sample["jitter"] * side
@@ -71,6 +72,16 @@ def apply(config: Warp, patch_params: Params, sample: WarpSample, values: Values
     return {"image": image}
 
 
+def show(config: Warp, values: Values, control_values: Values) -> Values:
+    """The first photograph with and without, and the share of pixels that the patch covers."""
+    changed = (values["image"] != control_values["image"]).any(1)
+    return {
+        "patch": values["image"][0],
+        "none": control_values["image"][0],
+        "covered_frac": changed.float().mean(),
+    }
+
+
 def fill(config: Warp, names: tuple[str, ...]) -> Warp:
     return config if config.names is not None else dataclasses.replace(config, names=names)
 
@@ -84,4 +95,5 @@ warp = define(
     optional=("masks",),
     writes=("image",),
     fill=fill,
+    show=show,
 )

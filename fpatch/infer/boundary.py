@@ -1,8 +1,8 @@
 """The boundary that victims stand behind: gradients reach the images and nothing else.
 
 A victim is any module. Behind the boundary its parameters are never given a gradient and its state is never
-written, whatever transformation runs outside; operators that know nothing of `torch.func` (roi_align, NMS) work
-under it, because inside there is only plain autograd.
+written, whatever transformation runs outside; operators that know nothing of `torch.func` (roi_align, NMS)
+work under it, because inside there is only plain autograd.
 """
 
 from collections.abc import Callable

@@ -15,8 +15,8 @@ class Classifier:
     """The victim.
 
     Attributes:
-        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> logits [b, c]; or the `Resource` that
-            makes one.
+        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> logits [b, c]; or the `Resource`
+            that makes one.
     """
 
     model: Resource | nn.Module
@@ -26,6 +26,13 @@ def apply(config: Classifier, patch_params: Params, sample: Sample, values: Valu
     return {"logits": run_victim(check_victim("classifier", live(config.model)), values["image"])}
 
 
+def show(config: Classifier, values: Values, control_values: Values) -> Values:
+    return {
+        f"logits/{name}": shown["logits"].flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
 classifier = define(
-    "classifier", Classifier, deterministic, apply, reads=("image",), writes=("logits",)
+    "classifier", Classifier, deterministic, apply, reads=("image",), writes=("logits",), show=show
 )

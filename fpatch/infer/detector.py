@@ -15,8 +15,8 @@ class Detector:
     """The victim.
 
     Attributes:
-        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> {"boxes" [b, n, 4] xyxy in pixels of
-            the image, "logits" [b, n, c]}; or the `Resource` that makes one.
+        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> {"boxes" [b, n, 4] xyxy in pixels
+            of the image, "logits" [b, n, c]}; or the `Resource` that makes one.
     """
 
     model: Resource | nn.Module
@@ -27,6 +27,14 @@ def apply(config: Detector, patch_params: Params, sample: Sample, values: Values
     return {"detections": {"dense": dense}}
 
 
+def show(config: Detector, values: Values, control_values: Values) -> Values:
+    """The highest logit of every dense box."""
+    return {
+        f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
 detector = define(
-    "detector", Detector, deterministic, apply, reads=("image",), writes=("detections",)
+    "detector", Detector, deterministic, apply, reads=("image",), writes=("detections",), show=show
 )

@@ -7,6 +7,7 @@ result depends on another's (offsets by row, the usual trick, would change the b
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -38,9 +39,9 @@ class Suppress:
 
 def apply(config: Suppress, patch_params: Params, sample: Sample, values: Values) -> Values:
     dense = values["detections"]["dense"]
-    scores = dense["logits"].sigmoid()
+    scores = F.logsigmoid(dense["logits"]).exp()  # sigmoid changes bits with position
     if "objectness" in dense:
-        scores = scores * dense["objectness"].sigmoid()[..., None]
+        scores = scores * F.logsigmoid(dense["objectness"]).exp()[..., None]
     n, num_classes = scores.shape[1:]
     count = min(config.num_detections, n * num_classes)
     scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)

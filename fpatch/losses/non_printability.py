@@ -11,7 +11,8 @@ from fpatch.types import Params, Sample, Values
 
 _LEVELS = (0.06, 0.35, 0.64, 0.93)
 PRINTABLE = tuple((r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS)
-"""A generic grid of 64 sRGB colors inside the range of a print: no ink is darker than 6 %, no paper lighter than
+"""A generic grid of 64 sRGB colors inside the range of a print: no ink is darker than 6 %, no paper lighter
+than
 93 %. Measure your own printer, and give its colors, when it matters."""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from fpatch.checks import check_number
 from fpatch.geometry import pairwise_iou
@@ -14,7 +16,7 @@ from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
 
 ABSENT = -30.0
-"""Logit of a box that is not near the object: softplus and its gradient are below 1e-13."""
+"""Logit of a box that cannot claim the object: softplus and its gradient are below 1e-13."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Vanish:
     """Which boxes count.
 
     Attributes:
-        num_boxes: The mean is over so many of the highest logits near each object.
-        iou: A dense box is near an object if it overlaps it at least so much.
+        num_boxes: The mean is over so many of the highest logits that claim each object.
+        iou: A dense box can claim an object if its center lies on it, or if it overlaps it at least so much.
     """
 
     num_boxes: int = 6
@@ -37,12 +39,25 @@ class Vanish:
 def apply(config: Vanish, patch_params: Params, sample: Sample, values: Values) -> Values:
     dense = values["detections"]["dense"]
     best = dense["logits"].amax(-1)
-    near = pairwise_iou(values["boxes"], dense["boxes"].detach()) >= config.iou
-    logits = torch.where(near, best[:, None], torch.full_like(best[:, None], ABSENT))
+    claims = can_claim(values["boxes"], dense["boxes"].detach(), config.iou)
+    logits = torch.where(claims, best[:, None], torch.full_like(best[:, None], ABSENT))
     highest = logits.topk(min(config.num_boxes, logits.shape[-1]), dim=-1).values
-    per_object = F.softplus(highest).mean(-1)
+    per_object = -F.logsigmoid(-highest).mean(-1)  # softplus, whose own bits change with position
     valid = values["box_valid"].to(per_object)
     return {"vanish": (per_object * valid).sum(-1) / valid.sum(-1).clamp(min=1)}
+
+
+def can_claim(
+    objects: Float[Tensor, "b m 4"], boxes: Float[Tensor, "b n 4"], iou: float
+) -> Bool[Tensor, "b m n"]:
+    """Which boxes could be taken for which object.
+
+    The center counts beside the overlap because a patch that only shrinks or shifts the boxes would otherwise
+    be done: they would answer beside the object, and no longer be pushed down.
+    """
+    center = (boxes[..., :2] + boxes[..., 2:])[:, None] / 2
+    inside = ((center >= objects[:, :, None, :2]) & (center <= objects[:, :, None, 2:])).all(-1)
+    return inside | (pairwise_iou(objects, boxes) >= iou)
 
 
 vanish = define(

@@ -34,9 +34,9 @@ def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Va
     """Per row, for its first valid object.
 
     Returns:
-        `found` [b] bool; `displaced` [b] bool, not found but answered by a box beside it; `best_score` [b], the
-        highest score of a detection of its class that overlaps it by `iou` (0 if none), which gives the success
-        at every other threshold; `has_object` [b] bool.
+        `found` [b] bool; `displaced` [b] bool, not found but answered by a box beside it; `best_score` [b],
+        the highest score of a detection of its class that overlaps it by `iou` (0 if none), which gives the
+        success at every other threshold; `has_object` [b] bool.
     """
     final = values["detections"]["final"]
     valid = values["box_valid"]

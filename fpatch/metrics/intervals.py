@@ -59,7 +59,9 @@ def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = 1.959964) -> 
     return Rate(p, float(max(center - half, 0.0)), float(min(center + half, 1.0)), n, groups)
 
 
-def bootstrap_mean(values: np.ndarray, image_id: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> Rate:
+def bootstrap_mean(
+    values: np.ndarray, image_id: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> Rate:
     """A mean (of paired differences, say) with a percentile interval, resampling whole photographs.
 
     Args:

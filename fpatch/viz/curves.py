@@ -31,9 +31,15 @@ def plot_curves(
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (name, (xs, curves)) in zip(axes, panels.items(), strict=True):
         for curve, rates in curves.items():
-            line = axis.plot(xs, [100 * r.value for r in rates], marker="o", ms=3, label=(labels or {}).get(curve, curve))
+            line = axis.plot(
+                xs, [100 * r.value for r in rates], marker="o", ms=3, label=(labels or {}).get(curve, curve)
+            )
             axis.fill_between(
-                xs, [100 * r.low for r in rates], [100 * r.high for r in rates], alpha=0.18, color=line[0].get_color()
+                xs,
+                [100 * r.low for r in rates],
+                [100 * r.high for r in rates],
+                alpha=0.18,
+                color=line[0].get_color(),
             )
         axis.set(xlabel=name, ylim=(-3, 103))
         axis.grid(alpha=0.3)

@@ -1,0 +1,241 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` answers at once."""
+
+import argparse
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fpatch import __version__
+from fpatch.console import console, progress_bars, success_table
+
+_EPILOG = """\
+typical use:
+  fpatch demo                              see everything once, in a few minutes
+  fpatch describe study.toml               what a config means, stage by stage
+  fpatch train study.toml --train.num_steps 1000 --pipeline.camera/exposure.stops.low -2
+  fpatch evaluate runs/20260101-120000-study
+  fpatch replay runs/20260101-120000-study --verify
+"""
+
+_OVERRIDES = (
+    "Any setting can be given by its dotted name, with a TOML value: --optimizer.learning_rate 0.1 "
+    "--objective.weights.vanish 2 --pipeline.camera/exposure.stops '[-1, 1]' "
+    "--pipeline.camera/exposure.stops.low -2 --seed 1"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 1 a difference was found, 2 wrong input)."""
+    sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        overrides = _take_overrides(words) if words[:1] in (["train"], ["describe"]) else {}
+        options = _make_parser().parse_args(words)
+        options.overrides = overrides
+        return options.run(options)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        sentences = [_message(error), *getattr(error, "__notes__", ())]
+        print(f"fpatch: error: {'; '.join(sentences)}", file=sys.stderr)
+        return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fpatch",
+        description="Train, measure and replay physical adversarial patches.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fpatch {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = _add(
+        commands, "demo", _demo, "render scenes, train a victim and a patch against it, and measure it"
+    )
+    demo.add_argument("--quick", action="store_true", help="one smaller victim: about a minute")
+    demo.add_argument("--runs", default="runs", help="folder of run folders (default: runs)")
+    demo.add_argument(
+        "--mlflow-uri", help="an MLflow server (default: a local SQLite file in the runs folder)"
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="of the scenes, the victims and the patch (default: 0)"
+    )
+
+    train = _add(commands, "train", _train, "train a patch as a study file says", _OVERRIDES)
+    train.add_argument("config", metavar="CONFIG.toml", help="the study")
+    train.add_argument("--mlflow-uri", help="an MLflow server instead of what the study says")
+
+    resume = _add(commands, "resume", _resume, "go on with a run that was stopped, to the bit")
+    resume.add_argument("run_folder", metavar="RUN", help="the run folder")
+
+    evaluate = _add(commands, "evaluate", _evaluate, "measure a run's patch against its controls, held out")
+    evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
+    evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
+    evaluate.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
+
+    replay = _add(commands, "replay", _replay, "rerun logged images from their logged samples")
+    replay.add_argument("run_folder", metavar="RUN", help="the run folder")
+    replay.add_argument("--rows", metavar="A:B", help="rows of the table, e.g. 0:16 (default: all)")
+    replay.add_argument(
+        "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
+    )
+    replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
+    replay.add_argument(
+        "--verify", action="store_true", help="exit 1 if anything is not bit for bit as logged"
+    )
+
+    describe = _add(commands, "describe", _describe, "say what a study is, stage by stage", _OVERRIDES)
+    describe.add_argument("config", metavar="CONFIG.toml", help="the study")
+    describe.add_argument("--phase", help="only the nodes alive in it: train, validation, test, ...")
+    describe.add_argument("--mermaid", action="store_true", help="a Mermaid diagram instead")
+    return parser
+
+
+def _add(
+    commands: Any, name: str, run: Any, help: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _take_overrides(words: list[str]) -> dict[str, Any]:
+    """Remove every `--section.name value` (or `--name value`, `--seed value`) from the words.
+
+    Values are TOML, or else strings.
+    """
+    overrides: dict[str, Any] = {}
+    i = 0
+    while i < len(words):
+        name, equals, text = words[i].partition("=")
+        if not name.startswith("--") or not ("." in name or name in ("--name", "--seed")):
+            i += 1
+            continue
+        if not equals and i + 1 == len(words):
+            raise ValueError(f"{name}: a value must follow")
+        if not equals:
+            text = words.pop(i + 1)
+        del words[i]
+        try:
+            overrides[name.removeprefix("--")] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[name.removeprefix("--")] = text
+    return overrides
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fpatch.demo.main import run_demo
+
+    run_demo(Path(options.runs), quick=options.quick, mlflow=options.mlflow_uri or True, seed=options.seed)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from fpatch import study
+
+    overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
+    loaded = study.load_study(options.config, overrides)
+    with progress_bars() as report:
+        run = study.train(loaded, report)
+    _say_where(run.folder)
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from fpatch import study
+
+    with progress_bars() as report:
+        run = study.resume(options.run_folder, report)
+    _say_where(run.folder)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fpatch import study
+
+    with progress_bars() as report:
+        run, rates = study.evaluate_run(options.run_folder, options.split, options.checkpoint, report)
+    console.print(success_table(f"{options.split}, checkpoint {options.checkpoint}", rates))
+    for name in (f"tables/{options.split}.csv", f"figures/{options.split}.png"):
+        console.print(f"  {run.folder / name}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from fpatch import study
+
+    if options.step is not None:
+        again = study.replay_step(options.run_folder, options.step)
+        _say_environment(again.environment)
+        console.print(f"update {again.step}, from the checkpoint of step {again.start}")
+        for name, (logged, found) in again.scalars.items():
+            mark = "identical" if logged == found or (logged != logged and found != found) else "DIFFERENT"
+            line = f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}"
+            console.print(line, markup=False, soft_wrap=True)
+        return 0 if again.identical or not options.verify else 1
+    with progress_bars() as report:
+        result, environment = study.replay_run(
+            options.run_folder, _read_slice(options.rows), options.table, report
+        )
+    _say_environment(environment)
+    for row, found in sorted(result.differences.items()):
+        console.print(f"row {row}: " + "; ".join(found), markup=False, soft_wrap=True)
+    different = len(result.differences)
+    if different:
+        console.print(f"largest difference of a number: {result.largest:g}")
+    console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
+    return 1 if different and options.verify else 0
+
+
+def _say_environment(differences: Sequence[str]) -> None:
+    for sentence in differences:
+        console.print(f"not the recorded execution: {sentence}", markup=False, soft_wrap=True)
+
+
+def _read_slice(text: str | None) -> slice | None:
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        first = int(low) if low else 0
+        return slice(first, int(high) if high else None) if colon else slice(first, first + 1)
+    except ValueError:
+        raise ValueError(f"--rows must be A:B or a row number, got {text!r}") from None
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from fpatch import study
+
+    loaded = study.load_study(options.config, options.overrides)
+    pipeline = loaded.pipeline if options.phase is None else loaded.pipeline.at(options.phase)
+    if options.mermaid:
+        print(pipeline.mermaid())
+        return 0
+    console.print(f"[bold]{loaded.name}[/bold], seed {loaded.seed}")
+    console.print(pipeline.describe(), markup=False, soft_wrap=True)
+    console.print(f"needs in a batch: {', '.join(pipeline.required())}", markup=False)
+    weights = ", ".join(f"{w:g} x {n}" for n, w in loaded.objective.weights.items())
+    console.print(f"minimizes {weights}; {loaded.optimizer}; {loaded.train}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _say_where(folder: Path) -> None:
+    commands = (f"fpatch evaluate {folder}", f"tensorboard --logdir {folder.parent}")
+    for line in (f"run folder: {folder}", *(f"  {command}" for command in commands)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What the command line prints: progress bars and tables."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fpatch.metrics import Rate
+    from fpatch.rates import Success
+    from fpatch.study import Report
+
+TITLES = {
+    "patch": "trained patch",
+    "noise": "noise",
+    "flat": "flat print",
+    "shuffled": "shuffled pixels",
+    "rendered": "rendered trial",
+}
+"""What conditions are called in tables and figures."""
+
+console = Console(highlight=False)
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Report]":
+    """A bar per task, on a terminal; elsewhere a line when a task is done."""
+    columns = [
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+    ]
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def report(task: str, done: int, total: int, note: str = "") -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total, note=note)
+            elif bars.tasks[tasks[task]].finished and done < total:
+                bars.reset(tasks[task], total=total)
+            bars.update(tasks[task], completed=done, total=total, note=note)
+            if done == total and not console.is_terminal:
+                console.print(f"{task}: {total} done {note}".rstrip())
+
+        yield report
+
+
+def percent(rate: "Rate") -> str:
+    """A rate and its interval, in percent."""
+    if rate.value != rate.value:
+        return "-"
+    bounds = "" if rate.low != rate.low else f"  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{100 * rate.value:5.1f}{bounds}"
+
+
+def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """Success rates by condition.
+
+    Args:
+        title: Above the table.
+        rates: What is shown.
+        extra: Further columns, by heading, one entry per condition.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("condition")
+    table.add_column("success %  [95 % interval]", justify="right")
+    if rates.gone:
+        table.add_column("gone %", justify="right")
+        table.add_column("displaced %", justify="right")
+    table.add_column("patch minus it", justify="right")
+    for heading in extra or {}:
+        table.add_column(heading, justify="right")
+    for i, (condition, rate) in enumerate(rates.rates.items()):
+        cells = [TITLES.get(condition, condition), percent(rate)]
+        if rates.gone:
+            cells += [
+                f"{100 * rates.gone[condition].value:.1f}",
+                f"{100 * rates.displaced[condition].value:.1f}",
+            ]
+        cells.append(percent(rates.over[condition]) if condition in rates.over else "")
+        table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
+    clean = rates.clean
+    found = next(iter(rates.rates.values())).count
+    table.caption = (
+        f"success: not found with the print, among the {found} of {clean.count} rows "
+        f"({clean.photographs} photographs) that are found without"
+    )
+    return table

@@ -1,0 +1,304 @@
+"""`fpatch demo`: render scenes, train victims, then train and evaluate a study on each, and look closer.
+
+What stands here is only what the demo adds to a study: its data, its victims, and three further measurements
+of the trained patch: success against the score threshold, success against area, and the rendered trial, in which
+the renderer paints the patch on the truck and the implant takes no part.
+"""
+
+import json
+import os
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fpatch import random
+from fpatch.columns import override
+from fpatch.console import TITLES, console, percent, progress_bars, success_table
+from fpatch.data import TargetSet, targets, write_image
+from fpatch.demo import victim as victim_module
+from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
+from fpatch.demo.victim import load_victim, save_victim, train_victim
+from fpatch.evaluation import NONE, PATCH, Evaluation, evaluate
+from fpatch.geometry import box_area, quad_area
+from fpatch.metrics import Rate, average_precision
+from fpatch.rates import Success, success, threshold_curve
+from fpatch.runs import Run
+from fpatch.study import Report, Study, evaluate_run, load_study, open_run, train
+from fpatch.types import Sample
+from fpatch.viz import Panel, plot_curves, side_by_side
+
+THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))
+SIDES = (0.5, 0.65, 0.8, 1.0)
+"""Sides of the patch relative to the panel, for success against area."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    splits: Mapping[str, int]
+    sizes_hw: tuple[tuple[int, int], ...]
+    victim_steps: int
+    num_victims: int
+    num_steps: int
+    sides: tuple[float, ...]
+
+
+FULL = Size({"train": 2400, "validation": 64, "test": 300}, SIZES_HW, 600, 2, 400, SIDES)
+QUICK = Size({"train": 1000, "validation": 32, "test": 150}, ((96, 96),), 300, 1, 200, ())
+
+
+class Result(NamedTuple):
+    """What is known of one victim and the patch trained against it."""
+
+    run: Run
+    study: Study
+    rates: Success
+    precision: dict[str, float]
+    clean_precision: float
+    area: dict[str, list[Rate]]
+    shares: list[float]
+
+
+def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed: int = 0) -> list[Result]:
+    """Run the demo, print its tables and leave its run folders.
+
+    Args:
+        runs: Folder of run folders.
+        quick: One victim, smaller images, fewer of everything.
+        mlflow: Tracking URI; true: a local SQLite file beside the runs.
+        seed: Of scenes, victims and patches.
+    """
+    size = QUICK if quick else FULL
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fpatch"
+    cache.mkdir(parents=True, exist_ok=True)
+    results = []
+    with progress_bars() as report:
+        scenes = cached_scenes(
+            cache,
+            seed,
+            size.splits,
+            size.sizes_hw,
+            progress=lambda i, n: report("rendering scenes", i, n, ""),
+        )
+        for number in range(size.num_victims):
+            name = f"demo-victim{number}"
+            weights = cached_victim(cache, scenes, size, seed + number, name, report)
+            config = write_study(runs, name, scenes, weights, size, mlflow, seed)
+            run = train(load_study(config), _renamed(report, f"patch {number}"))
+            run, rates = evaluate_run(run.folder, report=_renamed(report, f"patch {number}"))
+            results.append(
+                look_closer(run, rates, scenes, weights, size, _renamed(report, f"patch {number}"))
+            )
+    for number, result in enumerate(results):
+        print_result(number, result, config=runs / f"demo-victim{number}.toml")
+    print_commands(results[0].run, runs, mlflow)
+    return results
+
+
+def _renamed(report: Report, prefix: str) -> Report:
+    return lambda task, done, total, note="": report(f"{prefix}: {task}", done, total, note)
+
+
+def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, report: Report) -> Path:
+    """Weights of a victim trained on these scenes, from the cache if they are there."""
+    tag = digest(
+        [victim_module], scenes=scenes.name, seed=seed, steps=size.victim_steps, torch=torch.__version__,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    path = cache / f"victim-{tag}.safetensors"
+    if not path.is_file():
+        data = open_scenes(scenes, size).split("train")
+        batch = data.batch(data.image_ids)
+        images = (batch["scene"] * 255).round().byte()
+        model = train_victim(
+            images, batch["boxes"], batch["labels"], batch["box_valid"], seed, size.victim_steps,
+            progress=lambda i, n: report(f"training {name.removeprefix('demo-')}", i, n, ""),
+        )  # fmt: skip
+        save_victim(path, model)
+    return path
+
+
+def open_scenes(scenes: Path, size: Size) -> TargetSet:
+    """The rendered scenes as any other target set."""
+    return targets(
+        scenes / "placements.csv", scenes / "objects.csv", size=size.sizes_hw[0], patches=("side", "rear")
+    )
+
+
+def write_study(
+    runs: Path, name: str, scenes: Path, weights: Path, size: Size, mlflow: str | bool, seed: int
+) -> Path:
+    """The study as a file, from which `fpatch train` does again what the demo does."""
+    runs.mkdir(parents=True, exist_ok=True)
+    height, width = size.sizes_hw[0]
+    text = string.Template(files("fpatch.demo").joinpath("demo.toml").read_text()).substitute(
+        name=name, seed=seed, scenes=scenes, weights=weights, height=height, width=width,
+        num_steps=size.num_steps, every=size.num_steps // 4, runs=runs.resolve(), mlflow=json.dumps(mlflow),
+    )  # fmt: skip
+    path = runs / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def look_closer(run: Run, rates: Success, scenes: Path, weights: Path, size: Size, report: Report) -> Result:
+    """The demo's own measurements of a run: AP, curves over thresholds and area, and the rendered trial."""
+    _, study = open_run(run.folder)
+    whole = open_scenes(scenes, size)
+    test = whole.split("test")
+    pipeline = study.pipeline.at("test")
+    key = random.fold_in(random.fold_in(random.key(study.seed), "evaluate"), "test")
+    conditions = run.load_conditions("test")
+    table = run.load_table("test")
+    kept = ("image", "detections", "boxes", "labels", "box_valid")
+
+    def measured(
+        dataset: TargetSet, task: str, names: tuple[str, ...], side: float | None = None
+    ) -> Evaluation:
+        def resized(sample: Sample) -> Sample:
+            return sample if side is None else override(sample, {"implant_exactly/scale": side})
+
+        return evaluate(
+            pipeline, {}, dataset, key, block=study.evaluate.block, edit=resized, keep=kept,
+            conditions={name: conditions[name] for name in names},
+            progress=lambda i, n: report(task, i, n, ""),
+        )  # fmt: skip
+
+    same = measured(test, "average precision", tuple(conditions))
+    precision = {name: _precision(values) for name, values in same.kept.items()}
+    with torch.no_grad():
+        clean = load_victim(weights)
+        clean_precision = _clean_precision(study, clean, test)
+
+    textures = {name: patch.permute(1, 2, 0).numpy() for name, patch in conditions[PATCH]["patch"].items()}
+    folder = run.folder / "rendered"
+    render_textured(
+        scenes, folder, "test", textures, progress=lambda i, n: report("rendering the patch", i, n, "")
+    )
+    rendered = measured(open_scenes(folder, size).split("test"), "rendered trial", (PATCH, NONE))
+    table |= {
+        f"{metric}/rendered": rendered.table[f"{metric}/{NONE}"]
+        for metric in ("found", "displaced", "best_score")
+    }
+    precision["rendered"] = _precision(rendered.kept[NONE])
+    rates = success(table)
+
+    area: dict[str, list[Rate]] = {PATCH: [], "noise": []}
+    for side in size.sides:
+        part = measured(test, f"side {side:g} of the panel", (PATCH, NONE, "noise"), side)
+        found = success(part.table)
+        for name in area:
+            area[name].append(found.rates[name])
+    shares = [side**2 * covered_share(test) for side in size.sides]
+    result = Result(run, study, rates, precision, clean_precision, area, shares)
+    save_figures(result, table, same, rendered, whole)
+    run.write_json("tables/demo.json", to_json(result))
+    return result
+
+
+def _precision(values: Mapping[str, Any]) -> float:
+    return average_precision(
+        values["detections"]["final"], values["boxes"], values["labels"], values["box_valid"]
+    )
+
+
+def _clean_precision(study: Study, model: torch.nn.Module, test: TargetSet) -> float:
+    """AP on the scenes as they are, without camera noise."""
+    suppress = study.pipeline["suppress"].stage
+    values = []
+    for ids in test.image_ids.split(64):
+        batch = test.batch(ids)
+        values.append(suppress.apply({}, {}, {**batch, "detections": {"dense": model(batch["scene"])}}))
+    merged = {n: torch.cat([v[n] for v in values]) for n in ("boxes", "labels", "box_valid")}
+    final = {
+        n: torch.cat([v["detections"]["final"][n] for v in values]) for n in values[0]["detections"]["final"]
+    }
+    return _precision({"detections": {"final": final}, **merged})
+
+
+def covered_share(test: TargetSet) -> float:
+    """Median over the photographs of the share of the object's box that all patches together cover."""
+    batch = test.batch(test.image_ids)
+    covered = (quad_area(batch["quads"]) * batch["quad_valid"]).sum(-1)
+    return float((covered / box_area(batch["boxes"][:, 0])).median())
+
+
+# -- showing it ----------------------------------------------------------------------------------------------
+
+
+def save_figures(
+    result: Result, table: Mapping[str, np.ndarray], same: Evaluation, rendered: Evaluation, whole: TargetSet
+) -> None:
+    """Curves, and scenes without the patch, with it implanted, and with it rendered."""
+    names = [c for c in TITLES if f"best_score/{c}" in table]
+    panels: dict[str, Any] = {
+        "score threshold": (THRESHOLDS, {c: threshold_curve(table, THRESHOLDS, c) for c in names})
+    }
+    if result.shares:
+        panels["share of the box covered (%)"] = ([100 * s for s in result.shares], result.area)
+    plot_curves(result.run.path("figures/curves.png"), panels, result.study.name, TITLES)
+    fooled = np.flatnonzero(table[f"found/{NONE}"] & ~table[f"found/{PATCH}"])
+    picked = [int(i) for i in (fooled if len(fooled) else np.arange(3))[:3]]
+    truth = same.kept[NONE]
+
+    def panel(values: Mapping[str, Any], i: int, caption: str) -> Panel:
+        final = {n: v[i] for n, v in values["detections"]["final"].items()}
+        return Panel(values["image"][i], caption, final, truth["boxes"][i][truth["box_valid"][i]])
+
+    rows = [
+        [
+            panel(same.kept[NONE], i, "no patch"),
+            panel(same.kept["noise"], i, "noise"),
+            panel(same.kept[PATCH], i, "trained patch, implanted"),
+            panel(rendered.kept[NONE], i, "trained patch, rendered"),
+        ]
+        for i in picked
+    ]
+    write_image(result.run.path("figures/demo.png"), side_by_side(rows, whole.class_names, panel_px=256))
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The demo's numbers."""
+    return {
+        "ap50_clean": result.clean_precision,
+        "ap50": result.precision,
+        "success": {c: rate._asdict() for c, rate in result.rates.rates.items()},
+        "over": {c: rate._asdict() for c, rate in result.rates.over.items()},
+        "area_share": result.shares,
+        "area": {c: [rate._asdict() for rate in rates] for c, rates in result.area.items()},
+    }
+
+
+def print_result(number: int, result: Result, config: Path) -> None:
+    """One victim's table."""
+    precision = [f"{result.precision[c]:.3f}" for c in result.rates.rates]
+    title = f"Victim {number}: attack success on held-out scenes at score 0.5"
+    console.print()
+    console.print(success_table(title, result.rates, {"AP50": precision}))
+    console.print(
+        f"AP50 without a patch: {result.clean_precision:.3f} on the scenes as they are, "
+        f"{result.precision[NONE]:.3f} through the camera",
+        soft_wrap=True,
+    )
+    if result.shares:
+        pairs = zip(result.shares, result.area[PATCH], strict=True)
+        sizes = ",  ".join(f"{100 * share:.0f} % -> {percent(rate).strip()}" for share, rate in pairs)
+        console.print(f"share of the box covered (median) -> success %: {sizes}", soft_wrap=True)
+    console.print(f"run folder: {result.run.folder}", soft_wrap=True)
+    console.print("  figures/demo.png  figures/curves.png  patch/*.png  tables/test.csv", soft_wrap=True)
+    console.print(f"  again, or otherwise: fpatch train {config}", soft_wrap=True)
+
+
+def print_commands(run: Run, runs: Path, mlflow: str | bool) -> None:
+    """What to do next."""
+    uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+    console.print("\n[bold]look at it[/bold]")
+    console.print(f"  tensorboard --logdir {runs}", soft_wrap=True)
+    console.print(f"  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    console.print(f"  fpatch replay {run.folder} --rows 0:16 --verify", soft_wrap=True)

@@ -1,0 +1,334 @@
+"""Measure a patch against its controls on the same samples.
+
+A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled. They
+replace the *output of the parameterization*, so that all pass the same print, size, place and camera. The
+condition "none" is the trained patch with every opacity 0.
+
+Rows run in blocks of a fixed number, one condition per block, because a network's rows have other last bits
+in a batch of another size. `measure` is the only code that does so; `evaluate` hands it fresh samples and
+`replay` hands it logged ones.
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import torch
+import torchvision
+from torch import Tensor
+
+from fpatch import random
+from fpatch.checks import check_number
+from fpatch.columns import to_columns
+from fpatch.data import Dataset, rows
+from fpatch.graph import Pipeline, control
+from fpatch.loop import take_rows
+from fpatch.stage import row_keys
+from fpatch.types import Batch, Params, Sample, Values
+
+PATCH, NONE = "patch", "none"
+"""The conditions that every evaluation has: the trained patch, and no patch."""
+CONTROLS = ("noise", "flat", "shuffled")
+
+Patches = Mapping[str, Any]
+"""What the parameterizations wrote: names to pytrees of patches."""
+
+
+class Execution(NamedTuple):
+    """What images and results depend on beside their sample, in the last bits.
+
+    Attributes:
+        block: Rows that run together.
+        threads: Threads of the math library.
+        cpu: Instruction set that it chose.
+        device: Where it ran.
+        torch: Version.
+        torchvision: Version.
+        numpy: Version.
+        python: Version.
+    """
+
+    block: int
+    threads: int
+    cpu: str
+    device: str
+    torch: str
+    torchvision: str
+    numpy: str
+    python: str
+
+    @staticmethod
+    def current(block: int, device: str = "cpu") -> "Execution":
+        """This process's."""
+        return Execution(
+            block=block,
+            threads=torch.get_num_threads(),
+            cpu=torch.backends.cpu.get_cpu_capability(),
+            device=device,
+            torch=torch.__version__,
+            torchvision=torchvision.__version__,
+            numpy=np.__version__,
+            python=platform.python_version(),
+        )
+
+    def differences(self, other: "Execution") -> list[str]:
+        """What is not the same, a sentence each."""
+        pairs = zip(self._asdict().items(), other, strict=True)
+        return [
+            f"{name}: {mine} was recorded, {theirs} is here"
+            for (name, mine), theirs in pairs
+            if mine != theirs
+        ]
+
+    @contextmanager
+    def recreated(self) -> Iterator[list[str]]:
+        """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield self.differences(Execution.current(self.block))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
+    """What the parameterizations of a pipeline write for these parameters."""
+    values: Values = {}
+    for path in pipeline.parameterizations:
+        n = pipeline[path]
+        written = n.stage.written(
+            patch_params, {}, {own: values[r] for own, r in n.reads.items() if r in values}
+        )
+        values |= {n.writes[own]: value for own, value in written.items()}
+    return optree.tree_map(lambda x: x.detach(), values)  # type: ignore[return-value]
+
+
+def make_controls(patches: Patches, key: Tensor) -> dict[str, Patches]:
+    """Benign prints of each patch's size: uniform noise, its mean color, its own pixels in random order."""
+    leaves, tree = optree.tree_flatten(patches)  # type: ignore[arg-type]
+    made: dict[str, list[Tensor]] = {name: [] for name in CONTROLS}
+    for i, patch in enumerate(leaves):
+        own = random.fold_in(key, i)
+        order = random.permutation(random.fold_in(own, "shuffled"), patch.shape[-2] * patch.shape[-1])
+        made["noise"].append(random.uniform(random.fold_in(own, "noise"), tuple(patch.shape)))
+        made["flat"].append(patch.mean((-2, -1), keepdim=True).expand_as(patch).contiguous())
+        made["shuffled"].append(patch.flatten(-2)[..., order].unflatten(-1, patch.shape[-2:]))
+    return {name: optree.tree_unflatten(tree, made[name]) for name in CONTROLS}  # type: ignore[misc]
+
+
+def make_conditions(pipeline: Pipeline, patch_params: Params, key: Tensor) -> dict[str, Patches]:
+    """The trained patch first, then no patch, then the benign prints."""
+    patches = make_patches(pipeline, patch_params)
+    return {PATCH: patches, NONE: patches, **make_controls(patches, key)}
+
+
+def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
+    """What the metric and loss nodes of a pipeline write: one number per row each."""
+    written = (
+        name for n in pipeline.values() for name in n.writes.values() if n.stage.definition.role != "stage"
+    )
+    return tuple(dict.fromkeys(written))
+
+
+def measure(
+    pipeline: Pipeline,
+    conditions: Mapping[str, Patches],
+    sample: Sample,
+    batch: Batch,
+    block: int,
+    keep: Sequence[str] = (),
+) -> dict[str, Values]:
+    """Results of some rows under every condition, at most one block of them.
+
+    Args:
+        pipeline: Of the evaluated phase.
+        conditions: Patches by condition; "none" is run with every opacity 0.
+        sample: Rows [n, ...].
+        batch: The same rows, n <= block.
+        block: Rows that run together; a short block repeats its last row.
+        keep: Further names to return.
+
+    Returns:
+        Per condition `{metric: [n], "digest": [n strings], name kept: [n, ...]}`.
+    """
+    n = len(batch["image_id"])
+    assert n <= block, "measure runs one block"
+    body = pipeline.without(*pipeline.parameterizations)
+    metrics = metric_names(pipeline)
+    filled, padded = (_pad_rows(tree, block) for tree in (sample, batch))
+    results: dict[str, Values] = {}
+    for name, patches in conditions.items():
+        drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
+        with torch.no_grad():
+            values = body.apply({}, drawn, {**padded, **patches}, want=(*metrics, "image", *keep))  # type: ignore[arg-type, dict-item]
+        values = take_rows(values, slice(0, n))
+        results[name] = values | {"digest": [tensor_digest(image) for image in values["image"]]}
+    return results
+
+
+def evaluate(
+    pipeline: Pipeline,
+    patch_params: Params,
+    dataset: Dataset,
+    key: Tensor,
+    *,
+    num_draws: int = 1,
+    block: int = 16,
+    conditions: Mapping[str, Patches] | None = None,
+    edit: Callable[[Sample], Sample] | None = None,
+    keep: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> "Evaluation":
+    """Run every photograph of a data set under every condition.
+
+    Args:
+        pipeline: Of the evaluated phase; its metric nodes say what is measured.
+        patch_params: What was trained.
+        dataset: The photographs.
+        key: What samples are drawn from; it does not depend on the step of training.
+        num_draws: Samples per photograph.
+        block: Rows that run together, part of the recorded execution.
+        conditions: By default those of `make_conditions`.
+        edit: Changes every sample, e.g. by `override`, to ask what if.
+        keep: Further values to keep for all rows, e.g. "detections".
+        progress: Called with the rows done and their total.
+
+    Returns:
+        The table of rows, and what was kept.
+    """
+    check_number("evaluate.block", block, 1)
+    made = (
+        make_conditions(pipeline, patch_params, random.fold_in(key, "control"))
+        if conditions is None
+        else conditions
+    )
+    image_id, draw = rows(dataset.image_ids, num_draws)
+    parts, kept = [], []
+    for start in range(0, len(image_id), block):
+        part = slice(start, start + block)
+        batch = dataset.batch(image_id[part], draw[part])
+        keys = row_keys(key, batch)
+        sample = pipeline.sample(keys, batch)
+        sample = sample if edit is None else edit(sample)
+        results = measure(pipeline, made, sample, batch, block, keep)
+        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results))
+        kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
+        if progress is not None:
+            progress(min(start + block, len(image_id)), len(image_id))
+    table = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    whole = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep else {}
+    return Evaluation(table, made, whole)  # type: ignore[arg-type]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation leaves.
+
+    Attributes:
+        table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
+            `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
+            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`.
+        conditions: The patches that were shown.
+        kept: `{condition: {name: [n, ...]}}`.
+    """
+
+    table: dict[str, np.ndarray]
+    conditions: Mapping[str, Patches]
+    kept: dict[str, dict[str, Any]]
+
+
+class Diagnosis(NamedTuple):
+    """A batch looked at closely.
+
+    Attributes:
+        phase: Of the pipeline.
+        shown: What the stages have to show: images [c, h, w], scalars, and arrays [n] for histograms.
+        patched: All values with the patch.
+        without: All values with every opacity 0.
+    """
+
+    phase: str
+    shown: dict[str, Tensor]
+    patched: Values
+    without: Values
+
+
+def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Batch, phase: str) -> Diagnosis:
+    """Let every stage that has a `show` look at what it read and wrote, with the patch and without.
+
+    Args:
+        pipeline: Of the phase.
+        patch_params: What was trained.
+        sample: Rows [b, ...].
+        batch: The same rows.
+        phase: Its name.
+    """
+    shown: dict[str, Tensor] = {}
+    patched, without = dict(batch), dict(batch)
+    with torch.no_grad():
+        with_patch, with_none = (pipeline.trace(patch_params, s, batch) for s in (sample, control(sample)))
+    for path, n in pipeline.items():
+        patched.update(with_patch[path])
+        without.update(with_none[path])
+        if n.stage.definition.show is not None:
+            names = {**n.reads, **n.writes}
+            views = [{own: v[r] for own, r in names.items() if r in v} for v in (patched, without)]
+            for name, value in n.stage.definition.show(n.stage.config, *views).items():
+                shown[f"{path}/{name}"] = torch.as_tensor(value)
+    return Diagnosis(phase, shown, patched, without)
+
+
+def result_columns(results: Mapping[str, Values]) -> dict[str, np.ndarray]:
+    """Columns of results: `<metric>/<condition>`, deltas of the patch, `digest/<condition>`."""
+    columns: dict[str, np.ndarray] = {}
+    metrics = [n for n, v in results[PATCH].items() if isinstance(v, Tensor) and v.ndim == 1]
+    for metric in metrics:
+        by_condition = {c: values[metric].cpu().numpy() for c, values in results.items()}
+        columns |= {f"{metric}/{c}": column for c, column in by_condition.items()}
+        numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
+        for c in numbers:
+            if c == NONE:
+                columns[f"{metric}/delta"] = numbers[PATCH] - numbers[c]
+            elif c != PATCH:
+                columns[f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+    return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
+
+
+def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+    ids = batch["image_id"].tolist()
+    drawn = to_columns(sample)
+    return {
+        "image_id": batch["image_id"].numpy(),
+        "draw": batch["draw"].numpy(),
+        "path": np.array([str(dataset.paths[i]) for i in ids]),
+        "photograph": np.array([dataset.digest(i) for i in ids]),
+        "key/0": keys[:, 0].numpy(),
+        "key/1": keys[:, 1].numpy(),
+        **{f"sample/{path}": column for path, column in drawn.items()},
+        "sample": row_digests(drawn),
+    }
+
+
+def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """sha256 of the values of every row, as hex: an edit too small to change an image changes it."""
+    names = sorted(columns)
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return np.array([hashlib.sha256(b"".join(value.tobytes() for value in row)).hexdigest() for row in rows])
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of the values of a tensor, as hex."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _pad_rows(tree: Any, block: int) -> Any:
+    """Every tensor [n, ...] with its last row repeated up to [block, ...]."""
+    return optree.tree_map(lambda x: torch.cat([x, x[-1:].expand(block - len(x), *x.shape[1:])]), tree)
+
+
+def blocks(count: int, block: int) -> Iterator[slice]:
+    """Slices of at most `block` rows."""
+    return (slice(start, min(start + block, count)) for start in range(0, count, block))

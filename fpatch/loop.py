@@ -1,0 +1,165 @@
+"""The training loop, in the open: a pure step, and a generator that takes one after another.
+
+`fit` yields after every step. Logging, evaluation, checkpoints and progress bars belong to whoever iterates,
+so that none of them can touch what is trained. `fpatch.study.train` is the ready-made caller.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+from torchopt.base import GradientTransformation
+
+from fpatch import random
+from fpatch.checks import check_number
+from fpatch.data import Loader
+from fpatch.objective import Objective, value_and_grad
+from fpatch.stage import row_keys
+from fpatch.types import Batch, Sample
+
+
+class TrainState(NamedTuple):
+    """All that the next step needs, and all that a resume restores.
+
+    Attributes:
+        params: Patch parameters.
+        opt_state: State of the optimizer.
+        step: Updates made so far.
+        key: Root key of the run; the draws of update `step` come from `fold_in(fold_in(key, "train"), step)`.
+    """
+
+    params: dict[str, Tensor]
+    opt_state: Any
+    step: int
+    key: Tensor
+
+
+class StepInfo(NamedTuple):
+    """What a person looks at after a step; the next step does not need it.
+
+    Attributes:
+        loss: The weighted sum of the mean terms.
+        terms: Every term, unweighted, [b].
+        grad_norm: Euclidean norm of the gradient over all parameters.
+        sample: What was drawn.
+        batch: Photographs of the rows, `image_id` and `draw`.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    grad_norm: Tensor
+    sample: Sample
+    batch: dict[str, Tensor]
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
+
+
+def make_state(objective: Objective, optimizer: GradientTransformation, key: Tensor) -> TrainState:
+    """The state before the first step: parameters drawn from `fold_in(key, "init")`."""
+    params = objective.pipeline.init(random.fold_in(key, "init"))
+    return TrainState(params, optimizer.init(params), 0, key)
+
+
+def make_step(
+    objective: Objective,
+    optimizer: GradientTransformation,
+    *,
+    transform: Literal["func", "autograd"] = "autograd",
+    micro_batch: int | None = None,
+) -> Step:
+    """One update as a pure function `(state, batch) -> (state, info)`.
+
+    Args:
+        objective: The loss.
+        optimizer: A torchopt transformation; it never writes in place.
+        transform: See `fpatch.objective.value_and_grad`.
+        micro_batch: Rows whose graph is held at a time; None for all. The update is that of the whole batch,
+            to float tolerance, because a row's draws do not depend on the rows beside it.
+    """
+    if micro_batch is not None:
+        check_number("train.micro_batch", micro_batch, 1)
+    gradient = value_and_grad(objective, transform)
+    pipeline = objective.pipeline
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+        keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
+        sample = pipeline.sample(keys, batch)
+        rows = len(keys)
+        results = []
+        for start in range(0, rows, micro_batch or rows):
+            part = slice(start, start + (micro_batch or rows))
+            some, loss = gradient(state.params, take_rows(sample, part), take_rows(batch, part))
+            results.append((len(keys[part]) / rows, some, loss))
+        zero = torch.zeros(())
+        grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in state.params}
+        updates, opt_state = optimizer.update(grads, state.opt_state, params=state.params, inplace=False)
+        moved = {name: value + updates[name] for name, value in state.params.items()}
+        params = pipeline.project(moved)
+        info = StepInfo(
+            loss=sum((share * loss.value for share, _, loss in results), zero),
+            terms={
+                name: torch.cat([loss.terms[name] for _, _, loss in results]) for name in results[0][2].terms
+            },
+            grad_norm=torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt(),
+            sample=sample,
+            batch={"image_id": batch["image_id"], "draw": batch["draw"]},
+        )
+        return TrainState(params, opt_state, state.step + 1, state.key), info
+
+    return step
+
+
+def fit(
+    state: TrainState, step: Step, loader: Loader, num_steps: int
+) -> Iterator[tuple[TrainState, StepInfo]]:
+    """Take steps until `num_steps` have been made, from wherever the state stands.
+
+    Yields:
+        The state after each step, and what there is to see of it.
+    """
+    if state.step >= num_steps:
+        return
+    batches = loader.batches(state.step)
+    try:
+        for batch in batches:
+            state, info = step(state, batch)
+            yield state, info
+            if state.step >= num_steps:
+                return
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def take_rows(tree: Any, rows: Any) -> Any:
+    """The rows of every tensor in a batch or a sample."""
+    return optree.tree_map(lambda x: x[rows], tree)
+
+
+def find_bad_row(info: StepInfo, paths: Sequence[Path]) -> str | None:
+    """Where a loss is not finite: the term, the row, its photograph and what was drawn; None if it is.
+
+    Args:
+        info: Of the step.
+        paths: Files of photographs by id.
+    """
+    for name, term in info.terms.items():
+        bad = (~torch.isfinite(term)).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            drawn = {
+                f"{path}/{field}": value[row].tolist()
+                for path, fields in info.sample.items()
+                for field, value in fields.items()
+            }
+            return (
+                f"the loss term {name!r} is {float(term[row])} in row {row}, "
+                f"{paths[int(info.batch['image_id'][row])]}, draw {int(info.batch['draw'][row])}, "
+                f"with the sample {drawn}"
+            )
+    if not bool(torch.isfinite(info.grad_norm)):
+        return "the gradient is not finite, though every loss term is"
+    return None

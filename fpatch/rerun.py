@@ -1,0 +1,120 @@
+"""Run logged rows again, from their logged samples and nothing else, and say what differs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fpatch.checks import nearest
+from fpatch.columns import from_columns
+from fpatch.data import Dataset
+from fpatch.evaluation import Patches, blocks, measure, result_columns, row_digests
+from fpatch.graph import Pipeline
+
+_PREFIX = "sample/"
+
+
+class Replay(NamedTuple):
+    """What came out.
+
+    Attributes:
+        rows: Numbers of the rows in the logged table.
+        columns: The results, as columns like the logged ones.
+        differences: Per row that differs, a sentence per column.
+        largest: The largest difference of a number.
+    """
+
+    rows: np.ndarray
+    columns: dict[str, np.ndarray]
+    differences: dict[int, list[str]]
+    largest: float
+
+
+def replay(
+    pipeline: Pipeline,
+    conditions: Mapping[str, Patches],
+    dataset: Dataset,
+    table: Mapping[str, np.ndarray],
+    rows: Sequence[int] | None = None,
+    *,
+    block: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Replay:
+    """Rerun rows of a table and compare samples, photographs, composed images and results.
+
+    Samples come from the table's columns, never from a key. A row whose photograph cannot be read differs,
+    and is not among the columns.
+
+    Args:
+        pipeline: Of the evaluated phase.
+        conditions: The patches that were shown.
+        dataset: Where the photographs are.
+        table: Columns of `fpatch.evaluation.Evaluation`.
+        rows: Which, in any order; None for all.
+        block: Rows that run together, as recorded.
+        progress: Called with the rows done and their total.
+
+    Raises:
+        ValueError: If a row does not exist, or the table lacks samples.
+    """
+    total = len(table["image_id"])
+    chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)
+    if outside := [int(r) for r in chosen if not 0 <= r < total]:
+        raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
+    samples = {n.removeprefix(_PREFIX): c for n, c in table.items() if n.startswith(_PREFIX)}
+    parts: list[dict[str, np.ndarray]] = []
+    differences: dict[int, list[str]] = {}
+    largest = 0.0
+    for part in blocks(len(chosen), block):
+        unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist())
+        is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))
+        for row in chosen[part][is_lost].tolist():
+            differences[row] = [unreadable[int(table["image_id"][row])]]
+        picked = chosen[part][~is_lost]
+        if len(picked):
+            ids, draw = (torch.from_numpy(table[n][picked].astype(np.int64)) for n in ("image_id", "draw"))
+            columns = {name: column[picked] for name, column in samples.items()}
+            batch = dataset.batch(ids, draw)
+            found = result_columns(measure(pipeline, conditions, from_columns(columns), batch, block))
+            found["photograph"] = np.array([dataset.digest(i) for i in ids.tolist()])
+            found["sample"] = row_digests(columns)
+            for row, sentence, gap in compare(table, found, picked):
+                differences.setdefault(row, []).append(sentence)
+                largest = max(largest, gap)
+            parts.append(found)
+        if progress is not None:
+            progress(part.stop, len(chosen))
+    merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
+    return Replay(chosen, merged, differences, largest)
+
+
+def _find_unreadable(dataset: Dataset, image_ids: Iterable[int]) -> dict[int, str]:
+    """Photographs that are gone or broken, each with what is wrong."""
+    problems = {}
+    for image_id in dict.fromkeys(image_ids):
+        try:
+            dataset.batch([image_id])
+        except (ValueError, OSError) as error:
+            problems[image_id] = f"photograph: {error}"
+    return problems
+
+
+def compare(
+    table: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], picked: np.ndarray
+) -> Iterator[tuple[int, str, float]]:
+    """What is not bit for bit as it was logged: row, sentence, and the difference of a number (else 0)."""
+    for name, found in columns.items():
+        if name not in table:
+            raise ValueError(f"replay: the table has no column {name!r}; {nearest(name, table)}")
+        logged = table[name][picked]
+        same = logged == found
+        if logged.dtype.kind == "f":
+            same |= np.isnan(logged) & np.isnan(found)
+        for i in np.flatnonzero(~same):
+            if logged.dtype.kind in "fib":
+                gap = abs(float(logged[i]) - float(found[i]))
+                yield int(picked[i]), f"{name}: {logged[i]!s} was logged, {found[i]!s} came out", gap
+            else:
+                short = f"{name}: {str(logged[i])[:12]} was logged, {str(found[i])[:12]} came out"
+                yield int(picked[i]), short, 0.0

@@ -1,0 +1,233 @@
+"""For each law a stage that breaks it, as stages have been broken before."""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from cases import Case, case
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.stage import Stage, define, deterministic
+
+
+@dataclass(frozen=True)
+class Config:
+    """No settings."""
+
+
+class Gain(TypedDict):
+    """A factor per row."""
+
+    gain: Float[Tensor, " b"]
+
+
+class Opacity(TypedDict):
+    """Per placement."""
+
+    opacity: Float[Tensor, "b k"]
+
+
+def draw_gain(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": random.uniform(keys, (), 0.5, 1.0)}
+
+
+def draw_opacity(config: Any, keys: Tensor, batch: Any) -> Opacity:
+    return {"opacity": torch.ones(len(keys), 1)}
+
+
+def scaled(image: Tensor, gain: Tensor) -> dict[str, Tensor]:
+    return {"image": image * gain[:, None, None, None]}
+
+
+def apply_gain(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return scaled(values["image"], sample["gain"])
+
+
+def photo_case(name: str, sample: Any = draw_gain, apply: Any = apply_gain, config: Any = Config) -> Case:
+    return case(define(name, config, sample, apply, reads=("image",), writes=("image",))())
+
+
+def patch_case(name: str, apply: Any) -> Case:
+    return case(define(name, Config, deterministic, apply, reads=("patch",), writes=("patch",))())
+
+
+# -- randomness
+
+
+def draw_globally(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": torch.rand(len(keys))}
+
+
+def draw_by_photograph(config: Any, keys: Tensor, batch: Any) -> Gain:
+    first = batch["image_id"][:, None] == batch["image_id"]
+    return {"gain": random.uniform(keys[first.int().argmax(1)], ())}
+
+
+def draw_by_brightness(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": random.uniform(keys, ()) * batch["image"].mean((1, 2, 3))}
+
+
+def draw_by_position(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": random.uniform(keys, ()) / (1 + torch.arange(len(keys)))}
+
+
+def draw_by_size(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": random.uniform(keys, ()) / len(keys)}
+
+
+def draw_more_than_declared(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": random.uniform(keys, ()), "last_gain": random.uniform(keys, ())}  # type: ignore[typeddict-unknown-key]
+
+
+# -- apply
+
+
+class Flagged(Stage):
+    """Does in training what it does not do on replay."""
+
+    def __call__(self, patch_params: Any, key: Tensor, batch: Any) -> Any:
+        out, sample = super().__call__(patch_params, key, batch)
+        return {**out, "image": out["image"].flip(-1)}, sample
+
+
+def apply_in_place(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": values["image"].mul_(sample["gain"][:, None, None, None])}
+
+
+def apply_global_noise(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": (values["image"] + 0.01 * torch.randn_like(values["image"])).clamp(0, 1)}
+
+
+def apply_batch_brightness(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": values["image"] * values["image"].mean()}
+
+
+def apply_sigmoid(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": values["image"].sigmoid()}
+
+
+def apply_unclamped(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": values["image"] * (1 + sample["gain"][:, None, None, None])}
+
+
+def apply_early_mean(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"misclassify": values["logits"].amax(-1).mean()}
+
+
+# -- populations, replay, gradients
+
+
+class FirstMember(torch.autograd.Function):
+    """A rule for vmap that computes one member and repeats it."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * 0.5
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
+        return FirstMember.apply(x.movedim(in_dims[0], 0)[0]).expand(info.batch_size, *x.shape[1:]), 0
+
+
+def apply_first_member(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": FirstMember.apply(values["image"])}
+
+
+def apply_to_axis_0(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Any]:
+    return {"patch": {name: patch.flip(0) for name, patch in values["patch"].items()}}
+
+
+class Labeled(Tensor):
+    """A tensor with something written on it that no table holds."""
+
+
+def draw_beside_the_sample(config: Any, keys: Tensor, batch: Any) -> Gain:
+    return {"gain": random.uniform(keys, ()).as_subclass(Labeled)}
+
+
+def apply_if_labeled(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    gain = sample["gain"] if isinstance(sample["gain"], Labeled) else torch.zeros_like(sample["gain"])
+    return scaled(values["image"], gain.as_subclass(Tensor))
+
+
+def apply_to_the_last(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Any]:
+    *earlier, last = values["patch"].items()
+    return {"patch": {**{name: patch.detach() for name, patch in earlier}, last[0]: last[1]}}
+
+
+def apply_blend(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    alpha, color = sample["opacity"][..., None, None], values["patch"]["hood"].mean((-1, -2))[:, None, None]
+    return {"image": values["scene"] * (1 - alpha) + color * alpha}
+
+
+# -- settings and compilation
+
+
+@dataclass(frozen=True)
+class Halved:
+    """A setting that is something else in the next config."""
+
+    stops: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stops", self.stops / 2)
+
+
+def apply_unless_compiled(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": values["image"] if torch.compiler.is_compiling() else values["image"] * 0.5}
+
+
+def flagged() -> Case:
+    whole = photo_case("flagged")
+    return Case(Flagged(whole.stages[0].definition, Config()), whole.params, whole.batch)
+
+
+BROKEN = {
+    "same_key_same_sample": photo_case("global_draw", sample=draw_globally),
+    "draws_depend_on_key_photograph_and_use": case(
+        define(
+            "by_photograph",
+            Config,
+            draw_by_photograph,
+            apply_gain,
+            reads=("image", "image_id"),
+            writes=("image",),
+        )()
+    ),
+    "sample_does_not_see_pixels": photo_case("by_brightness", sample=draw_by_brightness),
+    "permuted_batch_permutes_sample": photo_case("by_position", sample=draw_by_position),
+    "draws_do_not_depend_on_the_batch": photo_case("by_size", sample=draw_by_size),
+    "declared_fields_are_drawn": photo_case("more_than_declared", sample=draw_more_than_declared),
+    "call_is_sample_then_apply": flagged(),
+    "inputs_are_left_alone": photo_case("in_place", apply=apply_in_place),
+    "global_generators_are_left_alone": photo_case("global_noise", apply=apply_global_noise),
+    "rows_do_not_see_their_neighbors": photo_case("batch_brightness", apply=apply_batch_brightness),
+    "position_keeps_the_bits": photo_case("sigmoid", apply=apply_sigmoid),
+    "pictures_stay_pictures": photo_case("unclamped", apply=apply_unclamped),
+    "losses_and_metrics_write_one_number_per_row": case(
+        define(
+            "early_mean",
+            Config,
+            deterministic,
+            apply_early_mean,
+            reads=("logits",),
+            writes=("misclassify",),
+            role="loss",
+        )()
+    ),
+    "vmap_equals_a_loop": photo_case("first_member", apply=apply_first_member),
+    "flat_population_equals_a_loop": patch_case("axis_0", apply_to_axis_0),
+    "sample_survives_a_table": photo_case("labeled", sample=draw_beside_the_sample, apply=apply_if_labeled),
+    "gradient_reaches_every_leaf": patch_case("last_only", apply_to_the_last),
+    "opacity_0_is_the_clean_scene": case(
+        define("blend", Config, draw_opacity, apply_blend, reads=("scene", "patch"), writes=("image",))()
+    ),
+    "config_rebuilds_it": photo_case("halved", config=Halved),
+    "compiled_equals_eager": photo_case("unless_compiled", apply=apply_unless_compiled),
+}

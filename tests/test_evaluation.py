@@ -1,0 +1,235 @@
+"""Measuring: controls, deltas, blocks, and that looking changes nothing."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from study_fixture import make_study, parameters
+
+from fpatch import random
+from fpatch.evaluation import (
+    CONTROLS,
+    Execution,
+    evaluate,
+    make_conditions,
+    make_controls,
+    make_patches,
+    measure,
+    result_columns,
+    tensor_digest,
+)
+from fpatch.graph import control
+from fpatch.loop import fit, make_state, make_step, take_rows
+from fpatch.rates import conditions_of, success, threshold_curve
+from fpatch.study import _loader, load_study, make_parts, open_run, train
+
+
+@pytest.fixture(scope="module")
+def parts(trained):
+    """Pipeline, trained parameters and test photographs."""
+    run, study = open_run(trained.folder)
+    made = make_parts(study)
+    state, _ = run.load_checkpoint("best", made.initial)
+    return study.pipeline.at("test"), state.params, made.dataset.split("test")
+
+
+@pytest.fixture(scope="module")
+def table(trained):
+    return trained.load_table("test")
+
+
+# Controls
+
+
+def test_what_the_benign_prints_are(parts):
+    pipeline, params, _ = parts
+    patches = make_patches(pipeline, params)
+    controls = make_controls(patches, random.key(4))
+    assert tuple(controls) == CONTROLS
+    for name, patch in patches["patch"].items():
+        noise, flat, shuffled = (controls[c]["patch"][name] for c in CONTROLS)
+        assert noise.shape == flat.shape == shuffled.shape == patch.shape
+        assert 0.0 <= float(noise.min()) < 0.1 < 0.9 < float(noise.max()) < 1.0
+        assert torch.equal(flat, patch.mean((1, 2), keepdim=True).expand_as(patch))
+        pixels, mixed = (sorted(map(tuple, p.flatten(1).T.tolist())) for p in (patch, shuffled))
+        assert pixels == mixed  # whole pixels, their colors kept together
+        assert not torch.equal(patch, shuffled)
+    assert not torch.equal(controls["noise"]["patch"]["side"][:, :6, :5], controls["noise"]["patch"]["rear"])
+    other = make_controls(patches, random.key(5))
+    assert not torch.equal(controls["noise"]["patch"]["side"], other["noise"]["patch"]["side"])
+
+
+def test_no_patch_is_the_control_of_the_same_samples_bit_for_bit(parts):
+    pipeline, params, dataset = parts
+    batch = dataset.batch(dataset.image_ids)
+    sample = pipeline.sample(random.key(1), batch)
+    conditions = make_conditions(pipeline, params, random.key(2))
+    results = measure(pipeline, conditions, sample, batch, block=4)
+    by_hand = pipeline.apply(params, control(sample), batch)
+    assert torch.equal(results["none"]["image"], by_hand["image"])
+    broken = {name: torch.full_like(value, float("nan")) for name, value in params.items()}
+    again = measure(pipeline, make_conditions(pipeline, broken, random.key(2)), sample, batch, block=4)
+    assert again["none"]["digest"] == results["none"]["digest"]
+    assert again["patch"]["digest"] != results["patch"]["digest"]
+    patched = pipeline.apply(params, sample, batch)
+    assert torch.equal(results["patch"]["image"], patched["image"])
+    outside = (results["patch"]["image"] == results["none"]["image"]).all(1).float().mean()
+    assert 0.6 < float(outside) < 0.98
+
+
+def test_deltas(table):
+    for metric in ("found", "best_score"):
+        values = {c: table[f"{metric}/{c}"].astype(np.float32) for c in ("patch", "none", *CONTROLS)}
+        assert np.array_equal(table[f"{metric}/delta"], values["patch"] - values["none"])
+        for c in CONTROLS:
+            assert np.array_equal(table[f"{metric}/delta/{c}"], values["patch"] - values[c])
+    assert (table["best_score/delta"] < -0.1).any()
+    assert set(table["draw"]) == {0, 1}
+    assert len({tuple(row) for row in zip(table["image_id"], table["draw"], strict=True)}) == 8
+
+
+def test_a_delta_of_booleans_is_a_number():
+    result = result_columns(
+        {c: {"digest": [c], "found": torch.tensor([c == "none"])} for c in ("patch", "none", "noise")}
+    )
+    assert result["found/delta"].tolist() == [-1.0]
+    assert result["found/delta/noise"].tolist() == [0.0]
+
+
+# Blocks
+
+
+def test_a_row_is_the_same_wherever_it_stands_in_a_block(parts):
+    pipeline, params, dataset = parts
+    batch = dataset.batch(dataset.image_ids)
+    sample = pipeline.sample(random.key(1), batch)
+    conditions = make_conditions(pipeline, params, random.key(2))
+    whole = result_columns(measure(pipeline, conditions, sample, batch, block=4))
+    for order in ([3, 2, 1, 0], [2], [1, 3], [3, 0, 2]):
+        rows = torch.tensor(order)
+        part = measure(pipeline, conditions, take_rows(sample, rows), take_rows(batch, rows), block=4)
+        for name, column in result_columns(part).items():
+            assert column.tolist() == whole[name][order].tolist(), (name, order)
+
+
+def test_the_end_of_a_table_is_the_same_without_its_beginning(parts):
+    pipeline, params, dataset = parts
+    whole = evaluate(pipeline, params, dataset, random.key(3), block=3, num_draws=2).table
+    part = evaluate(pipeline, params, dataset.select(dataset.image_ids[2:]), random.key(3), block=3).table
+    assert part["key/0"].tolist() == whole["key/0"][2:4].tolist()
+    for name in whole:
+        assert part[name].tolist() == whole[name][2:4].tolist(), name
+
+
+def test_edits_conditions_and_what_is_kept(parts):
+    pipeline, params, dataset = parts
+    seen = []
+    result = evaluate(
+        pipeline, params, dataset, random.key(3), block=3, keep=["image"], edit=control,
+        conditions={"patch": make_patches(pipeline, params), "none": make_patches(pipeline, params)},
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(3, 4), (4, 4)]
+    assert conditions_of(result.table) == ["patch", "none"]
+    assert result.table["digest/patch"].tolist() == result.table["digest/none"].tolist()
+    assert (result.table["sample/implant/opacity/0"] == 0).all()
+    assert result.kept["patch"]["image"].shape == (4, 3, 48, 64)
+    assert tensor_digest(result.kept["none"]["image"][1]) == result.table["digest/none"][1]
+
+
+def test_execution():
+    here = Execution.current(16)
+    with here._replace(threads=2, torch="1.0").recreated() as differences:
+        assert torch.get_num_threads() == 2
+    assert differences == [f"torch: 1.0 was recorded, {torch.__version__} is here"]
+    assert torch.get_num_threads() == here.threads
+
+
+# Rates
+
+
+def test_success_counts_only_what_is_found_without_a_patch():
+    table = {
+        "image_id": np.array([0, 0, 1, 2, 3]),
+        "found/patch": np.array([False, True, False, False, True]),
+        "found/noise": np.array([True, True, True, False, True]),
+        "found/none": np.array([True, True, True, False, True]),
+        "displaced/patch": np.array([True, False, False, True, False]),
+        "displaced/noise": np.zeros(5, bool),
+    }
+    rates = success(table)
+    assert (rates.rates["patch"].value, rates.rates["patch"].count) == (0.5, 4)
+    assert rates.rates["patch"].photographs == 3
+    assert (rates.displaced["patch"].value, rates.gone["patch"].value) == (0.25, 0.25)
+    assert rates.rates["noise"].value == 0.0
+    assert rates.over["noise"].value == 0.5
+    assert (rates.clean.value, rates.clean.count) == (0.8, 5)
+    assert "none" not in rates.rates
+    flat = rates.scalars()
+    assert (flat["success/patch"], flat["success/over/noise"], flat["success/clean"]) == (0.5, 0.5, 0.8)
+    with pytest.raises(ValueError, match="no metric 'seen'"):
+        success(table, "seen")
+
+
+def test_nothing_found_is_no_rate_but_no_crash():
+    table = {"image_id": np.arange(3), **{f"found/{c}": np.zeros(3, bool) for c in ("patch", "none", "flat")}}
+    rates = success(table)
+    assert np.isnan(rates.rates["patch"].value)
+    assert np.isnan(rates.over["flat"].value)
+    assert rates.clean.value == 0.0
+
+
+def test_curve_over_thresholds():
+    table = {
+        "image_id": np.arange(4),
+        "best_score/none": np.array([0.9, 0.7, 0.4, 0.2]),
+        "best_score/patch": np.array([0.5, 0.1, 0.3, 0.1]),
+    }
+    curve = threshold_curve(table, [0.3, 0.6, 0.95], "patch")
+    assert [(r.value, r.count) for r in curve[:2]] == [(1 / 3, 3), (1.0, 2)]
+    assert np.isnan(curve[2].value)
+
+
+# Looking changes nothing (X3)
+
+
+def test_logging_and_evaluation_on_or_off_give_the_same_patch(trained, tmp_path):
+    expected = parameters(trained)
+    variants = {
+        "silent": {"tensorboard": False, "validation": False, "checkpoint_every": 100},
+        "chatty": {"tensorboard": True, "every": 1, "checkpoint_every": 1, "profile_steps": 2},
+        "other block": {"block": 5, "num_draws": 1},
+    }
+    for name, settings in variants.items():
+        run = train(load_study(make_study(tmp_path / name, **settings)))
+        assert parameters(run) == expected, name
+
+
+def test_the_ready_made_caller_is_the_loop_in_the_open(trained):
+    study = open_run(trained.folder)[1]
+    made = make_parts(study)
+    state = make_state(made.objective, made.optimizer, random.key(study.seed))
+    step = make_step(made.objective, made.optimizer)
+    *_, (state, _) = fit(state, step, _loader(study, made), 6)
+    bits = {f"params/{name}": value.numpy().tobytes() for name, value in state.params.items()}
+    assert bits == parameters(trained)
+
+
+def test_the_victim_is_the_same_afterwards(trained, tmp_path):
+    study = load_study(make_study(tmp_path))
+    model = study.pipeline["victim"].stage.config.model.value
+
+    def digest():
+        found = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            found.update(name.encode() + tensor.numpy().tobytes())
+        return found.hexdigest()
+
+    before = digest()
+    run = train(study)
+    assert parameters(run) == parameters(trained)
+    assert digest() == before
+    assert all(p.grad is None for p in model.parameters())
+    assert model.norm.num_batches_tracked == 0
+    assert not any(m.training for m in model.modules())

@@ -1,0 +1,287 @@
+"""The region kernel against full-frame warps by kornia, against PIL, and against its own law in float64."""
+
+import kornia
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from fpatch import region
+from fpatch.geometry import quad_to_homography
+from fpatch.region import implant_quads
+
+H, W = 61, 83
+SIZES = {"hood": (20, 31), "roof": (16, 9)}
+NAMES = tuple(SIZES)
+TILTED = [[12.3, 9.1], [50.2, 14.7], [47.9, 44.4], [8.6, 38.2]]
+OVERLAPPING = [[30.5, 20.2], [74.1, 26.3], [70.7, 55.5], [27.2, 52.9]]
+HALF_OUTSIDE = [[-20.4, 30.1], [18.8, 25.5], [22.2, 70.3], [-16.1, 75.9]]
+OUTSIDE = [[200.0, 10.0], [240.0, 10.0], [240.0, 40.0], [200.0, 40.0]]
+TINY = [[40.1, 40.2], [40.9, 40.2], [40.9, 40.8], [40.1, 40.8]]
+HUGE = [[-300.0, -200.0], [400.0, -250.0], [450.0, 300.0], [-350.0, 350.0]]
+MIRRORED = [[50.2, 14.7], [12.3, 9.1], [8.6, 38.2], [47.9, 44.4]]
+STEEP = [[30.0, 10.0], [34.0, 10.0], [70.0, 58.0], [4.0, 58.0]]
+QUADS = {
+    "tilted": TILTED,
+    "half outside": HALF_OUTSIDE,
+    "tiny": TINY,
+    "huge": HUGE,
+    "mirrored": MIRRORED,
+    "steep": STEEP,
+}
+
+
+def noise(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def make_patches(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    return {name: noise(i, 3, *size, dtype=dtype) for i, (name, size) in enumerate(SIZES.items())}
+
+
+def draw(quads: list, which: list[int], patches=None, scene=None, opacity=None, **others) -> Tensor:
+    """The same placements in every row of three different scenes."""
+    scene = noise(9, 3, 3, H, W) if scene is None else scene
+    quads = torch.tensor(quads, dtype=scene.dtype).expand(3, -1, -1, -1)
+    opacity = torch.ones(3, len(which), dtype=scene.dtype) if opacity is None else opacity
+    index = torch.tensor(which).expand(3, -1)
+    return implant_quads(scene, patches or make_patches(), NAMES, quads, index, opacity, **others)
+
+
+def coverage(quad: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pixels have their center in a quad, and the distance of each center to its edges, in float64."""
+    y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    corners = quad.double()
+    side, nearest = [], []
+    for a, b in zip(corners, corners.roll(-1, 0), strict=True):
+        cross = (b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0])
+        side.append(cross)
+        nearest.append(cross.abs() / (b - a).norm())
+    inside = torch.stack(side)
+    return (inside >= 0).all(0) | (inside <= 0).all(0), torch.stack(nearest).amin(0)
+
+
+def warp_full_frame(patch: Tensor, quad: Tensor) -> Tensor:
+    """kornia's warp of a patch onto a frame; its pixel centers are integers, and ours lie at one half."""
+    h, w = patch.shape[-2:]
+    corners = patch.new_tensor([[0, 0], [w, 0], [w, h], [0, h]]) - 0.5
+    matrix = kornia.geometry.get_perspective_transform(corners[None], quad[None] - 0.5)
+    return kornia.geometry.warp_perspective(
+        patch[None], matrix, (H, W), padding_mode="border", align_corners=True
+    )[0]
+
+
+def composite_in_float64(quads: list, which: list[int], patches: dict[str, Tensor], scene: Tensor) -> Tensor:
+    """Sequential compositing of whole frames."""
+    image = scene
+    for quad, i in zip(torch.tensor(quads, dtype=torch.float64), which, strict=True):
+        alpha = coverage(quad)[0].to(scene)
+        image = image * (1 - alpha) + warp_full_frame(patches[NAMES[i]], quad) * alpha
+    return image
+
+
+def away_from_edges(quads: list) -> Tensor:
+    """Pixels whose center is not so near an edge that rounding decides on which side it lies."""
+    return torch.stack([coverage(torch.tensor(q))[1] > 1e-3 for q in quads]).all(0)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("quad", QUADS.values(), ids=QUADS)
+def test_equals_kornia_full_frame(quad, which):
+    scene, patches = noise(9, 3, 3, H, W), make_patches(torch.float64)
+    expected = composite_in_float64([quad], [which], patches, scene.double())
+    clear = away_from_edges([quad])
+    assert clear.float().mean() > 0.99
+    # a large patch on a few pixels is steep: float32 coordinates shift by some 1e-5 texels
+    torch.testing.assert_close(
+        draw([quad], [which])[..., clear].double(), expected[..., clear], rtol=0, atol=2e-4
+    )
+
+
+def test_overlapping_placements_composite_in_order():
+    quads, which = [TILTED, OVERLAPPING, HALF_OUTSIDE, MIRRORED], [0, 1, 0, 1]
+    expected = composite_in_float64(quads, which, make_patches(torch.float64), noise(9, 3, 3, H, W).double())
+    clear = away_from_edges(quads)
+    torch.testing.assert_close(
+        draw(quads, which)[..., clear].double(), expected[..., clear], rtol=0, atol=1e-4
+    )
+    assert not torch.allclose(draw(quads, which), draw(quads[::-1], which[::-1]), atol=0.1)
+
+
+def test_gradient_of_overlapping_placements():
+    """The backward attenuates what a later placement covers, and leaves the scene what none covers."""
+    quads, which = [TILTED, OVERLAPPING, HALF_OUTSIDE, MIRRORED], [0, 1, 0, 1]
+    weight = noise(5, 3, 3, H, W, dtype=torch.float64) * away_from_edges(quads)
+    found, expected = [], []
+    for dtype, compose, out in (
+        (torch.float32, lambda p, s: draw(quads, which, patches=p, scene=s), found),
+        (torch.float64, lambda p, s: composite_in_float64(quads, which, p, s), expected),
+    ):
+        patches = {n: p.requires_grad_() for n, p in make_patches(dtype).items()}
+        scene = noise(9, 3, 3, H, W).to(dtype).requires_grad_()
+        image = compose(patches, scene)
+        out.extend(torch.autograd.grad((image * weight.to(dtype)).sum(), [*patches.values(), scene]))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-3)
+
+
+def test_gradcheck_in_double():
+    patches = {n: p[:, :4, :5].clone().requires_grad_() for n, p in make_patches(torch.float64).items()}
+    scene = noise(9, 3, 3, H, W, dtype=torch.float64)[:, :, :20, :24].clone().requires_grad_()
+    opacity = torch.tensor([[0.7, 0.4], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    quads = [
+        [[2.0, 3.0], [15.0, 4.0], [14.0, 13.0], [3.0, 12.0]],
+        [[7.0, 6.0], [28.0, 7.0], [26.0, 25.0], [8.0, 18.0]],
+    ]
+
+    def composed(hood, roof, scene):
+        image = draw(quads, [0, 1], patches={"hood": hood, "roof": roof}, scene=scene, opacity=opacity)
+        return (image * torch.arange(image.numel()).view_as(image).sin()).sum((1, 2, 3))
+
+    assert torch.autograd.gradcheck(composed, (*patches.values(), scene), fast_mode=True)
+
+
+def test_integer_offsets_equal_pil():
+    pixels = (noise(3, 20, 31, 3) * 255).round().numpy().astype(np.uint8)
+    scene = (noise(4, H, W, 3) * 255).round().numpy().astype(np.uint8)
+    canvas = Image.fromarray(scene)
+    canvas.paste(Image.fromarray(pixels), (17, 23))
+    patches = {**make_patches(), "hood": torch.from_numpy(pixels).permute(2, 0, 1) / 255}
+    frame = (torch.from_numpy(scene).permute(2, 0, 1) / 255).expand(3, -1, -1, -1)
+    image = draw([[[17, 23], [48, 23], [48, 43], [17, 43]]], [0], patches=patches, scene=frame)
+    found = (image * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(found, np.broadcast_to(np.asarray(canvas), found.shape))
+
+
+def test_a_patch_is_opaque_up_to_its_edges():
+    """However much it is magnified: nothing of the scene shows through, and nothing lies beyond the quad."""
+    quad = [[10.0, 8.0], [70.0, 8.0], [70.0, 50.0], [10.0, 50.0]]
+    patches = {"hood": torch.full((3, 3, 4), 0.25), "roof": torch.zeros(3, 2, 2)}
+    scene = noise(9, 3, 3, H, W)
+    image = draw([quad], [0], patches=patches, scene=scene)
+    inside = torch.zeros(H, W, dtype=torch.bool)
+    inside[8:50, 10:70] = True
+    torch.testing.assert_close(image[..., inside], torch.full_like(image[..., inside], 0.25))
+    assert torch.equal(image[..., ~inside], scene[..., ~inside])
+
+
+def test_the_size_of_the_region_does_not_change_the_bits(monkeypatch):
+    quads, which = [TILTED, OVERLAPPING, HALF_OUTSIDE, TINY], [0, 1, 0, 1]
+    expected = draw(quads, which)
+    for side in (64, 128):
+        monkeypatch.setattr(region, "SMALLEST_REGION_PX", side)
+        assert torch.equal(draw(quads, which), expected)
+    monkeypatch.setattr(region, "is_concrete", lambda tensor: False)
+    assert torch.equal(draw(quads, which), expected)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-90, 150), st.floats(-90, 150)), min_size=4, max_size=4),
+    st.lists(st.tuples(st.floats(-90, 150), st.floats(-90, 150)), min_size=4, max_size=4),
+)
+def test_any_quad_keeps_the_picture_and_the_bits(first, second):
+    """Self-crossing, degenerate, beyond the horizon: no NaN, the range is kept, and so are the other rows."""
+    quads = [list(map(list, first)), list(map(list, second))]
+    image = draw(quads, [0, 1])
+    assert 0 <= float(image.min()) <= float(image.max()) <= 1 + 1e-6
+    alone = draw(quads, [0, 1], opacity=torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]))
+    assert torch.equal(alone[0], image[0])
+    assert torch.equal(alone[1], noise(9, 3, 3, H, W)[1])
+
+
+def test_outside_leaves_the_scene():
+    assert torch.equal(draw([OUTSIDE], [0]), noise(9, 3, 3, H, W))
+
+
+@pytest.mark.parametrize(
+    "quad",
+    [
+        [[float("nan")] * 2] * 4,
+        [[float("inf")] * 2] * 4,
+        [[5.0, 5.0]] * 4,
+        [[5.0, 5.0], [9.0, 9.0], [5.0, 5.0], [9.0, 9.0]],
+    ],
+    ids=["nan", "infinite", "point", "line"],
+)
+def test_an_absent_placement_may_lie_anywhere(quad):
+    patches = {n: p.requires_grad_() for n, p in make_patches().items()}
+    opacity = torch.tensor([[1.0, 0.0]]).repeat(3, 1)
+    image = draw([TILTED, quad], [0, 1], patches=patches, opacity=opacity)
+    assert torch.equal(image, draw([TILTED], [0], patches=patches))
+    gradients = torch.autograd.grad(image.sum(), list(patches.values()))
+    assert bool((gradients[0] != 0).any())
+    assert not bool(gradients[1].any())
+
+
+def test_a_batch_without_placements_is_the_scene():
+    scene = noise(9, 3, 3, H, W)
+    assert torch.equal(draw([TILTED, HUGE], [0, 1], opacity=torch.zeros(3, 2)), scene)
+
+
+def test_opacity_is_per_placement():
+    opacity = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]])
+    scene, image = noise(9, 3, 3, H, W), draw([TILTED, OVERLAPPING], [0, 1], opacity=opacity)
+    assert torch.equal(image[0], draw([TILTED], [0])[0])
+    assert torch.equal(image[1], draw([OVERLAPPING], [1])[1])
+    half = 0.5 * scene[2] + 0.5 * draw([TILTED], [0])[2]
+    torch.testing.assert_close(image[2], half)
+
+
+def test_patches_per_row():
+    patches = {"hood": noise(1, 3, 3, 20, 31), "roof": make_patches()["roof"]}
+    image = draw([TILTED, OVERLAPPING], [0, 1], patches=patches)
+    for row in range(3):
+        alone = draw([TILTED, OVERLAPPING], [0, 1], patches={**patches, "hood": patches["hood"][row]})
+        assert torch.equal(image[row], alone[row])
+
+
+def test_placements_share_a_patch_and_its_gradient():
+    patches = {n: p.requires_grad_() for n, p in make_patches().items()}
+    apart = [draw([quad], [0], patches=patches) for quad in (TILTED, OUTSIDE, HALF_OUTSIDE)]
+    together = draw([TILTED, OUTSIDE, HALF_OUTSIDE], [0, 0, 0], patches=patches)
+    found = torch.autograd.grad(together.sum(), patches["hood"])[0]
+    left, right = (coverage(torch.tensor(q))[0] for q in (TILTED, HALF_OUTSIDE))
+    parts = torch.autograd.grad((apart[0] * ~right).sum() + apart[2].sum(), patches["hood"])[0]
+    assert bool((left & right).any())
+    torch.testing.assert_close(found, parts, rtol=0, atol=2e-2)
+
+
+def test_a_mask_lets_the_scene_through():
+    """A mask of any size; half of it is clear, and a soft edge mixes."""
+    mask = torch.zeros(1, 2, 8)
+    mask[..., 4:] = 1.0
+    quad = [[10.0, 10.0], [41.0, 10.0], [41.0, 30.0], [10.0, 30.0]]
+    scene, image = noise(9, 3, 3, H, W), draw([quad], [0], masks={"hood": mask})
+    full = draw([quad], [0])
+    assert torch.equal(image[..., 10:20], scene[..., 10:20])
+    torch.testing.assert_close(image[..., 31:41], full[..., 31:41])
+    assert torch.equal(image[..., 41:], scene[..., 41:])
+
+
+def test_a_masked_nan_patch_leaves_no_trace_where_it_is_clear():
+    patches = {**make_patches(), "hood": torch.full((3, 20, 31), float("nan"))}
+    mask = torch.zeros(1, 20, 31)
+    image = draw([TILTED], [0], patches=patches, masks={"hood": mask}, opacity=torch.zeros(3, 1))
+    assert torch.equal(image, noise(9, 3, 3, H, W))
+
+
+def test_errors():
+    gray = {**make_patches(), "roof": noise(1, 1, 16, 9)}
+    with pytest.raises(
+        ValueError, match=r"patch 'roof' has shape \[1, 16, 9\]; it needs 3 channels: put create.stack"
+    ):
+        draw([TILTED], [0], patches=gray)
+    with pytest.raises(ValueError, match="there is a mask for 'door', which is no patch"):
+        draw([TILTED], [0], masks={"door": torch.ones(1, 2, 2)})
+
+
+def test_the_homography_takes_the_unit_square_to_the_quad():
+    quads = torch.tensor([TILTED, HUGE, STEEP], dtype=torch.float64)
+    unit = torch.tensor([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
+    moved = unit @ quad_to_homography(quads).transpose(-1, -2)
+    torch.testing.assert_close(moved[..., :2] / moved[..., 2:], quads)
+    expected = kornia.geometry.get_perspective_transform(unit[:, :2].expand(3, -1, -1), quads)
+    torch.testing.assert_close(quad_to_homography(quads), expected, rtol=1e-9, atol=1e-9)
