@@ -221,7 +221,7 @@ class PresenceNet(nn.Sequential):
         layers: list[nn.Module] = []
         for channels, wider, kernel in ((3, 16, 5), (16, 32, 3), (32, 64, 3), (64, 64, 3)):
             convolution = nn.Conv2d(channels, wider, kernel, stride=2, padding=kernel // 2)
-            layers += [convolution, nn.GroupNorm(8, wider), nn.ReLU()]
+            layers += [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def test_the_side_texture_stays_off_the_rear():
 
 
 def test_corners_of_a_texture_appear_at_the_corners_of_the_quad():
-    """Only the marked corner of the print differs between two photographs; its center of mass gives it away."""
+    """Only the marked corner of the print differs between two photographs: where is its center of mass?"""
     tried = 0
     for index in range(NUM_SCENES):
         blank = photograph(index, plain((0, 0, 0)))
@@ -263,12 +263,8 @@ def test_the_detector_is_dense_and_its_rows_are_independent():
         torch.testing.assert_close(values[:2], dense[name][[1, 0]], rtol=0, atol=0)
         assert (values[2] != dense[name][2]).any()
     torch.nn.init.zeros_(model.head.weight)
-    assert model(images)["boxes"][0, 8 + 2].tolist() == [
-        4.0,
-        -4.0,
-        36.0,
-        28.0,
-    ]  # around the cell's center (20, 12)
+    around_its_center = [20.0 - 16, 12.0 - 16, 20.0 + 16, 12.0 + 16]
+    assert model(images)["boxes"][0, 8 + 2].tolist() == around_its_center
     with pytest.raises(ValueError, match="multiples of 8"):
         model(torch.rand(1, 3, 50, 64))
 

@@ -99,22 +99,19 @@ def render(
     camera, truck = _draw_pose(rng, size_hw)
     canvas = _Canvas(camera, size_hw, _draw_sun(rng))
     _paint_surroundings(rng, canvas, truck)
-    things = _draw_things(rng, truck)
+    things = _draw_things(rng, camera, truck)
     prints = {name: _draw_print(rng, *PRINT_SIZE[name]) for name in PANELS}
     prints |= {name: _as_print(name, texture) for name, texture in (textures or {}).items()}
 
     for solid in (truck.cargo, truck.cab, *(thing.solid for thing in things)):
         canvas.shadow(solid)
-    own = _bounds(camera.project(truck.corners()))
-    behind = [thing for thing in things if thing.solid.distance > truck.cargo.distance]
-    before = [thing for thing in things if thing.solid.distance <= truck.cargo.distance]
-    for thing in behind:
+    behind = sum(thing.solid.distance > truck.cargo.distance for thing in things)
+    for thing in things[:behind]:
         thing.paint(canvas)
     panels = _paint_truck(rng, canvas, truck, prints)
-    for thing in before:
-        if not _overlap(_bounds(camera.project(thing.solid.corners())), own):
-            thing.paint(canvas)
-    _paint_poles(rng, canvas, truck, own)
+    for thing in things[behind:]:
+        thing.paint(canvas)
+    _paint_poles(rng, canvas, truck)
 
     visible = canvas.planes[3] > 0.5
     columns, rows = np.flatnonzero(visible.any(0)), np.flatnonzero(visible.any(1))
@@ -533,19 +530,16 @@ def _as_print(name: str, texture: NDArray) -> NDArray[np.float32]:
     return texture.astype(np.float32)
 
 
-def _draw_things(rng: np.random.Generator, truck: _Truck) -> list[_Thing]:
-    """Cars, containers and crates apart from the truck, farthest first."""
+def _draw_things(rng: np.random.Generator, camera: _Camera, truck: _Truck) -> list[_Thing]:
+    """Cars, containers and crates that stand apart from the truck and do not hide it, farthest first."""
     things = []
+    own = _bounds(camera.project(truck.corners()))
     for _ in range(rng.integers(1, 6)):
         length, depth, high, distance, bearing, angle = rng.uniform(
             (0.8, 0.8, 0.8, 7.0, -0.5, 0.0), (5.0, 2.4, 3.2, 24.0, 0.5, 2 * math.pi)
         )
-        is_car, color, picture, hub = (
-            rng.random() < 0.4,
-            _draw_paint(rng),
-            _draw_print(rng, 16, 24),
-            _draw_paint(rng, POLES),
-        )
+        is_car, color, hub = rng.random() < 0.4, _draw_paint(rng), _draw_paint(rng, POLES)
+        picture = _draw_print(rng, 16, 24)
         center, heading = distance * _direction(bearing), _direction(angle)
         if is_car:
             solid = _Solid(center, heading, 3.4 + length / 5, 1.8, 0.25, 0.9 + high / 6)
@@ -553,7 +547,9 @@ def _draw_things(rng: np.random.Generator, truck: _Truck) -> list[_Thing]:
         else:
             solid = _Solid(center, heading, length, depth, 0.0, high)
             paint = partial(_Canvas.solid, solid=solid, color=color, picture=picture)
-        if math.hypot(*(center - truck.cargo.center)) > 1.1 * truck.chassis.length:
+        apart = math.hypot(*(center - truck.cargo.center)) > 1.1 * truck.chassis.length
+        behind = distance > truck.cargo.distance
+        if apart and (behind or not _overlap(_bounds(camera.project(solid.corners())), own)):
             things.append(_Thing(solid, paint))
     return sorted(things, key=lambda thing: -thing.solid.distance)
 
@@ -711,16 +707,15 @@ def _paint_truck(
     return panels
 
 
-def _paint_poles(rng: np.random.Generator, canvas: _Canvas, truck: _Truck, bounds: NDArray) -> None:
+def _paint_poles(rng: np.random.Generator, canvas: _Canvas, truck: _Truck) -> None:
     """In some scenes a lamp post or a trunk stands before the middle of the truck."""
-    number = int(rng.choice(3, p=[0.65, 0.25, 0.1]))
-    for _ in range(number):
+    camera = canvas.camera
+    x0, _, x1, _ = _bounds(camera.project(truck.corners()))
+    for _ in range(rng.choice(3, p=[0.65, 0.25, 0.1])):
         position, near, thick, high = rng.uniform((0.2, 0.4, 0.03, 3.0), (0.8, 0.75, 0.08, 7.0))
         color = _draw_paint(rng, POLES)
-        x = bounds[0] + position * (bounds[2] - bounds[0])
         distance = near * (truck.cargo.distance - truck.cargo.length)
-        camera = canvas.camera
-        slope = (x - camera.center_px[0]) / camera.focal_px
+        slope = (x0 + position * (x1 - x0) - camera.center_px[0]) / camera.focal_px
         base = np.array([slope * distance, distance, 0.0])
         foot, top = camera.project(np.stack([base, base + np.array((0, 0, high))]))
         half = np.array([thick * camera.focal_px / distance, 0.0])

@@ -1,0 +1,105 @@
+"""Rates with intervals: Wilson against scipy, and the bootstrap's coverage of rows that share photographs."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from fpatch.metrics import Rate, bootstrap_mean, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "count"), [(0, 114), (114, 114), (1, 3), (37, 80), (500, 1000), (2, 7)]
+)
+def test_wilson_equals_scipy(successes, count):
+    rate = wilson(np.arange(count) < successes, np.arange(count))
+    expected = scipy.stats.binomtest(successes, count).proportion_ci(0.95, method="wilson")
+    assert rate.value == successes / count
+    assert (rate.low, rate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert (rate.count, rate.photographs) == (count, count)
+
+
+def test_wilson_counts_photographs():
+    hits, image_id = np.array([True, False, True, True] * 10), np.repeat(np.arange(10), 4)
+    rate, few = wilson(hits, image_id), wilson(np.arange(10) < 7.5, np.arange(10))
+    assert (rate.value, rate.count, rate.photographs) == (0.75, 40, 10)
+    assert rate.high - rate.low == pytest.approx(few.high - few.low, rel=0.1)
+    alone = wilson(hits, np.arange(40))
+    assert rate.high - rate.low > 1.8 * (alone.high - alone.low)
+
+
+def test_a_rate_of_zero_is_not_certain():
+    rate = wilson(np.zeros(114, bool), np.arange(114))
+    assert rate.low == 0.0
+    assert rate.high == pytest.approx(0.0326, abs=1e-4)
+
+
+def test_nothing_counted():
+    for rate in wilson(np.zeros(0, bool), np.zeros(0, int)), bootstrap_mean(np.zeros(0), np.zeros(0, int)):
+        assert math.isnan(rate.value)
+        assert (rate.count, rate.photographs) == (0, 0)
+        assert str(rate) == "none counted"
+
+
+def simulate(seed: int, num_photographs: int = 40, num_rows: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Differences whose larger part belongs to the photograph; their mean is 0.2."""
+    generator = np.random.default_rng(seed)
+    shared = generator.normal(size=num_photographs)
+    values = 0.2 + 0.8 * np.repeat(shared, num_rows) + 0.4 * generator.normal(size=num_photographs * num_rows)
+    return values, np.repeat(np.arange(num_photographs), num_rows)
+
+
+def coverage(cluster: bool, num_simulations: int = 300) -> float:
+    covered = 0
+    for seed in range(num_simulations):
+        values, image_id = simulate(seed)
+        rate = bootstrap_mean(values, image_id if cluster else np.arange(len(values)), 400, seed)
+        covered += rate.low <= 0.2 <= rate.high
+    return covered / num_simulations
+
+
+def test_the_bootstrap_covers_when_photographs_are_resampled_and_not_rows():
+    assert 0.90 <= coverage(cluster=True) <= 0.98
+    assert coverage(cluster=False) < 0.70
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval():
+    values, image_id = simulate(1, num_photographs=400, num_rows=1)
+    rate = bootstrap_mean(values, image_id, 4000)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(400)
+    assert rate.value == pytest.approx(values.mean())
+    assert (rate.low, rate.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.1 * half
+    )
+
+
+def test_photographs_of_unequal_size_keep_the_mean_of_rows():
+    image_id = np.repeat(np.arange(8), [1, 9, 2, 2, 2, 2, 2, 20])
+    values = np.where(image_id == 7, 1.0, 0.0)
+    rate = bootstrap_mean(values, image_id)
+    assert rate.value == 0.5
+    assert rate.low == 0.0
+    assert rate.high > 0.8
+
+
+def test_the_order_and_the_names_of_photographs_do_not_matter():
+    values, image_id = simulate(2)
+    order = np.random.default_rng(0).permutation(len(values))
+    assert bootstrap_mean(values[order], image_id[order]) == pytest.approx(bootstrap_mean(values, image_id))
+    assert bootstrap_mean(values, 1000 + 3 * image_id) == bootstrap_mean(values, image_id)
+
+
+def test_no_interval_from_fewer_than_five_photographs():
+    values, image_id = simulate(3, num_photographs=4)
+    rate = bootstrap_mean(values, image_id)
+    assert rate.value == pytest.approx(values.mean())
+    assert math.isnan(rate.low)
+    assert math.isnan(rate.high)
+    assert (rate.count, rate.photographs) == (24, 4)
+    assert "no interval of 24 rows, 4 photographs" in str(rate)
+    assert not math.isnan(bootstrap_mean(*simulate(3, num_photographs=5)).low)
+
+
+def test_a_rate_prints_with_its_denominator():
+    assert str(Rate(0.755, 0.7, 0.8, 120, 60)) == "75.5 % [70.0, 80.0] of 120 rows, 60 photographs"

@@ -1,0 +1,199 @@
+"""From terms to one number and its gradient: weights, checks, and the two ways to differentiate."""
+
+import pytest
+import torch
+from cases import NUM_ROWS, SHAPES, Case, case, demo, detector, make_inputs, three_patches
+from laws import assert_equal, stack_rows, take
+from typecheck import unchecked
+
+from fpatch import compose, create, implant, infer, losses, random
+from fpatch.graph import control, node, pipeline
+from fpatch.objective import Loss, Objective, check_terms, value_and_grad
+
+KEY = random.key(4)
+WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
+
+
+def prepared() -> tuple[Case, Objective, dict]:
+    subject = case(demo().at("train"))
+    return subject, Objective(subject.subject, WEIGHTS), subject.subject.sample(KEY, subject.batch)
+
+
+def test_the_value_is_the_weighted_sum_of_means_and_terms_stay_unweighted():
+    subject, objective, sample = prepared()
+    loss = objective(subject.params, sample, subject.batch)
+    out = subject.subject.apply(subject.params, sample, subject.batch)
+    assert_equal(loss.terms, {name: out[name] for name in subject.subject.terms})
+    expected = sum(weight * out[name].double().mean() for name, weight in WEIGHTS.items())
+    torch.testing.assert_close(loss.value.double(), expected)
+
+
+def test_terms_without_a_weight_are_computed_and_count_nothing():
+    subject, _, sample = prepared()
+    objective = Objective(subject.subject, {"total_variation": 2.0})
+    loss = objective(subject.params, sample, subject.batch)
+    assert set(loss.terms) == set(WEIGHTS)
+    torch.testing.assert_close(loss.value, 2 * loss.terms["total_variation"].mean())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"vanis": 1.0}, "no loss term 'vanis'; did you mean 'vanish'"),
+        ({}, "at least one term must count; terms: total_variation, non_printability, vanish"),
+        ({"vanish": 0.0}, "at least one term must count"),
+    ],
+)
+def test_wrong_weights_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(demo().at("train"), weights)
+
+
+def test_a_pipeline_without_a_loss_is_refused():
+    with pytest.raises(ValueError, match="the pipeline has no loss; add one"):
+        Objective(pipeline({"blur": compose.blur()}), {"vanish": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (torch.zeros(()), r"must be unreduced, one number per row \[3\], got shape \[\]; leave the mean"),
+        (torch.zeros(3, 2), r"got shape \[3, 2\]"),
+        (torch.zeros(2), r"got shape \[2\]"),
+        (torch.zeros(3, dtype=torch.int64), "must be floating point, got torch.int64"),
+        (torch.tensor([0.0, float("nan"), 1.0]), "'size' is nan in row 1 of the test batch"),
+        (torch.tensor([0.0, 1.0, -float("inf")]), "'size' is -inf in row 2 of the test batch"),
+        (3.0, r"must be a tensor \[3\], got float"),
+    ],
+)
+def test_wrong_terms_are_refused(term, message):
+    with pytest.raises(ValueError, match=message):
+        check_terms({"fine": torch.zeros(3), "size": term}, 3)
+
+
+def test_right_terms_pass():
+    check_terms({"fine": torch.zeros(3), "too": torch.ones(3, dtype=torch.float64)}, 3)
+
+
+def test_autograd_equals_func():
+    subject, objective, sample = prepared()
+    grads, loss = value_and_grad(objective, "autograd")(subject.params, sample, subject.batch)
+    func_grads, func_loss = value_and_grad(objective, "func")(subject.params, sample, subject.batch)
+    assert_equal(func_grads, grads, 1e-6)
+    assert_equal(func_loss.terms, loss.terms, 1e-6)
+    torch.testing.assert_close(func_loss.value, loss.value)
+    for tensor in (*grads.values(), *loss.terms.values(), loss.value):
+        assert tensor.grad_fn is None
+        assert not tensor.requires_grad
+    assert set(grads) == set(subject.params)
+
+
+def test_the_parameters_are_left_alone():
+    subject, objective, sample = prepared()
+    params = {name: value.clone().requires_grad_() for name, value in subject.params.items()}
+    value_and_grad(objective)(params, sample, subject.batch)
+    assert all(value.grad is None for value in params.values())
+    assert_equal({n: v.detach() for n, v in params.items()}, subject.params)
+
+
+def test_the_gradient_is_the_slope():
+    """Against central differences along random directions."""
+    subject, objective, sample = prepared()
+    grads, _ = value_and_grad(objective)(subject.params, sample, subject.batch)
+    for name, value in subject.params.items():
+        step = 0.02 * (random.uniform(random.fold_in(KEY, name), tuple(value.shape)) - 0.5)
+        up, down = (
+            objective({**subject.params, name: value + sign * step}, sample, subject.batch).value
+            for sign in (1, -1)
+        )
+        assert float(up - down) / 2 == pytest.approx(float((grads[name] * step).sum()), rel=0.05, abs=1e-5)
+
+
+def test_unused_parameters_have_a_gradient_of_zero():
+    subject, objective, sample = prepared()
+    params = {**subject.params, "spare": torch.ones(2, 2)}
+    grads, _ = value_and_grad(objective)(params, sample, subject.batch)
+    assert grads["spare"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_control_has_no_gradient():
+    subject, _, sample = prepared()
+    objective = Objective(subject.subject, {"vanish": 1.0})
+    for transform in ("autograd", "func"):
+        grads, _ = value_and_grad(objective, transform)(subject.params, control(sample), subject.batch)
+        assert not any(bool(grad.any()) for grad in grads.values())
+
+
+def test_accumulating_4_times_5_rows_equals_20():
+    subject, objective, _ = prepared()
+    batches = []
+    for use in range(7):
+        batches.append({**subject.batch, "draw": subject.batch["draw"] + 2 * use})
+    batch = take(stack_rows(batches), list(range(20)))
+    differentiate = value_and_grad(objective)
+    whole, loss = differentiate(subject.params, subject.subject.sample(KEY, batch), batch)
+    total = {name: torch.zeros_like(value) for name, value in subject.params.items()}
+    terms = []
+    for start in range(0, 20, 5):
+        part = take(batch, list(range(start, start + 5)))
+        grads, part_loss = differentiate(subject.params, subject.subject.sample(KEY, part), part)
+        total = {name: total[name] + grads[name] / 4 for name in total}
+        terms.append(part_loss.terms["vanish"])
+    assert_equal(total, whole, 1e-6)
+    torch.testing.assert_close(torch.cat(terms), loss.terms["vanish"])
+
+
+def test_a_plain_loss_of_the_parameters_is_a_term():
+    def ink(values, patch_params):
+        return {"ink": (1 - patch_params["hood"]).mean().expand(len(values["image_id"]))}
+
+    made = pipeline({"pixels": create.pixels(SHAPES), "ink": ink})
+    assert made.terms == ("ink",)
+    grads, loss = value_and_grad(Objective(made, {"ink": 1.0}))(made.init(KEY), {}, make_inputs())
+    torch.testing.assert_close(grads["hood"], torch.full((3, 20, 31), -1 / 1860))
+    assert loss.terms["ink"].shape == (NUM_ROWS,)
+
+
+def test_two_victims_make_two_terms():
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "implant": implant.warp(),
+            "a": {"victim": node(infer.detector(detector(seed=1)), writes=["./detections"])},
+            "b": {"victim": node(infer.detector(detector(seed=2)), writes=["./detections"])},
+            "vanish_a": node(losses.vanish(), reads={"detections": "a/detections"}, writes=["a/vanish"]),
+            "vanish_b": node(losses.vanish(), reads={"detections": "b/detections"}, writes=["b/vanish"]),
+        }
+    )
+    subject = case(made)
+    sample = made.sample(KEY, subject.batch)
+    one, other = (value_and_grad(Objective(made, w)) for w in ({"a/vanish": 1.0}, {"b/vanish": 0.5}))
+    both = value_and_grad(Objective(made, {"a/vanish": 1.0, "b/vanish": 0.5}))
+    grads = [f(subject.params, sample, subject.batch)[0] for f in (one, other, both)]
+    assert_equal(grads[2], {n: grads[0][n] + grads[1][n] for n in grads[0]}, 1e-6)
+
+
+def test_every_patch_of_three_learns():
+    made = three_patches() | {"tv": node(losses.total_variation(), reads={"patch": "patch"})}
+    subject = case(made, quad_patch=torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 2]]))
+    sample = made.sample(KEY, subject.batch)
+
+    def brightness(params, sample, batch):
+        term = made.apply(params, sample, batch, want=("image",))["image"].mean((1, 2, 3))
+        return Loss(term.mean(), {"brightness": term})
+
+    grads, _ = value_and_grad(brightness)(subject.params, sample, subject.batch)
+    assert all(bool((grad > 0).any()) for grad in grads.values())
+
+
+@pytest.mark.slow
+def test_a_compiled_objective_equals_eager():
+    """One real compilation of the demo's objective and its gradient."""
+    subject, objective, sample = prepared()
+    eager, loss = value_and_grad(objective)(subject.params, sample, subject.batch)
+    torch._dynamo.reset()
+    with unchecked():
+        compiled = torch.compile(value_and_grad(objective, "func"))
+        grads, compiled_loss = compiled(subject.params, sample, subject.batch)
+    assert_equal(grads, eager, 1e-5)
+    assert_equal(compiled_loss.terms, loss.terms, 1e-4)
