@@ -5,23 +5,26 @@
 19 photographs of a toy car come with the corners of flat panels on it (`warp.csv`); not every photograph
 shows every panel. Three 64x64 gray patches (`hood`, `roof`, `door`) are trained to turn the answer "toy car"
 of a small classifier into "no toy car", through random shear, scale, rotation, brightness, contrast,
-saturation, hue and noise.
+saturation, hue and noise. The corners mark the middle of each panel, about a tenth of the car in all. This is
+scale 1; the same is done once more with prints `1.7` times as wide, which about fill the panels.
 
 The photographs are frames of two videos. Frames at most `NEAR_FRAMES` apart are nearly one picture: they
 make a *viewpoint*, and a viewpoint is never split between training and testing. The viewpoints are dealt to
 five folds. In each fold, classifier and patches see only the photographs of the other four, and the patches
 are measured on the fold's own. Every photograph is held out once, and the rows of all folds are pooled.
 
-The numbers:
+The numbers, per scale:
 - success: share of held-out rows (a photograph under one draw of the camera) answered "toy car" without a
   patch that are no longer so with it, beside benign prints of the same size and place: noise, a flat print,
   the patch's own pixels shuffled. "patch minus it" is the paired difference: the effect.
+- lead: how far the logit of "toy car" is above the other on average, which shows what success does not reach.
 - intervals are 95 %, over photographs, and over viewpoints, which are fewer but nearer to independent.
 - clean accuracy, without any patch, on held-out car crops and on held-out crops of the background.
 
-No setting was chosen by a held-out photograph. The folder `runs/<time>-toycar/` keeps the crops, the
-classifier and the run folder of every fold, `summary.json` and `examples.png`. With this file's folder on
-PYTHONPATH, `fpatch replay RUN --verify` reruns the rows of a fold.
+No setting was chosen by a held-out result; what was looked at is success and loss on the training photographs
+of one fold. The folder `runs/<time>-toycar/` keeps the crops, a classifier per fold, a run folder per fold
+and scale, `summary.json` and `examples.png`. With this file's folder on PYTHONPATH,
+`fpatch replay RUN --verify` reruns the rows of a run.
 """
 
 import argparse
@@ -44,9 +47,9 @@ import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
-from fpatch.evaluation import NONE, PATCH, measure
-from fpatch.geometry import box_corners, quad_bounds
-from fpatch.metrics import Rate, wilson
+from fpatch.evaluation import CONTROLS, NONE, PATCH, measure
+from fpatch.geometry import box_corners
+from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.optim import Optimizer
 from fpatch.rates import Success
 from fpatch.stage import define, deterministic
@@ -54,13 +57,14 @@ from fpatch.study import Data, Evaluate, Goal, Logging, Report, Train, summary
 
 PANELS = ("hood", "roof", "door")
 BACKGROUND, CAR = 0, 1
+MARGIN = 5.0
 
 NEAR_FRAMES = 10
 PHOTO_PX, CROP_PX = 640, 128
-CAR_ZOOM = 2.4  # side of a car crop over that of the box around its panels: the whole car and a margin
+CAR_ZOOM = 2.0  # side of a car crop over that of the box around its panels: the whole car and a margin
 GROUNDS_PER_PHOTO = 8
 GROUND_PX = (100, 240)  # sides of background crops
-PRINTED_FRAC = 0.5
+PRINTED_FRAC = 0.5  # of the panels that a classifier sees, so that no benign print fools it
 PATCH_PX, SEEN_PX = 64, 32  # at these distances a camera averages over the finest pixels of a print
 
 
@@ -71,12 +75,13 @@ class Settings(NamedTuple):
     seed: int = 0
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     classifier_steps: int = 400
-    patch_steps: int = 300
+    patch_steps: int = 150
+    scales: tuple[float, ...] = (1.0, 1.7)
     num_draws: int = 8
     mlflow: bool = True
 
 
-QUICK = Settings(folds=(1,), classifier_steps=40, patch_steps=10, num_draws=2)
+QUICK = Settings(folds=(1,), classifier_steps=40, patch_steps=10, scales=(1.0,), num_draws=2)
 NUM_FOLDS = 5
 
 # -- a stage of this experiment ---------------------------------------------------------------------------
@@ -142,7 +147,8 @@ def cut_crops(data: Path, folder: Path, patches: Sequence[str], key: Tensor) -> 
 
 def find_car(panels: Sequence[Tensor]) -> tuple[int, int, int]:
     """The window (x, y, side) that holds the whole car, given its panels."""
-    low_x, low_y, high_x, high_y = quad_bounds(torch.cat(list(panels))).round().int().tolist()
+    corners = torch.cat(list(panels)).round().int()
+    (low_x, low_y), (high_x, high_y) = corners.amin(0).tolist(), corners.amax(0).tolist()
     side = min(round(CAR_ZOOM * max(high_x - low_x, high_y - low_y)), PHOTO_PX)
     x, y = (min(max((a - side) // 2, 0), PHOTO_PX - side) for a in (low_x + high_x, low_y + high_y))
     return x, y, side
@@ -221,7 +227,7 @@ class PresenceNet(nn.Sequential):
         layers: list[nn.Module] = []
         for channels, wider, kernel in ((3, 16, 5), (16, 32, 3), (32, 64, 3), (64, 64, 3)):
             convolution = nn.Conv2d(channels, wider, kernel, stride=2, padding=kernel // 2)
-            layers += [convolution, nn.BatchNorm2d(wider), nn.ReLU()]
+            layers += [convolution, nn.GroupNorm(8, wider), nn.ReLU()]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -308,7 +314,7 @@ def make_prints(key: Tensor, count: int) -> Tensor:
 # -- one fold -----------------------------------------------------------------------------------------------
 
 
-def make_pipeline(patches: tuple[str, ...], weights: Path) -> fpatch.Pipeline:
+def make_pipeline(patches: tuple[str, ...], scale: float, weights: Path) -> fpatch.Pipeline:
     """From gray pixels to the classifier's answer; the camera is the same in training and testing."""
     return fpatch.pipeline(
         {
@@ -317,7 +323,7 @@ def make_pipeline(patches: tuple[str, ...], weights: Path) -> fpatch.Pipeline:
             "stack": create.stack(3),
             "resize": create.resize({name: (SEEN_PX, SEEN_PX) for name in patches}),
             "affine": compose.affine(Range(-10, 10), Range(-8, 8), Range(0.9, 1.15)),
-            "warp": implant.warp(scale=Range(0.95, 1.05), jitter_frac=0.03),
+            "warp": implant.warp(Range(0.95 * scale, 1.05 * scale), jitter_frac=0.03),
             "camera": {
                 "exposure": compose.exposure(Range(-0.5, 0.5)),
                 "contrast": compose.contrast(Range(0.8, 1.25)),
@@ -327,14 +333,14 @@ def make_pipeline(patches: tuple[str, ...], weights: Path) -> fpatch.Pipeline:
             },
             "victim": infer.classifier(presence(weights)),
             "true_class": true_class(CAR),
-            "misclassify": losses.misclassify(margin=5.0),
+            "misclassify": losses.misclassify(margin=MARGIN),
             "hit": node(metrics.class_hit(), phases={"eval"}),
         }
     )
 
 
-class Fold(NamedTuple):
-    """What a fold leaves: its study and run, its held-out rows, and the answers on held-out background."""
+class Trial(NamedTuple):
+    """One fold at one scale: its study and run, its held-out rows, and those of held-out background."""
 
     study: Study
     run: Run
@@ -342,11 +348,11 @@ class Fold(NamedTuple):
     grounds: dict[str, np.ndarray]
 
 
-def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: Report) -> Fold:
-    """Train a classifier and patches on the photographs of the other folds, and measure on its own."""
+def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: Report) -> list[Trial]:
+    """Train a classifier, and patches of each scale, on the other folds, and measure on this one."""
 
     def tell(task: str, done: int, total: int, note: str = "") -> None:
-        report(f"fold {fold}, {task}", done, total, note)
+        report(f"fold {fold}: {task}", done, total, note)
 
     key = random.fold_in(random.fold_in(random.key(settings.seed), "fold"), fold)
     held_out = deal(crops.viewpoint) == fold
@@ -359,33 +365,36 @@ def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: 
     model = train_classifier(*seen, random.fold_in(key, "classifier"), settings.classifier_steps, tell)
     weights = folder / f"classifier-{fold}.safetensors"
     save_file(model.state_dict(), weights)
-    study = Study(
-        name=f"fold-{fold}",
-        data=Data(str(files[0]), (CROP_PX, CROP_PX), patches=settings.patches, validation=None),
-        pipeline=make_pipeline(settings.patches, weights),
-        objective=Goal({"misclassify": 1.0, "total_variation": 0.5}),
-        seed=int(random.bits(random.fold_in(key, "study"))),
-        optimizer=Optimizer(learning_rate=0.05),
-        train=Train(settings.patch_steps, batch_size=16),
-        evaluate=Evaluate(num_draws=settings.num_draws),
-        log=Logging(str(folder), mlflow=settings.mlflow, experiment="toycar"),
-    )
-    run = fpatch.train(study, tell)
-    fpatch.evaluate_run(run.folder, report=tell)
-    patches, own = run.load_conditions("test"), random.fold_in(key, "grounds")
-    on_grounds = fpatch.evaluate(
-        study.pipeline.at("test"), {}, grounds.split("test"), own, conditions=patches
-    )
-    return Fold(study, run, run.load_table("test"), on_grounds.table)
+
+    def try_scale(scale: float) -> Trial:
+        study = Study(
+            name=f"fold-{fold}-scale-{scale:g}",
+            data=Data(str(files[0]), (CROP_PX, CROP_PX), patches=settings.patches, validation=None),
+            pipeline=make_pipeline(settings.patches, scale, weights),
+            objective=Goal({"misclassify": 1.0, "total_variation": 0.5}),
+            seed=int(random.bits(random.fold_in(key, "study"))),
+            optimizer=Optimizer(learning_rate=0.05),
+            train=Train(settings.patch_steps, batch_size=16),
+            evaluate=Evaluate(num_draws=settings.num_draws),
+            log=Logging(str(folder), mlflow=settings.mlflow, experiment="toycar"),
+        )
+        run = fpatch.train(study, tell)
+        fpatch.evaluate_run(run.folder, report=tell)
+        patches, own = run.load_conditions("test"), random.fold_in(key, "grounds")
+        pipeline = study.pipeline.at("test")
+        on_grounds = fpatch.evaluate(pipeline, {}, grounds.split("test"), own, conditions=patches)
+        return Trial(study, run, run.load_table("test"), on_grounds.table)
+
+    return [try_scale(scale) for scale in settings.scales]
 
 
-def make_examples(fold: Fold, num_rows: int = 2) -> list[list[viz.Panel]]:
+def make_examples(trial: Trial, num_rows: int = 1) -> list[list[viz.Panel]]:
     """Held-out crops under four conditions, rerun from the logged rows, with the classifier's answers."""
-    rows = {name: column[:num_rows] for name, column in fold.table.items()}
+    rows = {name: column[:num_rows] for name, column in trial.table.items()}
     sample = {n.removeprefix("sample/"): c for n, c in rows.items() if n.startswith("sample/")}
-    batch = fold.study.data.open().batch(*(torch.tensor(rows[n]) for n in ("image_id", "draw")))
-    pipeline, patches = fold.study.pipeline.at("test"), fold.run.load_conditions("test")
-    shown = measure(pipeline, patches, fpatch.from_columns(sample), batch, fold.study.evaluate.block)
+    batch = trial.study.data.open().batch(*(torch.tensor(rows[n]) for n in ("image_id", "draw")))
+    pipeline, patches = trial.study.pipeline.at("test"), trial.run.load_conditions("test")
+    shown = measure(pipeline, patches, fpatch.from_columns(sample), batch, trial.study.evaluate.block)
 
     def panel(condition: str, i: int) -> viz.Panel:
         title, car = TITLES.get(condition, "no patch"), float(shown[condition]["confidence"][i])
@@ -398,41 +407,51 @@ def make_examples(fold: Fold, num_rows: int = 2) -> list[list[viz.Panel]]:
 
 
 class Pooled(NamedTuple):
-    """Over the held-out rows of all folds."""
+    """Over the held-out rows of all folds, at one scale; `lead` in logits, by condition."""
 
     by_photograph: Success
     by_viewpoint: Success
+    lead: dict[str, Rate]
     background: Rate
 
 
-def pool(folds: Sequence[Fold], viewpoint: np.ndarray) -> Pooled:
-    """Success with intervals over photographs and over viewpoints, and accuracy on the background."""
-    table = {n: np.concatenate([f.table[n] for f in folds]) for n in folds[0].table}
-    grounds = {n: np.concatenate([f.grounds[n] for f in folds]) for n in ("image_id", f"answer/{NONE}")}
+def pool(trials: Sequence[Trial], viewpoint: np.ndarray) -> Pooled:
+    """Rates and leads with their intervals."""
+    table = {n: np.concatenate([t.table[n] for t in trials]) for n in trials[0].table}
+    grounds = {n: np.concatenate([t.grounds[n] for t in trials]) for n in ("image_id", f"answer/{NONE}")}
+    lead = {c: table[f"misclassify/{c}"] - MARGIN for c in (NONE, *CONTROLS, PATCH)}
+    lead["noise minus patch"] = lead["noise"] - lead[PATCH]
     return Pooled(
         fpatch.success(table),
         fpatch.success(table | {"image_id": viewpoint[table["image_id"]]}),
+        {c: bootstrap_mean(values, table["image_id"]) for c, values in lead.items()},
         wilson(grounds[f"answer/{NONE}"] == BACKGROUND, grounds["image_id"] // GROUNDS_PER_PHOTO),
     )
 
 
-def run_experiment(data: Path, runs: Path, settings: Settings, report: Report) -> tuple[Path, Pooled]:
-    """Run the folds and pool them, in a new folder under `runs`."""
+def run_experiment(data: Path, runs: Path, settings: Settings, report: Report) -> tuple[Path, list[Pooled]]:
+    """Run the folds and pool them by scale, in a new folder under `runs`."""
     start = time.monotonic()
     folder = (runs / f"{time.strftime('%Y%m%d-%H%M%S')}-toycar").resolve()
     crops = cut_crops(data, folder / "crops", settings.patches, random.key(settings.seed))
     folds = [run_fold(fold, crops, folder, settings, report) for fold in settings.folds]
-    figure = viz.side_by_side([row for fold in folds for row in make_examples(fold)], panel_px=240)
+    figure = viz.side_by_side([row for fold in folds for t in fold for row in make_examples(t)], panel_px=240)
     write_image(folder / "examples.png", figure)
-
-    pooled = pool(folds, crops.viewpoint)
+    pooled = [pool(trials, crops.viewpoint) for trials in zip(*folds, strict=True)]
     dealt = zip(crops.photos, crops.viewpoint.tolist(), deal(crops.viewpoint).tolist(), strict=True)
     facts = {
         "settings": settings._asdict(),
         "seconds": round(time.monotonic() - start, 1),
-        "by_photograph": summary(pooled.by_photograph, "best", settings.patch_steps),
-        "by_viewpoint": summary(pooled.by_viewpoint, "best", settings.patch_steps),
-        "background": pooled.background._asdict(),
+        "scales": [
+            {
+                "scale": scale,
+                "by_photograph": summary(p.by_photograph, "best", settings.patch_steps),
+                "by_viewpoint": summary(p.by_viewpoint, "best", settings.patch_steps),
+                "lead": {c: rate._asdict() for c, rate in p.lead.items()},
+                "background": p.background._asdict(),
+            }
+            for scale, p in zip(settings.scales, pooled, strict=True)
+        ],
         "photographs": [{"path": str(p), "viewpoint": v, "fold": f} for p, v, f in dealt],
     }
     (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -446,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the results go")
     parser.add_argument("--patches", nargs="+", choices=PANELS, default=PANELS, help="panels that carry one")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one fold, a few steps: a check that it runs")
+    parser.add_argument("--quick", action="store_true", help="one fold, a few steps: does it run?")
     parser.add_argument("--no-mlflow", action="store_true")
     options = parser.parse_args(argv)
     settings = (QUICK if options.quick else Settings())._replace(
@@ -454,12 +473,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with progress_bars() as report:
         folder, pooled = run_experiment(options.data, options.runs, settings, report)
-    over = pooled.by_viewpoint.over
-    extra = [percent(over[c]) if c in over else "" for c in pooled.by_photograph.rates]
-    table = success_table("held-out", pooled.by_photograph, {"patch minus it, over viewpoints": extra})
-    console.print(table)
-    console.print(f"clean accuracy, car crops:        {pooled.by_photograph.clean}")
-    console.print(f"clean accuracy, background crops: {pooled.background}")
+    for scale, p in zip(settings.scales, pooled, strict=True):
+        conditions, over = list(p.by_photograph.rates), p.by_viewpoint.over
+        extra = {
+            "by viewpoint": [percent(over[c]) if c in over else "" for c in conditions],
+            "lead": [f"{p.lead[c].value:.2f}" for c in conditions],
+        }
+        console.print(success_table(f"held out, scale {scale:g}", p.by_photograph, extra))
+        low, high = p.lead["noise minus patch"][1:3]
+        console.print(
+            f"lead without patch {p.lead[NONE].value:.2f}; noise minus patch "
+            f"{p.lead['noise minus patch'].value:.2f} [{low:.2f}, {high:.2f}]"
+        )
+    console.print(f"clean accuracy, car crops: {pooled[0].by_photograph.clean}", soft_wrap=True)
+    console.print(f"clean accuracy, background crops: {pooled[0].background}", soft_wrap=True)
     for name in ("summary.json", "examples.png"):
         console.print(f"  {folder / name}", soft_wrap=True)
 

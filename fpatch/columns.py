@@ -37,14 +37,7 @@ def from_columns(columns: Mapping[str, Any], device: torch.device | str | None =
     """
     fields: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for path, column in columns.items():
-        segments = path.split("/")
-        digits = 0
-        while digits < len(segments) - 1 and segments[-1 - digits].isdigit():
-            digits += 1
-        name, index = (
-            "/".join(segments[: len(segments) - digits]),
-            tuple(map(int, segments[len(segments) - digits :])),
-        )
+        name, index = _split(path)
         fields.setdefault(name, {})[index] = _as_array(path, column)
     sample: dict[str, Any] = {}
     for name, parts in fields.items():
@@ -77,7 +70,7 @@ def override(sample: Sample, values: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in values.items():
         targets = [c for c in columns if c == path or _is_part(c, path)]
         if not targets:
-            fields = {_field(c) for c in columns}
+            fields = {_split(c)[0] for c in columns}
             raise ValueError(f"override: no sampled value {path!r}; {nearest(path, fields)}")
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         for column in targets:
@@ -111,8 +104,12 @@ def _is_part(column: str, path: str) -> bool:
     return column.startswith(f"{path}/") and column[len(path) + 1 :].replace("/", "").isdigit()
 
 
-def _field(column: str) -> str:
-    return column.rstrip("/0123456789") if column[-1].isdigit() and "/" in column else column
+def _split(column: str) -> tuple[str, tuple[int, ...]]:
+    """The path of the field that a column is a part of, and where in it."""
+    segments, index = column.split("/"), []
+    while len(segments) > 1 and segments[-1].isdigit():
+        index.insert(0, int(segments.pop()))
+    return "/".join(segments), tuple(index)
 
 
 def _tensors(sample: Sample) -> list[Tensor]:

@@ -164,7 +164,7 @@ def measure(
     for name, patches in conditions.items():
         drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
         with torch.no_grad():
-            values = body.apply({}, drawn, {**padded, **patches}, want=(*metrics, "image", *keep))  # type: ignore[arg-type, dict-item]
+            values = body.apply(_NoParams(), drawn, {**padded, **patches}, want=(*metrics, "image", *keep))  # type: ignore[arg-type, dict-item]
         values = take_rows(values, slice(0, n))
         results[name] = values | {"digest": [tensor_digest(image) for image in values["image"]]}
     return results
@@ -322,6 +322,16 @@ def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 def tensor_digest(tensor: Tensor) -> str:
     """sha256 of the values of a tensor, as hex."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+class _NoParams(dict[str, Tensor]):
+    """Patch parameters where there are none: an evaluation shows prints, and most have no parameters."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"evaluation: the parameters {name!r} are read, but only patches are there; read `patch` "
+            'instead, or give the node phases = ["train"]'
+        )
 
 
 def _pad_rows(tree: Any, block: int) -> Any:

@@ -55,26 +55,22 @@ def implant_quads(
     unit = quads.new_tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     quads = torch.where(present[..., None, None], quads, unit)
     atlas, sizes = _make_atlas(patches, names, masks or {}, b)
-    region_h, region_w = _region_size(quads, h, w)
-    corner = quad_bounds(quads)[..., :2].floor()
-    left = corner[..., 0].clamp(0, w - region_w)
-    top = corner[..., 1].clamp(0, h - region_h)
+    bounds = quad_bounds(quads)
+    region_h, region_w = _region_size(bounds, h, w)
+    left = bounds[..., 0].floor().clamp(0, w - region_w)
+    top = bounds[..., 1].floor().clamp(0, h - region_h)
 
     # Which point of its patch does every pixel of every region show?
     x = left[..., None, None] + torch.arange(region_w, device=scene.device) + 0.5
     y = top[..., None, None] + torch.arange(region_h, device=scene.device)[:, None] + 0.5
     m = adjugate(quad_to_homography(quads))[..., None, None]
     u, v, depth = (m[:, :, i, 0] * x + m[:, :, i, 1] * y + m[:, :, i, 2] for i in range(3))
-    # a mirrored quad turns the sign of the adjugate; behind the horizon it differs from that at the center
-    center = quads.mean(-2)
-    facing = m[:, :, 2, 0, 0, 0] * center[..., 0] + m[:, :, 2, 1, 0, 0] * center[..., 1] + m[:, :, 2, 2, 0, 0]
-    visible = depth * facing[..., None, None] > 0
-    depth = torch.where(visible, depth, torch.ones_like(depth))
     size = sizes[quad_patch][..., None, None, :]
     point = torch.stack([u / depth, v / depth], dim=-1) * size
-    covered = visible & ((point >= 0) & (point <= size)).all(-1)
-    # up to its edges a patch is opaque, and beyond them it is not there: nothing is feathered into the quad's
-    # surroundings, which another size of region would cut elsewhere
+    # Up to its edges a patch is opaque, and beyond them it is not there: nothing is feathered into the pixels
+    # around, where a region of another size would cut it elsewhere. The bounds are for quads that are not convex.
+    x0, y0, x1, y1 = bounds[..., None, None].unbind(2)
+    covered = ((point >= 0) & (point <= size)).all(-1) & (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
     point = point.clamp(min=0.5).minimum(size - 0.5)
     grid = 2 * point / sizes.new_tensor([atlas.shape[-1], atlas.shape[-2]]) - 1
     grid = torch.where(covered[..., None], grid, torch.full_like(grid, OUTSIDE))
@@ -130,15 +126,14 @@ def _make_atlas(
     return atlas, torch.tensor([[w, h] for h, w in sizes], dtype=atlas.dtype, device=atlas.device)
 
 
-def _region_size(quads: Tensor, h: int, w: int) -> tuple[int, int]:
+def _region_size(bounds: Tensor, h: int, w: int) -> tuple[int, int]:
     """Sides of the region: the power of two that holds the batch's largest quad, or else the whole frame.
 
     Where the quads have no values yet (under vmap or while compiling) the region is the frame. A pixel's
     value does not depend on the size of the region that it is computed in.
     """
-    if not is_concrete(quads):
+    if not is_concrete(bounds):
         return h, w
-    bounds = quad_bounds(quads)
     extent = float((bounds[..., 2:] - bounds[..., :2].floor()).max()) + 2
     side = SMALLEST_REGION_PX
     while side < min(extent, max(h, w)):

@@ -55,7 +55,7 @@ class Resource:
 
         Raises:
             FileNotFoundError: If the weights are missing.
-            ValueError: If the loader is unknown or the weights are not those that were recorded.
+            ValueError: If the loader is unknown or fails, or the weights are not those that were recorded.
         """
         load = lookup(self.loader, Loader, "resource").load
         if self.weights is None:
@@ -65,7 +65,11 @@ class Resource:
                 f"resource {self.loader!r}: {self.weights} has changed: sha256 {found[:16]}..., "
                 f"but {self.sha256[:16]}... was recorded; restore the file or train again"
             )
-        return load(self.weights, **self.arguments)
+        try:
+            return load(self.weights, **self.arguments)
+        except Exception as error:
+            what = f"resource {self.loader!r} cannot be loaded from {self.weights}"
+            raise ValueError(f"{what}: {error}") from error
 
 
 def define_loader(name: str, load: Callable[..., Any]) -> Loader:

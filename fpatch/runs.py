@@ -195,7 +195,8 @@ class Run:
         for suffix in files:
             path = self.folder / f"tables/{name}.{suffix}"
             path.with_name(f"{path.name}.tmp").replace(path)
-        self.write_json(f"tables/{name}.json", {"execution": execution._asdict(), "rows": table.num_rows})
+        facts = {"execution": execution._asdict(), "rows": table.num_rows, "patches": list(patches)}
+        self.write_json(f"tables/{name}.json", facts)
 
     def load_table(self, name: str) -> dict[str, np.ndarray]:
         """The columns of a table.
@@ -220,9 +221,10 @@ class Run:
         """The patches that an evaluation showed, by condition."""
         tensors, _ = self._read_tensors(f"tables/{name}.patches.safetensors")
         conditions: dict[str, dict[str, Any]] = {}
-        for path, tensor in tensors.items():
+        # the file sorts them by name, but the last bit of a sum over patches depends on their order
+        for path in self.read_json(f"tables/{name}.json", "patches")["patches"]:
             condition, value, patch = path.split("/", 2)
-            conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensor
+            conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensors[path]
         return conditions
 
     def load_execution(self, name: str) -> Execution:

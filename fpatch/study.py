@@ -179,6 +179,12 @@ class Logging:
     experiment: str = "fpatch"
     profile_steps: int = 0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.mlflow, str) and "://" not in self.mlflow:
+            form = "sqlite:///FILE or http://HOST:PORT"
+            raise ValueError(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
+        check_number("log.profile_steps", self.profile_steps, 0)
+
 
 @dataclass(frozen=True)
 class Study:

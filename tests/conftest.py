@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 hook = install_import_hook("fpatch", "typecheck.checked")
-settings.register_profile("fpatch", deadline=None, derandomize=True, database=None)
+settings.register_profile("fpatch", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("fpatch")
 
 

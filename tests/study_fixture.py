@@ -169,7 +169,7 @@ def make_study(folder: Path, **settings: Any) -> Path:
 
     path = folder / "study.toml"
     path.write_text(STUDY)
-    change(path, runs=str(folder / "runs"), **settings)
+    change(path, **{"runs": str(folder / "runs")} | settings)
     return path
 
 

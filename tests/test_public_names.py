@@ -16,8 +16,8 @@ NAMES = {
     "fpatch": """
         Node Objective Optimizer Pipeline Range Resource Run Stage Study TrainState __version__ build compose
         control create data define define_loader deterministic evaluate evaluate_run fit from_columns implant
-        infer load_study losses make_optimizer make_state make_step metrics node override pipeline random replay
-        replay_run resume row_keys success to_columns train value_and_grad viz
+        infer load_study losses make_optimizer make_state make_step metrics node override pipeline random
+        replay replay_run resume row_keys success to_columns train value_and_grad viz
     """,
     "fpatch.create": "mask mask_image pixels resize stack",
     "fpatch.implant": "rectangle warp",
@@ -26,8 +26,8 @@ NAMES = {
     "fpatch.losses": "misclassify non_printability total_variation vanish",
     "fpatch.metrics": "Rate average_precision bootstrap_mean class_hit detection_hit wilson",
     "fpatch.data": """
-        Dataset Loader TargetSet draws image_digest indices letterbox move_boxes move_points read_image rows targets
-        write_image
+        Dataset Loader TargetSet draws image_digest indices letterbox move_boxes move_points read_image rows
+        targets write_image
     """,
 }
 

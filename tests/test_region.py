@@ -183,13 +183,20 @@ def test_the_size_of_the_region_does_not_change_the_bits(monkeypatch):
     st.lists(st.tuples(st.floats(-90, 150), st.floats(-90, 150)), min_size=4, max_size=4),
 )
 def test_any_quad_keeps_the_picture_and_the_bits(first, second):
-    """Self-crossing, degenerate, beyond the horizon: no NaN, the range is kept, and so are the other rows."""
-    quads = [list(map(list, first)), list(map(list, second))]
-    image = draw(quads, [0, 1])
+    """Self-crossing, degenerate, beyond the horizon: no NaN, the range is kept, and a row is its own."""
+    quads = torch.tensor([first, second]).expand(3, -1, -1, -1).clone()
+    scene, index = noise(9, 3, 3, H, W), torch.tensor([0, 1]).expand(3, -1)
+    image = implant_quads(scene, make_patches(), NAMES, quads, index, torch.ones(3, 2))
     assert 0 <= float(image.min()) <= float(image.max()) <= 1 + 1e-6
-    alone = draw(quads, [0, 1], opacity=torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]))
-    assert torch.equal(alone[0], image[0])
-    assert torch.equal(alone[1], noise(9, 3, 3, H, W)[1])
+    quads[1:] = torch.tensor([TINY, HUGE]).view(2, 1, 4, 2)
+    again = implant_quads(scene, make_patches(), NAMES, quads, index, torch.ones(3, 2))
+    assert torch.equal(again[0], image[0])
+    one = implant_quads(scene, make_patches(), NAMES, quads, index, torch.tensor([[1.0, 0.0]]).expand(3, -1))
+    bounds = quads[0, 0].amin(0), quads[0, 0].amax(0)
+    y, x = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    point = torch.stack([x, y], dim=-1)
+    outside = ((point < bounds[0]) | (point > bounds[1])).any(-1)
+    assert torch.equal(one[0][:, outside], scene[0][:, outside])
 
 
 def test_outside_leaves_the_scene():

@@ -50,8 +50,8 @@ class Size:
     sides: tuple[float, ...]
 
 
-FULL = Size({"train": 2400, "validation": 64, "test": 300}, SIZES_HW, 600, 2, 400, SIDES)
-QUICK = Size({"train": 1000, "validation": 32, "test": 150}, ((96, 96),), 300, 1, 200, ())
+FULL = Size({"train": 2400, "validation": 64, "test": 300}, SIZES_HW, 400, 2, 300, SIDES)
+QUICK = Size({"train": 1000, "validation": 32, "test": 150}, ((96, 96),), 250, 1, 150, ())
 
 
 class Result(NamedTuple):
@@ -140,7 +140,7 @@ def write_study(
     height, width = size.sizes_hw[0]
     text = string.Template(files("fpatch.demo").joinpath("demo.toml").read_text()).substitute(
         name=name, seed=seed, scenes=scenes, weights=weights, height=height, width=width,
-        num_steps=size.num_steps, every=size.num_steps // 4, runs=runs.resolve(), mlflow=json.dumps(mlflow),
+        num_steps=size.num_steps, every=size.num_steps // 3, runs=runs.resolve(), mlflow=json.dumps(mlflow),
     )  # fmt: skip
     path = runs / f"{name}.toml"
     path.write_text(text)

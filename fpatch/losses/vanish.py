@@ -4,6 +4,7 @@ Dense logits, not final scores: suppression cuts the gradient, and a sigmoid nea
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,13 @@ class Vanish:
     Attributes:
         num_boxes: The mean is over so many of the highest logits that claim each object.
         iou: A dense box can claim an object if its center lies on it, or if it overlaps it at least so much.
+        on: What is pushed down: softplus of the logit, whose gradient never fades; or the probability, whose
+            gradient goes to the boxes near the threshold and leaves those that are already safe.
     """
 
     num_boxes: int = 6
     iou: float = 0.2
+    on: Literal["logit", "probability"] = "logit"
 
     def __post_init__(self) -> None:
         check_number("vanish(num_boxes)", self.num_boxes, 1)
@@ -42,7 +46,8 @@ def apply(config: Vanish, patch_params: Params, sample: Sample, values: Values) 
     claims = can_claim(values["boxes"], dense["boxes"].detach(), config.iou)
     logits = torch.where(claims, best[:, None], torch.full_like(best[:, None], ABSENT))
     highest = logits.topk(min(config.num_boxes, logits.shape[-1]), dim=-1).values
-    per_object = -F.logsigmoid(-highest).mean(-1)  # softplus, whose own bits change with position
+    # softplus as a logarithm: its own bits change with the position in the tensor
+    per_object = (-F.logsigmoid(-highest) if config.on == "logit" else highest.sigmoid()).mean(-1)
     valid = values["box_valid"].to(per_object)
     return {"vanish": (per_object * valid).sum(-1) / valid.sum(-1).clamp(min=1)}
 

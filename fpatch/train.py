@@ -1,5 +1,0 @@
-"""Moved to fpatch.loop; this alias goes when the tests import the new name."""
-
-import sys
-
-sys.modules[__name__] = sys.modules["fpatch.loop"]

@@ -1,0 +1,106 @@
+"""The commands, as a user types them."""
+
+import re
+
+import pytest
+from study_fixture import make_study, parameters
+
+from fpatch.cli import _take_overrides, main
+from fpatch.runs import Run
+from fpatch.study import load_study
+
+
+def out(capsys, *words) -> str:
+    assert main(list(map(str, words))) == 0
+    return capsys.readouterr().out
+
+
+def test_train_evaluate_replay_resume(tmp_path, trained, capsys):
+    path = make_study(tmp_path)
+    said = out(capsys, "train", path)
+    folder = re.search(r"run folder: (.*)", said)[1]
+    assert f"\n  fpatch evaluate {folder}\n" in said
+    assert parameters(Run(folder)) == parameters(trained)
+    said = out(capsys, "evaluate", folder)
+    for row in ("trained patch", "noise", "flat print", "shuffled pixels", f"{folder}/tables/test.csv"):
+        assert row in said
+    assert out(capsys, "replay", folder, "--verify").endswith("rows 8 identical 8 different 0\n")
+    said = out(capsys, "replay", folder, "--step", "5", "--verify")
+    assert said.startswith("update 5, from the checkpoint of step 4\n")
+    assert said.count("identical") == 4
+    assert folder in out(capsys, "resume", folder)
+    said = out(capsys, "evaluate", folder, "--split", "validation", "--checkpoint", "step-00000002")
+    assert "validation, checkpoint step-00000002" in said
+    assert "rows 6 identical 6 different 0" in out(capsys, "replay", folder, "--table", "validation")
+
+
+def test_settings_on_the_command_line(tmp_path, capsys):
+    path = make_study(tmp_path)
+    words = ["--train.num_steps", "2", path, "--pipeline.camera/exposure.stops.low", "-2", "--seed", "9"]
+    words += ["--objective.weights.total_variation=0.5", "--data.validation", "false", "--name", "other one"]
+    folder = re.search(r"run folder: (.*)", out(capsys, "train", *words))[1]
+    assert folder.endswith("-other one")
+    config = Run(folder).read_json("config.json")
+    assert config["train"]["num_steps"] == 2
+    assert config["pipeline"]["camera/exposure"]["stops"] == [-2.0, 0.2]
+    assert config["objective"]["weights"] == {"vanish": 1.0, "total_variation": 0.5}
+    assert (config["seed"], config["data"]["validation"]) == (9, None)
+
+
+def test_another_victim_on_the_command_line(tmp_path, capsys):
+    path = make_study(tmp_path)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((tmp_path / "tiny.safetensors").read_bytes())
+    study = load_study(path, {"pipeline.victim.model.weights": str(other)})
+    model = study.pipeline["victim"].stage.config.model
+    assert model.weights == str(other)
+    assert model.value.norm.num_features == 1
+    assert model.sha256 == load_study(path).pipeline["victim"].stage.config.model.sha256
+
+
+def test_overrides_are_toml_or_text():
+    words = ["train", "a.toml", "--a.b", "1e-3", "--a.c", "word", "--a.d=[1, 2]", "--a.e", "-2"]
+    words += ["--mlflow-uri", "x", "--a.f", "--odd", "--a.g", 'sqlite:///"x"', "--a.h=", "--a.i", "true"]
+    assert _take_overrides(words) == {
+        "a.b": 1e-3, "a.c": "word", "a.d": [1, 2], "a.e": -2, "a.f": "--odd", "a.g": 'sqlite:///"x"',
+        "a.h": "", "a.i": True,
+    }  # fmt: skip
+    assert words == ["train", "a.toml", "--mlflow-uri", "x"]
+
+
+def test_describe(tmp_path, capsys):
+    path = make_study(tmp_path)
+    said = out(capsys, "describe", path, "--train.num_steps", "7")
+    assert "camera/exposure  compose.exposure(stops=(-0.2, 0.2)): image -> image" in said
+    assert "[test, validation]" in said
+    assert re.search(r"needs in a batch: .*\bscene\b", said)
+    assert "minimizes 1 x vanish, 0.05 x total_variation" in said
+    assert "num_steps=7" in said
+    assert "metrics.detection_hit" not in out(capsys, "describe", path, "--phase", "train")
+    diagram = out(capsys, "describe", path, "--mermaid", "--phase", "train")
+    assert diagram.startswith("flowchart TD\n")
+    assert "infer.suppress" not in diagram
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [], ["trian"], ["train"], ["evaluate"], ["resume", "a", "b"], ["replay", "a", "--setp", "3"],
+        ["evaluate", "a", "--train.num_steps", "3"], ["evaluate", "a", "--split", "train"],
+        ["replay", "a", "--step", "x"], ["train", "a.toml", "--overwrite"],
+    ],
+)  # fmt: skip
+def test_commands_that_do_not_exist(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert re.search(r"^fpatch( \w+)?: error: ", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["", "demo", "train", "resume", "evaluate", "replay", "describe"])
+def test_help(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert "usage: fpatch" in capsys.readouterr().out

@@ -1,0 +1,165 @@
+"""Run folders: whole files or none, and nothing in them that could run."""
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from study_fixture import parameters
+
+from fpatch import random
+from fpatch.evaluation import Evaluation, Execution
+from fpatch.loop import TrainState
+from fpatch.optim import Optimizer, make_optimizer
+from fpatch.runs import Run, RunError, describe_environment
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return Run.create(tmp_path / "a/runs", "name", {"name": "x"}, describe_environment(3))
+
+
+@pytest.fixture
+def state():
+    params = {"side": torch.rand(3, 4, 5), "rear": torch.rand(1, 2, 2)}
+    optimizer = make_optimizer(Optimizer(), 10)
+    opt_state = optimizer.init(params)
+    _, opt_state = optimizer.update(params, opt_state, params=params, inplace=False)
+    return TrainState(params, opt_state, 7, random.key(2**40 + 3))
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "20260101-120000")
+    made = [Run.create(tmp_path, "x", {}, describe_environment(0)) for _ in range(3)]
+    names = [run.folder.name for run in made]
+    assert names == ["20260101-120000-x", "20260101-120000-x-1", "20260101-120000-x-2"]
+
+
+def test_what_a_run_says_of_where_it_was_made(empty):
+    found = Run.open(empty.folder)
+    assert found.execution == Execution.current(0)
+    assert found.read_json("environment.json")["seed"] == 3
+    assert found.read_json("config.json") == {"name": "x"}
+
+
+def test_a_state_comes_back_bit_for_bit(empty, state):
+    import optree
+
+    empty.save_checkpoint("last", state, best=0.25, best_step=4)
+    like = optree.tree_map(lambda t: torch.zeros_like(t) if isinstance(t, torch.Tensor) else t, state)
+    found, facts = empty.load_checkpoint("last", TrainState(*like))
+    assert facts == {"best": 0.25, "best_step": 4}
+    assert (found.step, type(found.opt_state)) == (7, type(state.opt_state))
+    assert torch.equal(found.key, state.key)
+    for old, new in zip(optree.tree_leaves(state), optree.tree_leaves(found), strict=True):
+        assert old is new or old == new if isinstance(old, int) else torch.equal(old, new)
+        assert isinstance(old, int) or old.dtype == new.dtype
+
+
+def test_a_checkpoint_of_another_form_is_refused(empty, state):
+    empty.save_checkpoint("last", state)
+    sgd = make_optimizer(Optimizer(name="sgd", momentum=0.0), 10)
+    other = TrainState({"side": state.params["side"], "roof": torch.zeros(2)}, sgd.init({}), 0, state.key)
+    with pytest.raises(RunError, match=r"params/roof has shape None, the config asks for \[2\]"):
+        empty.load_checkpoint("last", other)
+
+
+def test_numbered_checkpoints_and_what_a_kill_left(empty, state):
+    for step in (0, 50, 100):
+        empty.save_checkpoint(f"step-{step:08d}", state._replace(step=step))
+    torn = empty.folder / "checkpoints/step-00000150.safetensors.tmp"
+    torn.write_bytes(b"half")
+    assert empty.checkpoint_steps() == [0, 50, 100]
+    with empty.locked():
+        assert not torn.exists()
+
+
+def test_a_failed_write_keeps_the_checkpoint_before(empty, state, monkeypatch):
+    empty.save_checkpoint("last", state)
+    before = (empty.folder / "checkpoints/last.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for act in ("os.fsync", "os.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(act, full)
+            with pytest.raises(OSError, match=r"last\.safetensors: No space left on device; what stood"):
+                empty.save_checkpoint("last", state._replace(step=8))
+        assert (empty.folder / "checkpoints/last.safetensors").read_bytes() == before
+        assert list(empty.folder.rglob("*.tmp")) == []
+
+
+def evaluation(value: float) -> Evaluation:
+    names, values = np.array(["a", "b", "ä"]), np.full(3, value, np.float32)
+    table = {"image_id": np.arange(3), "path": names, "x/patch": values}
+    return Evaluation(table, {"patch": {"patch": {"side": torch.full((1, 2, 2), value)}}}, {})
+
+
+def test_an_evaluation_comes_back(empty):
+    empty.save_evaluation("test", evaluation(0.1), Execution.current(5))
+    table = empty.load_table("test")
+    assert table["x/patch"].dtype == np.float32
+    assert table["x/patch"][0] == np.float32(0.1)
+    assert table["path"].tolist() == ["a", "b", "ä"]
+    assert empty.load_execution("test").block == 5
+    assert torch.equal(empty.load_conditions("test")["patch"]["patch"]["side"], torch.full((1, 2, 2), 0.1))
+    assert (empty.folder / "tables/test.csv").read_text().splitlines()[1] == '0,"a",0.1'
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_an_evaluation_is_replaced_whole_or_is_said_to_be_cut_off(empty, moment, monkeypatch):
+    from pathlib import Path
+
+    empty.save_evaluation("test", evaluation(1.0), Execution.current(5))
+    calls = []
+    replace = Path.replace
+
+    def die(path, target):
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        calls.append(path)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", die)
+    if moment < 3:
+        with pytest.raises(KeyboardInterrupt):
+            empty.save_evaluation("test", evaluation(2.0), Execution.current(5))
+        with pytest.raises(RunError, match="has no table 'test'; `fpatch evaluate"):
+            empty.load_table("test")
+    else:
+        empty.save_evaluation("test", evaluation(2.0), Execution.current(5))
+        assert empty.load_table("test")["x/patch"].tolist() == [2.0] * 3
+
+
+def test_nothing_in_a_run_folder_can_run(trained):
+    """No pickle and no archive of one: JSON, safetensors, Parquet, CSV, PNG and event files only."""
+    suffixes = set()
+    for path in trained.folder.rglob("*"):
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        suffixes.add(path.suffix if "tfevents" not in path.name else ".tfevents")
+        data = path.read_bytes()
+        assert not zipfile.is_zipfile(path), path
+        assert not data.startswith(pickle.PROTO), path
+        with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+            torch.load(io.BytesIO(data), weights_only=True)
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                assert list(file.keys())
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".parquet", ".csv", ".png", ".tfevents"}
+
+
+def test_what_a_run_leaves(trained):
+    there = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
+    assert there >= {
+        "config.json", "environment.json", "records.jsonl", "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors", "checkpoints/step-00000000.safetensors", "patch/side.png",
+        "patch/rear.png",
+        "tables/test.parquet", "tables/test.csv", "tables/test.patches.safetensors", "tables/test.json",
+        "tables/test.summary.json", "figures/test.png",
+    }  # fmt: skip
+    assert parameters(trained, "step-00000006") == parameters(trained)

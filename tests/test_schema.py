@@ -1,0 +1,263 @@
+"""Settings as JSON values and back, ids, and objects that a config can only name."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fpatch import compose, create
+from fpatch.checks import check_number, check_range, nearest
+from fpatch.registry import identify, lookup, register
+from fpatch.resource import Loader, Resource, define_loader, file_digest, live
+from fpatch.schema import decode, encode
+from fpatch.stage import Definition
+from fpatch.types import Range
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Two settings."""
+
+    count: int
+    where: Path = Path("a/b")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """One setting of every kind."""
+
+    inner: Inner
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    sizes: tuple[int, int] = (1, 2)
+    names: tuple[str, ...] | None = None
+    mode: Literal["fast", "slow"] = "fast"
+    rate: float = 0.5
+    on: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("outer.rate", self.rate, 0.0, 1.0)
+
+
+FULL = Outer(
+    inner=Inner(3, Path("x.png")),
+    ranges={"a": Range(0.0, 1.0), "b": Range(-1.0, 2.5)},
+    sizes=(4, 5),
+    names=("hood", "roof"),
+    mode="slow",
+    rate=1.0,
+    on=True,
+)
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(encode(value)))
+
+
+@pytest.mark.parametrize("value", [FULL, Outer(Inner(0))])
+def test_settings_survive_json(value):
+    again = decode(Outer, through_json(value), "outer")
+    assert again == value
+    assert repr(again) == repr(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.text())
+def test_numbers_and_strings_survive(rate, count, name):
+    assert decode(float, through_json(rate), "x") == rate
+    assert decode(int, through_json(count), "x") == count
+    assert decode(str, through_json(name), "x") == name
+
+
+def test_a_whole_number_is_a_number_but_not_the_reverse():
+    made = decode(float, 3, "x")
+    assert made == 3.0
+    assert isinstance(made, float)
+    with pytest.raises(ValueError, match=r"x: expected a whole number, got 3.0"):
+        decode(int, 3.0, "x")
+
+
+@pytest.mark.parametrize("value", [[0.5, 2], {"low": 0.5, "high": 2}, (0.5, 2.0)])
+def test_a_range_is_a_pair(value):
+    made = decode(Range, value, "x")
+    assert made == Range(0.5, 2.0)
+    assert isinstance(made, Range)
+    assert isinstance(made.high, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rat": 0.1}, "outer: unknown key 'rat'; did you mean 'rate'"),
+        ({"rate": "fast"}, "outer.rate: expected a number, got 'fast'"),
+        ({"rate": True}, "outer.rate: expected a number, got True"),
+        ({"rate": 7.0}, "outer: outer.rate must be between 0 and 1, got 7.0"),
+        ({"on": 1}, "outer.on: expected true or false, got 1"),
+        ({"mode": "slower"}, "outer.mode: expected one of 'fast', 'slow', got 'slower'"),
+        ({"sizes": [1, 2, 3]}, r"outer.sizes: expected tuple\[int, int\], got \[1, 2, 3\]"),
+        ({"sizes": [1, 2.5]}, r"outer.sizes\[1\]: expected a whole number, got 2.5"),
+        ({"names": "hood"}, "outer.names: expected .* or nothing, got 'hood'"),
+        ({"names": ["hood", 3]}, r"outer.names\[1\]: expected a string, got 3"),
+        ({"ranges": {"a": [1]}}, r"outer.ranges.a: expected \[low, high\], got \[1\]"),
+        ({"ranges": {"a": ["x", 1]}}, "outer.ranges.a.low: expected a number, got 'x'"),
+        ({"inner": {}}, r"outer.inner: the key 'count' is required; add it \(a whole number\)"),
+        ({"inner": 3}, "outer.inner: expected a table of settings, got 3"),
+    ],
+)
+def test_errors_name_the_place_and_what_was_expected(change, message):
+    with pytest.raises(ValueError, match=message):
+        decode(Outer, {**through_json(FULL), **change}, "outer")
+
+
+def test_a_live_object_is_named_and_not_decoded():
+    assert encode(torch.nn.ReLU()) == {"live": "torch.nn.modules.activation:ReLU"}
+    assert encode(through_json) == {"live": "test_schema:through_json"}
+    assert encode({"b", "a"}) == ["a", "b"]
+
+
+# -- sentences
+
+
+def test_nearest_suggests_one_or_lists_all():
+    assert nearest("exposur", ["exposure", "blur"]) == "did you mean 'exposure'?"
+    assert nearest("zzz", ["exposure", "blur"]) == "known: blur, exposure"
+    assert nearest("zzz", []) == "there is none"
+
+
+@pytest.mark.parametrize("value", [(2.0, 1.0), (0.0, 1.5), (float("nan"), 1.0), (0.0, float("nan"))])
+def test_wrong_ranges(value):
+    with pytest.raises(ValueError, match="scale must be") as error:
+        check_range("scale", Range(*value), 0.0, 1.0)
+    assert ("swap the two" in str(error.value)) == (value == (1.0, 0.5))
+    check_range("scale", Range(0.5, 0.5), 0.0, 1.0)
+
+
+def test_a_turned_range_is_told_to_swap():
+    with pytest.raises(ValueError, match=r"within \[0, 1\], got \(1.0, 0.5\); swap the two"):
+        check_range("scale", Range(1.0, 0.5), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_wrong_numbers(value):
+    with pytest.raises(ValueError, match="rate must be between 0 and 1, got"):
+        check_number("rate", value, 0.0, 1.0)
+
+
+# -- ids
+
+
+def test_ids_name_their_module():
+    assert identify("exposure", "fpatch.compose.exposure") == "compose.exposure"
+    assert identify("mine", "lab.stages") == "lab.stages:mine"
+    assert lookup("compose.exposure", Definition, "x") is compose.exposure
+    assert lookup("create.mask_image", Loader, "x") is create.mask_image
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [
+        ("compose.exposre", "pipeline.x: no definition 'compose.exposre'; did you mean 'compose.exposure'"),
+        (
+            "compos.exposure",
+            "pipeline.x: 'compos.exposure' needs the module 'fpatch.compos', which cannot be imported",
+        ),
+        ("no_such_module:mine", "needs the module 'no_such_module'"),
+        ("create.mask_image", "no definition 'create.mask_image'"),
+        ("test_schema:mine", "no definition 'test_schema:mine'"),
+    ],
+)
+def test_unknown_ids_are_refused(identity, message):
+    with pytest.raises(ValueError, match=message):
+        lookup(identity, Definition, "pipeline.x")
+
+
+def test_an_import_that_fails_inside_a_module_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "lab_with_missing_parts.py").write_text("import no_such_part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_part"):
+        lookup("lab_with_missing_parts:mine", Definition, "x")
+
+
+def test_an_id_belongs_to_one_module():
+    @dataclass(frozen=True)
+    class Thing:
+        module: str
+
+    register("test_schema:thing", Thing("test_schema"))
+    register("test_schema:thing", Thing("test_schema"))
+    with pytest.raises(
+        ValueError, match="'test_schema:thing' is defined in test_schema and again in elsewhere"
+    ):
+        register("test_schema:thing", Thing("elsewhere"))
+
+
+# -- resources
+
+
+def read_number(weights: str, times: int = 1) -> int:
+    return times * int(Path(weights).read_text())
+
+
+def count_up(start: int = 0) -> list[int]:
+    return [start]
+
+
+number = define_loader("number", read_number)
+counter = define_loader("counter", count_up)
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    path = tmp_path / "weights.txt"
+    path.write_text("21")
+    return path
+
+
+def test_a_resource_is_loaded_once_from_its_values(weights):
+    resource = number(weights, times=2)
+    assert resource.sha256 == hashlib.sha256(b"21").hexdigest()
+    assert resource.value == live(resource) == 42
+    again = decode(Resource, through_json(resource), "x")
+    assert again == resource
+    assert again.value == 42
+    assert counter(start=3).value == [3]
+    made = counter()
+    assert made.value is made.value
+    assert live(7) == 7
+
+
+def test_changed_weights_are_refused(weights):
+    resource = number(weights)
+    weights.write_text("22")
+    with pytest.raises(
+        ValueError, match=r"resource 'test_schema:number': .* has changed: sha256 .* restore the file"
+    ):
+        _ = resource.value
+
+
+def test_missing_weights_are_refused(weights):
+    resource = number(weights)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="no such file; check the path"):
+        _ = resource.value
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        number(weights)
+
+
+def test_a_path_is_pinned_where_it_starts(weights):
+    pinned = Resource("test_schema:number", "weights.txt").pinned(weights.parent)
+    assert pinned == Resource("test_schema:number", str(weights), file_digest(weights))
+    assert pinned.value == 21
+    assert Resource("test_schema:counter").pinned(weights.parent) == Resource("test_schema:counter")
+
+
+def test_an_unknown_loader_is_refused():
+    with pytest.raises(
+        ValueError, match="resource: no loader 'test_schema:numbr'; did you mean 'test_schema:number'"
+    ):
+        _ = Resource("test_schema:numbr").value

@@ -1,0 +1,143 @@
+"""A study as a value: from TOML and back, trained, measured, measured again."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, read_records
+from test_log import read_events
+
+from fpatch import Study
+from fpatch.study import (
+    evaluate_run,
+    load_study,
+    make_parts,
+    open_run,
+    replay_run,
+    resume,
+    study_from_config,
+    train,
+)
+
+
+def test_a_study_is_its_config(tmp_path):
+    study = load_study(make_study(tmp_path))
+    assert isinstance(study, Study)
+    config = json.loads(json.dumps(study.config))
+    again = study_from_config(config, tmp_path / "anywhere")
+    assert again.config == study.config
+    assert again.data == study.data
+    assert list(again.pipeline) == list(study.pipeline)
+    assert study.data.placements == str(tmp_path / "placements.csv")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        study.seed = 4
+
+
+def test_a_run_knows_its_study(trained):
+    _, study = open_run(trained.folder)
+    assert study.train.num_steps == STEPS
+    assert study.pipeline["victim"].stage.config.model.sha256
+
+
+def test_optional_settings_can_be_switched_off_in_toml(tmp_path):
+    path = make_study(tmp_path, validation=False)
+    path.write_text(path.read_text().replace("[train]", "[train]\nmicro_batch = false"))
+    study = load_study(path)
+    assert (study.data.validation, study.train.micro_batch) == (None, None)
+
+
+def test_what_is_best_by_a_named_scalar(tmp_path):
+    path = make_study(tmp_path, every=1)
+    path.write_text(path.read_text().replace("[evaluate]", '[evaluate]\nbest = "best_score/none"'))
+    run = train(load_study(path))
+    records = [r for r in read_records(run.folder) if "validation/best_score/none" in r["values"]]
+    values = [r["values"]["validation/best_score/none"] for r in records]
+    assert len(set(values)) == 1
+    _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
+    assert facts == {"best": values[0], "best_step": 1}  # the first of equals
+    assert parameters(run, "best") != parameters(run)
+
+
+def test_a_best_of_nan_is_replaced(tmp_path, monkeypatch):
+    from fpatch import study as module
+
+    found = iter([0.5, math.nan, 0.25, math.nan, 0.75, 0.5, 0.7])
+    monkeypatch.setattr(module, "_scalars", lambda *_: {"success/patch": next(found)})
+    run = train(load_study(make_study(tmp_path, every=1)))  # the first is of the rehearsal
+    _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
+    assert facts == {"best": 0.75, "best_step": 4}
+
+
+def test_the_pictures_of_the_patch_are_the_best_checkpoint(trained):
+    from PIL import Image
+
+    best, _ = trained.load_checkpoint("best", make_parts(open_run(trained.folder)[1]).initial)
+    for name, patch in best.params.items():
+        pixels = np.asarray(Image.open(trained.folder / f"patch/{name}.png")).transpose(2, 0, 1)
+        assert np.array_equal(pixels, (patch * 255).round().byte().numpy())
+
+
+def test_evaluated_twice_and_otherwise(run):
+    before = run.load_table("test")
+    _, again = evaluate_run(run.folder)
+    after = run.load_table("test")
+    assert {n: c.tolist() for n, c in before.items()} == {n: c.tolist() for n, c in after.items()} | {
+        "path": before["path"].tolist()
+    }
+    _, last = evaluate_run(run.folder, checkpoint="last")
+    summary = run.read_json("tables/test.summary.json")
+    assert (summary["checkpoint"], summary["step"]) == ("last", STEPS)
+    assert summary["rates"]["noise"]["value"] == last.rates["noise"].value == again.rates["noise"].value
+    _, rates = evaluate_run(run.folder, split="validation", checkpoint="step-00000000")
+    assert rates.clean.count == 2 * SPLITS.count("validation")
+    assert {p.stem for p in run.folder.glob("tables/*.csv")} >= {"test", "validation"}
+    assert run.load_table("validation")["image_id"].tolist() == [5, 6, 7] * 2
+    for table in ("test", "validation", "validation-00000003"):
+        assert replay_run(run.folder, table=table)[0].differences == {}
+    assert logged_steps(run.folder, "test/success/patch") == [STEPS]
+    events = read_events(run.folder)
+    assert [e.step for e in events.Scalars("test/success/patch")] == [STEPS]
+    assert [e.step for e in events.Images("test/control and patched")] == [STEPS]
+    resume(run.folder)
+    assert replay_run(run.folder)[0].differences == {}
+
+
+def test_validation_of_the_run_is_that_of_the_command(run):
+    """Keys of an evaluation depend neither on the step nor on who asks."""
+    evaluate_run(run.folder, split="validation", checkpoint="last")
+    asked, during = run.load_table("validation"), run.load_table(f"validation-{STEPS:08d}")
+    assert {n: c.tolist() for n, c in asked.items() if n != "path"} == {
+        n: c.tolist() for n, c in during.items() if n != "path"
+    }
+
+
+def test_splits_are_kept_apart(trained):
+    table = trained.load_table("test")
+    assert sorted(set(table["image_id"])) == [i for i, split in enumerate(SPLITS) if split == "test"]
+    records = [r["values"] for r in read_records(trained.folder) if r["kind"] == "input"]
+    assert records[0]["placements"]["profile"]["num_photographs"] == len(SPLITS)
+
+
+@pytest.mark.parametrize("setting", ["micro_batch", "transform"])
+def test_ways_to_the_same_patch(trained, tmp_path, setting):
+    path = make_study(tmp_path, validation=False)
+    new = {"micro_batch": "[train]\nmicro_batch = 3", "transform": '[objective]\ntransform = "func"'}[setting]
+    path.write_text(path.read_text().replace(new.partition("\n")[0], new))
+    run = train(load_study(path))
+    like = make_parts(open_run(run.folder)[1]).initial
+    (found, _), (expected, _) = (r.load_checkpoint("last", like) for r in (run, trained))
+    for name, value in expected.params.items():
+        assert torch.allclose(found.params[name], value, atol=1e-3)
+
+
+def test_a_profile_that_tensorboard_opens(tmp_path):
+    run = train(load_study(make_study(tmp_path, profile_steps=2, validation=False, tensorboard=True)))
+    (trace,) = run.folder.glob("tensorboard/*.pt.trace.json")
+    events = json.loads(trace.read_text())["traceEvents"]
+    names = {event["name"] for event in events}
+    assert {"ProfilerStep#2", "ProfilerStep#3", "aten::conv2d", "aten::grid_sampler_2d"} <= names
+    assert "ProfilerStep#4" not in names
+    assert [e.step for e in read_events(run.folder).Scalars("train/loss")] == list(range(1, STEPS + 1))
