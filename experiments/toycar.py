@@ -54,6 +54,7 @@ from fpatch.optim import Optimizer
 from fpatch.rates import Success
 from fpatch.stage import define, deterministic
 from fpatch.study import Data, Evaluate, Goal, Logging, Report, Train, summary
+from fpatch.types import Params, Sample, Values
 
 PANELS = ("hood", "roof", "door")
 BACKGROUND, CAR = 0, 1
@@ -61,7 +62,7 @@ MARGIN = 5.0
 
 NEAR_FRAMES = 10
 PHOTO_PX, CROP_PX = 640, 128
-CAR_ZOOM = 2.0  # side of a car crop over that of the box around its panels: the whole car and a margin
+CAR_ZOOM = 2.0  # side of a car crop over that of the box around its panels: about the whole car
 GROUNDS_PER_PHOTO = 8
 GROUND_PX = (100, 240)  # sides of background crops
 PRINTED_FRAC = 0.5  # of the panels that a classifier sees, so that no benign print fools it
@@ -94,7 +95,7 @@ class TrueClass:
     label: int
 
 
-def apply_true_class(config: TrueClass, patch_params: object, sample: object, values: Mapping) -> dict:
+def apply_true_class(config: TrueClass, patch_params: Params, sample: Sample, values: Values) -> Values:
     """Write `target` [b]."""
     return {"target": torch.full_like(values["image_id"], config.label)}
 
@@ -201,7 +202,8 @@ def deal(viewpoint: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
     fold_of = np.zeros(len(viewpoint), dtype=np.int64)
     for v in np.argsort(-sizes, kind="stable"):
         fold = filled.argmin()
-        fold_of[viewpoint == v], filled[fold] = fold, filled[fold] + sizes[v]
+        fold_of[viewpoint == v] = fold
+        filled[fold] += sizes[v]
     return fold_of
 
 
@@ -278,7 +280,7 @@ def train_classifier(
         own = random.fold_in(random.fold_in(key, "step"), step)
         of_cars, of_grounds = (loader.batch(step) for loader in loaders)
         of_grounds["image_id"] += len(cars.paths)
-        batch = {n: torch.cat([of_cars[n], of_grounds[n]]) for n in of_cars}
+        batch: Values = {n: torch.cat([of_cars[n], of_grounds[n]]) for n in of_cars}
         batch |= mirror(batch["scene"], batch["quads"], random.fold_in(own, "mirror"))
         batch["patch"] = {n: make_prints(random.fold_in(own, n), 2 * half) for n in cars.names}
         sample = augmentation.sample(own, batch)
@@ -392,7 +394,7 @@ def make_examples(trial: Trial, num_rows: int = 1) -> list[list[viz.Panel]]:
     """Held-out crops under four conditions, rerun from the logged rows, with the classifier's answers."""
     rows = {name: column[:num_rows] for name, column in trial.table.items()}
     sample = {n.removeprefix("sample/"): c for n, c in rows.items() if n.startswith("sample/")}
-    batch = trial.study.data.open().batch(*(torch.tensor(rows[n]) for n in ("image_id", "draw")))
+    batch = trial.study.data.open().batch(rows["image_id"].tolist(), rows["draw"].tolist())
     pipeline, patches = trial.study.pipeline.at("test"), trial.run.load_conditions("test")
     shown = measure(pipeline, patches, fpatch.from_columns(sample), batch, trial.study.evaluate.block)
 

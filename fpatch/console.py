@@ -23,6 +23,8 @@ TITLES = {
 """What conditions are called in tables and figures."""
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = max(console.width, 110)  # a file or a pipe has no width of its own
 
 
 @contextmanager
@@ -67,12 +69,12 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         extra: Further columns, by heading, one entry per condition.
     """
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("condition")
-    table.add_column("success %  [95 % interval]", justify="right")
+    table.add_column("condition", no_wrap=True)
+    table.add_column("success %", justify="right", no_wrap=True)
     if rates.gone:
         table.add_column("gone %", justify="right")
         table.add_column("displaced %", justify="right")
-    table.add_column("patch minus it", justify="right")
+    table.add_column("patch minus it", justify="right", no_wrap=True)
     for heading in extra or {}:
         table.add_column(heading, justify="right")
     for i, (condition, rate) in enumerate(rates.rates.items()):
@@ -88,6 +90,6 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     found = next(iter(rates.rates.values())).count
     table.caption = (
         f"success: not found with the print, among the {found} of {clean.count} rows "
-        f"({clean.photographs} photographs) that are found without"
+        f"({clean.photographs} photographs) found without; brackets are 95 % intervals over photographs"
     )
     return table

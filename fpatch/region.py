@@ -67,8 +67,9 @@ def implant_quads(
     u, v, depth = (m[:, :, i, 0] * x + m[:, :, i, 1] * y + m[:, :, i, 2] for i in range(3))
     size = sizes[quad_patch][..., None, None, :]
     point = torch.stack([u / depth, v / depth], dim=-1) * size
-    # Up to its edges a patch is opaque, and beyond them it is not there: nothing is feathered into the pixels
-    # around, where a region of another size would cut it elsewhere. The bounds are for quads that are not convex.
+    # Up to its edges a patch is opaque, and beyond them it is not there: what is feathered into the pixels
+    # around would be cut by a smaller region. The bounds are for quads that are not convex, which may reach
+    # beyond them through infinity.
     x0, y0, x1, y1 = bounds[..., None, None].unbind(2)
     covered = ((point >= 0) & (point <= size)).all(-1) & (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
     point = point.clamp(min=0.5).minimum(size - 0.5)

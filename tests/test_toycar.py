@@ -89,6 +89,8 @@ def test_a_quick_run_never_mixes_viewpoints_and_replays_bit_for_bit(toycar, tmp_
     assert not {crops.viewpoint[i] for i in ids["train"]} & {crops.viewpoint[i] for i in ids["test"]}
     assert set(run.load_table("test")["image_id"]) == ids["test"]
 
+    shown = run.load_conditions("test")
+    assert all(tuple(values["patch"]) == toycar.PANELS for values in shown.values())  # a sum depends on it
     result, _ = replay_run(run_folder)
     assert len(result.rows) == settings.num_draws * len(ids["test"])
     assert not result.differences

@@ -5,7 +5,6 @@ from math import ceil
 from typing import TypedDict
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,8 +49,8 @@ def apply(config: Blur, patch_params: Params, sample: BlurSample, values: Values
 def _convolve(image: Tensor, weights: tuple[Tensor, ...], axis: int) -> Tensor:
     """A symmetric filter along an axis, edges repeated; sums of slices keep a row's bits in any batch."""
     radius, size = len(weights) - 1, image.shape[axis]
-    pad = (radius, radius, 0, 0) if axis == -1 else (0, 0, radius, radius)
-    padded = F.pad(image, pad, mode="replicate")
+    first, last = image.narrow(axis, 0, 1), image.narrow(axis, size - 1, 1)
+    padded = torch.cat([first] * radius + [image] + [last] * radius, dim=axis)
     total = image * weights[0]
     for i, weight in enumerate(weights[1:], start=1):
         sides = padded.narrow(axis, radius - i, size) + padded.narrow(axis, radius + i, size)

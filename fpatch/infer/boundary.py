@@ -5,7 +5,6 @@ written, whatever transformation runs outside; operators that know nothing of `t
 work under it, because inside there is only plain autograd.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -32,15 +31,18 @@ def check_victim(stage: str, model: Any) -> nn.Module:
     return model
 
 
-def run_victim(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+def run_victim(model: nn.Module, images: Tensor) -> Any:
     """`model(images)`, differentiable in the images only.
 
     Args:
-        model: Gives a pytree of tensors [b, ...].
+        model: From images to a pytree of tensors [b, ...].
         images: [b, c, h, w].
     """
     if not torch.is_grad_enabled():
         return model(images)
+    if torch.compiler.is_compiling():  # which cannot trace plain autograd inside a function of its own
+        frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return torch.func.functional_call(model, frozen, (images,))
     structure: list[Any] = []
 
     def flat(x: Tensor) -> list[Tensor]:
