@@ -1,7 +1,8 @@
 """The time of a training step over the time of the victim alone.
 
-The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads. Both
-are run in turn, A B A B, after a warm-up; the ratio is that of each pair, and its median and quartiles are printed.
+The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads.
+Both are run in turn, A B A B, after a warm-up; the ratio is that of each pair, and its median and quartiles are
+printed.
 
     python benchmarks/step.py [--repeats 15] [--json FILE]
 """
@@ -66,7 +67,9 @@ def timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, model: nn.Module, is_detector: bool, b: int, side: int, repeats: int) -> dict[str, Any]:
+def measure(
+    name: str, model: nn.Module, is_detector: bool, b: int, side: int, repeats: int
+) -> dict[str, Any]:
     """Interleaved times of a step and of the victim alone."""
     patches = {n: (1, 64, 64) for n in ("hood", "roof", "door")}
     pipeline, batch = make_pipeline(model, is_detector, patches), make_batch(b, side, len(patches))
@@ -75,7 +78,9 @@ def measure(name: str, model: nn.Module, is_detector: bool, b: int, side: int, r
     step = fpatch.make_step(objective, optimizer)
     state = fpatch.make_state(objective, optimizer, random.key(0))
     with torch.no_grad():
-        image = pipeline.apply(state.params, pipeline.sample(random.key(2), batch), batch, want=("image",))["image"]
+        image = pipeline.apply(state.params, pipeline.sample(random.key(2), batch), batch, want=("image",))[
+            "image"
+        ]
     image.requires_grad_()
 
     def victim() -> None:
@@ -99,14 +104,22 @@ def measure(name: str, model: nn.Module, is_detector: bool, b: int, side: int, r
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", help="write the figures to this file too")
     options = parser.parse_args()
     from torchvision.models import resnet18
 
     workloads = (
-        ("TinyDetector, 16 x 128 x 128", TinyDetector(generator=torch.Generator().manual_seed(0)), True, 16, 128),
+        (
+            "TinyDetector, 16 x 128 x 128",
+            TinyDetector(generator=torch.Generator().manual_seed(0)),
+            True,
+            16,
+            128,
+        ),
         ("resnet18, 4 x 640 x 640", resnet18(weights=None), False, 4, 640),
     )
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -54,7 +54,8 @@ class TinyClassifier(nn.Module):
 def randomize(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         values = random.normal(random.fold_in(random.key(seed), name), tuple(parameter.shape))
-        parameter.data = values / max(1, parameter[0].numel()) ** 0.5
+        with torch.no_grad():
+            parameter.copy_(values / max(1, parameter[0].numel()) ** 0.5)
     module.eval()
 
 

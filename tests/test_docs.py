@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [p for p in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md") if "```python" in p.read_text()]
+PAGES = [
+    p for p in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md") if "```python" in p.read_text()
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -23,7 +25,9 @@ def test_pages_with_code_are_found():
     assert {p.name for p in PAGES} >= {"quick-start.md", "write-a-stage.md"}
 
 
-@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("*.md")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("*.md")], ids=lambda p: p.name
+)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):

@@ -1,8 +1,8 @@
 """`fpatch demo`: render scenes, train victims, then train and evaluate a study on each, and look closer.
 
 What stands here is only what the demo adds to a study: its data, its victims, and three further measurements
-of the trained patch: success against the score threshold, success against area, and the rendered trial, in which
-the renderer paints the patch on the truck and the implant takes no part.
+of the trained patch: success against the score threshold, success against area, and the rendered trial, in
+which the renderer paints the patch on the truck and the implant takes no part.
 """
 
 import json
