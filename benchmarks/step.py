@@ -1,8 +1,8 @@
 """The time of a training step over the time of the victim alone.
 
 The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads.
-Both are run in turn, A B A B, after a warm-up; the ratio is that of each pair, and its median and quartiles are
-printed.
+Both are run in turn, A B A B, after a warm-up; the ratio is that of each pair, and its median and quartiles
+are printed.
 
     python benchmarks/step.py [--repeats 15] [--json FILE]
 """

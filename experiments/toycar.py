@@ -5,8 +5,9 @@
 19 photographs of a toy car come with the corners of flat panels on it (`warp.csv`); not every photograph
 shows every panel. Three 64x64 gray patches (`hood`, `roof`, `door`) are trained to turn the answer "toy car"
 of a small classifier into "no toy car", through random shear, scale, rotation, brightness, contrast,
-saturation, hue and noise. The corners mark the middle of each panel, about a tenth of the car in all. This is
-scale 1; the same is done once more with prints `1.7` times as wide, which about fill the panels.
+saturation, hue and noise. The corners mark the middle of each panel, about a tenth of the car in all: this is
+scale 1. The same is done once more with prints 1.7 times as wide, which fill the panels and here and there
+reach over an edge.
 
 The photographs are frames of two videos. Frames at most `NEAR_FRAMES` apart are nearly one picture: they
 make a *viewpoint*, and a viewpoint is never split between training and testing. The viewpoints are dealt to

@@ -228,6 +228,7 @@ CASES = {
     "detector": case(infer.detector(detector(seed=1))),
     "suppress": case(infer.suppress(score=0.1, num_detections=20)),
     "vanish": case(losses.vanish(iou=0.05)),
+    "vanish by probability": case(losses.vanish(iou=0.05, on="probability")),
     "misclassify": case(losses.misclassify()),
     "misclassify targeted": case(losses.misclassify(target=2)),
     "total_variation": case(losses.total_variation()),

@@ -103,3 +103,16 @@ def test_no_interval_from_fewer_than_five_photographs():
 
 def test_a_rate_prints_with_its_denominator():
     assert str(Rate(0.755, 0.7, 0.8, 120, 60)) == "75.5 % [70.0, 80.0] of 120 rows, 60 photographs"
+
+
+def test_equal_values_have_no_bootstrap_interval():
+    rate = bootstrap_mean(np.zeros(60), np.repeat(np.arange(20), 3))
+    assert rate.value == 0.0
+    assert math.isnan(rate.low)
+    assert math.isnan(rate.high)
+
+
+def test_certain_rates_end_at_the_end_of_the_scale():
+    image_id = np.arange(30)
+    assert wilson(np.ones(30, bool), image_id).high == 1.0
+    assert wilson(np.zeros(30, bool), image_id).low == 0.0

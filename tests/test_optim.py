@@ -8,7 +8,7 @@ from laws import assert_equal
 from torch import Tensor
 
 from fpatch import random
-from fpatch.optim import Optimizer, constant, cosine, make_optimizer, scale_by_adam
+from fpatch.optim import Optimizer, constant, cosine, make_optimizer, momentum, scale_by_adam
 
 STEPS = 12
 NAMES = ("adam", "sgd", "bim", "mifgsm")
@@ -71,11 +71,11 @@ def test_adam_equals_torchopt():
         assert_equal(found, params, 1e-5)  # torchopt corrects the bias in float32
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_with_cosine_equals_torch(momentum):
-    found = descend(Optimizer("sgd", 0.3, "cosine", momentum=momentum), gradient)
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_sgd_with_cosine_equals_torch(decay):
+    found = descend(Optimizer("sgd", 0.3, "cosine", momentum=decay), gradient)
     expected = descend_with_torch(
-        lambda p: torch.optim.SGD(p, lr=0.3, momentum=momentum),
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=decay),
         gradient,
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=STEPS),
     )
@@ -100,6 +100,14 @@ def test_mifgsm_accumulates_normalized_gradients():
             velocity[name] = 0.8 * velocity[name] + grad / grad.abs().sum()
             params[name] = params[name] - velocity[name].sign() * 2 / 255
         assert_equal(found, params, 1e-6)
+
+
+def test_mifgsm_normalizes_each_patch_by_its_l1_norm():
+    accumulate = momentum(0.5, normalize=True)
+    velocity, state = accumulate.update(gradient(0), accumulate.init(start()))
+    assert_equal(velocity, {name: grad / grad.abs().sum() for name, grad in gradient(0).items()}, 1e-7)
+    second, _ = accumulate.update(gradient(0), state)
+    assert_equal(second, {name: 1.5 * value for name, value in velocity.items()}, 1e-7)
 
 
 @pytest.mark.parametrize("name", NAMES)

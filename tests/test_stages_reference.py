@@ -376,6 +376,20 @@ def test_a_victim_in_training_mode_is_refused():
         apply(infer.classifier(model), image=IMAGES)
 
 
+def test_whole_numbers_of_a_victim_pass_the_boundary():
+    class Counting(nn.Module):
+        def forward(self, images):
+            bright = (images > 0.5).sum((1, 2, 3))
+            return {"logits": images.mean((2, 3)), "bright": bright, "constant": torch.zeros(len(images))}
+
+    images = IMAGES.clone().requires_grad_()
+    out = apply(infer.classifier(Counting().eval()), image=images)["logits"]
+    assert out["bright"].dtype == torch.int64
+    assert not out["bright"].requires_grad
+    (out["logits"].sum() + out["constant"].sum()).backward()
+    torch.testing.assert_close(images.grad, torch.full_like(images, 1 / (HEIGHT * WIDTH)))
+
+
 def test_operators_without_torch_func_work_behind_the_boundary():
     """roi_align has no rule for torch.func."""
 
@@ -471,10 +485,12 @@ def holds_center(box, candidate) -> bool:
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
+@pytest.mark.parametrize("on", ["logit", "probability"])
 @pytest.mark.parametrize(("num_boxes", "iou"), [(1, 0.0), (6, 0.1), (4, 0.3), (500, 0.05)])
-def test_vanish_by_a_loop(num_boxes, iou):
+def test_vanish_by_a_loop(num_boxes, iou, on):
+    pushed = softplus if on == "logit" else lambda x: 1 / (1 + math.exp(-x))
     inputs = make_inputs(detections={"dense": make_dense(4, 50, 2)})
-    out = apply(losses.vanish(num_boxes=num_boxes, iou=iou), **inputs)["vanish"]
+    out = apply(losses.vanish(num_boxes=num_boxes, iou=iou, on=on), **inputs)["vanish"]
     dense = inputs["detections"]["dense"]
     for row in range(NUM_ROWS):
         objects = []
@@ -488,7 +504,7 @@ def test_vanish_by_a_loop(num_boxes, iou):
             ]
             count = min(num_boxes, 50)
             highest = (sorted(near, reverse=True) + [-30.0] * count)[:count]
-            objects += [sum(map(softplus, highest)) / count] if valid else []
+            objects += [sum(map(pushed, highest)) / count] if valid else []
         assert float(out[row]) == pytest.approx(sum(objects) / max(len(objects), 1), rel=1e-5)
     assert len(set(out.tolist())) == NUM_ROWS
 
@@ -559,9 +575,9 @@ def test_printable_colors_score_zero_with_a_finite_gradient():
 
 
 def final_detections(*rows):
-    """[(box, score, label), ...] per row, padded with invalid ones."""
+    """[(box, score, label), ...] per row, padded with invalid ones, which would be hits."""
     most = max(map(len, rows))
-    pad = ((0.0, 0.0, 0.0, 0.0), 0.9, 0)
+    pad = ((10.0, 10.0, 50.0, 30.0), 0.95, 1)
     filled = [[*row, *[pad] * (most - len(row))] for row in rows]
     valid = torch.tensor([[i < len(row) for i in range(most)] for row in rows])
     boxes, scores, labels = (torch.tensor([[d[i] for d in row] for row in filled]) for i in range(3))

@@ -46,8 +46,9 @@ def apply(config: Vanish, patch_params: Params, sample: Sample, values: Values) 
     claims = can_claim(values["boxes"], dense["boxes"].detach(), config.iou)
     logits = torch.where(claims, best[:, None], torch.full_like(best[:, None], ABSENT))
     highest = logits.topk(min(config.num_boxes, logits.shape[-1]), dim=-1).values
-    # softplus as a logarithm: its own bits change with the position in the tensor
-    per_object = (-F.logsigmoid(-highest) if config.on == "logit" else highest.sigmoid()).mean(-1)
+    # softplus and sigmoid by way of logsigmoid: their own bits change with the position in the tensor
+    pushed = -F.logsigmoid(-highest) if config.on == "logit" else F.logsigmoid(highest).exp()
+    per_object = pushed.mean(-1)
     valid = values["box_valid"].to(per_object)
     return {"vanish": (per_object * valid).sum(-1) / valid.sum(-1).clamp(min=1)}
 

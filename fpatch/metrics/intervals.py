@@ -56,7 +56,9 @@ def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = 1.959964) -> 
     p = float(np.mean(successes))
     center = (p + z * z / (2 * groups)) / (1 + z * z / groups)
     half = z / (1 + z * z / groups) * np.sqrt(p * (1 - p) / groups + z * z / (4 * groups * groups))
-    return Rate(p, float(max(center - half, 0.0)), float(min(center + half, 1.0)), n, groups)
+    return Rate(
+        p, 0.0 if p == 0 else float(center - half), 1.0 if p == 1 else float(center + half), n, groups
+    )
 
 
 def bootstrap_mean(
@@ -71,7 +73,8 @@ def bootstrap_mean(
         seed: Of the key that they are drawn from.
 
     Returns:
-        The mean and its 95 % interval; no interval under five photographs.
+        The mean and its 95 % interval. There is none under five photographs, nor where all values are equal:
+        resampling would give that value with certainty, which n photographs cannot.
 
     References:
         Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.3 (resampling of clusters).
@@ -84,7 +87,7 @@ def bootstrap_mean(
     sums = np.bincount(group, weights=values.astype(np.float64), minlength=groups)
     counts = np.bincount(group, minlength=groups).astype(np.float64)
     mean = float(values.mean())
-    if groups < TOO_FEW_PHOTOGRAPHS:
+    if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
         return Rate(mean, float("nan"), float("nan"), n, groups)
     picks = random.randint(random.key(seed), (num_resamples, groups), 0, groups).numpy()
     means = sums[picks].sum(1) / counts[picks].sum(1)
