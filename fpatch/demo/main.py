@@ -8,6 +8,7 @@ which the renderer paints the patch on the truck and the implant takes no part.
 import json
 import os
 import string
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -125,10 +126,25 @@ def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, r
     return path
 
 
-def open_scenes(scenes: Path, size: Size) -> TargetSet:
-    """The rendered scenes as any other target set."""
+def open_scenes(scenes: Path, size: Size, painted: Path | None = None) -> TargetSet:
+    """The rendered scenes as any other target set.
+
+    Args:
+        scenes: Their folder.
+        size: Of the demo.
+        painted: A folder with other pictures of some of the scenes. Photographs keep their ids, and with them
+            their draws: the same cameras look at the painted truck.
+    """
+    if painted is not None:
+        for image in (scenes / "images").iterdir():
+            if not (painted / "images" / image.name).exists():
+                (painted / "images" / image.name).symlink_to(image.resolve())
     return targets(
-        scenes / "placements.csv", scenes / "objects.csv", size=size.sizes_hw[0], patches=("side", "rear")
+        scenes / "placements.csv",
+        scenes / "objects.csv",
+        size=size.sizes_hw[0],
+        root=painted,
+        patches=("side", "rear"),
     )
 
 
@@ -177,11 +193,13 @@ def look_closer(run: Run, rates: Success, scenes: Path, weights: Path, size: Siz
         clean_precision = _clean_precision(study, clean, test)
 
     textures = {name: patch.permute(1, 2, 0).numpy() for name, patch in conditions[PATCH]["patch"].items()}
-    folder = run.folder / "rendered"
-    render_textured(
-        scenes, folder, "test", textures, progress=lambda i, n: report("rendering the patch", i, n, "")
-    )
-    rendered = measured(open_scenes(folder, size).split("test"), "rendered trial", (PATCH, NONE))
+    with tempfile.TemporaryDirectory(prefix="fpatch-") as folder:
+        root = Path(folder) / "scenes"
+        render_textured(
+            scenes, root, "test", textures, progress=lambda i, n: report("rendering the patch", i, n, "")
+        )
+        painted = open_scenes(scenes, size, root).split("test")
+        rendered = measured(painted, "rendered trial", (PATCH, NONE))
     table |= {
         f"{metric}/rendered": rendered.table[f"{metric}/{NONE}"]
         for metric in ("found", "displaced", "best_score")
