@@ -27,10 +27,6 @@ MIN_SIDE_PX = 48
 MIN_FACING = (
     0.12  # cosine between a panel's normal and the line of sight below which the panel is turned away
 )
-TRUCK_M = np.array([(3.9, 2.1, 2.1, 0.65, 1.3, 1.5, 0.4), (4.5, 2.3, 2.5, 0.85, 1.7, 2.0, 0.5)])
-"""Least and most: length, width and height of the cargo box, height of its floor, the cab's length and height, and the
-radius of the wheels."""
-
 MARGIN_PX = 2.0  # free border around the truck
 INSET_FRAC = {
     "side": (0.03, 0.05),
@@ -107,9 +103,9 @@ def render(
     prints = {name: _draw_print(rng, *PRINT_SIZE[name]) for name in PANELS}
     prints |= {name: _as_print(name, texture) for name, texture in (textures or {}).items()}
 
-    for solid in (truck.cargo, truck.cab, *(solid for thing in things for solid in thing.solids)):
+    for solid in (truck.cargo, truck.cab, *(thing.solid for thing in things)):
         canvas.shadow(solid)
-    behind = sum(thing.solids[0].distance > truck.cargo.distance for thing in things)
+    behind = sum(thing.solid.distance > truck.cargo.distance for thing in things)
     for thing in things[:behind]:
         thing.paint(canvas)
     panels = _paint_truck(rng, canvas, truck, prints)
@@ -197,7 +193,7 @@ class _Solid(NamedTuple):
 class _Thing(NamedTuple):
     """Something that stands about: what casts its shadow, and how to paint it."""
 
-    solids: "list[_Solid]"
+    solid: _Solid
     paint: "Callable[[_Canvas], None]"
 
 
@@ -207,23 +203,10 @@ class _Truck(NamedTuple):
     chassis: _Solid
     wheel_m: float
 
-    @classmethod
-    def place(cls, center: NDArray, heading: NDArray, sizes_m: NDArray) -> "_Truck":
-        """A truck with its cargo box over `center`; sizes as in `TRUCK_M`."""
-        length, width, tall, floor, cab_length, cab_tall, wheel_m = sizes_m.tolist()
-        ahead = center + heading * (length + cab_length + 0.15) / 2
-        return cls(
-            _Solid(center, heading, length, width, floor, floor + tall),
-            _Solid(ahead, heading, cab_length, 0.94 * width, 0.45, 0.45 + cab_tall),
-            _Solid(
-                center + heading * cab_length / 2, heading, length + cab_length, 0.85 * width, 0.35, floor
-            ),
-            wheel_m,
-        )
-
     def corners(self) -> NDArray:
-        wheels = _raise(self.chassis.footprint(), 0.0)
-        return np.concatenate([self.cargo.corners(), self.cab.corners(), wheels])
+        return np.concatenate(
+            [self.cargo.corners(), self.cab.corners(), _raise(self.chassis.footprint(), 0.0)]
+        )
 
 
 class _Sun(NamedTuple):
@@ -301,13 +284,10 @@ def _grain(x: NDArray, y: NDArray) -> NDArray:
 
 
 class _Canvas:
-    """The picture while it is painted.
-
-    ``planes[3]`` is how much of the truck is seen: what is painted while `on_truck` belongs to it.
-    """
+    """The picture while it is painted; ``planes[3]`` is how much of the truck is seen."""
 
     def __init__(self, camera: _Camera, size_hw: tuple[int, int], sun: _Sun):
-        self.camera, self.sun, self.on_truck = camera, sun, False
+        self.camera, self.sun = camera, sun
         self.planes = np.zeros((4, *size_hw), dtype=np.float32)
         self.x = np.arange(size_hw[1], dtype=np.float32) + np.float32(0.5)
         self.y = np.arange(size_hw[0], dtype=np.float32) + np.float32(0.5)
@@ -335,12 +315,19 @@ class _Canvas:
         planes[:3] += cover * (color - planes[:3])
         planes[3] += cover * (np.float32(truck) - planes[3])
 
-    def polygon(self, corners: NDArray, color: NDArray, grow: float = 0.5) -> None:
+    def polygon(
+        self, corners: NDArray, color: NDArray, grow: float = 0.5, soft: float = 1.0, truck: bool = False
+    ) -> None:
         """Fill a convex polygon; half a pixel of growth lets neighboring faces meet without a seam."""
-        self.blend(*self.cover(corners, grow, 1.0), color)
+        self.blend(*self.cover(corners, grow, soft), color, truck)
 
     def face(
-        self, face: _Face, color: NDArray, picture: NDArray | None = None, grow: float = 0.5
+        self,
+        face: _Face,
+        color: NDArray,
+        picture: NDArray | None = None,
+        grow: float = 0.5,
+        truck: bool = False,
     ) -> NDArray | None:
         """Paint a face in the sun and return its quad, or None where it is turned away.
 
@@ -353,13 +340,15 @@ class _Canvas:
         window, cover = self.cover(quad, grow, 1.0)
         if picture is not None:
             color = self._printed(face, picture, window)
-        self.blend(window, cover, color * self.sun.shade(face.normal()))
+        self.blend(window, cover, color * self.sun.shade(face.normal()), truck)
         return quad
 
-    def solid(self, solid: _Solid, color: NDArray, picture: NDArray | None = None) -> None:
+    def solid(
+        self, solid: _Solid, color: NDArray, picture: NDArray | None = None, truck: bool = False
+    ) -> None:
         """Paint a cuboid; a picture goes around its four walls."""
         for name, face in solid.faces().items():
-            self.face(face, color, None if name == "top" else picture)
+            self.face(face, color, None if name == "top" else picture, truck=truck)
 
     def near_side(self, solid: _Solid) -> str:
         """The long side that faces the camera, left or right."""
@@ -367,9 +356,24 @@ class _Canvas:
         return "left" if solid.heading[0] * sight[1] - solid.heading[1] * sight[0] < 0 else "right"
 
     def wheels(
-        self, body: _Solid, width: float, radius: float, hub: NDArray, places: Sequence[float]
+        self,
+        body: _Solid,
+        width: float,
+        radius: float,
+        hub: NDArray,
+        places: Sequence[float],
+        truck: bool = False,
     ) -> None:
-        """Paint the wheels of the near side, `width` meters from the others, 0 at the rear and 1 at the front."""
+        """Paint the wheels of the near side, `width` meters from the others.
+
+        Args:
+            body: What they carry.
+            width: Distance between the wheels' outer faces in meters.
+            radius: In meters.
+            hub: Color inside the tire.
+            places: Where along the body, 0 at the rear and 1 at the front.
+            truck: Whether the body belongs to the truck.
+        """
         near = self.near_side(body)
         side = body.faces()[near]
         outward = side.normal()
@@ -383,16 +387,16 @@ class _Canvas:
             )
             for size, color in ((radius, RUBBER), (0.5 * radius, hub)):
                 face = _Face(center + (up - right) * size, 2 * size * right, -2 * size * up)
-                self.disc(face, color)
+                self.disc(face, color, truck)
 
-    def disc(self, face: _Face, color: NDArray) -> None:
+    def disc(self, face: _Face, color: NDArray, truck: bool = False) -> None:
         """Paint the circle inside a square face."""
         quad = self.camera.project(face.corners())
         window = self.window(_bounds(quad), 1.0)
         u, v = self.inside(face, window)
         area = abs(float(_cross(np.append(quad[1] - quad[0], 0), np.append(quad[3] - quad[0], 0))[2]))
         depth = (1 - 2 * np.hypot(u - 0.5, v - 0.5)) * np.float32(math.sqrt(area) / 2)
-        self.blend(window, np.clip(depth + 0.5, 0, 1), color * self.sun.shade(face.normal()))
+        self.blend(window, np.clip(depth + 0.5, 0, 1), color * self.sun.shade(face.normal()), truck)
 
     def shadow(self, solid: _Solid) -> None:
         """Darken the ground where the solid hides the sun, and under it."""
@@ -447,9 +451,10 @@ def _draw_pose(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[_Cam
     height, width = size_hw
     camera_height, focal_px = rng.uniform(1.4, 4.2), rng.uniform(1.0, 1.3) * math.sqrt(height * width)
     roll = rng.normal(0, 0.015)
-    sizes_m = rng.uniform(*TRUCK_M)
+    length, depth, tall = rng.uniform((3.9, 2.1, 2.1), (4.5, 2.3, 2.5))
+    floor, cab_length, cab_height = rng.uniform((0.65, 1.3, 1.5), (0.85, 1.7, 2.0))
     heading_angle = rng.uniform(-2.0, 2.0)
-    distance = rng.uniform(8.0, 15.0)
+    distance, wheel_m = rng.uniform(8.0, 15.0), rng.uniform(0.40, 0.50)
     while True:
         pitch = math.atan2(camera_height - 1.6, distance) + rng.uniform(-0.12, 0.12)
         bearing = rng.uniform(-0.35, 0.35)
@@ -459,8 +464,16 @@ def _draw_pose(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[_Cam
         forward = np.array([0, math.cos(pitch), -math.sin(pitch)])
         axes = np.stack([right, _cross(forward, right), forward])
         camera = _Camera(np.array([0, 0, camera_height]), axes, focal_px, np.array([width / 2, height / 2]))
-        heading = _direction(bearing + heading_angle)
-        truck = _Truck.place(distance * _direction(bearing), heading, sizes_m)
+        center, heading = distance * _direction(bearing), _direction(bearing + heading_angle)
+        ahead = center + heading * (length + cab_length + 0.15) / 2
+        truck = _Truck(
+            _Solid(center, heading, length, depth, floor, floor + tall),
+            _Solid(ahead, heading, cab_length, depth * 0.94, 0.45, 0.45 + cab_height),
+            _Solid(
+                center + heading * cab_length / 2, heading, length + cab_length, depth * 0.85, 0.35, floor
+            ),
+            wheel_m,
+        )
         x0, y0, x1, y1 = _bounds(camera.project(truck.corners()))
         if min(x0, y0, width - x1, height - y1) >= MARGIN_PX:
             return camera, truck
@@ -518,35 +531,27 @@ def _as_print(name: str, texture: NDArray) -> NDArray[np.float32]:
 
 
 def _draw_things(rng: np.random.Generator, camera: _Camera, truck: _Truck) -> list[_Thing]:
-    """Cars, flatbed trucks, containers and crates that stand apart from the truck, farthest first.
-
-    Some are like the truck in one thing each, so that neither a shadow, nor wheels, nor a cab, nor a box makes a
-    truck by itself. None hides it.
-    """
+    """Cars, containers and crates that stand apart from the truck and do not hide it, farthest first."""
     things = []
     own = _bounds(camera.project(truck.corners()))
     for _ in range(rng.integers(1, 6)):
         length, depth, high, distance, bearing, angle = rng.uniform(
             (0.8, 0.8, 0.8, 7.0, -0.5, 0.0), (5.0, 2.4, 3.2, 24.0, 0.5, 2 * math.pi)
         )
-        kind, color, hub = rng.random(), _draw_paint(rng), _draw_paint(rng, POLES)
-        sizes_m, picture = rng.uniform(*TRUCK_M), _draw_print(rng, 16, 24)
+        is_car, color, hub = rng.random() < 0.4, _draw_paint(rng), _draw_paint(rng, POLES)
+        picture = _draw_print(rng, 16, 24)
         center, heading = distance * _direction(bearing), _direction(angle)
-        if kind < 0.3:
-            flatbed = _Truck.place(center, heading, sizes_m)
-            solids = [flatbed.chassis, flatbed.cab]
-            paint = partial(_paint_flatbed, truck=flatbed, color=color, hub=hub)
-        elif kind < 0.6:
-            solids = [_Solid(center, heading, 3.4 + length / 5, 1.8, 0.25, 0.9 + high / 6)]
-            paint = partial(_paint_car, body=solids[0], color=color, hub=hub)
+        if is_car:
+            solid = _Solid(center, heading, 3.4 + length / 5, 1.8, 0.25, 0.9 + high / 6)
+            paint = partial(_paint_car, body=solid, color=color, hub=hub)
         else:
-            solids = [_Solid(center, heading, length, depth, 0.0, high)]
-            paint = partial(_Canvas.solid, solid=solids[0], color=color, picture=picture)
+            solid = _Solid(center, heading, length, depth, 0.0, high)
+            paint = partial(_Canvas.solid, solid=solid, color=color, picture=picture)
         apart = math.hypot(*(center - truck.cargo.center)) > 1.1 * truck.chassis.length
-        bounds = _bounds(camera.project(np.concatenate([solid.corners() for solid in solids])))
-        if apart and (solids[0].distance > truck.cargo.distance or not _overlap(bounds, own)):
-            things.append(_Thing(solids, paint))
-    return sorted(things, key=lambda thing: -thing.solids[0].distance)
+        behind = distance > truck.cargo.distance
+        if apart and (behind or not _overlap(_bounds(camera.project(solid.corners())), own)):
+            things.append(_Thing(solid, paint))
+    return sorted(things, key=lambda thing: -thing.solid.distance)
 
 
 def _paint_car(canvas: _Canvas, body: _Solid, color: NDArray, hub: NDArray) -> None:
@@ -661,70 +666,44 @@ def _paint_truck(
 ) -> dict[str, NDArray[np.float64]]:
     """Paint the truck and return the quads of its visible panels."""
     cab_color, cargo_color, hub = _draw_paint(rng), _draw_paint(rng), _draw_paint(rng, POLES)
-    canvas.on_truck = True
-    _paint_chassis(canvas, truck, hub)
-    if _from_behind(canvas, truck):
-        _paint_cab(canvas, truck, cab_color, hub)
-        panels = _paint_cargo(canvas, truck, cargo_color, prints)
-    else:
-        panels = _paint_cargo(canvas, truck, cargo_color, prints)
-        _paint_cab(canvas, truck, cab_color, hub)
-    canvas.on_truck = False
-    return panels
-
-
-def _paint_flatbed(canvas: _Canvas, truck: _Truck, color: NDArray, hub: NDArray) -> None:
-    """Paint a truck without its cargo box."""
-    if _from_behind(canvas, truck):
-        _paint_cab(canvas, truck, color, hub)
-        _paint_chassis(canvas, truck, hub)
-    else:
-        _paint_chassis(canvas, truck, hub)
-        _paint_cab(canvas, truck, color, hub)
-
-
-def _from_behind(canvas: _Canvas, truck: _Truck) -> bool:
-    return truck.cargo.heading @ (truck.cargo.center - canvas.camera.position[:2]) > 0
-
-
-def _paint_chassis(canvas: _Canvas, truck: _Truck, hub: NDArray) -> None:
-    chassis = truck.chassis
-    canvas.solid(chassis, STEEL)
-    rear = chassis.faces()["rear"]
-    ground = 1 + chassis.low / (chassis.high - chassis.low)
-    for left in (0.0, 0.8):
-        canvas.face(rear.part(left, 0.8, left + 0.2, ground), RUBBER)
-    canvas.face(rear.part(-0.05, 0.3, 1.05, 0.8), 1.6 * STEEL)
-    for left in (0.0, 0.85):
-        canvas.face(rear.part(left, 0.35, left + 0.15, 0.75), TAIL_LAMP)
-    canvas.wheels(chassis, truck.cargo.width, truck.wheel_m, hub, (0.17,))
-
-
-def _paint_cab(canvas: _Canvas, truck: _Truck, color: NDArray, hub: NDArray) -> None:
-    canvas.solid(truck.cab, color)
     near = canvas.near_side(truck.cargo)
-    side, front = truck.cab.faces()[near], truck.cab.faces()["front"]
-    left = 0.35 if near == "right" else 0.1
-    canvas.face(side.part(left, 0.1, left + 0.55, 0.45), GLASS)
-    canvas.face(front.part(0.08, 0.08, 0.92, 0.48), GLASS)
-    for left in (0.05, 0.8):
-        canvas.face(front.part(left, 0.72, left + 0.15, 0.82), LAMP)
-    canvas.wheels(truck.chassis, truck.cargo.width, truck.wheel_m, hub, (0.86,))
-
-
-def _paint_cargo(
-    canvas: _Canvas, truck: _Truck, color: NDArray, prints: Mapping[str, NDArray]
-) -> dict[str, NDArray[np.float64]]:
-    """Paint the cargo box and its panels, and return the quads of those that face the camera."""
-    canvas.solid(truck.cargo, color)
-    faces = truck.cargo.faces()
     panels = {}
-    for name, face in (("side", faces[canvas.near_side(truck.cargo)]), ("rear", faces["rear"])):
-        x, y = INSET_FRAC[name]
-        panel = face.part(x, y, 1 - x, 1 - y)
-        sight = panel.corner + (panel.across + panel.down) / 2 - canvas.camera.position
-        if -(panel.normal() @ sight) > MIN_FACING * math.sqrt(sight @ sight):
-            panels[name] = canvas.face(panel, color, prints[name], grow=0.0)
+
+    def wheel(place: float) -> None:
+        canvas.wheels(truck.chassis, truck.cargo.width, truck.wheel_m, hub, (place,), truck=True)
+
+    def paint_cab() -> None:
+        faces = truck.cab.faces()
+        canvas.solid(truck.cab, cab_color, truck=True)
+        left = 0.35 if near == "right" else 0.1
+        canvas.face(faces[near].part(left, 0.1, left + 0.55, 0.45), GLASS, truck=True)
+        canvas.face(faces["front"].part(0.08, 0.08, 0.92, 0.48), GLASS, truck=True)
+        for left in (0.05, 0.8):
+            canvas.face(faces["front"].part(left, 0.72, left + 0.15, 0.82), LAMP, truck=True)
+        wheel(0.86)
+
+    def paint_cargo() -> None:
+        faces = truck.cargo.faces()
+        canvas.solid(truck.cargo, cargo_color, truck=True)
+        for name, face in (("side", faces[near]), ("rear", faces["rear"])):
+            x, y = INSET_FRAC[name]
+            panel = face.part(x, y, 1 - x, 1 - y)
+            sight = panel.corner + (panel.across + panel.down) / 2 - canvas.camera.position
+            if -(panel.normal() @ sight) > MIN_FACING * math.sqrt(sight @ sight):
+                panels[name] = canvas.face(panel, cargo_color, prints[name], grow=0.0, truck=True)
+
+    canvas.solid(truck.chassis, STEEL, truck=True)
+    bumper = truck.chassis.faces()["rear"]
+    ground = 1 + truck.chassis.low / (truck.chassis.high - truck.chassis.low)
+    for left in (0.0, 0.8):
+        canvas.face(bumper.part(left, 0.8, left + 0.2, ground), RUBBER, truck=True)
+    canvas.face(bumper.part(-0.05, 0.3, 1.05, 0.8), 1.6 * STEEL, truck=True)
+    for left in (0.0, 0.85):
+        canvas.face(bumper.part(left, 0.35, left + 0.15, 0.75), TAIL_LAMP, truck=True)
+    wheel(0.17)
+    from_behind = truck.cargo.heading @ (truck.cargo.center - canvas.camera.position[:2]) > 0
+    for paint in (paint_cab, paint_cargo) if from_behind else (paint_cargo, paint_cab):
+        paint()
     return panels
 
 

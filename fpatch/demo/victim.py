@@ -21,7 +21,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 STRIDE_PX = 8
 GROUPS = 8
-HIDDEN_FRAC = 0.3  # of the training images have a part of the object covered
+HIDDEN_FRAC = 0.5  # of the training images have a part of the object covered
 PRIOR = 0.01  # score of every cell before training
 CENTER_CELLS = 1.5  # cells this near to the center of an object, in strides, are to find it
 
