@@ -8,9 +8,9 @@ import dataclasses
 import logging
 import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -466,22 +466,19 @@ def _train(
         )
         if state.step == 0:
             _checkpoint(run, log, state, facts)
-        with ExitStack() as stack:
-            profiler = stack.enter_context(_profiler(study, run))
-            for after, info in fit(state, step, _loader(study, parts), settings.num_steps):
-                if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
-                    _checkpoint(run, log, state, facts)
-                    raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
-                state = after
-                if profiler is not None:
-                    profiler.step()
-                log.scalars(state.step, _step_scalars(info))
-                report("training", state.step, settings.num_steps, f"loss {float(info.loss):.4f}")
-                at_end = state.step == settings.num_steps
-                if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
-                    facts = _validate(study, parts, run, log, state, facts, report)
-                if at_end or state.step % settings.checkpoint_every == 0:
-                    _checkpoint(run, log, state, facts)
+        steps = fit(state, step, _loader(study, parts), settings.num_steps)
+        for after, info in _profiled(steps, study, run):
+            if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+                _checkpoint(run, log, state, facts)
+                raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
+            state = after
+            log.scalars(state.step, _step_scalars(info))
+            report("training", state.step, settings.num_steps, f"loss {float(info.loss):.4f}")
+            at_end = state.step == settings.num_steps
+            if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
+                facts = _validate(study, parts, run, log, state, facts, report)
+            if at_end or state.step % settings.checkpoint_every == 0:
+                _checkpoint(run, log, state, facts)
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         best, _ = run.load_checkpoint("best", parts.initial)
@@ -594,14 +591,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _profiler(study: Study, run: Run) -> Any:
-    if not study.log.profile_steps:
-        return nullcontext()
-    return torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=study.log.profile_steps, repeat=1),
-        on_trace_ready=torch.profiler.tensorboard_trace_handler(str(run.path("tensorboard/x").parent)),
-        record_shapes=True,
-    )
+def _profiled(
+    steps: Iterator[tuple[TrainState, StepInfo]], study: Study, run: Run
+) -> Iterator[tuple[TrainState, StepInfo]]:
+    """The same steps, some of them recorded for TensorBoard's profile tab, after two to warm up."""
+    if study.log.profile_steps:
+        yield from islice(steps, 2)
+        handler = torch.profiler.tensorboard_trace_handler(str(run.path("tensorboard/x").parent))
+        with torch.profiler.profile(on_trace_ready=handler, record_shapes=True, acc_events=True):
+            for i in range(2, 2 + study.log.profile_steps):
+                with torch.profiler.record_function(f"ProfilerStep#{i}"):  # the name that the tab looks for
+                    taken = list(islice(steps, 1))
+                yield from taken
+    yield from steps
 
 
 def save_patches(run: Run, patches: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Before any import of fpatch: shapes and types of its annotations are checked while tests run."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,11 @@ def run(trained, tmp_path: Path):
     from study_fixture import copy_run
 
     return copy_run(trained, tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Ctrl-C as on a terminal: a shell starts background jobs with the signal ignored, which is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
