@@ -1,6 +1,8 @@
 """Before any import of fpatch: shapes and types of its annotations are checked while tests run."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
+# Python does not notice that a limit on file sizes, or a full disk, cut the bytecode it caches for later processes
+sys.dont_write_bytecode = True
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 hook = install_import_hook("fpatch", "typecheck.checked")
 settings.register_profile("fpatch", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("fpatch")
