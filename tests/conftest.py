@@ -11,7 +11,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
-# Python does not notice that a limit on file sizes, or a full disk, cut the bytecode it caches for later processes
+# Python does not notice when a limit on file sizes or a full disk cut the bytecode that it caches
 sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 hook = install_import_hook("fpatch", "typecheck.checked")
