@@ -18,7 +18,7 @@ ROWS = """
     types
     checks
     tree geometry color spectrum registry schema columns
-    random region patches
+    random region patches detections
     resource
     stage
     graph

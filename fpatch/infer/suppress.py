@@ -1,7 +1,7 @@
 """Non-maximum suppression: from dense detections to a fixed number of final ones.
 
-Greedy, per class, among all candidates, and over all rows at once: each of the m steps takes the best one
-left in every row. No row's result depends on another's (offsets by row, the usual trick, would change the
+Greedy, per class, among the best candidates, and over all rows at once: each of the m steps takes the best
+one left in every row. No row's result depends on another's (offsets by row, the usual trick, would change the
 last bits of the boxes).
 """
 
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch.checks import check_number
+from fpatch.detections import log_scores
 from fpatch.geometry import pairwise_iou
 from fpatch.stage import define, deterministic
 from fpatch.tree import is_concrete
@@ -25,54 +26,63 @@ class Suppress:
 
     Attributes:
         score: Detections below this score are not valid.
-        iou: A box that overlaps a better one of its class by more than this is suppressed.
+        iou: A box that overlaps a better one of its class by more than this is suppressed; 1: none is.
         num_detections: What is kept per image at most (m), the best by score; zeros where there is less.
+        multi_label: Whether a dense box may answer with several classes, or with its best one only.
+        num_candidates: So many of the best scores per image are looked at.
     """
 
     score: float = 0.05
     iou: float = 0.5
     num_detections: int = 50
+    multi_label: bool = True
+    num_candidates: int = 3000
 
     def __post_init__(self) -> None:
         check_number("suppress(score)", self.score, 0.0, 1.0)
         check_number("suppress(iou)", self.iou, 0.0, 1.0)
         check_number("suppress(num_detections)", self.num_detections, 1)
+        check_number("suppress(num_candidates)", self.num_candidates, 1)
 
 
 def apply(config: Suppress, patch_params: Params, sample: Sample, values: Values) -> Values:
     dense = values["detections"]["dense"]
-    scores = F.logsigmoid(dense["logits"]).exp()  # sigmoid changes bits with position
-    if "objectness" in dense:
-        scores = scores * F.logsigmoid(dense["objectness"]).exp()[..., None]
+    scores = log_scores(dense).exp()
+    if not config.multi_label:
+        best = F.one_hot(scores.argmax(-1), scores.shape[-1]).bool()
+        scores = scores.masked_fill(~best, -1.0)
     final = keep_best(dense["boxes"], scores, config)
     return {"detections": {**values["detections"], "final": final}}
 
 
 def keep_best(
-    boxes: Float[Tensor, "b n 4"], scores: Float[Tensor, "b n c"], config: Suppress
+    boxes: Float[Tensor, "b n 4"] | Float[Tensor, "b n c 4"], scores: Float[Tensor, "b n c"], config: Suppress
 ) -> dict[str, Tensor]:
     """The m best detections that overlap no better one of their class; zeros after the last."""
     b, n, num_classes = scores.shape
-    classes = torch.arange(num_classes, device=scores.device)
-    left = scores.flatten(1)  # -1 marks what is taken or suppressed
+    best = scores.flatten(1).topk(min(config.num_candidates, n * num_classes), sorted=False)
+    index = best.indices.sort(dim=-1).values  # of equal scores the first is better
+    label = index % num_classes
+    place = index if boxes.ndim == 4 else torch.div(index, num_classes, rounding_mode="floor")
+    boxes = boxes.reshape(b, -1, 4).gather(1, place[..., None].expand(-1, -1, 4))
+    left = scores.flatten(1).gather(1, index)  # -1 marks what is taken or suppressed
     taken = []
-    for _ in range(min(config.num_detections, n * num_classes)):
-        score, index = left.max(1)
+    for _ in range(min(config.num_detections, index.shape[1])):
+        score, chosen = left.max(1, keepdim=True)
         if is_concrete(score) and not bool((score >= config.score).any()):
             break
-        place, label = torch.div(index, num_classes, rounding_mode="floor"), index % num_classes
-        box = boxes.gather(1, place[:, None, None].expand(-1, 1, 4))
-        taken.append((box[:, 0], score, label, score >= config.score))
-        overlaps = pairwise_iou(box, boxes)[:, 0] > config.iou
-        beside = overlaps[:, :, None] & (classes == label[:, None])[:, None]
-        left = left.masked_fill(beside.flatten(1), -1.0).scatter(1, index[:, None], -1.0)
-    none = boxes.new_zeros(b, 4), scores.new_zeros(b), classes.new_zeros(b), classes.new_zeros(b).bool()
+        box = boxes.gather(1, chosen[..., None].expand(-1, 1, 4))
+        own = label.gather(1, chosen)
+        taken.append((box[:, 0], score[:, 0], own[:, 0], (score >= config.score)[:, 0]))
+        beside = (pairwise_iou(box, boxes)[:, 0] > config.iou) & (label == own)
+        left = left.masked_fill(beside, -1.0).scatter(1, chosen, -1.0)
+    none = boxes.new_zeros(b, 4), scores.new_zeros(b), label.new_zeros(b), label.new_zeros(b).bool()
     taken += [none] * (config.num_detections - len(taken))
-    found, score, label, valid = (torch.stack(column, dim=1) for column in zip(*taken, strict=True))
+    found, score, labels, valid = (torch.stack(column, dim=1) for column in zip(*taken, strict=True))
     return {
         "boxes": found * valid[..., None],
         "scores": score * valid,
-        "labels": label * valid,
+        "labels": labels * valid,
         "valid": valid,
     }
 

@@ -12,12 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch.checks import check_number
+from fpatch.detections import ABSENT
 from fpatch.geometry import pairwise_iou
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
-
-ABSENT = -30.0
-"""Logit of a box that cannot claim the object: softplus and its gradient are below 1e-13."""
 
 
 @dataclass(frozen=True)
