@@ -60,10 +60,11 @@ def implant_quads(
         Images, differentiable in the patches and the scene.
 
     Raises:
-        ValueError: For a patch without three channels, a mask of no known patch, or a placement of opacity
-            above 0 whose corners are not finite. Where values cannot be read, that placement is left out.
+        ValueError: For a patch without three channels, a mask of no known patch, an index of no patch, or a
+            placement of opacity above 0 whose corners are not finite. Where values cannot be read, that placement is left out.
     """
     b, _, h, w = scene.shape
+    _check_patches(quad_patch, names)
     present = _find_present(quads, opacity)
     unit = quads.new_tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     quads = torch.where(present[..., None, None], quads, unit)
@@ -107,6 +108,14 @@ def implant_quads(
         color = _match_brightness(color, alpha, below[:, :, None])
     image: Any = _Over.apply(scene.flatten(-2), color, alpha, index)
     return image.unflatten(-1, (h, w))
+
+
+def _check_patches(quad_patch: Tensor, names: tuple[str, ...]) -> None:
+    if is_concrete(quad_patch) and bool(((quad_patch < 0) | (quad_patch >= len(names))).any()):
+        raise ValueError(
+            f"implant: quad_patch must count the {len(names)} patches {list(names)} from 0, got "
+            f"{sorted(set(quad_patch.flatten().tolist()))}"
+        )
 
 
 def _find_present(quads: Tensor, opacity: Tensor) -> Tensor:

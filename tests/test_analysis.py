@@ -164,6 +164,7 @@ def test_integers_of_few_values_are_categories(values, expected):
         ("sample/noise/key/1", True),
         ("sample/a/b/field_key/0", True),
         ("sample/f/key", True),
+        ("sample/camera/jitter/seed", True),
         ("sample/key/stops", False),
         ("sample/monkey/0", False),
         ("sample/noise/std_frac", False),

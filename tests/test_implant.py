@@ -353,6 +353,13 @@ def test_a_placement_must_have_corners(name, value, monkeypatch):
     assert torch.equal(image, MAKERS[name]()({}, KEY, {**batch, "quad_valid": valid})[0]["image"])
 
 
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_placement_must_show_a_patch_that_there_is(index):
+    rule = rf"quad_patch must count the 2 patches \[.*\] from 0, got \[.*{index}"
+    with pytest.raises(ValueError, match=rule):
+        MAKERS["warp"]()({}, KEY, make_batch([BOX, AWAY], [0, index]))
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_placements_may_lie_outside_or_have_no_area(name):
     point = [[5.0, 5.0]] * 4

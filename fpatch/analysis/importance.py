@@ -167,8 +167,8 @@ def _sampled_columns(table: Mapping[str, np.ndarray], kept: np.ndarray) -> tuple
 
 
 def is_key(column: str) -> bool:
-    """Whether a column holds half of a random key, a number that stands for nothing."""
-    return re.search(r"(^|[/_])keys?(/\d+)?$", column) is not None
+    """Whether a column holds half of a random key, or a seed: numbers that stand for nothing."""
+    return re.search(r"(^|[/_])(keys?|seed)(/\d+)?$", column) is not None
 
 
 def _is_category(values: np.ndarray) -> bool:
