@@ -94,6 +94,10 @@ def make_stripes(height: int, width: int) -> Tensor:
 class PagodaFinder(nn.Module):
     """A detector that anyone can follow: boxes of one size on a grid, as likely as they are red inside."""
 
+    def __init__(self, least: float = 0.05) -> None:
+        super().__init__()
+        self.least = least
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Dense boxes and their logits."""
         side, step = 120, 8
@@ -103,7 +107,7 @@ class PagodaFinder(nn.Module):
         boxes = torch.stack([x, y, x + side, y + side], dim=-1).flatten(0, 1).float()
         return {
             "boxes": boxes.expand(len(images), -1, 4),
-            "logits": 200 * (redness.flatten(1) - 0.05)[..., None],
+            "logits": 200 * (redness.flatten(1) - self.least)[..., None],
         }
 
 
@@ -227,18 +231,25 @@ def draw_patch_loss(stage: Stage) -> list[list[Panel]]:
     return [panels]
 
 
-def draw_answers(stages: Sequence[Stage]) -> list[list[Panel]]:
-    """A victim's answers with a patch and without, and what the last stage says of them."""
-    from fpatch import implant, infer
+def with_and_without() -> Iterator[tuple[str, dict[str, Any]]]:
+    """A photograph with nothing on it, and with gray patches."""
+    from fpatch import implant
 
     batch = make_batch(1)
     batch["patch"] = {name: torch.full((3, 8, 8), 0.5) for name in batch["patch"]}
-    shown = []
+    place = implant.warp(scale=Range(1.6, 1.6), names=("flower", "stripes"))
     for name, opacity in (("no patch", 0.0), ("gray patches", 1.0)):
-        place = implant.warp(scale=Range(1.6, 1.6), names=("flower", "stripes"))
         sample = place.sample(random.key(0), batch)
         sample["opacity"] = sample["opacity"] * opacity
-        values = place.apply({}, sample, batch)
+        yield name, place.apply({}, sample, batch)
+
+
+def draw_answers(stages: Sequence[Stage]) -> list[list[Panel]]:
+    """A victim's answers with a patch and without, and what the last stage says of them."""
+    from fpatch import infer
+
+    shown = []
+    for name, values in with_and_without():
         says = []
         for stage in stages:
             values, _ = stage({}, random.key(0), values)
@@ -254,6 +265,20 @@ def draw_answers(stages: Sequence[Stage]) -> list[list[Panel]]:
             final = every({}, random.key(0), values)[0]["detections"]["final"]
         found = None if final is None else {key: value[0] for key, value in final.items()}
         shown.append(Panel(values["image"][0], ", ".join([name, *says])[:38], found))
+    return [shown]
+
+
+def draw_ensemble(stage: Stage) -> list[list[Panel]]:
+    """What two victims lose, and both together."""
+    from fpatch import infer, losses, pipeline
+
+    victims = [infer.detector(PagodaFinder(bias).eval()) for bias in (0.05, 0.07)]
+    both = pipeline({"victims": infer.ensemble(victims, {"vanish": losses.vanish()}), "joined": stage})
+    shown = []
+    for name, values in with_and_without():
+        values, _ = both({}, random.key(0), values)
+        terms = " and ".join(f"{float(values[term]):.1f}" for term in stage.config.terms)
+        shown.append(Panel(values["image"][0], f"{name}: {terms}, worst {float(values['ensemble']):.1f}"))
     return [shown]
 
 
@@ -425,6 +450,10 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "infer.detector": (victim, draw_answers_of),
         "infer.suppress": (suppress, after(victim)),
         "losses.vanish": (losses.vanish(), after(victim)),
+        "losses.ensemble": (
+            losses.ensemble(("victims/0/vanish", "victims/1/vanish"), "worst"),
+            draw_ensemble,
+        ),
         "losses.misclassify": (losses.misclassify(), after(infer.classifier(PagodaClassifier().eval()))),
         "losses.total_variation": (losses.total_variation(), draw_patch_loss),
         "losses.non_printability": (losses.non_printability(), draw_patch_loss),

@@ -61,7 +61,8 @@ def implant_quads(
 
     Raises:
         ValueError: For a patch without three channels, a mask of no known patch, an index of no patch, or a
-            placement of opacity above 0 whose corners are not finite. Where values cannot be read, that placement is left out.
+            placement of opacity above 0 whose corners are not finite. Where values cannot be read, that
+            placement is left out.
     """
     b, _, h, w = scene.shape
     _check_patches(quad_patch, names)

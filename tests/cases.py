@@ -175,6 +175,9 @@ def case(
     return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws)
 
 
+VICTIM_TERMS = {name: noise(name, NUM_ROWS) for name in ("a/vanish", "b/vanish")}
+
+
 def demo() -> Pipeline:
     """What the demo trains and measures."""
     return pipeline(
@@ -207,6 +210,26 @@ def two_implants() -> Pipeline:
             "sticker": node(implant.rectangle(scale=Range(0.2, 0.5)), reads={"scene": "image"}),
             "victim": infer.classifier(classifier(seed=2)),
             "misclassify": losses.misclassify(),
+        }
+    )
+
+
+def two_victims() -> Pipeline:
+    """Two detectors trained against at once, and a third that is only measured."""
+    victims = {"small": infer.detector(detector(seed=1)), "large": infer.detector(detector(seed=3))}
+    return pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "implant": implant.warp(jitter_frac=0.05),
+            "victims": infer.ensemble(
+                victims | {"unseen": node(infer.detector(detector(seed=4)), phases="eval")},
+                {
+                    "vanish": losses.vanish(),
+                    "suppress": node(infer.suppress(), phases={"eval"}),
+                    "hit": node(metrics.detection_hit(), phases={"eval"}),
+                },
+            ),
+            "joined": losses.ensemble(("victims/small/vanish", "victims/large/vanish"), "worst"),
         }
     )
 
@@ -341,6 +364,8 @@ CASES = {
         losses.total_variation(only=("roof",)), patch={"roof": noise("roof", 1, 16, 9)}
     ),
     "saliency": case(losses.saliency()),
+    "ensemble": case(losses.ensemble(("a/vanish", "b/vanish"), weights=(0.3, 2.0)), **VICTIM_TERMS),
+    "ensemble, worst": case(losses.ensemble(("a/vanish", "b/vanish"), "worst"), **VICTIM_TERMS),
     "lp_distance": case(losses.lp_distance(CONTENT, masks={"roof": ellipse(height=16, width=9)})),
     "lp_distance, p = 1": case(losses.lp_distance(CONTENT, p=1.0)),
     "lp_distance, p = inf": case(losses.lp_distance(CONTENT, p=float("inf"))),
@@ -348,6 +373,7 @@ CASES = {
     "detection_hit": case(metrics.detection_hit()),
     "class_hit": case(metrics.class_hit()),
     "two implants": case(two_implants()),
+    "two victims": case(two_victims().at("train")),
     "three patches": case(three_patches(), quad_patch=torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 2]])),
     "moved": case(moved(), quad_patch=torch.tensor([[0, 1, 1], [1, 0, 0], [0, 1, 0]])),
     "demo, train": case(demo().at("train")),

@@ -276,10 +276,11 @@ def pictures_stay_pictures(case: Case) -> None:
 @law(applies=lambda case: any(s.definition.role != "stage" for s in case.stages))
 def losses_and_metrics_write_one_number_per_row(case: Case) -> None:
     out, _ = case.subject(case.params, KEY, case.batch)
-    for stage in case.stages:
-        for name in stage.definition.writes if stage.definition.role != "stage" else ():
+    nodes = [node(case.subject)] if isinstance(case.subject, Stage) else case.subject.values()
+    for n in nodes:
+        for name in n.writes.values() if n.stage.definition.role != "stage" else ():
             assert out[name].shape == (NUM_ROWS,)
-            assert stage.definition.role == "metric" or out[name].dtype == torch.float32
+            assert n.stage.definition.role == "metric" or out[name].dtype == torch.float32
 
 
 # -- populations, replay, gradients

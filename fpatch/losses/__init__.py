@@ -1,5 +1,6 @@
 """Losses: stages that write one number per row and per term; the objective alone averages."""
 
+from fpatch.losses.ensemble import ensemble
 from fpatch.losses.lp_distance import lp_distance
 from fpatch.losses.misclassify import misclassify
 from fpatch.losses.non_printability import color_list, non_printability
@@ -9,6 +10,7 @@ from fpatch.losses.vanish import vanish
 
 __all__ = [
     "color_list",
+    "ensemble",
     "lp_distance",
     "misclassify",
     "non_printability",
