@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch import __version__
-from fpatch.console import console, importance_table, progress_bars, stage_table, success_table
+from fpatch.console import (
+    cells_table,
+    console,
+    importance_table,
+    progress_bars,
+    stage_table,
+    success_table,
+    transfer_table,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +33,8 @@ typical use:
   fpatch evaluate runs/20260101-120000-study
   fpatch replay runs/20260101-120000-study --verify
   fpatch analyze runs/20260101-120000-study
+  fpatch grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5
+  fpatch transfer runs/20260101-120000-a runs/20260101-130000-b
 """
 
 _OVERRIDES = (
@@ -109,6 +119,32 @@ def _make_parser() -> argparse.ArgumentParser:
     replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify", action="store_true", help="exit 1 if anything is not bit for bit as logged"
+    )
+
+    grid = _add(
+        commands,
+        "grid",
+        _grid,
+        "measure a run's patch in every combination of sampled values",
+        "VALUES are numbers, as a list -1,0,1 or as LOW:HIGH:COUNT; true and false are 1 and 0. Paths are "
+        "those of the columns `sample/...` of a table, such as camera/exposure/stops; all else is drawn as "
+        "ever, and alike in every cell.",
+    )
+    grid.add_argument("run_folder", metavar="RUN", help="the run folder")
+    grid.add_argument(
+        "--over", metavar="PATH=VALUES", action="append", required=True, help="an axis; may be repeated"
+    )
+    grid.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
+    grid.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
+
+    transfer = _add(
+        commands, "transfer", _transfer, "measure the patch of every run on the victim of every other"
+    )
+    transfer.add_argument("run_folders", metavar="RUN", nargs="+", help="run folders, two at least")
+    transfer.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
+    transfer.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
+    transfer.add_argument(
+        "--out", metavar="FILE", help="FILE.png and FILE.json (default: transfer, beside the first run)"
     )
 
     analyze = _add(
@@ -259,6 +295,46 @@ def _read_slice(text: str | None) -> slice | None:
         return slice(first, int(high) if high else None) if colon else slice(first, first + 1)
     except ValueError:
         raise ValueError(f"--rows must be A:B or a row number, got {text!r}") from None
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from fpatch.stratified import stratify_run
+    from fpatch.study import table_name
+
+    axes = [_read_axis(text) for text in options.over]
+    with progress_bars() as report:
+        run, cells = stratify_run(options.run_folder, dict(axes), options.split, options.checkpoint, report)
+    console.print(cells_table(cells))
+    name = f"{table_name(options.split, options.checkpoint)}-grid"
+    for file in (f"tables/{name}.csv", f"figures/{name}.png", f"figures/{name}-cells.png"):
+        console.print(f"  {run.folder / file}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _read_axis(text: str) -> tuple[str, list[float]]:
+    """`path=-1,0,1` or `path=-1:1:5`."""
+    path, _, values = text.partition("=")
+    try:
+        if ":" in values:
+            low, high, count = values.split(":")
+            span, steps = float(high) - float(low), int(count)
+            return path, [float(low) + span * i / max(steps - 1, 1) for i in range(steps)]
+        words = {"true": 1.0, "false": 0.0}
+        return path, [words[v] if v in words else float(v) for v in values.split(",")]
+    except ValueError:
+        raise ValueError(f"--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT, got {text!r}") from None
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from fpatch.transfer import save_transfer, transfer_runs
+
+    with progress_bars() as report:
+        found = transfer_runs(options.run_folders, options.split, options.checkpoint, report)
+    console.print(transfer_table(found))
+    out = Path(options.out or Path(options.run_folders[0]).resolve().parent / "transfer")
+    for file in save_transfer(out, found):
+        console.print(f"  {file}", markup=False, soft_wrap=True)
+    return 0
 
 
 def _analyze(options: argparse.Namespace) -> int:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from fpatch.doctor import Diagnosis
     from fpatch.metrics import Rate
     from fpatch.rates import Success
+    from fpatch.stratified import Cell
     from fpatch.study import Report
+    from fpatch.transfer import Transfer
 
 TITLES = {
     "patch": "trained patch",
@@ -99,6 +101,49 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     )
     if clean.photographs < FEW_PHOTOGRAPHS:
         table.caption += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+    return table
+
+
+def transfer_table(found: "Transfer") -> Table:
+    """Success of every patch and print on every victim."""
+    table = Table(title="success % of every patch on every victim", title_justify="left", title_style="bold")
+    table.add_column("trained on")
+    for name in found.rates:
+        table.add_column(f"measured on {name}", justify="right")
+    for condition in next(iter(found.rates.values())):
+        cells = (percent(rates[condition]) for rates in found.rates.values())
+        table.add_row(TITLES.get(condition, condition), *cells)
+    counted = ", ".join(
+        f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
+    )
+    photographs = next(iter(found.clean.values())).photographs
+    table.caption = (
+        f"success: not found with the print, among the rows found without ({counted}; {photographs} "
+        "photographs); brackets are 95 % intervals over photographs"
+    )
+    return table
+
+
+def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
+    """The cells of a grid, weakest success first; the middle of a long list is left out."""
+    shown = sorted(cells, key=lambda c: (c.success.rates["patch"].count == 0, c.success.rates["patch"].value))
+    table = Table(title="success % by cell, weakest first", title_justify="left", title_style="bold")
+    for path in shown[0].values:
+        table.add_column(path, justify="right")
+    for heading in ("patch", "noise"):
+        table.add_column(TITLES.get(heading, heading), justify="right", no_wrap=True)
+    table.add_column("found without", justify="right", no_wrap=True)
+    half = num_rows // 2
+    for i, cell in enumerate(shown):
+        if len(shown) > num_rows and half <= i < len(shown) - half:
+            if i == half:
+                table.add_row(*("..." for _ in table.columns))
+            continue
+        rates, clean = cell.success.rates, cell.success.clean
+        values = (f"{value:g}" for value in cell.values.values())
+        counted = f"{rates['patch'].count} of {clean.count}"
+        table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
+    table.caption = "brackets are 95 % intervals over photographs"
     return table
 
 

@@ -87,6 +87,17 @@ def success(table: Table, metric: str = "found") -> Success:
     )
 
 
+def effects(table: Table) -> np.ndarray:
+    """How much of the victim's certainty the patch takes, per row.
+
+    The score without it minus the score with it, where a metric tells scores (`best_score`, `confidence`);
+    otherwise 1 where a found object is lost.
+    """
+    name = next((n for n in ("best_score", "confidence") if f"{n}/{PATCH}" in table), "found")
+    with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
+    return without - with_patch
+
+
 def threshold_curve(
     table: Table, thresholds: Sequence[float], condition: str, metric: str = "best_score"
 ) -> list[Rate]:

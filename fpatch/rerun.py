@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from fpatch.checks import nearest
-from fpatch.columns import from_columns
+from fpatch.columns import from_columns, to_columns
 from fpatch.data import Dataset
 from fpatch.evaluation import Patches, blocks, measure, result_columns, row_digests
 from fpatch.graph import Pipeline
+from fpatch.types import Batch, Sample
 
 _PREFIX = "sample/"
 
@@ -62,7 +63,6 @@ def replay(
     chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)
     if outside := [int(r) for r in chosen if not 0 <= r < total]:
         raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
-    samples = {n.removeprefix(_PREFIX): c for n, c in table.items() if n.startswith(_PREFIX)}
     parts: list[dict[str, np.ndarray]] = []
     differences: dict[int, list[str]] = {}
     largest = 0.0
@@ -73,12 +73,10 @@ def replay(
             differences[row] = [unreadable[int(table["image_id"][row])]]
         picked = chosen[part][~is_lost]
         if len(picked):
-            ids, draw = (torch.from_numpy(table[n][picked].astype(np.int64)) for n in ("image_id", "draw"))
-            columns = {name: column[picked] for name, column in samples.items()}
-            batch = dataset.batch(ids, draw)
-            found = result_columns(measure(pipeline, conditions, from_columns(columns), batch, block))
-            found["photograph"] = np.array([dataset.digest(i) for i in ids.tolist()])
-            found["sample"] = row_digests(columns)
+            sample, batch = logged_rows(dataset, table, picked)
+            found = result_columns(measure(pipeline, conditions, sample, batch, block))
+            found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
+            found["sample"] = row_digests(to_columns(sample))
             for row, sentence, gap in compare(table, found, picked):
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
@@ -87,6 +85,15 @@ def replay(
             progress(part.stop, len(chosen))
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
     return Replay(chosen, merged, differences, largest)
+
+
+def logged_rows(
+    dataset: Dataset, table: Mapping[str, np.ndarray], rows: np.ndarray | slice
+) -> tuple[Sample, Batch]:
+    """The samples that a table holds for some rows, and their photographs."""
+    columns = {n.removeprefix(_PREFIX): c[rows] for n, c in table.items() if n.startswith(_PREFIX)}
+    ids, draw = (torch.from_numpy(table[n][rows].astype(np.int64)) for n in ("image_id", "draw"))
+    return from_columns(columns), dataset.batch(ids, draw)
 
 
 def _find_unreadable(dataset: Dataset, image_ids: Iterable[int]) -> dict[int, str]:

@@ -21,7 +21,6 @@ import torch
 
 from fpatch import __version__, random
 from fpatch.checks import check_number, nearest
-from fpatch.columns import from_columns
 from fpatch.config import build
 from fpatch.data import Loader, TargetSet, targets
 from fpatch.evaluation import Diagnosis, Evaluation, Execution, diagnose, evaluate, make_patches, metric_names
@@ -31,10 +30,11 @@ from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_stat
 from fpatch.objective import Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.rates import Success, success
-from fpatch.rerun import Replay, replay
+from fpatch.rerun import Replay, logged_rows, replay
 from fpatch.resource import Resource, file_digest
 from fpatch.runs import Run, RunError, describe_environment
 from fpatch.schema import decode, encode
+from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
 
 _logger = logging.getLogger(__name__)
@@ -696,17 +696,14 @@ def _diagnose_first_block(
 ) -> Diagnosis:
     """The first block of an evaluation, looked at closely."""
     rows = slice(0, study.evaluate.block)
-    ids, draw = (torch.from_numpy(table[n][rows]) for n in ("image_id", "draw"))
-    sample = from_columns(
-        {n.removeprefix("sample/"): c[rows] for n, c in table.items() if n.startswith("sample/")}
-    )
-    return diagnose(study.pipeline.at(phase), state.params, sample, dataset.batch(ids, draw), phase)
+    sample, batch = logged_rows(dataset, table, rows)
+    return diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
 
 
 def make_figure(
-    study: Study, diagnosis: Diagnosis, class_names: Sequence[str], num_rows: int = 4
+    study: Study, diagnosis: Diagnosis, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
 ) -> torch.Tensor:
-    """Control and patched images side by side, with what the victim says of them."""
+    """Control and patched images side by side, with what the victim says of them; a row per caption."""
 
     def panel(values: Mapping[str, Any], i: int, caption: str) -> Panel:
         final = values.get("detections", {}).get("final")
@@ -718,8 +715,8 @@ def make_figure(
         return Panel(values["image"][i], caption)
 
     rows = [
-        [panel(diagnosis.without, i, "no patch"), panel(diagnosis.patched, i, "patch")]
-        for i in range(min(num_rows, len(diagnosis.patched["image"])))
+        [panel(diagnosis.without, i, "no patch"), panel(diagnosis.patched, i, caption)]
+        for i, caption in enumerate(captions[: len(diagnosis.patched["image"])])
     ]
     return side_by_side(rows, class_names, study.evaluate.score)
 
@@ -745,11 +742,8 @@ def evaluate_run(
     """
     run, study = open_run(folder, resources)
     parts = make_parts(study)
-    name = study.data.test if split == "test" else study.data.validation
-    if name is None:
-        raise ValueError("evaluate: the study has no validation split; evaluate the test split")
     _check_metric(study, split)
-    dataset = parts.dataset.split(name)
+    dataset = parts.dataset.split(split_name(study, split))
     with run.locked():
         state, _ = run.load_checkpoint(checkpoint, parts.initial)
         last, _ = run.load_checkpoint("last", parts.initial)
@@ -769,6 +763,51 @@ def evaluate_run(
         finally:
             log.close(finished=last.step == study.train.num_steps)
     return run, rates
+
+
+class Trained(NamedTuple):
+    """What a run has to be measured with.
+
+    Attributes:
+        run: Its folder.
+        study: What it was made from.
+        pipeline: Of the phase that is called as the split.
+        params: Of a checkpoint.
+        dataset: The split's photographs.
+    """
+
+    run: Run
+    study: Study
+    pipeline: Pipeline
+    params: Params
+    dataset: TargetSet
+
+
+def load_trained(
+    folder: str | Path,
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    resources: Mapping[str, Any] | None = None,
+) -> Trained:
+    """A run's patch, and the photographs and the pipeline to measure it with."""
+    run, study = open_run(folder, resources)
+    parts = make_parts(study)
+    _check_metric(study, split)
+    state, _ = run.load_checkpoint(checkpoint, parts.initial)
+    dataset = parts.dataset.split(split_name(study, split))
+    return Trained(run, study, study.pipeline.at(split), state.params, dataset)
+
+
+def split_name(study: Study, split: str) -> str:
+    """What the study's data call a split.
+
+    Raises:
+        ValueError: If the study has none.
+    """
+    name = study.data.test if split == "test" else study.data.validation
+    if name is None:
+        raise ValueError("the study has no validation split; take the test split")
+    return name
 
 
 def table_name(split: str, checkpoint: str) -> str:
@@ -823,8 +862,7 @@ def replay_run(
     run, study = open_run(folder, resources)
     logged, recorded = run.load_table(table), run.load_execution(table)
     split = table.partition("-")[0]
-    name = study.data.test if split == "test" else study.data.validation
-    dataset = study.data.open().split(name or split)
+    dataset = study.data.open().split(split_name(study, split))
     chosen = range(len(logged["image_id"]))[rows or slice(None)]
     if not chosen:
         raise ValueError(

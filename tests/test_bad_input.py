@@ -384,7 +384,7 @@ def test_replay_before_evaluation_says_what_to_run(tmp_path, capsys):
     message = refuse(capsys, "replay", run.folder, "--verify")
     assert message == f"{run.folder} has no table 'test'; `fpatch evaluate {run.folder}` makes 'test'"
     message = refuse(capsys, "evaluate", run.folder, "--split", "validation")
-    assert message == "evaluate: the study has no validation split; evaluate the test split"
+    assert message == "the study has no validation split; take the test split"
     assert "there is: best, last" in refuse(capsys, "evaluate", run.folder, "--checkpoint", "first")
 
 

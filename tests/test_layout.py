@@ -33,7 +33,7 @@ ROWS = """
     runs
     config
     study
-    doctor
+    doctor stratified transfer
     tune launch console
     demo
     cli

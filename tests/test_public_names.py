@@ -35,7 +35,7 @@ NAMES = {
     """,
     "fpatch.metrics": "Rate average_precision bootstrap_mean class_hit detection_hit wilson",
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
-    "fpatch.viz": "Panel animate plot plot_boxes plot_curves side_by_side",
+    "fpatch.viz": "HeatMap Panel animate plot plot_boxes plot_curves plot_heat_maps side_by_side",
     "fpatch.data": """
         Dataset Loader TargetSet draws image_digest image_file indices letterbox move_boxes move_points
         read_image rows targets write_image

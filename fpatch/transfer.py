@@ -1,0 +1,174 @@
+"""Does a patch fool victims that it was not trained on? Every patch against every victim."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from fpatch import random
+from fpatch.data import Dataset
+from fpatch.evaluation import CONTROLS, NONE, PATCH, Evaluation, evaluate, make_conditions, make_patches
+from fpatch.graph import Pipeline
+from fpatch.log.records import write_atomic
+from fpatch.metrics import Rate
+from fpatch.rates import success
+from fpatch.study import Report, evaluation_key, load_trained
+from fpatch.types import Params
+from fpatch.viz import HeatMap, plot_heat_maps
+
+
+class Transfer(NamedTuple):
+    """Who fools whom.
+
+    Attributes:
+        rates: `{evaluated on: {trained on: rate}}`, and a rate for each benign print.
+        clean: Per victim, the share of objects found without a patch: the denominator of its rates.
+        evaluations: Per victim; the condition "patch" is the patch that was trained on it.
+    """
+
+    rates: dict[str, dict[str, Rate]]
+    clean: dict[str, Rate]
+    evaluations: dict[str, Evaluation]
+
+
+def transfer(
+    pipelines: Mapping[str, Pipeline],
+    params: Mapping[str, Params],
+    dataset: Dataset,
+    key: Tensor,
+    *,
+    metric: str = "found",
+    num_draws: int = 1,
+    block: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Transfer:
+    """Measure every patch in every pipeline.
+
+    A pipeline brings its victim, camera and print; where these are alike but for the victim, all numbers are
+    of the same images.
+
+    Args:
+        pipelines: Of the evaluated phase, by name.
+        params: What was trained in each, by the same names.
+        dataset: The photographs.
+        key: What samples are drawn from, the same in every pipeline.
+        metric: The boolean metric whose failure is a success.
+        num_draws: Samples per photograph.
+        block: Rows that run together.
+        progress: Called with the rows done and their total, over all pipelines.
+
+    Raises:
+        ValueError: For fewer than two pipelines, a name that is a condition of its own, or patches of other
+            names.
+    """
+    taken = (PATCH, NONE, *CONTROLS)
+    if len(pipelines) < 2 or set(pipelines) != set(params):
+        raise ValueError(
+            f"transfer: give at least two pipelines, and parameters for each, got {[*pipelines]}"
+        )
+    if wrong := [name for name in pipelines if name in taken]:
+        raise ValueError(f"transfer: {wrong[0]!r} is what a condition is called; choose another name")
+    patches = {name: make_patches(pipelines[name], params[name]) for name in pipelines}
+    first = next(iter(pipelines))
+    for name, made in patches.items():
+        if {n: set(v) for n, v in made.items()} != {n: set(v) for n, v in patches[first].items()}:
+            raise ValueError(
+                f"transfer: {name!r} has the patches {sorted(made['patch'])}, but {first!r} has "
+                f"{sorted(patches[first]['patch'])}; they must be called alike"
+            )
+    count = len(dataset.image_ids) * num_draws
+    rates, clean, evaluations = {}, {}, {}
+    for i, (name, pipeline) in enumerate(pipelines.items()):
+
+        def report(done: int, _: int, before: int = i * count) -> None:
+            if progress is not None:
+                progress(before + done, count * len(pipelines))
+
+        benign = make_conditions(pipeline, params[name], random.fold_in(key, "control"))
+        others = {other: made for other, made in patches.items() if other != name}
+        result = evaluate(
+            pipeline,
+            params[name],
+            dataset,
+            key,
+            num_draws=num_draws,
+            block=block,
+            conditions=benign | others,
+            progress=report,
+        )
+        found = success(result.table, metric)
+        own = {name: found.rates[PATCH]} | {c: r for c, r in found.rates.items() if c != PATCH}
+        rates[name] = {c: own[c] for c in (*pipelines, *(c for c in own if c not in pipelines))}
+        clean[name], evaluations[name] = found.clean, result
+    return Transfer(rates, clean, evaluations)
+
+
+def transfer_runs(
+    folders: Sequence[str | Path],
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    report: Report = lambda task, done, total, note: None,
+    resources: Mapping[str, Any] | None = None,
+) -> Transfer:
+    """The same for runs, by the names of their folders.
+
+    Args:
+        folders: Runs with the same photographs in the split.
+        split: Which.
+        checkpoint: Name of a checkpoint, in every run.
+        report: Told of progress.
+        resources: Live objects by "path/setting" of the pipelines.
+
+    Raises:
+        ValueError: If two folders have one name, or the photographs differ.
+    """
+    names = [Path(folder).resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
+    found = [load_trained(folder, split, checkpoint, resources) for folder in folders]
+    runs = dict(zip(names, found, strict=True))
+    photographs = {name: _photographs(trained.dataset) for name, trained in runs.items()}
+    for name in names[1:]:
+        if photographs[name] != photographs[names[0]]:
+            raise ValueError(
+                f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or of "
+                "another size; train both on one data set"
+            )
+    study = found[0].study
+    return transfer(
+        {name: trained.pipeline for name, trained in runs.items()},
+        {name: trained.params for name, trained in runs.items()},
+        found[0].dataset,
+        evaluation_key(study, split),
+        metric=study.evaluate.metric,
+        num_draws=study.evaluate.num_draws,
+        block=study.evaluate.block,
+        progress=lambda done, total: report("transfer", done, total, ""),
+    )
+
+
+def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
+    """Write the rates as `<path>.json`, and as a heat map, `<path>.png`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        name: {"clean": found.clean[name]._asdict(), **{c: r._asdict() for c, r in rates.items()}}
+        for name, rates in found.rates.items()
+    }
+    names = list(found.rates)
+    conditions = list(found.rates[names[0]])
+    panel = HeatMap(
+        ("measured on", names),
+        ("trained on", conditions),
+        [[found.rates[name][condition] for name in names] for condition in conditions],
+    )
+    files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
+    write_atomic(files[0], (json.dumps(numbers, indent=2) + "\n").encode())
+    plot_heat_maps(files[1], {"": panel})
+    return files
+
+
+def _photographs(dataset: Dataset) -> tuple[Any, ...]:
+    return dataset.size, dataset.names, [dataset.digest(i) for i in dataset.image_ids.tolist()]

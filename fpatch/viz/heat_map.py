@@ -1,0 +1,70 @@
+"""Rates over a grid of two values as heat maps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fpatch.metrics import Rate
+
+_MOST_PANELS_WIDE = 3
+
+
+class HeatMap(NamedTuple):
+    """One panel.
+
+    Attributes:
+        x: Name and values (or names) of the columns.
+        y: Name and values of the rows.
+        rates: By row and column; None for what was not measured.
+    """
+
+    x: tuple[str, Sequence[float | str]]
+    y: tuple[str, Sequence[float | str]]
+    rates: Sequence[Sequence[Rate | None]]
+
+
+def plot_heat_maps(path: str | Path, panels: Mapping[str, HeatMap], title: str = "") -> None:
+    """Save heat maps of rates, each cell with its percentage and how many rows it counts.
+
+    Args:
+        path: PNG file.
+        panels: By caption.
+        title: Above all.
+
+    Raises:
+        ImportError: Without the extra `plot`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("heat maps need matplotlib: pip install 'fpatch[plot]'") from error
+    wide = min(len(panels), _MOST_PANELS_WIDE)
+    high = -(-len(panels) // wide)
+    columns = max(len(p.x[1]) for p in panels.values())
+    rows = max(len(p.y[1]) for p in panels.values())
+    size = (wide * (1.6 + 0.75 * columns), high * (1.4 + 0.5 * rows) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(high, wide, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (caption, panel) in zip(axes, panels.items(), strict=False):
+        percent = np.array([[np.nan if r is None else 100 * r.value for r in row] for row in panel.rates])
+        image = axis.imshow(percent, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        for i, j in np.ndindex(percent.shape):
+            rate = panel.rates[i][j]
+            if rate is not None and not np.isnan(rate.value):
+                ink = "black" if percent[i, j] > 60 else "white"
+                axis.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="bottom", color=ink)
+                axis.text(j, i, f"n {rate.count}", ha="center", va="top", color=ink, fontsize=7)
+        axis.set_xticks(range(len(panel.x[1])), [_show(v) for v in panel.x[1]])
+        axis.set_yticks(range(len(panel.y[1])), [_show(v) for v in panel.y[1]])
+        axis.set(xlabel=panel.x[0], ylabel=panel.y[0], title=caption)
+        figure.colorbar(image, ax=axis, label="attack success (%)")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
+
+
+def _show(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

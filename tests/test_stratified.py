@@ -1,0 +1,111 @@
+"""Grids of sampled values: every cell is an evaluation of its own, and the rest is drawn alike in all."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fpatch import compose, random
+from fpatch.columns import override
+from fpatch.evaluation import evaluate
+from fpatch.rates import success
+from fpatch.stratified import cells_of, stratify
+from fpatch.study import make_parts, open_run
+
+KEY = random.key(8)
+STOPS = "camera/exposure/stops"
+GRID = {"camera/noise/std_frac": [0.0, 0.05], STOPS: [-0.3, 0.0, 0.25]}
+
+
+@pytest.fixture(scope="module")
+def parts(trained):
+    """Pipeline, trained parameters and test photographs."""
+    run, study = open_run(trained.folder)
+    made = make_parts(study)
+    state, _ = run.load_checkpoint("best", made.initial)
+    return study.pipeline.at("test"), state.params, made.dataset.split("test")
+
+
+@pytest.fixture(scope="module")
+def stratified(parts):
+    return stratify(*parts, KEY, GRID, num_draws=2, block=8)
+
+
+def test_every_cell_is_the_evaluation_of_an_edited_sample(parts, stratified):
+    pipeline, params, dataset = parts
+    cells = list(itertools.product(*GRID.values()))
+    count = 2 * len(dataset.image_ids)
+    assert len(stratified.table["image_id"]) == len(cells) * count
+    for i, (std, stops) in enumerate(cells):
+        edit = {"camera/noise/std_frac": std, STOPS: stops}
+        alone = evaluate(
+            pipeline, params, dataset, KEY, num_draws=2, block=8, edit=lambda s, e=edit: override(s, e)
+        )
+        rows = slice(i * count, (i + 1) * count)
+        for name, column in alone.table.items():
+            np.testing.assert_array_equal(stratified.table[name][rows], column, err_msg=name)
+        assert set(stratified.table["grid/camera/noise/std_frac"][rows]) == {std}
+        assert set(stratified.table["sample/camera/exposure/stops"][rows]) == {np.float32(stops)}
+
+
+def test_cells_count_their_rows(stratified):
+    cells = cells_of(stratified.table)
+    assert [tuple(c.values.values()) for c in cells] == list(itertools.product(*GRID.values()))
+    for cell in cells:
+        part = {n: c[cell.rows] for n, c in stratified.table.items()}
+        assert repr(cell.success) == repr(success(part))  # NaN is not equal to itself
+    marginal = cells_of(stratified.table, axes=[STOPS])
+    assert [c.values for c in marginal] == [{STOPS: v} for v in GRID[STOPS]]
+    assert sum(len(c.rows) for c in marginal) == len(stratified.table["image_id"])
+    expected = np.flatnonzero(stratified.table["grid/camera/exposure/stops"] == 0.0)
+    np.testing.assert_array_equal(marginal[1].rows, expected)
+
+
+def test_what_is_not_on_the_grid_is_drawn_alike_in_every_cell(stratified):
+    names = [n for n in stratified.table if n.startswith("sample/") and n.removeprefix("sample/") not in GRID]
+    cells = cells_of(stratified.table)
+    assert names
+    for name in names:
+        first = stratified.table[name][cells[0].rows]
+        assert all(np.array_equal(stratified.table[name][c.rows], first) for c in cells), name
+
+
+def test_progress_counts_all_cells(parts):
+    seen = []
+    grid = {STOPS: [0.0, 1.0]}
+    result = stratify(*parts, KEY, grid, block=8, progress=lambda done, total: seen.append((done, total)))
+    total = len(result.table["image_id"])
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({}, "there must be at least one path"),
+        ({STOPS: []}, "'camera/exposure/stops' must have different finite values"),
+        ({STOPS: [1.0, 1.0]}, "must have different finite values"),
+        ({STOPS: [float("nan")]}, "must have different finite values"),
+        (
+            {"camera/exposure/stop": [1.0]},
+            r"no sampled value .*; did you mean 'camera/exposure/stops'",
+        ),
+    ],
+)
+def test_bad_grids(parts, grid, message):
+    with pytest.raises(ValueError, match=message):
+        stratify(*parts, KEY, grid, block=8)
+
+
+def test_a_stage_that_is_skipped_at_random_cannot_be_stratified(parts):
+    pipeline, params, dataset = parts
+    blurred = pipeline | {"tilt": compose.motion_blur(p=0.5)}
+    with pytest.raises(ValueError, match=r"'tilt/length_px' does nothing.*add 'tilt/on' = \[1\]"):
+        stratify(blurred, params, dataset, KEY, {"tilt/length_px": [3.0]}, block=8)
+    on = stratify(blurred, params, dataset, KEY, {"tilt/on": [1], "tilt/length_px": [3.0]}, block=8)
+    assert on.table["sample/tilt/on"].all()
+
+
+def test_an_unknown_axis_is_named(stratified):
+    with pytest.raises(ValueError, match=r"no axis .*; did you mean 'camera/exposure/stops'"):
+        cells_of(stratified.table, axes=["camera/exposure/stop"])

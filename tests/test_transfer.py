@@ -1,0 +1,95 @@
+"""Every patch against every victim: own numbers as in an evaluation, others' patches on the same samples."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from study_fixture import make_study, run_fpatch
+
+from fpatch import random
+from fpatch.evaluation import evaluate, make_conditions, make_patches
+from fpatch.rates import success
+from fpatch.study import evaluation_key, load_study, load_trained, train
+from fpatch.transfer import transfer, transfer_runs
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """Two runs with different patches: the second was trained for two steps only, from another seed."""
+    folder = tmp_path_factory.mktemp("second")
+    file = make_study(folder)
+    other = train(load_study(file, {"train.num_steps": 2, "seed": 8, "name": "second"}))
+    return trained.folder, other.folder
+
+
+def test_each_patch_meets_each_victim(runs):
+    names = [folder.name for folder in runs]
+    found = transfer_runs(runs)
+    first, second = (load_trained(folder) for folder in runs)
+    assert list(found.rates) == names
+    for name, here, there in ((names[0], first, second), (names[1], second, first)):
+        key = evaluation_key(first.study, "test")
+        control = random.fold_in(key, "control")
+        conditions = make_conditions(here.pipeline, here.params, control)
+        conditions["other"] = make_patches(there.pipeline, there.params)
+        table = evaluate(
+            here.pipeline,
+            here.params,
+            first.dataset,
+            key,
+            num_draws=first.study.evaluate.num_draws,
+            block=first.study.evaluate.block,
+            conditions=conditions,
+        ).table
+        expected = success(table)
+        other = next(n for n in names if n != name)
+        assert repr(found.rates[name][name]) == repr(expected.rates["patch"])
+        assert repr(found.rates[name][other]) == repr(expected.rates["other"])
+        assert repr(found.rates[name]["noise"]) == repr(expected.rates["noise"])
+        assert repr(found.clean[name]) == repr(expected.clean)
+        logged = found.evaluations[name].table
+        np.testing.assert_array_equal(logged[f"digest/{other}"], table["digest/other"])
+        assert (logged[f"digest/{other}"] != logged["digest/patch"]).all()
+
+
+def test_the_diagonal_is_what_evaluate_says(runs):
+    """With the key of the first run, whose own patch is then measured as by `fpatch evaluate`."""
+    from fpatch.study import open_run
+
+    run, _ = open_run(runs[0])
+    found = transfer_runs(runs)
+    table = run.load_table("test")
+    own = found.evaluations[runs[0].name].table
+    np.testing.assert_array_equal(own["digest/patch"], table["digest/patch"])
+    np.testing.assert_array_equal(own["found/patch"], table["found/patch"])
+
+
+def test_what_cannot_be_compared(runs, tmp_path):
+    first, second = (load_trained(folder) for folder in runs)
+    key = random.key(0)
+    with pytest.raises(ValueError, match="give at least two pipelines"):
+        transfer({"a": first.pipeline}, {"a": first.params}, first.dataset, key)
+    pair = {"a": first.pipeline, "noise": second.pipeline}
+    with pytest.raises(ValueError, match="'noise' is what a condition is called"):
+        transfer(pair, {"a": first.params, "noise": second.params}, first.dataset, key)
+    with pytest.raises(ValueError, match="names of the run folders must differ"):
+        transfer_runs([runs[0], runs[0]])
+
+
+def test_other_photographs_are_refused(runs, tmp_path):
+    file = make_study(tmp_path / "third")
+    photograph = tmp_path / "third" / "photograph-11.png"
+    with Image.open(photograph) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photograph)
+    other = train(load_study(file, {"train.num_steps": 1, "name": "third"}))
+    with pytest.raises(ValueError, match="has other photographs in the test split"):
+        transfer_runs([runs[0], other.folder])
+
+
+def test_the_command(runs, tmp_path):
+    out = tmp_path / "table"
+    done = run_fpatch("transfer", *runs, "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for folder in runs:
+        assert folder.name in done.stdout
+    assert (tmp_path / "table.png").stat().st_size > 5000
+    assert (tmp_path / "table.json").is_file()
