@@ -140,7 +140,12 @@ def _make_parser() -> argparse.ArgumentParser:
     transfer = _add(
         commands, "transfer", _transfer, "measure the patch of every run on the victim of every other"
     )
-    transfer.add_argument("run_folders", metavar="RUN", nargs="+", help="run folders, two at least")
+    transfer.add_argument(
+        "run_folders", metavar="RUN", nargs="+", help="runs whose patches meet their victims"
+    )
+    transfer.add_argument(
+        "--also", metavar="RUN", nargs="+", default=(), help="runs of which only the patch is measured"
+    )
     transfer.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
     transfer.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
     transfer.add_argument(
@@ -329,7 +334,7 @@ def _transfer(options: argparse.Namespace) -> int:
     from fpatch.transfer import save_transfer, transfer_runs
 
     with progress_bars() as report:
-        found = transfer_runs(options.run_folders, options.split, options.checkpoint, report)
+        found = transfer_runs(options.run_folders, options.also, options.split, options.checkpoint, report)
     console.print(transfer_table(found))
     out = Path(options.out or Path(options.run_folders[0]).resolve().parent / "transfer")
     for file in save_transfer(out, found):

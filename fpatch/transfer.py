@@ -9,13 +9,21 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.data import Dataset
-from fpatch.evaluation import CONTROLS, NONE, PATCH, Evaluation, evaluate, make_conditions, make_patches
+from fpatch.evaluation import (
+    CONTROLS,
+    NONE,
+    PATCH,
+    Evaluation,
+    Patches,
+    evaluate,
+    make_controls,
+    make_patches,
+)
 from fpatch.graph import Pipeline
 from fpatch.log.records import write_atomic
 from fpatch.metrics import Rate
 from fpatch.rates import success
 from fpatch.study import Report, evaluation_key, load_trained
-from fpatch.types import Params
 from fpatch.viz import HeatMap, plot_heat_maps
 
 
@@ -35,7 +43,7 @@ class Transfer(NamedTuple):
 
 def transfer(
     pipelines: Mapping[str, Pipeline],
-    params: Mapping[str, Params],
+    patches: Mapping[str, Patches],
     dataset: Dataset,
     key: Tensor,
     *,
@@ -50,8 +58,9 @@ def transfer(
     of the same images.
 
     Args:
-        pipelines: Of the evaluated phase, by name.
-        params: What was trained in each, by the same names.
+        pipelines: Of the evaluated phase, by the name of their victim.
+        patches: By the name of what they were trained on: for every pipeline its own, from
+            `fpatch.evaluation.make_patches`, which the benign prints are made after, and any others.
         dataset: The photographs.
         key: What samples are drawn from, the same in every pipeline.
         metric: The boolean metric whose failure is a success.
@@ -60,24 +69,10 @@ def transfer(
         progress: Called with the rows done and their total, over all pipelines.
 
     Raises:
-        ValueError: For fewer than two pipelines, a name that is a condition of its own, or patches of other
-            names.
+        ValueError: For fewer than two patches, a pipeline without its own, a name that a condition has, or
+            patches of other names.
     """
-    taken = (PATCH, NONE, *CONTROLS)
-    if len(pipelines) < 2 or set(pipelines) != set(params):
-        raise ValueError(
-            f"transfer: give at least two pipelines, and parameters for each, got {[*pipelines]}"
-        )
-    if wrong := [name for name in pipelines if name in taken]:
-        raise ValueError(f"transfer: {wrong[0]!r} is what a condition is called; choose another name")
-    patches = {name: make_patches(pipelines[name], params[name]) for name in pipelines}
-    first = next(iter(pipelines))
-    for name, made in patches.items():
-        if {n: set(v) for n, v in made.items()} != {n: set(v) for n, v in patches[first].items()}:
-            raise ValueError(
-                f"transfer: {name!r} has the patches {sorted(made['patch'])}, but {first!r} has "
-                f"{sorted(patches[first]['patch'])}; they must be called alike"
-            )
+    _check_names(pipelines, patches)
     count = len(dataset.image_ids) * num_draws
     rates, clean, evaluations = {}, {}, {}
     for i, (name, pipeline) in enumerate(pipelines.items()):
@@ -86,27 +81,46 @@ def transfer(
             if progress is not None:
                 progress(before + done, count * len(pipelines))
 
-        benign = make_conditions(pipeline, params[name], random.fold_in(key, "control"))
+        own = patches[name]
         others = {other: made for other, made in patches.items() if other != name}
+        benign = make_controls(own, random.fold_in(key, "control"))
         result = evaluate(
             pipeline,
-            params[name],
+            {},
             dataset,
             key,
             num_draws=num_draws,
             block=block,
-            conditions=benign | others,
+            conditions={PATCH: own, NONE: own, **others, **benign},
             progress=report,
         )
         found = success(result.table, metric)
-        own = {name: found.rates[PATCH]} | {c: r for c, r in found.rates.items() if c != PATCH}
-        rates[name] = {c: own[c] for c in (*pipelines, *(c for c in own if c not in pipelines))}
+        by_name = {name if c == PATCH else c: rate for c, rate in found.rates.items()}
+        rates[name] = {c: by_name[c] for c in (*patches, *benign)}
         clean[name], evaluations[name] = found.clean, result
     return Transfer(rates, clean, evaluations)
 
 
+def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patches]) -> None:
+    if len(patches) < 2 or not pipelines or not set(pipelines) <= set(patches):
+        raise ValueError(
+            "transfer: give a patch for every pipeline, and two at least, got the pipelines "
+            f"{[*pipelines]} and the patches {[*patches]}"
+        )
+    first = next(iter(patches))
+    for name, made in patches.items():
+        if name in (PATCH, NONE, *CONTROLS):
+            raise ValueError(f"transfer: {name!r} is what a condition is called; choose another name")
+        if {n: set(v) for n, v in made.items()} != {n: set(v) for n, v in patches[first].items()}:
+            raise ValueError(
+                f"transfer: {name!r} has the patches {sorted(made['patch'])}, but {first!r} has "
+                f"{sorted(patches[first]['patch'])}; they must be called alike"
+            )
+
+
 def transfer_runs(
     folders: Sequence[str | Path],
+    also: Sequence[str | Path] = (),
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
     report: Report = lambda task, done, total, note: None,
@@ -115,7 +129,8 @@ def transfer_runs(
     """The same for runs, by the names of their folders.
 
     Args:
-        folders: Runs with the same photographs in the split.
+        folders: Runs with the same photographs in the split; their patches meet their victims.
+        also: Runs whose patches are measured too, as of one that was trained on several victims.
         split: Which.
         checkpoint: Name of a checkpoint, in every run.
         report: Told of progress.
@@ -124,10 +139,10 @@ def transfer_runs(
     Raises:
         ValueError: If two folders have one name, or the photographs differ.
     """
-    names = [Path(folder).resolve().name for folder in folders]
+    names = [Path(folder).resolve().name for folder in (*folders, *also)]
     if len(set(names)) < len(names):
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
-    found = [load_trained(folder, split, checkpoint, resources) for folder in folders]
+    found = [load_trained(folder, split, checkpoint, resources) for folder in (*folders, *also)]
     runs = dict(zip(names, found, strict=True))
     photographs = {name: _photographs(trained.dataset) for name, trained in runs.items()}
     for name in names[1:]:
@@ -138,8 +153,8 @@ def transfer_runs(
             )
     study = found[0].study
     return transfer(
-        {name: trained.pipeline for name, trained in runs.items()},
-        {name: trained.params for name, trained in runs.items()},
+        {name: runs[name].pipeline for name in names[: len(folders)]},
+        {name: make_patches(trained.pipeline, trained.params) for name, trained in runs.items()},
         found[0].dataset,
         evaluation_key(study, split),
         metric=study.evaluate.metric,

@@ -63,16 +63,28 @@ def test_the_diagonal_is_what_evaluate_says(runs):
     np.testing.assert_array_equal(own["found/patch"], table["found/patch"])
 
 
-def test_what_cannot_be_compared(runs, tmp_path):
+def test_what_cannot_be_compared(runs):
     first, second = (load_trained(folder) for folder in runs)
+    own, other = (make_patches(trained.pipeline, trained.params) for trained in (first, second))
     key = random.key(0)
-    with pytest.raises(ValueError, match="give at least two pipelines"):
-        transfer({"a": first.pipeline}, {"a": first.params}, first.dataset, key)
-    pair = {"a": first.pipeline, "noise": second.pipeline}
+    with pytest.raises(ValueError, match="give a patch for every pipeline, and two at least"):
+        transfer({"a": first.pipeline}, {"a": own}, first.dataset, key)
+    with pytest.raises(ValueError, match="give a patch for every pipeline"):
+        transfer({"c": first.pipeline}, {"a": own, "b": other}, first.dataset, key)
     with pytest.raises(ValueError, match="'noise' is what a condition is called"):
-        transfer(pair, {"a": first.params, "noise": second.params}, first.dataset, key)
+        transfer({"a": first.pipeline}, {"a": own, "noise": other}, first.dataset, key)
+    one = {"patch": {"side": other["patch"]["side"]}}
+    with pytest.raises(ValueError, match=r"'b' has the patches \['side'\], but 'a' has \['rear', 'side'\]"):
+        transfer({"a": first.pipeline}, {"a": own, "b": one}, first.dataset, key)
     with pytest.raises(ValueError, match="names of the run folders must differ"):
         transfer_runs([runs[0], runs[0]])
+
+
+def test_a_patch_may_come_without_its_victim(runs):
+    both, one = transfer_runs(runs), transfer_runs(runs[:1], also=runs[1:])
+    name = runs[0].name
+    assert list(one.rates) == [name]
+    assert repr(one.rates[name]) == repr(both.rates[name])
 
 
 def test_other_photographs_are_refused(runs, tmp_path):
