@@ -93,7 +93,8 @@ def logged_rows(
     """The samples that a table holds for some rows, and their photographs."""
     columns = {n.removeprefix(_PREFIX): c[rows] for n, c in table.items() if n.startswith(_PREFIX)}
     ids, draw = (torch.from_numpy(table[n][rows].astype(np.int64)) for n in ("image_id", "draw"))
-    return from_columns(columns), dataset.batch(ids, draw)
+    # two rows may be one use of a photograph, which matters to who draws, and nothing is drawn here
+    return from_columns(columns), {**dataset.batch(ids), "draw": draw}
 
 
 def _find_unreadable(dataset: Dataset, image_ids: Iterable[int]) -> dict[int, str]:
@@ -111,7 +112,7 @@ def compare(
     table: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], picked: np.ndarray
 ) -> Iterator[tuple[int, str, float]]:
     """What is not bit for bit as it was logged: row, sentence, and the difference of a number (else 0)."""
-    results = [n for n in table if "/" in n and not n.startswith((_PREFIX, "key/"))]
+    results = [n for n in table if "/" in n and not n.startswith((_PREFIX, "key/", "grid/"))]
     for name in sorted(set(results) - set(columns)):
         yield from ((row, f"{name}: was logged, and did not come out", 0.0) for row in picked.tolist())
     for name, found in columns.items():

@@ -197,11 +197,11 @@ def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
         plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)})
         return
-    panels = {}
+    panels = []
     for y, x in itertools.combinations(axes, 2):
         rates = {tuple(c.values.values()): c.success.rates[PATCH] for c in cells_of(table, metric, (y, x))}
         ys, xs = (list(dict.fromkeys(table[f"{_PREFIX}{path}"].tolist())) for path in (y, x))
-        panels[f"{y} x {x}"] = HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys])
+        panels.append(HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys]))
     plot_heat_maps(path, panels)
 
 

@@ -181,7 +181,7 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
     write_atomic(files[0], (json.dumps(numbers, indent=2) + "\n").encode())
-    plot_heat_maps(files[1], {"": panel})
+    plot_heat_maps(files[1], [panel])
     return files
 
 

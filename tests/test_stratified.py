@@ -4,13 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
+from study_fixture import run_fpatch
 
 from fpatch import compose, random
 from fpatch.columns import override
 from fpatch.evaluation import evaluate
+from fpatch.metrics import wilson
 from fpatch.rates import success
 from fpatch.stratified import cells_of, stratify
 from fpatch.study import make_parts, open_run
+from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)
 STOPS = "camera/exposure/stops"
@@ -109,3 +112,50 @@ def test_a_stage_that_is_skipped_at_random_cannot_be_stratified(parts):
 def test_an_unknown_axis_is_named(stratified):
     with pytest.raises(ValueError, match=r"no axis .*; did you mean 'camera/exposure/stops'"):
         cells_of(stratified.table, axes=["camera/exposure/stop"])
+
+
+def test_the_command_leaves_a_table_to_replay_and_figures(run, tmp_path):
+    axes = (
+        "--over",
+        f"{STOPS}=-0.3:0.3:3",
+        "--over",
+        "camera/noise/std_frac=0,0.05",
+        "--over",
+        "affine/angle_deg=0,2",
+    )
+    done = run_fpatch("grid", run.folder, *axes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "found without" in done.stdout
+    table = run.load_table("test-grid")
+    cells = cells_of(table)
+    assert len(cells) == 12
+    assert [c.values[STOPS] for c in cells[::4]] == [-0.3, 0.0, 0.3]
+    assert {n.partition("/")[2] for n in table if n.startswith("found/") and "delta" not in n} == {
+        *("patch", "none", "noise"),
+    }
+    for figure in ("test-grid", "test-grid-cells"):
+        assert (run.folder / f"figures/{figure}.png").stat().st_size > 5000
+    again = run_fpatch(
+        "replay", run.folder, "--table", "test-grid", "--rows", "40:56", "--verify", cwd=tmp_path
+    )
+    assert "identical 16 different 0" in again.stdout, again.stdout + again.stderr
+    one = run_fpatch("grid", run.folder, "--over", f"{STOPS}=0,0.2", "--split", "validation", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    assert len(cells_of(run.load_table("validation-best-grid"))) == 2
+
+
+@pytest.mark.parametrize("values", ["", "a", "1:2", "0:1:x", "1,,2"])
+def test_values_of_another_form_are_refused(run, tmp_path, values):
+    done = run_fpatch("grid", run.folder, "--over", f"{STOPS}={values}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT" in done.stderr
+
+
+def test_a_heat_map_tells_every_rate_and_its_count(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    written = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **style: written.append((x, y, text)))
+    rates = [[wilson(np.array([True, False]), np.array([0, 1])), None]]
+    plot_heat_maps(tmp_path / "a.png", [HeatMap(("x", [1.0, 2.0]), ("y", ["only"]), rates)])
+    assert written == [(0, 0, "50"), (0, 0, "n 2")]

@@ -1,6 +1,6 @@
 """Rates over a grid of two values as heat maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +25,12 @@ class HeatMap(NamedTuple):
     rates: Sequence[Sequence[Rate | None]]
 
 
-def plot_heat_maps(path: str | Path, panels: Mapping[str, HeatMap], title: str = "") -> None:
+def plot_heat_maps(path: str | Path, panels: Sequence[HeatMap]) -> None:
     """Save heat maps of rates, each cell with its percentage and how many rows it counts.
 
     Args:
         path: PNG file.
-        panels: By caption.
-        title: Above all.
+        panels: One at least.
 
     Raises:
         ImportError: Without the extra `plot`.
@@ -42,14 +41,14 @@ def plot_heat_maps(path: str | Path, panels: Mapping[str, HeatMap], title: str =
         raise ImportError("heat maps need matplotlib: pip install 'fpatch[plot]'") from error
     wide = min(len(panels), _MOST_PANELS_WIDE)
     high = -(-len(panels) // wide)
-    columns = max(len(p.x[1]) for p in panels.values())
-    rows = max(len(p.y[1]) for p in panels.values())
-    size = (wide * (1.6 + 0.75 * columns), high * (1.4 + 0.5 * rows) + 0.4)
+    columns = max(len(p.x[1]) for p in panels)
+    rows = max(len(p.y[1]) for p in panels)
+    size = (wide * (2.6 + 0.75 * columns), high * max(1.4 + 0.5 * rows, 3.2))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(high, wide, squeeze=False).flat
+    axes = list(figure.subplots(high, wide, squeeze=False).flat)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    for axis, (caption, panel) in zip(axes, panels.items(), strict=False):
+    for axis, panel in zip(axes, panels, strict=False):
         percent = np.array([[np.nan if r is None else 100 * r.value for r in row] for row in panel.rates])
         image = axis.imshow(percent, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for i, j in np.ndindex(percent.shape):
@@ -60,9 +59,8 @@ def plot_heat_maps(path: str | Path, panels: Mapping[str, HeatMap], title: str =
                 axis.text(j, i, f"n {rate.count}", ha="center", va="top", color=ink, fontsize=7)
         axis.set_xticks(range(len(panel.x[1])), [_show(v) for v in panel.x[1]])
         axis.set_yticks(range(len(panel.y[1])), [_show(v) for v in panel.y[1]])
-        axis.set(xlabel=panel.x[0], ylabel=panel.y[0], title=caption)
+        axis.set(xlabel=panel.x[0], ylabel=panel.y[0])
         figure.colorbar(image, ax=axis, label="attack success (%)")
-    figure.suptitle(title)
     figure.savefig(path, dpi=140)
 
 
