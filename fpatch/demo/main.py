@@ -76,8 +76,7 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
         seed: Of scenes, victims and patches.
     """
     size = QUICK if quick else FULL
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fpatch"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
     results = []
     with progress_bars() as report:
         scenes = cached_scenes(
@@ -98,6 +97,13 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
         print_result(number, result, config=runs / f"demo-victim{number}.toml")
     print_commands(results[0].run, runs, mlflow)
     return results
+
+
+def cache_folder() -> Path:
+    """Where scenes and victims are kept; made if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fpatch"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
 
 def _renamed(report: Report, prefix: str) -> Report:
