@@ -39,9 +39,8 @@ class Strides(nn.Module):
 
 def faster_rcnn() -> nn.Module:
     anchors = AnchorGenerator(((16,), (32,), (64,)), ((0.5, 1.0),) * 3)
-    return FasterRCNN(
-        make_pyramid(), NUM_CLASSES, **SIZES, rpn_anchor_generator=anchors, rpn_post_nms_top_n_test=48
-    )
+    proposals = {"rpn_anchor_generator": anchors, "rpn_nms_thresh": 0.5, "rpn_post_nms_top_n_test": 128}
+    return FasterRCNN(make_pyramid(), NUM_CLASSES, **SIZES, **proposals)
 
 
 def retinanet() -> nn.Module:
@@ -100,9 +99,8 @@ def spread(model: nn.Module) -> None:
         hook.remove()
     for name, module in last.items():
         said = torch.cat([out.movedim(1, 0).flatten(1) for out in outputs[name]], dim=1)
-        module.weight.data *= 2 / said.std(1).mean()
+        module.weight.data /= said.std(1).mean()
 
 
 def keep(found: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     found.append(output)
-
