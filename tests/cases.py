@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision_victims import ARCHITECTURES, make_victim
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.graph import Pipeline, node, pipeline
 from fpatch.resource import define_loader
 from fpatch.stage import Stage
 from fpatch.types import Range
-from torchvision_victims import ARCHITECTURES, make_victim
 
 NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131
 SHAPES = {"hood": (3, 20, 31), "roof": (3, 16, 9)}

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim
 
-from fpatch import build, create, implant, infer, losses, node, pipeline, random
+from fpatch import build, create, implant, infer, node, pipeline, random
 from fpatch.detections import ABSENT
-from fpatch.geometry import pairwise_iou
 from fpatch.infer.torchvision_model import load_model
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
@@ -259,6 +258,20 @@ def test_the_shape_does_not_depend_on_how_much_is_proposed(num):
     assert together["boxes"].shape[1] == alone["boxes"].shape[1] == num
     assert not bool((together["logits"][1, counts[1] :] != ABSENT).any())
     torch.testing.assert_close(together["logits"][:1], alone["logits"], rtol=0, atol=2e-4)
+
+
+def test_it_is_compiled_in_pieces(victims):
+    """The library's loops and the module made on the way break the graph; the answer is the same."""
+
+    def logits(images):
+        return answer(victims["SSD"], images)["logits"]
+
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(logits, backend="aot_eager", fullgraph=True)(IMAGES["resized"])
+    torch._dynamo.reset()
+    found = torch.compile(logits, backend="aot_eager")(IMAGES["resized"])
+    torch.testing.assert_close(found, logits(IMAGES["resized"]), rtol=0, atol=1e-4)
 
 
 # -- what it refuses

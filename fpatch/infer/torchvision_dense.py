@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Dense(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`boxes` and `logits`."""
-        model = self.model
+        model: Any = self.model
         answer = next(answer for family, answer in FAMILIES.items() if isinstance(model, family))
         resized, _ = model.transform(list(images))
         features = model.backbone(resized.tensors)
@@ -47,9 +48,10 @@ def faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tensor
 
     Padding of the proposals has no size, nor has what is decoded from it.
     """
-    heads = model.roi_heads
-    found, _ = model.rpn(images, features)
-    num = model.rpn.post_nms_top_n()
+    rpn: Any = model.rpn
+    heads: Any = model.roi_heads
+    found, _ = rpn(images, features)
+    num = rpn.post_nms_top_n()
     padded = pad_sequence(found, batch_first=True)
     proposals = list(F.pad(padded, (0, 0, 0, num - padded.shape[1])).unbind())
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
@@ -86,7 +88,7 @@ def decode(
 ) -> Tensor:
     """Boxes [b, n, 4] inside the image, from what was said about every anchor."""
     anchors = torch.cat(model.anchor_generator(images, list(features.values())))
-    coder = model.box_coder
+    coder: Any = model.box_coder
     decode_flat = coder.decode if isinstance(model, FCOS) else coder.decode_single
     boxes = decode_flat(codes.flatten(0, 1), anchors).view_as(codes)
     return clip_boxes_to_image(boxes, images.image_sizes[0])

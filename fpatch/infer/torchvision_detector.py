@@ -16,9 +16,9 @@ R-CNN, SSD and SSDlite; RetinaNet and FCOS have no background, and their column 
     SSD, SSDlite   boxes [b, n, 4] of the default boxes; logits: the log-odds of the softmax of `cls_logits`.
 
 Faster R-CNN chooses its proposals image by image, inside the library. `infer.suppress` answers as the library
-does by default with these settings (and `num_candidates` not below what passes the score). Before suppression
-RetinaNet and FCOS also cut to the best 1000 of a feature level, SSD to the best 400 of a class, SSDlite to the
-best 300, which `suppress` does not.
+does by default with these settings, and `num_candidates` not below what passes the score. The library also
+cuts before it suppresses, RetinaNet and FCOS to the best 1000 of a feature level, SSD to the best 400 of a
+class, SSDlite to the best 300; `suppress` does not.
 
                    score   iou    num_detections
     Faster R-CNN   0.05    0.5    100

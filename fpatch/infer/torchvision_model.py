@@ -24,6 +24,9 @@ from fpatch.resource import define_loader, file_digest
 class Normalized(nn.Module):
     """A classifier behind the normalization that it was trained with."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.model = model
@@ -47,9 +50,9 @@ def load_model(
     """A network of torchvision's in evaluation mode, with the weights of one source.
 
     Args:
-        weights: A file with a state dict: .safetensors, or .pt or .pth (read with `weights_only=True`). One of
-            the files that torchvision publishes is known by its digest, and built as the library does: some
-            have settings beside the weights.
+        weights: A file with a state dict: .safetensors, or .pt or .pth (read with `weights_only=True`). One
+            that torchvision publishes is known by its digest and built as the library does, which sets a few
+            things beside the weights.
         architecture: What torchvision calls it, `fasterrcnn_resnet50_fpn` or `resnet18`.
         download: Weights that torchvision publishes, "COCO_V1" or "DEFAULT": from the folder of `torch.hub`,
             else from the network, checked by hash.
