@@ -25,19 +25,20 @@ Answer = tuple[Tensor, Tensor]
 class Dense(nn.Module):
     """From images [b, 3, h, w] to the dense detections of one of the `FAMILIES`."""
 
+    model: Any
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """`boxes` and `logits`."""
-        model: Any = self.model
-        answer = next(answer for family, answer in FAMILIES.items() if isinstance(model, family))
+        model, family = self.model, next(family for family in FAMILIES if isinstance(self.model, family))
         resized, _ = model.transform(list(images))
         features = model.backbone(resized.tensors)
         if isinstance(features, Tensor):
             features = OrderedDict([("0", features)])
-        boxes, logits = answer(model, resized, features)
+        boxes, logits = FAMILIES[family](model, resized, features)
         (height, width), (resized_height, resized_width) = images.shape[-2:], resized.image_sizes[0]
         size, resized_size = boxes.new_tensor([[width, height], [resized_width, resized_height]])
         return {"boxes": boxes * (size / resized_size).repeat(2), "logits": logits}
