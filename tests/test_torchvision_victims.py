@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torchvision
 from cases import SHAPES as PATCHES
 from cases import make_inputs, noise
 from safetensors.torch import save_file
-from study_fixture import environment
+from study_fixture import environment, make_study
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim
@@ -24,6 +25,7 @@ from fpatch.infer.torchvision_model import load_model
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
 from fpatch.optim import Optimizer, make_optimizer
+from fpatch.study import load_study
 
 SHAPES = {"resized": (100, 140), "tall": (150, 90), "as it is": (112, 160)}
 IMAGES = {name: noise(name, 3, 3, *shape) for name, shape in SHAPES.items()}
@@ -260,6 +262,7 @@ def test_the_shape_does_not_depend_on_how_much_is_proposed(num):
     torch.testing.assert_close(together["logits"][:1], alone["logits"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_it_is_compiled_in_pieces(victims):
     """The library's loops and the module made on the way break the graph; the answer is the same."""
 
@@ -324,13 +327,22 @@ def test_weights_come_from_a_local_file(tmp_path, suffix):
 
 
 def test_a_study_names_it(tmp_path):
-    save_file(load_model(seed=1, **SMALL).state_dict(), tmp_path / "victim.safetensors")
-    model = infer.torchvision_model(tmp_path / "victim.safetensors", **SMALL)
-    whole = pipeline({"victim": infer.torchvision_detector(model)})
-    again = build(whole.config)
-    assert again.config == whole.config
-    assert whole.config["victim"]["model"]["loader"] == "infer.torchvision_model"
-    assert same(again["victim"].stage.config.model.value, model.value)
+    """As docs/your-own-model.md writes it."""
+    page = (Path(__file__).parent.parent / "docs" / "your-own-model.md").read_text()
+    written = re.search(r"```toml\n(\[pipeline.victim\]\nstage = \"infer.torchvision.*?)```", page, re.DOTALL)
+    assert written is not None
+    arguments = f'{{architecture = "{SMALL["architecture"]}", num_classes = {NUM_CLASSES}}}'
+    victim = re.sub(r"\{.*\}", arguments, written[1])
+    path = make_study(tmp_path)
+    text = path.read_text()
+    path.write_text(re.sub(r"\[pipeline.victim\].*?(?=\[pipeline)", victim, text, flags=re.DOTALL))
+    save_file(load_model(seed=1, **SMALL).state_dict(), tmp_path / "mine.safetensors")
+    victims = load_study(path).pipeline
+    model = victims["victim"].stage.config.model
+    assert (model.loader, len(model.sha256)) == ("infer.torchvision_model", 64)
+    again = build(victims.config)["victim"].stage.config.model
+    assert again == model
+    assert same(again.value, load_model(seed=1, **SMALL))
 
 
 @pytest.mark.parametrize(
