@@ -144,6 +144,22 @@ def open_wide(model: nn.Module) -> tuple[float, int]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_suppressed_it_is_what_the_library_answers(name, shape):
     model, images = make_victim(name), IMAGES[shape]
+    assert_same_answers(model, images)
+
+
+def test_boxes_that_clipping_leaves_empty_are_not_answered():
+    """Two of three classes are moved to the right, most of them out of the image."""
+    model = make_victim(TWO_STAGES)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.bbox_pred.bias[4:12:4] += 40
+        boxes = answer(model, IMAGES["resized"])["boxes"]
+    empty = (boxes[..., 2:] - boxes[..., :2] == 0).any(-1)
+    assert float(empty[:, :, 1:3].float().mean()) > 0.5
+    assert_same_answers(model, IMAGES["resized"])
+
+
+def assert_same_answers(model: nn.Module, images: Tensor) -> None:
+    """The victim's dense answer, suppressed with the library's settings, against the library's predictions."""
     iou, num = open_wide(model)
     suppress = infer.suppress(score=1e-12, iou=iou, num_detections=num, num_candidates=10**6)
     labels = []
