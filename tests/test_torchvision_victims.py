@@ -159,7 +159,7 @@ def test_boxes_that_clipping_leaves_empty_are_not_answered():
 
 
 def assert_same_answers(model: nn.Module, images: Tensor) -> None:
-    """The victim's dense answer, suppressed with the library's settings, against the library's predictions."""
+    """The victim's dense answer, suppressed with the library's settings, against its predictions."""
     iou, num = open_wide(model)
     suppress = infer.suppress(score=1e-12, iou=iou, num_detections=num, num_candidates=10**6)
     labels = []

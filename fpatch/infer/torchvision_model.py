@@ -88,7 +88,7 @@ def load_model(
         elif download is not None:
             model, source = from_network(download, architecture, published, arguments)
         else:
-            torch.manual_seed(seed)  # type: ignore[arg-type]
+            torch.default_generator.manual_seed(seed)  # type: ignore[arg-type]
             model, source = build(architecture, arguments), None
     refuse_unknown(architecture, model, arguments)
     if normalize and not is_detector:
@@ -140,9 +140,9 @@ def from_file(
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes
         problems = [line.strip() for line in str(error).splitlines()[1:]]
-    else:  # a frozen batch norm counts no batches, and no answer depends on the count
-        problems = [f"{k} is missing" for k in missing if not k.endswith("num_batches_tracked")]
-        problems += [f"{k} is not in the network" for k in unexpected]
+    else:
+        problems = [f"{key} is missing" for key in missing]
+        problems += [f"{key} is not in the network" for key in unexpected]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
