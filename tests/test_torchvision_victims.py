@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from study_fixture import environment, make_study
 from torch import Tensor, nn
 from torchvision.models import detection
-from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim
+from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim, spread
 
 from fpatch import build, create, implant, infer, node, pipeline, random
 from fpatch.detections import ABSENT
@@ -156,6 +156,18 @@ def test_boxes_that_clipping_leaves_empty_are_not_answered():
     empty = (boxes[..., 2:] - boxes[..., :2] == 0).any(-1)
     assert float(empty[:, :, 1:3].float().mean()) > 0.5
     assert_same_answers(model, IMAGES["resized"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "architecture",
+    ["maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn", "ssd300_vgg16"],
+)
+def test_the_architectures_by_name_answer_as_the_library_does(architecture):
+    small = {} if architecture.startswith("ssd") else {"min_size": 96, "max_size": 160}
+    model = load_model(architecture=architecture, seed=0, num_classes=NUM_CLASSES, **small)
+    spread(model)
+    assert_same_answers(model, IMAGES["resized"][:1])
 
 
 def assert_same_answers(model: nn.Module, images: Tensor) -> None:
