@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision_victims import ARCHITECTURES, make_victim
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.graph import Pipeline, node, pipeline
@@ -82,6 +83,7 @@ detector = define_loader("detector", lambda seed: TinyDetector(seed))
 classifier = define_loader("classifier", lambda seed: TinyClassifier(seed))
 ellipse = define_loader("ellipse", draw_ellipse)
 tiny_generator = define_loader("tiny_generator", lambda seed: TinyGenerator(seed))
+torchvision_victim = define_loader("torchvision_victim", lambda name: make_victim(name))
 picture = define_loader("picture", lambda shape: noise("picture", *shape))
 
 
@@ -170,7 +172,7 @@ def case(
     inputs = make_inputs(**others)
     batch = {name: inputs[name] for name in inputs if name in {"image_id", "draw", *names} - set(without)}
     found = Case(subject, params, batch)
-    networks = ("infer.detector", "infer.classifier", "create.generator")
+    networks = ("infer.detector", "infer.torchvision_detector", "infer.classifier", "create.generator")
     has_network = any(s.definition.name in networks for s in found.stages)
     return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws)
 
@@ -353,6 +355,10 @@ CASES = {
     "kornia's posterize": case(compose.augmentation("RandomPosterize", {"p": 1.0})),
     "classifier": case(infer.classifier(classifier(seed=2))),
     "detector": case(infer.detector(detector(seed=1))),
+    **{
+        f"torchvision's {name}": case(infer.torchvision_detector(torchvision_victim(name=name)))
+        for name in ARCHITECTURES
+    },
     "suppress": case(infer.suppress(score=0.1, num_detections=20)),
     "vanish": case(losses.vanish(iou=0.05)),
     "vanish by probability": case(losses.vanish(iou=0.05, on="probability")),

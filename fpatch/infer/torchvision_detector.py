@@ -1,0 +1,83 @@
+"""A detector of torchvision's as victim: its dense answer, before any suppression or threshold.
+
+Resizing, normalization, anchors and decoding are the library's own parts; boxes are clipped to the image and
+moved back to its pixels. Labels are the library's own numbers: 0 is the background (`ABSENT` here) of Faster
+R-CNN, SSD and SSDlite; RetinaNet and FCOS have no background, and their column 0 is a class like any other
+(unused by the weights for COCO).
+
+    Faster R-CNN   boxes [b, n, c, 4]: each class moves the proposal its own way; logits: the log-odds of the
+                   softmax of `box_predictor`. n is `rpn.post_nms_top_n()`, padded where there are fewer
+                   proposals. Gradients pass through the pooled features; not through the place of a proposal,
+                   nor through the choice of proposals. Boxes under 0.01 px, which the library drops, are
+                   `ABSENT`.
+    RetinaNet      boxes [b, n, 4] of the anchors; logits: `cls_logits` as they are.
+    FCOS           boxes [b, n, 4] of the places; logits: the log-odds of
+                   `sqrt(sigmoid(cls_logits) * sigmoid(bbox_ctrness))`.
+    SSD, SSDlite   boxes [b, n, 4] of the default boxes; logits: the log-odds of the softmax of `cls_logits`.
+
+Faster R-CNN chooses its proposals image by image, inside the library. `infer.suppress` answers as the library
+does by default with these settings, and `num_candidates` not below what passes the score. The library also
+cuts before it suppresses, RetinaNet and FCOS to the best 1000 of a feature level, SSD to the best 400 of a
+class, SSDlite to the best 300; `suppress` does not.
+
+                   score   iou    num_detections
+    Faster R-CNN   0.05    0.5    100
+    RetinaNet      0.05    0.5    300
+    FCOS           0.2     0.6    100
+    SSD            0.01    0.45   200
+    SSDlite        0.001   0.55   300
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.infer.torchvision_dense import FAMILIES, Dense
+from fpatch.resource import Resource, live
+from fpatch.stage import define, deterministic
+from fpatch.types import Params, Sample, Values
+
+
+@dataclass(frozen=True)
+class TorchvisionDetector:
+    """The victim.
+
+    Attributes:
+        model: A Faster R-CNN (Mask and Keypoint R-CNN too), RetinaNet, FCOS, SSD or SSDlite of torchvision in
+            evaluation mode; or the `Resource` that makes one, as `infer.torchvision_model` does.
+    """
+
+    model: Resource | nn.Module
+
+
+def apply(config: TorchvisionDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
+    model = check_victim("torchvision_detector", live(config.model))
+    if not isinstance(model, tuple(FAMILIES)):
+        known = ", ".join(family.__name__ for family in FAMILIES)
+        raise ValueError(
+            f"torchvision_detector: the model must be one of torchvision's {known} (SSDlite is an SSD), got "
+            f"{type(model).__name__}; wrap any other so that it answers with boxes and logits, and take "
+            "infer.detector"
+        )
+    return {"detections": {"dense": run_victim(Dense(model).eval(), values["image"])}}
+
+
+def show(config: TorchvisionDetector, values: Values, control_values: Values) -> Values:
+    """The highest logit of every dense box."""
+    return {
+        f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+torchvision_detector = define(
+    "torchvision_detector",
+    TorchvisionDetector,
+    deterministic,
+    apply,
+    reads=("image",),
+    writes=("detections",),
+    show=show,
+    compile=False,
+)

@@ -1,0 +1,194 @@
+"""Detectors and classifiers of torchvision by name, for `infer.torchvision_detector` and `infer.classifier`.
+
+model = {loader = "infer.torchvision_model", weights = "my.safetensors",
+         arguments = {architecture = "fasterrcnn_resnet50_fpn", num_classes = 4}}
+"""
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import WeightsEnum, detection
+
+from fpatch.checks import nearest
+from fpatch.resource import define_loader, file_digest
+
+
+class Normalized(nn.Module):
+    """A classifier behind the normalization that it was trained with."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [b, c] of images [b, 3, h, w] in 0..1."""
+        return self.model((images - self.mean) / self.std)
+
+
+def load_model(
+    weights: str | Path | None = None,
+    *,
+    architecture: str,
+    download: str | None = None,
+    seed: int | None = None,
+    normalize: bool = True,
+    **arguments: Any,
+) -> nn.Module:
+    """A network of torchvision's in evaluation mode, with the weights of one source.
+
+    Args:
+        weights: A file with a state dict: .safetensors, or .pt or .pth (read with `weights_only=True`). One
+            that torchvision publishes is known by its digest and built as the library does, which sets a few
+            things beside the weights.
+        architecture: What torchvision calls it, `fasterrcnn_resnet50_fpn` or `resnet18`.
+        download: Weights that torchvision publishes, "COCO_V1" or "DEFAULT": from the folder of `torch.hub`,
+            else from the network, checked by hash.
+        seed: An untrained network, drawn from this seed.
+        normalize: Classifiers: whether the mean and the standard deviation that go with the published weights
+            (their defaults, for a file of one's own) stand before the network. Images are not resized:
+            `data.size` is what the network sees. Detectors normalize and resize themselves.
+        **arguments: For the library's builder: `num_classes`, `min_size`, ... Nothing is downloaded for the
+            backbone.
+
+    Raises:
+        ValueError: If not exactly one source is given, a name or an argument is unknown, or the file does not
+            fit.
+        OSError: If there is no network; it says where to put the file by hand.
+    """
+    is_detector = architecture in models.list_models(module=detection)
+    known = [*models.list_models(module=models), *models.list_models(module=detection)]
+    if architecture not in known:
+        raise ValueError(
+            f"architecture {architecture!r} is none of torchvision's; {nearest(architecture, known)}"
+        )
+    if is_detector and not normalize:
+        raise ValueError("normalize=False: a detector normalizes by itself; give it image_mean and image_std")
+    if [weights, download, seed].count(None) != 2:
+        raise ValueError(
+            f"{architecture}: its weights come from one source: a file (weights), download = 'DEFAULT', or, "
+            "for an untrained network, a seed"
+        )
+    published = models.get_model_weights(architecture)
+    with torch.random.fork_rng(devices=[]):
+        if weights is not None:
+            model, source = from_file(Path(weights), architecture, published, arguments)
+        elif download is not None:
+            model, source = from_network(download, architecture, published, arguments)
+        else:
+            torch.default_generator.manual_seed(seed)  # type: ignore[arg-type]
+            model, source = build(architecture, arguments), None
+    refuse_unknown(architecture, model, arguments)
+    if normalize and not is_detector:
+        preset = (source or published["DEFAULT"]).transforms()
+        model = Normalized(model, preset.mean, preset.std)
+    return model.eval()
+
+
+def build(architecture: str, arguments: dict[str, Any], source: WeightsEnum | None = None) -> nn.Module:
+    """The library's own network, without weights or with published ones."""
+    builder = models.get_model_builder(architecture)
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        arguments = {"weights_backbone": None, **arguments}
+    return builder(weights=source, progress=False, **arguments)
+
+
+def from_network(
+    name: str, architecture: str, published: type[WeightsEnum], arguments: dict[str, Any]
+) -> tuple[nn.Module, WeightsEnum]:
+    """Published weights by their name."""
+    if name not in published.__members__:
+        raise ValueError(
+            f"download {name!r}: no such weights of {architecture}; known: {', '.join(published.__members__)}"
+        )
+    source = published[name]
+    try:
+        source.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except OSError as error:
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(source.url).name)
+        raise OSError(
+            f"{architecture}: the weights {source.name} cannot be downloaded ({error}); fetch {source.url} "
+            f"elsewhere and put it at {path}, or anywhere and give weights = its path instead of download"
+        ) from error
+    return build(architecture, arguments, source), source
+
+
+def from_file(
+    path: Path, architecture: str, published: type[WeightsEnum], arguments: dict[str, Any]
+) -> tuple[nn.Module, WeightsEnum | None]:
+    """Weights from a file, as the library takes them if it is one of its own."""
+    state = read_state(path)
+    digest = file_digest(path)
+    source = next((w for w in published if digest.startswith(Path(w.url).stem.rpartition("-")[2])), None)
+    if source is not None:
+        with hub_of(path, Path(source.url).name):
+            return build(architecture, arguments, source), source
+    model = build(architecture, arguments)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # sizes
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+    else:
+        problems = [f"{key} is missing" for key in missing]
+        problems += [f"{key} is not in the network" for key in unexpected]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{path} does not fit {architecture} with {arguments}: {'; '.join(problems[:3])}{more}; give the "
+            "architecture, num_classes and other arguments that it was trained with"
+        )
+    return model, None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict, read without running code from the file."""
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"{path}: weights must be a .safetensors, .pt or .pth file")
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        holds = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path} must hold a state dict, but holds {holds}; save model.state_dict() alone")
+    return state
+
+
+@contextmanager
+def hub_of(path: Path, name: str) -> Iterator[None]:
+    """A folder of `torch.hub` in which a file is already there, for a library that looks nowhere else."""
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder, "checkpoints", name)
+        there.parent.mkdir()
+        there.symlink_to(path.resolve())
+        torch.hub.set_dir(folder)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
+
+
+def refuse_unknown(architecture: str, model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Arguments that nothing reads: the transform of a detector swallows whatever is left."""
+    transform = getattr(model, "transform", None)
+    functions: list[Callable[..., Any]] = [models.get_model_builder(architecture)]
+    functions += [c.__init__ for m in (model, transform) for c in type(m).__mro__ if m is not None]
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    unknown = [name for name in arguments if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{architecture} has no argument {unknown[0]!r}; {nearest(unknown[0], names - {'self'})}"
+        )
+
+
+torchvision_model = define_loader("torchvision_model", load_model)
