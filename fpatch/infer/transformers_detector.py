@@ -124,8 +124,9 @@ def family_of(model: nn.Module) -> tuple[Family, int]:
     kind, num_labels = getattr(own, "model_type", None), getattr(own, "num_labels", None)
     if kind not in FAMILIES or not isinstance(num_labels, int):
         raise ValueError(
-            f"transformers_detector: the model must be one of {', '.join(FAMILIES)} by its config.model_type, "
-            f"got {type(model).__name__} ({kind!r}); wrap any other as infer.detector(model)"
+            f"transformers_detector: the model must be one of {', '.join(FAMILIES)} by its "
+            f"config.model_type, got {type(model).__name__} ({kind!r}); wrap any other "
+            "as infer.detector(model)"
         )
     return FAMILIES[kind], num_labels
 
@@ -157,8 +158,8 @@ def target_size(image_size: tuple[int, int], size: Mapping[str, int], multiple: 
     too_long = long / short * size["shortest_edge"] > size["longest_edge"]
     to_short = round(limit) if too_long else size["shortest_edge"]
     to_long = int((limit if too_long else size["shortest_edge"]) * long / short)
-    if to_short == short:
-        to_short, to_long = short, long
+    if to_short == short and (multiple == 1 or image_size[0] <= image_size[1]):
+        to_short, to_long = short, long  # YOLOS's processor leaves the upright ones to the rounding
     to_short, to_long = (side - side % multiple for side in (to_short, to_long))
     return (to_short, to_long) if image_size[0] <= image_size[1] else (to_long, to_short)
 

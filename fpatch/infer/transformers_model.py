@@ -35,8 +35,8 @@ def load_transformers(
     if pretrained is not None:
         if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
             raise ValueError(
-                f"transformers_model(revision) must be the commit of {pretrained}, 40 hexadecimal digits, got "
-                f"{revision!r}; https://huggingface.co/{pretrained}/commits/main lists them"
+                f"transformers_model(revision) must be the commit of {pretrained}, 40 hexadecimal digits, "
+                f"got {revision!r}; https://huggingface.co/{pretrained}/commits/main lists them"
             )
         return load_model(pretrained, f"{pretrained} at {revision}", revision=revision)
     path = Path(str(weights))

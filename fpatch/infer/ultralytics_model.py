@@ -38,23 +38,26 @@ def load_ultralytics(
     *,
     architecture: str,
     num_classes: int | None = None,
+    end2end: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """A detection network in evaluation mode, for `infer.yolo`.
+    """A detection network in evaluation mode, for `infer.yolo`; licensed under the AGPL-3.0.
 
-    v3 to v9, v11 and v12 answer in format "v8", v10 and v26 in format "v10". The networks are licensed under
-    the AGPL-3.0.
+    All answer in format "v8". Those with a second, one-to-one head (v10, v26) answer with that one in format
+    "v10" if `end2end`, which is Ultralytics' own `predict(nms=False)`.
 
     Args:
         weights: A state dict, .safetensors or a .pt that holds nothing else; None: untrained.
         architecture: The name of a description that ships with Ultralytics, such as "yolo11n.yaml", or the
             path of one.
         num_classes: None: as the architecture says (80).
+        end2end: Whether the one-to-one head answers, which needs no suppression.
         seed: Of the untrained network's weights.
 
     Raises:
         ImportError: Without Ultralytics.
-        ValueError: For an unknown architecture, a pickled checkpoint, and weights of another network.
+        ValueError: For an unknown architecture, one that has no one-to-one head, a pickled checkpoint, and
+            weights of another network.
     """
     detection_model = import_detection_model()
     with torch.random.fork_rng(devices=[]):
@@ -75,7 +78,11 @@ def load_ultralytics(
                 f"these are not the weights of {architecture} with {classes} classes "
                 f"(num_classes): {str(error).splitlines()[1].strip()}"
             ) from error
-    model.model[-1].dynamic = True  # anchors anew for each batch, none kept from a call under other rules
+    head = model.model[-1]
+    if end2end and not hasattr(head, "one2one_cv2"):
+        raise ValueError(f"ultralytics_model(end2end=True): {architecture} has no one-to-one head")
+    head.end2end = end2end
+    head.dynamic = True  # anchors anew for each batch, none kept from a call under other rules
     return model.eval()
 
 

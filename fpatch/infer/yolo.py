@@ -16,8 +16,10 @@ did not choose has no gradient at all. Where the network also gives the head tha
 Ultralytics' does) that is decoded instead: every box with every class, the same scores, no gradient cut.
 
 Labels are the network's own class numbers, from 0. `infer.suppress` answers like Ultralytics' `predict` with
-`score=0.25, iou=0.7, num_detections=300, multi_label=False, num_candidates=30000`, and for v10 with
-`score=0.25, iou=1.0, num_detections=300`.
+`score=0.25, iou=0.7, num_detections=300, multi_label=False, num_candidates=30000`; after v10, like
+`predict(nms=False)`, with `score=0.25, iou=1.0, num_detections=300`; like the demo of pytorch-YOLOv4 with
+`score=0.4, iou=0.6, multi_label=False`. The letterbox is that of `predict(rect=False)`; by default `predict`
+pads to the next multiples of 32 only, which is `size=(height, width)` here.
 
 References:
     Ultralytics 8.4: `data.augment.LetterBox(auto=False)`, `utils.ops.scale_boxes`, `nn.modules.head.Detect`.
@@ -105,6 +107,16 @@ def show(config: Yolo, values: Values, control_values: Values) -> Values:
     }
 
 
+def declare(config: Yolo) -> dict[str, Any]:
+    """Ultralytics' networks read a stride off a tensor, which `torch.compile` cannot trace."""
+    model = config.model
+    if isinstance(model, Resource):
+        traceable = model.loader != "infer.ultralytics_model"
+    else:
+        traceable = not type(model).__module__.startswith("ultralytics.")
+    return {} if traceable else {"compile": False}
+
+
 # -- into the network's input
 
 
@@ -181,7 +193,8 @@ def decode_v10(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Te
         return dense
     if config.num_classes is None:
         raise ValueError(
-            "yolo(num_classes) is required: the answer [b, m, 6] of a v10 network does not tell how many there are"
+            "yolo(num_classes) is required: the answer [b, m, 6] of a v10 network does not tell how "
+            "many there are"
         )
     check_classes(answer, found[..., 4], config.num_classes, config)
     label = found[..., 5:].detach()
@@ -279,4 +292,13 @@ def describe(answer: Any) -> str:
     return type(answer).__name__
 
 
-yolo = define("yolo", Yolo, deterministic, apply, reads=("image",), writes=("detections",), show=show)
+yolo = define(
+    "yolo",
+    Yolo,
+    deterministic,
+    apply,
+    reads=("image",),
+    writes=("detections",),
+    show=show,
+    declare=declare,
+)
