@@ -6,6 +6,7 @@ stay offline and to install nothing, and what its import changes for the whole p
 file is its own, in its own folder (`YOLO_CONFIG_DIR`).
 """
 
+import copy
 import importlib
 import os
 import pickle
@@ -83,7 +84,7 @@ def load_ultralytics(
         raise ValueError(f"ultralytics_model(end2end=True): {architecture} has no one-to-one head")
     head.end2end = end2end
     head.dynamic = True  # anchors anew for each batch, none kept from a call under other rules
-    return model.eval()
+    return copy.deepcopy(model).eval()  # apart from the activation that all of its networks share, mode and all
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -265,9 +265,9 @@ def check_classes(
             "classes, which looks like another format; give num_classes if it is not"
         )
     if is_concrete(probabilities) and not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
-        low, high = float(probabilities.min()), float(probabilities.max())
+        low, high = probabilities.detach().aminmax()
         raise ValueError(
-            f"yolo(format={config.format!r}): scores must be probabilities, got {low:g} to {high:g} in "
+            f"yolo(format={config.format!r}): scores must be probabilities, got {low:.6g} to {high:.6g} in "
             f"{describe(answer)}; this is another format, or a network whose last sigmoid is left out"
         )
 
