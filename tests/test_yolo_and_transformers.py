@@ -331,8 +331,13 @@ def network(request):
 
 
 def spread_scores(model):
-    """Class logits of an untrained network around 0, some sigmas apart."""
+    """Class logits of an untrained network around -1, as far apart as those of a trained one."""
     head = model.model[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
+                nn.init.kaiming_normal_(module.weight)
     lists = [head.cv3, *([head.one2one_cv3] if hasattr(head, "one2one_cv3") else [])]
     seen = []
     hooks = [
@@ -370,14 +375,21 @@ def test_dense_is_the_raw_output_of_ultralytics(network):
             answer = answer.mT
             close(dense["boxes"], to_xyxy(answer[..., :4]), atol=1e-3)
     assert answer.shape == (1, 420, 10)
-    close(dense["logits"], raw["scores"].mT, atol=1e-5)
+    close(dense["logits"], raw["scores"].mT, atol=1e-4, rtol=1e-4)  # a probability near 1 tells no more
     close(log_scores(dense).exp(), answer[..., 4:])
     assert float(dense["logits"].std()) > 0.5
 
 
-@pytest.mark.parametrize(("shape", "atol"), [((128, 160), 1e-3), ((97, 131), 0.5)])
-def test_final_is_what_ultralytics_predicts(network, shape, atol):
-    """With its own resize the boxes differ by what rounding to whole levels does."""
+@pytest.mark.parametrize(
+    ("shape", "levels", "box_px", "score", "share"),
+    [
+        ((128, 160), np.uint8, 1e-3, 1e-4, 1.0),
+        ((97, 131), np.float32, 1e-2, 1e-3, 0.99),  # an overlap of 0.7 may fall to the other side
+        ((97, 131), np.uint8, 1.0, 0.03, 0.85),  # their resize rounds to whole levels, and so does predict
+    ],
+    ids=["as it is", "resized", "resized and rounded"],
+)
+def test_final_is_what_ultralytics_predicts(network, shape, levels, box_px, score, share):
     from ultralytics import YOLO
 
     model, form, end2end = network
@@ -386,34 +398,33 @@ def test_final_is_what_ultralytics_predicts(network, shape, atol):
     shell.model = copy.deepcopy(model)
     shell.model.names = {i: str(i) for i in range(6)}
     settings = {"imgsz": (128, 160), "rect": False, "conf": 0.001, "iou": 0.7, "max_det": 300}
-    (result,) = shell.predict(
-        np.ascontiguousarray(array[..., ::-1]), **settings, verbose=False, device="cpu",
-        **({"nms": False} if end2end else {}),
-    )  # fmt: skip
-    expected = result.boxes.data.double().cpu()
+    head = {"nms": False} if end2end else {}
+    source = np.ascontiguousarray(array[..., ::-1]).astype(levels)
+    (result,) = shell.predict(source, **settings, **head, verbose=False, device="cpu")
+    expected = result.boxes.data.double()
     stage = infer.yolo(model, format=form, size=(128, 160))
     options = {"iou": 1.0} if end2end else {"iou": 0.7, "multi_label": False, "num_candidates": 30000}
-    final = final_of(stage, images, score=0.001, num_detections=300, **options)
-    found = torch.cat(
-        [final["boxes"][0], final["scores"][0, :, None], final["labels"][0, :, None].double()], dim=-1
-    )[final["valid"][0]].double()
+    found = rows_of(final_of(stage, images, score=0.001, num_detections=300, **options))
     found[:, 0:4:2].clamp_(0, shape[1])
     found[:, 1:4:2].clamp_(0, shape[0])
     assert len(expected) >= 20
-    if shape == (128, 160):
-        assert len(found) == len(expected)
-        assert same_detections(found, expected, atol, 1e-4) == len(expected)
-    else:
-        assert abs(len(found) - len(expected)) <= 0.02 * len(expected) + 1
-        assert same_detections(found, expected, atol, 2e-3) >= 0.97 * len(expected) - 1
+    assert float(expected[:, 4].std()) > 0.05
+    assert abs(len(found) - len(expected)) <= 2 * (1 - share) * len(expected)
+    assert share_found(found, expected, box_px, score) >= share
 
 
-def same_detections(found, expected, box_atol, score_atol):
-    """How many of the expected rows (xyxy, score, class) are among those found."""
-    same = (found[None, :, :4] - expected[:, None, :4]).abs().amax(-1) <= box_atol
-    same &= (found[None, :, 4] - expected[:, None, 4]).abs() <= score_atol
+def rows_of(final):
+    """The valid detections of the first image: xyxy, score, class."""
+    columns = [final["boxes"][0], final["scores"][0, :, None], final["labels"][0, :, None]]
+    return torch.cat(columns, dim=-1)[final["valid"][0]].double()
+
+
+def share_found(found, expected, box_px, score):
+    """What share of the expected rows is among those found."""
+    same = (found[None, :, :4] - expected[:, None, :4]).abs().amax(-1) <= box_px
+    same &= (found[None, :, 4] - expected[:, None, 4]).abs() <= score
     same &= found[None, :, 5] == expected[:, None, 5]
-    return int(same.any(1).sum())
+    return float(same.any(1).double().mean())
 
 
 def test_ultralytics_networks_stay_the_same_and_pass_gradients(network):
@@ -588,6 +599,7 @@ def make_detr(kind):
         config = transformers.ConditionalDetrConfig(backbone_config=resnet([4]), **settings)
         model = transformers.ConditionalDetrForObjectDetection(config)
     elif kind == "deformable_detr":
+        settings["decoder_layers"] = 2
         config = transformers.DeformableDetrConfig(backbone_config=resnet([2, 3, 4]), **settings)
         model = transformers.DeformableDetrForObjectDetection(config)
     else:
@@ -660,30 +672,26 @@ def test_dense_is_the_raw_output_of_transformers(detr, resized):
     assert float(dense["logits"].std(1).min()) > 0.01
 
 
-@pytest.mark.parametrize("resized", [False, True])
-def test_final_is_what_transformers_gives(detr, resized):
+@pytest.mark.parametrize(
+    ("resized", "whole_levels", "box_px", "score", "share"),
+    [(False, True, 1e-3, 1e-5, 1.0), (True, False, 5e-3, 1e-4, 1.0), (True, True, 1.0, 0.03, 0.8)],
+    ids=["as it is", "resized", "resized and rounded"],
+)
+def test_final_is_what_transformers_gives(detr, resized, whole_levels, box_px, score, share):
     model, processor = detr
     images, array = picture(*((97, 131) if resized else (96, 128)))
     size = sizes_for(model, (96, 128))[resized]
-    own = processor(size=size)
+    own = processor(size=size, do_rescale=whole_levels)
     with torch.no_grad():
-        raw = model(**own(images=array, return_tensors="pt"))
-        (expected,) = own.post_process_object_detection(raw, threshold=0.0, target_sizes=[images.shape[-2:]])
-    softmax = raw.logits.shape[-1] == 8
-    count = len(expected["scores"])
-    options = {"multi_label": False} if softmax else {}
+        raw = model(**own(images=array if whole_levels else images[0], return_tensors="pt"))
+        (theirs,) = own.post_process_object_detection(raw, threshold=0.0, target_sizes=[images.shape[-2:]])
+    expected = torch.cat([theirs["boxes"], theirs["scores"][:, None], theirs["labels"][:, None]], dim=-1)
+    options = {"multi_label": False} if raw.logits.shape[-1] == 8 else {}
     stage = infer.transformers_detector(model, size=size)
-    final = final_of(stage, images, score=0.0, iou=1.0, num_detections=count, **options)
-    assert count >= 20
-    assert bool(final["valid"].all())
-    found = torch.cat([final["boxes"][0], final["scores"][0, :, None], final["labels"][0, :, None]], dim=-1)
-    theirs = torch.cat(
-        [expected["boxes"], expected["scores"][:, None], expected["labels"][:, None].float()], dim=-1
-    )
-    if not resized:
-        assert same_detections(found.double(), theirs.double(), 1e-3, 1e-5) == count
-    else:
-        assert same_detections(found.double(), theirs.double(), 0.2, 1e-2) >= 0.95 * count
+    found = rows_of(final_of(stage, images, score=0.0, iou=1.0, num_detections=len(expected), **options))
+    assert len(found) == len(expected) >= 20
+    assert float(expected[:, 4].std()) > 0.003
+    assert share_found(found, expected.double(), box_px, score) >= share
 
 
 def test_transformers_stay_the_same_and_pass_gradients(detr):
