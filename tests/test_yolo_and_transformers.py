@@ -331,26 +331,27 @@ def network(request):
 
 
 def spread_scores(model):
-    """Class logits of an untrained network around -1, as far apart as those of a trained one."""
+    """Weights at random, class logits of every head around -1 and as far apart as a trained network's."""
     head = model.model[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
                 nn.init.kaiming_normal_(module.weight)
-    lists = [head.cv3, *([head.one2one_cv3] if hasattr(head, "one2one_cv3") else [])]
-    seen = []
-    hooks = [
-        layers[-1].register_forward_hook(lambda module, _, out: seen.append((module, out)))
-        for group in lists
-        for layers in group
-    ]
+    groups = [head.cv3, *([head.one2one_cv3] if hasattr(head, "one2one_cv3") else [])]
+    spread(model, [layers[-1] for group in groups for layers in group], picture(128, 160)[0])
+
+
+def spread(model, layers, images):
+    seen = {}
+    hooks = [layer.register_forward_hook(lambda m, _, out: seen.update({m: out})) for layer in layers]
     with torch.no_grad():
-        model(picture(128, 160)[0])
-        for module, out in seen:
-            factor = 1.5 / out.std((0, 2, 3), keepdim=True).clamp(min=1e-6)
-            module.weight.mul_(factor.reshape(-1, 1, 1, 1))
-            module.bias.sub_(out.mean((0, 2, 3))).mul_(factor.flatten()).sub_(1.0)
+        model(images)
+        for layer, out in seen.items():
+            out = out.movedim(1 if isinstance(layer, nn.Conv2d) else -1, 0).flatten(1)
+            factor = 1.5 / out.std(1).clamp(min=1e-6)
+            layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.sub_(out.mean(1)).mul_(factor).sub_(1.0)
     for hook in hooks:
         hook.remove()
 
@@ -632,11 +633,10 @@ def detr(request):
             for name, parameter in model.named_parameters():
                 if name.endswith("detection_tokens"):
                     parameter.normal_()
-                if "norm" in name or not name.endswith("weight"):
-                    continue
-                parameter.normal_(0, 1.2 / max(1, parameter[0].numel()) ** 0.5)
-                if "class" in name and len(parameter) in (7, 8):
-                    parameter.mul_(4)
+                elif name.endswith("weight") and "norm" not in name:
+                    parameter.normal_(0, 1.2 / max(1, parameter[0].numel()) ** 0.5)
+        layers = [m for n, m in model.named_modules() if "class" in n and isinstance(m, nn.Linear)]
+        spread(model, [m for m in layers if m.out_features in (7, 8)], picture(96, 128)[0] - 0.5)
     kinds = {
         "detr": "Detr", "yolos": "Yolos", "conditional_detr": "ConditionalDetr",
         "deformable_detr": "DeformableDetr", "rt_detr": "RTDetr",
@@ -690,7 +690,7 @@ def test_final_is_what_transformers_gives(detr, resized, whole_levels, box_px, s
     stage = infer.transformers_detector(model, size=size)
     found = rows_of(final_of(stage, images, score=0.0, iou=1.0, num_detections=len(expected), **options))
     assert len(found) == len(expected) >= 20
-    assert float(expected[:, 4].std()) > 0.003
+    assert float(expected[:, 4].std()) > 0.03
     assert share_found(found, expected.double(), box_px, score) >= share
 
 
