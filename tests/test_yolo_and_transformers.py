@@ -5,10 +5,8 @@ The networks are real and untrained; the weights of their class heads are scaled
 
 import copy
 import json
-import os
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -22,9 +20,8 @@ from torch import nn
 from fpatch import infer
 from fpatch.config import build
 from fpatch.detections import ABSENT, log_scores
-from fpatch.infer.transformers_detector import target_size
+from fpatch.infer.transformers_detector import FAMILIES, prepare, target_size
 from fpatch.infer.yolo import fit_images
-from fpatch.tree import is_concrete
 
 ODD = noise("odd image", 2, 3, 97, 131)
 """Not square, and of a size that nothing divides."""
@@ -40,7 +37,7 @@ def final_of(stage, images=ODD, **settings):
 
 
 def picture(height, width):
-    """An image of whole levels, as a tensor [1, 3, h, w] and as an array [h, w, 3]; smooth, as photographs are."""
+    """A smooth image of whole levels, as a tensor [1, 3, h, w] and as an array [h, w, 3]."""
     coarse = noise("picture", 1, 3, 7, 9)
     levels = (255 * F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)).round()
     return levels / 255, levels[0].permute(1, 2, 0).byte().numpy()
@@ -58,7 +55,7 @@ def close(found, expected, atol=0.0, rtol=1e-5):
 
 
 class Answer(nn.Module):
-    """A network that answers what it was given, whatever the images; they count for nothing but the gradient."""
+    """A network that answers what it was given, whatever the images."""
 
     def __init__(self, answer):
         super().__init__()
@@ -526,13 +523,13 @@ from fpatch.config import build
 def state():
     return {
         "environment": dict(os.environ), "filters": list(warnings.filters), "hook": sys.excepthook,
-        "save": torch.save, "load": torch.load, "arange": torch.arange, "open": Image.open, "imread": cv2.imread,
+        "save": torch.save, "load": torch.load, "arange": torch.arange, "open": Image.open,
+        "imread": cv2.imread, "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": (torch.get_num_threads(), cv2.getNumThreads()), "numpy": numpy.get_printoptions(),
         "matmul": torch.get_float32_matmul_precision(), "dtype": torch.get_default_dtype(),
         "print": vars(torch._tensor_str.PRINT_OPTS).copy(), "errors": numpy.geterr(),
-        "cudnn": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
-                  torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
-        "generator": torch.get_rng_state().tolist(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn": [getattr(torch.backends.cudnn, n) for n in ("enabled", "benchmark", "allow_tf32")],
+        "tf32": torch.backends.cuda.matmul.allow_tf32, "generator": torch.get_rng_state().tolist(),
         "logging": (logging.root.level, len(logging.root.handlers)),
     }
 
@@ -589,8 +586,8 @@ def make_detr(kind):
     settings = {"use_timm_backbone": False, "use_pretrained_backbone": False, **SMALL}
     if kind == "yolos":
         config = transformers.YolosConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=[96, 128],
-            num_detection_tokens=40, num_labels=7,
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+            image_size=[96, 128], num_detection_tokens=40, num_labels=7,
         )  # fmt: skip
         model = transformers.YolosForObjectDetection(config)
     elif kind == "detr":
@@ -611,7 +608,8 @@ def make_detr(kind):
         config = transformers.RTDetrConfig(
             backbone_config=backbone, encoder_in_channels=[8, 16, 16], encoder_hidden_dim=32, d_model=32,
             decoder_in_channels=[32] * 3, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=40,
-            decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, num_labels=7, num_denoising=0,
+            decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, num_labels=7,
+            num_denoising=0,
         )  # fmt: skip
         model = transformers.RTDetrForObjectDetection(config)
     return model.eval()
@@ -631,12 +629,13 @@ def detr(request):
         model = make_detr(request.param)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith("detection_tokens"):
+                if name.endswith("detection_tokens") or "query_position" in name:
                     parameter.normal_()
                 elif name.endswith("weight") and "norm" not in name:
                     parameter.normal_(0, 1.2 / max(1, parameter[0].numel()) ** 0.5)
         layers = [m for n, m in model.named_modules() if "class" in n and isinstance(m, nn.Linear)]
-        spread(model, [m for m in layers if m.out_features in (7, 8)], picture(96, 128)[0] - 0.5)
+        images = prepare(picture(96, 128)[0], None, FAMILIES[model.config.model_type])
+        spread(model, [m for m in layers if m.out_features in (7, 8)], images)
     kinds = {
         "detr": "Detr", "yolos": "Yolos", "conditional_detr": "ConditionalDetr",
         "deformable_detr": "DeformableDetr", "rt_detr": "RTDetr",

@@ -84,7 +84,7 @@ def load_ultralytics(
         raise ValueError(f"ultralytics_model(end2end=True): {architecture} has no one-to-one head")
     head.end2end = end2end
     head.dynamic = True  # anchors anew for each batch, none kept from a call under other rules
-    return copy.deepcopy(model).eval()  # apart from the activation that all of its networks share, mode and all
+    return copy.deepcopy(model).eval()  # all networks share one activation, whose mode others would switch
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
