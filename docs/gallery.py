@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from fpatch import random
+from fpatch.infer.transformers_detector import STD
 from fpatch.stage import Stage, deterministic
 from fpatch.types import Range
 from fpatch.viz import Panel, side_by_side
@@ -105,6 +106,31 @@ class PagodaFinder(nn.Module):
             "boxes": boxes.expand(len(images), -1, 4),
             "logits": 200 * (redness.flatten(1) - 0.05)[..., None],
         }
+
+
+class PagodaYolo(PagodaFinder):
+    """The same answers as a network of the v8 family gives them."""
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Centers, sizes and probabilities, [b, 4 + 1, n]."""
+        found = super().forward(images)
+        low, high = found["boxes"].chunk(2, dim=-1)
+        scores = found["logits"].sigmoid()
+        return torch.cat([(low + high) / 2, high - low, scores], dim=-1).transpose(1, 2)
+
+
+class PagodaDetr(PagodaFinder):
+    """The same answers as DETR gives them."""
+
+    config = SimpleNamespace(model_type="detr", num_labels=1)
+
+    def forward(self, images: Tensor) -> SimpleNamespace:  # type: ignore[override]
+        """Centers and sizes in 0..1, and logits with that of no object."""
+        h, w = images.shape[-2:]
+        found = super().forward(images * images.new_tensor(STD)[:, None, None])
+        low, high = (found["boxes"] / images.new_tensor([w, h, w, h])).chunk(2, dim=-1)
+        logits = F.pad(found["logits"] - 6.0, (0, 1))  # the means of red and green are not the same
+        return SimpleNamespace(logits=logits, pred_boxes=torch.cat([(low + high) / 2, high - low], dim=-1))
 
 
 class PagodaClassifier(nn.Module):
@@ -423,6 +449,11 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         ),
         "infer.classifier": (infer.classifier(PagodaClassifier().eval()), draw_answers_of),
         "infer.detector": (victim, draw_answers_of),
+        "infer.yolo": (infer.yolo(PagodaYolo().eval(), format="v8", size=(256, 320)), draw_answers_of),
+        "infer.transformers_detector": (
+            infer.transformers_detector(PagodaDetr().eval(), {"shortest_edge": 216, "longest_edge": 320}),
+            draw_answers_of,
+        ),
         "infer.suppress": (suppress, after(victim)),
         "losses.vanish": (losses.vanish(), after(victim)),
         "losses.misclassify": (losses.misclassify(), after(infer.classifier(PagodaClassifier().eval()))),

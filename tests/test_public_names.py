@@ -29,7 +29,9 @@ NAMES = {
         horizontal_flip hue invert jpeg motion_blur read_noise resample resized_crop saturation shadow
         solarize tilt translation vertical_flip white_balance
     """,
-    "fpatch.infer": "classifier detector suppress",
+    "fpatch.infer": """
+        classifier detector suppress transformers_detector transformers_model ultralytics_model yolo
+    """,
     "fpatch.losses": "color_list lp_distance misclassify non_printability saliency total_variation vanish",
     "fpatch.metrics": "Rate average_precision bootstrap_mean class_hit detection_hit wilson",
     "fpatch.analysis": "Importance Importances permutation_importance scatter",

@@ -3,24 +3,23 @@
 What a network is fed and how its logits are meant depends on its family, which its own `config.model_type`
 tells; a family that is not listed is refused, and so is a head whose width does not fit.
 
-| family | `logits` from | image |
-|---|---|---|
-| detr, table-transformer | a softmax, whose last class, no object, is left out | normalized |
-| yolos | the same | normalized; shortest and longest edge in multiples of 16, rounded down |
-| conditional_detr, deformable_detr | a sigmoid per class, as they are | normalized |
-| rt_detr, rt_detr_v2, d_fine | the same | as it is |
+    detr, table-transformer             softmax              normalized
+    yolos                               softmax              normalized, sides in multiples of 16
+    conditional_detr, deformable_detr   sigmoid per class    normalized
+    rt_detr, rt_detr_v2, d_fine         sigmoid per class    as it is
 
-A softmax is turned into the log-odds of its probabilities, so that `sigmoid(logits)` are the network's
-scores. There is one box per query and no objectness; boxes are moved back to pixels of the image and are not
-clipped to it. Labels are those of the checkpoint (`config.id2label`); COCO's usually are 1..90 with holes in
-the first two families.
+A softmax has a last class, no object, that is left out; the others become the log-odds of their
+probabilities. Logits of a sigmoid stay as they are. There is one box per query and no objectness; boxes are
+moved back to pixels of the image, not clipped to it. Labels are those of the checkpoint (`config.id2label`);
+COCO's are 1..90 with holes in detr and yolos.
 
 Images of a batch have one size, so nothing is padded and no `pixel_mask` is needed: without one all pixels
 count. Normalization is by ImageNet's mean and standard deviation.
 
-`infer.suppress` answers like `post_process_object_detection` with `score=0.5, iou=1.0` and, for a softmax,
-`multi_label=False, num_detections=` the number of queries; for a sigmoid `num_detections=100` (300 in
-rt_detr, rt_detr_v2 and d_fine).
+`infer.suppress` answers like `post_process_object_detection` with score=0.5, iou=1.0 and
+
+- after a softmax multi_label=False and num_detections the number of queries;
+- after a sigmoid num_detections=100, in rt_detr, rt_detr_v2 and d_fine the number of queries.
 
 References:
     transformers 5: image_processing_detr.py, image_processing_yolos.py, image_processing_rt_detr.py,

@@ -1,25 +1,27 @@
 """Detectors of the YOLO families, told apart by the format of their answer.
 
 The network is asked as it was trained: the image is fitted into its input by a letterbox, or stretched, and
-the boxes are moved back to pixels of the image. They are not clipped to it. Dense detections hold
+the boxes are moved back to pixels of the image, not clipped to it. What the networks answer:
 
-| format | answer of the network | families |
-|---|---|---|
-| v4 | boxes [b, n, 1, 4] xyxy in 0..1 of the input; confidences [b, n, c], objectness times class | v4 |
-| v5 | [b, n, 5 + c]: center, width and height in pixels, objectness, classes | v5, v7 |
-| v8 | [b, 4 + c, n]: center, width and height in pixels, classes | v8, v9, v11, v12, and v5u |
-| v10 | [b, m, 6]: xyxy in pixels, score, class, after the network's own choice of the best m | v10, v26 |
+    v4   boxes [b, n, 1, 4] xyxy in 0..1 of the input, confidences [b, n, c], objectness times class
+    v5   [b, n, 5 + c]  center, width, height in pixels, objectness, classes          v5, v7
+    v8   [b, 4 + c, n]  center, width, height in pixels, classes         v8, v9, v11, v12, v5u
+    v10  [b, m, 6]      xyxy in pixels, score, class, after the network's own choice  v10, v26
 
 Probabilities become log-odds, exactly: `logits` are those of the classes (in v4 of the product), `objectness`
 is there in v5 only. In v10 each of the m boxes has one class, all others are `ABSENT`, and what the network
-did not choose has no gradient at all. Where the network also gives the head that it chose from (`one2one`, as
-Ultralytics' does) that is decoded instead: every box with every class, the same scores, no gradient cut.
+did not choose has no gradient. Where the network also gives the head that it chose from (`one2one`, as
+Ultralytics' does), that is decoded instead: every box with every class, the same scores, no gradient cut.
 
-Labels are the network's own class numbers, from 0. `infer.suppress` answers like Ultralytics' `predict` with
-`score=0.25, iou=0.7, num_detections=300, multi_label=False, num_candidates=30000`; after v10, like
-`predict(nms=False)`, with `score=0.25, iou=1.0, num_detections=300`; like the demo of pytorch-YOLOv4 with
-`score=0.4, iou=0.6, multi_label=False`. The letterbox is that of `predict(rect=False)`; by default `predict`
-pads to the next multiples of 32 only, which is `size=(height, width)` here.
+Labels are the network's own class numbers, from 0. `infer.suppress` answers
+
+- like Ultralytics' `predict` with score=0.25, iou=0.7, num_detections=300, multi_label=False,
+  num_candidates=30000;
+- like its `predict(nms=False)`, after v10, with score=0.25, iou=1.0, num_detections=300;
+- like the demo of pytorch-YOLOv4 with score=0.4, iou=0.6, multi_label=False.
+
+The letterbox is that of `predict(rect=False)`; by default `predict` pads to the next multiples of 32 only,
+which is size=(height, width) here.
 
 References:
     Ultralytics 8.4: `data.augment.LetterBox(auto=False)`, `utils.ops.scale_boxes`, `nn.modules.head.Detect`.
