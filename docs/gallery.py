@@ -25,7 +25,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from fpatch import random
-from fpatch.infer.transformers_detector import STD
+from fpatch.infer.transformers_detector import MEAN, STD
 from fpatch.stage import Stage, deterministic
 from fpatch.types import Range
 from fpatch.viz import Panel, side_by_side
@@ -127,10 +127,11 @@ class PagodaDetr(PagodaFinder):
     def forward(self, images: Tensor) -> SimpleNamespace:  # type: ignore[override]
         """Centers and sizes in 0..1, and logits with that of no object."""
         h, w = images.shape[-2:]
-        found = super().forward(images * images.new_tensor(STD)[:, None, None])
+        mean, std = (images.new_tensor(of)[:, None, None] for of in (MEAN, STD))
+        found = super().forward(images * std + mean)
         low, high = (found["boxes"] / images.new_tensor([w, h, w, h])).chunk(2, dim=-1)
-        logits = F.pad(found["logits"] - 6.0, (0, 1))  # the means of red and green are not the same
-        return SimpleNamespace(logits=logits, pred_boxes=torch.cat([(low + high) / 2, high - low], dim=-1))
+        boxes = torch.cat([(low + high) / 2, high - low], dim=-1)
+        return SimpleNamespace(logits=F.pad(found["logits"], (0, 1)), pred_boxes=boxes)
 
 
 class PagodaClassifier(nn.Module):

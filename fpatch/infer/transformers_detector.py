@@ -27,7 +27,7 @@ References:
     Transformers. Fang et al. (2021), You Only Look at One Sequence.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -145,7 +145,7 @@ def prepare(
     return (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[:, None, None]
 
 
-def target_size(image_size: tuple[int, int], size: Mapping[str, int], multiple: int) -> tuple[int, int]:
+def target_size(image_size: Sequence[int], size: Mapping[str, int], multiple: int) -> tuple[int, int]:
     """Height and width after the resize, with the image processors' own rounding.
 
     The shorter side becomes `shortest_edge`, or so much less that the longer is about `longest_edge`.

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._tensor_str import PRINT_OPTS
 
 from fpatch.resource import define_loader
 
@@ -71,8 +72,9 @@ def load_ultralytics(
                 "ships with the installed Ultralytics; an example is 'yolo11n.yaml'"
             ) from error
     if weights is not None:
+        state = read_state(Path(weights))
         try:
-            model.load_state_dict(read_state(Path(weights)))
+            model.load_state_dict(state)
         except RuntimeError as error:
             classes = "its own" if num_classes is None else num_classes
             raise ValueError(
@@ -125,7 +127,7 @@ def process_unchanged() -> Iterator[None]:
 
     environment, threads, numpy_options = dict(os.environ), cv2.getNumThreads(), np.get_printoptions()
     save, image_open = torch.save, Image.open
-    torch_options = vars(torch._tensor_str.PRINT_OPTS).copy()
+    torch_options = vars(PRINT_OPTS).copy()
     os.environ.update(QUIET)
     try:
         with warnings.catch_warnings():
@@ -136,7 +138,7 @@ def process_unchanged() -> Iterator[None]:
         cv2.setNumThreads(threads)
         torch.save, Image.open = save, image_open
         np.set_printoptions(**numpy_options)
-        vars(torch._tensor_str.PRINT_OPTS).update(torch_options)
+        vars(PRINT_OPTS).update(torch_options)
 
 
 ultralytics_model = define_loader("ultralytics_model", load_ultralytics)

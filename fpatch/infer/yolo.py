@@ -29,7 +29,7 @@ References:
     distributions). Wang et al. (2024), YOLOv10, section 3.1 (the one-to-one head).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -145,19 +145,12 @@ def fit_images(
 # -- from its answer
 
 
-def decode_v4(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Tensor]:
-    boxes, confidences = (
-        answer[:2] if isinstance(answer, (list, tuple)) and len(answer) >= 2 else (None, None)
-    )
-    fits = (
-        isinstance(boxes, Tensor)
-        and isinstance(confidences, Tensor)
-        and boxes.ndim == 4
-        and boxes.shape[2:] == (1, 4)
-        and confidences.ndim == 3
-        and confidences.shape[:2] == boxes.shape[:2]
-    )
-    if not fits:
+def decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    parts = answer[:2] if isinstance(answer, (list, tuple)) else ()
+    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
+        raise refusal(answer, config)
+    boxes, confidences = parts
+    if boxes.shape[2:] != (1, 4) or confidences.ndim != 3 or boxes.shape[:2] != confidences.shape[:2]:
         raise refusal(answer, config)
     check_classes(answer, confidences, confidences.shape[-1], config)
     return {
@@ -166,7 +159,7 @@ def decode_v4(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Ten
     }
 
 
-def decode_v5(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Tensor]:
+def decode_v5(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
     found = first_tensor(answer, config)
     num_boxes, num_classes = found.shape[1], found.shape[2] - 5
     check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
@@ -177,14 +170,14 @@ def decode_v5(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Ten
     }
 
 
-def decode_v8(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Tensor]:
+def decode_v8(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
     found = first_tensor(answer, config).transpose(1, 2)
     num_boxes, num_classes = found.shape[1], found.shape[2] - 4
     check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
     return {"boxes": to_corners(found[..., :4]), "logits": log_odds(found[..., 4:])}
 
 
-def decode_v10(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Tensor]:
+def decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
     found = first_tensor(answer, config)
     if found.shape[-1] != 6:
         raise refusal(answer, config)
@@ -210,7 +203,7 @@ def decode_v10(answer: Any, size: tuple[int, int], config: Yolo) -> dict[str, Te
     return {"boxes": found[..., :4], "logits": torch.where(own, logits, torch.full_like(logits, ABSENT))}
 
 
-def decode_one_to_one(head: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Tensor]:
+def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str, Tensor]:
     """The dense head that a v10 network chooses its answer from.
 
     Each cell's box is its distances to the left, top, right and bottom in strides: as they are, or each the
