@@ -64,7 +64,7 @@ class Yolo:
     Attributes:
         model: A module in evaluation mode, images [b, 3, h, w] in 0..1, RGB, -> the answer of its family;
             what it says besides (a tuple's further entries) is ignored. Or the `Resource` that makes one,
-            such as `infer.ultralytics_model`.
+            such as `infer.ultralytics_model`, whose networks are licensed under the AGPL-3.0.
         format: "v4", "v5", "v8" or "v10".
         size: The network's input, a side or (height, width); None: images go in as they are.
         num_classes: c, against which the answer is checked. Required for v10 without a dense head, whose
