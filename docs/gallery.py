@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from fpatch import random
+from fpatch.infer.transformers_detector import MEAN, STD
 from fpatch.stage import Stage, deterministic
 from fpatch.types import Range
 from fpatch.viz import Panel, side_by_side
@@ -142,6 +143,32 @@ def make_fcos() -> nn.Module:
     as_it_is = {"min_size": HEIGHT, "max_size": WIDTH, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     anchors = AnchorGenerator(((8,),), ((1.0,),))
     return FCOS(Redness(), 1, **as_it_is, anchor_generator=anchors, head=PagodaHead()).eval()
+
+
+class PagodaYolo(PagodaFinder):
+    """The same answers as a network of the v8 family gives them."""
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Centers, sizes and probabilities, [b, 4 + 1, n]."""
+        found = super().forward(images)
+        low, high = found["boxes"].chunk(2, dim=-1)
+        scores = found["logits"].sigmoid()
+        return torch.cat([(low + high) / 2, high - low, scores], dim=-1).transpose(1, 2)
+
+
+class PagodaDetr(PagodaFinder):
+    """The same answers as DETR gives them."""
+
+    config = SimpleNamespace(model_type="detr", num_labels=1)
+
+    def forward(self, images: Tensor) -> SimpleNamespace:  # type: ignore[override]
+        """Centers and sizes in 0..1, and logits with that of no object."""
+        h, w = images.shape[-2:]
+        mean, std = (images.new_tensor(of)[:, None, None] for of in (MEAN, STD))
+        found = super().forward(images * std + mean)
+        low, high = (found["boxes"] / images.new_tensor([w, h, w, h])).chunk(2, dim=-1)
+        boxes = torch.cat([(low + high) / 2, high - low], dim=-1)
+        return SimpleNamespace(logits=F.pad(found["logits"], (0, 1)), pred_boxes=boxes)
 
 
 class PagodaClassifier(nn.Module):
@@ -482,6 +509,11 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "infer.classifier": (infer.classifier(PagodaClassifier().eval()), draw_answers_of),
         "infer.detector": (victim, draw_answers_of),
         "infer.torchvision_detector": (infer.torchvision_detector(make_fcos()), draw_answers_of),
+        "infer.yolo": (infer.yolo(PagodaYolo().eval(), format="v8", size=(256, 320)), draw_answers_of),
+        "infer.transformers_detector": (
+            infer.transformers_detector(PagodaDetr().eval(), {"shortest_edge": 216, "longest_edge": 320}),
+            draw_answers_of,
+        ),
         "infer.suppress": (suppress, after(victim)),
         "losses.vanish": (losses.vanish(), after(victim)),
         "losses.ensemble": (

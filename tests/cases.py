@@ -4,6 +4,7 @@ A new stage is one line in `CASES`. It is given what it reads of `make_inputs`, 
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fpatch.types import Range
 
 NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131
 SHAPES = {"hood": (3, 20, 31), "roof": (3, 16, 9)}
+DETECTORS = ("infer.torchvision_detector", "infer.yolo", "infer.transformers_detector")
 SHARED = ("patch", "masks")
 """Values without an axis of rows."""
 
@@ -38,6 +40,31 @@ class TinyDetector(nn.Module):
         size = 12 * self.boxes(features).tanh().exp().flatten(2).transpose(1, 2)
         low_high = torch.cat([-size[..., :2], size[..., 2:]], dim=-1)
         return {"boxes": center + low_high, "logits": self.logits(features).flatten(2).transpose(1, 2)}
+
+
+class TinyYolo(TinyDetector):
+    """The same cells, in the format of a family, their scores spread over (0, 1)."""
+
+    def __init__(self, seed: int, format: str) -> None:
+        super().__init__(seed)
+        self.format = format
+
+    def forward(self, images: Tensor) -> Any:
+        found = super().forward(images)
+        low, high = found["boxes"].chunk(2, dim=-1)
+        center_size = torch.cat([(low + high) / 2, high - low], dim=-1)
+        scores = (1 + (2 * found["logits"]).tanh()) / 2
+        if self.format == "v4":
+            size = images.new_tensor([*images.shape[:-3:-1], *images.shape[:-3:-1]])
+            return [(found["boxes"] / size)[:, :, None], scores]
+        if self.format == "v5":
+            return torch.cat([center_size, scores.sum(-1, keepdim=True) / 2, scores], dim=-1), [scores]
+        if self.format == "v8":
+            return torch.cat([center_size, scores], dim=-1).transpose(1, 2), {"besides": scores}
+        best, label = scores.max(-1, keepdim=True)
+        best, order = best.topk(50, dim=1)
+        found = torch.cat([found["boxes"], label], dim=-1).gather(1, order.expand(-1, -1, 5))
+        return torch.cat([found[..., :4], best, found[..., 4:]], dim=-1)
 
 
 class TinyClassifier(nn.Module):
@@ -70,7 +97,7 @@ def randomize(module: nn.Module, seed: int) -> None:
     for name, parameter in module.named_parameters():
         values = random.normal(random.fold_in(random.key(seed), name), tuple(parameter.shape))
         with torch.no_grad():
-            parameter.copy_(values / max(1, parameter[0].numel()) ** 0.5)
+            parameter.copy_(values / max(1, parameter[:1].numel()) ** 0.5)
     module.eval()
 
 
@@ -80,6 +107,21 @@ def draw_ellipse(height: int, width: int) -> Tensor:
 
 
 detector = define_loader("detector", lambda seed: TinyDetector(seed))
+
+
+def make_yolos() -> nn.Module:
+    """The smallest of the family that transformers has, with logits that differ."""
+    from transformers import YolosConfig, YolosForObjectDetection
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tokens = {"image_size": [96, 128], "patch_size": 16, "num_detection_tokens": 16}
+    model = YolosForObjectDetection(YolosConfig(**sizes, **tokens, num_labels=4))
+    randomize(model, 8)
+    return model
+
+
+tiny_yolo = define_loader("tiny_yolo", lambda seed, format: TinyYolo(seed, format))
+tiny_yolos = define_loader("tiny_yolos", make_yolos)
 classifier = define_loader("classifier", lambda seed: TinyClassifier(seed))
 ellipse = define_loader("ellipse", draw_ellipse)
 tiny_generator = define_loader("tiny_generator", lambda seed: TinyGenerator(seed))
@@ -172,7 +214,7 @@ def case(
     inputs = make_inputs(**others)
     batch = {name: inputs[name] for name in inputs if name in {"image_id", "draw", *names} - set(without)}
     found = Case(subject, params, batch)
-    networks = ("infer.detector", "infer.torchvision_detector", "infer.classifier", "create.generator")
+    networks = ("infer.detector", "infer.classifier", "create.generator", *DETECTORS)
     has_network = any(s.definition.name in networks for s in found.stages)
     return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws)
 
@@ -359,6 +401,10 @@ CASES = {
         f"torchvision's {name}": case(infer.torchvision_detector(torchvision_victim(name=name)))
         for name in ARCHITECTURES
     },
+    "yolo v4": case(infer.yolo(tiny_yolo(seed=1, format="v4"), format="v4", size=96, fit="stretch")),
+    "yolo v5": case(infer.yolo(tiny_yolo(seed=1, format="v5"), format="v5", num_classes=2)),
+    "yolo v8": case(infer.yolo(tiny_yolo(seed=1, format="v8"), format="v8", size=(128, 112))),
+    "yolo v10": case(infer.yolo(tiny_yolo(seed=1, format="v10"), format="v10", size=80, num_classes=3)),
     "suppress": case(infer.suppress(score=0.1, num_detections=20)),
     "vanish": case(losses.vanish(iou=0.05)),
     "vanish by probability": case(losses.vanish(iou=0.05, on="probability")),
@@ -385,3 +431,10 @@ CASES = {
     "demo, train": case(demo().at("train")),
     "demo, test": case(demo().at("test")),
 }
+
+if find_spec("transformers"):
+    size = {"height": 48, "width": 80}
+    CASES["yolos"] = case(infer.transformers_detector(tiny_yolos(), size=size))
+if find_spec("ultralytics"):
+    network = infer.ultralytics_model(architecture="yolo11n.yaml", num_classes=3)
+    CASES["yolo11n"] = case(infer.yolo(network, format="v8", size=64))

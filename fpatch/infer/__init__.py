@@ -1,17 +1,5 @@
 """Victims, and what is read from them."""
 
-from fpatch.infer.classifier import classifier
-from fpatch.infer.detector import detector
-from fpatch.infer.ensemble import ensemble
-from fpatch.infer.suppress import suppress
-from fpatch.infer.torchvision_detector import torchvision_detector
-from fpatch.infer.torchvision_model import torchvision_model
 
 __all__ = [
-    "classifier",
-    "detector",
-    "ensemble",
-    "suppress",
-    "torchvision_detector",
-    "torchvision_model",
 ]

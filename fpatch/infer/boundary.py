@@ -5,6 +5,7 @@ written, whatever transformation runs outside; operators that know nothing of `t
 work under it, because inside there is only plain autograd.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import optree
@@ -31,23 +32,40 @@ def check_victim(stage: str, model: Any) -> nn.Module:
     return model
 
 
-def run_victim(model: nn.Module, images: Tensor) -> Any:
-    """`model(images)`, differentiable in the images only.
+def call(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """What a victim is asked where nothing stands before or behind it."""
+    return model(images)
+
+
+def run_victim(
+    model: nn.Module, images: Tensor, ask: Callable[[Callable[[Tensor], Any], Tensor], Any] = call
+) -> Any:
+    """`ask(model, images)`, differentiable in the images only.
 
     Args:
-        model: From images to a pytree of tensors [b, ...].
+        model: Its parameters are frozen.
         images: [b, c, h, w].
+        ask: What an adapter does before and behind the model, inside the boundary; a pytree of tensors
+            [b, ...].
+
+    Raises:
+        ValueError: If the victim passes no gradient on.
     """
     if not torch.is_grad_enabled():
-        return model(images)
+        return ask(model, images)
     if torch.compiler.is_compiling():  # which cannot trace plain autograd inside a function of its own
         frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return torch.func.functional_call(model, frozen, (images,))
+        return ask(lambda x: torch.func.functional_call(model, frozen, (x,)), images)
     structure: list[Any] = []
 
     def flat(x: Tensor) -> list[Tensor]:
-        leaves, tree = optree.tree_flatten(model(x))
+        leaves, tree = optree.tree_flatten(ask(model, x))
         structure[:] = [tree]
+        if not any(leaf.requires_grad for leaf in leaves):
+            raise ValueError(
+                f"{type(model).__name__}: no answer depends on the images by autograd: the model detaches "
+                "them or runs under no_grad inside, and a patch would learn nothing"
+            )
         return leaves
 
     outputs: Any = _Boundary.apply(flat, images)

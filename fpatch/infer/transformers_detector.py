@@ -1,0 +1,185 @@
+"""Detectors of Hugging Face transformers: DETR and its kin, YOLOS.
+
+What a network is fed and how its logits are meant depends on its family, which its own `config.model_type`
+tells; a family that is not listed is refused, and so is a head whose width does not fit.
+
+    detr, table-transformer             softmax              normalized
+    yolos                               softmax              normalized, sides in multiples of 16
+    conditional_detr, deformable_detr   sigmoid per class    normalized
+    rt_detr, rt_detr_v2, d_fine         sigmoid per class    as it is
+
+A softmax has a last class, no object, that is left out; the others become the log-odds of their
+probabilities. Logits of a sigmoid stay as they are. There is one box per query and no objectness; boxes are
+moved back to pixels of the image, not clipped to it. Labels are those of the checkpoint (`config.id2label`);
+COCO's are 1..90 with holes in detr and yolos.
+
+Images of a batch have one size, so nothing is padded and no `pixel_mask` is needed: without one all pixels
+count. Normalization is by ImageNet's mean and standard deviation.
+
+`infer.suppress` answers like `post_process_object_detection` with score=0.5, iou=1.0 and
+
+- after a softmax multi_label=False and num_detections the number of queries;
+- after a sigmoid num_detections=100, in rt_detr, rt_detr_v2 and d_fine the number of queries.
+
+References:
+    transformers 5: image_processing_detr.py, image_processing_yolos.py, image_processing_rt_detr.py,
+    `image_transforms.get_size_with_aspect_ratio`. Carion et al. (2020), End-to-End Object Detection with
+    Transformers. Fang et al. (2021), You Only Look at One Sequence.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fpatch.checks import check_number
+from fpatch.detections import log_scores, softmax_log_odds
+from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.resource import Resource, live
+from fpatch.stage import define, deterministic
+from fpatch.types import Params, Sample, Values
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet."""
+
+
+class Family(NamedTuple):
+    """What differs between the networks."""
+
+    scores: Literal["softmax", "sigmoid"]
+    normalize: bool = True
+    multiple: int = 1
+
+
+FAMILIES = {
+    "detr": Family("softmax"),
+    "table-transformer": Family("softmax"),
+    "yolos": Family("softmax", multiple=16),
+    "conditional_detr": Family("sigmoid"),
+    "deformable_detr": Family("sigmoid"),
+    "rt_detr": Family("sigmoid", normalize=False),
+    "rt_detr_v2": Family("sigmoid", normalize=False),
+    "d_fine": Family("sigmoid", normalize=False),
+}
+
+SIZES = ({"shortest_edge", "longest_edge"}, {"height", "width"})
+
+
+@dataclass(frozen=True)
+class TransformersDetector:
+    """The victim, and the size that it is fed.
+
+    Attributes:
+        model: One of transformers' models for object detection in evaluation mode; or the `Resource` that
+            makes one, such as `infer.transformers_model`.
+        size: As in the checkpoint's preprocessor_config.json: `{"shortest_edge": 800, "longest_edge": 1333}`
+            keeps the ratio, `{"height": 640, "width": 640}` does not; None: images go in as they are.
+    """
+
+    model: Resource | nn.Module
+    size: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is None:
+            return
+        if set(self.size) not in SIZES:
+            raise ValueError(
+                "transformers_detector(size) must hold shortest_edge and longest_edge, or height and width, "
+                f"got {dict(self.size)}"
+            )
+        for side, pixels in self.size.items():
+            check_number(f"transformers_detector(size[{side!r}])", pixels, 1)
+
+
+def apply(config: TransformersDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
+    model = check_victim("transformers_detector", live(config.model))
+    family, num_labels = family_of(model)
+
+    def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:
+        h, w = images.shape[-2:]
+        answer = model(prepare(images, config.size, family))
+        center, half = answer.pred_boxes[..., :2], answer.pred_boxes[..., 2:] / 2
+        boxes = torch.cat([center - half, center + half], dim=-1) * images.new_tensor([w, h, w, h])
+        return {"boxes": boxes, "logits": read_logits(answer.logits, family, num_labels)}
+
+    return {"detections": {"dense": run_victim(model, values["image"], ask)}}
+
+
+def show(config: TransformersDetector, values: Values, control_values: Values) -> Values:
+    """The logarithm of the highest score of every dense box."""
+    return {
+        f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+def family_of(model: nn.Module) -> tuple[Family, int]:
+    """What a network's own config says of it, and the number of its labels."""
+    own = getattr(model, "config", None)
+    kind, num_labels = getattr(own, "model_type", None), getattr(own, "num_labels", None)
+    if kind not in FAMILIES or not isinstance(num_labels, int):
+        raise ValueError(
+            f"transformers_detector: the model must be one of {', '.join(FAMILIES)} by its "
+            f"config.model_type, got {type(model).__name__} ({kind!r}); wrap any other "
+            "as infer.detector(model)"
+        )
+    return FAMILIES[kind], num_labels
+
+
+def prepare(
+    images: Float[Tensor, "b c h w"], size: Mapping[str, int] | None, family: Family
+) -> Float[Tensor, "b c height width"]:
+    """The images as the family's image processor gives them to the network."""
+    if size is not None:
+        height, width = target_size(images.shape[-2:], size, family.multiple)
+        if (height, width) != tuple(images.shape[-2:]):
+            images = F.interpolate(
+                images, (height, width), mode="bilinear", align_corners=False, antialias=True
+            )
+    if not family.normalize:
+        return images
+    return (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[:, None, None]
+
+
+def target_size(image_size: Sequence[int], size: Mapping[str, int], multiple: int) -> tuple[int, int]:
+    """Height and width after the resize, with the image processors' own rounding.
+
+    The shorter side becomes `shortest_edge`, or so much less that the longer is about `longest_edge`.
+    """
+    if "height" in size:
+        return size["height"], size["width"]
+    short, long = min(image_size), max(image_size)
+    limit = size["longest_edge"] * short / long
+    too_long = long / short * size["shortest_edge"] > size["longest_edge"]
+    to_short = round(limit) if too_long else size["shortest_edge"]
+    to_long = int((limit if too_long else size["shortest_edge"]) * long / short)
+    if to_short == short and (multiple == 1 or image_size[0] <= image_size[1]):
+        to_short, to_long = short, long  # YOLOS's processor leaves the upright ones to the rounding
+    to_short, to_long = (side - side % multiple for side in (to_short, to_long))
+    return (to_short, to_long) if image_size[0] <= image_size[1] else (to_long, to_short)
+
+
+def read_logits(logits: Float[Tensor, "b n _"], family: Family, num_labels: int) -> Float[Tensor, "b n c"]:
+    """Log-odds of the classes that exist."""
+    width = num_labels + (family.scores == "softmax")
+    if logits.shape[-1] != width:
+        raise ValueError(
+            f"transformers_detector: a {family.scores} over {num_labels} labels has {width} logits per box, "
+            f"got {logits.shape[-1]}; this head is not that of its config.model_type"
+        )
+    return softmax_log_odds(logits)[..., :-1] if family.scores == "softmax" else logits
+
+
+transformers_detector = define(
+    "transformers_detector",
+    TransformersDetector,
+    deterministic,
+    apply,
+    reads=("image",),
+    writes=("detections",),
+    show=show,
+)

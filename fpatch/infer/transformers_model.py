@@ -1,0 +1,69 @@
+"""Object detectors of Hugging Face transformers, from files or through its own download."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fpatch.resource import define_loader
+
+FILES = ("model.safetensors", "config.json")
+
+
+def load_transformers(
+    weights: str | Path | None = None, *, pretrained: str | None = None, revision: str | None = None
+) -> nn.Module:
+    """A detection network in evaluation mode, for `infer.transformers_detector`.
+
+    Weights are safetensors only, and no code that comes with a checkpoint is run.
+
+    Args:
+        weights: Path of a model.safetensors with its config.json beside it; nothing is downloaded.
+        pretrained: Or a name on the Hugging Face hub, such as "hustvl/yolos-tiny", for transformers' own
+            download and cache.
+        revision: The commit there, all 40 digits: a branch may hold other weights tomorrow.
+
+    Raises:
+        ImportError: Without transformers.
+        ValueError: For both or none of `weights` and `pretrained`, files that are missing or cannot be
+            fetched, and a checkpoint that is no object detector.
+    """
+    if (weights is None) == (pretrained is None):
+        raise ValueError("transformers_model takes either weights (a path) or pretrained (a name on the hub)")
+    if pretrained is not None:
+        if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+            raise ValueError(
+                f"transformers_model(revision) must be the commit of {pretrained}, 40 hexadecimal digits, "
+                f"got {revision!r}; https://huggingface.co/{pretrained}/commits/main lists them"
+            )
+        return load_model(pretrained, f"{pretrained} at {revision}", revision=revision)
+    path = Path(str(weights))
+    if path.name != FILES[0] or not path.with_name(FILES[1]).is_file():
+        raise ValueError(f"weights must be a {FILES[0]} with its {FILES[1]} beside it, got {path}")
+    return load_model(str(path.parent), str(path.parent), local_files_only=True)
+
+
+def load_model(source: str, what: str, **options: Any) -> nn.Module:
+    """A model for object detection by its name or folder."""
+    try:
+        detection_model = importlib.import_module("transformers").AutoModelForObjectDetection
+    except ImportError as error:
+        raise ImportError(
+            f"transformers_model needs transformers: pip install 'fpatch[transformers]' ({error})"
+        ) from error
+    try:
+        return detection_model.from_pretrained(source, use_safetensors=True, **options).eval()
+    except OSError as error:
+        folder = f"https://huggingface.co/{source}/resolve/{options.get('revision')}"
+        raise ValueError(
+            f"transformers_model cannot get {what}; without network fetch {folder}/{FILES[0]} and "
+            f"{folder}/{FILES[1]} into one folder elsewhere and give weights='<folder>/{FILES[0]}' "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{what} is no object detector: {str(error).splitlines()[0]}") from error
+
+
+transformers_model = define_loader("transformers_model", load_transformers)

@@ -1,0 +1,144 @@
+"""Networks of Ultralytics, which are licensed under the AGPL-3.0: its terms bind who uses them.
+
+fpatch neither contains nor needs that package; `pip install 'fpatch[ultralytics]'` adds it. It is asked to
+stay offline and to install nothing, and what its import changes for the whole process (`torch.save`,
+`PIL.Image.open`, print options, OpenCV's threads, warnings, environment variables) is put back. Its settings
+file is its own, in its own folder (`YOLO_CONFIG_DIR`).
+"""
+
+import copy
+import importlib
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch._tensor_str import PRINT_OPTS
+
+from fpatch.resource import define_loader
+
+QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+"""What Ultralytics reads of the environment when it is imported: no telemetry, no pip, no banners."""
+
+CONVERT = (
+    "import torch; c = torch.load('{name}', 'cpu', weights_only=False); "
+    "torch.save((c.get('ema') or c['model']).float().state_dict(), '{stem}-state.pt')"
+)
+
+
+def load_ultralytics(
+    weights: str | Path | None = None,
+    *,
+    architecture: str,
+    num_classes: int | None = None,
+    end2end: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A detection network in evaluation mode, for `infer.yolo`; licensed under the AGPL-3.0.
+
+    All answer in format "v8". Those with a second, one-to-one head (v10, v26) answer with that one in format
+    "v10" if `end2end`, which is Ultralytics' own `predict(nms=False)`.
+
+    Args:
+        weights: A state dict, .safetensors or a .pt that holds nothing else; None: untrained.
+        architecture: The name of a description that ships with Ultralytics, such as "yolo11n.yaml", or the
+            path of one.
+        num_classes: None: as the architecture says (80).
+        end2end: Whether the one-to-one head answers, which needs no suppression.
+        seed: Of the untrained network's weights.
+
+    Raises:
+        ImportError: Without Ultralytics.
+        ValueError: For an unknown architecture, one that has no one-to-one head, a pickled checkpoint, and
+            weights of another network.
+    """
+    detection_model = import_detection_model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = detection_model(architecture, nc=num_classes, verbose=False)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"ultralytics_model(architecture={architecture!r}) is neither a file nor a description that "
+                "ships with the installed Ultralytics; an example is 'yolo11n.yaml'"
+            ) from error
+    if weights is not None:
+        state = read_state(Path(weights))
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            classes = "its own" if num_classes is None else num_classes
+            raise ValueError(
+                f"these are not the weights of {architecture} with {classes} classes "
+                f"(num_classes): {str(error).splitlines()[1].strip()}"
+            ) from error
+    head = model.model[-1]
+    if end2end and not hasattr(head, "one2one_cv2"):
+        raise ValueError(f"ultralytics_model(end2end=True): {architecture} has no one-to-one head")
+    head.end2end = end2end
+    head.dynamic = True  # anchors anew for each batch, none kept from a call under other rules
+    return copy.deepcopy(model).eval()  # all networks share one activation, whose mode others would switch
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, by name; nothing in the file is executed."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        state = None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        command = CONVERT.format(name=path.name, stem=path.stem)
+        raise ValueError(
+            "it must hold a state dict of tensors only; a pickled checkpoint can run any code when it is "
+            f'loaded. If you trust it, convert it where it lies: python -c "{command}"'
+        )
+    return state
+
+
+def import_detection_model() -> Any:
+    """Ultralytics' class of detection networks."""
+    try:
+        with process_unchanged():
+            return importlib.import_module("ultralytics.nn.tasks").DetectionModel
+    except ImportError as error:
+        raise ImportError(
+            f"ultralytics_model needs Ultralytics (AGPL-3.0): pip install 'fpatch[ultralytics]' ({error})"
+        ) from error
+
+
+@contextmanager
+def process_unchanged() -> Iterator[None]:
+    """Puts back what an import of Ultralytics changes for everybody else."""
+    if "ultralytics" in sys.modules:
+        yield
+        return
+    import cv2
+
+    environment, threads, numpy_options = dict(os.environ), cv2.getNumThreads(), np.get_printoptions()
+    save, image_open = torch.save, Image.open
+    torch_options = vars(PRINT_OPTS).copy()
+    os.environ.update(QUIET)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        cv2.setNumThreads(threads)
+        torch.save, Image.open = save, image_open
+        np.set_printoptions(**numpy_options)
+        vars(PRINT_OPTS).update(torch_options)
+
+
+ultralytics_model = define_loader("ultralytics_model", load_ultralytics)

@@ -1,0 +1,299 @@
+"""Detectors of the YOLO families, told apart by the format of their answer.
+
+The network is asked as it was trained: the image is fitted into its input by a letterbox, or stretched, and
+the boxes are moved back to pixels of the image, not clipped to it. What the networks answer:
+
+    v4   boxes [b, n, 1, 4] xyxy in 0..1 of the input, confidences [b, n, c], objectness times class
+    v5   [b, n, 5 + c]  center, width, height in pixels, objectness, classes          v5, v7
+    v8   [b, 4 + c, n]  center, width, height in pixels, classes         v8, v9, v11, v12, v5u
+    v10  [b, m, 6]      xyxy in pixels, score, class, after the network's own choice  v10, v26
+
+Probabilities become log-odds, exactly: `logits` are those of the classes (in v4 of the product), `objectness`
+is there in v5 only. In v10 each of the m boxes has one class, all others are `ABSENT`, and what the network
+did not choose has no gradient. Where the network also gives the head that it chose from (`one2one`, as
+Ultralytics' does), that is decoded instead: every box with every class, the same scores, no gradient cut.
+
+Labels are the network's own class numbers, from 0. `infer.suppress` answers
+
+- like Ultralytics' `predict` with score=0.25, iou=0.7, num_detections=300, multi_label=False,
+  num_candidates=30000;
+- like its `predict(nms=False)`, after v10, with score=0.25, iou=1.0, num_detections=300;
+- like the demo of pytorch-YOLOv4 with score=0.4, iou=0.6, multi_label=False.
+
+The letterbox is that of `predict(rect=False)`; by default `predict` pads to the next multiples of 32 only,
+which is size=(height, width) here.
+
+References:
+    Ultralytics 8.4: `data.augment.LetterBox(auto=False)`, `utils.ops.scale_boxes`, `nn.modules.head.Detect`.
+    Tianxiaomo/pytorch-YOLOv4: tool/yolo_layer.py. Li et al. (2020), Generalized Focal Loss, eq. 5 (boxes as
+    distributions). Wang et al. (2024), YOLOv10, section 3.1 (the one-to-one head).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fpatch.checks import check_number
+from fpatch.detections import ABSENT, log_odds, log_scores
+from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.resource import Resource, live
+from fpatch.stage import define, deterministic
+from fpatch.tree import is_concrete
+from fpatch.types import Params, Sample, Values
+
+GRAY = 114 / 255
+"""What a letterbox pads with."""
+
+EXPECTED = {
+    "v4": "a pair of boxes [b, n, 1, 4] and confidences [b, n, c]",
+    "v5": "[b, n, 5 + c]",
+    "v8": "[b, 4 + c, n]",
+    "v10": "[b, m, 6]",
+}
+
+
+@dataclass(frozen=True)
+class Yolo:
+    """The victim, and how it is asked.
+
+    Attributes:
+        model: A module in evaluation mode, images [b, 3, h, w] in 0..1, RGB, -> the answer of its family;
+            what it says besides (a tuple's further entries) is ignored. Or the `Resource` that makes one,
+            such as `infer.ultralytics_model`, whose networks are licensed under the AGPL-3.0.
+        format: "v4", "v5", "v8" or "v10".
+        size: The network's input, a side or (height, width); None: images go in as they are.
+        num_classes: c, against which the answer is checked. Required for v10 without a dense head, whose
+            answer does not tell.
+        fit: "letterbox" keeps the ratio and pads with gray around; "stretch" does not, as in the demo of
+            pytorch-YOLOv4.
+    """
+
+    model: Resource | nn.Module
+    format: Literal["v4", "v5", "v8", "v10"]
+    size: int | tuple[int, int] | None = None
+    num_classes: int | None = None
+    fit: Literal["letterbox", "stretch"] = "letterbox"
+
+    def __post_init__(self) -> None:
+        for field, given in (("format", EXPECTED), ("fit", ("letterbox", "stretch"))):
+            if getattr(self, field) not in given:
+                raise ValueError(
+                    f"yolo({field}) must be one of {', '.join(given)}, got {getattr(self, field)!r}"
+                )
+        for side in (self.size,) if isinstance(self.size, int) else self.size or ():
+            check_number("yolo(size)", side, 1)
+        if self.num_classes is not None:
+            check_number("yolo(num_classes)", self.num_classes, 1)
+
+
+def apply(config: Yolo, patch_params: Params, sample: Sample, values: Values) -> Values:
+    def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:
+        fitted, offset, scale = fit_images(images, config)
+        dense = DECODERS[config.format](model(fitted), fitted.shape[-2:], config)
+        return {**dense, "boxes": (dense["boxes"] - offset) / scale}
+
+    model = check_victim("yolo", live(config.model))
+    return {"detections": {"dense": run_victim(model, values["image"], ask)}}
+
+
+def show(config: Yolo, values: Values, control_values: Values) -> Values:
+    """The logarithm of the highest score of every dense box."""
+    return {
+        f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+def declare(config: Yolo) -> dict[str, Any]:
+    """Ultralytics' networks read a stride off a tensor, which `torch.compile` cannot trace."""
+    model = config.model
+    if isinstance(model, Resource):
+        traceable = model.loader != "infer.ultralytics_model"
+    else:
+        traceable = not type(model).__module__.startswith("ultralytics.")
+    return {} if traceable else {"compile": False}
+
+
+# -- into the network's input
+
+
+def fit_images(
+    images: Float[Tensor, "b c h w"], config: Yolo
+) -> tuple[Float[Tensor, "b c height width"], Float[Tensor, "4"], Float[Tensor, "4"]]:
+    """The images as the network wants them, and the offset and scale of boxes xyxy in them."""
+    h, w = images.shape[-2:]
+    height, width = (config.size, config.size) if isinstance(config.size, int) else config.size or (h, w)
+    if config.fit == "letterbox":
+        ratio = min(height / h, width / w)
+        rows, columns = max(round(h * ratio), 1), max(round(w * ratio), 1)
+    else:
+        rows, columns = height, width
+    if (rows, columns) != (h, w):
+        images = F.interpolate(images, (rows, columns), mode="bilinear", align_corners=False)
+    top, left = round((height - rows) / 2 - 0.1), round((width - columns) / 2 - 0.1)
+    edges = (left, width - columns - left, top, height - rows - top)
+    if any(edges):
+        images = F.pad(images, edges, value=GRAY)
+    return images, images.new_tensor([left, top] * 2), images.new_tensor([columns / w, rows / h] * 2)
+
+
+# -- from its answer
+
+
+def decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    parts = answer[:2] if isinstance(answer, (list, tuple)) else ()
+    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
+        raise refusal(answer, config)
+    boxes, confidences = parts
+    if boxes.shape[2:] != (1, 4) or confidences.ndim != 3 or boxes.shape[:2] != confidences.shape[:2]:
+        raise refusal(answer, config)
+    check_classes(answer, confidences, confidences.shape[-1], config)
+    return {
+        "boxes": boxes[:, :, 0] * boxes.new_tensor([size[1], size[0]] * 2),
+        "logits": log_odds(confidences),
+    }
+
+
+def decode_v5(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    found = first_tensor(answer, config)
+    num_boxes, num_classes = found.shape[1], found.shape[2] - 5
+    check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
+    return {
+        "boxes": to_corners(found[..., :4]),
+        "objectness": log_odds(found[..., 4]),
+        "logits": log_odds(found[..., 5:]),
+    }
+
+
+def decode_v8(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    found = first_tensor(answer, config).transpose(1, 2)
+    num_boxes, num_classes = found.shape[1], found.shape[2] - 4
+    check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
+    return {"boxes": to_corners(found[..., :4]), "logits": log_odds(found[..., 4:])}
+
+
+def decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    found = first_tensor(answer, config)
+    if found.shape[-1] != 6:
+        raise refusal(answer, config)
+    besides = answer[1] if isinstance(answer, (list, tuple)) and len(answer) > 1 else None
+    if isinstance(besides, Mapping) and isinstance(besides.get("one2one"), Mapping):
+        dense = decode_one_to_one(besides["one2one"], size)
+        check_classes(answer, found[..., 4], dense["logits"].shape[-1], config)
+        return dense
+    if config.num_classes is None:
+        raise ValueError(
+            "yolo(num_classes) is required: the answer [b, m, 6] of a v10 network does not tell how "
+            "many there are"
+        )
+    check_classes(answer, found[..., 4], config.num_classes, config)
+    label = found[..., 5:].detach()
+    if is_concrete(label) and not bool(((label >= 0) & (label < config.num_classes)).all()):
+        raise ValueError(
+            f"yolo(num_classes={config.num_classes}): the answer holds class {float(label.max()):g}; they "
+            f"count from 0"
+        )
+    own = label == torch.arange(config.num_classes, device=label.device)
+    logits = log_odds(found[..., 4:5])
+    return {"boxes": found[..., :4], "logits": torch.where(own, logits, torch.full_like(logits, ABSENT))}
+
+
+def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str, Tensor]:
+    """The dense head that a v10 network chooses its answer from.
+
+    Each cell's box is its distances to the left, top, right and bottom in strides: as they are, or each the
+    mean of a distribution over 0, 1, ..., r - 1.
+
+    Args:
+        head: "boxes" [b, 4 r, n], "scores" [b, c, n] (logits), "feats", the feature maps [b, _, h, w] whose
+            cells are the n.
+        size: Of the network's input.
+    """
+    distances = head["boxes"].unflatten(1, (4, -1))
+    bins = distances.shape[2]
+    if bins > 1:
+        steps = torch.arange(bins, dtype=distances.dtype, device=distances.device)
+        distances = (distances.softmax(2) * steps[:, None]).sum(2, keepdim=True)
+    left_top, right_bottom = distances[:, :, 0].transpose(1, 2).chunk(2, dim=-1)
+    centers, strides = [], []
+    for rows, columns in (features.shape[-2:] for features in head["feats"]):
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        centers.append(torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5)
+        strides.append(torch.full((rows * columns, 1), size[0] / rows))
+    center, stride = torch.cat(centers).to(distances), torch.cat(strides).to(distances)
+    corners = torch.cat([center - left_top, center + right_bottom], dim=-1)
+    return {"boxes": corners * stride, "logits": head["scores"].transpose(1, 2)}
+
+
+DECODERS = {"v4": decode_v4, "v5": decode_v5, "v8": decode_v8, "v10": decode_v10}
+
+
+def to_corners(boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n 4"]:
+    """From center, width and height to xyxy."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def first_tensor(answer: Any, config: Yolo) -> Tensor:
+    """The answer without what a network gives besides."""
+    found = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
+    if not isinstance(found, Tensor) or found.ndim != 3:
+        raise refusal(answer, config)
+    return found
+
+
+def check_classes(
+    answer: Any, probabilities: Tensor, num_classes: int, config: Yolo, num_boxes: int | None = None
+) -> None:
+    """Refuse another number of classes, and what cannot be probabilities: an answer of another format."""
+    expected = config.num_classes
+    if num_classes != expected if expected is not None else num_classes < 1:
+        raise refusal(answer, config)
+    if expected is None and num_boxes is not None and num_classes > num_boxes:
+        raise ValueError(
+            f"yolo(format={config.format!r}): {describe(answer)} would be {num_boxes} boxes of {num_classes} "
+            "classes, which looks like another format; give num_classes if it is not"
+        )
+    if is_concrete(probabilities) and not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
+        low, high = probabilities.detach().aminmax()
+        raise ValueError(
+            f"yolo(format={config.format!r}): scores must be probabilities, got {low:.6g} to {high:.6g} in "
+            f"{describe(answer)}; this is another format, or a network whose last sigmoid is left out"
+        )
+
+
+def refusal(answer: Any, config: Yolo) -> ValueError:
+    """What was expected and what was found."""
+    classes = "" if config.num_classes is None else f" with c = {config.num_classes}"
+    return ValueError(
+        f"yolo(format={config.format!r}): the model must answer {EXPECTED[config.format]}{classes}, "
+        f"got {describe(answer)}"
+    )
+
+
+def describe(answer: Any) -> str:
+    """The shapes of an answer."""
+    if isinstance(answer, Tensor):
+        return str(list(answer.shape))
+    if isinstance(answer, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in answer.items()) + "}"
+    if isinstance(answer, (list, tuple)):
+        return "(" + ", ".join(map(describe, answer)) + ")"
+    return type(answer).__name__
+
+
+yolo = define(
+    "yolo",
+    Yolo,
+    deterministic,
+    apply,
+    reads=("image",),
+    writes=("detections",),
+    show=show,
+    declare=declare,
+)
