@@ -30,13 +30,14 @@ NAMES = {
         solarize tilt translation vertical_flip white_balance
     """,
     "fpatch.infer": """
-
+        classifier detector ensemble suppress torchvision_detector torchvision_model
+        transformers_detector transformers_model ultralytics_model yolo
     """,
     "fpatch.losses": """
-
+        color_list ensemble lp_distance misclassify non_printability saliency total_variation vanish
     """,
     "fpatch.metrics": """
-
+        Rate average_precision bootstrap_mean class_hit detection_hit wilson
     """,
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
     "fpatch.viz": "HeatMap Panel animate plot plot_boxes plot_curves plot_heat_maps side_by_side",

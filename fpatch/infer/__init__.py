@@ -1,5 +1,25 @@
 """Victims, and what is read from them."""
 
+from fpatch.infer.classifier import classifier
+from fpatch.infer.detector import detector
+from fpatch.infer.ensemble import ensemble
+from fpatch.infer.suppress import suppress
+from fpatch.infer.torchvision_detector import torchvision_detector
+from fpatch.infer.torchvision_model import torchvision_model
+from fpatch.infer.transformers_detector import transformers_detector
+from fpatch.infer.transformers_model import transformers_model
+from fpatch.infer.ultralytics_model import ultralytics_model
+from fpatch.infer.yolo import yolo
 
 __all__ = [
+    "classifier",
+    "detector",
+    "ensemble",
+    "suppress",
+    "torchvision_detector",
+    "torchvision_model",
+    "transformers_detector",
+    "transformers_model",
+    "ultralytics_model",
+    "yolo",
 ]
