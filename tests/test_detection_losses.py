@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -611,3 +612,16 @@ def test_five_steps_move_the_loss_the_right_way(goal, victim, victims):
 def test_twenty_steps_move_it_further(goal, victim, victims):
     values, _ = moves(STAGES[goal], victims[victim], steps=20)
     assert values[-1] < values[5] < values[0]
+
+
+# -- the page
+
+
+def test_the_page_names_every_goal_and_score():
+    text = (Path(__file__).parent.parent / "docs" / "losses-by-goal.md").read_text()
+    for stage in STAGES.values():
+        name = stage.definition.name
+        assert f"[`{name}`](losses.md#{name.removeprefix('losses.')})" in text
+    assert f"a score of 0.8 costs {softplus(-math.log(0.8 / 0.2)):.2f}" in text
+    for score in ("class", "objectness"):
+        assert f'score="{score}"' in text

@@ -30,7 +30,10 @@ NAMES = {
         solarize tilt translation vertical_flip white_balance
     """,
     "fpatch.infer": "classifier detector suppress",
-    "fpatch.losses": "color_list lp_distance misclassify non_printability saliency total_variation vanish",
+    "fpatch.losses": """
+        color_list hallucinate latency lp_distance misclassify non_printability relabel saliency
+        total_variation vanish
+    """,
     "fpatch.metrics": "Rate average_precision bootstrap_mean class_hit detection_hit wilson",
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
     "fpatch.viz": "Panel animate plot plot_boxes plot_curves side_by_side",
