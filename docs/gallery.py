@@ -449,7 +449,7 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "infer.suppress": (suppress, after(victim)),
         "losses.vanish": (losses.vanish(), after(victim)),
         "losses.relabel": (losses.relabel(), after(infer.detector(PagodaNamer().eval()), color="green")),
-        "losses.hallucinate": (losses.hallucinate(0, box=(0.6, 0.3, 0.95, 0.9)), after(victim, color="red")),
+        "losses.hallucinate": (losses.hallucinate(0), after(victim, color="red")),
         "losses.latency": (losses.latency(), after(victim, color="red")),
         "losses.misclassify": (losses.misclassify(), after(infer.classifier(PagodaClassifier().eval()))),
         "losses.total_variation": (losses.total_variation(), draw_patch_loss),

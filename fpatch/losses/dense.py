@@ -108,9 +108,7 @@ def find_unclaimed(
     """The places that no box can claim, for `fpatch doctor`."""
     image_id = values.get("image_id", torch.arange(len(claims)))
     lost = (valid & ~claims.any(-1)).nonzero().tolist()
-    places = [f"image {int(image_id[i])}, {what} {j}" for i, j in lost]
+    found = [f"image {int(image_id[i])}, {what} {j}" for i, j in lost]
     return (
-        {f"no dense box of the victim is near an {what}, and nothing can be learned there": places}
-        if places
-        else {}
+        {f"no dense box of the victim is near the {what}, so that nothing is learned": found} if found else {}
     )

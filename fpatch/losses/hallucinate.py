@@ -96,6 +96,7 @@ hallucinate = define(
     deterministic,
     apply,
     reads=("detections", "quads", "quad_valid"),
+    optional=("image_id",),
     writes=("hallucinate",),
     role="loss",
     check=check,

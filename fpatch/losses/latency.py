@@ -9,10 +9,10 @@ Two terms. `latency` is how far the boxes are below the threshold, on average, 0
 
 References:
     Shapira et al., Phantom Sponges: Exploiting Non-Maximum Suppression to Attack Deep Object Detectors, WACV
-    2023, by the authors' code (`max_objects` and `bboxes_area` of AvishagS422/PhantomSponges): the same two
-    terms, on probabilities, for one class. Wang et al., Daedalus, IEEE Transactions on Cybernetics 2022,
-    abstract: boxes that are made smaller evade suppression. Chen et al., Overload: Latency Attacks on Object
-    Detection for Edge Devices, CVPR 2024, abstract: the time of inference through the number of boxes.
+    2023; read as the authors' code (`max_objects` and `bboxes_area` of AvishagS422/PhantomSponges), which has
+    these two terms, the first in probability and for one class. Of two papers the abstracts: Wang et al.,
+    Daedalus, IEEE Transactions on Cybernetics 2022, evade suppression by boxes made small; Chen et al.,
+    Overload: Latency Attacks on Object Detection for Edge Devices, CVPR 2024, aim at the time of inference.
 """
 
 import math

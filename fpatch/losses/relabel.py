@@ -1,8 +1,8 @@
 """Make a detector call an object by another name: away from its class, or towards a chosen one.
 
-Class log-odds of the boxes that claim the object are compared with each other. A detector's objectness is
-common to all classes and would cancel. That the object is still found is not asked: a box that falls below
-the threshold on the way leaves the count of boxes only when better ones take its place.
+The class log-odds of each box that claims the object are compared with each other; an objectness is common to
+all classes and would cancel. Nothing asks that the object is still found: `losses.hallucinate` of the target
+does, as a second term.
 """
 
 from dataclasses import dataclass
@@ -87,6 +87,7 @@ relabel = define(
     deterministic,
     apply,
     reads=("detections", "boxes", "labels", "box_valid"),
+    optional=("image_id",),
     writes=("relabel",),
     role="loss",
     check=check,

@@ -103,6 +103,7 @@ vanish = define(
     deterministic,
     apply,
     reads=READS,
+    optional=("image_id",),
     writes=("vanish",),
     role="loss",
     check=check,
