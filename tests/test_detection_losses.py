@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,14 @@ def test_vanish_by_objectness(dense, settings):
     stage = losses.vanish(score="objectness", **settings)
     (gradient,) = torch.autograd.grad(score_rows(stage, inputs).sum(), objectness)
     assert bool((gradient >= 0).all() and (gradient > 0).any())
+
+    def by(objectness: Tensor) -> Tensor:
+        dense = inputs["detections"]["dense"] | {"objectness": objectness}
+        return score_rows(stage, inputs | {"detections": {"dense": dense}})
+
+    population = torch.stack([objectness.detach() + shift for shift in (-3.0, 0.0, 2.0)])
+    expected = torch.stack([by(member) for member in population])
+    torch.testing.assert_close(torch.func.vmap(by)(population), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("settings", [
@@ -588,15 +597,15 @@ def moves(goal: Stage, victim: Stage, steps: int) -> tuple[list[float], float]:
     return values, norms[0]
 
 
-@pytest.fixture(scope="module")
-def victims() -> dict[str, Stage]:
-    return {name: make() for name, make in VICTIMS.items()}
+@cache
+def make_victim(name: str) -> Stage:
+    return VICTIMS[name]()
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("goal", STAGES)
-def test_five_steps_move_the_loss_the_right_way(goal, victim, victims):
-    values, norm = moves(STAGES[goal], victims[victim], steps=5)
+def test_five_steps_move_the_loss_the_right_way(goal, victim):
+    values, norm = moves(STAGES[goal], make_victim(victim), steps=5)
     assert norm > 0
     assert values[-1] < values[0]
 
@@ -604,8 +613,8 @@ def test_five_steps_move_the_loss_the_right_way(goal, victim, victims):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("goal", STAGES)
-def test_twenty_steps_move_it_further(goal, victim, victims):
-    values, _ = moves(STAGES[goal], victims[victim], steps=20)
+def test_twenty_steps_move_it_further(goal, victim):
+    values, _ = moves(STAGES[goal], make_victim(victim), steps=20)
     assert values[-1] < values[5] < values[0]
 
 

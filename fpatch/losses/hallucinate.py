@@ -69,13 +69,13 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
     boxes = boxes_of(dense, torch.full_like(logits, config.label, dtype=torch.int64))
     if config.box is None:
         valid = values["quad_valid"]
-        places = quad_bounds(torch.where(valid[..., None, None], values["quads"], 0.0))
+        places = quad_bounds(values["quads"])  # nothing is near one that is absent and NaN
     else:
         height, width = values["image"].shape[-2:]
         places = boxes.new_tensor(config.box) * boxes.new_tensor([width, height, width, height])
         places = places.expand(len(logits), 1, 4)
         valid = torch.ones_like(places[..., 0], dtype=torch.bool)
-    return logits[:, None], can_claim(places, boxes, config.iou) & valid[..., None], valid
+    return logits[:, None], can_claim(places, boxes, config.iou), valid
 
 
 def check(config: Hallucinate, values: Values) -> dict[str, list[str]]:
