@@ -95,21 +95,38 @@ def make_stripes(height: int, width: int) -> Tensor:
 class PagodaFinder(nn.Module):
     """A detector that anyone can follow: boxes of one size on a grid, as likely as they are red inside."""
 
+    side, step = 120, 8
+
     def __init__(self, least: float = 0.05) -> None:
         super().__init__()
         self.least = least
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Dense boxes and their logits."""
-        side, step = 120, 8
-        redness = F.avg_pool2d(images[:, :1] - images[:, 1:2], side, stride=step)
+        redness = self.average(images[:, :1] - images[:, 1:2])
         rows, columns = redness.shape[-2:]
-        y, x = torch.meshgrid(step * torch.arange(rows), step * torch.arange(columns), indexing="ij")
-        boxes = torch.stack([x, y, x + side, y + side], dim=-1).flatten(0, 1).float()
+        y, x = (self.step * torch.arange(n) for n in (rows, columns))
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        boxes = torch.stack([x, y, x + self.side, y + self.side], dim=-1).flatten(0, 1).float()
         return {
             "boxes": boxes.expand(len(images), -1, 4),
             "logits": 200 * (redness.flatten(1) - self.least)[..., None],
         }
+
+    def average(self, channel: Tensor) -> Tensor:
+        """The mean inside every box."""
+        return F.avg_pool2d(channel, self.side, stride=self.step)
+
+
+class PagodaNamer(PagodaFinder):
+    """The same with a second answer, a tree, as likely as they are green inside."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Dense boxes and the logits of two classes."""
+        dense = super().forward(images)
+        greenness = self.average(images[:, 1:2] - images[:, 2:])
+        tree = 60 * (greenness.flatten(1) - 0.15)[..., None]
+        return dense | {"logits": torch.cat([dense["logits"], tree], dim=-1)}
 
 
 class Redness(nn.Module):
@@ -291,25 +308,29 @@ def draw_patch_loss(stage: Stage) -> list[list[Panel]]:
     return [panels]
 
 
-def with_and_without() -> Iterator[tuple[str, dict[str, Any]]]:
-    """A photograph with nothing on it, and with gray patches."""
+COLORS = {"gray": (0.5, 0.5, 0.5), "red": (0.9, 0.2, 0.2), "green": (0.4, 0.8, 0.1)}
+
+
+def with_and_without(color: str = "gray") -> Iterator[tuple[str, dict[str, Any]]]:
+    """A photograph with nothing on it, and with patches of one color."""
     from fpatch import implant
 
     batch = make_batch(1)
-    batch["patch"] = {name: torch.full((3, 8, 8), 0.5) for name in batch["patch"]}
+    flat = torch.tensor(COLORS[color])[:, None, None].expand(3, 8, 8)
+    batch["patch"] = {name: flat for name in batch["patch"]}
     place = implant.warp(scale=Range(1.6, 1.6), names=("flower", "stripes"))
-    for name, opacity in (("no patch", 0.0), ("gray patches", 1.0)):
+    for name, opacity in (("no patch", 0.0), (f"{color} patches", 1.0)):
         sample = place.sample(random.key(0), batch)
         sample["opacity"] = sample["opacity"] * opacity
         yield name, place.apply({}, sample, batch)
 
 
-def draw_answers(stages: Sequence[Stage]) -> list[list[Panel]]:
+def draw_answers(stages: Sequence[Stage], color: str = "gray") -> list[list[Panel]]:
     """A victim's answers with a patch and without, and what the last stage says of them."""
     from fpatch import infer
 
     shown = []
-    for name, values in with_and_without():
+    for name, values in with_and_without(color):
         says = []
         for stage in stages:
             values, _ = stage({}, random.key(0), values)
@@ -324,7 +345,9 @@ def draw_answers(stages: Sequence[Stage]) -> list[list[Panel]]:
             every = infer.suppress(score=0.3, iou=1.0)
             final = every({}, random.key(0), values)[0]["detections"]["final"]
         found = None if final is None else {key: value[0] for key, value in final.items()}
-        shown.append(Panel(values["image"][0], ", ".join([name, *says])[:38], found))
+        while len(text := ", ".join([name, *says])) > 38:
+            says.pop()
+        shown.append(Panel(values["image"][0], text, found))
     return [shown]
 
 
@@ -439,8 +462,8 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
     victim = infer.detector(PagodaFinder().eval())
     suppress = infer.suppress(score=0.3, iou=0.3)
 
-    def after(*before: Stage) -> Callable[[Stage], list[list[Panel]]]:
-        return lambda stage: draw_answers([*before, stage])
+    def after(*before: Stage, color: str = "gray") -> Callable[[Stage], list[list[Panel]]]:
+        return lambda stage: draw_answers([*before, stage], color)
 
     shapes = {"flower": (3, 24, 36)}
     inks = (
@@ -520,6 +543,9 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
             losses.ensemble(("victims/0/vanish", "victims/1/vanish"), "worst"),
             draw_ensemble,
         ),
+        "losses.relabel": (losses.relabel(), after(infer.detector(PagodaNamer().eval()), color="green")),
+        "losses.hallucinate": (losses.hallucinate(0), after(victim, color="red")),
+        "losses.latency": (losses.latency(), after(victim, color="red")),
         "losses.misclassify": (losses.misclassify(), after(infer.classifier(PagodaClassifier().eval()))),
         "losses.total_variation": (losses.total_variation(), draw_patch_loss),
         "losses.non_printability": (losses.non_printability(), draw_patch_loss),
@@ -546,7 +572,7 @@ def main() -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     for identity, (stage, draw) in stages.items():
         if only in (None, identity):
-            figure = side_by_side(draw(stage), ("pagoda",), panel_px=260)
+            figure = side_by_side(draw(stage), ("pagoda", "tree"), panel_px=260)
             pixels = (figure * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(pictures / f"{identity.replace('.', '-')}.jpg", quality=82)
             print(identity)

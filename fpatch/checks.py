@@ -36,3 +36,13 @@ def check_number(field: str, value: float, low: float, high: float = float("inf"
     if not low <= value <= high or value == float("inf"):
         rule = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise ValueError(f"{field} must be {rule}, got {value!r}")
+
+
+def check_choice(field: str, value: object, options: tuple[object, ...]) -> None:
+    """Refuse what is none of a few values.
+
+    Raises:
+        ValueError: With the field, the values and what was given.
+    """
+    if value not in options:
+        raise ValueError(f"{field} must be {' or '.join(map(repr, options))}, got {value!r}")

@@ -14,6 +14,7 @@ background of a softmax) and a row that is only padding hold `ABSENT`.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,28 @@ ABSENT = -30.0
 SMALLEST, LARGEST = 1e-30, 1 - 2**-24
 """Probabilities outside these have no finite log-odds in float32."""
 
+Score = Literal["class", "objectness", "product"]
+"""Which score of a box is meant; without objectness the product is that of the class."""
+
 
 def log_scores(dense: Mapping[str, Tensor]) -> Float[Tensor, "b n c"]:
     """Logarithm of the score of every box and class, differentiable everywhere."""
     scores = F.logsigmoid(dense["logits"])  # sigmoid changes bits with position
     return scores + F.logsigmoid(dense["objectness"])[..., None] if "objectness" in dense else scores
+
+
+def score_logits(dense: Mapping[str, Tensor], score: Score = "product") -> Float[Tensor, "b n c"]:
+    """Log-odds of a score of every box and class, or [b, n, 1] of its objectness.
+
+    Of a product `1 / ((1 + exp(-x)) (1 + exp(-y)))` they are `-log(exp(-x) + exp(-y) + exp(-x - y))`: finite,
+    with a gradient, where the product itself is 0 or 1.
+    """
+    if score == "objectness":
+        return dense["objectness"][..., None]
+    if score == "class" or "objectness" not in dense:
+        return dense["logits"]
+    x, y = torch.broadcast_tensors(dense["logits"], dense["objectness"][..., None])
+    return -torch.stack([-x, -y, -x - y]).logsumexp(0)
 
 
 def boxes_of(dense: Mapping[str, Tensor], labels: Int64[Tensor, "b n"]) -> Float[Tensor, "b n 4"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES, make_victim
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
+from fpatch.detections import ABSENT
 from fpatch.graph import Pipeline, node, pipeline
 from fpatch.resource import define_loader
 from fpatch.stage import Stage
@@ -177,6 +178,18 @@ def make_inputs(**others: Any) -> dict[str, Any]:
     }
 
 
+def make_dense(objectness: bool = False, class_boxes: bool = False) -> dict[str, Any]:
+    """What detectors of other families give: one more class that is absent, and padding at the end."""
+    dense = dict(make_inputs()["detections"]["dense"])
+    dense["logits"] = torch.cat([dense["logits"], 2 * noise("third", NUM_ROWS, 191, 2) - 1], dim=-1)
+    dense["logits"][..., 3] = dense["logits"][:, -7:] = ABSENT
+    if objectness:
+        dense["objectness"] = 4 * noise("objectness", NUM_ROWS, 191) - 2
+    if class_boxes:
+        dense["boxes"] = dense["boxes"][:, :, None] + 30 * noise("class boxes", NUM_ROWS, 191, 4, 4) - 15
+    return {"dense": dense}
+
+
 @dataclass(frozen=True)
 class Case:
     """A stage or a pipeline, with parameters and a batch for it.
@@ -309,6 +322,11 @@ def moved() -> Pipeline:
     )
 
 
+def answers(loss: Stage) -> Pipeline:
+    """A victim, and a loss that reads of the image only how large it is."""
+    return pipeline({"victim": infer.detector(detector(seed=1)), "loss": loss})
+
+
 GRAY = {"hood": noise("hood", 1, 20, 31), "roof": noise("roof", 1, 16, 9)}
 ROWS = {"hood": noise("hood", NUM_ROWS, 3, 20, 31), "roof": noise("roof", 3, 16, 9)}
 INKS = ((0.05, 0.05, 0.06), (0.9, 0.1, 0.2), (0.1, 0.6, 0.3), (0.2, 0.2, 0.8), (0.95, 0.95, 0.9))
@@ -408,6 +426,17 @@ CASES = {
     "suppress": case(infer.suppress(score=0.1, num_detections=20)),
     "vanish": case(losses.vanish(iou=0.05)),
     "vanish by probability": case(losses.vanish(iou=0.05, on="probability")),
+    "vanish own class": case(
+        losses.vanish(iou=0.05, label="own"), detections=make_dense(objectness=True, class_boxes=True)
+    ),
+    "vanish, all boxes": case(losses.vanish(boxes="all"), detections=make_dense(objectness=True)),
+    "relabel": case(losses.relabel(iou=0.05), detections=make_dense(class_boxes=True)),
+    "relabel targeted": case(losses.relabel(target=2, num_boxes=500), detections=make_dense(objectness=True)),
+    "hallucinate": case(losses.hallucinate(1), detections=make_dense(objectness=True)),
+    "hallucinate, class boxes": case(losses.hallucinate(2, iou=0.0), detections=make_dense(class_boxes=True)),
+    "hallucinate in a box": case(answers(losses.hallucinate(1, box=(0.4, 0.1, 0.9, 0.6)))),
+    "latency": case(answers(losses.latency())),
+    "latency by probability": case(answers(losses.latency(0.6, on="probability"))),
     "misclassify": case(losses.misclassify()),
     "misclassify targeted": case(losses.misclassify(target=2)),
     "total_variation": case(losses.total_variation()),

@@ -34,7 +34,8 @@ NAMES = {
         transformers_detector transformers_model ultralytics_model yolo
     """,
     "fpatch.losses": """
-        color_list ensemble lp_distance misclassify non_printability saliency total_variation vanish
+        color_list ensemble hallucinate latency lp_distance misclassify non_printability relabel
+        saliency total_variation vanish
     """,
     "fpatch.metrics": """
         Rate average_precision bootstrap_mean class_hit detection_hit wilson

@@ -1,9 +1,12 @@
 """Losses: stages that write one number per row and per term; the objective alone averages."""
 
 from fpatch.losses.ensemble import ensemble
+from fpatch.losses.hallucinate import hallucinate
+from fpatch.losses.latency import latency
 from fpatch.losses.lp_distance import lp_distance
 from fpatch.losses.misclassify import misclassify
 from fpatch.losses.non_printability import color_list, non_printability
+from fpatch.losses.relabel import relabel
 from fpatch.losses.saliency import saliency
 from fpatch.losses.total_variation import total_variation
 from fpatch.losses.vanish import vanish
@@ -11,9 +14,12 @@ from fpatch.losses.vanish import vanish
 __all__ = [
     "color_list",
     "ensemble",
+    "hallucinate",
+    "latency",
     "lp_distance",
     "misclassify",
     "non_printability",
+    "relabel",
     "saliency",
     "total_variation",
     "vanish",

@@ -1,0 +1,94 @@
+"""Make a detector call an object by another name: away from its class, or towards a chosen one.
+
+The class log-odds of each box that claims the object are compared with each other; an objectness is common to
+all classes and would cancel. Nothing asks that the object is still found: `losses.hallucinate` of the target
+does, as a second term.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fpatch.checks import check_number
+from fpatch.detections import score_logits
+from fpatch.losses.dense import (
+    best_boxes,
+    can_claim,
+    check_label,
+    find_unclaimed,
+    mean_over_places,
+    object_labels,
+    present,
+)
+from fpatch.stage import define, deterministic
+from fpatch.types import Params, Sample, Values
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """The goal, and which boxes count.
+
+    Attributes:
+        target: Class to be answered, or None for any but the object's own.
+        margin: The term of a box stops falling once the goal leads by so much, in logits.
+        num_boxes: The mean is over so many of the boxes that claim each object, the best by the score of
+            their best class; where there are fewer, the others count 0.
+        iou: A dense box can claim an object if its center lies on it, or if it overlaps it at least so much.
+    """
+
+    target: int | None = None
+    margin: float = 10.0
+    num_boxes: int = 6
+    iou: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_number("relabel(target)", 0 if self.target is None else self.target, 0)
+        check_number("relabel(margin)", self.margin, 0.0)
+        check_number("relabel(num_boxes)", self.num_boxes, 1)
+        check_number("relabel(iou)", self.iou, 0.0, 1.0)
+
+
+def apply(config: Relabel, patch_params: Params, sample: Sample, values: Values) -> Values:
+    dense = values["detections"]["dense"]
+    logits, claims = dense["logits"], _claims(config, values)
+    num_boxes, num_classes = logits.shape[-2:]
+    if num_classes < 2:
+        raise ValueError("relabel: this victim has one class only; make the object vanish instead")
+    if config.target is not None:
+        check_label("relabel(target)", config.target, num_classes)
+    labels = object_labels("relabel", values, num_classes)
+    goal = labels if config.target is None else torch.full_like(labels, config.target)
+    chosen = F.one_hot(goal, num_classes).bool()[:, :, None]
+    own = logits[:, None].masked_fill(~chosen, 0.0).sum(-1)
+    rival = logits[:, None].masked_fill(chosen, float("-inf")).amax(-1)
+    lead = own - rival if config.target is None else rival - own
+    term = (lead + config.margin).clamp(min=0.0)
+    best = score_logits(dense).detach().amax(-1)[:, None].masked_fill(~claims, float("-inf"))
+    index = best.topk(min(config.num_boxes, num_boxes), dim=-1).indices
+    per_object = (term * claims).gather(-1, index).mean(-1)
+    return {"relabel": mean_over_places(per_object, values["box_valid"])}
+
+
+def _claims(config: Relabel, values: Values) -> Tensor:
+    dense = values["detections"]["dense"]
+    return can_claim(values["boxes"], best_boxes(dense), config.iou) & present(dense)[:, None]
+
+
+def check(config: Relabel, values: Values) -> dict[str, list[str]]:
+    """Objects that nothing claims."""
+    return find_unclaimed(_claims(config, values), values["box_valid"], values, "object")
+
+
+relabel = define(
+    "relabel",
+    Relabel,
+    deterministic,
+    apply,
+    reads=("detections", "boxes", "labels", "box_valid"),
+    optional=("image_id",),
+    writes=("relabel",),
+    role="loss",
+    check=check,
+)
