@@ -385,13 +385,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from fpatch.doctor import examine
 
     diagnosis = examine(study.load_study(options.config, options.overrides), options.rows)
-    console.print(stage_table(diagnosis))
+    if diagnosis.stages:
+        console.print(stage_table(diagnosis))
     for finding in diagnosis.findings:
         style = "bold red" if finding.level == "error" else "yellow"
         console.print(f"[{style}]{finding.level}[/{style}]", end=" ")
         console.print(f"{finding.where}: {finding.what}", markup=False, soft_wrap=True)
     if diagnosis.can_learn:
-        console.print(f"the patch can learn; {len(diagnosis.findings)} warnings")
+        count = len(diagnosis.findings)
+        console.print(f"the patch can learn; {count} warning{'' if count == 1 else 's'}")
     else:
         console.print("the patch could not learn, or not be measured")
     return 0 if diagnosis.can_learn else 1
