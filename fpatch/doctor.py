@@ -386,8 +386,8 @@ def _find_cause(
         rows = was > 0
         if bool(rows.any()) and bool((now[rows] <= LOST_FRAC * was[rows]).all()):
             what = (
-                f"ends here: in none of {int(rows.sum())} photographs more than {100 * LOST_FRAC:g} % of its pixels "
-                "can be told after it from a picture without it; weaken this stage"
+                f"ends here: in none of {int(rows.sum())} photographs more than {100 * LOST_FRAC:g} % of its "
+                "pixels can be told after it from a picture without it; weaken this stage"
             )
             return path, what
     for before, path in reversed([*pairwise(views.pictures)]):
@@ -444,7 +444,7 @@ def _where_lost(name: str, views: Views, stages: Mapping[str, StageFacts]) -> st
 
 
 def _judge_numbers(
-    stages: Mapping[str, StageFacts], loss: Loss, gradients: Mapping[str, Tensor]
+    stages: dict[str, StageFacts], loss: Loss, gradients: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
     for name, term in loss.terms.items():
         if not bool(torch.isfinite(term).all()):
