@@ -408,7 +408,7 @@ def _why_unseen(index: int, name: str, views: Views, somewhere: bool) -> str:
     if mask is not None and not bool((mask > VISIBLE).any()):
         written = n.reads.get("masks", "masks")
         maker = next((p for p, m in views.pipeline.items() if written in m.writes.values()), "the data")
-        return f"{what}: its mask is 0 everywhere; correct it in {maker!r}"
+        return f"{what}: its mask is 0 or nearly 0 everywhere; correct it in {maker!r}"
     if "quads" in inputs:
         corners = inputs["quads"][inputs["quad_valid"] & (inputs["quad_patch"] == index)]
         x0, y0, x1, y1 = quad_bounds(corners).unbind(-1)
@@ -636,7 +636,10 @@ def _judge_victim(
     if share == 0:
         way = f"mend {next(iter(burnt[phase]))!r} first" if burnt[phase] else "train it, or check the labels"
         yield Finding("error", phase, f"{what}: there is nothing to attack; {way}")
-    elif share < FOUND_FRAC:
+        return
+    # what the victim can still read is not burnt everywhere
+    burnt[phase] = {path: b._replace(everywhere=False) for path, b in burnt[phase].items()}
+    if share < FOUND_FRAC:
         yield Finding("warning", phase, f"{what}: little is left to measure")
 
 
