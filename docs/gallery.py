@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -224,10 +225,12 @@ def caption(sample: dict[str, Tensor], row: int) -> str:
     """What was drawn for a row, where it is a number or two."""
     parts = []
     for name, value in sample.items():
-        if value[row].numel() <= 2 and name not in ("key", "opacity", "on", "seed", "size_px"):
+        hidden = name.endswith("key") or name in ("opacity", "on", "seed", "size_px")
+        everywhere = name == "placement" and int(value[row]) < 0
+        if value[row].numel() <= 2 and not hidden and not everywhere:
             numbers = [f"{float(v):.2f}".rstrip("0").rstrip(".") for v in value[row].flatten()]
             parts.append(f"{name} {' '.join(numbers)}")
-    return ", ".join(parts)[:34]
+    return ", ".join(parts)[:34] or f"draw {row}"
 
 
 def draw_mask(stage: Stage) -> list[list[Panel]]:
@@ -342,8 +345,8 @@ def draw_answers(stages: Sequence[Stage], color: str = "gray") -> list[list[Pane
                     )
         final = values.get("detections", {}).get("final")
         if final is None and "detections" in values:
-            every = infer.suppress(score=0.3, iou=1.0)
-            final = every({}, random.key(0), values)[0]["detections"]["final"]
+            few = infer.suppress(score=0.3, iou=0.4)
+            final = few({}, random.key(0), values)[0]["detections"]["final"]
         found = None if final is None else {key: value[0] for key, value in final.items()}
         while len(text := ", ".join([name, *says])) > 38:
             says.pop()
@@ -414,13 +417,13 @@ def make_section(family: str, name: str, stage: Stage) -> Iterator[str]:
     unable = [word for word, able in (("vmap", d.vmap), ("gradient", d.gradient)) if not able]
     yield from (wiring + (f"; without {' or '.join(unable)}" if unable else ""), "")
     doc = inspect.getdoc(d.config) or ""
-    if not (settings := parse_attributes(doc)) and dataclasses.fields(d.config):
-        yield from (escape(doc), "")
-    if settings:
+    if dataclasses.fields(d.config):
+        yield from (escape(re.split(r"\n(?:Attributes|References):\n", doc)[0].strip()), "")
+    if settings := parse_attributes(doc):
         yield from ("| setting | |", "|---|---|")
         yield from (f"| `{key}` | {escape(text)} |" for key, text in settings.items())
         yield ""
-    if references := about.partition("References:")[2]:
+    for references in filter(None, (parse_section(text, "References") for text in (about, doc))):
         yield from (f"*{escape(' '.join(references.split()))}*", "")
     yield from (f"![{family}.{name}](images/stages/{family}-{name}.jpg)", "")
 
@@ -445,13 +448,19 @@ def show_default(field: Any) -> str:
 
 
 def parse_attributes(doc: str) -> dict[str, str]:
-    """The lines below "Attributes:" of a docstring."""
+    """The entries below "Attributes:" of a docstring."""
     found: dict[str, str] = {}
-    for block in re.split(r"\n(?=\S)", textwrap.dedent(doc.partition("Attributes:\n")[2])):
+    for block in re.split(r"\n(?=\S)", parse_section(doc, "Attributes")):
         name, colon, text = block.partition(":")
         if colon:
             found[name.strip()] = " ".join(text.split())
     return found
+
+
+def parse_section(doc: str, title: str) -> str:
+    """The lines indented below a title of a docstring."""
+    lines = doc.partition(f"{title}:\n")[2].splitlines()
+    return textwrap.dedent("\n".join(takewhile(lambda line: not line or line[0].isspace(), lines))).strip()
 
 
 def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]]]:

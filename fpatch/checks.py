@@ -21,6 +21,8 @@ def check_range(field: str, value: Range, low: float = float("-inf"), high: floa
     Raises:
         ValueError: With the field, the rule and the value.
     """
+    if isinstance(value, (int, float)):
+        raise ValueError(f"{field} must be (low, high), got {value!r}; for one value, give it twice")
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
         bounds = "" if (low, high) == (float("-inf"), float("inf")) else f" within [{low:g}, {high:g}]"
         swap = "; swap the two" if len(value) == 2 and low <= value[1] < value[0] <= high else ""

@@ -344,12 +344,20 @@ def _transfer(options: argparse.Namespace) -> int:
 
 def _analyze(options: argparse.Namespace) -> int:
     from fpatch import analysis, study, viz
+    from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation import make_patches
 
     run, loaded = study.open_run(options.run_folder)
     table = run.load_table(options.table)
-    result = analysis.permutation_importance(table, options.metric or f"{loaded.evaluate.metric}/delta")
-    console.print(importance_table(f"{options.table}, {result.metric}", result))
+    metric = options.metric or f"{loaded.evaluate.metric}/delta"
+    first = None
+    try:
+        result = analysis.permutation_importance(table, metric)
+    except NothingToExplain as error:
+        console.print(f"no importances: {error}", markup=False, soft_wrap=True)
+    else:
+        first = result.columns[0].column
+        console.print(importance_table(f"{options.table}, {metric}", result))
     page, animation = run.path("figures/scatter.html"), run.path("figures/training.gif")
     pipeline = loaded.pipeline.at("test")
 
@@ -361,7 +369,7 @@ def _analyze(options: argparse.Namespace) -> int:
         int(i): p for i, p in zip(table["image_id"], table["path"], strict=True) if Path(p).is_file()
     }
     with run.locked():
-        analysis.scatter(table, page, x=result.columns[0].column, y=result.metric, images=photographs)
+        analysis.scatter(table, page, x=first, y=metric, images=photographs)
         viz.animate(run.folder, animation, decode)
     for path in (page, animation):
         console.print(f"  {path}", markup=False, soft_wrap=True)
@@ -390,13 +398,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from fpatch.doctor import examine
 
     diagnosis = examine(study.load_study(options.config, options.overrides), options.rows)
-    console.print(stage_table(diagnosis))
+    if diagnosis.stages:
+        console.print(stage_table(diagnosis))
     for finding in diagnosis.findings:
         style = "bold red" if finding.level == "error" else "yellow"
         console.print(f"[{style}]{finding.level}[/{style}]", end=" ")
         console.print(f"{finding.where}: {finding.what}", markup=False, soft_wrap=True)
     if diagnosis.can_learn:
-        console.print(f"the patch can learn; {len(diagnosis.findings)} warnings")
+        count = len(diagnosis.findings)
+        console.print(f"the patch can learn; {count} warning{'' if count == 1 else 's'}")
     else:
         console.print("the patch could not learn, or not be measured")
     return 0 if diagnosis.can_learn else 1

@@ -95,6 +95,12 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
     clean = rates.clean
     found = next(iter(rates.rates.values())).count
+    if not found:
+        table.caption = (
+            f"nothing can be measured: without a patch the victim is right in none of {clean.count} rows "
+            f"({clean.photographs} photographs); `fpatch doctor` looks for the reason"
+        )
+        return table
     table.caption = (
         f"success: not found with the print, among the {found} of {clean.count} rows "
         f"({clean.photographs} photographs) found without; brackets are 95 % intervals over photographs"

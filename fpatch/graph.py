@@ -550,7 +550,8 @@ def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
             if not d.gradient and phase == "train":
                 raise ValueError(
                     f"phase 'train': node {path!r} passes no gradient on to {name!r} of {writers[name]!r}; "
-                    "make it node(..., phases={'eval'}) or choose a differentiable stage"
+                    'take it out of training (phases = ["eval"] in TOML, node(..., phases="eval") in '
+                    "Python), or choose a differentiable stage"
                 )
         writers.update(dict.fromkeys(n.writes.values(), path))
 

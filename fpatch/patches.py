@@ -37,6 +37,8 @@ def check_only(field: str, only: tuple[str, ...] | None, names: tuple[str, ...])
     Raises:
         ValueError: Naming the field and the patch.
     """
+    if isinstance(only, str):
+        raise ValueError(f"{field} must be names of patches, got {only!r}; write ({only!r},)")
     if only == ():
         raise ValueError(f"{field} must name at least one patch, got none; leave it out for all patches")
     for name in only or ():

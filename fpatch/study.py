@@ -360,7 +360,16 @@ def make_objective(study: Study) -> Objective:
     Raises:
         ValueError: If a weight is for no term of the pipeline.
     """
-    return Objective(study.pipeline.at("train"), study.objective.weights)
+    pipeline = study.pipeline.at("train")
+    elsewhere = {t: path for path, n in study.pipeline.items() for t in n.terms if path not in pipeline}
+    for name in study.objective.weights:
+        if name in elsewhere and name not in pipeline.terms:
+            phases = " and ".join(sorted(study.pipeline[elsewhere[name]].phases or ()))
+            raise ValueError(
+                f"objective.weights: the loss term {name!r} is written by {elsewhere[name]!r}, which runs in "
+                f"{phases} only; leave out its phases, or add 'train' to them"
+            )
+    return Objective(pipeline, study.objective.weights)
 
 
 def _check_names(study: Study, dataset: TargetSet) -> None:

@@ -511,3 +511,28 @@ def test_a_limit_on_file_sizes_in_a_process_of_its_own(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("fpatch: error: cannot write ")
     assert done.stderr.count("\n") == 1
+
+
+def test_settings_of_a_wrong_type_in_python():
+    """Where nothing checks the annotations, as it is outside of these tests."""
+    program = """
+from fpatch import compose, create
+import torch
+patch = {"patch": {"hood": torch.ones(3, 2, 2)}, "image_id": torch.tensor([0]), "draw": torch.tensor([0])}
+for make in (
+    lambda: compose.blur(-1.0),
+    lambda: compose.white_balance(kelvin=6500),
+    lambda: create.tile(grid=(1, 2), only="hood")({}, torch.tensor([0, 1]), patch),
+):
+    try:
+        make()
+    except ValueError as error:
+        print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert said.stderr == ""
+    assert said.stdout.splitlines() == [
+        "blur(sigma_px) must be (low, high), got -1.0; for one value, give it twice",
+        "white_balance(kelvin) must be (low, high), got 6500; for one value, give it twice",
+        "tile(only) must be names of patches, got 'hood'; write ('hood',)",
+    ]

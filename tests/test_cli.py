@@ -10,7 +10,9 @@ from study_fixture import make_study, parameters
 
 import fpatch.evaluation
 from fpatch.cli import _take_overrides, main
+from fpatch.console import console, success_table
 from fpatch.evaluation import Evaluation
+from fpatch.rates import success
 from fpatch.runs import Run
 from fpatch.study import load_study
 
@@ -74,8 +76,7 @@ def test_analyze(run, capsys, monkeypatch):
     [
         (["--metric", "found/dleta"], "'found/dleta' is no metric of the table; did you mean 'found/delta'"),
         (["--table", "tset"], "has no table 'tset'; tables: "),
-        ([], "found/delta is -1 in every row: nothing to explain"),
-        (["--metric", "best_score/delta"], "known for 4 photographs, and 5 are the least"),
+        (["--metric", "sample/camera/exposure/stops"], "is no metric of the table"),
     ],
 )
 def test_analyze_refuses(trained, capsys, words, message):
@@ -83,6 +84,32 @@ def test_analyze_refuses(trained, capsys, words, message):
     said = capsys.readouterr().err
     assert said.startswith("fpatch: error: ")
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "found/delta is -1 in every row: nothing to explain"),
+        (["--metric", "best_score/delta"], "known for 4 photographs, and 5 are the least"),
+    ],
+)
+def test_analyze_draws_what_has_no_importances(run, capsys, words, message):
+    said = out(capsys, "analyze", run.folder, *words)
+    assert said.startswith("no importances: ")
+    assert message in said
+    page, animation = (run.folder / f"figures/{name}" for name in ("scatter.html", "training.gif"))
+    assert said.endswith(f"  {page}\n  {animation}\n")
+    metric = words[-1] if words else "found/delta"
+    assert f'"start":{{"x":"sample/affine/angle_deg","y":"{metric}"' in page.read_text()
+    assert animation.stat().st_size > 0
+
+
+def test_a_victim_that_is_never_right_is_said_to_be(capsys):
+    rows = {"image_id": np.arange(6) // 2, "found/none": np.zeros(6, bool)}
+    rates = success(rows | {f"found/{c}": np.zeros(6, bool) for c in ("patch", "noise")})
+    console.print(success_table("test", rates))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing can be measured: without a patch the victim is right in none of 6 rows" in said
 
 
 def test_settings_on_the_command_line(tmp_path, capsys):

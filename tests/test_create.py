@@ -789,8 +789,8 @@ def test_a_batch_of_patches_trains_like_each_on_its_own(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: create.tile(), "tile takes either grid or size, got grid=None and size=None"),
-        (lambda: create.tile(grid=(1, 2), size=(3, 4)), "tile takes either grid or size"),
+        (lambda: create.tile(), "tile takes exactly one of grid and size, got grid=None, size=None"),
+        (lambda: create.tile(grid=(1, 2), size=(3, 4)), "tile takes exactly one of grid and size"),
         (lambda: create.tile(grid=(0, 2)), r"tile\(grid\) must be \(rows, columns\), at least 1 each"),
         (lambda: create.tile(size=(3,)), r"tile\(size\) must be \(height, width\)"),
         (lambda: create.scroll(Range(0.5, 0.1)), r"scroll\(x_frac\) .* swap the two"),

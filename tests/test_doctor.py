@@ -8,6 +8,7 @@ import torch
 from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
 from fpatch.doctor import Finding, examine
+from fpatch.geometry import quad_bounds
 from fpatch.stage import define, deterministic
 from fpatch.study import load_study
 
@@ -29,6 +30,27 @@ def grumble(config, values):
     return {"a picture is too pretty": [f"{float(image.mean()):.3f}" for image in values["image"]]}
 
 
+def where_rear_is(values):
+    """The pixels of the rear patch, which is the second of two, [b, 1, h, w]."""
+    x0, y0, x1, y1 = quad_bounds(values["quads"][:, 1])[..., None, None].unbind(1)
+    h, w = values["image"].shape[-2:]
+    x, y = torch.arange(w), torch.arange(h)[:, None]
+    inside = (x >= x0 - 1) & (x <= x1 + 1) & (y >= y0 - 1) & (y <= y1 + 1)
+    return (inside & values["quad_valid"][:, 1, None, None])[:, None]
+
+
+def apply_cover(config, patch_params, sample, values):
+    return {"image": torch.where(where_rear_is(values), 0.5, values["image"])}
+
+
+def apply_curtain(config, patch_params, sample, values):
+    image = values["image"]
+    return {"image": torch.where(where_rear_is(values), image.detach(), image)}
+
+
+quads = ("image", "quads", "quad_valid")
+cover = define("cover", Setting, deterministic, apply_cover, reads=quads, writes=("image",))
+curtain = define("curtain", Setting, deterministic, apply_curtain, reads=quads, writes=("image",))
 root = define("root", Setting, deterministic, apply_root, reads=("image",), writes=("image",), check=grumble)
 blind = define("blind", Setting, deterministic, apply_blind, reads=("image",), writes=("image",))
 
@@ -42,6 +64,17 @@ def find(path: Path, overrides=None) -> tuple[list[Finding], dict]:
     diagnosis = examine(load_study(path, overrides))
     assert diagnosis.can_learn == all(f.level != "error" for f in diagnosis.findings)
     return list(diagnosis.findings), diagnosis.stages
+
+
+def rewrite(path: Path, *changes: tuple[str, str]) -> Path:
+    """The study with some of its text replaced."""
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    changed = path.with_name("rewritten.toml")
+    changed.write_text(text)
+    return changed
 
 
 def insert(path: Path, name: str, before: str) -> Path:
@@ -99,7 +132,8 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
 @pytest.mark.parametrize(
     ("overrides", "where", "what"),
     [
-        ({"pipeline.camera/exposure.stops": [9.0, 10.0]}, "camera/exposure", "the patch ends here"),
+        ({"pipeline.camera/exposure.stops": [9.0, 10.0]}, "camera/exposure", "black or white after it (0 %"),
+        ({"pipeline.implant.scale": [0.001, 0.002]}, "implant", "it is too small; enlarge it"),
         ({"objective.weights.vanish": 0.0}, "objective.weights", "the same with the patch and without it"),
         ({"optimizer.learning_rate": 0.0}, "optimizer", "does not move the patch 'side'"),
         ({"optimizer.learning_rate": 1e-30}, "optimizer", "does not move the patch 'rear'"),
@@ -114,13 +148,112 @@ def test_a_broken_setting_is_an_error_with_its_place(study, overrides, where, wh
     ("overrides", "where", "what"),
     [
         ({"pipeline.camera/exposure.stops": [3.0, 3.0]}, "camera/exposure", "are the same after it"),
-        ({"pipeline.implant.scale": [0.05, 0.05]}, "implant", "% of the picture (median)"),
+        ({"pipeline.camera/exposure.stops": [-1.0, 9.0]}, "camera/exposure", "black or white after it (0 %"),
+        ({"pipeline.implant.scale": [0.15, 0.15]}, "implant", "% of the picture (median)"),
     ],
 )
 def test_a_weak_patch_is_a_warning(study, overrides, where, what):
     findings, _ = find(study, overrides)
     assert all(f.level == "warning" for f in findings)
     assert any(f.where == where and what in f.what for f in findings), findings
+
+
+WITHOUT_SMOOTHNESS = (", total_variation = 0.05", "")
+
+
+@pytest.mark.parametrize("others", [(), (WITHOUT_SMOOTHNESS,)])
+@pytest.mark.parametrize(
+    ("masks", "patches"),
+    [
+        ("rear = 0.0", "patch 'rear'"),
+        ("rear = 0.001", "patch 'rear'"),
+        ("side = 0, rear = 0", "patch 'side', patch 'rear'"),
+    ],
+)
+def test_a_masked_patch_is_named_with_its_mask_and_nothing_else(study, others, masks, patches):
+    outline = f'[pipeline.outline]\nstage = "create.mask"\nmasks = {{{masks}}}\n'
+    findings, _ = find(rewrite(study, ("[pipeline.implant]", f"{outline}[pipeline.implant]"), *others))
+    (finding,) = findings
+    assert (finding.level, finding.where) == ("error", "implant")
+    assert finding.what.startswith(
+        f"{patches}: changes no pixel of any photograph: its mask is 0 or nearly 0"
+    )
+    assert finding.what.endswith("; correct it in 'outline'")
+
+
+@pytest.mark.parametrize("stops", ["[9.0, 10.0]", "[-10.0, -9.0]"])
+def test_a_camera_that_shows_nothing_in_training_is_the_one_error(study, stops):
+    train_only = ("stops = [-0.2, 0.2]", f'stops = {stops}\nphases = ["train"]')
+    (finding,) = find(rewrite(study, train_only))[0]
+    assert (finding.level, finding.where) == ("error", "camera/exposure")
+    assert finding.what.startswith("100 % of the picture is black or white after it (0 % before), in train;")
+
+
+def test_a_victim_that_is_blinded_is_not_told_to_be_trained(study):
+    findings, _ = find(study, {"pipeline.camera/exposure.stops": [-10.0, -9.0]})
+    assert findings[0].where == "camera/exposure"
+    assert "in train, validation, test; weaken it" in findings[0].what
+    nothing = [f for f in findings if "there is nothing to attack" in f.what]
+    assert [f.where for f in nothing] == ["validation", "test"]
+    assert all(f.what.endswith("mend 'camera/exposure' first") for f in nothing)
+    assert len(findings) == 3
+
+
+@pytest.mark.parametrize("others", [(), (WITHOUT_SMOOTHNESS,)])
+def test_a_victim_that_looks_at_the_clean_photograph_is_named(study, others):
+    reads = ('stage = "infer.detector"', 'stage = "infer.detector"\nreads = {image = "scene"}')
+    (finding,) = find(rewrite(study, reads, *others))[0]
+    assert (finding.level, finding.where) == ("error", "victim")
+    assert "let it read 'image'" in finding.what
+
+
+def test_a_negative_weight_is_a_warning(study):
+    (finding,) = find(study, {"objective.weights.vanish": -1.0})[0]
+    assert (finding.level, finding.where) == ("warning", "objective.weights")
+    assert finding.what.startswith("vanish = -1: ")
+
+
+def test_a_patch_that_no_training_photograph_has(tmp_path):
+    path = make_study(tmp_path)
+    file = tmp_path / "placements.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if "rear,train" not in line) + "\n")
+    (finding,) = find(path)[0]
+    assert (finding.level, finding.where) == ("error", "patch 'rear'")
+    assert "no photograph of training has a placement of it" in finding.what
+
+
+def test_a_patch_that_the_first_photographs_lack_is_looked_for(tmp_path):
+    path = make_study(tmp_path)
+    file = tmp_path / "placements.csv"
+    lines = file.read_text().splitlines()
+    early = tuple(f"photograph-0{i}.png,rear" for i in range(3))
+    file.write_text("\n".join(line for line in lines if not line.startswith(early)) + "\n")
+    assert examine(load_study(path), num_rows=2).findings == ()
+
+
+def test_a_patch_that_ends_behind_the_implant_is_named_alone(study):
+    findings, _ = find(insert(study, "cover", "[pipeline.victim]"))
+    (error,) = [f for f in findings if f.level == "error"]
+    assert error.where == "cover"
+    assert error.what.startswith("patch 'rear': ends here: in none of 3 photographs")
+
+
+def test_a_patch_far_from_every_object_has_no_gradient_and_a_reason(study):
+    findings, _ = find(
+        insert(study, "curtain", "[pipeline.victim]"), {"objective.weights.total_variation": 0.0}
+    )
+    (error,) = [f for f in findings if f.level == "error"]
+    assert error.where == "curtain"
+    assert error.what.startswith("patch 'rear': the gradient ends here: ")
+
+
+def test_a_term_of_another_phase_is_no_unknown_one(study):
+    path = rewrite(study, ('stage = "losses.vanish"', 'stage = "losses.vanish"\nphases = ["eval"]'))
+    with pytest.raises(
+        ValueError, match="'vanish' is written by 'vanish', which runs in test and validation only"
+    ):
+        examine(load_study(path))
 
 
 def test_a_gradient_that_ends_in_a_stage_names_it(study):
@@ -170,15 +303,21 @@ def test_a_patch_outside_every_picture(tmp_path):
     move_out(path, "photograph")
     findings, stages = find(path)
     assert stages["implant"].covered == 0.0
-    assert any(f.where == "implant" and "changes no pixel of any photograph" in f.what for f in findings)
-    assert any(f.where == "objective.weights" for f in findings)
+    (error,) = [f for f in findings if f.level == "error"]
+    assert error.where == "implant"
+    assert error.what.startswith(
+        "patch 'side', patch 'rear': changes no pixel of any photograph: its corners lie"
+    )
 
 
 def test_photographs_without_the_patch_are_listed(tmp_path):
     path = make_study(tmp_path)
     move_out(path, "photograph-02")
     findings, _ = find(path)
-    assert [f.what for f in findings] == ["the patch changes no pixel of the photographs [2]"]
+    assert [f.what for f in findings] == [
+        "patch 'side': changes no pixel in 1 of 5 photographs that have it: photograph-02.png",
+        "patch 'rear': changes no pixel in 1 of 3 photographs that have it: photograph-02.png",
+    ]
 
 
 def test_a_victim_that_finds_nothing_leaves_nothing_to_attack(tmp_path):
@@ -213,8 +352,10 @@ def test_a_victim_in_training_mode_is_reported(study):
     change(path, runs=str(study.parent / "runs"))
     findings, stages = find(path)
     assert stages == {}
-    assert {f.where for f in findings} == {"train", "validation", "test"}
-    assert all("is in training mode" in f.what and "'victim'" in f.what for f in findings)
+    (finding,) = findings
+    assert finding.where == "train, validation, test"
+    assert "is in training mode" in finding.what
+    assert "'victim'" in finding.what
 
 
 def _load_in_training(weights):
@@ -244,5 +385,5 @@ def test_small_placements_are_named_for_all_photographs(tmp_path):
     findings, _ = find(path)
     (small,) = [f.what for f in findings if "less than 4 px" in f.what]
     assert "(2 times): " in small
-    assert "image 1, placement 1: " in small
-    assert "image 3, placement 1: " in small
+    assert "photograph-01.png, placement 1: " in small
+    assert "photograph-03.png, placement 1: " in small

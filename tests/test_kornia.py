@@ -291,7 +291,8 @@ def test_the_build_fails_where_boxes_would_stay_behind():
     [
         ("RandomPlankianJitter", {}, "did you mean 'RandomPlanckianJitter'?"),
         ("RandomAffine3D", {}, "no such thing in 2-D"),
-        ("RandomInvert", {"probability": 0.5}, "unexpected keyword argument 'probability'"),
+        ("RandomInvert", {"probability": 0.5}, "no argument 'probability'; known: "),
+        ("RandomInvert", {"max_vals": 1.0}, "no argument 'max_vals'; did you mean 'max_val'?"),
         ("RandomAffine", {}, "degrees"),
         ("RandomInvert", {"same_on_batch": True}, "would tie rows together"),
         ("RandomResizedCrop", {"size": [8, 8], "align_corners": False}, "align_corners=False"),

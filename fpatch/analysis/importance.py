@@ -19,6 +19,10 @@ _PREFIX = "sample/"
 _NUM_RESAMPLES = 2000
 
 
+class NothingToExplain(ValueError):
+    """A table from which no importance can be learned, though all that was asked for is there."""
+
+
 class Importance(NamedTuple):
     """What shuffling one column costs.
 
@@ -85,8 +89,8 @@ def permutation_importance(
 
     Raises:
         ImportError: Without the extra `analysis`.
-        ValueError: For an unknown metric, one that is constant or no number, fewer than five photographs, or
-            a table in which nothing was sampled.
+        ValueError: For an unknown metric or one that is no number; as `NothingToExplain` for one that is
+            constant, fewer than five photographs, or a table in which nothing was sampled.
 
     References:
         Breiman (2001), Random forests, section 10 (the importance of a variable).
@@ -103,7 +107,7 @@ def permutation_importance(
     explained, kept = _metric_values(table, metric)
     photographs = table["image_id"][kept]
     if len(np.unique(photographs)) < NUM_FOLDS:
-        raise ValueError(
+        raise NothingToExplain(
             f"permutation_importance: {metric} is known for {len(np.unique(photographs))} photographs, and "
             f"{NUM_FOLDS} are the least; evaluate more"
         )
@@ -151,7 +155,9 @@ def _metric_values(table: Mapping[str, np.ndarray], metric: str) -> tuple[np.nda
     kept = np.isfinite(values)
     if len(values[kept]) == 0 or np.ptp(values[kept]) == 0:
         found = "nowhere finite" if not kept.any() else f"{values[kept][0]:g} in every row"
-        raise ValueError(f"permutation_importance: {metric} is {found}: nothing to explain; choose another")
+        raise NothingToExplain(
+            f"permutation_importance: {metric} is {found}: nothing to explain; choose another"
+        )
     return values[kept], kept
 
 
@@ -160,7 +166,7 @@ def _sampled_columns(table: Mapping[str, np.ndarray], kept: np.ndarray) -> tuple
     names = [n for n in table if n.startswith(_PREFIX) and not is_key(n)]
     constant = tuple(n for n in names if (table[n][kept] == table[n][kept][0]).all())
     if len(names) == len(constant):
-        raise ValueError(
+        raise NothingToExplain(
             "permutation_importance: no sampled value varies among these rows; evaluate with stages that draw"
         )
     return [n for n in names if n not in constant], constant

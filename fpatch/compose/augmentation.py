@@ -151,6 +151,8 @@ def _make(config: Augmentation) -> tuple[Any, float]:
             f"{where}: align_corners=False moves pixels elsewhere than its matrix says; use True"
         )
     hints = {name: p.annotation for name, p in inspect.signature(kind).parameters.items()}
+    if unknown := [name for name in arguments if name not in hints]:
+        raise ValueError(f"{where}: kornia's has no argument {unknown[0]!r}; {nearest(unknown[0], hints)}")
     given = {n: torch.tensor(v) if hints.get(n) is Tensor else v for n, v in arguments.items()}
     try:
         module = kind(**given)

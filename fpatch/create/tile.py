@@ -11,7 +11,7 @@ from fpatch.types import Params, Sample, Values
 
 @dataclass(frozen=True)
 class Tile:
-    """How often, or up to which size; one of the two.
+    """How often, or up to which size: exactly one of `grid` and `size` must be given.
 
     Attributes:
         grid: Rows and columns of copies.
@@ -25,7 +25,9 @@ class Tile:
 
     def __post_init__(self) -> None:
         if (self.grid is None) == (self.size is None):
-            raise ValueError(f"tile takes either grid or size, got grid={self.grid} and size={self.size}")
+            raise ValueError(
+                f"tile takes exactly one of grid and size, got grid={self.grid}, size={self.size}"
+            )
         for field, form, pair in (
             ("grid", "(rows, columns)", self.grid),
             ("size", "(height, width)", self.size),

@@ -226,7 +226,7 @@ class _Table:
         outside = (values < -outside_frac * limit) | (values > (1 + outside_frac) * limit)
         for row, i in np.argwhere(outside).tolist():
             side = f"{limit[row, i]:g} px {'high' if i % 2 else 'wide'}"
-            way = f"correct it, or allow more than outside_frac={outside_frac:g}"
+            way = f"correct it, or allow more than outside_frac = {outside_frac:g} (in [data] of a study)"
             self.add(row, columns[i], f"{values[row, i]:g} is outside the photograph, {side}; {way}")
 
     def check_splits(self, images: Sequence[Path], known: Mapping[Path, str]) -> None:

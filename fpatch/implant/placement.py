@@ -94,7 +94,7 @@ def find_small(values: Values, quads: Tensor) -> dict[str, list[str]]:
         for i, j in small.nonzero().tolist()
     ]
     rule = f"a patch may be less than {SMALLEST_PX:g} px wide or high, of which a victim sees next to nothing"
-    return {f"{rule}; enlarge it, or set quad_valid to False there": places} if places else {}
+    return {f"{rule}; enlarge it, or leave the placement out": places} if places else {}
 
 
 def fill_names(config: Any, names: tuple[str, ...]) -> Any:
