@@ -435,7 +435,8 @@ def _where_lost(name: str, views: Views, stages: Mapping[str, StageFacts]) -> st
     if not alive:
         return "not even what the losses read has one: their weights, or their inputs, do not see the patch"
     stage = views.pipeline[alive[0]].stage
-    if views.pictures and stages[views.pictures[-1]].gradient > 0 and alive[0] not in views.pictures:
+    last = views.pictures[-1:]
+    if any(stages[p].gradient > 0 and views.gradient(name, p) == 0 for p in last):
         return f"what {alive[0]!r} ({stage!r}) says depends on others, but not on it; move or enlarge it"
     return (
         f"it is still there in what {alive[0]!r} ({stage!r}) writes, and lost inside that stage: look at its "

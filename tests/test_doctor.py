@@ -48,7 +48,24 @@ def apply_curtain(config, patch_params, sample, values):
     return {"image": torch.where(where_rear_is(values), image.detach(), image)}
 
 
+def apply_freeze(config, patch_params, sample, values):
+    return {"patch": {**values["patch"], "rear": values["patch"]["rear"].detach()}}
+
+
+def apply_peek(config, patch_params, sample, values):
+    return {"peek": values["image"] * ~where_rear_is(values)}
+
+
+def apply_glance(config, patch_params, sample, values):
+    return {"glance": values["peek"].flatten(1).mean(1)}
+
+
+freeze = define("freeze", Setting, deterministic, apply_freeze, reads=("patch",), writes=("patch",))
+glance = define(
+    "glance", Setting, deterministic, apply_glance, reads=("peek",), writes=("glance",), role="loss"
+)
 quads = ("image", "quads", "quad_valid")
+peek = define("peek", Setting, deterministic, apply_peek, reads=quads, writes=("peek",))
 cover = define("cover", Setting, deterministic, apply_cover, reads=quads, writes=("image",))
 curtain = define("curtain", Setting, deterministic, apply_curtain, reads=quads, writes=("image",))
 root = define("root", Setting, deterministic, apply_root, reads=("image",), writes=("image",), check=grumble)
@@ -246,6 +263,24 @@ def test_a_patch_far_from_every_object_has_no_gradient_and_a_reason(study):
     (error,) = [f for f in findings if f.level == "error"]
     assert error.where == "curtain"
     assert error.what.startswith("patch 'rear': the gradient ends here: ")
+
+
+def test_a_gradient_that_ends_before_the_implant_names_the_stage(study):
+    findings, _ = find(
+        insert(study, "freeze", "[pipeline.affine]"), {"objective.weights.total_variation": 0.0}
+    )
+    (error,) = [f for f in findings if f.level == "error"]
+    assert error.where == "patch 'rear'"
+    assert "no gradient reaches it; it is still there in what 'freeze' " in error.what
+
+
+def test_a_patch_that_the_loss_does_not_look_at_is_said_to_be_beside(study):
+    sections = "".join(f'[pipeline.{n}]\nstage = "test_doctor:{n}"\n' for n in ("peek", "glance"))
+    weights = ("{vanish = 1.0, total_variation = 0.05}", "{glance = 1.0}")
+    (error,) = find(rewrite(study, ("[pipeline.victim]", f"{sections}[pipeline.victim]"), weights))[0]
+    assert (error.level, error.where) == ("error", "patch 'rear'")
+    assert "no gradient reaches it; what 'peek' " in error.what
+    assert error.what.endswith("depends on others, but not on it; move or enlarge it")
 
 
 def test_a_term_of_another_phase_is_no_unknown_one(study):
