@@ -10,7 +10,10 @@ import pytest
 import torch
 from cases import NUM_ROWS, make_dense, make_inputs, noise, randomize
 from laws import clone, take
+from library_victims import make_transformer, make_ultralytics
 from torch import Tensor, nn
+from torchvision_victims import ARCHITECTURES
+from torchvision_victims import make_victim as torchvision_victim
 from typecheck import unchecked
 
 from fpatch import create, implant, infer, losses, random
@@ -537,16 +540,53 @@ class WithObjectness(nn.Module):
         }
 
 
+class ThreeClasses(nn.Module):
+    """What a network with objectness says, in the format of YOLO v4 or v5."""
+
+    def __init__(self, model: nn.Module, form: str) -> None:
+        super().__init__()
+        self.model, self.form = model.eval(), form
+        self.eval()
+
+    def forward(self, images: Tensor) -> Any:
+        said = self.model(images)
+        objectness, classes = said["objectness"].sigmoid()[..., None], said["logits"].sigmoid()
+        low, high = said["boxes"].chunk(2, dim=-1)
+        if self.form == "v4":
+            return said["boxes"][:, :, None] / images.shape[-1], objectness * classes
+        return torch.cat([(low + high) / 2, high - low, objectness, classes], dim=-1)
+
+
 def proposals(rows: int, columns: int) -> Tensor:
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     low = 8.0 * torch.stack([x, y], dim=-1).flatten(0, 1) - 4
     return torch.cat([low, low + 24], dim=-1)
 
 
+def ultralytics(name: str, form: Any, end2end: bool = False) -> Stage:
+    pytest.importorskip("ultralytics", exc_type=ImportError)
+    return infer.yolo(make_ultralytics(name, end2end), format=form)
+
+
+def transformer(kind: str) -> Stage:
+    pytest.importorskip("transformers", exc_type=ImportError)
+    return infer.transformers_detector(make_transformer(kind))
+
+
 VICTIMS: dict[str, Callable[[], Stage]] = {
     "tiny": lambda: infer.detector(TinyDetector(3, 32, torch.Generator().manual_seed(2)).eval()),
     "two-stage": lambda: infer.detector(TwoStage()),
     "objectness": lambda: infer.detector(WithObjectness()),
+    **{
+        f"torchvision's {name}": lambda name=name: infer.torchvision_detector(torchvision_victim(name))
+        for name in ARCHITECTURES
+    },
+    "yolov4's format": lambda: infer.yolo(ThreeClasses(WithObjectness(), "v4"), format="v4"),
+    "yolov5's format": lambda: infer.yolo(ThreeClasses(WithObjectness(), "v5"), format="v5"),
+    "yolo11n": lambda: ultralytics("yolo11n", "v8"),
+    "yolov10n, end to end": lambda: ultralytics("yolov10n", "v10", end2end=True),
+    "DETR": lambda: transformer("detr"),
+    "YOLOS": lambda: transformer("yolos"),
 }
 
 
