@@ -87,10 +87,8 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     for i, (condition, rate) in enumerate(rates.rates.items()):
         cells = [TITLES.get(condition, condition), percent(rate)]
         if rates.gone:
-            cells += [
-                f"{100 * rates.gone[condition].value:.1f}",
-                f"{100 * rates.displaced[condition].value:.1f}",
-            ]
+            parts = (rates.gone[condition].value, rates.displaced[condition].value)
+            cells += ["-" if part != part else f"{100 * part:.1f}" for part in parts]
         cells.append(percent(rates.over[condition]) if condition in rates.over else "")
         table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
     clean = rates.clean

@@ -108,8 +108,9 @@ def define(
         optional: Names read where they exist. One that is also in `writes` is written only then.
         **parts: Optional parts: `role` ("loss" and "metric" write one number per row), `init`, `project` (for
             parameterizations), `fill` (settings left None, from the names of the patches), `check` (`{broken
-            rule: places}`, for `fpatch doctor`), `show`, `describe`, and what it cannot do: `vmap=False`,
-            `gradient=False`, `compile=False` (whole); `geometric=True` for a stage that moves pixels.
+            rule: places}`, for `fpatch doctor`; "image <id>" where a place begins is shown as its file),
+            `show`, `describe`, and what it cannot do: `vmap=False`, `gradient=False`, `compile=False`
+            (whole); `geometric=True` for a stage that moves pixels.
             `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
             of what is drawn.
 

@@ -106,10 +106,12 @@ def test_analyze_draws_what_has_no_importances(run, capsys, words, message):
 
 def test_a_victim_that_is_never_right_is_said_to_be(capsys):
     rows = {"image_id": np.arange(6) // 2, "found/none": np.zeros(6, bool)}
-    rates = success(rows | {f"found/{c}": np.zeros(6, bool) for c in ("patch", "noise")})
+    names = [f"{metric}/{c}" for metric in ("found", "displaced") for c in ("patch", "noise")]
+    rates = success(rows | {name: np.zeros(6, bool) for name in names})
     console.print(success_table("test", rates))
     said = " ".join(capsys.readouterr().out.split())
     assert "nothing can be measured: without a patch the victim is right in none of 6 rows" in said
+    assert "nan" not in said
 
 
 def test_settings_on_the_command_line(tmp_path, capsys):
