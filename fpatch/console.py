@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fpatch.analysis import Importances
     from fpatch.doctor import Diagnosis
     from fpatch.metrics import Rate
+    from fpatch.metrics.score import DetectionScore
     from fpatch.rates import Success
     from fpatch.study import Report
 
@@ -63,6 +64,11 @@ def percent(rate: "Rate") -> str:
     return f"{100 * rate.value:5.1f}{bounds}"
 
 
+def _counted(rate: "Rate") -> str:
+    """A share in percent, and how many that is."""
+    return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
+
+
 def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str]] | None = None) -> Table:
     """Success rates by condition.
 
@@ -73,13 +79,18 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     """
     from fpatch.metrics.intervals import FEW_PHOTOGRAPHS
 
+    clean = rates.clean
+    found = next(iter(rates.rates.values())).count
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("condition", no_wrap=True)
-    table.add_column("success %", justify="right", no_wrap=True)
+    table.add_column(f"success %\nof {found} found", justify="right", no_wrap=True)
     if rates.gone:
         table.add_column("gone %", justify="right")
         table.add_column("displaced %", justify="right")
     table.add_column("patch minus it", justify="right", no_wrap=True)
+    table.add_column(f"missed %\nof all {clean.count}", justify="right", no_wrap=True)
+    if rates.drop:
+        table.add_column("score\nlost", justify="right")
     for heading in extra or {}:
         table.add_column(heading, justify="right")
     for i, (condition, rate) in enumerate(rates.rates.items()):
@@ -90,15 +101,43 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
                 f"{100 * rates.displaced[condition].value:.1f}",
             ]
         cells.append(percent(rates.over[condition]) if condition in rates.over else "")
+        cells.append(_counted(rates.missed[condition]))
+        cells += [f"{rates.drop[condition].value:.2f}"] if rates.drop else []
         table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
-    clean = rates.clean
-    found = next(iter(rates.rates.values())).count
+    nothing = [""] * (4 if rates.gone else 2)
+    table.add_row("no patch", *nothing, _counted(rates.missed["none"]))
     table.caption = (
         f"success: not found with the print, among the {found} of {clean.count} rows "
-        f"({clean.photographs} photographs) found without; brackets are 95 % intervals over photographs"
+        f"({clean.photographs} photographs) found without; missed: not found, of all {clean.count}; brackets "
+        "are 95 % intervals over photographs"
     )
     if clean.photographs < FEW_PHOTOGRAPHS:
         table.caption += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+    return table
+
+
+def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
+    """Recall and AP by class, and over all."""
+    table = Table(title_justify="left", title_style="bold")
+    table.title = f"recall at score {score:g} and AP, at IoU {iou:g}"
+    table.add_column("class")
+    for heading in ("objects", "detections", "recall %", "AP"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def precision(value: float) -> str:
+        return "-" if value != value else f"{value:.3f}"
+
+    for name, entry in found.classes.items():
+        counts = (str(entry.objects), str(entry.detections))
+        table.add_row(Text(name), *counts, percent(entry.recall), precision(entry.precision))
+    table.add_section()
+    detections = sum(entry.detections for entry in found.classes.values())
+    counts = (str(found.recall.count), str(detections))
+    table.add_row("all", *counts, percent(found.recall), precision(found.precision))
+    table.caption = (
+        f"AP over IoU 0.5 to 0.95: {precision(found.coco)}; {found.images} images, {found.silent} of them "
+        "without a detection; brackets are 95 % intervals over images with objects"
+    )
     return table
 
 
