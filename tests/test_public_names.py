@@ -31,7 +31,10 @@ NAMES = {
     """,
     "fpatch.infer": "classifier detector suppress",
     "fpatch.losses": "color_list lp_distance misclassify non_printability saliency total_variation vanish",
-    "fpatch.metrics": "Rate average_precision bootstrap_mean class_hit detection_hit wilson",
+    "fpatch.metrics": """
+        Rate average_precision bootstrap_mean by_name class_hit detection_hit mean_average_precision
+        num_photographs object_hit score_detections torchmetric torchmetrics wilson
+    """,
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
     "fpatch.viz": "Panel animate plot plot_boxes plot_curves side_by_side",
     "fpatch.data": """

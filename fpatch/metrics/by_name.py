@@ -3,10 +3,10 @@
 from typing import Any
 
 from fpatch.checks import nearest
-from fpatch.metrics.mean_average_precision import mean_average_precision
-from fpatch.stage import Stage
+from fpatch.registry import lookup
+from fpatch.stage import Definition, Stage
 
-EVALUATIONS = {"detection": mean_average_precision}
+EVALUATIONS = {"detection": "metrics.mean_average_precision"}
 
 
 def by_name(name: str, **settings: Any) -> Stage:
@@ -21,4 +21,4 @@ def by_name(name: str, **settings: Any) -> Stage:
     """
     if name not in EVALUATIONS:
         raise ValueError(f"no evaluation {name!r}; {nearest(name, EVALUATIONS)}")
-    return EVALUATIONS[name](**settings)
+    return lookup(EVALUATIONS[name], Definition, "metrics.by_name")(**settings)

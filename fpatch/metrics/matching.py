@@ -35,7 +35,10 @@ def answered_scores(found: Answers, truth: Answers, iou: float) -> Tensor:
 
 
 def coco_precision(
-    found: Sequence[Answers], truth: Sequence[Answers], iou_thresholds: Sequence[float] | None = None
+    found: Sequence[Answers],
+    truth: Sequence[Answers],
+    iou_thresholds: Sequence[float] | None = None,
+    recall_thresholds: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """What torchmetrics' `MeanAveragePrecision` says of some images; -1 is NaN.
 
@@ -43,6 +46,7 @@ def coco_precision(
         found: Detections of each image, of which COCO counts the best 100 per class.
         truth: Objects of each.
         iou_thresholds: None for those of COCO, 0.5 to 0.95.
+        recall_thresholds: Where precision is read; None for the 101 of COCO, as torchmetrics rounds them.
 
     Returns:
         `map`, `map_50`, `map_75` as floats; `classes`, AP by label.
@@ -54,8 +58,12 @@ def coco_precision(
         from torchmetrics.detection import MeanAveragePrecision
     except ImportError as error:
         raise ImportError("average precision needs torchmetrics: pip install 'fpatch[metrics]'") from error
-    thresholds = None if iou_thresholds is None else list(iou_thresholds)
-    metric = MeanAveragePrecision(iou_thresholds=thresholds, class_metrics=True, backend="faster_coco_eval")
+    metric = MeanAveragePrecision(
+        iou_thresholds=None if iou_thresholds is None else list(iou_thresholds),
+        rec_thresholds=None if recall_thresholds is None else list(recall_thresholds),
+        class_metrics=True,
+        backend="faster_coco_eval",
+    )
     metric.warn_on_many_detections = False
     metric.update([dict(f) for f in found], [dict(t) for t in truth])
     result = metric.compute()

@@ -13,6 +13,9 @@ from fpatch.checks import check_number, nearest
 from fpatch.metrics.intervals import Rate, wilson
 from fpatch.metrics.matching import answered_scores, coco_precision
 
+IOU_THRESHOLDS, RECALL_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0.0, 1.0, 101).tolist()
+"""Those of pycocotools, in double precision: 0.1 in single is above a recall of 1 in 10."""
+
 
 class ClassScore(NamedTuple):
     """What is known of one class.
@@ -80,7 +83,7 @@ def score_detections(
     labels = torch.cat([t["labels"] for t in real]).numpy()
     counted = ~np.isnan(best)
     hit = best >= score
-    at_iou = coco_precision(answers, real, [iou])
+    at_iou = coco_precision(answers, real, [iou], RECALL_THRESHOLDS)
     detected = torch.cat([a["labels"] for a in answers]).numpy()
 
     def recall(of: np.ndarray) -> Rate:
@@ -98,7 +101,7 @@ def score_detections(
     return DetectionScore(
         recall(np.ones_like(counted)),
         at_iou["map"],
-        coco_precision(answers, real)["map"],
+        coco_precision(answers, real, IOU_THRESHOLDS, RECALL_THRESHOLDS)["map"],
         classes,
         len(images),
         sum(not found[i] for i in images),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpatch.checks import nearest
 from fpatch.resource import Resource, define_loader, live
@@ -29,7 +29,7 @@ class Torchmetric:
         inputs: The arguments of its `update` that it is given; the node's `reads` says which values they are.
     """
 
-    metric: Any
+    metric: Resource | nn.Module
     inputs: tuple[str, ...] = ("preds", "target")
 
     def __post_init__(self) -> None:
