@@ -64,6 +64,10 @@ def percent(rate: "Rate") -> str:
     return f"{100 * rate.value:5.1f}{bounds}"
 
 
+def _title(condition: str) -> str:
+    return "no patch" if condition == "none" else TITLES.get(condition, condition)
+
+
 def _counted(rate: "Rate") -> str:
     """A share in percent, and how many that is."""
     return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
@@ -88,31 +92,29 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         table.add_column("gone %", justify="right")
         table.add_column("displaced %", justify="right")
     table.add_column("patch minus it", justify="right", no_wrap=True)
-    table.add_column(f"missed %\nof all {clean.count}", justify="right", no_wrap=True)
-    if rates.drop:
-        table.add_column("score\nlost", justify="right")
     for heading in extra or {}:
         table.add_column(heading, justify="right")
     for i, (condition, rate) in enumerate(rates.rates.items()):
-        cells = [TITLES.get(condition, condition), percent(rate)]
+        cells = [_title(condition), percent(rate)]
         if rates.gone:
             cells += [
                 f"{100 * rates.gone[condition].value:.1f}",
                 f"{100 * rates.displaced[condition].value:.1f}",
             ]
         cells.append(percent(rates.over[condition]) if condition in rates.over else "")
-        cells.append(_counted(rates.missed[condition]))
-        cells += [f"{rates.drop[condition].value:.2f}"] if rates.drop else []
         table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
-    nothing = [""] * (4 if rates.gone else 2)
-    table.add_row("no patch", *nothing, _counted(rates.missed["none"]))
-    table.caption = (
-        f"success: not found with the print, among the {found} of {clean.count} rows "
-        f"({clean.photographs} photographs) found without; missed: not found, of all {clean.count}; brackets "
-        "are 95 % intervals over photographs"
+    first = (
+        f"success: not found with the print, among the {found} of {clean.count} rows ({clean.photographs} "
+        "photographs) found without; brackets are 95 % intervals over photographs"
     )
     if clean.photographs < FEW_PHOTOGRAPHS:
-        table.caption += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+        first += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+    missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
+    sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
+    if rates.drop:
+        lost = [f"{_title(c)} {rate.value:.2f}" for c, rate in rates.drop.items()]
+        sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
+    table.caption, table.caption_justify = "\n".join(sentences), "left"
     return table
 
 
