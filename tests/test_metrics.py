@@ -5,6 +5,9 @@ import io
 import itertools
 import json
 import math
+import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import optree
@@ -17,7 +20,7 @@ from study_fixture import make_study, read_records
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from fpatch import metrics, node, pipeline, random
+from fpatch import build, metrics, node, pipeline, random
 from fpatch.cli import main
 from fpatch.evaluation import (
     compute_states,
@@ -472,6 +475,26 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
         "test/success/drop/patch",
     }
     assert "validation/precision/map/noise" in names
+
+
+def test_the_sections_of_the_documentation_are_a_pipeline():
+    page = (Path(__file__).parent.parent / "docs" / "measuring.md").read_text()
+    blocks = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    made = build(blocks[0]["pipeline"]).at("test")
+    assert made.summaries == ("precision", "accuracy")
+    assert made["accuracy"].reads == {"preds": "logits", "target": "target"}
+    assert gather(
+        made.without("objects", "precision"), make_answers(4) | {"logits": torch.eye(4)[:, :2]}, [4]
+    )
+    assert blocks[1]["evaluate"]["controls"]
+
+
+def test_doctor_and_describe_know_metrics_that_write_nothing(tmp_path, capsys):
+    path = make_study(tmp_path)
+    path.write_text(path.read_text() + SECTIONS)
+    assert main(["describe", str(path)]) == 0
+    assert "box_valid ->   [test, validation]" in capsys.readouterr().out
+    assert main(["doctor", str(path)]) == 0
 
 
 # How many photographs
