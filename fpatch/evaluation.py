@@ -316,7 +316,14 @@ def update_states(
     pipeline: Pipeline, states: Mapping[str, Any], seen: Mapping[str, Values]
 ) -> dict[str, Any]:
     """The states with some rows more, as `measure` gives them under "seen"."""
-    return {p: summary.update(config, states[p], seen[p]) for p, summary, config in _summaries(pipeline)}
+    updated = {}
+    for path, summary, config in _summaries(pipeline):
+        try:
+            updated[path] = summary.update(config, states[path], seen[path])
+        except (ValueError, TypeError, RuntimeError) as error:
+            error.add_note(f"in node {path!r}: {pipeline[path].stage!r}")
+            raise
+    return updated
 
 
 def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:

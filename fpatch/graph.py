@@ -367,7 +367,8 @@ class Pipeline(Mapping[str, Node]):
                 "everything" if r == ALL else f"{r}?" if own in optional else r for own, r in n.reads.items()
             )
             reads = ", ".join(names) or "params"
-            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {', '.join(n.writes.values())}{phases}")
+            writes = ", ".join(n.writes.values()) or "nothing"
+            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {writes}{phases}")
         return "\n".join(lines)
 
     __repr__ = describe

@@ -483,9 +483,12 @@ def test_the_sections_of_the_documentation_are_a_pipeline():
     made = build(blocks[0]["pipeline"]).at("test")
     assert made.summaries == ("precision", "accuracy")
     assert made["accuracy"].reads == {"preds": "logits", "target": "target"}
-    assert gather(
-        made.without("objects", "precision"), make_answers(4) | {"logits": torch.eye(4)[:, :2]}, [4]
-    )
+    alone = made.without("objects", "precision")
+    answers = {"logits": torch.eye(2), "target": torch.tensor([0, 1])}
+    assert gather(alone, answers, [2]) == {"accuracy/MulticlassAccuracy": 1.0}
+    with pytest.raises(RuntimeError) as error:
+        gather(alone, make_answers(9), [9])
+    assert "in node 'accuracy'" in error.value.__notes__[0]
     assert blocks[1]["evaluate"]["controls"]
 
 
@@ -493,7 +496,7 @@ def test_doctor_and_describe_know_metrics_that_write_nothing(tmp_path, capsys):
     path = make_study(tmp_path)
     path.write_text(path.read_text() + SECTIONS)
     assert main(["describe", str(path)]) == 0
-    assert "box_valid ->   [test, validation]" in capsys.readouterr().out
+    assert "box_valid -> nothing  [test, validation]" in capsys.readouterr().out
     assert main(["doctor", str(path)]) == 0
 
 
