@@ -486,7 +486,7 @@ def test_the_sections_of_the_documentation_are_a_pipeline():
     alone = made.without("objects", "precision")
     answers = {"logits": torch.eye(2), "target": torch.tensor([0, 1])}
     assert gather(alone, answers, [2]) == {"accuracy/MulticlassAccuracy": 1.0}
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(ValueError, match="number of classes") as error:
         gather(alone, make_answers(9), [9])
     assert "in node 'accuracy'" in error.value.__notes__[0]
     assert blocks[1]["evaluate"]["controls"]
