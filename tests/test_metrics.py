@@ -39,10 +39,10 @@ from fpatch.study import load_study, make_parts
 COCO_KEYS = ("map", "map_50", "map_75")
 
 
-def make_detections(num_rows: int, seed: int = 0, places: int = 6) -> dict[str, Tensor]:
+def make_detections(num_rows: int, seed: int = 0, spread: float = 80.0, places: int = 6) -> dict[str, Tensor]:
     """Objects of three classes, and detections near them, near nothing, doubled, and of the wrong class."""
     generator = torch.Generator().manual_seed(seed)
-    corner = 80 * torch.rand(num_rows, places, 2, generator=generator)
+    corner = spread * torch.rand(num_rows, places, 2, generator=generator)
     size = 10 + 30 * torch.rand(num_rows, places, 2, generator=generator)
     boxes = torch.cat([corner, corner + size], dim=-1)
     labels = torch.randint(0, 3, (num_rows, places), generator=generator)
@@ -109,7 +109,7 @@ def test_mean_average_precision_equals_a_plain_run_however_it_is_cut(sizes):
 
 @pytest.mark.parametrize(("score", "iou"), [(0.5, 0.5), (0.2, 0.7), (0.9, 0.3)])
 def test_recall_at_a_score_equals_pycocotools(score, iou, tmp_path):
-    values = make_detections(12, seed=1)
+    values = make_detections(12, seed=1, spread=20.0)  # objects lie over each other
     found, truth = unpad(values)
     files = write_coco(tmp_path, found, truth)
     evaluation = run_pycocotools(*files, iou)
@@ -258,6 +258,16 @@ def test_a_metric_that_has_counted_before_starts_afresh():
     assert used.update_count == 1
 
 
+def test_a_metric_that_adds_in_place_does_not_change_an_older_state():
+    stage = metrics.torchmetric(torchmetrics.SumMetric(), inputs=("value",))
+    init, update, merge, compute = stage.definition.summary
+    states = [init(stage.config)]
+    for value in (1.0, 2.0, 4.0):
+        states.append(update(stage.config, states[-1], {"value": torch.tensor([value])}))
+    assert [compute(stage.config, state)["SumMetric"] for state in states] == [0.0, 1.0, 3.0, 7.0]
+    assert compute(stage.config, merge(stage.config, states[1], states[3])) == {"SumMetric": 8.0}
+
+
 def test_a_metric_by_name():
     made = metrics.torchmetrics(name="MulticlassAccuracy", num_classes=4, average="micro")
     values = make_answers(9)
@@ -333,6 +343,8 @@ def parts(tmp_path_factory):
     """A pipeline with both kinds of metric, parameters, and photographs."""
     path = make_study(tmp_path_factory.mktemp("metrics"))
     path.write_text(path.read_text() + SECTIONS)
+    with (path.parent / "objects.csv").open("a") as file:  # some photographs have two, the others padding
+        file.writelines(f"photograph-{i:02d}.png,vehicle,test,3,4,20,19\n" for i in (8, 10))
     study = load_study(path)
     made = make_parts(study)
     return study.pipeline.at("test"), made.initial.params, made.dataset.split("test")
@@ -422,6 +434,7 @@ def test_the_table_of_objects(parts):
     objects, kept = result.objects, result.kept
     valid = kept["none"]["box_valid"].numpy()
     rows, places = valid.nonzero()
+    assert 0 < len(rows) < valid.size
     assert objects["image_id"].tolist() == result.table["image_id"][rows].tolist()
     assert objects["draw"].tolist() == result.table["draw"][rows].tolist()
     assert objects["object"].tolist() == places.tolist()
@@ -602,7 +615,7 @@ def precision_of(evaluation, category=None) -> float:
 
 @pytest.mark.parametrize(("iou", "score"), [(0.5, 0.4), (0.75, 0.1)])
 def test_scores_of_files_equal_pycocotools(tmp_path, iou, score):
-    found, truth = unpad(make_detections(14, seed=4))
+    found, truth = unpad(make_detections(14, seed=4, spread=30.0))
     found[3] = {n: v[:0] for n, v in found[3].items()}
     truth[5] = {n: v[:0] for n, v in truth[5].items()}
     files = write_coco(tmp_path, found, truth, crowd=(2, 9, 17))
