@@ -140,6 +140,7 @@ def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
         f"AP over IoU 0.5 to 0.95: {precision(found.coco)}; {found.images} images, {found.silent} of them "
         "without a detection; brackets are 95 % intervals over images with objects"
     )
+    table.caption_justify = "left"
     return table
 
 
