@@ -38,7 +38,7 @@ FAMILIES = {
     "compose": "What stands between the print and the victim: view, light, lens, sensor.",
     "infer": "Victims, and what is made of their answers.",
     "losses": "What is minimized: one number per row each.",
-    "metrics": "What is counted: one number per row each.",
+    "metrics": "What is counted: one number per row or object each, or gathered over all rows.",
 }
 NUM_DRAWS = 3
 HEIGHT, WIDTH = 216, 320
@@ -328,7 +328,9 @@ def with_and_without(color: str = "gray") -> Iterator[tuple[str, dict[str, Any]]
         yield name, place.apply({}, sample, batch)
 
 
-def draw_answers(stages: Sequence[Stage], color: str = "gray") -> list[list[Panel]]:
+def draw_answers(
+    stages: Sequence[Stage], color: str = "gray", reads: Mapping[str, str] = MappingProxyType({})
+) -> list[list[Panel]]:
     """A victim's answers with a patch and without, and what the last stage says of them."""
     from fpatch import infer
 
@@ -336,10 +338,15 @@ def draw_answers(stages: Sequence[Stage], color: str = "gray") -> list[list[Pane
     for name, values in with_and_without(color):
         says = []
         for stage in stages:
+            values |= {own: values[name] for own, name in reads.items() if name in values}
             values, _ = stage({}, random.key(0), values)
+            if (summary := stage.definition.summary) is not None:
+                state = summary.update(stage.config, summary.init(stage.config), values)
+                numbers = summary.compute(stage.config, state)
+                says += [f"{key} {number:.2f}" for key, number in numbers.items() if "/" not in key]
             for key in stage.definition.writes if stage is stages[-1] else ():
-                if isinstance(values[key], Tensor) and values[key].ndim == 1:
-                    value = values[key][0]
+                if isinstance(values[key], Tensor) and values[key].ndim <= 2:
+                    value = values[key].flatten()[0]
                     says.append(
                         f"{key} {bool(value)}" if value.dtype == torch.bool else f"{key} {float(value):.2f}"
                     )
@@ -471,6 +478,10 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
     victim = infer.detector(PagodaFinder().eval())
     suppress = infer.suppress(score=0.3, iou=0.3)
 
+    def after_classifier(stage: Stage) -> list[list[Panel]]:
+        classifier = infer.classifier(PagodaClassifier().eval())
+        return draw_answers([classifier, stage], reads={"preds": "logits"})
+
     def after(*before: Stage, color: str = "gray") -> Callable[[Stage], list[list[Panel]]]:
         return lambda stage: draw_answers([*before, stage], color)
 
@@ -561,6 +572,12 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "losses.saliency": (losses.saliency(), draw_patch_loss),
         "losses.lp_distance": (losses.lp_distance({"flower": flower}), draw_patch_loss),
         "metrics.detection_hit": (metrics.detection_hit(), after(victim, suppress)),
+        "metrics.object_hit": (metrics.object_hit(), after(victim, suppress)),
+        "metrics.mean_average_precision": (metrics.mean_average_precision(), after(victim, suppress)),
+        "metrics.torchmetric": (
+            metrics.torchmetric(metrics.torchmetrics(name="MulticlassAccuracy", num_classes=2)),
+            after_classifier,
+        ),
         "metrics.class_hit": (metrics.class_hit(), after(infer.classifier(PagodaClassifier().eval()))),
     }
 

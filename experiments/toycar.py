@@ -54,7 +54,7 @@ from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.optim import Optimizer
 from fpatch.rates import Success
 from fpatch.stage import define, deterministic
-from fpatch.study import Data, Evaluate, Goal, Logging, Report, Train, summary
+from fpatch.study import Data, Evaluate, Goal, Logging, Report, Train
 from fpatch.types import Params, Sample, Values
 
 PANELS = ("hood", "roof", "door")
@@ -448,8 +448,8 @@ def run_experiment(data: Path, runs: Path, settings: Settings, report: Report) -
         "scales": [
             {
                 "scale": scale,
-                "by_photograph": summary(p.by_photograph, "best", settings.patch_steps),
-                "by_viewpoint": summary(p.by_viewpoint, "best", settings.patch_steps),
+                "by_photograph": p.by_photograph.to_json(),
+                "by_viewpoint": p.by_viewpoint.to_json(),
                 "lead": {c: rate._asdict() for c, rate in p.lead.items()},
                 "background": p.background._asdict(),
             }

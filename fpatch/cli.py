@@ -14,6 +14,7 @@ from fpatch.console import (
     console,
     importance_table,
     progress_bars,
+    score_table,
     stage_table,
     success_table,
     transfer_table,
@@ -35,6 +36,7 @@ typical use:
   fpatch analyze runs/20260101-120000-study
   fpatch grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5
   fpatch transfer runs/20260101-120000-a runs/20260101-130000-b
+  fpatch score truth.json detections.json --iou 0.5 --score 0.4
 """
 
 _OVERRIDES = (
@@ -109,6 +111,21 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
     evaluate.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
+
+    score = _add(
+        commands,
+        "score",
+        _score,
+        "score detections of any program against ground truth, both in COCO's JSON format",
+        "AP is COCO's: the best 100 detections per image and class, whatever their score; classes without "
+        "objects have none. Objects marked iscrowd do not count.",
+    )
+    score.add_argument("truth", metavar="GT.json", help="images, annotations and categories")
+    score.add_argument(
+        "detections", metavar="DETECTIONS.json", help="a list of image_id, category_id, bbox, score"
+    )
+    score.add_argument("--iou", type=float, default=0.5, help="overlap of a match (default: 0.5)")
+    score.add_argument("--score", type=float, default=0.5, help="threshold for recall (default: 0.5)")
 
     replay = _add(commands, "replay", _replay, "rerun logged images from their logged samples")
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
@@ -250,13 +267,31 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from fpatch import study
+    from fpatch.evaluation import PATCH
+    from fpatch.metrics import num_photographs
+    from fpatch.rates import of_objects
 
     with progress_bars() as report:
         run, rates = study.evaluate_run(options.run_folder, options.split, options.checkpoint, report)
-    console.print(success_table(f"{options.split}, checkpoint {options.checkpoint}", rates))
+    title = f"{options.split}, checkpoint {options.checkpoint}"
+    console.print(success_table(title, rates))
     table = study.table_name(options.split, options.checkpoint)
+    if (objects := of_objects(run.load_objects(table))) is not None:
+        console.print(success_table(f"{title}: every object", objects))
+    rate = rates.rates[PATCH]
+    if rate.count:
+        wished = num_photographs(rate.value, 0.1)
+        console.print(f"for an interval of +-5 points: about {wished} photographs ({rate.photographs} here)")
     for name in (f"tables/{table}.csv", f"figures/{table}.png"):
         console.print(f"  {run.folder / name}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from fpatch.metrics import score_detections
+
+    found = score_detections(options.truth, options.detections, options.iou, options.score)
+    console.print(score_table(found, options.iou, options.score))
     return 0
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fpatch.analysis import Importances
     from fpatch.doctor import Diagnosis
     from fpatch.metrics import Rate
+    from fpatch.metrics.score import DetectionScore
     from fpatch.rates import Success
     from fpatch.stratified import Cell
     from fpatch.study import Report
@@ -65,6 +66,15 @@ def percent(rate: "Rate") -> str:
     return f"{100 * rate.value:5.1f}{bounds}"
 
 
+def _title(condition: str) -> str:
+    return "no patch" if condition == "none" else TITLES.get(condition, condition)
+
+
+def _counted(rate: "Rate") -> str:
+    """A share in percent, and how many that is."""
+    return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
+
+
 def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str]] | None = None) -> Table:
     """Success rates by condition.
 
@@ -75,9 +85,11 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     """
     from fpatch.metrics.intervals import FEW_PHOTOGRAPHS
 
+    clean = rates.clean
+    found = next(iter(rates.rates.values())).count
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("condition", no_wrap=True)
-    table.add_column("success %", justify="right", no_wrap=True)
+    table.add_column(f"success %\nof {found} found", justify="right", no_wrap=True)
     if rates.gone:
         table.add_column("gone %", justify="right")
         table.add_column("displaced %", justify="right")
@@ -85,26 +97,56 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     for heading in extra or {}:
         table.add_column(heading, justify="right")
     for i, (condition, rate) in enumerate(rates.rates.items()):
-        cells = [TITLES.get(condition, condition), percent(rate)]
+        cells = [_title(condition), percent(rate)]
         if rates.gone:
             parts = (rates.gone[condition].value, rates.displaced[condition].value)
             cells += ["-" if part != part else f"{100 * part:.1f}" for part in parts]
         cells.append(percent(rates.over[condition]) if condition in rates.over else "")
         table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
-    clean = rates.clean
-    found = next(iter(rates.rates.values())).count
     if not found:
         table.caption = (
             f"nothing can be measured: without a patch the victim is right in none of {clean.count} rows "
             f"({clean.photographs} photographs); `fpatch doctor` looks for the reason"
         )
         return table
-    table.caption = (
-        f"success: not found with the print, among the {found} of {clean.count} rows "
-        f"({clean.photographs} photographs) found without; brackets are 95 % intervals over photographs"
+    first = (
+        f"success: not found with the print, among the {found} of {clean.count} rows ({clean.photographs} "
+        "photographs) found without; brackets are 95 % intervals over photographs"
     )
     if clean.photographs < FEW_PHOTOGRAPHS:
-        table.caption += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+        first += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+    missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
+    sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
+    if rates.drop:
+        lost = [f"{_title(c)} {rate.value:.2f}" for c, rate in rates.drop.items()]
+        sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
+    table.caption, table.caption_justify = "\n".join(sentences), "left"
+    return table
+
+
+def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
+    """Recall and AP by class, and over all."""
+    table = Table(title_justify="left", title_style="bold")
+    table.title = f"recall at score {score:g} and AP, at IoU {iou:g}"
+    table.add_column("class")
+    for heading in ("objects", "detections", "recall %", "AP"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def precision(value: float) -> str:
+        return "-" if value != value else f"{value:.3f}"
+
+    for name, entry in found.classes.items():
+        counts = (str(entry.objects), str(entry.detections))
+        table.add_row(Text(name), *counts, percent(entry.recall), precision(entry.precision))
+    table.add_section()
+    detections = sum(entry.detections for entry in found.classes.values())
+    counts = (str(found.recall.count), str(detections))
+    table.add_row("all", *counts, percent(found.recall), precision(found.precision))
+    table.caption = (
+        f"AP over IoU 0.5 to 0.95: {precision(found.coco)}; {found.images} images, {found.silent} of them "
+        "without a detection; brackets are 95 % intervals over images with objects"
+    )
+    table.caption_justify = "left"
     return table
 
 

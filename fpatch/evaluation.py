@@ -1,8 +1,8 @@
 """Measure a patch against its controls on the same samples.
 
-A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled. They
-replace the *output of the parameterization*, so that all pass the same print, size, place and camera. The
-condition "none" is the trained patch with every opacity 0.
+A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled, and
+any picture of the user's. They replace the *output of the parameterization*, so that all pass the same print,
+size, place and camera. The condition "none" is the trained patch with every opacity 0.
 
 Rows run in blocks of a fixed number, one condition per block, because a network's rows have other last bits
 in a batch of another size. `measure` is the only code that does so; `evaluate` hands it fresh samples and
@@ -19,16 +19,18 @@ import numpy as np
 import optree
 import PIL
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
 from fpatch import __version__, random
 from fpatch.checks import check_number
+from fpatch.color import luma
 from fpatch.columns import to_columns
 from fpatch.data import Dataset, rows
 from fpatch.graph import Pipeline, control
 from fpatch.loop import take_rows
-from fpatch.stage import row_keys
+from fpatch.stage import Summary, row_keys
 from fpatch.types import Batch, Params, Sample, Values
 
 PATCH, NONE = "patch", "none"
@@ -112,27 +114,64 @@ def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
     return optree.tree_map(lambda x: x.detach(), values)  # type: ignore[return-value]
 
 
-def make_controls(patches: Patches, key: Tensor) -> dict[str, Patches]:
-    """Benign prints of each patch's size: uniform noise, its mean color, its own pixels in random order."""
-    leaves, tree = optree.tree_flatten(patches)  # type: ignore[arg-type]
-    made: dict[str, list[Tensor]] = {name: [] for name in CONTROLS}
-    for i, patch in enumerate(leaves):
-        own = random.fold_in(key, i)
+def check_control_name(field: str, name: str) -> None:
+    """Refuse a name that another condition has, or that would look like something else in a table.
+
+    Raises:
+        ValueError: With the name.
+    """
+    taken = (PATCH, NONE, *CONTROLS, "delta", "clean")
+    if name in taken or not name or "/" in name:
+        raise ValueError(
+            f"{field}: a control cannot be called {name!r}; choose a name without '/' that is none of "
+            f"{', '.join(taken)}"
+        )
+
+
+def make_controls(
+    patches: Patches, key: Tensor, pictures: Mapping[str, Tensor] | None = None
+) -> dict[str, Patches]:
+    """Benign prints of each patch's size: uniform noise, its mean color, its own pixels in random order.
+
+    Args:
+        patches: What the parameterizations wrote.
+        key: Of the noise and the order of pixels, from which each patch has its own by its name.
+        pictures: Further prints, [3, h, w] in 0..1 by the name of the control; every patch becomes the
+            picture, stretched to its size, in gray where it is.
+    """
+    paths, leaves, tree = optree.tree_flatten_with_path(patches)  # type: ignore[arg-type]
+    made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
+    for path, patch in zip(paths, leaves, strict=True):
+        own = key
+        for segment in path:
+            own = random.fold_in(own, str(segment))
         order = random.permutation(random.fold_in(own, "shuffled"), patch.shape[-2] * patch.shape[-1])
         made["noise"].append(random.uniform(random.fold_in(own, "noise"), tuple(patch.shape)))
         made["flat"].append(patch.mean((-2, -1), keepdim=True).expand_as(patch).contiguous())
         made["shuffled"].append(patch.flatten(-2)[..., order].unflatten(-1, patch.shape[-2:]))
-    return {name: optree.tree_unflatten(tree, made[name]) for name in CONTROLS}  # type: ignore[misc]
+        for name, picture in (pictures or {}).items():
+            made[name].append(_fit_picture(picture, patch))
+    return {name: optree.tree_unflatten(tree, entries) for name, entries in made.items()}  # type: ignore[misc]
 
 
-def make_conditions(pipeline: Pipeline, patch_params: Params, key: Tensor) -> dict[str, Patches]:
-    """The trained patch first, then no patch, then the benign prints."""
+def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
+    """A picture [3, h, w] in the shape of a patch [..., c, h, w]."""
+    colored = picture if patch.shape[-3] == 3 else luma(picture)
+    size = [int(side) for side in patch.shape[-2:]]
+    fitted = F.interpolate(colored[None], size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
+    return fitted.expand_as(patch).contiguous()
+
+
+def make_conditions(
+    pipeline: Pipeline, patch_params: Params, key: Tensor, pictures: Mapping[str, Tensor] | None = None
+) -> dict[str, Patches]:
+    """The trained patch first, then no patch, then the benign prints of `make_controls`."""
     patches = make_patches(pipeline, patch_params)
-    return {PATCH: patches, NONE: patches, **make_controls(patches, key)}
+    return {PATCH: patches, NONE: patches, **make_controls(patches, key, pictures)}
 
 
 def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
-    """What the metric and loss nodes of a pipeline write: one number per row each."""
+    """What the metric and loss nodes of a pipeline write: one number per row, or per object, each."""
     written = (
         name for n in pipeline.values() for name in n.writes.values() if n.stage.definition.role != "stage"
     )
@@ -158,7 +197,8 @@ def measure(
         keep: Further names to return.
 
     Returns:
-        Per condition `{metric: [n], "digest": [n strings], name kept: [n, ...]}`.
+        Per condition `{metric: [n] or [n, m], "digest": [n strings], "seen": {path: {name: [n, ...]}}, name
+        kept: [n, ...]}`, where "seen" is what metrics with a summary read.
     """
     n = len(batch["image_id"])
     assert n <= block, "measure runs one block"
@@ -169,9 +209,15 @@ def measure(
     for name, patches in conditions.items():
         drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
         with torch.no_grad():
-            values = body.apply(_NoParams(), drawn, {**padded, **patches}, want=(*metrics, "image", *keep))  # type: ignore[arg-type, dict-item]
-        values = take_rows(values, slice(0, n))
-        results[name] = values | {"digest": [tensor_digest(image) for image in values["image"]]}
+            values, seen = body.observe(
+                _NoParams(),
+                drawn,  # type: ignore[arg-type]
+                {**padded, **patches},  # type: ignore[dict-item]
+                want=(*metrics, "image", *keep),
+            )
+        values, seen = take_rows((values, seen), slice(0, n))
+        digests = [tensor_digest(image) for image in values["image"]]
+        results[name] = values | {"digest": digests, "seen": seen}
     return results
 
 
@@ -184,6 +230,7 @@ def evaluate(
     num_draws: int = 1,
     block: int = 16,
     conditions: Mapping[str, Patches] | None = None,
+    pictures: Mapping[str, Tensor] | None = None,
     edit: Callable[[Sample], Sample] | None = None,
     keep: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -198,21 +245,23 @@ def evaluate(
         num_draws: Samples per photograph.
         block: Rows that run together, part of the recorded execution.
         conditions: By default those of `make_conditions`.
+        pictures: Further controls for those, [3, h, w] by name.
         edit: Changes every sample, e.g. by `override`, to ask what if.
         keep: Further values to keep for all rows, e.g. "detections".
         progress: Called with the rows done and their total.
 
     Returns:
-        The table of rows, and what was kept.
+        The table of rows, that of objects, what was kept and what was gathered.
     """
     check_number("evaluate.block", block, 1)
     made = (
-        make_conditions(pipeline, patch_params, random.fold_in(key, "control"))
+        make_conditions(pipeline, patch_params, random.fold_in(key, "control"), pictures)
         if conditions is None
         else conditions
     )
     image_id, draw = rows(dataset.image_ids, num_draws)
-    parts, kept = [], []
+    parts, objects, kept = [], [], []
+    states = {c: init_states(pipeline) for c in made}
     for part in blocks(len(image_id), block):
         batch = dataset.batch(image_id[part], draw[part])
         keys = row_keys(key, batch)
@@ -220,12 +269,15 @@ def evaluate(
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
         parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results))
+        objects.append(object_columns(results, batch, metric_names(pipeline)))
+        states = {c: update_states(pipeline, states[c], values["seen"]) for c, values in results.items()}
         kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
         if progress is not None:
             progress(part.stop, len(image_id))
-    table = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    whole = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep else {}
-    return Evaluation(table, made, whole)  # type: ignore[arg-type]
+    table, long = ({n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for ps in (parts, objects))
+    whole: Any = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep else {}
+    summaries = {c: compute_states(pipeline, state) for c, state in states.items()}
+    return Evaluation(table, made, whole, long, states, summaries)
 
 
 class Evaluation(NamedTuple):
@@ -237,11 +289,65 @@ class Evaluation(NamedTuple):
             `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`.
         conditions: The patches that were shown.
         kept: `{condition: {name: [n, ...]}}`.
+        objects: Columns of equal length, one entry per object, of the metrics that write one number each
+            [n, m] such as `metrics.object_hit`; see `object_columns`. Empty without any.
+        states: `{condition: {path: state}}` of the metrics that gather rows; those of two shards are one by
+            `merge_states`.
+        summaries: `{condition: {path/name: number}}` of those metrics.
     """
 
     table: dict[str, np.ndarray]
     conditions: Mapping[str, Patches]
     kept: dict[str, dict[str, Any]]
+    objects: dict[str, np.ndarray] = {}  # noqa: RUF012 (a NamedTuple's default, which nothing writes to)
+    states: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    summaries: dict[str, dict[str, float]] = {}  # noqa: RUF012
+
+
+# -- metrics that gather rows ------------------------------------------------------------------------------
+
+
+def init_states(pipeline: Pipeline) -> dict[str, Any]:
+    """The state of every metric with a summary before any row, by path."""
+    return {path: summary.init(config) for path, summary, config in _summaries(pipeline)}
+
+
+def update_states(
+    pipeline: Pipeline, states: Mapping[str, Any], seen: Mapping[str, Values]
+) -> dict[str, Any]:
+    """The states with some rows more, as `measure` gives them under "seen"."""
+    updated = {}
+    for path, summary, config in _summaries(pipeline):
+        try:
+            updated[path] = summary.update(config, states[path], seen[path])
+        except (ValueError, TypeError, RuntimeError) as error:
+            error.add_note(f"in node {path!r}: {pipeline[path].stage!r}")
+            raise
+    return updated
+
+
+def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of the rows of one shard followed by those of another."""
+    return {p: summary.merge(config, a[p], b[p]) for p, summary, config in _summaries(pipeline)}
+
+
+def compute_states(pipeline: Pipeline, states: Mapping[str, Any]) -> dict[str, float]:
+    """What the states amount to: `{path/name: number}`."""
+    return {
+        f"{path}/{name}": float(value)
+        for path, summary, config in _summaries(pipeline)
+        for name, value in summary.compute(config, states[path]).items()
+    }
+
+
+def _summaries(pipeline: Pipeline) -> Iterator[tuple[str, Summary, Any]]:
+    for path in pipeline.summaries:
+        stage = pipeline[path].stage
+        assert stage.definition.summary is not None
+        yield path, stage.definition.summary, stage.config
+
+
+# -- looking closely ---------------------------------------------------------------------------------------
 
 
 class Diagnosis(NamedTuple):
@@ -290,15 +396,53 @@ def result_columns(results: Mapping[str, Values]) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     metrics = [n for n, v in results[PATCH].items() if isinstance(v, Tensor) and v.ndim == 1]
     for metric in metrics:
-        by_condition = {c: values[metric].cpu().numpy() for c, values in results.items()}
-        columns |= {f"{metric}/{c}": column for c, column in by_condition.items()}
-        numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
-        for c in numbers:
-            if c == NONE:
-                columns[f"{metric}/delta"] = numbers[PATCH] - numbers[c]
-            elif c != PATCH:
-                columns[f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+        columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
+
+
+OBJECT = "object_"
+"""How the metrics of objects start; the table of objects leaves it out."""
+
+
+def object_columns(
+    results: Mapping[str, Values], batch: Batch, metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Columns of the metrics that write [n, m], one entry per object, row after row.
+
+    They are `image_id`, `draw`, `object` (its place among the m), `label` (if something writes
+    `object_label`), and `<metric>/<condition>` with deltas as in `result_columns`, `object_found` as `found`.
+    Places that `object_valid` says are empty without a patch are left out.
+    """
+    every = {n: results[PATCH][n] for n in metrics if results[PATCH][n].ndim == 2}
+    if not every:
+        return {}
+    rows, places = next(iter(every.values())).shape
+    if odd := [n for n, v in every.items() if v.shape[1] != places]:
+        raise ValueError(
+            f"metrics of objects must have one number of places: {odd[0]!r} has {every[odd[0]].shape[1]}, "
+            f"{next(iter(every))!r} has {places}; evaluate them apart"
+        )
+    real = results.get(NONE, results[PATCH]).get(f"{OBJECT}valid", torch.ones(rows, places, dtype=torch.bool))
+    row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
+    columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
+    if f"{OBJECT}label" in every:
+        columns["label"] = every[f"{OBJECT}label"].cpu().numpy()[row, place]
+    for metric in sorted(set(every) - {f"{OBJECT}valid", f"{OBJECT}label"}):
+        found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
+        columns |= _paired(metric.removeprefix(OBJECT), found)
+    return columns
+
+
+def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`<metric>/<condition>`, and the patch minus each of the others."""
+    columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
+    numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
+    for c in numbers:
+        if c == NONE:
+            columns[f"{metric}/delta"] = numbers[PATCH] - numbers[c]
+        elif c != PATCH:
+            columns[f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+    return columns
 
 
 def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:

@@ -137,7 +137,7 @@ class Pipeline(Mapping[str, Node]):
     def __init__(self, nodes: Mapping[str, Node], phase: str | None = None) -> None:
         self._given, self._nodes = dict(nodes), _filled(dict(nodes))
         self._phase = phase
-        self._needed: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
         _check_streams(self._nodes)
         phases = {p for n in self._nodes.values() for p in n.phases or ()}
         for p in (*PHASES, *sorted(phases - set(PHASES))) if phase is None else (phase,):
@@ -205,6 +205,11 @@ class Pipeline(Mapping[str, Node]):
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms that the nodes write."""
         return tuple(t for n in self.values() for t in n.terms)
+
+    @property
+    def summaries(self) -> tuple[str, ...]:
+        """Paths of the metrics that gather rows; see `fpatch.stage.Summary`."""
+        return tuple(p for p, n in self.items() if n.stage.definition.summary is not None)
 
     @property
     def parameterizations(self) -> tuple[str, ...]:
@@ -289,6 +294,17 @@ class Pipeline(Mapping[str, Node]):
             raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
         return {name: values[name] for name in want}
 
+    def observe(
+        self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
+    ) -> tuple[Values, dict[str, Values]]:
+        """`apply`, and beside it what every metric with a summary reads, by path, under its own names."""
+        values, seen = dict(batch), {}
+        for path, n, written in self._run(patch_params, sample, values, want, self.summaries):
+            if path in self.summaries:
+                seen[path] = n.inputs(values)
+            values.update(written)
+        return {name: values[name] for name in want}, seen
+
     def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
         """What each node wrote, `{path: {name: value}}`."""
         values, trace = dict(batch), {}
@@ -298,10 +314,15 @@ class Pipeline(Mapping[str, Node]):
         return trace
 
     def _run(
-        self, patch_params: Params, sample: Sample, values: Values, want: Sequence[str] | None
+        self,
+        patch_params: Params,
+        sample: Sample,
+        values: Values,
+        want: Sequence[str] | None,
+        paths: tuple[str, ...] = (),
     ) -> Iterator[tuple[str, Node, dict[str, Any]]]:
         self._check_ready()
-        for path in self if want is None else self._need(tuple(want)):
+        for path in self if want is None else self._need(tuple(want), paths):
             n = self[path]
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
@@ -312,16 +333,16 @@ class Pipeline(Mapping[str, Node]):
                 raise
             yield path, n, {n.writes[name]: value for name, value in own.items()}
 
-    def _need(self, want: tuple[str, ...]) -> tuple[str, ...]:
-        """Paths of the nodes that the wanted names need, in order."""
-        if want not in self._needed:
+    def _need(self, want: tuple[str, ...], paths: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Paths of the nodes that the wanted names, and these nodes themselves, need, in order."""
+        if (want, paths) not in self._needed:
             needed, open_names = [], set(want)
             for path, n in reversed(list(self.items())):
-                if open_names & set(n.writes.values()) or ALL in open_names:
+                if path in paths or open_names & set(n.writes.values()) or ALL in open_names:
                     needed.append(path)
                     open_names |= set(n.reads.values())
-            self._needed[want] = tuple(reversed(needed))
-        return self._needed[want]
+            self._needed[want, paths] = tuple(reversed(needed))
+        return self._needed[want, paths]
 
     # -- talking about it ---------------------------------------------------------------------------------
 
@@ -346,7 +367,8 @@ class Pipeline(Mapping[str, Node]):
                 "everything" if r == ALL else f"{r}?" if own in optional else r for own, r in n.reads.items()
             )
             reads = ", ".join(names) or "params"
-            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {', '.join(n.writes.values())}{phases}")
+            writes = ", ".join(n.writes.values()) or "nothing"
+            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {writes}{phases}")
         return "\n".join(lines)
 
     __repr__ = describe

@@ -1,30 +1,40 @@
 """From the table of an evaluation to success rates, with denominators, controls and intervals.
 
-A row counts in the denominator if the victim finds the object without any patch; the attack succeeds on it if
-the object is then not found. Success is *displaced* if a box of the class still answers beside the object,
-and *gone* otherwise.
+There are two denominators. For a *success* a row counts if the victim finds the object without any patch; the
+attack succeeds on it if the object is then not found, *displaced* if a box of the class still answers beside
+the object, and *gone* otherwise. For what is *missed* every row with an object counts, so that the victim's
+own failures, the entry "none", stand beside those that a print causes.
+
+A row is a photograph with a draw, or in the table of objects one of its objects.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation import NONE, PATCH
+from fpatch.evaluation import NONE, PATCH, Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 
 Table = Mapping[str, np.ndarray]
+
+SCORES = ("best_score", "score", "confidence")
+"""Metrics that say how sure the victim is of the object; the first that a table has counts."""
 
 
 class Success(NamedTuple):
     """Success rates of one evaluation.
 
     Attributes:
-        rates: Per condition but "none", Wilson intervals over photographs.
+        rates: Per condition but "none", over the rows found without a patch, Wilson intervals over
+            photographs.
         displaced: The part of each rate where a box answers beside the object; empty without that metric.
         gone: The rest.
         over: The patch's rate minus that of each control, paired, bootstrapped over photographs.
         clean: Share of the rows with an object in which it is found without a patch: the denominator.
+        missed: Per condition, "none" last, the share of *all* rows with an object in which it is not found.
+        drop: Per condition but "none", the mean of what the victim's score of the object loses, over the rows
+            found without a patch, bootstrapped over photographs; empty without such a metric.
     """
 
     rates: dict[str, Rate]
@@ -32,13 +42,23 @@ class Success(NamedTuple):
     gone: dict[str, Rate]
     over: dict[str, Rate]
     clean: Rate
+    missed: dict[str, Rate]
+    drop: dict[str, Rate]
 
     def scalars(self) -> dict[str, float]:
         """Flat numbers for a log."""
         flat = {f"success/{c}": rate.value for c, rate in self.rates.items()}
         flat |= {f"success/{c}/displaced": rate.value for c, rate in self.displaced.items()}
         flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
+        flat |= {f"success/missed/{c}": rate.value for c, rate in self.missed.items()}
+        flat |= {f"success/drop/{c}": rate.value for c, rate in self.drop.items()}
         return flat | {"success/clean": self.clean.value}
+
+    def to_json(self) -> dict[str, Any]:
+        """Every rate with its interval and its counts."""
+        flat = {n: v for n, v in self._asdict().items() if n != "clean"}
+        rates = {n: {c: rate._asdict() for c, rate in entries.items()} for n, entries in flat.items()}
+        return rates | {"clean": self.clean._asdict()}
 
 
 def conditions_of(table: Table, metric: str = "found") -> list[str]:
@@ -54,7 +74,7 @@ def success(table: Table, metric: str = "found") -> Success:
     """Success rates over a table of rows.
 
     Args:
-        table: Columns of `fpatch.evaluation.Evaluation`.
+        table: Columns of `fpatch.evaluation.Evaluation`, its `table` or its `objects`.
         metric: A boolean metric that says whether the victim is right.
 
     Raises:
@@ -74,6 +94,9 @@ def success(table: Table, metric: str = "found") -> Success:
     has_object = table.get(f"has_object/{NONE}", np.ones_like(counted)).astype(bool)
     has_displaced = all(f"displaced/{c}" in table for c in names)
     beside = {c: table[f"displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
+    missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
+    score = next((s for s in SCORES if all(f"{s}/{c}" in table for c in (*names, NONE))), None)
+    scores = {c: table[f"{score}/{c}"].astype(np.float64)[counted] for c in (*names, NONE) if score}
     return Success(
         rates={c: wilson(hit, groups) for c, hit in fooled.items()},
         displaced={c: wilson(fooled[c] & hit, groups) for c, hit in beside.items()},
@@ -84,6 +107,8 @@ def success(table: Table, metric: str = "found") -> Success:
             if c != PATCH and PATCH in fooled
         },
         clean=wilson(counted[has_object], image_id[has_object]),
+        missed={c: wilson(hit, image_id[has_object]) for c, hit in missed.items()},
+        drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
     )
 
 
@@ -96,6 +121,24 @@ def effects(table: Table) -> np.ndarray:
     name = next((n for n in ("best_score", "confidence") if f"{n}/{PATCH}" in table), "found")
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
     return without - with_patch
+
+
+def of_objects(objects: Table) -> Success | None:
+    """Success over the table of objects, if `metrics.object_hit` has written one."""
+    return success(objects) if f"found/{NONE}" in objects else None
+
+
+def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
+    """Flat numbers for a log: success, that of objects, the mean of every metric, and what was gathered."""
+    flat = success(result.table, metric).scalars()
+    objects = of_objects(result.objects)
+    flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
+    flat |= {
+        n: float(np.mean(c.astype(np.float64)))
+        for n, c in result.table.items()
+        if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
+    }
+    return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
 
 
 def threshold_curve(

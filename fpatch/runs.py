@@ -1,7 +1,8 @@
 """Run folders: everything that a run leaves, in formats that hold no code (JSON, safetensors, Parquet, PNG).
 
     config.json  environment.json  records.jsonl  checkpoints/{last,best,step-...}.safetensors
-    tables/<split>[-<step>].{parquet,csv,patches.safetensors,json}  patch/<name>.png  figures/  images/
+    tables/<split>[-<step>].{parquet,csv,objects.parquet,objects.csv,patches.safetensors,json}
+    patch/<name>.png  figures/  images/
     tensorboard/  profile/
 
 Every file is replaced whole or not at all, so that a run killed at any moment can be resumed and replayed.
@@ -131,6 +132,12 @@ class Run:
         """Write an image [c, h, w] of floats in 0..1 as PNG, atomically."""
         self._write(name, to_png(name, image))
 
+    def write_patches(self, patches: Mapping[str, Any]) -> None:
+        """Write every patch as `patch/<name>.png`."""
+        for entries in patches.values():
+            for name, patch in entries.items():
+                self.write_image(f"patch/{name}.png", patch if patch.ndim == 3 else patch[0])
+
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def save_checkpoint(self, name: str, state: TrainState, **facts: Any) -> None:
@@ -175,11 +182,7 @@ class Run:
     # -- tables --------------------------------------------------------------------------------------------
 
     def save_evaluation(self, name: str, evaluation: Evaluation, execution: Execution) -> None:
-        """Write the table (Parquet and CSV), the patches shown and the execution, all or nothing."""
-        table = pa.table({n: pa.array(c) for n, c in evaluation.table.items()})
-        parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
-        pyarrow.parquet.write_table(table, parquet)
-        pyarrow.csv.write_csv(table, text)
+        """Write the tables (Parquet and CSV), the patches shown and the execution, all or nothing."""
         patches = {
             f"{condition}/{value}/{patch}": tensor
             for condition, patches in evaluation.conditions.items()
@@ -187,17 +190,19 @@ class Run:
             for patch, tensor in entries.items()
         }
         files = {
-            "parquet": parquet.getvalue().to_pybytes(),
-            "csv": text.getvalue().to_pybytes(),
+            **_write_table("", evaluation.table),
+            **(_write_table("objects.", evaluation.objects) if evaluation.objects else {}),
             "patches.safetensors": save(_unshared(patches)),
         }
         for suffix, data in files.items():  # a full disk is met here, while an older evaluation still stands
             self._write(f"tables/{name}.{suffix}.tmp", data)
-        self.path(f"tables/{name}.json").unlink(missing_ok=True)
+        for stale in ("json", "objects.parquet", "objects.csv"):
+            self.path(f"tables/{name}.{stale}").unlink(missing_ok=True)
         for suffix in files:
             path = self.folder / f"tables/{name}.{suffix}"
             path.with_name(f"{path.name}.tmp").replace(path)
-        facts = {"execution": execution._asdict(), "rows": table.num_rows, "patches": list(patches)}
+        rows = len(evaluation.table["image_id"])
+        facts = {"execution": execution._asdict(), "rows": rows, "patches": list(patches)}
         self.write_json(f"tables/{name}.json", facts)
 
     def load_table(self, name: str) -> dict[str, np.ndarray]:
@@ -214,11 +219,17 @@ class Run:
             raise RunError(
                 f"{self.folder} has no table {name!r}; {there}`fpatch evaluate {self.folder}` makes 'test'"
             )
-        try:
-            table = pyarrow.parquet.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
-        return {n: table[n].to_numpy() for n in table.column_names}
+        return _read_table(path)
+
+    def load_objects(self, name: str) -> dict[str, np.ndarray]:
+        """The columns of a table's objects; none if no metric wrote any.
+
+        Raises:
+            RunError: If there is no table of that name, or it is broken.
+        """
+        self.load_table(name)
+        path = self.folder / f"tables/{name}.objects.parquet"
+        return _read_table(path) if path.is_file() else {}
 
     def load_conditions(self, name: str) -> dict[str, dict[str, Any]]:
         """The patches that an evaluation showed, by condition."""
@@ -285,6 +296,24 @@ class Run:
             raise RunError(
                 f"{path} is broken ({error}); restore it, or put a copy of an older one in its place"
             ) from error
+
+
+def _write_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """A table as Parquet and CSV, by suffix."""
+    table = pa.table({n: pa.array(c) for n, c in columns.items()})
+    parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, parquet)
+    pyarrow.csv.write_csv(table, text)
+    files = {"parquet": parquet, "csv": text}
+    return {f"{prefix}{suffix}": file.getvalue().to_pybytes() for suffix, file in files.items()}
+
+
+def _read_table(path: Path) -> dict[str, np.ndarray]:
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
+    return {n: table[n].to_numpy() for n in table.column_names}
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

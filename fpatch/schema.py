@@ -32,6 +32,17 @@ def encode(value: Any) -> Any:
     return {"live": f"{kind.__module__}:{kind.__qualname__}"}
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def decode(kind: Any, value: Any, where: str) -> Any:
     """The inverse of `encode`, checked against a type.
 

@@ -15,7 +15,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, ParamSpec, TypedDict, get_type_hints
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypedDict, get_type_hints
 
 import torch
 from jaxtyping import Int64
@@ -48,6 +48,26 @@ def deterministic(config: Any, keys: Tensor, batch: Batch) -> Nothing:
     return {}
 
 
+class Summary(NamedTuple):
+    """How a metric gathers rows into numbers that are no mean of rows: four pure functions.
+
+    A state is a dict of tensors, or of lists of them, so that it can be saved, sent and merged. What one
+    batch alone amounts to is `compute(config, update(config, init(config), values))`.
+
+    Attributes:
+        init: `config -> state`, of no rows.
+        update: `(config, state, values) -> state`, with the rows [n, ...] of what the stage reads; the old
+            state stays as it is.
+        merge: `(config, a, b) -> state`, of the rows of `a` followed by those of `b`.
+        compute: `(config, state) -> {name: float}`; NaN for what cannot be said.
+    """
+
+    init: Callable[[Any], dict[str, Any]]
+    update: Callable[[Any, Mapping[str, Any], Values], dict[str, Any]]
+    merge: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    compute: Callable[[Any, Mapping[str, Any]], dict[str, float]]
+
+
 @dataclass(frozen=True)
 class Definition(Generic[P]):
     """What is true of every stage of one kind; calling it with a config makes a `Stage`."""
@@ -62,6 +82,7 @@ class Definition(Generic[P]):
     fields: tuple[str, ...]
     optional: tuple[str, ...] = ()
     role: Literal["stage", "loss", "metric"] = "stage"
+    summary: Summary | None = None
     init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     project: Callable[[Any, Params], dict[str, Tensor]] | None = None
     fill: Callable[[Any, tuple[str, ...]], Any] | None = None
@@ -106,7 +127,8 @@ def define(
         reads: Names that must exist; `("*",)` asks for all values so far.
         writes: Names that it writes.
         optional: Names read where they exist. One that is also in `writes` is written only then.
-        **parts: Optional parts: `role` ("loss" and "metric" write one number per row), `init`, `project` (for
+        **parts: Optional parts: `role` ("loss" and "metric" write one number per row; a metric may write one
+            per object, [b, m]), `summary` (a metric that gathers rows), `init`, `project` (for
             parameterizations), `fill` (settings left None, from the names of the patches), `check` (`{broken
             rule: places}`, for `fpatch doctor`; "image <id>" where a place begins is shown as its file),
             `show`, `describe`, and what it cannot do: `vmap=False`, `gradient=False`, `compile=False`
@@ -134,6 +156,11 @@ def define(
         raise ValueError(
             f"define({name!r}): `opacity` in a sample takes a patch out of the picture, and is 0 in every "
             "control; a stage that does not read `patch` must call it something else"
+        )
+    if "summary" in parts and (parts.get("role") != "metric" or ALL in reads):
+        raise ValueError(
+            f"define({name!r}): a summary is a metric that names what it reads; give role='metric' and "
+            "reads=(...)"
         )
     identity, module = identify(name, apply.__module__), apply.__module__
     fields = tuple(declared.__annotations__)

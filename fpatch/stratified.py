@@ -113,7 +113,8 @@ def stratify(
         )
         axes = {f"{_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
         tables.append(result.table | axes)
-    return result._replace(table={name: np.concatenate([t[name] for t in tables]) for name in tables[0]})
+    table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    return Evaluation(table, result.conditions, {})
 
 
 def cells_of(

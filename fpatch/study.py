@@ -22,18 +22,27 @@ import torch
 from fpatch import __version__, random
 from fpatch.checks import check_number, nearest
 from fpatch.config import build
-from fpatch.data import Loader, TargetSet, targets
-from fpatch.evaluation import Diagnosis, Evaluation, Execution, diagnose, evaluate, make_patches, metric_names
+from fpatch.data import Loader, TargetSet, image_file, targets
+from fpatch.evaluation import (
+    Diagnosis,
+    Evaluation,
+    Execution,
+    check_control_name,
+    diagnose,
+    evaluate,
+    make_patches,
+    metric_names,
+)
 from fpatch.graph import Pipeline
 from fpatch.log import Log, open_log
 from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_state, make_step
 from fpatch.objective import Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
-from fpatch.rates import Success, success
+from fpatch.rates import Success, of_objects, scalars, success
 from fpatch.rerun import Replay, logged_rows, replay
-from fpatch.resource import Resource, file_digest
+from fpatch.resource import Resource, file_digest, live
 from fpatch.runs import Run, RunError, describe_environment
-from fpatch.schema import decode, encode
+from fpatch.schema import decode, encode, flatten
 from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
 
@@ -152,6 +161,7 @@ class Evaluate:
         metric: The boolean metric whose failure is a success of the patch.
         best: The scalar on validation rows that picks the best checkpoint (higher is better).
         score: Detections below it are not drawn in figures.
+        controls: Further benign prints by name: image files, stretched to every patch.
     """
 
     every: int = 100
@@ -160,11 +170,27 @@ class Evaluate:
     metric: str = "found"
     best: str = "success/patch"
     score: float = 0.5
+    controls: Mapping[str, str | Resource] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_number("evaluate.every", self.every, 1)
         check_number("evaluate.num_draws", self.num_draws, 1)
         check_number("evaluate.block", self.block, 1)
+        for name in self.controls:
+            check_control_name("evaluate.controls", name)
+
+    def pinned(self, root: Path) -> "Evaluate":
+        """The same with the digests of the controls' files; relative paths start at `root`."""
+        found = {
+            n: (Resource(image_file.name, c) if isinstance(c, str) else c).pinned(root)
+            for n, c in self.controls.items()
+        }
+        return dataclasses.replace(self, controls=found)
+
+    @property
+    def pictures(self) -> dict[str, torch.Tensor]:
+        """The images of the controls, [3, h, w] in 0..1."""
+        return {name: live(control) for name, control in self.controls.items()}
 
 
 @dataclass(frozen=True)
@@ -293,6 +319,8 @@ def study_from_config(
     decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
     decoded.setdefault("name", "study")
     decoded["data"] = decoded["data"].pinned(root)
+    if "evaluate" in decoded:
+        decoded["evaluate"] = decoded["evaluate"].pinned(root)
     made = build(_pin(config["pipeline"], root), resources)
     return Study(pipeline=made, **decoded)
 
@@ -485,8 +513,9 @@ def _rehearse(study: Study, parts: Parts) -> None:
         _check_metric(study, "validation")
         dataset = parts.dataset.split(study.data.validation)
         few = dataset.select(dataset.image_ids[:2])
-        result = evaluate(study.pipeline.at("validation"), parts.initial.params, few, key, block=2)
-        known = _scalars(study, result)
+        pipeline, pictures = study.pipeline.at("validation"), study.evaluate.pictures
+        result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
+        known = scalars(result, study.evaluate.metric)
         if study.evaluate.best not in known:
             raise ValueError(
                 f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, known)}"
@@ -550,7 +579,7 @@ def _train(
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         best, _ = run.load_checkpoint("best", parts.initial)
-        save_patches(run, make_patches(study.pipeline.at("test"), best.params))
+        run.write_patches(make_patches(study.pipeline.at("test"), best.params))
         log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
         finished = True
     except BaseException as error:
@@ -581,11 +610,11 @@ def _validate(
     dataset = parts.dataset.split(study.data.validation)
     result = _evaluate(study, state, dataset, "validation", report)
     run.save_evaluation(f"validation-{state.step:08d}", result, Execution.current(study.evaluate.block))
-    scalars = _scalars(study, result)
-    log.scalars(state.step, {f"validation/{n}": v for n, v in scalars.items()})
+    found = scalars(result, study.evaluate.metric)
+    log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
     diagnosis = _diagnose_first_block(study, state, dataset, result.table, "validation")
     log_diagnostics(study, state, diagnosis, dataset.class_names, log, "validation")
-    value = scalars[study.evaluate.best]
+    value = found[study.evaluate.best]
     if not facts or math.isnan(facts["best"]) or value > facts["best"]:
         facts = {"best": value, "best_step": state.step}
         run.save_checkpoint("best", state, **facts)
@@ -605,18 +634,9 @@ def _evaluate(study: Study, state: TrainState, dataset: TargetSet, split: str, r
         evaluation_key(study, split),
         num_draws=study.evaluate.num_draws,
         block=study.evaluate.block,
+        pictures=study.evaluate.pictures,
         progress=lambda done, total: report(f"evaluating ({split})", done, total, ""),
     )
-
-
-def _scalars(study: Study, result: Evaluation) -> dict[str, float]:
-    """Success rates, and the means of all metrics per condition."""
-    means = {
-        n: float(np.mean(c.astype(np.float64)))
-        for n, c in result.table.items()
-        if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
-    }
-    return success(result.table, study.evaluate.metric).scalars() | means
 
 
 def _open_log(study: Study, run: Run, resume_step: int | None) -> Log:
@@ -649,17 +669,6 @@ def describe(study: Study) -> str:
     return "\n".join([*lines, "```mermaid", study.pipeline.mermaid("train"), "```"])
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def _profiled(
     steps: Iterator[tuple[TrainState, StepInfo]], study: Study, run: Run
 ) -> Iterator[tuple[TrainState, StepInfo]]:
@@ -673,13 +682,6 @@ def _profiled(
                     taken = list(islice(steps, 1))
                 yield from taken
     yield from steps
-
-
-def save_patches(run: Run, patches: Mapping[str, Any]) -> None:
-    """Every patch as `patch/<name>.png`."""
-    for entries in patches.values():
-        for name, patch in entries.items():
-            run.write_image(f"patch/{name}.png", patch if patch.ndim == 3 else patch[0])
 
 
 # -- looking at it -----------------------------------------------------------------------------------------
@@ -760,10 +762,12 @@ def evaluate_run(
         table = table_name(split, checkpoint)
         run.save_evaluation(table, result, Execution.current(study.evaluate.block))
         rates = success(result.table, study.evaluate.metric)
-        run.write_json(f"tables/{table}.summary.json", summary(rates, checkpoint, state.step))
+        facts = {"checkpoint": checkpoint, "step": state.step, **_summary(result, rates)}
+        run.write_json(f"tables/{table}.summary.json", facts)
         log = _open_log(study, run, last.step)
         try:
-            log.scalars(last.step, {f"{table}/{n}": v for n, v in _scalars(study, result).items()})
+            found = scalars(result, study.evaluate.metric)
+            log.scalars(last.step, {f"{table}/{n}": v for n, v in found.items()})
             diagnosis = _diagnose_first_block(study, state, dataset, result.table, split)
             log_diagnostics(study, last, diagnosis, dataset.class_names, log, table)
             run.write_image(f"figures/{table}.png", make_figure(study, diagnosis, dataset.class_names))
@@ -824,13 +828,11 @@ def table_name(split: str, checkpoint: str) -> str:
     return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
 
 
-def summary(rates: Success, checkpoint: str, step: int) -> dict[str, Any]:
-    """Success rates as JSON."""
-    parts = {
-        n: {c: r._asdict() for c, r in getattr(rates, n).items()}
-        for n in ("rates", "displaced", "gone", "over")
-    }
-    return {"checkpoint": checkpoint, "step": step, **parts, "clean": rates.clean._asdict()}
+def _summary(result: Evaluation, rates: Success) -> dict[str, Any]:
+    """What a person asks of an evaluation, as JSON."""
+    objects = of_objects(result.objects)
+    more = {} if objects is None else {"objects": objects.to_json()}
+    return rates.to_json() | more | {"summaries": result.summaries}
 
 
 class StepReplay(NamedTuple):

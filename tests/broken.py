@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.stage import Stage, define, deterministic
+from fpatch.stage import Stage, Summary, define, deterministic
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,22 @@ def flagged() -> Case:
     return Case(Flagged(whole.stages[0].definition, Config()), whole.params, whole.batch)
 
 
+# -- metrics that gather rows
+
+
+def update_in_place(config: Any, state: Any, values: Any) -> dict[str, Any]:
+    state["rows"].extend(values["logits"])
+    return state
+
+
+def merge_lists(config: Any, a: Any, b: Any) -> dict[str, Any]:
+    return {"rows": [*a["rows"], *b["rows"]]}
+
+
+def count_rows(config: Any, state: Any) -> dict[str, float]:
+    return {"rows": float(len(state["rows"]))}
+
+
 BROKEN = {
     "same_key_same_sample": photo_case("global_draw", sample=draw_globally),
     "draws_depend_on_key_photograph_and_use": case(
@@ -245,6 +261,18 @@ BROKEN = {
             reads=("logits",),
             writes=("misclassify",),
             role="loss",
+        )()
+    ),
+    "summaries_are_pure_and_merge": case(
+        define(
+            "appending",
+            Config,
+            deterministic,
+            lambda *_: {},
+            reads=("logits",),
+            writes=(),
+            role="metric",
+            summary=Summary(lambda _: {"rows": []}, update_in_place, merge_lists, count_rows),
         )()
     ),
     "vmap_equals_a_loop": photo_case("first_member", apply=apply_first_member),

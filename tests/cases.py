@@ -305,6 +305,12 @@ def three_patches() -> Pipeline:
     )
 
 
+def gathered(name: str, **arguments: Any) -> Pipeline:
+    """A metric of torchmetrics on a classifier's answers."""
+    metric = metrics.torchmetric(metrics.torchmetrics(name=name, **arguments))
+    return pipeline({"metric": node(metric, reads=["logits", "target"])})
+
+
 def moved() -> Pipeline:
     """Two gray patches through every stage that moves or repeats one, so that each row has its own."""
     return pipeline(
@@ -453,6 +459,10 @@ CASES = {
     "lp_distance, p = 3.5": case(losses.lp_distance(CONTENT, p=3.5)),
     "detection_hit": case(metrics.detection_hit()),
     "class_hit": case(metrics.class_hit()),
+    "object_hit": case(metrics.object_hit()),
+    "mean_average_precision": case(metrics.mean_average_precision(score=0.3)),
+    "torchmetric": case(gathered("MulticlassAccuracy", num_classes=5, average=None)),
+    "torchmetric of lists": case(gathered("MulticlassCalibrationError", num_classes=5)),
     "two implants": case(two_implants()),
     "two victims": case(two_victims().at("train")),
     "three patches": case(three_patches(), quad_patch=torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 2]])),

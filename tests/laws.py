@@ -278,9 +278,40 @@ def losses_and_metrics_write_one_number_per_row(case: Case) -> None:
     out, _ = case.subject(case.params, KEY, case.batch)
     nodes = [node(case.subject)] if isinstance(case.subject, Stage) else case.subject.values()
     for n in nodes:
-        for name in n.writes.values() if n.stage.definition.role != "stage" else ():
-            assert out[name].shape == (NUM_ROWS,)
-            assert n.stage.definition.role == "metric" or out[name].dtype == torch.float32
+        role = n.stage.definition.role
+        for name in n.writes.values() if role != "stage" else ():
+            if role == "metric" and out[name].ndim == 2:
+                assert out[name].shape == case.batch["box_valid"].shape  # one number per object
+            else:
+                assert out[name].shape == (NUM_ROWS,)
+            assert role == "metric" or out[name].dtype == torch.float32
+
+
+@law(applies=lambda case: any(s.definition.summary is not None for s in case.stages))
+def summaries_are_pure_and_merge(case: Case) -> None:
+    """States are tensors in dicts and lists, updates leave the old one alone, shards add up to the whole."""
+    whole = case.subject if isinstance(case.subject, Pipeline) else Pipeline({"stage": node(case.subject)})
+    sample = whole.sample(KEY, case.batch)
+    _, seen = whole.observe(case.params, sample, case.batch, want=())
+    assert set(seen) == set(whole.summaries)
+    for path, values in seen.items():
+        stage = whole[path].stage
+        init, update, merge, compute = stage.definition.summary
+        first, second, third = (take(values, [i]) for i in range(NUM_ROWS))
+        empty, read = init(stage.config), clone(values)
+        a = update(stage.config, empty, first)
+        assert_equal(empty, init(stage.config))
+        before = clone(a)
+        b = update(stage.config, update(stage.config, empty, second), third)
+        rows = update(stage.config, update(stage.config, a, second), third)
+        merged, at_once = merge(stage.config, a, b), update(stage.config, empty, values)
+        found = [compute(stage.config, state) for state in (at_once, rows, merged)]
+        assert_equal((a, values), (before, read))
+        assert all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(at_once))
+        assert all(isinstance(value, float) for value in found[0].values())
+        for other in found[1:]:
+            assert list(other) == list(found[0])
+            np.testing.assert_allclose(list(other.values()), list(found[0].values()), atol=1e-6)
 
 
 # -- populations, replay, gradients

@@ -179,7 +179,7 @@ def test_commands_that_do_not_exist(capsys, words):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "train", "resume", "evaluate", "replay", "analyze", "describe"]
+    "command", ["", "demo", "train", "resume", "evaluate", "score", "replay", "analyze", "describe"]
 )
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stop:

@@ -1,13 +1,18 @@
 """Measuring: controls, deltas, blocks, and that looking changes nothing."""
 
 import hashlib
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from study_fixture import make_study, parameters
 
 from fpatch import random
+from fpatch.console import success_table
 from fpatch.evaluation import (
     CONTROLS,
     Execution,
@@ -21,8 +26,10 @@ from fpatch.evaluation import (
 )
 from fpatch.graph import control
 from fpatch.loop import fit, make_state, make_step, take_rows
+from fpatch.metrics import bootstrap_mean
 from fpatch.rates import conditions_of, success, threshold_curve
-from fpatch.study import _loader, load_study, make_parts, open_run, train
+from fpatch.resource import file_digest
+from fpatch.study import _loader, evaluate_run, load_study, make_parts, open_run, replay_run, train
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +63,55 @@ def test_what_the_benign_prints_are(parts):
         assert pixels == mixed  # whole pixels, their colors kept together
         assert not torch.equal(patch, shuffled)
     assert not torch.equal(controls["noise"]["patch"]["side"][:, :6, :5], controls["noise"]["patch"]["rear"])
+    alone = make_controls({"patch": {"rear": patches["patch"]["rear"]}}, random.key(4))
+    for c in CONTROLS:  # a print goes by the name of its patch, not by its place among others
+        assert torch.equal(alone[c]["patch"]["rear"], controls[c]["patch"]["rear"])
     other = make_controls(patches, random.key(5))
     assert not torch.equal(controls["noise"]["patch"]["side"], other["noise"]["patch"]["side"])
+
+
+def test_a_picture_of_ones_own_is_a_control():
+    picture = random.uniform(random.key(1), (3, 24, 40))
+    patches = {
+        "patch": {"a": torch.zeros(3, 12, 20), "b": torch.zeros(1, 6, 5), "c": torch.zeros(2, 3, 24, 40)}
+    }
+    made = make_controls(patches, random.key(0), {"logo": picture})["logo"]["patch"]
+    assert {n: p.shape for n, p in made.items()} == {n: p.shape for n, p in patches["patch"].items()}
+    pixels = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+    by_pil = np.asarray(pixels.resize((20, 12), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+    assert np.abs(made["a"].numpy() - by_pil).max() < 2 / 255
+    gray = np.asarray(pixels.convert("L").resize((5, 6), Image.Resampling.BILINEAR)) / 255
+    assert np.abs(made["b"][0].numpy() - gray).max() < 3 / 255
+    assert torch.equal(made["c"], picture.expand(2, -1, -1, -1))
+
+
+def test_controls_of_a_study(tmp_path):
+    path = make_study(tmp_path)
+    Image.fromarray(np.arange(600, dtype=np.uint8).reshape(10, 20, 3)).save(tmp_path / "logo.png")
+    text = path.read_text()
+
+    def write(controls: str) -> Path:
+        path.write_text(text.replace("[evaluate]\n", f"[evaluate]\ncontrols = {controls}\n"))
+        return path
+
+    run = train(load_study(write('{logo = "logo.png"}')))
+    study = open_run(run.folder)[1]
+    assert study.evaluate.controls["logo"].sha256 == file_digest(tmp_path / "logo.png")
+    _, rates = evaluate_run(run.folder)
+    assert list(rates.rates) == ["patch", "noise", "flat", "shuffled", "logo"]
+    expected = make_controls(run.load_conditions("test")["patch"], random.key(0), study.evaluate.pictures)
+    shown = run.load_conditions("test")["logo"]
+    assert all(torch.equal(shown["patch"][n], p) for n, p in expected["logo"]["patch"].items())
+    table = run.load_table("test")
+    assert set(table) >= {"found/logo", "best_score/delta/logo", "digest/logo"}
+    assert (table["digest/logo"] != table["digest/noise"]).all()
+    (tmp_path / "logo.png").unlink()  # what was shown is kept
+    assert replay_run(run.folder)[0].differences == {}
+    with pytest.raises(FileNotFoundError, match=r"logo\.png: no such file"):
+        load_study(path)
+    for name in ("noise", "none", "delta", '"a/b"'):
+        with pytest.raises(ValueError, match=r"evaluate\.controls: a control cannot be called"):
+            load_study(write(f'{{{name} = "logo.png"}}'))
 
 
 def test_no_patch_is_the_control_of_the_same_samples_bit_for_bit(parts):
@@ -172,12 +226,63 @@ def test_success_counts_only_what_is_found_without_a_patch():
         success(table, "seen")
 
 
+def test_what_is_missed_counts_all_objects_and_what_the_score_loses_only_the_found():
+    rng = np.random.default_rng(0)
+    table = {
+        "image_id": np.repeat(np.arange(10), 2),
+        "has_object/none": np.arange(20) % 5 > 0,
+        **{f"best_score/{c}": rng.uniform(size=20) for c in ("patch", "noise", "none")},
+    }
+    real = table["has_object/none"]
+    table |= {f"found/{c}": (table[f"best_score/{c}"] > 0.4) & real for c in ("patch", "noise", "none")}
+    rates = success(table)
+    found = table["found/none"]
+    for c in ("patch", "noise", "none"):
+        missed = rates.missed[c]
+        assert (missed.value, missed.count) == (1 - table[f"found/{c}"][real].mean(), 16)
+        assert missed.low < missed.value < missed.high
+    assert rates.missed["none"].value == pytest.approx(1 - rates.clean.value)
+    for c in ("patch", "noise"):
+        lost = (table["best_score/none"] - table[f"best_score/{c}"])[found]
+        assert rates.drop[c] == bootstrap_mean(lost, table["image_id"][found])
+        assert rates.drop[c].value == pytest.approx(lost.mean())
+        assert rates.rates[c].count == rates.drop[c].count == found.sum()
+        assert rates.rates[c].value == pytest.approx((~table[f"found/{c}"])[found].mean())
+    assert list(rates.missed) == ["patch", "noise", "none"]
+    assert list(rates.drop) == ["patch", "noise"]
+    flat, whole = rates.scalars(), rates.to_json()
+    assert flat["success/missed/none"] == rates.missed["none"].value
+    assert flat["success/drop/noise"] == rates.drop["noise"].value
+    assert whole["missed"]["patch"]["count"] == 16
+    assert whole["clean"] == rates.clean._asdict()
+    del table["best_score/noise"]
+    assert success(table).drop == {}
+
+
+def test_the_table_for_people_has_denominators_and_counts():
+    table = {
+        "image_id": np.arange(30),
+        **{f"found/{c}": np.arange(30) < n for c, n in {"patch": 6, "noise": 20, "none": 24}.items()},
+        **{f"best_score/{c}": np.full(30, v) for c, v in {"patch": 0.3, "noise": 0.6, "none": 0.8}.items()},
+    }
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(success_table("a title", success(table), {"more": ["x", "y"]}))
+    said = console.export_text()
+    for text in (
+        "of 24 found", "75.0  [", "no patch 20.0 (6)", "trained patch 0.50, noise 0.20",
+        "missed %, of all 30 rows with an object: trained patch 80.0 (24), noise 33.3 (10)",
+    ):  # fmt: skip
+        assert text in said, said
+
+
 def test_nothing_found_is_no_rate_but_no_crash():
     table = {"image_id": np.arange(3), **{f"found/{c}": np.zeros(3, bool) for c in ("patch", "none", "flat")}}
     rates = success(table)
     assert np.isnan(rates.rates["patch"].value)
     assert np.isnan(rates.over["flat"].value)
     assert rates.clean.value == 0.0
+    assert rates.missed["none"].value == 1.0
+    Console(file=io.StringIO()).print(success_table("", rates))
 
 
 def test_curve_over_thresholds():

@@ -38,7 +38,8 @@ NAMES = {
         saliency total_variation vanish
     """,
     "fpatch.metrics": """
-        Rate average_precision bootstrap_mean class_hit detection_hit wilson
+        Rate average_precision bootstrap_mean by_name class_hit detection_hit mean_average_precision
+        num_photographs object_hit score_detections torchmetric torchmetrics wilson
     """,
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
     "fpatch.viz": "HeatMap Panel animate plot plot_boxes plot_curves plot_heat_maps side_by_side",

@@ -112,7 +112,7 @@ def test_a_best_of_nan_is_replaced(tmp_path, monkeypatch):
     from fpatch import study as module
 
     found = iter([0.5, math.nan, 0.25, math.nan, 0.75, 0.5, 0.7])
-    monkeypatch.setattr(module, "_scalars", lambda *_: {"success/patch": next(found)})
+    monkeypatch.setattr(module, "scalars", lambda *_: {"success/patch": next(found)})
     run = train(load_study(make_study(tmp_path, every=1)))  # the first is of the rehearsal
     _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
     assert facts == {"best": 0.75, "best_step": 4}

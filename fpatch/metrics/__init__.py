@@ -1,8 +1,27 @@
-"""Metrics: stages that write rows, and rates with intervals over those rows."""
+"""Metrics: stages that write rows or gather them, and rates with intervals over those rows."""
 
 from fpatch.metrics.average_precision import average_precision
+from fpatch.metrics.by_name import by_name
 from fpatch.metrics.class_hit import class_hit
 from fpatch.metrics.detection_hit import detection_hit
-from fpatch.metrics.intervals import Rate, bootstrap_mean, wilson
+from fpatch.metrics.intervals import Rate, bootstrap_mean, num_photographs, wilson
+from fpatch.metrics.mean_average_precision import mean_average_precision
+from fpatch.metrics.object_hit import object_hit
+from fpatch.metrics.score import score_detections
+from fpatch.metrics.torchmetric import torchmetric, torchmetrics
 
-__all__ = ["Rate", "average_precision", "bootstrap_mean", "class_hit", "detection_hit", "wilson"]
+__all__ = [
+    "Rate",
+    "average_precision",
+    "bootstrap_mean",
+    "by_name",
+    "class_hit",
+    "detection_hit",
+    "mean_average_precision",
+    "num_photographs",
+    "object_hit",
+    "score_detections",
+    "torchmetric",
+    "torchmetrics",
+    "wilson",
+]

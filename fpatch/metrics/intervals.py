@@ -1,15 +1,19 @@
 """Rates and differences with intervals, every one with its denominator."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from fpatch import random
+from fpatch.checks import check_number
 
 FEW_PHOTOGRAPHS = 20
 """Fewer photographs than this: an interval comes with a warning."""
 TOO_FEW_PHOTOGRAPHS = 5
 """Fewer than this: there is none."""
+Z = 1.959964
+"""Normal quantile of a 95 % interval."""
 
 
 class Rate(NamedTuple):
@@ -36,7 +40,7 @@ class Rate(NamedTuple):
         return f"{100 * self.value:.1f} % {bounds} of {self.count} rows, {self.photographs} photographs"
 
 
-def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = 1.959964) -> Rate:
+def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = Z) -> Rate:
     """A single rate with Wilson's score interval, which is honest at 0 of n.
 
     Rows of one photograph are not independent; the interval counts photographs, not rows: n in the formula is
@@ -64,6 +68,26 @@ def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = 1.959964) -> 
     return Rate(
         p, 0.0 if p == 0 else float(center - half), 1.0 if p == 1 else float(center + half), n, groups
     )
+
+
+def num_photographs(rate: float, width: float, z: float = Z) -> int:
+    """The fewest photographs whose Wilson interval about a rate is no wider than wished.
+
+    Args:
+        rate: The rate that is expected, 0..1; 0.5 needs the most.
+        width: From the lower to the upper bound, as a share: 0.1 is 5 points up and down.
+        z: Normal quantile; the default gives 95 %.
+
+    Returns:
+        At least five, under which there is no interval.
+    """
+    check_number("num_photographs(rate)", rate, 0.0, 1.0)
+    check_number("num_photographs(width)", width, 1e-6, 1.0)
+    # half the width h solves h^2 (n + z^2)^2 = z^2 (p (1 - p) n + z^2 / 4): a quadratic equation in n
+    a, zz, spread = (width / 2) ** 2, z * z, rate * (1 - rate)
+    b, c = 2 * a * zz - zz * spread, (a - 0.25) * zz * zz
+    needed = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
+    return max(TOO_FEW_PHOTOGRAPHS, math.ceil(needed - 1e-9))
 
 
 def bootstrap_mean(

@@ -1,0 +1,201 @@
+"""Any metric of torchmetrics, or a collection of them, with its state in the open.
+
+The metric that is given is a recipe: it is copied for every update and never changes. Its state is a dict of
+the states of the metrics in it, so that two phases, two conditions and two shards each have their own.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpatch.checks import nearest
+from fpatch.resource import Resource, define_loader, live
+from fpatch.stage import Summary, define, deterministic
+from fpatch.types import Params, Sample, Values
+
+
+@dataclass(frozen=True)
+class Torchmetric:
+    """What is measured.
+
+    Attributes:
+        metric: A `torchmetrics.Metric` or `MetricCollection`; or the `Resource` that makes one, in TOML
+            {loader = "metrics.torchmetrics", arguments = {name = "MulticlassAccuracy", num_classes = 2}}.
+        inputs: The arguments of its `update` that it is given; the node's `reads` says which values they are.
+    """
+
+    metric: Resource | nn.Module
+    inputs: tuple[str, ...] = ("preds", "target")
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise ValueError("torchmetric(inputs) must name at least one argument of the metric's update")
+        if not isinstance(self.metric, Resource):
+            _check_metric(self.metric)
+
+
+def declare(config: Torchmetric) -> dict[str, Any]:
+    """It reads what the metric takes."""
+    return {"reads": config.inputs}
+
+
+def apply(config: Torchmetric, patch_params: Params, sample: Sample, values: Values) -> Values:
+    """Nothing per row."""
+    return {}
+
+
+def init(config: Torchmetric) -> dict[str, Any]:
+    """The states of fresh metrics, by `metric/state`."""
+    return _dump(_fresh(config))
+
+
+def update(config: Torchmetric, state: Mapping[str, Any], values: Values) -> dict[str, Any]:
+    metrics = _load(config, state)
+    for name, metric in metrics.items():
+        taken = inspect.signature(metric.update).parameters
+        every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        given = {n: values[n] for n in config.inputs if every or n in taken}
+        if not given:
+            raise ValueError(
+                f"torchmetric(inputs): {name}.update takes {', '.join(taken)}, but is given "
+                f"{', '.join(config.inputs)}; name its arguments, and wire them by the node's reads"
+            )
+        metric.update(**given)
+    return _dump(metrics)
+
+
+def merge(config: Torchmetric, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """As torchmetrics joins the states of processes.
+
+    Raises:
+        ValueError: For a state that is neither summed, nor a maximum or minimum, nor gathered: from an
+            average of unknown weight no common one follows.
+    """
+    from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
+
+    joined = {
+        dim_zero_sum: lambda x, y: x + y,
+        dim_zero_max: torch.maximum,
+        dim_zero_min: torch.minimum,
+        dim_zero_cat: lambda x, y: torch.cat([torch.atleast_1d(x), torch.atleast_1d(y)]),
+    }
+    merged = {}
+    for path, metric, name in _states(_fresh(config)):
+        x, y, how = a[path], b[path], metric._reductions[name]
+        if isinstance(x, list):
+            merged[path] = [*x, *y]
+        elif how in joined:
+            merged[path] = joined[how](x, y)
+        else:
+            raise ValueError(
+                f"torchmetric: the state {name!r} of {type(metric).__name__} cannot be merged; evaluate the "
+                "shards as one data set"
+            )
+    return merged
+
+
+def compute(config: Torchmetric, state: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers, each by its metric's name, those of a vector or dict with their index or key behind it."""
+    numbers: dict[str, float] = {}
+    for name, metric in _load(config, state).items():
+        with warnings.catch_warnings():  # it cannot know what was counted before it was made
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            numbers |= dict(_flatten(name, metric.compute()))
+    return numbers
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flatten(f"{name}/{key}", part)
+    elif isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.ndim):
+        for i, part in enumerate(value):
+            yield from _flatten(f"{name}/{i}", part)
+    else:
+        yield name, float(value)
+
+
+def _check_metric(metric: Any) -> Any:
+    try:
+        from torchmetrics import Metric, MetricCollection
+    except ImportError as error:
+        raise ImportError("metrics.torchmetric needs torchmetrics: pip install 'fpatch[metrics]'") from error
+    if not isinstance(metric, (Metric, MetricCollection)):
+        raise ValueError(
+            "torchmetric(metric) must be a torchmetrics.Metric, a MetricCollection or a resource that makes "
+            f"one, got {metric!r}"
+        )
+    return metric
+
+
+def _fresh(config: Torchmetric) -> dict[str, Any]:
+    """Copies of the metrics, each on its own: a collection lets some share the state of others."""
+    from torchmetrics import MetricCollection
+
+    metric = _check_metric(live(config.metric)).clone()
+    metric.reset()
+    if isinstance(metric, MetricCollection):
+        return {name: m.clone() for name, m in metric.items(copy_state=True)}
+    return {type(metric).__name__: metric}
+
+
+def _states(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Every state: its path, the metric that has it (some have metrics inside), its name there."""
+    from torchmetrics import Metric
+
+    for name, whole in metrics.items():
+        for inside, metric in whole.named_modules(prefix=name):
+            if isinstance(metric, Metric):
+                yield from ((f"{inside}/{state}", metric, state) for state in metric.metric_state)
+
+
+def _dump(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: _copy(getattr(metric, name)) for path, metric, name in _states(metrics)}
+
+
+def _load(config: Torchmetric, state: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = _fresh(config)
+    for path, metric, name in _states(metrics):
+        setattr(metric, name, _copy(state[path]))
+    return metrics
+
+
+def _copy(value: Any) -> Any:
+    return [v.detach().clone() for v in value] if isinstance(value, list) else value.detach().clone()
+
+
+def load_metric(name: str, **arguments: Any) -> Any:
+    """A metric of torchmetrics by the name of its class; in configs, the loader `metrics.torchmetrics`."""
+    import torchmetrics
+
+    modules = [torchmetrics, *(m for m in vars(torchmetrics).values() if inspect.ismodule(m))]
+    known = {
+        n: found
+        for module in modules
+        for n, found in vars(module).items()
+        if inspect.isclass(found) and issubclass(found, torchmetrics.Metric)
+    }
+    if name not in known:
+        raise ValueError(f"torchmetrics has no metric {name!r}; {nearest(name, known)}")
+    return known[name](**arguments)
+
+
+torchmetrics = define_loader("torchmetrics", load_metric)
+
+torchmetric = define(
+    "torchmetric",
+    Torchmetric,
+    deterministic,
+    apply,
+    reads=("preds", "target"),
+    writes=(),
+    role="metric",
+    summary=Summary(init, update, merge, compute),
+    declare=declare,
+    vmap=False,
+)
