@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import TinyYolo, noise, tiny_yolo
-from library_victims import make_transformer, make_ultralytics, picture, spread_scores
+from library_victims import make_detr, make_transformer, make_ultralytics, picture, spread_scores
 from safetensors.torch import save_file
 from study_fixture import environment
 from torch import nn
