@@ -75,7 +75,8 @@ def success(table: Table, metric: str = "found") -> Success:
 
     Args:
         table: Columns of `fpatch.evaluation.Evaluation`, its `table` or its `objects`.
-        metric: A boolean metric that says whether the victim is right.
+        metric: A boolean metric that says whether the victim is right. That of one of several victims has
+            its group before it, `victims/small/found`, and so have the metrics beside it.
 
     Raises:
         ValueError: If the table has no such metric, or it is not boolean.
@@ -91,11 +92,12 @@ def success(table: Table, metric: str = "found") -> Success:
     image_id, counted = table["image_id"], table[f"{metric}/{NONE}"].astype(bool)
     fooled = {c: ~table[f"{metric}/{c}"].astype(bool)[counted] for c in names}
     groups = image_id[counted]
-    has_object = table.get(f"has_object/{NONE}", np.ones_like(counted)).astype(bool)
-    has_displaced = all(f"displaced/{c}" in table for c in names)
-    beside = {c: table[f"displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
+    group = _group(metric)
+    has_object = table.get(f"{group}has_object/{NONE}", np.ones_like(counted)).astype(bool)
+    has_displaced = all(f"{group}displaced/{c}" in table for c in names)
+    beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
     missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
-    score = next((s for s in SCORES if all(f"{s}/{c}" in table for c in (*names, NONE))), None)
+    score = _score(table, metric)
     scores = {c: table[f"{score}/{c}"].astype(np.float64)[counted] for c in (*names, NONE) if score}
     return Success(
         rates={c: wilson(hit, groups) for c, hit in fooled.items()},
@@ -112,15 +114,26 @@ def success(table: Table, metric: str = "found") -> Success:
     )
 
 
-def effects(table: Table) -> np.ndarray:
+def effects(table: Table, metric: str = "found") -> np.ndarray:
     """How much of the victim's certainty the patch takes, per row.
 
-    The score without it minus the score with it, where a metric tells scores (`best_score`, `confidence`);
-    otherwise 1 where a found object is lost.
+    The score without it minus the score with it, where a metric beside `metric` tells scores; otherwise 1
+    where what was found is lost.
     """
-    name = next((n for n in ("best_score", "confidence") if f"{n}/{PATCH}" in table), "found")
+    name = _score(table, metric) or metric
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
     return without - with_patch
+
+
+def _group(metric: str) -> str:
+    return metric[: metric.rfind("/") + 1]
+
+
+def _score(table: Table, metric: str) -> str | None:
+    """The metric beside `metric` that says how sure the victim is."""
+    names = (f"{_group(metric)}{score}" for score in SCORES)
+    conditions = conditions_of(table, metric)
+    return next((n for n in names if all(f"{n}/{c}" in table for c in conditions)), None)
 
 
 def of_objects(objects: Table) -> Success | None:

@@ -213,7 +213,7 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
     chosen = ordered if len(ordered) <= 2 * _PICTURED else ordered[:_PICTURED] + ordered[-_PICTURED:]
     rows, captions = [], []
     for cell in chosen:
-        order = cell.rows[np.argsort(effects(table)[cell.rows], kind="stable")]
+        order = cell.rows[np.argsort(effects(table, trained.study.evaluate.metric)[cell.rows], kind="stable")]
         rows.append(int(order[len(order) // 2]))
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")

@@ -38,13 +38,16 @@ from fpatch.log import Log, open_log
 from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_state, make_step
 from fpatch.objective import Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
-from fpatch.rates import Success, of_objects, scalars, success
+from fpatch.rates import Success, effects, of_objects, scalars, success
 from fpatch.rerun import Replay, logged_rows, replay
 from fpatch.resource import Resource, file_digest, live
 from fpatch.runs import Run, RunError, describe_environment
 from fpatch.schema import decode, encode, flatten
 from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
+
+_PICTURED = 3
+"""Rows at either end of the effects of which there is an image."""
 
 _logger = logging.getLogger(__name__)
 
@@ -711,6 +714,20 @@ def _diagnose_first_block(
     return diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
 
 
+def _picture_effects(
+    study: Study, state: TrainState, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
+) -> torch.Tensor:
+    """Control and patched images of the rows that the patch changed most, and of those it changed least."""
+    effect = effects(table, study.evaluate.metric)
+    order = np.argsort(-effect, kind="stable")
+    few = min(_PICTURED, len(order) // 2) or 1
+    rows = np.concatenate([order[:few], order[few:][-few:]])
+    sample, batch = logged_rows(dataset, table, rows)
+    diagnosis = diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
+    captions = [f"patch: takes {effect[row]:.2f} of the score" for row in rows]
+    return make_figure(study, diagnosis, dataset.class_names, captions)
+
+
 def make_figure(
     study: Study, diagnosis: Diagnosis, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
 ) -> torch.Tensor:
@@ -771,7 +788,11 @@ def evaluate_run(
             diagnosis = _diagnose_first_block(study, state, dataset, result.table, split)
             log_diagnostics(study, last, diagnosis, dataset.class_names, log, table)
             run.write_image(f"figures/{table}.png", make_figure(study, diagnosis, dataset.class_names))
-            log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", f"figures/{table}.png"])
+            figure = _picture_effects(study, state, dataset, result.table, split)
+            run.write_image(f"figures/{table}-effects.png", figure)
+            log.images(last.step, {f"{table}/largest and smallest effects": figure})
+            files = (f"tables/{table}.parquet", f"tables/{table}.csv", f"figures/{table}.png")
+            log.artifacts([*files, f"figures/{table}-effects.png"])
             log.commit(last.step)
         finally:
             log.close(finished=last.step == study.train.num_steps)

@@ -27,7 +27,7 @@ from fpatch.evaluation import (
 from fpatch.graph import control
 from fpatch.loop import fit, make_state, make_step, take_rows
 from fpatch.metrics import bootstrap_mean
-from fpatch.rates import conditions_of, success, threshold_curve
+from fpatch.rates import conditions_of, effects, success, threshold_curve
 from fpatch.resource import file_digest
 from fpatch.study import _loader, evaluate_run, load_study, make_parts, open_run, replay_run, train
 
@@ -269,7 +269,7 @@ def test_the_table_for_people_has_denominators_and_counts():
     console.print(success_table("a title", success(table), {"more": ["x", "y"]}))
     said = " ".join(console.export_text().split())
     for text in (
-        "of 24 found", "75.0  [", "no patch 20.0 (6)", "trained patch 0.50, noise 0.20",
+        "of 24 found", "75.0 [", "no patch 20.0 (6)", "trained patch 0.50, noise 0.20",
         "missed %, of all 30 rows with an object: trained patch 80.0 (24), noise 33.3 (10)",
     ):  # fmt: skip
         assert text in said, said
@@ -338,3 +338,34 @@ def test_the_victim_is_the_same_afterwards(trained, tmp_path):
     assert all(p.grad is None for p in model.parameters())
     assert model.norm.num_batches_tracked == 0
     assert not any(m.training for m in model.modules())
+
+
+def test_metrics_of_one_of_several_victims_go_by_their_group():
+    table = {
+        "image_id": np.arange(30),
+        **{f"found/{c}": np.arange(30) < n for c, n in {"patch": 6, "noise": 20, "none": 24}.items()},
+        **{f"displaced/{c}": np.arange(30) < n for c, n in {"patch": 9, "noise": 20, "none": 24}.items()},
+        **{f"best_score/{c}": np.full(30, v) for c, v in {"patch": 0.3, "noise": 0.6, "none": 0.8}.items()},
+        "has_object/none": np.arange(30) < 28,
+    }
+    grouped = {n if n == "image_id" else f"victims/a/{n}": c for n, c in table.items()}
+    other = {f"victims/b/{n}": np.zeros_like(c) for n, c in table.items() if n != "image_id"}
+    assert repr(success(grouped | other, "victims/a/found")) == repr(success(table))
+    np.testing.assert_array_equal(effects(grouped | other, "victims/a/found"), np.full(30, 0.5))
+    only_found = {n: c for n, c in table.items() if "score" not in n}
+    np.testing.assert_array_equal(effects(only_found), ((np.arange(30) >= 6) & (np.arange(30) < 24)))
+
+
+def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkeypatch):
+    from fpatch import study
+
+    captions = []
+    monkeypatch.setattr(study, "make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4))
+    run, opened = open_run(trained.folder)
+    state, _ = run.load_checkpoint("best", make_parts(opened).initial)
+    table = run.load_table("test")
+    study._picture_effects(opened, state, make_parts(opened).dataset.split("test"), table, "test")
+    effect = np.sort(effects(table))[::-1]
+    expected = [f"patch: takes {e:.2f} of the score" for e in (*effect[:3], *effect[-3:])]
+    assert captions == [expected]
+    assert (run.folder / "figures/test-effects.png").stat().st_size > 5000
