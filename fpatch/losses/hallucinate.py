@@ -2,7 +2,8 @@
 
 The score is that of the class, times the objectness where there is one, as the detector itself compares it
 with its threshold; in log-odds, where most of the gradient goes to the smaller of the two. A row with no
-placement is done: its term and its gradient are 0.
+placement is done: its term and its gradient are 0. Which boxes are at a place is seen as it is, without
+gradient: those of a detector whose boxes roam the image (DETR) may leave a small one.
 """
 
 from collections.abc import Mapping
