@@ -1,10 +1,14 @@
 """The experiment on real photographs: its parts, and a quick run that can be replayed."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from study_fixture import environment
 
 from fpatch import random
 from fpatch.geometry import quad_bounds
@@ -94,3 +98,22 @@ def test_a_quick_run_never_mixes_viewpoints_and_replays_bit_for_bit(toycar, tmp_
     result, _ = replay_run(run_folder)
     assert len(result.rows) == settings.num_draws * len(ids["test"])
     assert not result.differences
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_detectors_see_the_toy_car(tmp_path):
+    """Three of them, so that it ends soon."""
+    for extra in ("ultralytics", "transformers"):
+        pytest.importorskip(extra, exc_type=ImportError)
+    script = ROOT / "experiments" / "detectors.py"
+    words = ["--data", DATA, "--steps", "3", "--only", "ssdlite", "yolo11n", "faster_rcnn"]
+    done = subprocess.run(
+        [sys.executable, script, *map(str, words)], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for victim in ("ssdlite", "yolo11n", "faster_rcnn"):
+        (line,) = (line for line in done.stdout.splitlines() if victim in line)
+        first, last = re.search(r"(\S+) -> (\S+)", line).groups()
+        assert float(last) < float(first)
+        assert "yes" in line
