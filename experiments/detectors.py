@@ -3,8 +3,9 @@
     python experiments/detectors.py --data ../shared/data/toycar
 
 The photographs of the toy car (see `toycar.py`), letterboxed to 320 x 320 pixels, with three prints on its
-panels, 1.7 times as wide as their corners, go through Faster R-CNN, SSDlite, FCOS, YOLO11n and YOLOS. A few
-steps of Adam make the car vanish (`losses.vanish`; the car is the box around its panels, twice as large).
+panels, 1.7 times as wide as their corners, go through Faster R-CNN, SSDlite, FCOS (at half the size), YOLO11n
+and YOLOS. Some steps of Adam make the car vanish (`losses.vanish`; the car is the box around its panels,
+twice as large).
 
 The networks are untrained: convolutions are drawn by He's rule from a seed, and batch normalization takes its
 statistics from the photographs, so that signals and gradients neither fade nor explode; what such a network
@@ -92,7 +93,7 @@ def torchvision_victim(architecture: str, **settings: Any) -> Callable[[str | No
 VICTIMS: dict[str, Callable[[str | None], Stage]] = {
     "faster_rcnn": torchvision_victim("fasterrcnn_mobilenet_v3_large_320_fpn"),
     "ssdlite": torchvision_victim("ssdlite320_mobilenet_v3_large"),
-    "fcos": torchvision_victim("fcos_resnet50_fpn", min_size=320, max_size=320),
+    "fcos": torchvision_victim("fcos_resnet50_fpn", min_size=160, max_size=160),
     "yolo11n": lambda weights: infer.yolo(
         infer.ultralytics_model(weights, architecture="yolo11n.yaml"), format="v8", size=320
     ),
