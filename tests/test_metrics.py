@@ -409,6 +409,7 @@ def test_at_score_zero_an_object_still_needs_a_detection():
     values["detections"]["final"]["valid"][:] = False
     out = metrics.object_hit(score=0.0).apply({}, {}, values)
     assert not out["object_found"].any()
+    assert not metrics.detection_hit(score=0.0).apply({}, {}, values)["found"].any()
     with pytest.raises(ValueError, match=r"object_hit\(score\) must be between 0 and 1, got 1.5"):
         metrics.object_hit(score=1.5)
 

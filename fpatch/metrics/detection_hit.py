@@ -51,7 +51,7 @@ def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Va
     beside = of_class & own & (overlap >= config.displaced_iou) & (final["scores"] >= config.score)
     best = torch.where(hit, final["scores"], torch.zeros_like(final["scores"])).amax(-1)
     has_object = valid.any(-1)
-    found = (best >= config.score) & has_object
+    found = (hit & (final["scores"] >= config.score)).any(-1) & has_object
     return {
         "found": found,
         "displaced": beside.any(-1) & ~found & has_object,
