@@ -4,6 +4,7 @@ A new stage is one line in `CASES`. It is given what it reads of `make_inputs`, 
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -132,6 +133,14 @@ picture = define_loader("picture", lambda shape: noise("picture", *shape))
 
 def noise(name: str, *shape: int) -> Tensor:
     return random.uniform(random.fold_in(random.key(7), name), shape)
+
+
+def imports(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def make_quads() -> Tensor:
@@ -474,6 +483,6 @@ CASES = {
 if find_spec("transformers"):
     size = {"height": 48, "width": 80}
     CASES["yolos"] = case(infer.transformers_detector(tiny_yolos(), size=size))
-if find_spec("ultralytics"):
+if find_spec("ultralytics") and imports("cv2"):  # which lacks a library of the system on some machines
     network = infer.ultralytics_model(architecture="yolo11n.yaml", num_classes=3)
     CASES["yolo11n"] = case(infer.yolo(network, format="v8", size=64))
