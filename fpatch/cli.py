@@ -276,7 +276,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     title = f"{options.split}, checkpoint {options.checkpoint}"
     console.print(success_table(title, rates))
     table = study.table_name(options.split, options.checkpoint)
-    if (objects := of_objects(run.load_objects(table))) is not None:
+    metric = study.open_run(options.run_folder)[1].evaluate.metric
+    if (objects := of_objects(run.load_objects(table), metric)) is not None:
         console.print(success_table(f"{title}: every object", objects))
     rate = rates.rates[PATCH]
     if rate.count:
@@ -342,6 +343,8 @@ def _grid(options: argparse.Namespace) -> int:
     from fpatch.study import table_name
 
     axes = [_read_axis(text) for text in options.over]
+    if len(dict(axes)) < len(axes):
+        raise ValueError("--over: each path may be given once, with all its values")
     with progress_bars() as report:
         run, cells = stratify_run(options.run_folder, dict(axes), options.split, options.checkpoint, report)
     console.print(cells_table(cells))

@@ -139,6 +139,8 @@ def make_controls(
         pictures: Further prints, [3, h, w] in 0..1 by the name of the control; every patch becomes the
             picture, stretched to its size, in gray where it is.
     """
+    for name in pictures or {}:
+        check_control_name("make_controls(pictures)", name)
     paths, leaves, tree = optree.tree_flatten_with_path(patches)  # type: ignore[arg-type]
     made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
     for path, patch in zip(paths, leaves, strict=True):
@@ -422,14 +424,19 @@ def object_columns(
             f"metrics of objects must have one number of places: {odd[0]!r} has {every[odd[0]].shape[1]}, "
             f"{next(iter(every))!r} has {places}; evaluate them apart"
         )
-    real = results.get(NONE, results[PATCH]).get(f"{OBJECT}valid", torch.ones(rows, places, dtype=torch.bool))
+    # several victims have the same objects, and say so each in its group
+    own = {n: n.rpartition("/")[2].removeprefix(OBJECT) for n in every}
+    valid = next((n for n in every if own[n] == "valid"), None)
+    label = next((n for n in every if own[n] == "label"), None)
+    everywhere = torch.ones(rows, places, dtype=torch.bool)
+    real = everywhere if valid is None else results.get(NONE, results[PATCH])[valid]
     row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
     columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
-    if f"{OBJECT}label" in every:
-        columns["label"] = every[f"{OBJECT}label"].cpu().numpy()[row, place]
-    for metric in sorted(set(every) - {f"{OBJECT}valid", f"{OBJECT}label"}):
+    if label is not None:
+        columns["label"] = every[label].cpu().numpy()[row, place]
+    for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
         found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
-        columns |= _paired(metric.removeprefix(OBJECT), found)
+        columns |= _paired(metric[: metric.rfind("/") + 1] + own[metric], found)
     return columns
 
 

@@ -64,9 +64,8 @@ class Success(NamedTuple):
 def conditions_of(table: Table, metric: str = "found") -> list[str]:
     """The conditions that a table holds a metric for, the patch first and "none" last."""
     prefix = f"{metric}/"
-    names = [
-        n.removeprefix(prefix) for n in table if n.startswith(prefix) and not n.startswith(f"{prefix}delta")
-    ]
+    names = [n.removeprefix(prefix) for n in table if n.startswith(prefix)]
+    names = [n for n in names if "/" not in n and n != "delta"]
     return sorted(names, key=lambda c: (c != PATCH, c == NONE))
 
 
@@ -136,15 +135,16 @@ def _score(table: Table, metric: str) -> str | None:
     return next((n for n in names if all(f"{n}/{c}" in table for c in conditions)), None)
 
 
-def of_objects(objects: Table) -> Success | None:
-    """Success over the table of objects, if `metrics.object_hit` has written one."""
-    return success(objects) if f"found/{NONE}" in objects else None
+def of_objects(objects: Table, metric: str = "found") -> Success | None:
+    """Success over the table of objects, if `metrics.object_hit` has written one beside `metric`."""
+    found = f"{_group(metric)}found"
+    return success(objects, found) if f"{found}/{NONE}" in objects else None
 
 
 def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
     """Flat numbers for a log: success, that of objects, the mean of every metric, and what was gathered."""
     flat = success(result.table, metric).scalars()
-    objects = of_objects(result.objects)
+    objects = of_objects(result.objects, metric)
     flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
     flat |= {
         n: float(np.mean(c.astype(np.float64)))

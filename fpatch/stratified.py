@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -131,6 +131,8 @@ def cells_of(
         ValueError: If the table has no such axis.
     """
     known = [name.removeprefix(_PREFIX) for name in table if name.startswith(_PREFIX)]
+    if not known:
+        raise ValueError("cells_of: the table has no axis; take one that `stratify` or `fpatch grid` made")
     chosen = known if axes is None else list(axes)
     for path in chosen:
         if path not in known:
@@ -226,9 +228,9 @@ def _place(sample: Sample, cell: Mapping[str, float]) -> Sample:
     """The sample in a cell; what a stage skips at random cannot be stratified."""
     placed = override(sample, cell)
     for path in cell:
-        on = path.rpartition("/")[0] + "/on"
-        node: Any = placed.get(path.rpartition("/")[0], {})
-        if on not in cell and isinstance(node.get("on"), Tensor) and not bool(torch.all(node["on"])):
+        name = next(n for n in placed if path.startswith(f"{n}/"))
+        on, node = f"{name}/on", cast("Mapping[str, Tensor]", placed[name])
+        if on not in cell and "on" in node and not bool(torch.all(node["on"])):
             raise ValueError(
                 f"grid: {path!r} does nothing in rows that skip its stage (p < 1); "
                 f"add {on!r} = [1] to the grid"

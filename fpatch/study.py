@@ -193,7 +193,8 @@ class Evaluate:
     @property
     def pictures(self) -> dict[str, torch.Tensor]:
         """The images of the controls, [3, h, w] in 0..1."""
-        return {name: live(control) for name, control in self.controls.items()}
+        made = {n: image_file(c) if isinstance(c, str) else c for n, c in self.controls.items()}
+        return {name: live(control) for name, control in made.items()}
 
 
 @dataclass(frozen=True)
@@ -779,7 +780,7 @@ def evaluate_run(
         table = table_name(split, checkpoint)
         run.save_evaluation(table, result, Execution.current(study.evaluate.block))
         rates = success(result.table, study.evaluate.metric)
-        facts = {"checkpoint": checkpoint, "step": state.step, **_summary(result, rates)}
+        facts = {"checkpoint": checkpoint, "step": state.step, **_summary(study, result, rates)}
         run.write_json(f"tables/{table}.summary.json", facts)
         log = _open_log(study, run, last.step)
         try:
@@ -849,9 +850,9 @@ def table_name(split: str, checkpoint: str) -> str:
     return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
 
 
-def _summary(result: Evaluation, rates: Success) -> dict[str, Any]:
+def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:
     """What a person asks of an evaluation, as JSON."""
-    objects = of_objects(result.objects)
+    objects = of_objects(result.objects, study.evaluate.metric)
     more = {} if objects is None else {"objects": objects.to_json()}
     return rates.to_json() | more | {"summaries": result.summaries}
 

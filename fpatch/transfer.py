@@ -8,16 +8,17 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from fpatch import random
-from fpatch.data import Dataset
+from fpatch.data import Dataset, TargetSet
 from fpatch.evaluation import (
-    CONTROLS,
     NONE,
     PATCH,
     Evaluation,
     Patches,
+    check_control_name,
     evaluate,
     make_controls,
     make_patches,
+    tensor_digest,
 )
 from fpatch.graph import Pipeline
 from fpatch.log.records import write_atomic
@@ -109,12 +110,11 @@ def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patche
         )
     first = next(iter(patches))
     for name, made in patches.items():
-        if name in (PATCH, NONE, *CONTROLS):
-            raise ValueError(f"transfer: {name!r} is what a condition is called; choose another name")
+        check_control_name("transfer", name)
         if {n: set(v) for n, v in made.items()} != {n: set(v) for n, v in patches[first].items()}:
             raise ValueError(
-                f"transfer: {name!r} has the patches {sorted(made['patch'])}, but {first!r} has "
-                f"{sorted(patches[first]['patch'])}; they must be called alike"
+                f"transfer: {name!r} has the patches {sorted(made.get('patch', made))}, but {first!r} has "
+                f"{sorted(patches[first].get('patch', patches[first]))}; they must be called alike"
             )
 
 
@@ -148,8 +148,8 @@ def transfer_runs(
     for name in names[1:]:
         if photographs[name] != photographs[names[0]]:
             raise ValueError(
-                f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or of "
-                "another size; train both on one data set"
+                f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or other "
+                "sizes, placements, objects or classes; train both on one data set"
             )
     study = found[0].study
     return transfer(
@@ -169,7 +169,7 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {
-        name: {"clean": found.clean[name]._asdict(), **{c: r._asdict() for c, r in rates.items()}}
+        name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
         for name, rates in found.rates.items()
     }
     names = list(found.rates)
@@ -185,5 +185,9 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     return files
 
 
-def _photographs(dataset: Dataset) -> tuple[Any, ...]:
-    return dataset.size, dataset.names, [dataset.digest(i) for i in dataset.image_ids.tolist()]
+def _photographs(dataset: TargetSet) -> tuple[Any, ...]:
+    """What must be equal where two runs are measured on the data of one."""
+    ids = dataset.image_ids
+    tables = [(name, tensor_digest(table[ids])) for name, table in sorted(dataset.tables.items())]
+    photographs = [dataset.digest(i) for i in ids.tolist()]
+    return dataset.size, dataset.names, dataset.class_names, photographs, tables

@@ -206,3 +206,15 @@ def test_the_best_class_alone_answers_for_a_box():
 def test_suppression_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match=rf"suppress\({name}\) must be at least 1, got 0"):
         infer.suppress(**{name: 0})
+
+
+def test_a_box_that_is_no_number_takes_no_part():
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    boxes = torch.stack([torch.cat([box, box, box + float("inf")])])
+    logits = torch.tensor([[[float("nan")], [2.0], [-9.0]]])
+    values = {"detections": {"dense": {"boxes": boxes, "logits": logits}}}
+    final = infer.suppress(score=0.5, num_detections=3).apply({}, {}, values)["detections"]["final"]
+    assert final["valid"].tolist() == [[True, False, False]]
+    assert final["boxes"].tolist() == [[box[0].tolist(), [0.0] * 4, [0.0] * 4]]
+    assert final["scores"][0, 0] == pytest.approx(1 / (1 + math.exp(-2.0)))
+    assert final["scores"][0, 1:].tolist() == [0.0, 0.0]

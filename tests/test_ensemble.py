@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import case, detector, make_inputs, two_victims
 from laws import assert_equal
+from typecheck import unchecked
 
 from fpatch import config, infer, losses, metrics, random
 from fpatch.graph import node, pipeline
@@ -89,11 +90,13 @@ def test_it_is_written_in_a_config_as_any_other_group():
         ),
         (lambda: losses.ensemble(()), r"ensemble\(terms\) must be different names, at least one"),
         (lambda: losses.ensemble(("a", "a")), r"ensemble\(terms\) must be different names"),
+        (lambda: losses.ensemble(("a", "b"), how="max"), r"ensemble\(how\) must be"),
         (lambda: losses.ensemble(("a", "b"), weights=(1.0,)), "there are 2 terms, but 1 weights"),
         (lambda: losses.ensemble(("a", "b"), weights=(1.0, -1.0)), r"ensemble\(weights\) must be"),
         (lambda: losses.ensemble(("a", "b"), weights=(0.0, 0.0)), "one of them must be above 0"),
     ],
 )
+@unchecked()
 def test_bad_settings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -103,3 +106,16 @@ def test_a_missing_term_is_named():
     made = pipeline({"vanish": losses.vanish(), "joined": losses.ensemble(("vanish", "b/vanish"))})
     with pytest.raises(ValueError, match="reads 'b/vanish', which is not there"):
         made.apply({}, {}, make_inputs())
+
+
+def test_what_a_dropped_stage_would_write_is_that_of_the_pipeline():
+    group = infer.ensemble(
+        [node(infer.detector(detector(seed=1)), phases={"train"})],
+        {"hit": node(metrics.detection_hit(), phases={"test"}), "own": stage_that_reads_found()},
+    )
+    assert list(group["0"]) == ["victim", "own"]
+    assert group["0"]["own"].reads == {"ensemble": "found"}
+
+
+def stage_that_reads_found():
+    return node(losses.ensemble(("ensemble",)), reads={"ensemble": "found"})

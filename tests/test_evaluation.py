@@ -21,13 +21,14 @@ from fpatch.evaluation import (
     make_controls,
     make_patches,
     measure,
+    object_columns,
     result_columns,
     tensor_digest,
 )
 from fpatch.graph import control
 from fpatch.loop import fit, make_state, make_step, take_rows
 from fpatch.metrics import bootstrap_mean
-from fpatch.rates import conditions_of, effects, success, threshold_curve
+from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.resource import file_digest
 from fpatch.study import _loader, evaluate_run, load_study, make_parts, open_run, replay_run, train
 
@@ -369,3 +370,36 @@ def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkey
     expected = [f"patch: takes {e:.2f} of the score" for e in (*effect[:3], *effect[-3:])]
     assert captions == [expected]
     assert (run.folder / "figures/test-effects.png").stat().st_size > 5000
+
+
+def test_objects_of_several_victims_are_counted_each_in_its_group():
+    valid = torch.tensor([[True, False, False], [True, True, False]])
+    found = {"patch": [[0, 0, 0], [1, 0, 0]], "none": [[1, 0, 0], [1, 1, 0]]}
+    results = {
+        c: {
+            "v/a/object_found": torch.tensor(rows).bool(),
+            "v/b/object_found": valid,
+            "v/a/object_valid": valid,
+            "v/b/object_valid": valid,
+        }
+        for c, rows in found.items()
+    }
+    batch = {"image_id": torch.tensor([4, 9]), "draw": torch.zeros(2, dtype=torch.int64)}
+    columns = object_columns(results, batch, list(results["patch"]))
+    assert columns["image_id"].tolist() == [4, 9, 9]
+    assert columns["v/a/found/patch"].tolist() == [False, True, False]
+    assert columns["v/b/found/none"].tolist() == [True] * 3
+    rates = of_objects(columns, "v/a/found")
+    assert rates.clean.value == 1.0
+    assert rates.missed["patch"].value == pytest.approx(2 / 3)
+
+
+def test_a_control_may_begin_with_delta_and_not_be_called_so():
+    table = {
+        f"found/{n}": np.zeros(3, bool) for n in ("patch", "none", "delta_print", "delta", "delta/noise")
+    }
+    assert conditions_of(table) == ["patch", "delta_print", "none"]
+    patches = {"patch": {"a": torch.zeros(3, 4, 4)}}
+    for name in ("patch", "noise", "delta", "a/b"):
+        with pytest.raises(ValueError, match=r"make_controls\(pictures\): a control cannot be called"):
+            make_controls(patches, random.key(0), {name: torch.zeros(3, 2, 2)})

@@ -71,7 +71,7 @@ def test_what_cannot_be_compared(runs):
         transfer({"a": first.pipeline}, {"a": own}, first.dataset, key)
     with pytest.raises(ValueError, match="give a patch for every pipeline"):
         transfer({"c": first.pipeline}, {"a": own, "b": other}, first.dataset, key)
-    with pytest.raises(ValueError, match="'noise' is what a condition is called"):
+    with pytest.raises(ValueError, match="transfer: a control cannot be called 'noise'"):
         transfer({"a": first.pipeline}, {"a": own, "noise": other}, first.dataset, key)
     one = {"patch": {"side": other["patch"]["side"]}}
     with pytest.raises(ValueError, match=r"'b' has the patches \['side'\], but 'a' has \['rear', 'side'\]"):
@@ -105,3 +105,17 @@ def test_the_command(runs, tmp_path):
         assert folder.name in done.stdout
     assert (tmp_path / "table.png").stat().st_size > 5000
     assert (tmp_path / "table.json").is_file()
+
+
+def test_other_corners_are_refused(runs, tmp_path):
+    """The same photographs, but one print elsewhere."""
+    file = make_study(tmp_path / "moved")
+    table = tmp_path / "moved" / "placements.csv"
+    lines = table.read_text().splitlines()
+    (line,) = (i for i, text in enumerate(lines) if text.startswith("photograph-11.png,side"))
+    cells = lines[line].split(",")
+    cells[3] = str(float(cells[3]) + 1)
+    table.write_text("\n".join([*lines[:line], ",".join(cells), *lines[line + 1 :]]) + "\n")
+    other = train(load_study(file, {"train.num_steps": 1, "name": "moved"}))
+    with pytest.raises(ValueError, match="other sizes, placements, objects or classes"):
+        transfer_runs([runs[0], other.folder])

@@ -44,10 +44,10 @@ def _group(victim: Stage | Node, stages: Mapping[str, Stage | Node]) -> dict[str
     written: set[str] = set()
     for name, part in {"victim": first, **stages}.items():
         n = part if isinstance(part, Node) else node(part)
-        reads = _local(n.reads, written)
-        written |= set(n.writes.values())
         phases = first.phases if n.phases is None else n.phases & (first.phases or n.phases)
         if phases is None or phases:
+            reads = _local(n.reads, written)
+            written |= set(n.writes.values())
             group[name] = dataclasses.replace(n, phases=phases, reads=reads, writes=_local(n.writes, written))
     return group
 

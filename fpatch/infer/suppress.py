@@ -60,6 +60,7 @@ def keep_best(
 ) -> dict[str, Tensor]:
     """The m best detections that overlap no better one of their class; zeros after the last."""
     b, n, num_classes = scores.shape
+    scores = scores.nan_to_num(nan=-1.0)
     best = scores.flatten(1).topk(min(config.num_candidates, n * num_classes), sorted=False)
     index = best.indices.sort(dim=-1).values  # of equal scores the first is better
     label = index % num_classes
@@ -80,8 +81,8 @@ def keep_best(
     taken += [none] * (config.num_detections - len(taken))
     found, score, labels, valid = (torch.stack(column, dim=1) for column in zip(*taken, strict=True))
     return {
-        "boxes": found * valid[..., None],
-        "scores": score * valid,
+        "boxes": torch.where(valid[..., None], found, 0.0),
+        "scores": torch.where(valid, score, 0.0),
         "labels": labels * valid,
         "valid": valid,
     }

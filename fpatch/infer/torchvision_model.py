@@ -102,7 +102,10 @@ def build(architecture: str, arguments: dict[str, Any], source: WeightsEnum | No
     builder = models.get_model_builder(architecture)
     if "weights_backbone" in inspect.signature(builder).parameters:
         arguments = {"weights_backbone": None, **arguments}
-    return builder(weights=source, progress=False, **arguments)
+    try:
+        return builder(weights=source, progress=False, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{architecture} with {arguments}: {error}") from error
 
 
 def from_network(
@@ -122,6 +125,9 @@ def from_network(
             f"{architecture}: the weights {source.name} cannot be downloaded ({error}); fetch {source.url} "
             f"elsewhere and put it at {path}, or anywhere and give weights = its path instead of download"
         ) from error
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(source.url).name)
+    if not file_digest(path).startswith(path.stem.rpartition("-")[2]):  # one that was there is not checked
+        raise ValueError(f"{path} is not the file that torchvision published; delete it")
     return build(architecture, arguments, source), source
 
 

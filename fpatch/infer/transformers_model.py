@@ -54,7 +54,9 @@ def load_model(source: str, what: str, **options: Any) -> nn.Module:
             f"transformers_model needs transformers: pip install 'fpatch[transformers]' ({error})"
         ) from error
     try:
-        return detection_model.from_pretrained(source, use_safetensors=True, **options).eval()
+        return detection_model.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, **options
+        ).eval()
     except OSError as error:
         folder = f"https://huggingface.co/{source}/resolve/{options.get('revision')}"
         raise ValueError(

@@ -10,6 +10,7 @@ import copy
 import importlib
 import os
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ from fpatch.resource import define_loader
 
 QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 """What Ultralytics reads of the environment when it is imported: no telemetry, no pip, no banners."""
+
+ACTIVATION = re.compile(r"activation\s*:\s*(torch\.)?nn\.[A-Za-z0-9]+\([A-Za-z0-9_=., ]*\)")
+"""What a description may say of its activation."""
 
 CONVERT = (
     "import torch; c = torch.load('{name}', 'cpu', weights_only=False); "
@@ -61,9 +65,10 @@ def load_ultralytics(
         ValueError: For an unknown architecture, one that has no one-to-one head, a pickled checkpoint, and
             weights of another network.
     """
+    check_architecture(architecture)
     detection_model = import_detection_model()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             model = detection_model(architecture, nc=num_classes, verbose=False)
         except FileNotFoundError as error:
@@ -87,6 +92,24 @@ def load_ultralytics(
     head.end2end = end2end
     head.dynamic = True  # anchors anew for each batch, none kept from a call under other rules
     return copy.deepcopy(model).eval()  # all networks share one activation, whose mode others would switch
+
+
+def check_architecture(architecture: str) -> None:
+    """Refuse what would be downloaded, and a description whose activation is more than a layer's name.
+
+    Ultralytics evaluates that entry as Python.
+    """
+    if "://" in architecture or not architecture.endswith((".yaml", ".yml")):
+        raise ValueError(
+            f"ultralytics_model(architecture={architecture!r}) must be the name or path of a .yaml file"
+        )
+    text = Path(architecture).read_text() if Path(architecture).is_file() else ""
+    for line in text.splitlines():
+        entry = line.partition("#")[0].strip()
+        if entry.lstrip("'\"{ ").startswith("activation") and not ACTIVATION.fullmatch(entry):
+            raise ValueError(
+                f"{architecture}: {entry!r} is no layer of torch.nn with plain arguments, and would be run"
+            )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -85,6 +85,8 @@ class Yolo:
                 raise ValueError(
                     f"yolo({field}) must be one of {', '.join(given)}, got {getattr(self, field)!r}"
                 )
+        if not isinstance(self.size, int) and len(self.size or (1, 1)) != 2:
+            raise ValueError(f"yolo(size) must be a side or (height, width), got {self.size}")
         for side in (self.size,) if isinstance(self.size, int) else self.size or ():
             check_number("yolo(size)", side, 1)
         if self.num_classes is not None:

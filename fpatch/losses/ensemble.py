@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from fpatch.checks import check_number
+from fpatch.checks import check_choice, check_number
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
 
@@ -32,6 +32,7 @@ class Ensemble:
     def __post_init__(self) -> None:
         if not self.terms or len(set(self.terms)) < len(self.terms):
             raise ValueError(f"ensemble(terms) must be different names, at least one, got {self.terms}")
+        check_choice("ensemble(how)", self.how, ("mean", "worst"))
         if self.weights is None:
             return
         if len(self.weights) != len(self.terms):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fpatch.checks import check_number
-from fpatch.detections import score_logits
+from fpatch.detections import ABSENT, score_logits
 from fpatch.losses.dense import (
     best_boxes,
     can_claim,
@@ -77,8 +77,11 @@ def _claims(config: Relabel, values: Values) -> Tensor:
 
 
 def check(config: Relabel, values: Values) -> dict[str, list[str]]:
-    """Objects that nothing claims."""
-    return find_unclaimed(_claims(config, values), values["box_valid"], values, "object")
+    """Objects that nothing claims, by a box that could answer the target."""
+    claims = _claims(config, values)
+    if config.target is not None:
+        claims = claims & (values["detections"]["dense"]["logits"][..., config.target] != ABSENT)[:, None]
+    return find_unclaimed(claims, values["box_valid"], values, "object")
 
 
 relabel = define(

@@ -72,7 +72,8 @@ def score_detections(
         ImportError: Without the extra `metrics`.
     """
     check_number("score_detections(iou)", iou, 0.0, 1.0)
-    check_number("score_detections(score)", score, -math.inf)
+    if not math.isfinite(score):
+        raise ValueError(f"score_detections(score) must be a finite number, got {score}")
     images, names, objects = _read_truth(Path(truth))
     found = _read_detections(Path(detections), images, names)
     answers = [_tensors(found[i], "score") for i in images]
@@ -217,4 +218,6 @@ def _refuse_twice(path: Path, section: str, ids: Sequence[Any]) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float) and math.isfinite(value)
