@@ -395,7 +395,7 @@ def test_a_wrong_request_is_refused(problem, arguments, message):
 
 
 def test_a_wrong_argument_of_a_classifier_is_refused():
-    with pytest.raises(TypeError, match="num_clases"):
+    with pytest.raises(ValueError, match="num_clases"):
         load_model(architecture="squeezenet1_1", seed=1, num_clases=3)
 
 
