@@ -83,9 +83,8 @@ def torchvision_victim(architecture: str, **settings: Any) -> Callable[[str | No
 
     def make(weights: str | None) -> Stage:
         start: dict[str, Any] = {"seed": 0} if weights is None else {}
-        return infer.torchvision_detector(
-            infer.torchvision_model(weights, architecture=architecture, **start)
-        )
+        model = infer.torchvision_model(weights, architecture=architecture, **start, **settings)
+        return infer.torchvision_detector(model)
 
     return make
 
