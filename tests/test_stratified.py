@@ -12,7 +12,7 @@ from fpatch.evaluation import evaluate
 from fpatch.metrics import wilson
 from fpatch.rates import success
 from fpatch.stratified import cells_of, stratify
-from fpatch.study import make_parts, open_run
+from fpatch.study import load_trained
 from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)
@@ -23,10 +23,8 @@ GRID = {"camera/noise/std_frac": [0.0, 0.05], STOPS: [-0.3, 0.0, 0.25]}
 @pytest.fixture(scope="module")
 def parts(trained):
     """Pipeline, trained parameters and test photographs."""
-    run, study = open_run(trained.folder)
-    made = make_parts(study)
-    state, _ = run.load_checkpoint("best", made.initial)
-    return study.pipeline.at("test"), state.params, made.dataset.split("test")
+    found = load_trained(trained.folder)
+    return found.pipeline, found.params, found.dataset
 
 
 @pytest.fixture(scope="module")
