@@ -283,7 +283,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if rate.count:
         wished = num_photographs(rate.value, 0.1)
         console.print(f"for an interval of +-5 points: about {wished} photographs ({rate.photographs} here)")
-    for name in (f"tables/{table}.csv", f"figures/{table}.png"):
+    for name in (f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png"):
         console.print(f"  {run.folder / name}", markup=False, soft_wrap=True)
     return 0
 

@@ -118,7 +118,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
     sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
     if rates.drop:
-        lost = [f"{_title(c)} {rate.value:.2f}" for c, rate in rates.drop.items()]
+        lost = [f"{_title(c)} {round(rate.value, 2) + 0.0:.2f}" for c, rate in rates.drop.items()]
         sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
     table.caption, table.caption_justify = "\n".join(sentences), "left"
     return table
