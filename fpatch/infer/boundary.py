@@ -12,7 +12,9 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from fpatch.detections import log_scores
 from fpatch.tree import flatten_rows
+from fpatch.types import Values
 
 
 def check_victim(stage: str, model: Any) -> nn.Module:
@@ -70,6 +72,22 @@ def run_victim(
 
     outputs: Any = _Boundary.apply(flat, images)
     return optree.tree_unflatten(structure[0], outputs)
+
+
+def show_logits(config: Any, values: Values, control_values: Values) -> Values:
+    """The highest logit of every dense box."""
+    return {
+        f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+def show_log_scores(config: Any, values: Values, control_values: Values) -> Values:
+    """The logarithm of the highest score of every dense box."""
+    return {
+        f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
 
 
 class _Boundary(torch.autograd.Function):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.infer.boundary import check_victim, run_victim, show_logits
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
@@ -27,14 +27,6 @@ def apply(config: Detector, patch_params: Params, sample: Sample, values: Values
     return {"detections": {"dense": dense}}
 
 
-def show(config: Detector, values: Values, control_values: Values) -> Values:
-    """The highest logit of every dense box."""
-    return {
-        f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
-        for name, shown in (("patch", values), ("none", control_values))
-    }
-
-
 detector = define(
-    "detector", Detector, deterministic, apply, reads=("image",), writes=("detections",), show=show
+    "detector", Detector, deterministic, apply, reads=("image",), writes=("detections",), show=show_logits
 )

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.infer.boundary import check_victim, run_victim, show_logits
 from fpatch.infer.torchvision_dense import FAMILIES, Dense
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
@@ -63,14 +63,6 @@ def apply(config: TorchvisionDetector, patch_params: Params, sample: Sample, val
     return {"detections": {"dense": run_victim(Dense(model).eval(), values["image"])}}
 
 
-def show(config: TorchvisionDetector, values: Values, control_values: Values) -> Values:
-    """The highest logit of every dense box."""
-    return {
-        f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
-        for name, shown in (("patch", values), ("none", control_values))
-    }
-
-
 torchvision_detector = define(
     "torchvision_detector",
     TorchvisionDetector,
@@ -78,6 +70,6 @@ torchvision_detector = define(
     apply,
     reads=("image",),
     writes=("detections",),
-    show=show,
+    show=show_logits,
     compile=False,
 )

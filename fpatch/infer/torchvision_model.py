@@ -88,6 +88,7 @@ def load_model(
         elif download is not None:
             model, source = from_network(download, architecture, published, arguments)
         else:
+            # the builder draws from no other generator, which is forked above
             torch.default_generator.manual_seed(seed)  # type: ignore[arg-type]
             model, source = build(architecture, arguments), None
     refuse_unknown(architecture, model, arguments)

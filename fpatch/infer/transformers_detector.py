@@ -37,8 +37,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fpatch.checks import check_number
-from fpatch.detections import log_scores, softmax_log_odds
-from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.detections import softmax_log_odds
+from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
@@ -109,14 +109,6 @@ def apply(config: TransformersDetector, patch_params: Params, sample: Sample, va
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
 
 
-def show(config: TransformersDetector, values: Values, control_values: Values) -> Values:
-    """The logarithm of the highest score of every dense box."""
-    return {
-        f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
-        for name, shown in (("patch", values), ("none", control_values))
-    }
-
-
 def family_of(model: nn.Module) -> tuple[Family, int]:
     """What a network's own config says of it, and the number of its labels."""
     own = getattr(model, "config", None)
@@ -181,5 +173,5 @@ transformers_detector = define(
     apply,
     reads=("image",),
     writes=("detections",),
-    show=show,
+    show=show_log_scores,
 )

@@ -68,7 +68,7 @@ def load_ultralytics(
     check_architecture(architecture)
     detection_model = import_detection_model()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the network draws from no other; forked above
         try:
             model = detection_model(architecture, nc=num_classes, verbose=False)
         except FileNotFoundError as error:

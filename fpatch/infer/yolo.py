@@ -39,8 +39,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fpatch.checks import check_number
-from fpatch.detections import ABSENT, log_odds, log_scores
-from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.detections import ABSENT, log_odds
+from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.tree import is_concrete
@@ -101,14 +101,6 @@ def apply(config: Yolo, patch_params: Params, sample: Sample, values: Values) ->
 
     model = check_victim("yolo", live(config.model))
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
-
-
-def show(config: Yolo, values: Values, control_values: Values) -> Values:
-    """The logarithm of the highest score of every dense box."""
-    return {
-        f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
-        for name, shown in (("patch", values), ("none", control_values))
-    }
 
 
 def declare(config: Yolo) -> dict[str, Any]:
@@ -296,6 +288,6 @@ yolo = define(
     apply,
     reads=("image",),
     writes=("detections",),
-    show=show,
+    show=show_log_scores,
     declare=declare,
 )
