@@ -20,7 +20,7 @@ test-oldest:
 	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/step.py
+	for suite in benchmarks/[!hw]*.py; do $(BIN)/python $$suite || exit 1; done
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

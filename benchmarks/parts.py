@@ -1,36 +1,26 @@
-"""Time and memory of parts that could be slow: the losses of a patch, and the implant with its filter.
-
-    python benchmarks/parts.py [--repeats 11]
+"""The time of parts that could be slow: the losses of a patch, and the implant with its filter.
 
 Losses: forward and backward for 16 patches of 3 x 128 x 128 (64 colors for the non-printability score). The
 implant: 16 photographs of 3 x 320 x 320 with a patch of 300 x 300 pixels, drawn 40 and 150 pixels wide,
-forward and backward, with the filter and without, in turn. Medians, and quartiles of the ratio.
+forward and backward, with the filter and without, in turn.
+
+    python benchmarks/parts.py [--repeats 11] [--small]
 """
 
-import argparse
-import resource
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from harness import Record, interleave, read_options
 from torch import Tensor
 
 from fpatch import implant, losses, random
 from fpatch.stage import Stage
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def loss_step(stage: Stage) -> Callable[[], object]:
-    """Forward and backward of a loss of 16 patches."""
-    patch = random.uniform(random.key(0), (16, 3, 128, 128)).requires_grad_()
-    batch = {"patch": {"a": patch}, "image_id": torch.arange(16)}
+def loss_step(stage: Stage, num: int, side: int) -> Callable[[], object]:
+    """Forward and backward of a loss of patches."""
+    patch = random.uniform(random.key(0), (num, 3, side, side)).requires_grad_()
+    batch = {"patch": {"a": patch}, "image_id": torch.arange(num)}
 
     def step() -> Tensor:
         (term,) = (stage.apply({}, {}, batch)[name] for name in stage.definition.writes)
@@ -39,18 +29,18 @@ def loss_step(stage: Stage) -> Callable[[], object]:
     return step
 
 
-def implant_step(width: float, antialias: bool) -> Callable[[], object]:
-    """Forward and backward of an implant of 16 photographs."""
+def implant_step(num: int, width: float, antialias: bool) -> Callable[[], object]:
+    """Forward and backward of an implant of photographs."""
     patch = random.uniform(random.key(1), (3, 300, 300)).requires_grad_()
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.05], [0.97, 1.0], [0.02, 0.95]]) * width + 80
     batch = {
-        "scene": random.uniform(random.key(2), (16, 3, 320, 320)),
+        "scene": random.uniform(random.key(2), (num, 3, 320, 320)),
         "patch": {"a": patch},
-        "quads": corners.expand(16, 1, 4, 2),
-        "quad_patch": torch.zeros(16, 1, dtype=torch.int64),
-        "quad_valid": torch.ones(16, 1, dtype=torch.bool),
-        "image_id": torch.arange(16),
-        "draw": torch.zeros(16, dtype=torch.int64),
+        "quads": corners.expand(num, 1, 4, 2),
+        "quad_patch": torch.zeros(num, 1, dtype=torch.int64),
+        "quad_valid": torch.ones(num, 1, dtype=torch.bool),
+        "image_id": torch.arange(num),
+        "draw": torch.zeros(num, dtype=torch.int64),
     }
     stage = implant.warp(names=("a",), antialias=antialias)
     sample = stage.sample(random.key(3), batch)
@@ -61,29 +51,25 @@ def implant_step(width: float, antialias: bool) -> Callable[[], object]:
     return step
 
 
-def main() -> None:
-    """Print a line per part."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=11)
-    repeats = parser.parse_args().repeats
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+def main(argv: list[str] | None = None) -> None:
+    """A line per part."""
+    options = read_options(__doc__, argv)
+    record = Record("parts", options.device, options.small)
+    num, side = (2, 32) if options.small else (16, 128)
     for stage in (losses.non_printability(), losses.saliency(), losses.total_variation()):
-        step = loss_step(stage)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step()
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        seconds = statistics.median(timed(step) for _ in range(repeats))
-        print(f"{stage.definition.name:<26} {1000 * seconds:7.1f} ms, peak memory grows by {grown:.0f} MiB")
-    for width in (40.0, 150.0):
-        filtered, plain = implant_step(width, True), implant_step(width, False)
-        filtered(), plain()
-        pairs = [(timed(filtered), timed(plain)) for _ in range(repeats)]
-        low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-        each = " and ".join(
-            f"{1000 * statistics.median(column):.1f} ms" for column in zip(*pairs, strict=True)
+        step = loss_step(stage, num, side)
+        times = interleave({"step": step}, options.repeats)
+        record.add(f"{stage.definition.name}, {num} x 3 x {side} x {side}", step_ms=times.ms("step"))
+    for width in (12.0,) if options.small else (40.0, 150.0):
+        filtered, plain = (implant_step(num, width, antialias) for antialias in (True, False))
+        times = interleave({"filtered": filtered, "plain": plain}, options.repeats)
+        record.add(
+            f"implant, 300 px drawn {width:.0f} px wide",
+            filtered_ms=times.ms("filtered"),
+            plain_ms=times.ms("plain"),
+            ratio=times.ratio("filtered", "plain"),
         )
-        what = f"implant, 300 px drawn {width:.0f} px wide"
-        print(f"{what:<34} {each} without the filter, ratio {middle:.2f} [{low:.2f}, {high:.2f}]")
+    record.write(options.json)
 
 
 if __name__ == "__main__":

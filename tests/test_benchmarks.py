@@ -1,0 +1,59 @@
+"""Every benchmark suite, in its small form: that it runs, and that what it writes can be read."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SUITES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("harness", "workloads"))
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_small_form_writes_figures(suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "record.json"
+    load(suite).main(["--small", "--json", str(path)])
+    record = json.loads(path.read_text())
+    assert record["small"] is True
+    assert record["machine"]["torch"]
+    assert record["figures"]
+    printed = capsys.readouterr().out
+    for figure in record["figures"]:
+        assert figure["workload"] in printed
+        numbers = [v for v in figure.values() if isinstance(v, int | float)]
+        numbers += [x for v in figure.values() if isinstance(v, dict) for x in v.values()]
+        assert numbers
+        assert all(math.isfinite(x) for x in numbers)
+
+
+def test_quartiles_are_of_the_ratios_within_rounds() -> None:
+    harness = load("harness")
+    times = harness.Times({"a": [2.0, 30.0, 4.0], "b": [1.0, 10.0, 4.0]})
+    assert times.ratio("a", "b") == (1.5, 2.0, 2.5)
+    assert times.ms("a") == 4000.0
+
+
+def test_functions_are_called_in_turn_after_the_warmup() -> None:
+    calls: list[str] = []
+    harness = load("harness")
+    harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, warmup=1)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
