@@ -1,10 +1,13 @@
 """Color arithmetic written out elementwise, so that a pixel has the same bits at any place in a tensor."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fpatch.tree import flatten_rows
 
 LN2 = math.log(2.0)
 LUMA = (0.299, 0.587, 0.114)
@@ -17,7 +20,29 @@ def clip(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     `torch.clamp` has gradient 0 there, so that a pixel that was projected onto black or white would never
     leave it.
     """
-    return torch.where(x < low, low, torch.where(x > high, high, x))
+    return _Clip.apply(x, low, high)  # type: ignore[return-value]
+
+
+class _Clip(torch.autograd.Function):
+    """One pass over memory forward, and one backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        x, low, high = inputs
+        # the gradient of hardtanh is 0 at its bounds, so these lie a little beyond
+        kind = torch.finfo(x.dtype)
+        ctx.bounds = low - max(abs(low) * kind.eps, kind.tiny), high + max(abs(high) * kind.eps, kind.tiny)
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return torch.ops.aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None
 
 
 def luma(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 1 h w"]:
@@ -27,10 +52,36 @@ def luma(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 1 h w"]:
 
 
 def mix_channels(image: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 h w"]:
-    """A 3x3 matrix per row on the color of every pixel."""
-    channels, m = image.unbind(1), matrix[..., None, None]
-    mixed = [m[:, i, 0] * channels[0] + m[:, i, 1] * channels[1] + m[:, i, 2] * channels[2] for i in range(3)]
-    return torch.stack(mixed, dim=1)
+    """A 3x3 matrix per row on the color of every pixel; differentiable in the image."""
+    return _Mix.apply(image, matrix.detach())  # type: ignore[return-value]
+
+
+class _Mix(torch.autograd.Function):
+    """All three results from one channel at a time, so that little has the size of a frame."""
+
+    @staticmethod
+    def forward(image: Tensor, matrix: Tensor) -> Tensor:
+        columns = matrix[..., None, None].unbind(2)
+        first, *rest = (channel * m for channel, m in zip(image.split(1, dim=1), columns, strict=True))
+        return first.add_(rest[0]).add_(rest[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Mix.apply(grads[0], ctx.saved_tensors[0].mT), None  # type: ignore[return-value]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        return flatten_rows(_Mix.apply, info.batch_size, in_dims, *inputs), 0
+
+
+def saturation_matrix(factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
+    """Scaling of the distance of each color from the gray of its luma."""
+    factor = factor[:, None, None]
+    return factor * torch.eye(3, device=factor.device) + (1.0 - factor) * factor.new_tensor(LUMA)
 
 
 def hue_rotation(degrees: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:

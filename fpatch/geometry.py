@@ -153,11 +153,13 @@ def warp_image(image: Float[Tensor, "b c h w"], matrix: Float[Tensor, "b 3 3"]) 
     """An image moved within its frame by a homography in pixels: bilinear, edges repeated."""
     h, w = image.shape[-2:]
     inverse = adjugate(matrix)
-    m = (inverse / inverse[:, 2:, 2:])[..., None, None]
+    m = inverse / inverse[:, 2:, 2:]
+    # from pixels to the coordinates of grid_sample, -1 to 1; terms of x and of y are small until they meet
+    m = torch.stack([m[:, 0] * (2 / w) - m[:, 2], m[:, 1] * (2 / h) - m[:, 2], m[:, 2]], dim=1)[..., None, None]
     x = torch.arange(w, device=image.device) + 0.5
     y = (torch.arange(h, device=image.device) + 0.5)[:, None]
-    from_x, from_y, depth = (m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] for i in range(3))
-    grid = torch.stack([2 * (from_x / depth) / w - 1, 2 * (from_y / depth) / h - 1], dim=-1)
+    from_x, from_y, depth = (m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))
+    grid = torch.stack([from_x / depth, from_y / depth], dim=-1)
     return F.grid_sample(image, grid, "bilinear", "border", align_corners=False)
 
 

@@ -16,9 +16,11 @@ References:
 import math
 import operator
 import zlib
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ Key: TypeAlias = Tensor
 _MASK = 2**32 - 1
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # of the key schedule; with the rotations, the constants of Salmon et al.
-_CACHED_WORDS = 2**15  # per pass over the rounds; the working set then stays in the processor's cache
+_CACHED_WORDS = 2**16  # per pass over the rounds; the working set then stays in the processor's cache
 
 
 def key(seed: int) -> Int64[Tensor, "2"]:
@@ -256,11 +258,52 @@ def gaussian_field(key: Key, shape: Sequence[int]) -> Float32[Tensor, "..."]:
     Returns:
         Float32 `[..., *shape]`.
     """
-    num = math.prod(_check_shape(shape))
+    _check_key(key)
+    return _gaussian(key, math.prod(_check_shape(shape))).reshape((*key.shape[:-1], *shape))
+
+
+@torch.library.custom_op("fpatch::gaussian", mutates_args=())
+def _gaussian(key: Tensor, num: int) -> Tensor:
+    """Normals [..., num] for keys [..., 2]; an operator for the reasons that `_threefry` is one."""
+    if key.device.type == "cpu":
+        return _gaussian_numpy(key, num)
     word0, word1 = _blocks(key, (-(-num // 4),))
     index = torch.stack([word0 & 0xFFFF, word0 >> 16, word1 & 0xFFFF, word1 >> 16], dim=-1)
-    index = index.flatten(-2)[..., :num].flatten()
-    return _QUANTILES.to(key.device).index_select(0, index).reshape((*key.shape[:-1], *shape))
+    index = index.flatten(-2)[..., :num]
+    return _QUANTILES.to(key.device).index_select(0, index.flatten()).reshape(index.shape)
+
+
+@_gaussian.register_fake
+def _(key: Tensor, num: int) -> Tensor:
+    return key.new_empty((*key.shape[:-1], num), dtype=torch.float32)
+
+
+@_gaussian.register_vmap
+def _(info: object, in_dims: tuple[int, None], key: Tensor, num: int) -> tuple[Tensor, int]:
+    return _gaussian(key.movedim(in_dims[0], 0), num), 0
+
+
+def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
+    """The same a piece at a time, each in the processor's cache from the counters to the normals."""
+    table, rows = _QUANTILES.numpy(), key.numpy().astype(np.uint32).reshape(-1, 2)
+    out = np.empty((len(rows), num), np.float32)
+
+    def fill(piece: tuple[int, int]) -> None:
+        row, start = piece
+        count = np.arange(start, min(start + _CACHED_WORDS, -(-num // 4)), dtype=np.uint32)
+        words = np.empty((len(count), 2), "<u4")
+        _encrypt(rows[row, 0], rows[row, 1], np.uint32(0), count, words[:, 0], words[:, 1])
+        drawn = out[row, 4 * start : 4 * (start + len(count))]
+        drawn[:] = table[words.view("<u2").reshape(-1)[: len(drawn)]]
+
+    pieces = [(row, start) for row in range(len(rows)) for start in range(0, -(-num // 4), _CACHED_WORDS)]
+    num_threads = min(torch.get_num_threads(), len(pieces))
+    if num_threads > 1:
+        with ThreadPoolExecutor(num_threads) as pool:  # numpy lets go of the lock while it computes
+            deque(pool.map(fill, pieces), maxlen=0)
+    else:
+        deque(map(fill, pieces), maxlen=0)
+    return torch.from_numpy(out).reshape(*key.shape[:-1], num)
 
 
 def _blocks(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -325,22 +368,28 @@ def _threefry_numpy(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tu
         buffersize=_CACHED_WORDS,
     ) as pieces:
         for k0, k1, c0, c1, word0, word1 in pieces:
-            schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-            np.add(c0, k0, out=word0)
-            np.add(c1, k1, out=word1)
-            spill = np.empty_like(word1)
-            for group in range(5):
-                for turn in _ROTATIONS[group % 2]:
-                    word0 += word1
-                    np.right_shift(word1, 32 - turn, out=spill)
-                    word1 <<= turn
-                    word1 |= spill
-                    word1 ^= word0
-                word0 += schedule[(group + 1) % 3]
-                word1 += schedule[(group + 2) % 3]
-                word1 += group + 1
+            _encrypt(k0, k1, c0, c1, word0, word1)
         word0, word1 = pieces.operands[4:]
     return torch.from_numpy(word0.astype(np.int64)), torch.from_numpy(word1.astype(np.int64))
+
+
+def _encrypt(key0: Any, key1: Any, high: Any, low: Any, word0: Any, word1: Any) -> None:
+    """The rounds in wrapping uint32; the words are written into the last two arrays."""
+    schedule = (key0, key1, key0 ^ key1 ^ np.uint32(_PARITY))
+    x, y = np.asarray(high + key0), np.asarray(low + key1)
+    x, y = (np.array(np.broadcast_to(v, word0.shape)) for v in (x, y))
+    spill = np.empty_like(y)
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
+            x += y
+            np.right_shift(y, 32 - turn, out=spill)
+            y <<= turn
+            y |= spill
+            y ^= x
+        x += schedule[(group + 1) % 3]
+        y += schedule[(group + 2) % 3]
+        y += group + 1
+    word0[...], word1[...] = x, y
 
 
 def _cumsum(x: Float32[Tensor, "n"]) -> Float32[Tensor, "n"]:

@@ -275,15 +275,18 @@ class _Over(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        alpha, index = ctx.saved_tensors
-        grad = grads[0].clone()
+        (alpha, index), grad = ctx.saved_tensors, grads[0]
+        below = ctx.needs_input_grad[0]
+        if below or index.shape[1] > 1:
+            grad = grad.clone()
         colors = []
         for j in reversed(range(index.shape[1])):
             where = index[:, j, None].expand(-1, 3, -1)
             above, a = grad.gather(2, where), alpha[:, j]
             colors.append(torch.where(a == 0, torch.zeros_like(above), above))
-            grad = grad.scatter(2, where, torch.where(a == 0, above, above * (1 - a)))
-        return grad if ctx.needs_input_grad[0] else None, torch.stack(colors[::-1], dim=1), None, None
+            if below or j > 0:
+                grad.scatter_(2, where, torch.where(a == 0, above, above * (1 - a)))
+        return grad if below else None, torch.stack(colors[::-1], dim=1), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:

@@ -17,7 +17,8 @@ ROOT = Path(fpatch.__file__).parent
 ROWS = """
     types
     checks
-    tree geometry color spectrum registry schema columns
+    tree
+    geometry color spectrum registry schema columns
     random region patches detections
     resource
     stage

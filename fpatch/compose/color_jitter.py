@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_number, check_range
-from fpatch.color import clip, hue_rotation, luma, mix_channels
+from fpatch.color import clip, hue_rotation, mix_channels, saturation_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
@@ -61,13 +61,12 @@ def sample(config: ColorJitter, keys: Tensor, batch: Batch) -> ColorJitterSample
 
 
 def apply(config: ColorJitter, patch_params: Params, sample: ColorJitterSample, values: Values) -> Values:
-    on, brightness, contrast, saturation = (
-        sample[name][:, None, None, None] for name in ("on", "brightness", "contrast", "saturation")
+    on, brightness, contrast = (
+        sample[name][:, None, None, None] for name in ("on", "brightness", "contrast")
     )
     image = clip(values["image"] * brightness)
     image = clip(0.5 + (image - 0.5) * contrast)
-    gray = luma(image)
-    image = clip(gray + (image - gray) * saturation)
+    image = clip(mix_channels(image, saturation_matrix(sample["saturation"])))
     image = clip(mix_channels(image, hue_rotation(sample["hue_deg"])))
     return {"image": torch.where(on, image, values["image"])}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_range
-from fpatch.color import clip, luma
+from fpatch.color import clip, mix_channels, saturation_matrix
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -34,8 +34,7 @@ def sample(config: Saturation, keys: Tensor, batch: Batch) -> SaturationSample:
 
 
 def apply(config: Saturation, patch_params: Params, sample: SaturationSample, values: Values) -> Values:
-    factor, gray = sample["factor"][:, None, None, None], luma(values["image"])
-    return {"image": clip(gray + (values["image"] - gray) * factor)}
+    return {"image": clip(mix_channels(values["image"], saturation_matrix(sample["factor"])))}
 
 
 saturation = define("saturation", Saturation, sample, apply, reads=("image",), writes=("image",))
