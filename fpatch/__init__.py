@@ -28,6 +28,7 @@ _NAMES = {
     "evaluate_run": "study",
     "fit": "loop",
     "from_columns": "columns",
+    "keep_freed_memory": "memory",
     "load_study": "study",
     "make_optimizer": "optim",
     "make_state": "loop",
@@ -73,6 +74,7 @@ __all__ = [
     "from_columns",
     "implant",
     "infer",
+    "keep_freed_memory",
     "load_study",
     "losses",
     "make_optimizer",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from fpatch.evaluation import evaluate
     from fpatch.graph import Node, Pipeline, control, node, pipeline
     from fpatch.loop import TrainState, fit, make_state, make_step
+    from fpatch.memory import keep_freed_memory
     from fpatch.objective import Objective, value_and_grad
     from fpatch.optim import Optimizer, make_optimizer
     from fpatch.rates import success

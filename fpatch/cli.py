@@ -19,6 +19,7 @@ from fpatch.console import (
     success_table,
     transfer_table,
 )
+from fpatch.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,8 @@ _ANALYZE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 a difference was found, 2 wrong input)."""
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         overrides = _take_overrides(words) if words[:1] in (["train"], ["describe"], ["doctor"]) else {}

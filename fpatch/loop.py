@@ -16,7 +16,7 @@ from torchopt.base import GradientTransformation
 from fpatch import random
 from fpatch.checks import check_number
 from fpatch.data import Loader
-from fpatch.objective import Loss, Objective, value_and_grad
+from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.optim import Transformation
 from fpatch.stage import row_keys
 from fpatch.types import Batch, Params, Sample
@@ -70,6 +70,7 @@ def make_step(
     optimizer: GradientTransformation,
     *,
     transform: Literal["func", "autograd"] = "autograd",
+    compile: bool | str = False,
     micro_batch: int | None = None,
     rho: float = 0.0,
 ) -> Step:
@@ -79,6 +80,7 @@ def make_step(
         objective: The loss.
         optimizer: A torchopt transformation; it never writes in place.
         transform: See `fpatch.objective.value_and_grad`.
+        compile: True, or a mode of `torch.compile`: see `fpatch.objective.compiled`.
         micro_batch: Rows whose graph is held at a time; None for all. The update is that of the whole batch,
             to float tolerance, because a row's draws do not depend on the rows beside it.
         rho: Sharpness-aware: the gradient is that at parameters moved uphill by this Euclidean distance, over
@@ -92,8 +94,11 @@ def make_step(
         check_number("train.micro_batch", micro_batch, 1)
     check_number("train.rho", rho, 0.0)
     pipeline = objective.pipeline
+    if compile and transform == "func":
+        raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
+    minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
     look_ahead = optimizer.look_ahead if isinstance(optimizer, Transformation) else None
-    gradient = accumulated(value_and_grad(objective, transform), micro_batch)
+    gradient = accumulated(value_and_grad(minimized, transform), micro_batch)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)

@@ -5,6 +5,7 @@ Terms are unreduced, one number per row. Here, and nowhere else, rows are averag
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -46,9 +47,12 @@ class Objective:
 
     def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         """The loss on samples already held."""
-        terms = self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms)
+        return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
+
+    def weigh(self, terms: Mapping[str, Tensor]) -> Loss:
+        """The loss from its terms, [b] each."""
         value = sum(weight * terms[name].mean() for name, weight in self.weights.items())
-        return Loss(value, terms)  # type: ignore[arg-type]
+        return Loss(value, dict(terms))  # type: ignore[arg-type]
 
 
 def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
@@ -107,6 +111,61 @@ def value_and_grad(
         return grads, Loss(loss.value.detach(), {name: term.detach() for name, term in loss.terms.items()})
 
     return by_autograd
+
+
+class _Part(NamedTuple):
+    """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for."""
+
+    nodes: Pipeline
+    reads: tuple[str, ...]
+    wants: tuple[str, ...]
+    compile: bool
+
+
+def compiled(objective: Objective, mode: str = "default") -> Callable[[Params, Sample, Batch], Loss]:
+    """The same objective, with all of the pipeline compiled that gains by it.
+
+    Nodes that follow each other are compiled together, forward and backward. A stage that declares
+    `compile=False` or `eager=True` (an implant computes no more than the patches cover, which their corners
+    decide) runs as it is, between them. Values differ from those of `objective` by rounding.
+
+    Args:
+        objective: What is minimized.
+        mode: Of `torch.compile`: "default", "max-autotune", or "reduce-overhead" (CUDA graphs).
+
+    Returns:
+        `(patch_params, sample, batch) -> Loss`, for `value_and_grad` with plain autograd. The first call
+        compiles, which takes up to a minute, and so does the first with another number of rows.
+    """
+    parts = [
+        (part, torch.compile(part.nodes.apply, mode=mode, dynamic=False) if part.compile else part.nodes.apply)
+        for part in _cut(objective.pipeline)
+    ]
+
+    def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
+        values = dict(batch)
+        for part, apply in parts:
+            drawn = {path: sample[path] for path in part.nodes if path in sample}
+            given = {name: values[name] for name in part.reads if name in values}
+            values |= apply(patch_params, drawn, given, want=part.wants)
+        return objective.weigh({name: values[name] for name in objective.pipeline.terms})
+
+    return loss
+
+
+def _cut(pipeline: Pipeline) -> list[_Part]:
+    """A pipeline in parts: what is compiled together, and what runs by itself."""
+    definitions = {path: n.stage.definition for path, n in pipeline.items()}
+    runs = groupby(pipeline, key=lambda path: definitions[path].compile and not definitions[path].eager)
+    parts: list[_Part] = []
+    wanted = set(pipeline.terms)
+    for compile, paths in reversed([(compile, list(paths)) for compile, paths in runs]):
+        nodes = pipeline.upto(paths[-1]).since(paths[0])
+        written = {name for n in nodes.values() for name in n.writes.values()}
+        reads = {name for n in nodes.values() for name in n.reads.values()}
+        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), compile))
+        wanted |= reads
+    return parts[::-1]
 
 
 def _with_aux(

@@ -10,6 +10,7 @@ References:
     Crow (1984), Summed-area tables for texture mapping.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from fpatch.color import luma
 from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
-from fpatch.tree import flatten_rows, is_concrete
+from fpatch.tree import flatten_rows, is_concrete, is_traced
 
-SMALLEST_REGION_PX = 16
+REGION_STEP_PX = 16
+"""Sides of regions are multiples of it, so that few shapes are met in a run."""
 OUTSIDE = -9.0
 """A place in `grid_sample`'s coordinates that no patch reaches."""
 ROUNDING = 1e-7
@@ -239,18 +241,20 @@ def _sum_exactly(x: Tensor) -> Tensor:
 
 
 def _region_size(bounds: Tensor, h: int, w: int) -> tuple[int, int]:
-    """Sides of the region: the power of two that holds the batch's largest quad, or else the whole frame.
+    """Height and width of the region: what holds the batch's largest quad, or else the whole frame.
 
-    Where the quads have no values yet (under vmap or while compiling) the region is the frame. A pixel's
-    value does not depend on the size of the region that it is computed in.
+    Where the quads have no values (under vmap or while compiling) the region is the frame. On another device
+    than the CPU the host waits for two numbers. A pixel's value does not depend on the size of the region
+    that it is computed in.
     """
-    if not is_concrete(bounds):
+    if is_traced(bounds):
         return h, w
-    extent = float((bounds[..., 2:] - bounds[..., :2].floor()).max()) + 2
-    side = SMALLEST_REGION_PX
-    while side < min(extent, max(h, w)):
-        side *= 2
-    return min(side, h), min(side, w)
+    extent_x, extent_y = (bounds[..., 2:] - bounds[..., :2].floor()).flatten(0, -2).amax(0).tolist()
+    return _round_up(extent_y + 2, h), _round_up(extent_x + 2, w)
+
+
+def _round_up(extent: float, limit: int) -> int:
+    return min(limit, REGION_STEP_PX * math.ceil(min(extent, limit) / REGION_STEP_PX))
 
 
 class _Over(torch.autograd.Function):

@@ -94,6 +94,7 @@ class Definition(Generic[P]):
     vmap: bool = True
     gradient: bool = True
     compile: bool = True
+    eager: bool = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
         """A stage with these settings."""
@@ -132,7 +133,8 @@ def define(
             parameterizations), `fill` (settings left None, from the names of the patches), `check` (`{broken
             rule: places}`, for `fpatch doctor`; "image <id>" where a place begins is shown as its file),
             `show`, `describe`, and what it cannot do: `vmap=False`, `gradient=False`, `compile=False`
-            (whole); `geometric=True` for a stage that moves pixels.
+            (whole); `eager=True` for a stage whose values decide how much it computes, which a compiled step
+            therefore leaves as it is; `geometric=True` for a stage that moves pixels.
             `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
             of what is drawn.
 

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 
-def is_concrete(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be read on the host, now and at no cost.
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a tensor has no values to read, at whatever cost.
 
-    True for a plain tensor on the CPU. False while compiling or exporting, inside a `torch.func` transform
-    that wraps the tensor, for a subclass such as a fake tensor, and on any other device.
+    True while compiling or exporting, inside a `torch.func` transform that wraps the tensor, and for a
+    subclass such as a fake tensor.
     """
     return (
-        not torch.compiler.is_compiling()
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
-        and torch.func.debug_unwrap(tensor) is tensor
+        torch.compiler.is_compiling()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch.func.debug_unwrap(tensor) is not tensor
     )
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be read on the host, now and at no cost: not traced, on the CPU."""
+    return not is_traced(tensor) and tensor.device.type == "cpu"
 
 
 def flatten_rows(

@@ -16,7 +16,7 @@ from fpatch.stage import Definition, deterministic
 ROOT = Path(fpatch.__file__).parent
 ROWS = """
     types
-    checks
+    checks memory
     tree
     geometry color spectrum registry schema columns
     random region patches detections

@@ -180,7 +180,7 @@ def test_the_size_of_the_region_does_not_change_the_bits(monkeypatch):
     expected = draw(quads, which)
     assert bool((expected != draw(quads, which, antialias=False)).any())
     for side in (64, 128):
-        monkeypatch.setattr(region, "SMALLEST_REGION_PX", side)
+        monkeypatch.setattr(region, "REGION_STEP_PX", side)
         assert torch.equal(draw(quads, which), expected)
     monkeypatch.setattr(region, "is_concrete", lambda tensor: False)
     assert torch.equal(draw(quads, which), expected)

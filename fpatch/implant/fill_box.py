@@ -66,5 +66,6 @@ fill_box = define(
     optional=("masks", "image_id"),
     writes=("image",),
     fill=fill_names,
+    eager=True,
     check=check,
 )

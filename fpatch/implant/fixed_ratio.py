@@ -108,5 +108,6 @@ fixed_ratio = define(
     optional=("masks", "image_id"),
     writes=("image",),
     fill=fill_names,
+    eager=True,
     check=check,
 )

@@ -102,5 +102,6 @@ rectangle = define(
     optional=("masks", "image_id"),
     writes=("image",),
     fill=fill_names,
+    eager=True,
     check=check,
 )

@@ -92,6 +92,7 @@ warp = define(
     optional=("masks", "image_id"),
     writes=("image",),
     fill=fill_names,
+    eager=True,
     check=check,
     show=show,
 )
