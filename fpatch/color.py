@@ -53,17 +53,15 @@ def luma(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 1 h w"]:
 
 def mix_channels(image: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 h w"]:
     """A 3x3 matrix per row on the color of every pixel; differentiable in the image."""
-    return _Mix.apply(image, matrix.detach())  # type: ignore[return-value]
+    return _MixChannels.apply(image, matrix.detach())  # type: ignore[return-value]
 
 
-class _Mix(torch.autograd.Function):
-    """All three results from one channel at a time, so that little has the size of a frame."""
+class _MixChannels(torch.autograd.Function):
+    """The backward is the same with the transposed matrix."""
 
     @staticmethod
     def forward(image: Tensor, matrix: Tensor) -> Tensor:
-        columns = matrix[..., None, None].unbind(2)
-        first, *rest = (channel * m for channel, m in zip(image.split(1, dim=1), columns, strict=True))
-        return first.add_(rest[0]).add_(rest[1])
+        return _mix(image, matrix)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -71,11 +69,27 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Mix.apply(grads[0], ctx.saved_tensors[0].mT), None  # type: ignore[return-value]
+        return _MixChannels.apply(grads[0], ctx.saved_tensors[0].mT), None  # type: ignore[return-value]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-        return flatten_rows(_Mix.apply, info.batch_size, in_dims, *inputs), 0
+        return flatten_rows(_MixChannels.apply, info.batch_size, in_dims, *inputs), 0
+
+
+@torch.library.custom_op("fpatch::mix_channels", mutates_args=())
+def _mix(image: Tensor, matrix: Tensor) -> Tensor:
+    """All three results from one channel at a time, so that little has the size of a frame.
+
+    An operator, because a compiler would compute what comes before it once for each of the nine products.
+    """
+    columns = matrix[..., None, None].unbind(2)
+    first, *rest = (channel * m for channel, m in zip(image.split(1, dim=1), columns, strict=True))
+    return first.add_(rest[0]).add_(rest[1])
+
+
+@_mix.register_fake
+def _(image: Tensor, matrix: Tensor) -> Tensor:
+    return image.new_empty(image.shape)
 
 
 def saturation_matrix(factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:

@@ -155,7 +155,8 @@ def warp_image(image: Float[Tensor, "b c h w"], matrix: Float[Tensor, "b 3 3"]) 
     inverse = adjugate(matrix)
     m = inverse / inverse[:, 2:, 2:]
     # from pixels to the coordinates of grid_sample, -1 to 1; terms of x and of y are small until they meet
-    m = torch.stack([m[:, 0] * (2 / w) - m[:, 2], m[:, 1] * (2 / h) - m[:, 2], m[:, 2]], dim=1)[..., None, None]
+    m = torch.stack([m[:, 0] * (2 / w) - m[:, 2], m[:, 1] * (2 / h) - m[:, 2], m[:, 2]], dim=1)
+    m = m[..., None, None]
     x = torch.arange(w, device=image.device) + 0.5
     y = (torch.arange(h, device=image.device) + 0.5)[:, None]
     from_x, from_y, depth = (m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))

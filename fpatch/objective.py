@@ -113,6 +113,10 @@ def value_and_grad(
     return by_autograd
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of `torch.compile`."""
+
+
 class _Part(NamedTuple):
     """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for."""
 
@@ -122,23 +126,29 @@ class _Part(NamedTuple):
     compile: bool
 
 
-def compiled(objective: Objective, mode: str = "default") -> Callable[[Params, Sample, Batch], Loss]:
-    """The same objective, with all of the pipeline compiled that gains by it.
+def compiled(
+    objective: Objective, mode: str = "default", backend: str = "inductor"
+) -> Callable[[Params, Sample, Batch], Loss]:
+    """The same objective, with what follows the implants compiled: camera, victim and losses.
 
-    Nodes that follow each other are compiled together, forward and backward. A stage that declares
-    `compile=False` or `eager=True` (an implant computes no more than the patches cover, which their corners
-    decide) runs as it is, between them. Values differ from those of `objective` by rounding.
+    What comes before has no frame with a gradient, and an implant computes no more than the patches cover,
+    which their corners decide: that runs as it is, and so does a stage that declares `compile=False`. Values
+    differ from those of `objective` by rounding.
 
     Args:
         objective: What is minimized.
-        mode: Of `torch.compile`: "default", "max-autotune", or "reduce-overhead" (CUDA graphs).
+        mode: Of `torch.compile`: one of `COMPILE_MODES`; "reduce-overhead" records CUDA graphs.
+        backend: Of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
 
     Returns:
         `(patch_params, sample, batch) -> Loss`, for `value_and_grad` with plain autograd. The first call
-        compiles, which takes up to a minute, and so does the first with another number of rows.
+        compiles, which takes up to a minute or two, and so does the first with another number of rows.
     """
+    for n in objective.pipeline.values():
+        n.stage.load()
+    options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
     parts = [
-        (part, torch.compile(part.nodes.apply, mode=mode, dynamic=False) if part.compile else part.nodes.apply)
+        (part, torch.compile(part.nodes.apply, **options) if part.compile else part.nodes.apply)
         for part in _cut(objective.pipeline)
     ]
 
@@ -154,12 +164,16 @@ def compiled(objective: Objective, mode: str = "default") -> Callable[[Params, S
 
 
 def _cut(pipeline: Pipeline) -> list[_Part]:
-    """A pipeline in parts: what is compiled together, and what runs by itself."""
-    definitions = {path: n.stage.definition for path, n in pipeline.items()}
-    runs = groupby(pipeline, key=lambda path: definitions[path].compile and not definitions[path].eager)
+    """A pipeline in parts: what is compiled together, and what runs as it is."""
+    definitions = [n.stage.definition for n in pipeline.values()]
+    last = max((i for i, d in enumerate(definitions) if d.eager or d.geometric), default=-1)
+    order = [
+        (path, i > last and d.compile) for i, (path, d) in enumerate(zip(pipeline, definitions, strict=True))
+    ]
+    runs = [(compile, [path for path, _ in run]) for compile, run in groupby(order, key=lambda x: x[1])]
     parts: list[_Part] = []
     wanted = set(pipeline.terms)
-    for compile, paths in reversed([(compile, list(paths)) for compile, paths in runs]):
+    for compile, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
         written = {name for n in nodes.values() for name in n.writes.values()}
         reads = {name for n in nodes.values() for name in n.reads.values()}

@@ -24,7 +24,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.checks import nearest
 from fpatch.registry import identify, register
-from fpatch.resource import Resource
+from fpatch.resource import Resource, live
 from fpatch.tree import is_concrete
 from fpatch.types import Batch, Params, Sample, Values
 
@@ -252,6 +252,13 @@ class Stage:
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
         """Apply to a sample already held, from memory or a log; returns the batch and what is written."""
         return {**batch, **self.written(patch_params, sample, batch)}
+
+    def load(self) -> None:
+        """Make what the settings only name, a model or an image, before a compiler or `torch.func` looks."""
+        for f in dataclasses.fields(self.config):
+            value = getattr(self.config, f.name)
+            for part in value.values() if isinstance(value, Mapping) else (value,):
+                live(part)
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]

@@ -36,7 +36,7 @@ from fpatch.evaluation import (
 from fpatch.graph import Pipeline
 from fpatch.log import Log, open_log
 from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_state, make_step
-from fpatch.objective import Objective, check_terms
+from fpatch.objective import COMPILE_MODES, Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.rates import Success, effects, of_objects, scalars, success
 from fpatch.rerun import Replay, logged_rows, replay
@@ -133,6 +133,8 @@ class Train:
         micro_batch: Rows held in memory at a time, whose gradients add up to that of the update; None: all.
         rho: Distance that a sharpness-aware step looks uphill, in a second pass; 0: none. See
             `fpatch.loop.make_step`.
+        compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.objective.compiled`.
+            Evaluations and replays run uncompiled, always.
         replace: Draw photographs with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
     """
@@ -141,6 +143,7 @@ class Train:
     batch_size: int = 16
     micro_batch: int | None = None
     rho: float = 0.0
+    compile: bool | str = False
     replace: bool = False
     checkpoint_every: int = 50
 
@@ -151,6 +154,10 @@ class Train:
             check_number("train.micro_batch", self.micro_batch, 1)
         check_number("train.rho", self.rho, 0.0)
         check_number("train.checkpoint_every", self.checkpoint_every, 1)
+        if self.compile not in (False, True, *COMPILE_MODES):
+            raise ValueError(
+                f"train.compile must be true, false or one of {COMPILE_MODES}, got {self.compile!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -545,6 +552,7 @@ def _make_step(study: Study, parts: Parts) -> Step:
         parts.objective,
         parts.optimizer,
         transform=study.objective.transform,
+        compile=study.train.compile,
         micro_batch=study.train.micro_batch,
         rho=study.train.rho,
     )

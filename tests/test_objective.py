@@ -1,5 +1,6 @@
 """From terms to one number and its gradient: weights, checks, and the two ways to differentiate."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,10 +9,14 @@ import torch
 from cases import NUM_ROWS, SHAPES, Case, case, demo, detector, make_inputs, three_patches
 from laws import assert_equal, stack_rows, take
 from study_fixture import environment
+from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.graph import control, node, pipeline
-from fpatch.objective import Loss, Objective, check_terms, value_and_grad
+from fpatch.loop import make_step
+from fpatch.objective import Loss, Objective, _cut, check_terms, compiled, value_and_grad
+from fpatch.optim import Optimizer, make_optimizer
+from fpatch.stage import Stage
 
 KEY = random.key(4)
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
@@ -204,3 +209,68 @@ def test_a_compiled_objective_equals_eager():
     words = [sys.executable, "-c", "import test_objective; test_objective.compare_compiled()"]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# -- compiled
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_objective_has_the_value_and_the_gradient_of_the_plain_one(backend):
+    subject, objective, sample = prepared()
+    torch._dynamo.reset()
+    expected, plain = value_and_grad(objective)(subject.params, sample, subject.batch)
+    with unchecked():
+        found, loss = value_and_grad(compiled(objective, backend=backend))(
+            subject.params, sample, subject.batch
+        )
+    assert_equal(loss.terms, plain.terms, 1e-5)
+    assert_equal(found, expected, 1e-5)
+    assert any(bool((g != 0).any()) for g in found.values())
+
+
+def test_a_control_of_a_compiled_objective_has_no_gradient():
+    subject, _, sample = prepared()
+    torch._dynamo.reset()
+    with unchecked():
+        found, _ = value_and_grad(compiled(Objective(subject.subject, {"vanish": 1.0}), backend="aot_eager"))(
+            subject.params, control(sample), subject.batch
+        )
+    assert all(bool((g == 0).all()) for g in found.values())
+
+
+def test_what_is_compiled_follows_the_implants_and_can_be_traced():
+    pixels, stack = create.pixels(SHAPES), create.stack(3)
+    model = detector()
+    cannot = dataclasses.replace(compose.exposure, compile=False)
+    made = pipeline(
+        {
+            "pixels": pixels,
+            "stack": stack,
+            "view": compose.affine(),
+            "implant": implant.warp(),
+            "contrast": compose.contrast(),
+            "exposure": Stage(cannot, compose.exposure().config),
+            "noise": compose.read_noise(),
+            "victim": infer.detector(model),
+            "vanish": losses.vanish(),
+        }
+    )
+    parts = _cut(made)
+    assert [(list(part.nodes), part.compile) for part in parts] == [
+        (["pixels", "stack", "view", "implant"], False),
+        (["contrast"], True),
+        (["exposure"], False),
+        (["noise", "victim", "vanish"], True),
+    ]
+    assert [part.wants for part in parts] == [
+        ("box_valid", "boxes", "image"),
+        ("image",),
+        ("image",),
+        ("vanish",),
+    ]
+
+
+def test_a_compiled_step_is_no_torch_func():
+    _, objective, _ = prepared()
+    with pytest.raises(ValueError, match="leave out transform"):
+        make_step(objective, make_optimizer(Optimizer(), 3), transform="func", compile=True)
