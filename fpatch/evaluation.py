@@ -174,10 +174,8 @@ def make_conditions(
 
 def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
     """What the metric and loss nodes of a pipeline write: one number per row, or per object, each."""
-    written = (
-        name for n in pipeline.values() for name in n.writes.values() if n.stage.definition.role != "stage"
-    )
-    return tuple(dict.fromkeys(written))
+    measured = (n for n in pipeline.values() if n.stage.definition.role in ("loss", "metric"))
+    return tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
 
 
 def measure(

@@ -81,7 +81,7 @@ class Definition(Generic[P]):
     writes: tuple[str, ...]
     fields: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    role: Literal["stage", "loss", "metric"] = "stage"
+    role: Literal["stage", "victim", "loss", "metric"] = "stage"
     summary: Summary | None = None
     init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     project: Callable[[Any, Params], dict[str, Tensor]] | None = None
@@ -128,13 +128,14 @@ def define(
         reads: Names that must exist; `("*",)` asks for all values so far.
         writes: Names that it writes.
         optional: Names read where they exist. One that is also in `writes` is written only then.
-        **parts: Optional parts: `role` ("loss" and "metric" write one number per row; a metric may write one
-            per object, [b, m]), `summary` (a metric that gathers rows), `init`, `project` (for
-            parameterizations), `fill` (settings left None, from the names of the patches), `check` (`{broken
-            rule: places}`, for `fpatch doctor`; "image <id>" where a place begins is shown as its file),
-            `show`, `describe`, and what it cannot do: `vmap=False`, `gradient=False`, `compile=False`
-            (whole); `eager=True` for a stage whose values decide how much it computes, which a compiled step
-            therefore leaves as it is; `geometric=True` for a stage that moves pixels.
+        **parts: Optional parts: `role` (a "victim" has a setting `model`; "loss" and "metric" write one
+            number per row; a metric may write one per object, [b, m]), `summary` (a metric that gathers
+            rows), `init`, `project` (for parameterizations), `fill` (settings left None, from the names of
+            the patches), `check` (`{broken rule: places}`, for `fpatch doctor`; "image <id>" where a place
+            begins is shown as its file), `show`, `describe`, and what it cannot do: `vmap=False`,
+            `gradient=False`, `compile=False` (whole); `eager=True` for a stage whose values decide how much
+            it computes, which a compiled step therefore leaves as it is; `geometric=True` for a stage that
+            moves pixels.
             `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
             of what is drawn.
 

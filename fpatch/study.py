@@ -34,6 +34,7 @@ from fpatch.evaluation import (
     metric_names,
 )
 from fpatch.graph import Pipeline
+from fpatch.infer.lighter import lighter
 from fpatch.log import Log, open_log
 from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_state, make_step
 from fpatch.objective import COMPILE_MODES, Objective, check_terms
@@ -135,6 +136,9 @@ class Train:
             `fpatch.loop.make_step`.
         compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.objective.compiled`.
             Evaluations and replays run uncompiled, always.
+        precision: Of the victims, while training; see `fpatch.infer.lighter`.
+        channels_last: Layout of the victims, while training.
+        recompute: Keep less of what the victims compute, and compute it again in the backward.
         replace: Draw photographs with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
     """
@@ -144,6 +148,9 @@ class Train:
     micro_batch: int | None = None
     rho: float = 0.0
     compile: bool | str = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    recompute: bool = False
     replace: bool = False
     checkpoint_every: int = 50
 
@@ -408,7 +415,8 @@ def make_objective(study: Study) -> Objective:
                 f"objective.weights: the loss term {name!r} is written by {elsewhere[name]!r}, which runs in "
                 f"{phases} only; leave out its phases, or add 'train' to them"
             )
-    return Objective(pipeline, study.objective.weights)
+    t = study.train
+    return Objective(lighter(pipeline, t.precision, t.channels_last, t.recompute), study.objective.weights)
 
 
 def _check_names(study: Study, dataset: TargetSet) -> None:

@@ -31,7 +31,7 @@ NAMES = {
         solarize tilt translation vertical_flip white_balance
     """,
     "fpatch.infer": """
-        classifier detector ensemble suppress torchvision_detector torchvision_model
+        classifier detector ensemble lighter suppress torchvision_detector torchvision_model
         transformers_detector transformers_model ultralytics_model yolo
     """,
     "fpatch.losses": """

@@ -3,6 +3,7 @@
 from fpatch.infer.classifier import classifier
 from fpatch.infer.detector import detector
 from fpatch.infer.ensemble import ensemble
+from fpatch.infer.lighter import lighter
 from fpatch.infer.suppress import suppress
 from fpatch.infer.torchvision_detector import torchvision_detector
 from fpatch.infer.torchvision_model import torchvision_model
@@ -15,6 +16,7 @@ __all__ = [
     "classifier",
     "detector",
     "ensemble",
+    "lighter",
     "suppress",
     "torchvision_detector",
     "torchvision_model",

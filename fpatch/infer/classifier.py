@@ -34,5 +34,12 @@ def show(config: Classifier, values: Values, control_values: Values) -> Values:
 
 
 classifier = define(
-    "classifier", Classifier, deterministic, apply, reads=("image",), writes=("logits",), show=show
+    "classifier",
+    Classifier,
+    deterministic,
+    apply,
+    reads=("image",),
+    writes=("logits",),
+    role="victim",
+    show=show,
 )

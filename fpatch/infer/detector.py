@@ -28,5 +28,12 @@ def apply(config: Detector, patch_params: Params, sample: Sample, values: Values
 
 
 detector = define(
-    "detector", Detector, deterministic, apply, reads=("image",), writes=("detections",), show=show_logits
+    "detector",
+    Detector,
+    deterministic,
+    apply,
+    reads=("image",),
+    writes=("detections",),
+    role="victim",
+    show=show_logits,
 )

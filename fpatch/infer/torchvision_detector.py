@@ -70,6 +70,7 @@ torchvision_detector = define(
     apply,
     reads=("image",),
     writes=("detections",),
+    role="victim",
     show=show_logits,
     compile=False,
 )

@@ -173,5 +173,6 @@ transformers_detector = define(
     apply,
     reads=("image",),
     writes=("detections",),
+    role="victim",
     show=show_log_scores,
 )

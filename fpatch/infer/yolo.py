@@ -288,6 +288,7 @@ yolo = define(
     apply,
     reads=("image",),
     writes=("detections",),
+    role="victim",
     show=show_log_scores,
     declare=declare,
 )

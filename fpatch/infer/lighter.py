@@ -1,0 +1,100 @@
+"""Victims that take less time or memory while a patch is trained; measured is always the victim itself."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import optree
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fpatch.checks import nearest
+from fpatch.graph import Pipeline
+from fpatch.resource import live
+from fpatch.stage import Stage
+from fpatch.types import Params, Sample, Values
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def lighter(
+    pipeline: Pipeline,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    channels_last: bool = False,
+    recompute: bool = False,
+) -> Pipeline:
+    """The same pipeline with lighter victims; patch, images, answers and losses stay float32.
+
+    Args:
+        pipeline: Of one phase.
+        precision: Of the victims' convolutions and matrix products, by `torch.autocast`. Gradients of float16
+            may vanish, since nothing scales the loss.
+        channels_last: Victims are given images, and hold weights, with the channel as the innermost axis.
+        recompute: Of every block of a victim (an element of its outermost `Sequential` or `ModuleList`) only
+            the input is kept, and the rest computed again in the backward: the same bits, less memory, about
+            a third more time.
+
+    Raises:
+        ValueError: If the precision is unknown.
+
+    References:
+        Chen et al. (2016), Training deep nets with sublinear memory cost, section 4.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: there is no {precision!r}; {nearest(precision, PRECISIONS)}")
+    if precision == "float32" and not channels_last and not recompute:
+        return pipeline
+    victims = {path: n for path, n in pipeline.items() if n.stage.definition.role == "victim"}
+    made = {
+        path: dataclasses.replace(n, stage=_lighten(n.stage, precision, channels_last, recompute))
+        for path, n in victims.items()
+    }
+    return pipeline | made
+
+
+def _lighten(stage: Stage, precision: str, channels_last: bool, recompute: bool) -> Stage:
+    inner, layout = stage.definition.apply, torch.channels_last if channels_last else torch.preserve_format
+    model = _share(live(stage.config.model), layout)
+    for block in _blocks(model) if recompute else ():
+        block.forward = _Recomputed(block.forward)
+
+    def apply(config: Any, patch_params: Params, sample: Sample, values: Values) -> Values:
+        image = values["image"].contiguous(memory_format=layout)
+        with torch.autocast(image.device.type, getattr(torch, precision), enabled=precision != "float32"):
+            answers = inner(config, patch_params, sample, {**values, "image": image})
+        return optree.tree_map(lambda x: x.float() if x.is_floating_point() else x, answers)  # type: ignore[return-value]
+
+    definition = dataclasses.replace(stage.definition, apply=apply)
+    return Stage(definition, dataclasses.replace(stage.config, model=model))
+
+
+def _share(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """A copy of the modules around the same tensors, but for those [o, i, h, w] in another layout."""
+    tensors = (*model.parameters(), *model.buffers())
+    if layout == torch.channels_last:
+        tensors = tuple(t for t in tensors if t.ndim != 4)
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copied.to(memory_format=layout)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of the outermost sequences of modules."""
+    for child in module.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from child.children()
+        else:
+            yield from _blocks(child)
+
+
+class _Recomputed:
+    """A `forward` of which only the inputs are kept."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
