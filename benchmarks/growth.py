@@ -1,4 +1,4 @@
-"""How the time of everything but the victim grows: with the batch, the placements, the patches, the frame, the data.
+"""How the time of everything but the victim grows: with batch, placements, patches, frame and data.
 
 The pipeline is that of `step.py`, from the parameters to the image, forward and backward; the mean of the
 image stands for the victim. One quantity varies at a time, by factors of two or four, all sizes in turn. The
