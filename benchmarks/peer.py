@@ -1,16 +1,16 @@
 """A step of fpatch against a step of the same attack in the Adversarial Robustness Toolbox (ART), in turn.
 
-    pip install --no-deps adversarial-robustness-toolbox==1.20.1
+    pip install adversarial-robustness-toolbox==1.20.1
     python benchmarks/peer.py [--repeats 11] [--small]
 
 ART is no dependency of fpatch; where it is not installed, fpatch stands alone. Compared was 1.20.1, its
 `AdversarialPatchPyTorch`, which has to be called below its public `generate` to time one step.
 
 Equal: resnet18, untrained, seeded, frozen, in evaluation mode; 16 noise photographs of 224 x 224 pixels in
-memory, the same at every step; one square patch of 3 x 224 x 224 pixels, at first gray; the ranges that ART
-has by default, drawn anew for every row and step: rotation by up to 22.5 degrees, scale 0.1 to 1 of the
-frame, anywhere within it; cross entropy to one class, the mean over rows; Adam at 0.05, pixels clamped to
-0..1 after it; threads; no loader on either side.
+memory, the same at every step; one square patch of 3 x 224 x 224 pixels, at first gray; drawn anew for every
+row and step: a rotation by up to 22.5 degrees, a scale of 0.1 to 1 of the frame (both as ART has them by
+default) or of 0.2 to 0.4, anywhere within it; cross entropy to one class, the mean over rows; Adam at 0.05,
+pixels clamped to 0..1 after it; threads; no loader on either side.
 
 Not equal: the draws themselves. fpatch averages the texels that a pixel covers, ART takes the nearest one
 after an interpolation that changes nothing; the line "without filter" is fpatch interpolating as well, which
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from harness import Record, interleave, read_options
+from harness import Options, Record, interleave, read_options
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,7 +43,7 @@ NUM_CLASSES = 1000
 TARGET = 7
 LEARNING_RATE = 0.05
 ROTATION_DEG = fpatch.Range(-22.5, 22.5)
-SCALE = fpatch.Range(0.1, 1.0)
+SCALES = {"scale 0.1 to 1": fpatch.Range(0.1, 1.0), "scale 0.2 to 0.4": fpatch.Range(0.2, 0.4)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Scatter:
     """
 
     angle_deg: fpatch.Range = ROTATION_DEG
-    scale: fpatch.Range = SCALE
+    scale: fpatch.Range = SCALES["scale 0.1 to 1"]
 
 
 class ScatterSample(TypedDict):
@@ -98,13 +98,13 @@ def cross_entropy(values: Any, patch_params: Any) -> dict[str, Tensor]:
     return {"cross_entropy": F.cross_entropy(values["logits"], values["target"], reduction="none")}
 
 
-def make_ours(scene: Tensor, antialias: bool) -> Callable[[], float]:
+def make_ours(scene: Tensor, scale: fpatch.Range, antialias: bool = True) -> Callable[[], float]:
     """A step of fpatch, which returns its loss."""
     b, side = len(scene), scene.shape[-1]
     pipeline = fpatch.pipeline(
         {
             "pixels": create.pixels({"patch": (3, side, side)}, start=fpatch.Range(0.5, 0.5)),
-            "scatter": scatter(),
+            "scatter": scatter(scale=scale),
             "implant": implant.warp(antialias=antialias),
             "victim": infer.classifier(make_victim().requires_grad_(False)),
             "cross_entropy": cross_entropy,
@@ -133,7 +133,7 @@ def make_ours(scene: Tensor, antialias: bool) -> Callable[[], float]:
     return call
 
 
-def make_theirs(scene: Tensor, frozen: bool) -> Callable[[], float]:
+def make_theirs(scene: Tensor, scale: fpatch.Range, frozen: bool = True) -> Callable[[], float]:
     """A step of ART, which returns its loss.
 
     Raises:
@@ -153,8 +153,8 @@ def make_theirs(scene: Tensor, frozen: bool) -> Callable[[], float]:
     attack = AdversarialPatchPyTorch(
         estimator,
         rotation_max=ROTATION_DEG.high,
-        scale_min=SCALE.low,
-        scale_max=SCALE.high,
+        scale_min=scale.low,
+        scale_max=scale.high,
         learning_rate=LEARNING_RATE,
         batch_size=len(scene),
         patch_shape=shape,
@@ -174,43 +174,58 @@ def make_theirs(scene: Tensor, frozen: bool) -> Callable[[], float]:
     return call
 
 
-def fall(step: Callable[[], float], num_steps: int) -> dict[str, float]:
-    """The mean loss over the first and over the last sixth of a new training."""
+def measure(workload: str, scene: Tensor, scale: fpatch.Range, options: Options, record: Record) -> None:
+    """Steps of both over the victim alone, and over fpatch."""
+    image, model = scene.clone().requires_grad_(), make_victim().requires_grad_(False)
+    steps: dict[str, Callable[[], object]] = {
+        "victim": lambda: torch.autograd.grad(model(image).sum(), image),
+        "fpatch": make_ours(scene, scale),
+        "fpatch, without filter": make_ours(scene, scale, antialias=False),
+    }
+    if has_art():
+        steps["ART"] = make_theirs(scene, scale)
+        steps["ART, weights too"] = make_theirs(scene, scale, frozen=False)
+    times = interleave(steps, options.repeats)
+    for name in steps:
+        record.add(
+            f"{workload}, {name}",
+            ms=times.ms(name),
+            over_victim=times.ratio(name, "victim"),
+            over_fpatch=times.ratio(name, "fpatch"),
+        )
+
+
+def follow(name: str, step: Callable[[], float], num_steps: int, record: Record) -> None:
+    """The mean loss over the first and over the last sixth of a training."""
     losses = [step() for _ in range(num_steps)]
     part = max(1, num_steps // 6)
-    return {"loss_first": sum(losses[:part]) / part, "loss_last": sum(losses[-part:]) / part}
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    record.add(f"loss over {num_steps} steps, {name}", first=first, last=last, fall=first - last)
+
+
+def has_art() -> bool:
+    """Whether ART can be imported."""
+    try:
+        import art.attacks.evasion  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def main(argv: list[str] | None = None) -> None:
     """Times, then losses."""
     options = read_options(__doc__, argv)
     record = Record("peer", options.device, options.small)
+    if not has_art():
+        print("fpatch alone; for both: pip install adversarial-robustness-toolbox==1.20.1")
     b, side, num_steps = (2, 64, 2) if options.small else (16, 224, 30)
     scene = random.uniform(random.key(1), (b, 3, side, side))
-    image, model = scene.clone().requires_grad_(), make_victim().requires_grad_(False)
-    makers: dict[str, Callable[[], Callable[[], float]]] = {
-        "fpatch": lambda: make_ours(scene, antialias=True),
-        "fpatch, without filter": lambda: make_ours(scene, antialias=False),
-        "ART": lambda: make_theirs(scene, frozen=True),
-        "ART, weights too": lambda: make_theirs(scene, frozen=False),
-    }
-    try:
-        makers["ART"]()
-    except ImportError:
-        print("ART is not installed: pip install --no-deps adversarial-robustness-toolbox==1.20.1")
-        makers = {name: maker for name, maker in makers.items() if name.startswith("fpatch")}
-
-    steps: dict[str, Callable[[], object]] = {name: maker() for name, maker in makers.items()}
-    steps["victim"] = lambda: torch.autograd.grad(model(image).sum(), image)
-    times = interleave(steps, options.repeats)
-    for name, maker in makers.items():
-        record.add(
-            name,
-            step_ms=times.ms(name),
-            over_victim=times.ratio(name, "victim"),
-            over_fpatch=times.ratio(name, "fpatch"),
-            **fall(maker(), num_steps),
-        )
+    for workload, scale in SCALES.items():
+        measure(workload, scene, scale, options, record)
+    default = SCALES["scale 0.1 to 1"]
+    follow("fpatch", make_ours(scene, default), num_steps, record)
+    if has_art():
+        follow("ART", make_theirs(scene, default), num_steps, record)
     record.write(options.json)
 
 
