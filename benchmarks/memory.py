@@ -1,16 +1,17 @@
 """The peak memory of a step against that of the victim alone, each in a process of its own.
 
 What is counted is the peak above what the process held once everything was made: victim, batch, state, and a
-first call on one row, after which the libraries have loaded what they load lazily. On a CPU that is resident
-memory as Linux counts it (`VmHWM`, after a reset), elsewhere the growth of `ru_maxrss`, which misses what
-fits below the peak of the set-up; on a GPU the bytes that torch has allocated. The victim alone is given the
-images, and its gradient is of the images only. Frames count the difference in batches of images, float32.
+first call on one small image, after which the libraries have loaded what they load lazily. On a CPU that is
+resident memory as Linux counts it (`VmHWM`, after a reset), elsewhere the growth of `ru_maxrss`, which misses
+what fits below the peak of the set-up; on a GPU the bytes that torch has allocated. The victim alone is given
+the images, and its gradient is of the images only. Frames count the difference in batches of images, float32.
 
     python benchmarks/memory.py [--repeats 11] [--device cpu] [--small]
 
 At most 3 processes of a kind are started: their figures differ little.
 """
 
+import ctypes
 import resource
 import statistics
 import sys
@@ -24,26 +25,24 @@ from harness import Options, Record, quartiles, read_options
 from torch import Tensor
 from workloads import make_batch, make_images, make_pipeline, make_training, make_victim
 
-from fpatch.loop import take_rows
-
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MB = 2**20
 
 
 def make(name: str, b: int, side: int, micro_batch: int | None) -> Callable[[], object]:
-    """What is measured: a step, or with `micro_batch=0` the victim alone; called once on a single row."""
+    """What is measured: a step, or with `micro_batch=0` the victim alone; called once on something small."""
     victim = make_victim(name)
-    pipeline, batch = make_pipeline(victim), make_batch(b, side)
+    pipeline, batch, small = make_pipeline(victim), make_batch(b, side), make_batch(1, 96)
     step, state = make_training(pipeline, micro_batch=micro_batch or None)
     if micro_batch == 0:
-        image = make_images(pipeline, state, batch)
 
         def alone(images: Tensor) -> Tensor:
             return torch.autograd.grad(victim.answer(victim.model, images).sum(), images)[0]
 
-        alone(image[:1].detach().requires_grad_())
+        image = make_images(pipeline, state, batch)
+        alone(make_images(pipeline, state, small))
         return lambda: alone(image)
-    step(state, take_rows(batch, slice(0, 1)))
+    step(state, small)
     return lambda: step(state, batch)
 
 
@@ -61,6 +60,8 @@ def peak_mb(name: str, b: int, side: int, micro_batch: int | None, device: str) 
         call()
         unit = 1 if sys.platform == "darwin" else 1024
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / MB
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what the set-up has freed and the allocator kept is not the call's
     RESET.write_text("5")
     before = resident_mb("VmRSS")
     call()
