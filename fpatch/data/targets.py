@@ -348,8 +348,7 @@ class _Photographs:
                 read = dict(zip(missing, pool.map(self._read, missing), strict=True))
         if self.keep:
             self.held.update(read)
-        found = self.held | read
-        return torch.stack([found[i][0] for i in image_ids])
+        return torch.stack([(read[i] if i in read else self.held[i])[0] for i in image_ids])
 
     def digest(self, image_id: int) -> str:
         return self.held[image_id][1] if image_id in self.held else image_digest(self.paths[image_id])
