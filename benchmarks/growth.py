@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from harness import Options, Record, Times, interleave, quartiles, read_options
 from torch import Tensor
-from torchvision.io import encode_png
 from workloads import make_batch, make_pipeline, make_training, make_victim
 
 from fpatch import data, random
@@ -50,7 +49,8 @@ def make_loader(num: int, folder: Path) -> Callable[[], object]:
     """The next batch of 16 from a set of photographs that are held in memory."""
     root = folder / str(num)
     root.mkdir()
-    photograph = bytes(encode_png(torch.full((3, 16, 16), 128, dtype=torch.uint8)).tolist())
+    data.write_image(folder / "photograph.png", torch.full((3, 16, 16), 0.5))
+    photograph = (folder / "photograph.png").read_bytes()
     with (root / "placements.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("image", "patch", "split", "ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly"))
@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     small = options.small
 
     def steps(sizes: list[int], change: Callable[[int], dict[str, Any]], power: int = 1) -> dict[float, Any]:
-        return {n**power: make_step(**change(n)) for n in (sizes[:2] if small else sizes)}
+        if small:
+            return {n**power: make_step(**change(n) | {"b": 1, "side": 128}) for n in sizes[:2]}
+        return {n**power: make_step(**change(n)) for n in sizes}
 
     measure("rows of the batch", steps([1, 2, 4, 8, 16, 32, 64], lambda n: {"b": n}), options, record)
     measure("placements", steps([1, 2, 4, 8, 16], lambda n: {"num_placements": n}), options, record)
