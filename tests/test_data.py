@@ -721,6 +721,18 @@ def test_every_epoch_shows_every_photograph():
     assert len({tuple(epoch.tolist()) for epoch in line}) == 4
 
 
+def test_an_epoch_is_shuffled_once_and_not_handed_out(monkeypatch):
+    shuffled = []
+    shuffle = random.permutation
+    monkeypatch.setattr(random, "permutation", lambda key, n: shuffled.append(n) or shuffle(key, n))
+    key = random.key(8231)
+    first = [indices(key, step, 4, 10).tolist() for step in range(5)]
+    assert shuffled == [10, 10]
+    indices(key, 0, 4, 10).zero_()
+    assert [indices(key, step, 4, 10).tolist() for step in range(5)] == first
+    assert indices(random.key(8232), 0, 4, 10).tolist() != first[0]
+
+
 def test_with_replacement_each_is_drawn_independently():
     key = random.key(7)
     drawn = torch.stack([indices(key, step, 20, 17, replace=True) for step in range(200)])

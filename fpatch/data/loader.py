@@ -1,5 +1,6 @@
 """The loader: it alone picks photographs, by a pure function of a key and a step."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,11 +35,16 @@ def indices(
     """
     if replace:
         return random.randint(random.fold_in(key, step), (batch_size,), 0, n)
-    start = step * batch_size
-    epochs = range(start // n, (start + batch_size - 1) // n + 1)
-    line = torch.cat([random.permutation(random.fold_in(key, epoch), n) for epoch in epochs])
-    first = start - epochs[0] * n
-    return line[first : first + batch_size]
+    start, stop = step * batch_size, (step + 1) * batch_size
+    epochs = range(start // n, (stop - 1) // n + 1)
+    words = tuple(key.tolist())
+    return torch.cat([_order(words, e, n)[max(0, start - e * n) : stop - e * n] for e in epochs])
+
+
+@functools.lru_cache(maxsize=4)  # a batch may reach over the end of an epoch
+def _order(key: tuple[int, ...], epoch: int, n: int) -> Int64[Tensor, "n"]:
+    """One epoch, which many steps cut from; not to be written to."""
+    return random.permutation(random.fold_in(torch.tensor(key), epoch), n)
 
 
 def rows(

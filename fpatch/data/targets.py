@@ -1,5 +1,6 @@
 """Target sets: photographs with the places where patches go, and the objects on them, from CSV files."""
 
+import functools
 import hashlib
 import os
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from fpatch.checks import check_number, nearest
@@ -199,11 +200,19 @@ class TargetSet:
         """SHA-256 of the photograph's file, as it was when the pixels that are held were read."""
         return self.photographs.digest(int(self._check_ids([image_id])))
 
+    @functools.cached_property
+    def _shown(self) -> Bool[Tensor, "all"]:
+        """Whether a photograph is in this view, by id."""
+        shown = torch.zeros(len(self.paths), dtype=torch.bool)
+        shown[self.image_ids] = True
+        return shown
+
     def _check_ids(self, image_ids: Int64[Tensor, "n"] | Sequence[int]) -> Int64[Tensor, "n"]:
         ids = torch.as_tensor(image_ids, dtype=torch.int64).cpu()
         if ids.ndim != 1 or not len(ids):
             raise ValueError(f"image_ids must be one or more ids in a row, got {ids.tolist()}")
-        if len(foreign := ids[~torch.isin(ids, self.image_ids)]):
+        known = (ids >= 0) & (ids < len(self.paths))
+        if len(foreign := ids[~(known & self._shown[ids.clamp(0, len(self.paths) - 1)])]):
             raise ValueError(
                 f"image_ids must be among the {len(self)} of this view of {self.source}, got {foreign[0]}; "
                 "take them from its .image_ids, or use the whole set instead of a split"
@@ -339,8 +348,7 @@ class _Photographs:
                 read = dict(zip(missing, pool.map(self._read, missing), strict=True))
         if self.keep:
             self.held.update(read)
-        found = self.held | read
-        return torch.stack([found[i][0] for i in image_ids])
+        return torch.stack([(read[i] if i in read else self.held[i])[0] for i in image_ids])
 
     def digest(self, image_id: int) -> str:
         return self.held[image_id][1] if image_id in self.held else image_digest(self.paths[image_id])
