@@ -1,10 +1,10 @@
 """Photographs from disk: what 10,000 of them need in memory and to open, and whether a step waits for them.
 
 The files are 500 photographs of 1280 x 1280, JPEG, each linked 20 times, in a temporary folder, at 640 x 640
-in batches of 8. Memory is the peak of a fresh process (on Linux) that opens them and goes through the loader, over that
-of one with 100 of them. A step waits for its batch (as little as the thread behind the loader allows), and
-the share of the wait is that of the whole step, with resnet18 as the victim. Decoding is timed beside Pillow
-and torchvision, which read the same bytes to the same layout, one thread each.
+in batches of 8. Memory is the peak of a fresh process (on Linux) that opens them and goes through the loader,
+over that of one with 100 of them. A step waits for its batch (as little as the thread behind the loader
+allows), and the share of the wait is that of the whole step, with resnet18 as the victim. Decoding is timed
+beside Pillow and torchvision, which read the same bytes to the same layout, one thread each.
 
     python benchmarks/data.py [--repeats 11] [--small]
 """

@@ -35,7 +35,10 @@ SMALL = Size({"train": 4, "validation": 2, "test": 2}, ((64, 64),), 0, 1, 3, ())
 RECORDING: Mapping[str, list[tuple[Any, str]]] = {
     "log": [
         *((study, name) for name in ("_open_log", "_describe")),
-        *((Log, name) for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")),
+        *(
+            (Log, name)
+            for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")
+        ),
     ],
     "pictures": [(study, "_diagnose_first_block"), (study, "make_figure")],
     "tables": [(Run, "save_evaluation")],

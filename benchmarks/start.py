@@ -24,7 +24,6 @@ STARTS = {
 
 def measure(starts: dict[str, list[str]], options: Options, record: Record) -> None:
     """Seconds, and how many more than `import torch` takes."""
-
     environment = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
 
     def start(arguments: list[str]) -> None:

@@ -323,7 +323,7 @@ def _by_photograph(
 
 
 def _send(value: Tensor, device: torch.device | str | None) -> Tensor:
-    """To a device; to a GPU from locked memory, so that nothing waits for the copy but the stream it is in."""
+    """To a device; to a GPU from locked memory, so that only the stream that copies waits for it."""
     if value.device.type == "cpu" and torch.device(device or "cpu").type == "cuda":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)

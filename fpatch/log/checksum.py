@@ -12,7 +12,6 @@ References:
 import functools
 
 import numpy as np
-from numpy.typing import NDArray
 
 _POLYNOMIAL = 0x82F63B78  # reversed: the lowest bit is the highest power
 _NUM_LANES = 2048
@@ -42,7 +41,7 @@ def crc32c(data: bytes) -> int:
 
 
 @functools.cache
-def _table() -> NDArray[np.uint32]:
+def _table() -> np.ndarray:
     """The register after one byte, by the byte."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
@@ -50,7 +49,7 @@ def _table() -> NDArray[np.uint32]:
     return table
 
 
-def _advance(registers: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
+def _advance(registers: np.ndarray, count: int) -> np.ndarray:
     """Registers after `count` bytes of zeros more."""
     power = 0
     while count >> power:
@@ -61,7 +60,7 @@ def _advance(registers: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
 
 
 @functools.cache
-def _zeros(power: int) -> NDArray[np.uint32]:
+def _zeros(power: int) -> np.ndarray:
     """What 2**power bytes of zeros make of each bit of the register."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     if power == 0:
@@ -70,7 +69,7 @@ def _zeros(power: int) -> NDArray[np.uint32]:
     return _apply(half, half)
 
 
-def _apply(columns: NDArray[np.uint32], registers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _apply(columns: np.ndarray, registers: np.ndarray) -> np.ndarray:
     """A matrix of bits, given by its columns, times each register."""
     out = np.zeros_like(registers)
     for bit in range(32):
