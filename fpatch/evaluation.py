@@ -20,7 +20,6 @@ import optree
 import PIL
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 from fpatch import __version__, random
@@ -71,6 +70,8 @@ class Execution(NamedTuple):
     @staticmethod
     def current(block: int, device: str = "cpu") -> "Execution":
         """This process's."""
+        import torchvision  # takes a second, and most victims do without
+
         return Execution(
             block=block,
             threads=torch.get_num_threads(),

@@ -36,6 +36,7 @@ Key: TypeAlias = Tensor
 _MASK = 2**32 - 1
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA  # of the key schedule; with the rotations, the constants of Salmon et al.
+_FEW_BLOCKS = 128  # up to which Python's integers are faster than numpy
 _CACHED_WORDS = 2**16  # per pass over the rounds; the working set then stays in the processor's cache
 
 
@@ -76,7 +77,10 @@ def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
     if isinstance(data, str):
         data = zlib.crc32(data.encode())
     if not isinstance(data, Tensor):
-        data = torch.tensor(operator.index(data))
+        data = operator.index(data)
+        if 0 <= data <= _MASK and _is_few(key):
+            return _encrypt_few(key.numpy(), data)
+        data = torch.tensor(data)
     if data.is_floating_point() or data.dtype == torch.bool:
         raise ValueError(f"data must be a tensor of integers, got {data.dtype}; fold in an index or a name")
     data = data.to(key.device, torch.int64)
@@ -115,6 +119,8 @@ def uniform(
         ValueError: If `minval <= maxval` does not hold, or a bound does not broadcast to the result.
     """
     words = bits(key, shape)
+    if isinstance(minval, int | float) and isinstance(maxval, int | float) and is_concrete(words):
+        return _between(words, minval, maxval)
     low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in (minval, maxval))
     _check_broadcast(words, minval=low, maxval=high)
     _require(low <= high, "uniform: minval must be at most maxval", minval=minval, maxval=maxval)
@@ -122,6 +128,15 @@ def uniform(
     # so that this rounds likewise, whether or not a compiler contracts it.
     unit = (words >> 9).to(torch.float64) * 2**-23
     return torch.maximum((unit * (high - low).double() + low.double()).float(), low)
+
+
+def _between(words: Tensor, minval: float, maxval: float) -> Tensor:
+    """`uniform` from its bits, by the same arithmetic in a third of the time."""
+    if not minval <= maxval:
+        raise ValueError(f"uniform: minval must be at most maxval, got minval={minval}, maxval={maxval}")
+    low, high = np.float32(minval), np.float32(maxval)
+    unit = (words >> 9).to(torch.float64) * 2**-23
+    return (unit * float(high - low) + float(low)).float().clamp(min=float(low))
 
 
 def randint(
@@ -309,11 +324,49 @@ def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
 def _blocks(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The two words of blocks 0, 1, ... of each key, `[..., *shape]` each, counted in row-major order."""
     _check_key(key)
-    count = torch.arange(math.prod(_check_shape(shape)), device=key.device)
+    num, result_shape = math.prod(_check_shape(shape)), (*key.shape[:-1], *shape)
+    if _is_few(key, num):
+        keys = key.numpy().reshape(-1, 1, 2).repeat(num, axis=1)
+        word0, word1 = _encrypt_few(keys, np.arange(num)).unbind(-1)
+        return word0.reshape(result_shape), word1.reshape(result_shape)
+    count = torch.arange(num, device=key.device)
     key0, key1 = key[..., None, :].unbind(-1)
     word0, word1 = _threefry(key0, key1, torch.zeros_like(count[:1]), count)
-    result_shape = (*key.shape[:-1], *shape)
     return word0.reshape(result_shape), word1.reshape(result_shape)
+
+
+def _is_few(key: Tensor, num: int = 1) -> bool:
+    return 0 < key.numel() * num <= 2 * _FEW_BLOCKS and is_concrete(key)
+
+
+def _encrypt_few(keys: np.ndarray, low: int | np.ndarray) -> Tensor:
+    """Encrypt the counters (0, low) with keys [..., n, 2]; low is a number or [n]. Returns [..., n, 2].
+
+    All blocks lie side by side in one of Python's integers, 128 bits each as in memory, the first word in the
+    lower half of a block: an operation on it takes 50 ns, where numpy takes 500 for any array.
+    """
+    num, size = keys.size // 2, 8 * keys.size
+    ones = int.from_bytes(bytes([1, *[0] * 15]) * num, "little")
+    mask = _MASK * ones
+    both = int.from_bytes(keys.astype("<i8", copy=False).tobytes(), "little")
+    if isinstance(low, int):
+        word1 = low * ones
+    else:
+        counters = np.zeros_like(keys, "<i8")
+        counters[..., 0] = low
+        word1 = int.from_bytes(counters.tobytes(), "little")
+    key0, key1 = both & mask, both >> 64 & mask
+    schedule = (key0, key1, key0 ^ key1 ^ _PARITY * ones)
+    word0, word1 = key0, word1 + key1 & mask
+    for group in range(5):
+        for turn in _ROTATIONS[group % 2]:
+            word0 = word0 + word1 & mask
+            word1 = (word1 << turn | word1 >> (32 - turn)) & mask ^ word0
+        word0 = word0 + schedule[(group + 1) % 3] & mask
+        word1 = word1 + schedule[(group + 2) % 3] + (group + 1) * ones & mask
+    raw = bytearray((word1 << 64 | word0).to_bytes(size, "little"))
+    words = np.frombuffer(raw, "<i8").astype(np.int64, copy=False)
+    return torch.from_numpy(words).view(keys.shape)
 
 
 @torch.library.custom_op("fpatch::threefry", mutates_args=())

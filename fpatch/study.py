@@ -72,7 +72,8 @@ class Data:
         patches: Names to use; None: all in the CSV.
         classes: Names by label; None: as they appear.
         outside_frac: How far corners may lie outside a photograph, as a fraction of its side.
-        resident: Keep decoded photographs in memory ("host"), or decode at every use ("disk").
+        resident: Keep decoded photographs in memory ("host") or on the device ("device"), or decode at every
+            use ("disk").
         train: Split to train on.
         validation: Split that chooses the best checkpoint; None (false in TOML): no validation, and the last
             checkpoint is the best.
@@ -86,7 +87,7 @@ class Data:
     patches: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     outside_frac: float = 0.0
-    resident: Literal["host", "disk"] = "host"
+    resident: Literal["device", "host", "disk"] = "host"
     train: str = "train"
     validation: str | None = "validation"
     test: str = "test"

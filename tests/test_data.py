@@ -29,8 +29,10 @@ from fpatch.data import (
     targets,
     write_image,
 )
+from fpatch.data import table as data_table
 from fpatch.data.images import PAD_LEVEL, fit, read_size
 
+CUDA = torch.cuda.is_available()
 TOYCAR = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "toycar"
 few = settings(max_examples=40, deadline=None)
 
@@ -435,6 +437,31 @@ def test_host_and_disk_give_the_same(folder):
         disk.batch([0, 1])
 
 
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not CUDA, reason="needs a GPU"))]
+)
+def test_photographs_on_the_device_are_those_in_memory(folder, device):
+    host, on_device = read(folder), read(folder, resident="device")
+    for picked in ([1, 0, 1], [1, 0, 2]):  # read now; held already, and one more
+        for name, value in host.batch(picked).items():
+            found = on_device.batch(picked, device=device)[name]
+            assert found.device.type == device
+            assert torch.equal(value, found.cpu()), name
+    scene, _ = on_device.photographs.held[1]
+    assert (scene.dtype, scene.device.type) == (torch.uint8, device)
+    assert on_device.digest(1) == host.digest(1)
+    (folder / "a.png").unlink()
+    assert torch.equal(on_device.batch([1], device=device)["scene"].cpu(), host.batch([1])["scene"])
+
+
+def test_the_header_of_a_photograph_is_read_once(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(data_table, "read_size", lambda path: seen.append(path.name) or read_size(path))
+    read(folder)
+    assert sorted(seen) == sorted(set(seen))
+    assert len(seen) == 4
+
+
 def test_batch_refuses_rows_it_cannot_tell_apart(folder):
     data = read(folder)
     assert data.batch([1, 1], [5, 3])["draw"].tolist() == [5, 3]
@@ -763,6 +790,17 @@ def test_loader_batches_are_those_of_their_steps(folder):
         assert all(torch.equal(value, again[name]) for name, value in batch.items())
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Loader(data, random.key(3), batch_size=0)
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+def test_batches_on_a_gpu_are_complete_when_they_come(folder):
+    data = read(folder, resident="disk").split("train")
+    loader = Loader(data, random.key(3), batch_size=4, device="cuda")
+    plain = Loader(data, random.key(3), batch_size=4)
+    for step, batch in zip(range(20), loader.batches(), strict=False):
+        torch.mm(torch.ones(2048, 2048, device="cuda"), torch.ones(2048, 2048, device="cuda"))
+        found = {name: value.clone() for name, value in batch.items()}
+        assert all(torch.equal(found[name].cpu(), value) for name, value in plain.batch(step).items())
 
 
 class Source:

@@ -302,3 +302,14 @@ def test_a_wrong_setting_is_one_clear_error(name, arguments, message):
     with pytest.raises(ValueError, match=message.replace("?", "\\?")) as caught:
         compose.augmentation(name, arguments)
     assert str(caught.value).startswith(f"augmentation({name!r})")
+
+
+def test_a_compiler_leaves_kornia_as_it_is():
+    stage = compose.augmentation("RandomGaussianNoise", arguments={"p": 0.7})
+    batch = {"image": torch.rand(3, 3, 32, 40), "image_id": torch.arange(3), "draw": torch.zeros(3).long()}
+    sample = stage.sample(random.key(0), batch)
+
+    def twice(image):
+        return 2.0 * stage.apply({}, sample, {"image": image})["image"]
+
+    assert torch.equal(torch.compile(twice, backend="aot_eager")(batch["image"]), twice(batch["image"]))

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,22 @@ def test_heavy_packages_are_imported_where_they_are_needed():
     for file, names in on_import.items():
         module = ".".join(["fpatch", *file.with_suffix("").parts])
         assert module not in early or not {name.split(".")[0] for name in names} & HEAVY, file
+
+
+@pytest.mark.parametrize(
+    ("before", "modules", "late"),
+    [
+        ("sys", "fpatch fpatch.cli", ("torch", "numpy")),
+        ("torch", "fpatch.study fpatch.doctor fpatch.compose fpatch.infer", ("torchvision", "torch._dynamo")),
+    ],
+    ids=["help", "study"],
+)
+def test_what_takes_a_second_is_imported_when_it_is_needed(before, modules, late):
+    code = f"import sys, {before}\nbefore = set(sys.modules)\nimport {', '.join(modules.split())}\n"
+    code += "print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "fpatch" in done.stdout.split()
+    assert set(done.stdout.split()) & set(late) == set()
 
 
 def test_imports_in_functions_alone_are_late():

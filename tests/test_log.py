@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fpatch.log import Records, open_log, records
+from fpatch.log import Records, checksum, open_log, records
 from fpatch.log import mlflow as mlflow_sink
 from fpatch.log.records import AppendFile
 from fpatch.log.values import safe_name, to_png
@@ -646,6 +646,26 @@ def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_b
     assert all(value < -1e308 for _, value in series["low"])
     served = sorted(path.name.partition("+timestamp")[0] for path in (runs / "served").rglob("*.png"))
     assert served == [f"patch+step+{step}" for step in range(1, 7)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 2047, 2048, 2049, 50_001])
+def test_the_checksum_in_lanes_is_that_of_tensorboard(size):
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    data = np.random.default_rng(size).bytes(size)
+    assert checksum.masked_crc32c(data) == masked_crc32c(data)
+    assert checksum.crc32c(b"123456789") == 0xE3069283  # the check value of the catalog of CRC algorithms
+
+
+def test_large_and_small_events_can_be_read(tmp_path):
+    log = open_log(tmp_path)
+    picture = torch.rand(3, 200, 200)
+    log.scalars(1, {"a": 0.5})
+    log.images(1, {"p": picture})
+    log.close()
+    events = read_events(tmp_path)  # TensorBoard's reader, which drops what fails its checksum
+    assert [e.value for e in events.Scalars("a")] == [0.5]
+    assert events.Images("p")[0].encoded_image_string == to_png("p", picture)
 
 
 # Killed at any moment

@@ -417,3 +417,23 @@ def test_fake_tensors_have_the_shape_and_the_device():
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             faked = ALL_DRAWS[name](random, mode.from_tensor(keys).to("cuda"), (2, 3))
         assert (faked.shape, faked.dtype, faked.device.type) == (drawn.shape, drawn.dtype, "cuda"), name
+
+
+@pytest.mark.parametrize("num", [1, 127, 128, 129])
+def test_few_draws_are_the_same_draws(monkeypatch, num):
+    """Python's integers, numpy's and tensors are three ways to the same words."""
+    keys = random.split(random.key(7), num)
+
+    def drawn():
+        return [
+            *(random.fold_in(keys, data) for data in (0, 2**32 - 1, "tilt", torch.arange(num))),
+            random.split(keys[0], num),
+            random.bits(keys, (1,)),
+            random.uniform(keys, (), -3, 0.1),
+            random.uniform(keys[:1], (num, 1), 1e-30, 7.0),
+        ]
+
+    few = drawn()
+    monkeypatch.setattr(random, "_FEW_BLOCKS", 0)
+    for found, expected in zip(few, drawn(), strict=True):
+        assert torch.equal(found, expected)

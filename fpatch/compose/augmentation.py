@@ -94,8 +94,13 @@ def sample(config: Augmentation, keys: Tensor, batch: Batch) -> AugmentationSamp
     }
 
 
-@torch.compiler.disable
 def apply(config: Augmentation, patch_params: Params, sample: AugmentationSample, values: Values) -> Values:
+    if torch.compiler.is_compiling():  # not as a decorator, which would import the compiler: a second
+        return torch.compiler.disable(_apply)(config, sample, values)
+    return _apply(config, sample, values)
+
+
+def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> Values:
     name = "scene" if _is_geometric(config.name) else "image"
     images, size = values[name], tuple(values[name].shape[-2:])
     wrong = [drawn for drawn in map(tuple, sample["size_px"].tolist()) if drawn != size]

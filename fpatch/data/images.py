@@ -62,13 +62,17 @@ def read_bytes(path: Path) -> bytes:
 
 def decode_image(source: bytes | Image.Image, name: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
     """`read_image` of a file's bytes, or of a PIL image; `name` stands in errors."""
+    return _to_tensor(decode_picture(source, name)).contiguous()
+
+
+def decode_picture(source: bytes | Image.Image, name: str | os.PathLike[str]) -> Image.Image:
+    """The same as a PIL image: upright, of mode RGB."""
     try:
         image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
         image.load()
-        pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        return _to_rgb(ImageOps.exif_transpose(image))
     except _DECODER_ERRORS as error:
         raise _unreadable(name, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -168,26 +172,25 @@ def fit(image_hw: Sequence[int], size_hw: Sequence[int]) -> tuple[tuple[float, f
 
 
 def letterbox(
-    image: UInt8[Tensor, "3 h w"], size_hw: Sequence[int]
+    image: UInt8[Tensor, "3 h w"] | Image.Image, size_hw: Sequence[int]
 ) -> tuple[UInt8[Tensor, "3 H W"], tuple[float, float], tuple[int, int]]:
     """Resize without distortion (antialiased bilinear, in integers) and pad with gray.
 
     Args:
-        image: Any size.
+        image: Any size; or a PIL image of mode RGB, which saves a copy of all its pixels.
         size_hw: Height and width wanted, in pixels.
 
     Returns:
         The image, and the `scale_xy` and `offset_xy` of `fit` for `move_points` and `move_boxes`.
     """
-    _, height, width = image.shape
-    scale_xy, (left, top) = fit((height, width), size_hw)
-    new_width, new_height = round(width * scale_xy[0]), round(height * scale_xy[1])
-    if (new_height, new_width) != (height, width):
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    scale_xy, (left, top) = fit((image.height, image.width), size_hw)
+    new_width, new_height = round(image.width * scale_xy[0]), round(image.height * scale_xy[1])
+    if (new_width, new_height) != image.size:
+        image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
     canvas = torch.full((3, *size_hw), PAD_LEVEL, dtype=torch.uint8)
-    canvas[:, top : top + new_height, left : left + new_width] = image
+    canvas[:, top : top + new_height, left : left + new_width] = _to_tensor(image)
     return canvas, scale_xy, (left, top)
 
 
@@ -224,6 +227,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _unreadable(name: str | os.PathLike[str], error: BaseException) -> ValueError:

@@ -42,8 +42,8 @@ def indices(
 
 
 @functools.lru_cache(maxsize=4)  # a batch may reach over the end of an epoch
-def _order(key: tuple[int, ...], epoch: int, n: int) -> Int64[Tensor, "n"]:
-    """One epoch, which many steps cut from; not to be written to."""
+def _order(key: tuple[int, int], epoch: int, n: int) -> Int64[Tensor, "n"]:
+    """The photographs of an epoch, kept from batch to batch: it takes longer the more there are."""
     return random.permutation(random.fold_in(torch.tensor(key), epoch), n)
 
 
@@ -89,11 +89,28 @@ class Loader:
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of all steps from `start` on, without end; a thread prepares the next one meanwhile.
 
-        An error of a batch is raised where that batch would come. Closing the iterator ends the thread.
+        To a GPU it copies in a stream of its own, beside the computation of the batch before. An error of a
+        batch is raised where that batch would come. Closing the iterator ends the thread.
         """
+        on_gpu = torch.device(self.device or "cpu").type == "cuda"
+        stream = torch.cuda.Stream(self.device) if on_gpu else None
         with ThreadPoolExecutor(1, thread_name_prefix="fpatch-loader") as pool:
-            ahead = pool.submit(self.batch, start)
+            ahead = pool.submit(self._prepare, start, stream)
             for step in itertools.count(start + 1):
-                batch = ahead.result()
-                ahead = pool.submit(self.batch, step)
+                batch, copied = ahead.result()
+                ahead = pool.submit(self._prepare, step, stream)
+                if copied is not None:
+                    reader = torch.cuda.current_stream(self.device)
+                    reader.wait_event(copied)
+                    for value in batch.values():
+                        value.record_stream(reader)  # its memory is not reused before the reader is done
                 yield batch
+
+    def _prepare(
+        self, step: int, stream: torch.cuda.Stream | None
+    ) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+        """The batch of a step, and the event after which it is complete on the GPU."""
+        if stream is None:
+            return self.batch(step), None
+        with torch.cuda.stream(stream):
+            return self.batch(step), stream.record_event()

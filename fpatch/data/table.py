@@ -49,7 +49,7 @@ def read_placements(path: Path, root: Path, outside_frac: float) -> Placements:
     table = _Table(path)
     columns = table.choose(CORNER_COLUMNS, BOX_COLUMNS)
     values = table.read("patch", columns)
-    images, sizes_hw = table.photographs(root)
+    images, sizes_hw = table.photographs(root, {})
     table.check_inside(columns, values, [sizes_hw.get(image) for image in images], outside_frac)
     table.check_splits(images, {})
     table.finish()
@@ -63,9 +63,10 @@ def read_objects(
     root: Path,
     outside_frac: float,
     splits: Mapping[Path, str],
+    sizes_hw: Mapping[Path, tuple[int, int]],
     classes: Sequence[str] | None,
 ) -> Objects:
-    """Read labeled boxes; `splits` holds what the placements file says, `classes` the labels allowed.
+    """Read labeled boxes; `splits` and `sizes_hw` are known from the placements, `classes` are allowed.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -73,7 +74,7 @@ def read_objects(
     """
     table = _Table(path)
     values = table.read("label", BOX_COLUMNS)
-    images, sizes_hw = table.photographs(root)
+    images, sizes_hw = table.photographs(root, sizes_hw)
     table.check_inside(BOX_COLUMNS, values, [sizes_hw.get(image) for image in images], outside_frac)
     table.check_splits(images, splits)
     for row, label in enumerate(table.text["label"]):
@@ -174,17 +175,24 @@ class _Table:
                     self.add(row, name, f"{cell!r} is not a finite number; write one such as 12.5")
         return values
 
-    def photographs(self, root: Path) -> tuple[list[Path], dict[Path, tuple[int, int]]]:
-        """The file of each row, and the size of each file that can be read."""
-        images = [Path(os.path.normpath(root / name)) for name in self.text["image"]]
-        first = dict(zip(reversed(images), reversed(range(len(images))), strict=True))
+    def photographs(
+        self, root: Path, known: Mapping[Path, tuple[int, int]]
+    ) -> tuple[list[Path], dict[Path, tuple[int, int]]]:
+        """The file of each row, and the size of each file that is known or can be read."""
+        files: dict[str, Path] = {}
+        first: dict[Path, int] = {}
+        for row, name in enumerate(self.text["image"]):
+            if name not in files:
+                files[name] = Path(os.path.normpath(root / name))
+                first.setdefault(files[name], row)
+        first.pop(Path(os.path.normpath(root)), None)  # of an empty cell
         sizes_hw = {}
-        for image in dict.fromkeys(image for image in images if image != Path(os.path.normpath(root))):
+        for image, row in first.items():
             try:
-                sizes_hw[image] = read_size(image)
+                sizes_hw[image] = known[image] if image in known else read_size(image)
             except (OSError, ValueError) as error:
-                self.add(first[image], "image", str(error))
-        return images, sizes_hw
+                self.add(row, "image", str(error))
+        return [files[name] for name in self.text["image"]], sizes_hw
 
     def check_quads(self, values: NDArray[np.float64]) -> None:
         """A flat patch seen from the front has convex corners that turn clockwise."""

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from fpatch.checks import check_number, nearest
+from fpatch.checks import check_choice, check_number, nearest
 from fpatch.data.images import (
-    decode_image,
+    decode_picture,
     fit,
     image_digest,
     letterbox,
@@ -193,8 +193,8 @@ class TargetSet:
                 "would get one sample: number the uses of a photograph by draw"
             )
         values = {"image_id": ids, "draw": draw} | {name: table[ids] for name, table in self.tables.items()}
-        scene = self.photographs(ids.tolist()).to(device).float().div_(255.0)
-        return {"scene": scene} | {name: value.to(device) for name, value in values.items()}
+        scene = _send(self.photographs(ids.tolist(), device), device).float().div_(255.0)
+        return {"scene": scene} | {name: _send(value, device) for name, value in values.items()}
 
     def digest(self, image_id: int) -> str:
         """SHA-256 of the photograph's file, as it was when the pixels that are held were read."""
@@ -229,7 +229,7 @@ def targets(
     patches: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     outside_frac: float = 0.0,
-    resident: Literal["host", "disk"] = "host",
+    resident: Literal["device", "host", "disk"] = "host",
 ) -> TargetSet:
     """Read a target set and check all of it; pixels are read when they are first needed.
 
@@ -249,8 +249,8 @@ def targets(
             them keep their ids and are in no view.
         classes: Classes in the order of the victim's labels; by default as they appear.
         outside_frac: How far a coordinate may lie outside the photograph, as a fraction of its side.
-        resident: Keep each scene as bytes in memory once it is read ("host"), or read it at every
-            use ("disk").
+        resident: Keep each scene as bytes once it is read, in memory ("host") or on the device that it was
+            first asked for on ("device"); or read it at every use ("disk").
 
     Raises:
         FileNotFoundError: A CSV is missing.
@@ -259,8 +259,7 @@ def targets(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"targets: size must be (height, width) in pixels, both at least 1, got {size!r}")
     check_number("targets: outside_frac", outside_frac, 0.0)
-    if resident not in ("host", "disk"):
-        raise ValueError(f"targets: resident must be 'host' or 'disk', got {resident!r}")
+    check_choice("targets: resident", resident, ("device", "host", "disk"))
     for option, chosen in (("patches", patches), ("classes", classes)):
         if chosen is not None and (isinstance(chosen, str) or not 0 < len(set(chosen)) == len(chosen)):
             raise ValueError(
@@ -291,7 +290,7 @@ def targets(
     if objects is not None:
         source_objects = Path(objects)
         found = read_objects(
-            source_objects, Path(root or source_objects.parent), outside_frac, splits, classes
+            source_objects, Path(root or source_objects.parent), outside_frac, splits, rows.sizes_hw, classes
         )
         class_names = tuple(dict.fromkeys(classes or found.labels))
         kept = [row for row, image in enumerate(found.images) if image in index]
@@ -315,7 +314,7 @@ def targets(
         splits=tuple(splits[path] for path in index),
         source=source,
         tables=tables,
-        photographs=_Photographs(rows.sizes_hw, size_hw, resident == "host"),
+        photographs=_Photographs(rows.sizes_hw, size_hw, resident),
     )
 
 
@@ -332,23 +331,41 @@ def _by_photograph(
     return tables
 
 
-class _Photographs:
-    """Scenes as bytes, by id: decoded and letterboxed in threads, and kept if asked to."""
+def _send(value: Tensor, device: torch.device | str | None) -> Tensor:
+    """To a device; to a GPU from locked memory, so that only the stream that copies waits for it."""
+    if value.device.type == "cpu" and torch.device(device or "cpu").type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
-    def __init__(self, sizes_hw: dict[Path, tuple[int, int]], size: tuple[int, int], keep: bool) -> None:
+
+class _Photographs:
+    """Scenes as bytes, by id: decoded and letterboxed in threads, and kept where they are resident."""
+
+    def __init__(
+        self,
+        sizes_hw: dict[Path, tuple[int, int]],
+        size: tuple[int, int],
+        resident: Literal["device", "host", "disk"],
+    ) -> None:
         self.paths, self.sizes_hw = tuple(sizes_hw), tuple(sizes_hw.values())
-        self.size, self.keep = size, keep
+        self.size, self.resident = size, resident
         self.held: dict[int, tuple[UInt8[Tensor, "3 h w"], str]] = {}
 
-    def __call__(self, image_ids: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
+    def __call__(
+        self, image_ids: Sequence[int], device: torch.device | str | None
+    ) -> UInt8[Tensor, "b 3 h w"]:
+        """In memory, or on the device if they are resident there."""
         missing = [i for i in dict.fromkeys(image_ids) if i not in self.held]
         read = {}
         if missing:
             with ThreadPoolExecutor(min(_MAX_THREADS, len(missing), os.cpu_count() or 1)) as pool:
                 read = dict(zip(missing, pool.map(self._read, missing), strict=True))
-        if self.keep:
+        if self.resident == "device":  # a copy that waits until it is complete: any stream may read it later
+            read = {i: (scene.to(device), digest) for i, (scene, digest) in read.items()}
+        if self.resident != "disk":
             self.held.update(read)
-        return torch.stack([(read[i] if i in read else self.held[i])[0] for i in image_ids])
+        found = [read[i][0] if i in read else self.held[i][0] for i in image_ids]
+        return torch.stack([scene.to(device) for scene in found] if self.resident == "device" else found)
 
     def digest(self, image_id: int) -> str:
         return self.held[image_id][1] if image_id in self.held else image_digest(self.paths[image_id])
@@ -356,10 +373,10 @@ class _Photographs:
     def _read(self, image_id: int) -> tuple[UInt8[Tensor, "3 h w"], str]:
         path = self.paths[image_id]
         data = read_bytes(path)
-        image = decode_image(data, path)
-        if tuple(image.shape[1:]) != self.sizes_hw[image_id]:
+        image = decode_picture(data, path)
+        if (image.height, image.width) != self.sizes_hw[image_id]:
             raise ValueError(
-                f"{path}: the photograph is {list(image.shape[1:])} px, but its header said "
+                f"{path}: the photograph is {[image.height, image.width]} px, but its header said "
                 f"{list(self.sizes_hw[image_id])}; it was changed, or its EXIF stands behind the pixels: "
                 "save it again and start again"
             )

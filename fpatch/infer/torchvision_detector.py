@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from fpatch.infer.boundary import check_victim, run_victim, show_logits
-from fpatch.infer.torchvision_dense import FAMILIES, Dense
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
@@ -52,6 +51,8 @@ class TorchvisionDetector:
 
 
 def apply(config: TorchvisionDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
+    from fpatch.infer.torchvision_dense import FAMILIES, Dense  # with torchvision, which takes a second
+
     model = check_victim("torchvision_detector", live(config.model))
     if not isinstance(model, tuple(FAMILIES)):
         known = ", ".join(family.__name__ for family in FAMILIES)

@@ -9,16 +9,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models import WeightsEnum, detection
 
 from fpatch.checks import nearest
 from fpatch.resource import define_loader, file_digest
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum  # importing torchvision takes longer than importing torch
 
 
 class Normalized(nn.Module):
@@ -68,6 +69,9 @@ def load_model(
             fit.
         OSError: If there is no network; it says where to put the file by hand.
     """
+    from torchvision import models
+    from torchvision.models import detection
+
     is_detector = architecture in models.list_models(module=detection)
     known = [*models.list_models(module=models), *models.list_models(module=detection)]
     if architecture not in known:
@@ -98,8 +102,10 @@ def load_model(
     return model.eval()
 
 
-def build(architecture: str, arguments: dict[str, Any], source: WeightsEnum | None = None) -> nn.Module:
+def build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | None" = None) -> nn.Module:
     """The library's own network, without weights or with published ones."""
+    from torchvision import models
+
     builder = models.get_model_builder(architecture)
     if "weights_backbone" in inspect.signature(builder).parameters:
         arguments = {"weights_backbone": None, **arguments}
@@ -110,8 +116,8 @@ def build(architecture: str, arguments: dict[str, Any], source: WeightsEnum | No
 
 
 def from_network(
-    name: str, architecture: str, published: type[WeightsEnum], arguments: dict[str, Any]
-) -> tuple[nn.Module, WeightsEnum]:
+    name: str, architecture: str, published: "type[WeightsEnum]", arguments: dict[str, Any]
+) -> "tuple[nn.Module, WeightsEnum]":
     """Published weights by their name."""
     if name not in published.__members__:
         raise ValueError(
@@ -133,8 +139,8 @@ def from_network(
 
 
 def from_file(
-    path: Path, architecture: str, published: type[WeightsEnum], arguments: dict[str, Any]
-) -> tuple[nn.Module, WeightsEnum | None]:
+    path: Path, architecture: str, published: "type[WeightsEnum]", arguments: dict[str, Any]
+) -> "tuple[nn.Module, WeightsEnum | None]":
     """Weights from a file, as the library takes them if it is one of its own."""
     state = read_state(path)
     digest = file_digest(path)
@@ -187,6 +193,8 @@ def hub_of(path: Path, name: str) -> Iterator[None]:
 
 def refuse_unknown(architecture: str, model: nn.Module, arguments: dict[str, Any]) -> None:
     """Arguments that nothing reads: the transform of a detector swallows whatever is left."""
+    from torchvision import models
+
     transform = getattr(model, "transform", None)
     functions: list[Callable[..., Any]] = [models.get_model_builder(architecture)]
     functions += [c.__init__ for m in (model, transform) for c in type(m).__mro__ if m is not None]

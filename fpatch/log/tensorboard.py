@@ -15,12 +15,15 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.text import metadata as text_metadata
 
+from fpatch.log import checksum
 from fpatch.log.records import AppendFile, Record, Records
 from fpatch.log.values import to_text
+
+_MANY_BYTES = 2**14  # from where on the checksum in lanes is the faster one
 
 
 class TensorBoard:
@@ -78,8 +81,13 @@ class TensorBoard:
     def _add(self, **fields: Any) -> None:
         data = Event(**fields).SerializeToString()
         length = struct.pack("<Q", len(data))
-        length_crc, data_crc = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        length_crc, data_crc = (struct.pack("<I", _masked_crc32c(part)) for part in (length, data))
         self._file.write(length + length_crc + data + data_crc)
+
+
+def _masked_crc32c(data: bytes) -> int:
+    few = len(data) < _MANY_BYTES
+    return (pywrap_tensorflow if few else checksum).masked_crc32c(data)
 
 
 def _scalar(folder: Path, value: float | str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def to_png(name: str, value: Any) -> bytes:
     pixels = np.rint(np.nan_to_num(array).clip(0.0, 1.0) * 255.0).astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     file = io.BytesIO()
-    image.save(file, "png")
+    image.save(file, "png", compress_level=1)  # a fifth of the time, for files a fifth larger
     return file.getvalue()
 
 
