@@ -46,9 +46,12 @@ class Objective:
 
     def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         """The loss on samples already held."""
-        terms = self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms)
+        return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
+
+    def weigh(self, terms: Mapping[str, Tensor]) -> Loss:
+        """The loss of terms already computed, [b] each."""
         value = sum(weight * terms[name].mean() for name, weight in self.weights.items())
-        return Loss(value, terms)  # type: ignore[arg-type]
+        return Loss(value, dict(terms))  # type: ignore[arg-type]
 
 
 def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:

@@ -91,6 +91,7 @@ class Definition(Generic[P]):
     describe: Callable[[Any], str] | None = None
     declare: Callable[[Any], Mapping[str, Any]] | None = None
     geometric: bool = False
+    of_patch: bool = False
     vmap: bool = True
     gradient: bool = True
     compile: bool = True
@@ -132,7 +133,8 @@ def define(
             parameterizations), `fill` (settings left None, from the names of the patches), `check` (`{broken
             rule: places}`, for `fpatch doctor`; "image <id>" where a place begins is shown as its file),
             `show`, `describe`, and what it cannot do: `vmap=False`, `gradient=False`, `compile=False`
-            (whole); `geometric=True` for a stage that moves pixels.
+            (whole); `geometric=True` for a stage that moves pixels; `of_patch=True` for a loss on the patch
+            alone, which reads `patch`, and `image_id` for nothing but the number of rows.
             `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
             of what is drawn.
 
