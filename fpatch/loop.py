@@ -110,7 +110,7 @@ def make_step(
 def point_of_gradient(
     pipeline: Pipeline, optimizer: GradientTransformation, state: TrainState
 ) -> dict[str, Tensor]:
-    """The parameters at which an optimizer wants the gradient: those of the state, or where it looks ahead."""
+    """Where an optimizer asks for the gradient: at the parameters, or where it looks ahead to."""
     if not isinstance(optimizer, Transformation) or optimizer.look_ahead is None:
         return state.params
     return pipeline.project(optimizer.look_ahead(state.params, state.opt_state))

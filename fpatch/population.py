@@ -1,10 +1,11 @@
 """Many patches in one step: p members of a population with b rows each are one batch of p * b rows.
 
 Member i's rows carry its patch and its draws, and the victim is called once. What depends on the patch alone
-is computed once per member. To float tolerance a member moves as it would in a run of its own.
+is computed once per member. A member moves as in a run of its own, to float tolerance.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import optree
 import torch
@@ -16,7 +17,7 @@ from fpatch.checks import check_number
 from fpatch.graph import Pipeline
 from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, take_rows, uphill
 from fpatch.objective import Loss, Objective, value_and_grad
-from fpatch.stage import Function, row_keys
+from fpatch.stage import Function, check_uses
 from fpatch.types import Batch, Params, Sample
 
 PopulationStep = Callable[
@@ -33,112 +34,118 @@ def make_population_step(
 ) -> PopulationStep:
     """One update of every member as a pure function `(states, batches) -> (states, infos)`.
 
-    States and infos are those of `fpatch.make_step`, one per member: a member can be taken out, saved, resumed
-    alone, or put back at any time, and members need not have made the same number of steps.
+    States and infos are those of `fpatch.make_step`, one per member: a member can be saved, go on alone, or
+    be put back between any two steps, and members need not have made the same number of them.
 
     Args:
-        objectives: Of each member; they share one pipeline and may differ in weights.
-        optimizers: Of each member, with any settings.
-        members_at_once: Members whose graph is held at a time; None for all. On a CPU so many that their rows
-            fit its cache are quickest.
-        rho: See `fpatch.make_step`.
+        objectives: One per member. They share one pipeline, and may differ in weights.
+        optimizers: One per member, with settings of its own.
+        members_at_once: Members whose graph is held at a time; None for all.
+        rho: As in `fpatch.make_step`.
 
     Returns:
-        The step. It takes one state and one batch per member (`[batch] * p` for the same photographs); batches
-        have the same names and shapes.
+        The step, which takes one state and one batch per member: `[batch] * p` for the same photographs. All
+        batches have the same names and shapes.
 
     Raises:
-        ValueError: If there is no member, numbers of members differ, objectives have different pipelines, or
-            a node is a plain function.
+        ValueError: If there is no member, the numbers of objectives and optimizers differ, objectives have
+            different pipelines, or a node is a plain function.
     """
-    check_number("population.rho", rho, 0.0)
     if members_at_once is not None:
         check_number("population.members_at_once", members_at_once, 1)
-    pipeline = _check_members(objectives, optimizers)
-    size = members_at_once or len(objectives)
-    parts = [slice(start, start + size) for start in range(0, len(objectives), size)]
-    gradients = [value_and_grad(_together(objectives[part])) for part in parts]
-
-    def step_part(
-        index: int, states: Sequence[TrainState], batches: Sequence[Batch]
-    ) -> Iterator[tuple[TrainState, StepInfo]]:
-        weighing, moving = objectives[parts[index]], optimizers[parts[index]]
-        keys = torch.cat([_keys(state, batch) for state, batch in zip(states, batches, strict=True)])
-        batch = optree.tree_map(lambda *rows: torch.cat(rows), *batches)
-        sample = pipeline.sample(keys, batch)
-        points = [point_of_gradient(pipeline, o, s) for o, s in zip(moving, states, strict=True)]
-
-        def gradient(points: Sequence[Params]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-            grads, loss = gradients[index](_stack(points), sample, batch)
-            return [{name: g[i] for name, g in grads.items()} for i in range(len(points))], loss.terms
-
-        grads, terms = gradient(points)
-        if rho:
-            grads, _ = gradient([uphill(p, g, rho) for p, g in zip(points, grads, strict=True)])
-        b = len(keys) // len(states)
-        for i, (objective, optimizer, state) in enumerate(zip(weighing, moving, states, strict=True)):
-            rows = slice(i * b, (i + 1) * b)
-            own = objective.weigh(take_rows(terms, rows))
-            yield finish(pipeline, optimizer, state, grads[i], own, take_rows(sample, rows), batches[i])
+    check_number("population.rho", rho, 0.0)
+    _check_members(objectives, optimizers)
+    num = len(objectives)
+    size = members_at_once or num
+    slices = [slice(start, start + size) for start in range(0, num, size)]
+    parts = [(some, _make_part(objectives[some], optimizers[some], rho)) for some in slices]
 
     def step(
         states: Sequence[TrainState], batches: Sequence[Batch]
     ) -> tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]:
-        _check_inputs(len(objectives), states, batches)
-        done = [d for i, part in enumerate(parts) for d in step_part(i, states[part], batches[part])]
-        moved, infos = zip(*done, strict=True)
+        _check_inputs(num, states, batches)
+        pairs = [pair for some, part in parts for pair in part(states[some], batches[some])]
+        moved, infos = zip(*pairs, strict=True)
         return moved, infos
 
     return step
 
 
 def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
-    """The nodes that compute from the parameters alone, for each member, and the others, for each row.
+    """The nodes that depend on the parameters alone, to be run for each member, and those for each row.
 
-    The first are those on patches that draw nothing, and the losses on patches that come out of them; none of
-    them replaces what one of the others reads.
+    The first are the stages on patches that draw nothing, and the losses on what comes out of them; a stage
+    that replaces a patch which one of the others has read is not among them.
     """
-    alone: list[str] = []
+    of_members: list[str] = []
     known: set[str] = set()
-    used: set[str] = set()
+    used_by_rows: set[str] = set()
     for path, n in pipeline.items():
-        d, reads, writes = n.stage.definition, set(n.reads.values()), set(n.writes.values())
-        on_patch = (d.writes == ("patch",) and not d.fields) or d.of_patch
-        if on_patch and reads - ({"image_id"} if d.of_patch else set()) <= known and not writes & used:
-            alone.append(path)
+        d, writes = n.stage.definition, set(n.writes.values())
+        reads = set(n.reads.values()) - ({"image_id"} if d.of_patch else set())
+        on_patches = d.of_patch or (d.writes == ("patch",) and not d.fields)
+        if on_patches and reads <= known and not writes & used_by_rows:
+            of_members.append(path)
             known |= writes
         else:
             known -= writes
-            used |= reads | writes
-    return pipeline.without(*(path for path in pipeline if path not in alone)), pipeline.without(*alone)
+            used_by_rows |= reads | writes
+    of_rows = [path for path in pipeline if path not in of_members]
+    return pipeline.without(*of_rows), pipeline.without(*of_members)
 
 
-def _together(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], Loss]:
-    """The sum of the losses of all members, each of which depends on its own parameters alone."""
-    num_members, pipeline = len(objectives), objectives[0].pipeline
+def _make_part(
+    objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation], rho: float
+) -> Callable[[Sequence[TrainState], Sequence[Batch]], Iterator[tuple[TrainState, StepInfo]]]:
+    """The step of members that are held at once."""
+    pipeline = objectives[0].pipeline
+    gradient_of_sum = value_and_grad(_sum(objectives))
+
+    def gradient(
+        points: Sequence[Params], sample: Sample, batch: Batch
+    ) -> tuple[list[dict[str, Tensor]], Mapping[str, Tensor]]:
+        stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
+        grads, loss = gradient_of_sum(stacked, sample, batch)
+        return [take_rows(grads, i) for i in range(len(points))], loss.terms
+
+    def part(states: Sequence[TrainState], batches: Sequence[Batch]) -> Iterator[tuple[TrainState, StepInfo]]:
+        batch = _join_rows(batches)
+        sample = pipeline.sample(_row_keys(states, batch), batch)
+        points = [point_of_gradient(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
+        grads, terms = gradient(points, sample, batch)
+        if rho:
+            above = [uphill(point, own, rho) for point, own in zip(points, grads, strict=True)]
+            grads, _ = gradient(above, sample, batch)
+        b = len(batches[0]["image_id"])
+        for i, state in enumerate(states):
+            rows = slice(i * b, (i + 1) * b)
+            loss = objectives[i].weigh(take_rows(terms, rows))
+            yield finish(pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i])
+
+    return part
+
+
+def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], Loss]:
+    """The losses of all members, each of which depends on its own parameters alone, as one."""
+    p, pipeline = len(objectives), objectives[0].pipeline
     of_members, of_rows = split(pipeline)
     names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
 
-    def together(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        b = len(batch["image_id"]) // num_members
-        members = {"image_id": torch.arange(num_members, device=batch["image_id"].device)}
+    def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
+        b = len(batch["image_id"]) // p
+        members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
-        # a patch that is no member's own has no axis of members
-        rows = optree.tree_map(lambda x: x if x.ndim == 3 else x.repeat_interleave(b, 0), made)
         params = _RowParams(patch_params, b)
-        terms = of_rows.apply(params, sample, {**batch, **rows}, want=pipeline.terms)
-        split_terms = {name: term.unflatten(0, (num_members, b)).unbind() for name, term in terms.items()}
-        losses = [
-            objective.weigh({name: term[i] for name, term in split_terms.items()})
-            for i, objective in enumerate(objectives)
-        ]
-        return Loss(torch.stack([loss.value for loss in losses]).sum(), terms)
+        terms = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=pipeline.terms)
+        own = {name: term.unflatten(0, (p, b)).unbind() for name, term in terms.items()}
+        values = [o.weigh({name: own[name][i] for name in own}).value for i, o in enumerate(objectives)]
+        return Loss(torch.stack(values).sum(), terms)
 
-    return together
+    return loss
 
 
 class _RowParams(Mapping[str, Tensor]):
-    """Parameters [p, ...] as those of every row, [p * b, ...], copied when they are read."""
+    """Parameters [p, ...] as those of each row, [p * b, ...], copied when they are read."""
 
     def __init__(self, patch_params: Params, num_rows: int) -> None:
         self._members, self._num_rows = patch_params, num_rows
@@ -153,36 +160,42 @@ class _RowParams(Mapping[str, Tensor]):
         return len(self._members)
 
 
-def _keys(state: TrainState, batch: Batch) -> Tensor:
-    return row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
+def _repeat(made: Any, num_rows: int) -> Any:
+    """What members have made, for each row; a patch [c, h, w] that no parameters went into is of all rows."""
+    return optree.tree_map(lambda x: x if x.ndim == 3 else x.repeat_interleave(num_rows, 0), made)
 
 
-def _stack(trees: Sequence[Params]) -> dict[str, Tensor]:
-    return {name: torch.stack([tree[name] for tree in trees]) for name in trees[0]}
+def _join_rows(batches: Any) -> Any:
+    return optree.tree_map(lambda *rows: torch.cat(rows), *batches)
 
 
-def _check_members(
-    objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation]
-) -> Pipeline:
+def _row_keys(states: Sequence[TrainState], batch: Batch) -> Tensor:
+    """The row keys [p * b, 2] that the members' own steps would derive."""
+    roots = torch.stack([state.key for state in states])
+    keys = random.fold_in(random.fold_in(roots, "train"), torch.tensor([state.step for state in states]))
+    keys = keys.repeat_interleave(len(batch["image_id"]) // len(states), 0)
+    return random.fold_in(random.fold_in(keys, batch["image_id"]), batch["draw"])
+
+
+def _check_members(objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation]) -> None:
     if not objectives or len(objectives) != len(optimizers):
         raise ValueError(
-            f"population: one objective and one optimizer per member, got {len(objectives)} and "
-            f"{len(optimizers)}; repeat what members share, [optimizer] * {max(len(objectives), 1)}"
+            "population: every member has an objective and an optimizer, got "
+            f"{len(objectives)} and {len(optimizers)}; repeat what they share, [optimizer] * p"
         )
     pipeline = objectives[0].pipeline
     for i, objective in enumerate(objectives):
         if objective.pipeline is not pipeline:
             raise ValueError(
-                f"population: the objective of member {i} has a pipeline of its own; members may differ in "
-                "seed, optimizer and weights: make all objectives of one pipeline"
+                f"population: member {i} has a pipeline of its own; members differ in seeds, optimizers and "
+                "weights only: make all objectives with one pipeline"
             )
     for path, n in pipeline.items():
         if isinstance(n.stage.config, Function):
             raise ValueError(
-                f"population: node {path!r} is a plain function, which is given one patch and not one per "
+                f"population: node {path!r} is a plain function, which expects one patch and not one per "
                 "row; make it a stage with fpatch.define"
             )
-    return pipeline
 
 
 def _check_inputs(num: int, states: Sequence[TrainState], batches: Sequence[Batch]) -> None:
@@ -191,10 +204,13 @@ def _check_inputs(num: int, states: Sequence[TrainState], batches: Sequence[Batc
             f"population: {num} members need as many states and batches, got {len(states)} and "
             f"{len(batches)}; for the same photographs give [batch] * {num}"
         )
-    shapes = [optree.tree_map(lambda x: tuple(x.shape), batch) for batch in batches]
-    for i, other in enumerate(shapes):
-        if other != shapes[0]:
-            raise ValueError(
-                f"population: batches must have the same names and shapes, but that of member {i} has "
-                f"{other}, and that of member 0 {shapes[0]}"
-            )
+    shapes = [{name: list(value.shape) for name, value in batch.items()} for batch in batches]
+    for i, batch in enumerate(batches):
+        check_uses(batch)
+        for name in sorted({*shapes[0], *shapes[i]}):
+            first, own = shapes[0].get(name, "no such name"), shapes[i].get(name, "no such name")
+            if own != first:
+                raise ValueError(
+                    f"population: batches must have the same names and shapes, but {name!r} of member {i} "
+                    f"is {own}, and that of member 0 {first}; make all with one batch size and image size"
+                )

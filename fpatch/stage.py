@@ -181,6 +181,16 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
     """
     if key.ndim == 2:
         return key
+    check_uses(batch)
+    return random.fold_in(random.fold_in(key, batch["image_id"]), batch["draw"])
+
+
+def check_uses(batch: Batch) -> None:
+    """Refuse a batch in which two rows would have the same draws.
+
+    Raises:
+        ValueError: If it lacks `image_id` or `draw`, or repeats a pair of them.
+    """
     for name in ("image_id", "draw"):
         if name not in batch:
             raise ValueError(
@@ -195,7 +205,6 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
                 f"batch repeats (image_id, draw) = {pair}: both rows would have the same draws; "
                 "number the uses of a photograph in `draw` (0, 1, ...)"
             )
-    return random.fold_in(random.fold_in(key, image_id), draw)
 
 
 @dataclass(frozen=True)
