@@ -1,7 +1,8 @@
 """Patch-steps per second of a population in one step, over those of a loop of separate steps.
 
-Every member has its own patch and its own draws, on the same photographs; the population is timed with all
-members at once, and with so many at a time as make 16 rows.
+Every member has a patch, a learning rate and draws of its own, on the same four photographs; patches are a
+quarter of the picture wide. The population is timed with all members at once, and with some of them at a
+time, as many as a processor's cache holds best: 32 rows of 64 x 64 pixels, 8 of 224 x 224.
 
     python benchmarks/population.py [--repeats 11] [--device cpu] [--small]
 """
@@ -12,56 +13,48 @@ from workloads import make_batch, make_pipeline, make_victim
 import fpatch
 from fpatch import random
 
-ROWS_PER_MEMBER = 4
-ROWS_AT_ONCE = 16
+ROWS = 4
+"""Of each member."""
+ROWS_AT_ONCE = {64: 32, 224: 8}
 
 
 def measure(name: str, p: int, side: int, options: Options, record: Record) -> None:
-    """One victim and one size of population; patches are an eighth of the picture wide."""
-    victim, patch_px = make_victim(name), side // 4
-    pipeline = make_pipeline(victim, patch_px)
-    batch = make_batch(ROWS_PER_MEMBER, side, patch_px=patch_px)
-    objective = fpatch.Objective(pipeline, {pipeline.terms[0]: 1.0})
-    optimizers = [
-        fpatch.make_optimizer(fpatch.Optimizer(learning_rate=0.01 * (i + 1)), 1000) for i in range(p)
-    ]
-    states = [fpatch.make_state(objective, o, random.key(i)) for i, o in enumerate(optimizers)]
-    steps = [fpatch.make_step(objective, o) for o in optimizers]
-    at_once = {"all": None, "some": ROWS_AT_ONCE // ROWS_PER_MEMBER}
-    population = {
-        how: fpatch.make_population_step([objective] * p, optimizers, members_at_once=num)
+    """One victim, with so many members on pictures of one size."""
+    pipeline = make_pipeline(make_victim(name), side // 4)
+    batches = [make_batch(ROWS, side, patch_px=side / 4)] * p
+    objectives = [fpatch.Objective(pipeline, {pipeline.terms[0]: 1.0})] * p
+    settings = [fpatch.Optimizer(learning_rate=0.1 * (i + 1) / p) for i in range(p)]
+    optimizers = [fpatch.make_optimizer(s, 1000) for s in settings]
+    states = [fpatch.make_state(objectives[i], optimizers[i], random.key(i)) for i in range(p)]
+    separate = [fpatch.make_step(objectives[i], optimizers[i]) for i in range(p)]
+    at_once = {"all": None, "some": ROWS_AT_ONCE[side] // ROWS}
+    steps = {
+        how: fpatch.make_population_step(objectives, optimizers, members_at_once=num)
         for how, num in at_once.items()
     }
-
-    def loop() -> None:
-        for step, state in zip(steps, states, strict=True):
-            step(state, batch)
-
     times = interleave(
         {
-            "loop": loop,
-            "all": lambda: population["all"](states, [batch] * p),
-            "some": lambda: population["some"](states, [batch] * p),
+            "loop": lambda: [separate[i](states[i], batches[i]) for i in range(p)],
+            "all": lambda: steps["all"](states, batches),
+            "some": lambda: steps["some"](states, batches),
         },
         options.repeats,
         device=options.device,
     )
     record.add(
-        f"{name}, {p} members x {ROWS_PER_MEMBER} x {side} x {side}",
-        loop_per_s=1000 * p / times.ms("loop"),
-        all_per_s=1000 * p / times.ms("all"),
-        some_per_s=1000 * p / times.ms("some"),
-        ratio_all=times.ratio("loop", "all"),
-        ratio_some=times.ratio("loop", "some"),
+        f"{name}, {p} patches, {ROWS} x {side} x {side} each",
+        **{f"{how}_per_s": 1000 * p / times.ms(how) for how in ("loop", "all", "some")},
+        all_ratio=times.ratio("loop", "all"),
+        some_ratio=times.ratio("loop", "some"),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Every size of population and of picture."""
+    """Every number of members and size of picture."""
     options = read_options(__doc__, argv)
     record = Record("population", options.device, options.small)
     if options.small:
-        workloads = [("tiny", 2, 64)]
+        workloads = [("tiny", 10, 64)]
     else:
         workloads = [("mobilenet_v3_small", p, side) for p in (16, 64) for side in (64, 224)]
     for name, p, side in workloads:

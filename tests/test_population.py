@@ -302,7 +302,7 @@ def test_losses_on_the_patch_alone():
 
 
 def error(function: Callable[[], object]) -> str:
-    with pytest.raises(ValueError, match="^(population|batch)") as caught:
+    with pytest.raises(ValueError, match=r"^(population|batch)") as caught:
         function()
     return str(caught.value)
 
