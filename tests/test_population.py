@@ -23,7 +23,7 @@ RUNS = [(7, 0.02, 1.0), (8, 0.05, 0.3), (7, 0.01, 3.0)]
 
 
 def camera() -> Pipeline:
-    """A classifier behind a camera, with a loss on the patch before each row has its own, and one after."""
+    """A camera that has no vmap; a loss on the patch before each row has its own, and one after."""
     return pipeline(
         {
             "tanh": create.tanh(SHAPES),
@@ -34,7 +34,11 @@ def camera() -> Pipeline:
             "affine": node(compose.affine(), phases={"train"}),
             "flip": node(compose.horizontal_flip(), phases={"eval"}),
             "implant": implant.rectangle(scale=Range(0.4, 0.9)),
-            "camera": {"exposure": compose.exposure(), "noise": compose.read_noise(), "jpeg": compose.jpeg()},
+            "camera": {
+                "light": compose.augmentation("RandomPlanckianJitter", {"mode": "blackbody", "p": 0.5}),
+                "noise": compose.read_noise(),
+                "jpeg": compose.jpeg(),
+            },
             "victim": infer.classifier(classifier(seed=2)),
             "misclassify": losses.misclassify(),
         }
