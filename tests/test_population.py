@@ -261,8 +261,18 @@ def test_what_depends_on_the_patch_alone_is_computed_once_per_member():
     assert paths_of_members(two_implants()) == ["pixels"]
 
 
-def test_a_loss_that_may_read_more_is_computed_for_every_row():
+def apply_fade(config, patch_params, sample, values):
+    """A patch that is fainter on the one photograph than on the other."""
+    gain = 1 / (1 + values["image_id"].float())[:, None, None, None]
+    return {"patch": {name: gain * patch for name, patch in values["patch"].items()}}
+
+
+fade = define("fade", Own, deterministic, apply_fade, reads=("patch", "image_id"), writes=("patch",))
+
+
+def test_what_may_read_more_is_computed_for_every_row():
     made = demo().at("train") | {"by_photograph": by_photograph(), "size": size()}
+    made = made | {"fade": fade(), "smooth": node(losses.total_variation(), writes=["smooth"])}
     assert paths_of_members(made) == ["pixels", "total_variation", "non_printability"]
     population = Population(case(made))
     states, infos = population.together()
@@ -284,6 +294,30 @@ def test_a_patch_that_is_replaced_after_rows_have_read_it():
         }
     )
     assert paths_of_members(made) == ["pixels"]
+    population = Population(case(made), sgd)
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+def apply_plain(config, patch_params, sample, values):
+    return {"patch": {**values["patch"], "plain": torch.full((3, 8, 9), 0.4)}}
+
+
+plain = define("plain", Own, deterministic, apply_plain, reads=("patch",), writes=("patch",))
+
+
+def test_a_patch_that_no_parameters_went_into():
+    made = pipeline(
+        {
+            "pixels": create.pixels({"hood": (3, 20, 31)}),
+            "plain": plain(),
+            "implant": implant.warp(names=("hood", "plain")),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    assert paths_of_members(made) == ["pixels", "plain"]
     population = Population(case(made), sgd)
     states, infos = population.together()
     for i in range(len(RUNS)):
