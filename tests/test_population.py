@@ -270,11 +270,28 @@ def apply_fade(config, patch_params, sample, values):
 fade = define("fade", Own, deterministic, apply_fade, reads=("patch", "image_id"), writes=("patch",))
 
 
-def test_what_may_read_more_is_computed_for_every_row():
+def test_a_loss_that_may_read_more_is_computed_for_every_row():
     made = demo().at("train") | {"by_photograph": by_photograph(), "size": size()}
-    made = made | {"fade": fade(), "smooth": node(losses.total_variation(), writes=["smooth"])}
     assert paths_of_members(made) == ["pixels", "total_variation", "non_printability"]
     population = Population(case(made))
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+def test_a_patch_that_depends_on_the_photograph_is_computed_for_every_row():
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "fade": fade(),
+            "smooth": losses.total_variation(),
+            "implant": implant.warp(),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    assert paths_of_members(made) == ["pixels"]
+    population = Population(case(made), sgd)
     states, infos = population.together()
     for i in range(len(RUNS)):
         assert_same_run((states[i], infos[i]), population.alone(i))
