@@ -31,6 +31,7 @@ _NAMES = {
     "keep_freed_memory": "memory",
     "load_study": "study",
     "make_optimizer": "optim",
+    "make_population_step": "population",
     "make_state": "loop",
     "make_step": "loop",
     "node": "graph",
@@ -78,6 +79,7 @@ __all__ = [
     "load_study",
     "losses",
     "make_optimizer",
+    "make_population_step",
     "make_state",
     "make_step",
     "metrics",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from fpatch.memory import keep_freed_memory
     from fpatch.objective import Objective, value_and_grad
     from fpatch.optim import Optimizer, make_optimizer
+    from fpatch.population import make_population_step
     from fpatch.rates import success
     from fpatch.rerun import replay
     from fpatch.resource import Resource, define_loader

@@ -16,6 +16,7 @@ from torchopt.base import GradientTransformation
 from fpatch import random
 from fpatch.checks import check_number
 from fpatch.data import Loader
+from fpatch.graph import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.optim import Transformation
 from fpatch.stage import row_keys
@@ -97,33 +98,50 @@ def make_step(
     if compile and transform == "func":
         raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
     minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
-    look_ahead = optimizer.look_ahead if isinstance(optimizer, Transformation) else None
     gradient = accumulated(value_and_grad(minimized, transform), micro_batch)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch)
-        point = state.params
-        if look_ahead is not None:
-            point = pipeline.project(look_ahead(point, state.opt_state))
+        point = point_of_gradient(pipeline, optimizer, state)
         grads, loss = gradient(point, sample, batch)
         if rho:
             grads, _ = gradient(uphill(point, grads, rho), sample, batch)
-        more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, params=state.params, inplace=False, **more
-        )
-        moved = {name: value + updates[name] for name, value in state.params.items()}
-        info = StepInfo(
-            loss=loss.value,
-            terms=loss.terms,
-            grad_norm=norm(grads),
-            sample=sample,
-            batch={"image_id": batch["image_id"], "draw": batch["draw"]},
-        )
-        return TrainState(pipeline.project(moved), opt_state, state.step + 1, state.key), info
+        return finish(pipeline, optimizer, state, grads, loss, sample, batch)
 
     return step
+
+
+def point_of_gradient(
+    pipeline: Pipeline, optimizer: GradientTransformation, state: TrainState
+) -> dict[str, Tensor]:
+    """Where an optimizer asks for the gradient: at the parameters, or where it looks ahead to."""
+    if not isinstance(optimizer, Transformation) or optimizer.look_ahead is None:
+        return state.params
+    return pipeline.project(optimizer.look_ahead(state.params, state.opt_state))
+
+
+def finish(
+    pipeline: Pipeline,
+    optimizer: GradientTransformation,
+    state: TrainState,
+    grads: dict[str, Tensor],
+    loss: Loss,
+    sample: Sample,
+    batch: Batch,
+) -> tuple[TrainState, StepInfo]:
+    """The update that an optimizer makes of a gradient, and what there is to see of the step."""
+    more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
+    updates, opt_state = optimizer.update(grads, state.opt_state, params=state.params, inplace=False, **more)
+    moved = {name: value + updates[name] for name, value in state.params.items()}
+    info = StepInfo(
+        loss=loss.value,
+        terms=loss.terms,
+        grad_norm=norm(grads),
+        sample=sample,
+        batch={"image_id": batch["image_id"], "draw": batch["draw"]},
+    )
+    return TrainState(pipeline.project(moved), opt_state, state.step + 1, state.key), info
 
 
 Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]

@@ -50,7 +50,7 @@ class Objective:
         return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
 
     def weigh(self, terms: Mapping[str, Tensor]) -> Loss:
-        """The loss from its terms, [b] each."""
+        """The loss of terms already computed, [b] each."""
         value = sum(weight * terms[name].mean() for name, weight in self.weights.items())
         return Loss(value, dict(terms))  # type: ignore[arg-type]
 

@@ -91,6 +91,7 @@ class Definition(Generic[P]):
     describe: Callable[[Any], str] | None = None
     declare: Callable[[Any], Mapping[str, Any]] | None = None
     geometric: bool = False
+    of_patch: bool = False
     vmap: bool = True
     gradient: bool = True
     compile: bool = True
@@ -135,7 +136,8 @@ def define(
             begins is shown as its file), `show`, `describe`, and what it cannot do: `vmap=False`,
             `gradient=False`, `compile=False` (whole); `eager=True` for a stage whose values decide how much
             it computes, which a compiled step therefore leaves as it is; `geometric=True` for a stage that
-            moves pixels.
+            moves pixels; `of_patch=True` for a loss on the patch alone, which reads `patch`, and `image_id`
+            for nothing but the number of rows.
             `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
             of what is drawn.
 
@@ -182,6 +184,16 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
     """
     if key.ndim == 2:
         return key
+    check_uses(batch)
+    return random.fold_in(random.fold_in(key, batch["image_id"]), batch["draw"])
+
+
+def check_uses(batch: Batch) -> None:
+    """Refuse a batch in which two rows would have the same draws.
+
+    Raises:
+        ValueError: If it lacks `image_id` or `draw`, or repeats a pair of them.
+    """
     for name in ("image_id", "draw"):
         if name not in batch:
             raise ValueError(
@@ -196,7 +208,6 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
                 f"batch repeats (image_id, draw) = {pair}: both rows would have the same draws; "
                 "number the uses of a photograph in `draw` (0, 1, ...)"
             )
-    return random.fold_in(random.fold_in(key, image_id), draw)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,10 @@ def apply_first_member_backward(
     return {"image": FirstMemberBackward.apply(values["image"]).square()}
 
 
+def apply_by_photograph(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"by_photograph": values["image_id"] * values["patch"]["hood"].mean()}
+
+
 def apply_to_axis_0(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Any]:
     return {"patch": {name: patch.flip(0) for name, patch in values["patch"].items()}}
 
@@ -277,6 +281,18 @@ BROKEN = {
     ),
     "vmap_equals_a_loop": photo_case("first_member", apply=apply_first_member),
     "flat_population_equals_a_loop": patch_case("axis_0", apply_to_axis_0),
+    "what_is_of_the_patch_sees_no_photograph": case(
+        define(
+            "by_photograph",
+            Config,
+            deterministic,
+            apply_by_photograph,
+            reads=("patch", "image_id"),
+            writes=("by_photograph",),
+            role="loss",
+            of_patch=True,
+        )()
+    ),
     "sample_survives_a_table": photo_case("labeled", sample=draw_beside_the_sample, apply=apply_if_labeled),
     "gradient_reaches_every_leaf": patch_case("last_only", apply_to_the_last),
     "vmapped_gradient_equals_a_loop": photo_case("first_backward", apply=apply_first_member_backward),

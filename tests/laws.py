@@ -368,6 +368,18 @@ def flat_population_equals_a_loop(case: Case) -> None:
             assert_equal(own, value.expand_as(own), case.tolerance)
 
 
+@law(applies=lambda case: any(s.definition.of_patch for s in case.stages))
+def what_is_of_the_patch_sees_no_photograph(case: Case) -> None:
+    """A loss on the patch alone is the same in every row that shows it, whatever the photographs are."""
+    names = [n for s in case.stages if s.definition.of_patch for n in s.definition.writes]
+    sample = case.subject.sample(KEY, case.batch)
+    out = run(case, leaves(case), sample)
+    again = run(case, leaves(case), sample, {**case.batch, "image_id": case.batch["image_id"] + 100})
+    for name in names:
+        assert_equal(again[name], out[name])
+        assert_equal(out[name], out[name][:1].expand(NUM_ROWS))
+
+
 @law()
 def sample_survives_a_table(case: Case) -> None:
     """Through JSON and through Parquet and back, in the same bits; and it replays to the same bits."""

@@ -29,6 +29,7 @@ ROWS = """
     losses metrics
     objective optim data
     loop
+    population
     evaluation
     rates rerun
     log

@@ -16,9 +16,9 @@ NAMES = {
     "fpatch": """
         Node Objective Optimizer Pipeline Range Resource Run Stage Study TrainState __version__ analysis
         build compose control create data define define_loader deterministic evaluate evaluate_run fit
-        from_columns implant infer keep_freed_memory load_study losses make_optimizer make_state make_step
-        metrics node override pipeline random replay replay_run resume row_keys success to_columns train
-        value_and_grad viz
+        from_columns implant infer keep_freed_memory load_study losses make_optimizer make_population_step
+        make_state make_step metrics node override pipeline random replay replay_run resume row_keys success
+        to_columns train value_and_grad viz
     """,
     "fpatch.create": """
         fourier generator high_pass icc_profile low_pass mask mask_image palette pixels

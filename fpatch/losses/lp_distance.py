@@ -112,5 +112,6 @@ lp_distance = define(
     reads=("patch", "image_id"),
     writes=("lp_distance",),
     role="loss",
+    of_patch=True,
     fill=fill,
 )

@@ -115,4 +115,5 @@ non_printability = define(
     reads=("patch", "image_id"),
     writes=("non_printability",),
     role="loss",
+    of_patch=True,
 )

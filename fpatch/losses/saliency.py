@@ -52,4 +52,5 @@ saliency = define(
     reads=("patch", "image_id"),
     writes=("saliency",),
     role="loss",
+    of_patch=True,
 )

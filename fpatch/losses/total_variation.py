@@ -43,4 +43,5 @@ total_variation = define(
     reads=("patch", "image_id"),
     writes=("total_variation",),
     role="loss",
+    of_patch=True,
 )

@@ -1,0 +1,402 @@
+"""A population in one step against a run of each member by itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cases import SHAPES, Case, case, classifier, demo, two_implants, two_victims
+from laws import assert_equal
+from torch import Tensor, nn
+
+from fpatch import compose, create, define, deterministic, implant, infer, losses, node, pipeline, random
+from fpatch.graph import Pipeline
+from fpatch.loop import StepInfo, TrainState, make_state, make_step
+from fpatch.objective import Objective
+from fpatch.optim import Optimizer, Transformation, make_optimizer
+from fpatch.population import make_population_step, split
+from fpatch.types import Range
+
+NUM_STEPS = 5
+RUNS = [(7, 0.02, 1.0), (8, 0.05, 0.3), (7, 0.01, 3.0)]
+"""Seed, learning rate and weight of the last term of each member."""
+
+
+def camera() -> Pipeline:
+    """A camera that has no vmap; a loss on the patch before each row has its own, and one after."""
+    return pipeline(
+        {
+            "tanh": create.tanh(SHAPES),
+            "low": create.low_pass(0.4),
+            "smooth": losses.total_variation(),
+            "scroll": create.scroll(only=("roof",)),
+            "roughness": node(losses.total_variation(), writes=["roughness"]),
+            "affine": node(compose.affine(), phases={"train"}),
+            "flip": node(compose.horizontal_flip(), phases={"eval"}),
+            "implant": implant.rectangle(scale=Range(0.4, 0.9)),
+            "camera": {
+                "light": compose.augmentation("RandomPlanckianJitter", {"mode": "blackbody", "p": 0.5}),
+                "noise": compose.read_noise(),
+                "jpeg": compose.jpeg(),
+            },
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+
+
+PIPELINES = {
+    "demo": demo,
+    "two implants": two_implants,
+    "two victims": two_victims,
+    "camera": camera,
+}
+
+
+def weights_of(made: Pipeline, last: float) -> dict[str, float]:
+    return dict.fromkeys(made.terms, 1.0) | {made.terms[-1]: last}
+
+
+def adam(learning_rate: float) -> Transformation:
+    return make_optimizer(Optimizer("adam", learning_rate, "cosine"), 20)
+
+
+def sgd(learning_rate: float) -> Transformation:
+    """Which does not blow the rounding of small gradients up, as Adam does."""
+    return make_optimizer(Optimizer("sgd", 50 * learning_rate, "constant"), 20)
+
+
+class Population:
+    """Members that differ in all that they may, and what each does alone."""
+
+    def __init__(self, subject: Case, optimizer: Callable[[float], Transformation] = adam) -> None:
+        made = subject.subject
+        assert isinstance(made, Pipeline)
+        self.objectives = [Objective(made, weights_of(made, last)) for _, _, last in RUNS]
+        self.optimizers = [optimizer(rate) for _, rate, _ in RUNS]
+        self.states = tuple(
+            make_state(objective, o, random.key(seed))
+            for objective, o, (seed, _, _) in zip(self.objectives, self.optimizers, RUNS, strict=True)
+        )
+        later = {**subject.batch, "draw": subject.batch["draw"] + 10}
+        self.batches = [subject.batch, later, subject.batch]
+
+    def alone(self, i: int, num_steps: int = NUM_STEPS, **settings) -> tuple[TrainState, list[StepInfo]]:
+        step = make_step(self.objectives[i], self.optimizers[i], **settings)
+        state, infos = self.states[i], []
+        for _ in range(num_steps):
+            state, info = step(state, self.batches[i])
+            infos.append(info)
+        return state, infos
+
+    def together(self, num_steps: int = NUM_STEPS, **settings):
+        step = make_population_step(self.objectives, self.optimizers, **settings)
+        states, infos = self.states, []
+        for _ in range(num_steps):
+            states, info = step(states, self.batches)
+            infos.append(info)
+        return states, list(zip(*infos, strict=True))
+
+
+def assert_same_run(found, expected, tolerance: float = 1e-4) -> None:
+    (state, infos), (own_state, own_infos) = found, expected
+    assert state.step == own_state.step
+    assert torch.equal(state.key, own_state.key)
+    assert_equal(state.params, own_state.params, tolerance)
+    assert_equal(state.opt_state, own_state.opt_state, tolerance)
+    for info, own in zip(infos, own_infos, strict=True):
+        assert_equal(info.sample, own.sample)  # draws are equal to the bit
+        assert_equal(info.batch, own.batch)
+        assert_equal(info.terms, own.terms, tolerance)
+        torch.testing.assert_close(info.loss, own.loss, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(info.grad_norm, own.grad_norm, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_member_moves_as_in_a_run_of_its_own(name):
+    population = Population(case(PIPELINES[name]().at("train")))
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+        for patch, value in population.states[i].params.items():
+            assert float((states[i].params[patch] - value).abs().max()) > 1e-3
+    assert not torch.equal(infos[0][0].loss, infos[2][0].loss)
+
+
+OPTIMIZERS = {
+    "nifgsm": Optimizer("nifgsm", 0.01, "constant"),
+    "plateau": Optimizer("sgd", 2.0, "plateau", fall_every=2, patience=0, threshold=0.5),
+    "adamw": Optimizer("adamw", 0.02, "exponential", weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+def test_members_may_have_optimizers_of_other_kinds(rho):
+    """The one looks ahead, the other reads the loss; and both may be sharpness-aware."""
+    population = Population(case(demo().at("train")))
+    population.optimizers = [make_optimizer(settings, 20) for settings in OPTIMIZERS.values()]
+    population.states = tuple(
+        make_state(objective, optimizer, state.key)
+        for objective, optimizer, state in zip(
+            population.objectives, population.optimizers, population.states, strict=True
+        )
+    )
+    states, infos = population.together(rho=rho)
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i, rho=rho))
+
+
+@pytest.mark.parametrize("members_at_once", [1, 2, 3, 10])
+def test_so_many_members_at_once_change_nothing(members_at_once):
+    population = Population(case(camera().at("train")))
+    found, expected = population.together(members_at_once=members_at_once), population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((found[0][i], found[1][i]), (expected[0][i], expected[1][i]))
+
+
+class Counting(nn.Module):
+    """A classifier that keeps the number of rows of every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.rows = classifier(seed=2).value, []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.rows.append(len(images))
+        return self.inside(images)
+
+
+def test_the_victim_is_called_once_for_all_members_at_once():
+    model = Counting().eval()
+    made = camera().at("train") | {"victim": infer.classifier(model)}
+    population = Population(case(made))
+    model.rows.clear()
+    population.together(num_steps=1)
+    assert model.rows == [9]
+    model.rows.clear()
+    population.together(num_steps=1, members_at_once=2)
+    assert model.rows == [6, 3]
+
+
+def test_a_member_goes_on_alone_and_comes_back():
+    """What stands in a population is the ordinary state of each member, whatever step it has reached."""
+    population = Population(case(demo().at("train")))
+    step = make_population_step(population.objectives, population.optimizers)
+    states, _ = step(population.states, population.batches)
+    ahead, _ = make_step(population.objectives[1], population.optimizers[1])(states[1], population.batches[1])
+    states, infos = step((states[0], ahead, states[2]), population.batches)
+    assert [state.step for state in states] == [2, 3, 2]
+    for i, num_steps in enumerate([2, 3, 2]):
+        expected, own_infos = population.alone(i, num_steps)
+        assert_same_run((states[i], [infos[i]]), (expected, own_infos[-1:]))
+
+
+def test_members_do_not_see_each_other():
+    """A member that has diverged leaves the bits of the others alone, and so does its place."""
+    population = Population(case(demo().at("train")))
+    step = make_population_step(population.objectives, population.optimizers)
+    states, infos = step(population.states, population.batches)
+    poisoned = {
+        name: torch.full_like(value, torch.nan) for name, value in population.states[1].params.items()
+    }
+    first, second, third = population.states
+    others, other_infos = step((first, second._replace(params=poisoned), third), population.batches)
+    for i in 0, 2:
+        assert_equal(others[i].params, states[i].params)
+        assert_equal(other_infos[i].terms, infos[i].terms)
+    assert all(bool(value.isnan().any()) for value in others[1].params.values())
+
+
+def test_nothing_that_is_given_is_written():
+    population = Population(case(demo().at("train")))
+    before = [{name: value.clone() for name, value in state.params.items()} for state in population.states]
+    first, _ = population.together(num_steps=2)
+    again, _ = population.together(num_steps=2)
+    for i, state in enumerate(population.states):
+        assert_equal(state.params, before[i])
+        assert_equal(first[i].params, again[i].params)
+
+
+# -- what is computed once per member
+
+
+def paths_of_members(made: Pipeline) -> list[str]:
+    of_members, of_rows = split(made)
+    assert sorted([*of_members, *of_rows]) == sorted(made)
+    return list(of_members)
+
+
+@dataclass(frozen=True)
+class Own:
+    """No settings."""
+
+
+def apply_size(config, patch_params, sample, values):
+    """Mean of the parameters of every row, which has its own, times 1, 2, ... by the photograph."""
+    size = torch.stack([value.flatten(-3).mean(-1) for value in patch_params.values()]).mean(0)
+    return {"size": size.expand(len(values["image_id"])) * (1 + values["image_id"])}
+
+
+def apply_by_photograph(config, patch_params, sample, values):
+    """The same of what came out of the stages on the patches."""
+    size = torch.stack([value.flatten(-3).mean(-1) for value in values["patch"].values()]).mean(0)
+    return {"by_photograph": size.expand(len(values["image_id"])) * (1 + values["image_id"])}
+
+
+size = define("size", Own, deterministic, apply_size, reads=("image_id",), writes=("size",), role="loss")
+by_photograph = define(
+    "by_photograph",
+    Own,
+    deterministic,
+    apply_by_photograph,
+    reads=("patch", "image_id"),
+    writes=("by_photograph",),
+    role="loss",
+)
+
+
+def test_what_depends_on_the_patch_alone_is_computed_once_per_member():
+    assert paths_of_members(demo().at("train")) == ["pixels", "total_variation", "non_printability"]
+    assert paths_of_members(camera().at("train")) == ["tanh", "low", "smooth"]
+    assert paths_of_members(two_implants()) == ["pixels"]
+
+
+def apply_fade(config, patch_params, sample, values):
+    """A patch that is fainter on the one photograph than on the other."""
+    gain = 1 / (1 + values["image_id"].float())[:, None, None, None]
+    return {"patch": {name: gain * patch for name, patch in values["patch"].items()}}
+
+
+fade = define("fade", Own, deterministic, apply_fade, reads=("patch", "image_id"), writes=("patch",))
+
+
+def test_a_loss_that_may_read_more_is_computed_for_every_row():
+    made = demo().at("train") | {"by_photograph": by_photograph(), "size": size()}
+    assert paths_of_members(made) == ["pixels", "total_variation", "non_printability"]
+    population = Population(case(made))
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+def test_a_patch_that_depends_on_the_photograph_is_computed_for_every_row():
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "fade": fade(),
+            "smooth": losses.total_variation(),
+            "implant": implant.warp(),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    assert paths_of_members(made) == ["pixels"]
+    population = Population(case(made), sgd)
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+def test_a_patch_that_is_replaced_after_rows_have_read_it():
+    """The small implant shows the pixels, the large one what the filter makes of them."""
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "poster": implant.warp(scale=Range(0.8, 1.2)),
+            "low": create.low_pass(0.2),
+            "smooth": losses.total_variation(),
+            "sticker": node(implant.rectangle(scale=Range(0.2, 0.5)), reads={"scene": "image"}),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    assert paths_of_members(made) == ["pixels"]
+    population = Population(case(made), sgd)
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+def apply_plain(config, patch_params, sample, values):
+    return {"patch": {**values["patch"], "plain": torch.full((3, 8, 9), 0.4)}}
+
+
+plain = define("plain", Own, deterministic, apply_plain, reads=("patch",), writes=("patch",))
+
+
+def test_a_patch_that_no_parameters_went_into():
+    made = pipeline(
+        {
+            "pixels": create.pixels({"hood": (3, 20, 31)}),
+            "plain": plain(),
+            "implant": implant.warp(names=("hood", "plain")),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    assert paths_of_members(made) == ["pixels", "plain"]
+    population = Population(case(made), sgd)
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+def test_losses_on_the_patch_alone():
+    """No row reads it, and no photograph is there."""
+    made = pipeline(
+        {"tanh": create.tanh(SHAPES), "smooth": losses.total_variation(), "color": losses.saliency()}
+    )
+    assert paths_of_members(made) == ["tanh", "smooth", "color"]
+    population = Population(case(made))
+    states, infos = population.together()
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i))
+
+
+# -- what is refused
+
+
+def error(function: Callable[[], object]) -> str:
+    with pytest.raises(ValueError, match=r"^(population|batch)") as caught:
+        function()
+    return str(caught.value)
+
+
+def test_what_makes_no_population_is_refused():
+    population = Population(case(demo().at("train")))
+    objectives, optimizers = population.objectives, population.optimizers
+    assert "got 3 and 2; repeat" in error(lambda: make_population_step(objectives, optimizers[:2]))
+    assert "got 0 and 0" in error(lambda: make_population_step([], []))
+    stranger = Objective(demo().at("train"), {"vanish": 1.0})
+    mixed = [*objectives[:2], stranger]
+    assert "member 2 has a pipeline of its own" in error(lambda: make_population_step(mixed, optimizers))
+    assert "members_at_once" in error(lambda: make_population_step(objectives, optimizers, members_at_once=0))
+    assert "rho" in error(lambda: make_population_step(objectives, optimizers, rho=-1.0))
+
+
+def test_a_plain_function_is_refused():
+    def flat(values, patch_params):
+        return {"flat": values["image_id"] * sum(value.mean() for value in patch_params.values())}
+
+    made = pipeline({"pixels": create.pixels(SHAPES), "flat": flat})
+    one = Objective(made, {"flat": 1.0})
+    message = error(lambda: make_population_step([one], [adam(0.1)]))
+    assert "node 'flat' is a plain function" in message
+    assert "fpatch.define" in message
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    population = Population(case(demo().at("train")))
+    step = make_population_step(population.objectives, population.optimizers)
+    states, batches = population.states, population.batches
+    assert "3 members need as many" in error(lambda: step(states[:2], batches))
+    assert "give [batch] * 3" in error(lambda: step(states, batches[:1]))
+    two_rows = {name: value[:2] for name, value in batches[0].items()}
+    message = error(lambda: step(states, [batches[0], two_rows, batches[0]]))
+    assert "'box_valid' of member 1 is [2, 2], and that of member 0 [3, 2]" in message
+    more = {**batches[0], "extra": torch.zeros(3)}
+    assert "'extra' of member 2 is [3], and that of member 0 no such name" in error(
+        lambda: step(states, [*batches[:2], more])
+    )
+    repeated = {**batches[0], "image_id": torch.zeros(3, dtype=torch.int64), "draw": torch.zeros(3).long()}
+    assert "repeats (image_id, draw) = (0, 0)" in error(lambda: step(states, [repeated, *batches[1:]]))
