@@ -364,7 +364,8 @@ def test_the_sections_in_the_documentation_are_valid():
     optimizer, training = blocks
     assert decode(Optimizer, optimizer["optimizer"], "optimizer").fall_every == 20
     assert decode(Train, training["train"], "train").rho == 0.5
-    indented = re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
+    plain = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    indented = re.findall(r"(?:^    .*\n)+", plain, re.MULTILINE)
     for block in map(tomllib.loads, map(textwrap.dedent, indented)):
         for stage in block["pipeline"].values():
             definition = lookup(stage.pop("stage"), Definition, "documentation")

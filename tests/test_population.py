@@ -37,7 +37,7 @@ def camera() -> Pipeline:
             "camera": {
                 "light": compose.augmentation("RandomPlanckianJitter", {"mode": "blackbody", "p": 0.5}),
                 "noise": compose.read_noise(),
-                "jpeg": compose.jpeg(),
+                "blur": compose.blur(),
             },
             "victim": infer.classifier(classifier(seed=2)),
             "misclassify": losses.misclassify(),

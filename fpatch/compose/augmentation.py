@@ -96,7 +96,7 @@ def sample(config: Augmentation, keys: Tensor, batch: Batch) -> AugmentationSamp
 
 def apply(config: Augmentation, patch_params: Params, sample: AugmentationSample, values: Values) -> Values:
     if torch.compiler.is_compiling():  # not as a decorator, which would import the compiler: a second
-        return torch.compiler.disable(_apply)(config, sample, values)
+        return torch.compiler.disable(_apply)(config, sample, values)  # type: ignore[reportCallIssue]
     return _apply(config, sample, values)
 
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -108,8 +109,8 @@ class Loader:
 
     def _prepare(
         self, step: int, stream: torch.cuda.Stream | None
-    ) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """The batch of a step, and the event after which it is complete on the GPU."""
+    ) -> tuple[dict[str, Tensor], Any]:
+        """The batch of a step, and the CUDA event after which it is complete, or None."""
         if stream is None:
             return self.batch(step), None
         with torch.cuda.stream(stream):
