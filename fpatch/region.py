@@ -90,22 +90,17 @@ def implant_quads(
     # beyond them through infinity.
     x0, y0, x1, y1 = bounds[..., None, None].unbind(2)
     covered = ((point >= 0) & (point <= size)).all(-1) & (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
-    if antialias:
-        footprint = _footprint(m, unit_point, depth) * size
-        minified = covered & (footprint > 1).any(-1)
-        seen = _interpolate(atlas, quad_patch, point, size, covered & ~minified)
-        if not is_concrete(minified) or bool(minified.any()):
-            seen = seen + _average(atlas, sizes, quad_patch, point, footprint, minified)
-    else:
-        seen = _interpolate(atlas, quad_patch, point, size, covered)
-    seen = seen * (opacity * present)[..., None, None, None]
+    footprint = _footprint(m, unit_point, depth) * size if antialias else torch.zeros_like(point)
+    seen = _show(atlas, sizes, quad_patch, point, footprint, covered)
+    alpha = seen[:, :, 3:] if masks else covered[:, :, None].to(seen)
+    color, alpha = (x * (opacity * present)[..., None, None, None] for x in (seen[:, :, :3], alpha.detach()))
 
     base = (top * w + left).long()
     offset = (torch.arange(region_h, device=scene.device)[:, None] * w) + torch.arange(
         region_w, device=scene.device
     )
     index = base[..., None] + offset.flatten()
-    color, alpha = seen[:, :, :3].flatten(-2), seen[:, :, 3:].flatten(-2).detach()
+    color, alpha = color.flatten(-2), alpha.flatten(-2)
     if match_brightness:
         below = luma(scene).flatten(-2).expand(b, index.shape[1], -1).gather(-1, index)
         color = _match_brightness(color, alpha, below[:, :, None])
@@ -136,10 +131,10 @@ def _find_present(quads: Tensor, opacity: Tensor) -> Tensor:
 def _make_atlas(
     patches: Mapping[str, Tensor], names: tuple[str, ...], masks: Mapping[str, Tensor], b: int
 ) -> tuple[Tensor, Tensor]:
-    """All patches, premultiplied, with their alpha as fourth channel, padded to one size.
+    """All patches, padded to one size; if there are masks, premultiplied, with alpha as fourth channel.
 
     Returns:
-        [1 or b, n, 4, h, w], and their true sizes (w, h) [n, 2].
+        [1 or b, n, 3 or 4, h, w], and their true sizes (w, h) [n, 2].
     """
     for name in masks:
         if name not in names:
@@ -158,12 +153,13 @@ def _make_atlas(
                 "put create.stack(3) before the implant"
             )
         size = patch.shape[-2:]
-        alpha = patch.new_ones(1, *size)
-        if name in masks:
-            mask = masks[name].to(patch)[None]
-            alpha = F.interpolate(mask, size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
-        patch = patch if patch.ndim == 4 else patch[None]
-        page = torch.cat([patch * alpha, alpha.expand(len(patch), -1, -1, -1)], dim=1)
+        page = patch if patch.ndim == 4 else patch[None]
+        if masks:
+            alpha = patch.new_ones(1, *size)
+            if name in masks:
+                mask = masks[name].to(patch)[None]
+                alpha = F.interpolate(mask, size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
+            page = torch.cat([page * alpha, alpha.expand(len(page), -1, -1, -1)], dim=1)
         pages.append(F.pad(page, (0, width - size[1], 0, height - size[0])).expand(rows, -1, -1, -1))
         sizes.append(size)
     atlas = torch.stack(pages, dim=1)
@@ -176,8 +172,22 @@ def _footprint(m: Tensor, unit_point: Tensor, depth: Tensor) -> Tensor:
     return slope.square().sum(3).sqrt().movedim(2, -1) / depth.abs()[..., None]
 
 
+def _show(
+    atlas: Tensor, sizes: Tensor, quad_patch: Tensor, point: Tensor, footprint: Tensor, covered: Tensor
+) -> Tensor:
+    """What every point of the regions shows, [b, k, c, y, x], and 0 where no patch is."""
+    minified = covered & (footprint > 1).any(-1)
+    magnified, size = covered & ~minified, sizes[quad_patch][..., None, None, :]
+    seen = atlas.new_zeros((*quad_patch.shape, atlas.shape[2], *covered.shape[2:]))
+    if not is_concrete(magnified) or bool(magnified.any()):
+        seen = seen + _interpolate(atlas, quad_patch, point, size, magnified)
+    if not is_concrete(minified) or bool(minified.any()):
+        seen = seen + _average(atlas, sizes, quad_patch, point, footprint, minified)
+    return seen
+
+
 def _interpolate(atlas: Tensor, quad_patch: Tensor, point: Tensor, size: Tensor, where: Tensor) -> Tensor:
-    """Patches at points [b, k, y, x, 2], bilinearly, and 0 elsewhere; [b, k, 4, y, x]."""
+    """Patches at points [b, k, y, x, 2], bilinearly, and 0 elsewhere; [b, k, c, y, x]."""
     b, num = len(quad_patch), atlas.shape[1]
     chosen = torch.arange(b, device=atlas.device)[:, None] * num + quad_patch
     textures = atlas.expand(b, -1, -1, -1, -1).flatten(0, 1).index_select(0, chosen.flatten())
@@ -193,7 +203,7 @@ def _average(
 ) -> Tensor:
     """Means of patches over boxes about points, as far as they lie inside, and 0 elsewhere.
 
-    Shapes: point and width [b, k, y, x, 2], where [b, k, y, x], result [b, k, 4, y, x].
+    Shapes: point and width [b, k, y, x, 2], where [b, k, y, x], result [b, k, c, y, x].
 
     A side is at least one texel, where the mean is what bilinear interpolation gives. It is a difference of
     four entries in a table of the sums of all texels above and to the left; the tables lie side by side, with
@@ -219,7 +229,7 @@ def _average(
     mean = ((whole - above - before + above_left) / area).to(atlas)
     # what rounding leaves of nothing is nothing, with the gradient of the mean
     mean = mean - torch.where(mean < ROUNDING, mean, 0.0).detach()
-    drawn = mean.new_zeros(4, where.numel()).index_copy(1, index, mean)
+    drawn = mean.new_zeros(len(mean), where.numel()).index_copy(1, index, mean)
     return drawn.unflatten(1, where.shape).movedim(0, 2)
 
 
