@@ -361,9 +361,10 @@ def test_a_negative_rho_is_refused_before_a_run(tmp_path):
 def test_the_sections_in_the_documentation_are_valid():
     page = (Path(__file__).parent.parent / "docs/training.md").read_text()
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
-    optimizer, training = blocks
+    optimizer, training, faster = blocks
     assert decode(Optimizer, optimizer["optimizer"], "optimizer").fall_every == 20
     assert decode(Train, training["train"], "train").rho == 0.5
+    assert decode(Train, faster["train"], "train").precision == "bfloat16"
     plain = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     indented = re.findall(r"(?:^    .*\n)+", plain, re.MULTILINE)
     for block in map(tomllib.loads, map(textwrap.dedent, indented)):
