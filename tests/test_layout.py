@@ -34,7 +34,8 @@ ROWS = """
     config
     study
     doctor stratified transfer
-    tune launch console
+    tune
+    launch console
     demo
     cli
     __main__
