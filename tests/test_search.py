@@ -133,7 +133,7 @@ def test_a_lucky_value_of_large_error_does_not_draw_the_search_to_it():
 
 @pytest.mark.slow
 def test_with_a_noisy_objective_it_finds_the_top_for_knowing_its_errors():
-    """Every other trial is measured twenty times worse: where the last trials are, in truth, over three seeds."""
+    """Every other trial is measured far worse: how high the last trials are, in truth, over three seeds."""
 
     def height(told: float) -> float:
         found = []

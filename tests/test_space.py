@@ -94,7 +94,7 @@ def test_it_survives_json():
         ("a = 2026-01-01", "expected a scalar, an interval or choices, got datetime.date"),
         ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {c = 1}}", "'c' must be a choice or scalar"),
         ("b = {low = 0, high = 1, when = {a = 1}}\na = {choices = [1, 2]}", "'a' must be a choice or scalar"),
-        ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {a = 3}}", r"a is never 3; it is one of \[1,"),
+        ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {a = 3}}", "a is never 3; it is one of"),
         ("a = {low = 0, high = 1, when = {a = 1}}", "'a' must be a choice or scalar above it"),
         ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = 3}", "when must be a table"),
         ("a = {low = 0, high = 1}\nb = {low = 0, high = 1, when = {a = 1}}", "'a' must be a choice"),

@@ -245,9 +245,9 @@ class Touchy:
 
 
 def apply_touchy(config, params, sample, values):
-    if len(values["image_id"]) > config.rows:
+    if len(values["image"]) > config.rows:
         raise torch.OutOfMemoryError("no memory for so many rows")
-    if config.brightness < 0.5 and params["side"].mean() != 0 and len(values["image_id"]) == 4:
+    if config.brightness < 0.5 and params["side"].mean() != 0 and len(values["image"]) == 4:
         raise RuntimeError("too dark to see")
     return {"touchy": 0.0 * values["image"].mean((1, 2, 3))}
 
@@ -312,12 +312,12 @@ def test_what_is_behind_is_stopped_and_left_as_a_finished_run(tmp_path):
         "objective": "success/drop/patch",
         "max_concurrent": 1,
     }
-    plan = make_plan(tmp_path, space=space, search="grid", num_trials=None, study={"every": 1}, **settings)
+    plan = make_plan(tmp_path, space=space, search="grid", num_trials=None, **settings)
     journal = begin(plan)
     work(journal, plan)
     entries = journal.entries()
     assert [e.outcome.status for e in entries][:2] == ["finished", "stopped"]
-    assert [p.step for p in entries[1].points] == [1, 2, 3]
+    assert [p.step for p in entries[1].points] == [3]
     run = Run(journal.run_folder("0001"))
     assert run.checkpoint_steps() == [0, 2, 3]
     assert (run.folder / "patch/side.png").exists()
@@ -326,23 +326,22 @@ def test_what_is_behind_is_stopped_and_left_as_a_finished_run(tmp_path):
 
 
 def test_a_member_that_is_never_replaced_trains_as_one_long_run(tmp_path):
-    """Generations of two steps hand on the exact state."""
+    """Generations of three steps hand on the exact state."""
     plan = make_plan(
         tmp_path,
         search="population",
-        num_trials=12,
-        population={"size": 4, "every": 2},
-        study={"every": 2},
+        num_trials=8,
+        population={"size": 4, "every": 3},
         objective="success/drop/patch",
     )
     journal = begin(plan)
     work(journal, plan, steps=9)  # killed in the second generation
     work(journal, plan)
     entries = {e.trial.name: e for e in journal.entries()}
-    assert [e.outcome.status for e in entries.values()] == ["finished"] * 12
-    assert [e.trial.until for e in entries.values()] == [2] * 4 + [4] * 4 + [6] * 4
+    assert [e.outcome.status for e in entries.values()] == ["finished"] * 8
+    assert [e.trial.until for e in entries.values()] == [3] * 4 + [6] * 4
     chains = []
-    for last in list(entries)[8:]:
+    for last in list(entries)[4:]:
         chain = [entries[last]]
         while (parent := chain[-1].trial.parent) is not None:
             chain.append(entries[parent])
@@ -356,7 +355,7 @@ def test_a_member_that_is_never_replaced_trains_as_one_long_run(tmp_path):
     assert parameters(Run(journal.run_folder(last.name))) == parameters(whole)
     child = replaced[0][0].trial
     like = make_parts(trial_study(plan, child, tmp_path)).initial
-    start, _ = Run(journal.run_folder(child.name)).load_checkpoint("step-00000004", like)
+    start, _ = Run(journal.run_folder(child.name)).load_checkpoint("step-00000003", like)
     end, _ = Run(journal.run_folder(child.parent)).load_checkpoint("last", like)
     assert all(torch.equal(start.params[n], end.params[n]) for n in end.params)
     assert torch.equal(start.key, end.key)

@@ -94,6 +94,9 @@ def drive(
     Raises:
         KeyboardInterrupt: Ctrl-C; every trial can go on from its last checkpoint.
     """
+    dispatcher = Dispatcher(journal, plan, notify)
+    if dispatcher.exhausted:
+        return
     with connected(plan) as ray:
         bound = {"folder": str(journal.folder.resolve()), "cpus": plan.sweep.cpus, "resources": resources}
         trainable = ray.tune.with_resources(
@@ -104,7 +107,7 @@ def drive(
             ray.tune.run(
                 trainable,
                 name="ray",
-                search_alg=make_searcher(Dispatcher(journal, plan, notify), plan.sweep.mode),
+                search_alg=make_searcher(dispatcher, plan.sweep.mode),
                 num_samples=-1,
                 storage_path=str(journal.folder.resolve()),
                 max_failures=plan.sweep.retries,

@@ -53,6 +53,12 @@ def trial_study(plan: Plan, trial: Trial, runs: Path, resources: Mapping[str, An
     return vary(plan.study, settings, resources)
 
 
+def num_steps(plan: Plan, trial: Trial) -> int:
+    """Updates of a trial that is not stopped."""
+    settings = {"train.num_steps": plan.study.train.num_steps, **plan.space.fixed, **trial.settings}
+    return settings["train.num_steps"] if trial.until is None else trial.until
+
+
 def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
     """Refuse what would fail in every trial, or in those at an end of the space, before anything starts.
 
@@ -72,7 +78,7 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
             raise SpaceError(f"space.{name} = {settings[name]!r}: {str(error).removeprefix('--')}") from error
         _check_weights(varied)
         first = first or varied
-        if plan.sweep.search == "population" and varied.train.num_steps != plan.study.train.num_steps:
+        if plan.sweep.search == "population" and "train.num_steps" in plan.space.varied:
             raise SpaceError(
                 "space.train.num_steps cannot vary in a population: its members share their steps"
             )
@@ -130,11 +136,12 @@ def next_trial(plan: Plan, entries: list[Entry]) -> Trial | None:
         child = propose_child(sweep.population, plan.space, seen, key)
         if child is None:
             return None
-        until = min((child.generation + 1) * sweep.population.every, plan.study.train.num_steps)
+        trial = Trial(name, child.settings, seed)
+        until = min((child.generation + 1) * sweep.population.every, num_steps(plan, trial))
         if child.parent is None:
-            return Trial(name, child.settings, seed, None, until)
+            return trial._replace(until=until)
         parent = entries[child.parent].trial
-        return Trial(name, child.settings, parent.seed, parent.name, until)
+        return trial._replace(seed=parent.seed, parent=parent.name, until=until)
     proposers = {
         "random": propose_random,
         "grid": propose_grid(sweep.grid_points),
@@ -158,7 +165,8 @@ def is_behind(plan: Plan, name: str, entries: list[Entry]) -> bool:
         return False
     points = {e.trial.name: [(p.step, sign * p.value) for p in e.points] for e in entries}
     own = points.pop(name)
-    return bool(own) and should_stop(rule, plan.study.train.num_steps, own, points)
+    (trial,) = (e.trial for e in entries if e.trial.name == name)
+    return bool(own) and should_stop(rule, num_steps(plan, trial), own, points)
 
 
 def best_entry(journal: Journal, plan: Plan) -> Entry | None:

@@ -1,5 +1,6 @@
 """What a sweep leaves for people: a parent run in MLflow and TensorBoard, a table, figures, progress."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from fpatch.schema import flatten
 from fpatch.study import Report
 from fpatch.tune.figures import save_figures
 from fpatch.tune.journal import Entry, Journal
-from fpatch.tune.plan import Plan, best_entry
+from fpatch.tune.plan import Plan, best_entry, num_steps
 from fpatch.tune.table import save_table
+
+_logger = logging.getLogger(__name__)
 
 _PAUSE_S = 30.0
 """After a failure, MLflow is left alone for so long."""
@@ -64,13 +67,18 @@ class SweepLog:
         self._log.commit(self._step)
         for entry in done:
             self._send_rest(entry)
+        self._log.close(finished)
         self._no_link_before = 0.0
         self._link()
-        self._log.close(finished)
+        if unsent := [e.trial.name for e in done if not self._is_told(e)]:
+            _logger.warning(
+                "MLflow lacks what %d of %d trials recorded; it is kept: `fpatch sweep resume %s` sends it",
+                len(unsent), len(done), self._journal.folder,
+            )  # fmt: skip
 
     def _tell(self, entry: Entry) -> None:
         plan, trial = self._plan, entry.trial
-        total = trial.until or plan.study.train.num_steps
+        total = num_steps(plan, trial)
         step = entry.points[-1].step if entry.points else 0
         note = f"{plan.sweep.objective} {entry.value:.4g}" if entry.points else ""
         if entry.outcome is None:
@@ -120,6 +128,15 @@ class SweepLog:
             self._no_link_before = time.monotonic() + _PAUSE_S
         else:
             self._linked |= set(new)
+
+    def _is_told(self, entry: Entry) -> bool:
+        """Whether MLflow has all of a trial, and has it below the sweep; true without MLflow."""
+        folder = self._journal.run_folder(entry.trial.name)
+        if not isinstance(self._plan.study.log.mlflow, str) or not (folder / "records.jsonl").exists():
+            return True
+        from fpatch.log import mlflow
+
+        return mlflow.is_sent(folder) and self._linked.issuperset(mlflow.run_ids([folder]))
 
     def _send_rest(self, entry: Entry) -> None:
         """Send what MLflow did not take while the trial ran."""
