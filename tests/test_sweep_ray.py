@@ -30,15 +30,21 @@ def the_sweep(folder: Path) -> Journal:
     return Journal(found)
 
 
-def start(*words, folder: Path, **more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*words),
-        cwd=folder,
-        env=environment(**more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path):
+    """Starts commands; those that a test leaves behind are ended."""
+    begun = []
+
+    def start(*words) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun.append(subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), **pipes))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 240) -> None:
@@ -85,10 +91,10 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in children if "FpatchTrial" in title(child)]
 
 
-def test_a_sweep_from_the_command_line(tmp_path):
+def test_a_sweep_from_the_command_line(start, tmp_path):
     sweep = 'num_trials = 3\nsearch = "random"\nmax_concurrent = 2'
     path = sweep_file(tmp_path / "ray", sweep)
-    process = start("sweep", path, folder=tmp_path)
+    process = start("sweep", path)
     wait_until(lambda: bool(workers(process)), process)
     listening = {
         c.laddr.ip
@@ -108,10 +114,10 @@ def test_a_sweep_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_driver(tmp_path, how):
+def test_a_killed_driver(start, tmp_path, how):
     sweep = 'num_trials = 3\nsearch = "random"\nmax_concurrent = 2'
     path = sweep_file(tmp_path / "ray", sweep, **LONG)
-    process = start("sweep", path, folder=tmp_path)
+    process = start("sweep", path)
     points = tmp_path / "ray/runs"
     wait_until(lambda: len(list(points.glob("*/journal/*.points.jsonl"))) == 2, process)
     process.send_signal(how)
@@ -122,7 +128,7 @@ def test_a_killed_driver(tmp_path, how):
         assert f"go on with: fpatch sweep resume {journal.folder}" in err
     began = {n: Run(journal.run_folder(n)).checkpoint_steps() for n in journal.names()}
     assert not all(e.outcome for e in journal.entries())
-    again = start("sweep", "resume", journal.folder, "--config", path, folder=tmp_path)
+    again = start("sweep", "resume", journal.folder, "--config", path)
     out, err = again.communicate()
     assert again.returncode == 0, err
     assert "trials: 3 done" in out
@@ -133,22 +139,22 @@ def test_a_killed_driver(tmp_path, how):
     assert [e.outcome.time for e in journal.entries() if e.outcome] == done
 
 
-def test_a_killed_worker(tmp_path):
+def test_a_killed_worker(start, tmp_path):
     sweep = 'num_trials = 2\nsearch = "random"\nmax_concurrent = 1'
     path = sweep_file(tmp_path / "ray", sweep, **LONG)
-    process = start("sweep", path, folder=tmp_path)
+    process = start("sweep", path)
     folder = tmp_path / "ray/runs"
     wait_until(lambda: bool(list(folder.glob("*/journal/0000.points.jsonl"))), process)
-    (worker,) = workers(process)
-    worker.kill()
+    wait_until(lambda: len(workers(process)) == 1, process)
+    workers(process)[0].kill()
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert_same(the_sweep(tmp_path / "ray"), trained_here(tmp_path / "here", LONG, sweep), 60)
 
 
-def test_a_worker_that_dies_again_and_again_is_given_up(tmp_path):
+def test_a_worker_that_dies_again_and_again_is_given_up(start, tmp_path):
     path = sweep_file(tmp_path, 'num_trials = 2\nsearch = "random"\nretries = 1\nmax_concurrent = 1', **LONG)
-    process = start("sweep", path, folder=tmp_path)
+    process = start("sweep", path)
     killed: set[int] = set()
     for _ in range(2):
         wait_until(lambda: bool({w.pid for w in workers(process)} - killed), process)
@@ -172,7 +178,7 @@ from fpatch.study import Report
 from fpatch.tune.driver import import_ray
 
 if __name__ == "__main__":
-    ray = import_ray()
+    ray = import_ray("a cluster")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -238,17 +244,17 @@ def assert_nested(journal: Journal, uri: str, num_steps: int) -> None:
         assert not by_id
 
 
-def test_mlflow_shows_the_trials_below_the_sweep(tmp_path, empty_store):  # noqa: F811
+def test_mlflow_shows_the_trials_below_the_sweep(start, tmp_path, empty_store):  # noqa: F811
     path = sweep_file(tmp_path, 'num_trials = 2\nsearch = "random"', mlflow=True)
     (tmp_path / "runs").mkdir()
     shutil.copyfile(empty_store, tmp_path / "runs/mlflow.db")
-    process = start("sweep", path, folder=tmp_path)
+    process = start("sweep", path)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert_nested(the_sweep(tmp_path), local_uri(tmp_path / "runs"), 6)
 
 
-def test_an_mlflow_server_that_is_down_for_a_minute(tmp_path, empty_store):  # noqa: F811
+def test_an_mlflow_server_that_is_down_for_a_minute(start, tmp_path, empty_store):  # noqa: F811
     """Trials end while it is away; when it is back everything stands in it once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -257,7 +263,7 @@ def test_an_mlflow_server_that_is_down_for_a_minute(tmp_path, empty_store):  # n
     path = sweep_file(tmp_path, 'num_trials = 3\nsearch = "random"\nmax_concurrent = 1', mlflow=uri)
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     with mlflow_server(tmp_path, port):
-        process = start("sweep", path, folder=tmp_path)
+        process = start("sweep", path)
         runs = tmp_path / "runs"
         wait_until(lambda: bool(list(runs.glob("*/journal/0000.outcome.json"))), process)
     down = time.monotonic()
@@ -268,7 +274,7 @@ def test_an_mlflow_server_that_is_down_for_a_minute(tmp_path, empty_store):  # n
     assert f"fpatch sweep resume {journal.folder}" in err
     time.sleep(max(0.0, 60 - (time.monotonic() - down)))
     with mlflow_server(tmp_path, port):
-        again = start("sweep", "resume", journal.folder, folder=tmp_path)
+        again = start("sweep", "resume", journal.folder)
         _, err = again.communicate()
         assert again.returncode == 0, err
         assert_nested(journal, uri, 6)

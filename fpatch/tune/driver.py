@@ -28,13 +28,21 @@ _ENVIRONMENT = {
 }
 
 
-def import_ray() -> Any:
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""What Ray does on these systems by itself: listen on loopback only. It is read when Ray is imported."""
+
+
+def import_ray(address: str | None = None) -> Any:
     """Ray with Tune.
+
+    Args:
+        address: Of a cluster; None: Ray is told to be reachable from this machine only.
 
     Raises:
         ImportError: Without the extra `sweep`.
     """
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     try:
         with _quiet():
             import ray
@@ -61,7 +69,7 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def connected(plan: Plan) -> Iterator[Any]:
     """Ray on this machine's loopback, or the cluster of `sweep.address`; one that runs already is left."""
-    ray = import_ray()
+    ray = import_ray(plan.sweep.address)
     mine = not ray.is_initialized()
     if mine:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -166,7 +174,6 @@ class Dispatcher:
 
 def make_searcher(dispatcher: Dispatcher, mode: str) -> Any:
     """A dispatcher as a searcher of Ray Tune."""
-    import_ray()
     from ray.tune.search import Searcher
 
     class JournalSearcher(Searcher):

@@ -98,7 +98,7 @@ def run_plan(plan: Plan, report: Report, resources: Mapping[str, Any] | None = N
         OSError: If the folder cannot be written.
     """
     check_plan(plan, resources)
-    import_ray()  # before anything is made
+    import_ray(plan.sweep.address)  # before anything is made
     runs = Path(plan.study.log.runs).resolve()
     own = {"log.runs": str(runs)}
     if plan.study.log.mlflow is True:
