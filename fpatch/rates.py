@@ -158,8 +158,9 @@ def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
 def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:
     """How uncertain the numbers of `scalars` are, by their names; what is not here is not known.
 
-    For rates and bootstrapped means the half width of the 95 % interval over 1.96; for means of columns the
-    spread over photographs, all rows of one together. NaN under five photographs.
+    For rates and bootstrapped means the half width of the 95 % interval over 1.96 (for rates too much where a
+    photograph has several rows, since Wilson's interval counts photographs); for means of columns the spread
+    over photographs, all rows of one together. NaN under five photographs.
     """
     found = _interval_errors(success(result.table, metric))
     if (objects := of_objects(result.objects, metric)) is not None:
