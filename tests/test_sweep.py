@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import re
 import shutil
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from fpatch.study import load_study, make_parts, resume, train, vary
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
-from fpatch.tune.plan import Plan, check_plan, trial_seed, trial_study
+from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
 from fpatch.tune.records import SweepLog
 from fpatch.tune.trial import run_trial
 
@@ -443,6 +445,33 @@ def test_a_file_is_read(tmp_path):
             tune.load_plan(broken)
 
 
+def test_the_page_on_sweeps_is_right():
+    text = (Path(__file__).parent.parent / "docs/sweeps.md").read_text()
+    raw = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    assert len(parse_space(raw["space"], toml=True).varied) == 6
+    assert decode(Sweep, raw["sweep"], "sweep").halving == tune.Halving(50, 3.0)
+
+
+def test_live_objects_are_handed_on(tmp_path):
+    """A victim made in code: the same as that from the file."""
+    from study_fixture import load_tiny
+
+    plan = make_plan(tmp_path, num_trials=1)
+    config = json.loads(json.dumps(plan.config))
+    model = load_tiny(str(tmp_path / "tiny.safetensors"))
+    config["study"]["pipeline"]["victim"]["model"] = {"live": "study_fixture:Tiny"}
+    resources = {"victim/model": model}
+    live = plan_from_config(config, resources)
+    check_plan(live, resources)
+    found = []
+    for name, some in (("file", plan), ("live", live)):
+        journal = Journal.create(tmp_path / name, name, some.config)
+        journal.add(next_trial(some, []))
+        list(run_trial(journal.folder, "0000", resources if name == "live" else None))
+        found.append(parameters(Run(journal.run_folder("0000"))))
+    assert found[0] == found[1]
+
+
 def test_commands_that_look_at_a_sweep(swept, capsys, tmp_path):
     _, journal = swept
     best = max(journal.entries(), key=lambda e: e.value)
@@ -468,7 +497,5 @@ def test_commands_that_look_at_a_sweep(swept, capsys, tmp_path):
 
 
 def test_toml_of_a_config_is_read_back(tmp_path):
-    import tomllib
-
     config = {"a": 1, "b": {"c": [1.5, 'x"y\n'], "d": {"e": {"f": True}}, "g/h": {"i": 1e-9}}, "none": None}
     assert tomllib.loads(to_toml(config)) == config | {"none": False}

@@ -152,6 +152,31 @@ def test_a_killed_worker(start, tmp_path):
     assert_same(the_sweep(tmp_path / "ray"), trained_here(tmp_path / "here", LONG, sweep), 60)
 
 
+def test_a_trial_that_raises(start, tmp_path):
+    """Before its first evaluation; the command tells of it, and the others finish."""
+    text = sweep_file(tmp_path, 'search = "grid"').read_text()
+    stage = '[pipeline.touchy]\nstage = "test_sweep:touchy"\n[pipeline.vanish]'
+    space = "[space]\npipeline.touchy.brightness = {choices = [0.25, 1.0]}\n[sweep]"
+    text = text.replace("[pipeline.vanish]", stage).replace("[sweep]", "")
+    (tmp_path / "study.toml").write_text(text[: text.index("[space]")] + f'{space}\nsearch = "grid"\n')
+    process = start("sweep", tmp_path / "study.toml")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "trial 0000: failed: RuntimeError: too dark to see" in out
+    assert [e.outcome.status for e in the_sweep(tmp_path).entries() if e.outcome] == ["failed", "finished"]
+
+
+def test_a_population(start, tmp_path):
+    sweep = 'search = "population"\nnum_trials = 8\npopulation = {size = 4, every = 3}\ncpus = 0.5'
+    process = start("sweep", sweep_file(tmp_path / "ray", sweep))
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    journal, whole = the_sweep(tmp_path / "ray"), trained_here(tmp_path / "here", {}, sweep)
+    for name in whole.names():
+        assert journal.entry(name).trial == whole.entry(name).trial
+        assert parameters(Run(journal.run_folder(name))) == parameters(Run(whole.run_folder(name)))
+
+
 def test_a_worker_that_dies_again_and_again_is_given_up(start, tmp_path):
     path = sweep_file(tmp_path, 'num_trials = 2\nsearch = "random"\nretries = 1\nmax_concurrent = 1', **LONG)
     process = start("sweep", path)

@@ -1,6 +1,7 @@
 """Ray Tune, as what starts and restarts trials. What is tried, and what was found, stands in the journal."""
 
 import logging
+import math
 import os
 import time
 import warnings
@@ -226,7 +227,7 @@ def _trainable(ray: Any) -> Any:
             from fpatch.tune.trial import run_trial
 
             self._points = run_trial(self._folder, new_config["trial"], self._resources)
-            self._last: dict[str, Any] = {}
+            self._last: dict[str, Any] = {"value": math.nan, "error": math.nan, "step": 0}
             return True
 
         def step(self) -> dict[str, Any]:
