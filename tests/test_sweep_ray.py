@@ -88,7 +88,9 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
             return ""
 
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "FpatchTrial" in title(child)]
+    return [
+        child for child in children if title(child).startswith(("ray::FpatchTrial", "ray::ResourceTrainable"))
+    ]
 
 
 def test_a_sweep_from_the_command_line(start, tmp_path):
@@ -156,14 +158,14 @@ def test_a_trial_that_raises(start, tmp_path):
     """Before its first evaluation; the command tells of it, and the others finish."""
     text = sweep_file(tmp_path, 'search = "grid"').read_text()
     stage = '[pipeline.touchy]\nstage = "test_sweep:touchy"\n[pipeline.vanish]'
-    space = "[space]\npipeline.touchy.brightness = {choices = [0.25, 1.0]}\n[sweep]"
+    space = "[space]\npipeline.touchy.brightness = {choices = [1.0, 0.25]}\n[sweep]"
     text = text.replace("[pipeline.vanish]", stage).replace("[sweep]", "")
     (tmp_path / "study.toml").write_text(text[: text.index("[space]")] + f'{space}\nsearch = "grid"\n')
     process = start("sweep", tmp_path / "study.toml")
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert "trial 0000: failed: RuntimeError: too dark to see" in out
-    assert [e.outcome.status for e in the_sweep(tmp_path).entries() if e.outcome] == ["failed", "finished"]
+    assert "trial 0001: failed: RuntimeError: too dark to see" in out
+    assert [e.outcome.status for e in the_sweep(tmp_path).entries() if e.outcome] == ["finished", "failed"]
 
 
 def test_a_population(start, tmp_path):
