@@ -41,12 +41,17 @@ _NAMES = {
     "replay_run": "study",
     "resume": "study",
     "row_keys": "stage",
+    "resume_sweep": "tune",
     "success": "rates",
+    "sweep": "tune",
     "to_columns": "columns",
     "train": "study",
     "value_and_grad": "objective",
 }
-_MODULES = ("analysis", "compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "viz")
+_MODULES = (
+    *("analysis", "compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "tune"),
+    "viz",
+)
 
 __all__ = [
     "Node",
@@ -90,16 +95,19 @@ __all__ = [
     "replay",
     "replay_run",
     "resume",
+    "resume_sweep",
     "row_keys",
     "success",
+    "sweep",
     "to_columns",
     "train",
+    "tune",
     "value_and_grad",
     "viz",
 ]
 
 if TYPE_CHECKING:
-    from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, viz
+    from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, tune, viz
     from fpatch.columns import from_columns, override, to_columns
     from fpatch.config import build
     from fpatch.evaluation import evaluate
@@ -115,6 +123,7 @@ if TYPE_CHECKING:
     from fpatch.runs import Run
     from fpatch.stage import Stage, define, deterministic, row_keys
     from fpatch.study import Study, evaluate_run, load_study, replay_run, resume, train
+    from fpatch.tune import resume_sweep, sweep
     from fpatch.types import Range
 
 

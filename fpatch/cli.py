@@ -18,6 +18,7 @@ from fpatch.console import (
     stage_table,
     success_table,
     transfer_table,
+    trials_table,
 )
 from fpatch.memory import keep_freed_memory
 
@@ -38,6 +39,8 @@ typical use:
   fpatch grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5
   fpatch transfer runs/20260101-120000-a runs/20260101-130000-b
   fpatch score truth.json detections.json --iou 0.5 --score 0.4
+  fpatch sweep study.toml --sweep.num_trials 24
+  fpatch sweep resume runs/20260101-120000-study-sweep
 """
 
 _OVERRIDES = (
@@ -55,6 +58,9 @@ _ANALYZE = (
 )
 
 
+_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 a difference was found, 2 wrong input)."""
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
@@ -62,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        overrides = _take_overrides(words) if words[:1] in (["train"], ["describe"], ["doctor"]) else {}
+        overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
         options.overrides = overrides
         return options.run(options)
@@ -188,6 +194,21 @@ def _make_parser() -> argparse.ArgumentParser:
     analyze.add_argument(
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
     )
+
+    sweep = _add(
+        commands,
+        "sweep",
+        _sweep,
+        "search a study's settings for the best objective, or see to a sweep that was started",
+        "WHAT is a study in TOML with the sections [space] and [sweep], or one of: status, the table of "
+        "trials; best, the best one; export, its study as TOML; resume, to go on. " + _OVERRIDES,
+    )
+    sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export or resume")
+    sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep")
+    sweep.add_argument("--trial", metavar="NAME", help="export: this one instead of the best, e.g. 0003")
+    sweep.add_argument("--out", metavar="FILE", help="export: where to (default: the terminal)")
+    sweep.add_argument("--config", metavar="CONFIG.toml", help="resume: refuse if this is another sweep now")
+    sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: so many in all")
 
     describe = _add(commands, "describe", _describe, "say what a study is, stage by stage", _OVERRIDES)
     describe.add_argument("config", metavar="CONFIG.toml", help="the study")
@@ -414,6 +435,73 @@ def _analyze(options: argparse.Namespace) -> int:
         viz.animate(run.folder, animation, decode)
     for path in (page, animation):
         console.print(f"  {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    verbs = {"status": _sweep_status, "best": _sweep_best, "export": _sweep_export, "resume": _sweep_resume}
+    if options.what in verbs:
+        if options.run_folder is None:
+            raise ValueError(f"fpatch sweep {options.what} RUN: the folder of a sweep must follow")
+        return verbs[options.what](options)
+    plan = tune.load_plan(options.what, options.overrides)
+    with progress_bars(lines="trial ") as report:
+        journal = tune.run_plan(plan, report)
+    return _say_sweep(journal.folder)
+
+
+def _sweep_resume(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    plan = tune.load_plan(options.config, options.overrides) if options.config else None
+    with progress_bars(lines="trial ") as report:
+        journal = tune.resume_sweep(options.run_folder, report, plan=plan, num_trials=options.num_trials)
+    return _say_sweep(journal.folder)
+
+
+def _say_sweep(folder: Path) -> int:
+    from fpatch import tune
+
+    journal = tune.Journal.open(folder)
+    console.print(trials_table(tune.read_plan(journal), journal.entries()))
+    commands = (f"fpatch sweep best {folder}", f"tensorboard --logdir {folder / 'hparams'}")
+    for line in (f"sweep folder: {folder}", *(f"  {command}" for command in commands)):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _sweep_status(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.Journal.open(options.run_folder)
+    console.print(trials_table(tune.read_plan(journal), journal.entries(), num_rows=None))
+    return 0
+
+
+def _sweep_best(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.Journal.open(options.run_folder)
+    plan = tune.read_plan(journal)
+    entry = tune.find_entry(journal, plan)
+    console.print(trials_table(plan, [entry]))
+    folder = journal.run_folder(entry.trial.name)
+    for line in (f"run folder: {folder}", f"  fpatch evaluate {folder}"):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _sweep_export(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    text = tune.export_trial(options.run_folder, options.trial)
+    if options.out is None:
+        print(text, end="")
+    else:
+        Path(options.out).write_text(text)
+        console.print(f"  {options.out}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fpatch.stratified import Cell
     from fpatch.study import Report
     from fpatch.transfer import Transfer
+    from fpatch.tune.journal import Entry
+    from fpatch.tune.plan import Plan
 
 TITLES = {
     "patch": "trained patch",
@@ -34,8 +36,12 @@ if not console.is_terminal:
 
 
 @contextmanager
-def progress_bars() -> "Iterator[Report]":
-    """A bar per task, on a terminal; elsewhere a line when a task is done."""
+def progress_bars(lines: str | None = None) -> "Iterator[Report]":
+    """A bar per task, on a terminal; elsewhere a line when a task is done.
+
+    Args:
+        lines: Tasks whose name begins so become a line on a terminal, too, when they are done.
+    """
     columns = [
         TextColumn("{task.description:<24}"),
         BarColumn(bar_width=32),
@@ -52,8 +58,11 @@ def progress_bars() -> "Iterator[Report]":
             elif bars.tasks[tasks[task]].finished and done < total:
                 bars.reset(tasks[task], total=total)
             bars.update(tasks[task], completed=done, total=total, note=note)
-            if done == total and not console.is_terminal:
-                console.print(f"{task}: {total} done {note}".rstrip())
+            is_line = lines is not None and task.startswith(lines)
+            if done == total and (is_line or not console.is_terminal):
+                what = note if is_line else f"{total} done {note}"
+                console.print(f"{task}: {what}".rstrip(), markup=False)
+                bars.update(tasks[task], visible=not is_line)
 
         yield report
 
@@ -190,6 +199,40 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
         counted = f"{rates['patch'].count} of {clean.count}"
         table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
     table.caption = "brackets are 95 % intervals over photographs"
+    return table
+
+
+def trials_table(plan: "Plan", entries: "Sequence[Entry]", num_rows: int | None = 12) -> Table:
+    """Trials, the best first, those that run or failed last; the end of a long list is left out."""
+    objective, sign = plan.sweep.objective, plan.sweep.sign
+    table = Table(title=f"{plan.study.name}: {objective}, {plan.sweep.mode}", title_justify="left")
+    table.title_style = "bold"
+    for heading in ("trial", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (objective, "step", *(n.removeprefix("objective.") for n in plan.space.varied)):
+        table.add_column(heading, justify="right")
+
+    def rank(entry: "Entry") -> tuple[int, float]:
+        status = "running" if entry.outcome is None else entry.outcome.status
+        group = ("finished", "stopped", "running", "failed").index(status)
+        return group, -sign * entry.value if entry.value == entry.value else float("inf")
+
+    for entry in sorted(entries, key=rank)[:num_rows]:
+        error = entry.points[-1].error if entry.points else float("nan")
+        value = f"{entry.value:.4g}" if entry.points else "-"
+        value += f" +- {error:.2g}" if error == error else ""
+        settings = [entry.trial.settings.get(n, "-") for n in plan.space.varied]
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in settings]
+        status = "running" if entry.outcome is None else entry.outcome.status
+        step = str(entry.points[-1].step) if entry.points else "0"
+        table.add_row(entry.trial.name, status, value, step, *map(Text, cells))
+    counts = [e.outcome.status if e.outcome else "running" for e in entries]
+    said = [f"{counts.count(s)} {s}" for s in ("finished", "stopped", "running", "failed") if s in counts]
+    sentences = [", ".join(said) + "; +- is a standard error over photographs"]
+    sentences += [
+        f"{e.trial.name} failed: {e.outcome.error}" for e in entries if e.outcome and e.outcome.error
+    ]
+    table.caption, table.caption_justify = Text("\n".join(sentences)), "left"
     return table
 
 

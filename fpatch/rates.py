@@ -15,6 +15,7 @@ import numpy as np
 
 from fpatch.evaluation import NONE, PATCH, Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
+from fpatch.metrics.intervals import TOO_FEW_PHOTOGRAPHS, Z
 
 Table = Mapping[str, np.ndarray]
 
@@ -152,6 +153,45 @@ def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
         if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
     }
     return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
+
+
+def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:
+    """How uncertain the numbers of `scalars` are, by their names; what is not here is not known.
+
+    For rates and bootstrapped means the half width of the 95 % interval over 1.96 (for rates too much where a
+    photograph has several rows, since Wilson's interval counts photographs); for means of columns the spread
+    over photographs, all rows of one together. NaN under five photographs.
+    """
+    found = _interval_errors(success(result.table, metric))
+    if (objects := of_objects(result.objects, metric)) is not None:
+        found |= {f"objects/{n}": v for n, v in _interval_errors(objects).items()}
+    names = [n for n in scalars(result, metric) if n in result.table]
+    return found | {n: _mean_error(result.table[n], result.table["image_id"]) for n in names}
+
+
+def _interval_errors(rates: Success) -> dict[str, float]:
+    errors = {
+        n: {c: (rate.high - rate.low) / (2.0 * Z) for c, rate in entries.items()}
+        for n, entries in rates._asdict().items()
+        if n != "clean"
+    }
+    clean = rates.clean._replace(value=(rates.clean.high - rates.clean.low) / (2.0 * Z))
+    renamed = {
+        n: {c: getattr(rates, n)[c]._replace(value=error) for c, error in entries.items()}
+        for n, entries in errors.items()
+    }
+    return rates._replace(clean=clean, **renamed).scalars()
+
+
+def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
+    """Standard error of a mean whose rows come in groups, to first order in their sizes."""
+    _, group = np.unique(image_id, return_inverse=True)
+    groups = int(group.max()) + 1
+    if groups < TOO_FEW_PHOTOGRAPHS:
+        return float("nan")
+    centered = values.astype(np.float64) - values.astype(np.float64).mean()
+    sums = np.bincount(group, weights=centered)
+    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
 
 
 def threshold_curve(

@@ -43,6 +43,10 @@ class RunError(ValueError):
     """A run folder that cannot be used as it is."""
 
 
+class HeldError(RunError):
+    """A folder that another process writes to."""
+
+
 class Run:
     """A run folder."""
 
@@ -67,6 +71,17 @@ class Run:
             with suppress(FileExistsError):
                 run.folder.mkdir()
                 break
+        return Run.create_at(run.folder, config, environment)
+
+    @staticmethod
+    def create_at(folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
+        """Make a run folder of this name, or complete one whose start was cut off.
+
+        Raises:
+            OSError: If it cannot be written; nothing is left of it.
+        """
+        run = Run(folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
         try:
             run.write_json("environment.json", {"format": FORMAT, "fpatch": __version__, **environment})
             run.write_json("config.json", config)
@@ -260,13 +275,13 @@ class Run:
         """Hold the run for one writing process, and clear away what a killed one left half-written.
 
         Raises:
-            RunError: If another process holds it.
+            HeldError: If another process holds it.
         """
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
+                raise HeldError(
                     f"{self.folder} is being written by another process; wait for it, or end it"
                 ) from None
             for path in self.folder.rglob("*.tmp"):

@@ -1,8 +1,11 @@
 """Settings to plain JSON values and back: frozen dataclasses, with the type hints as the schema."""
 
 import dataclasses
+import json
+import math
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +44,37 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def to_toml(config: Mapping[str, Any]) -> str:
+    """A config of JSON values as TOML, from which the same is read; None, unknown to TOML, becomes false."""
+    return "\n".join(_toml_lines(config, ())) + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    inner = {n: v for n, v in table.items() if isinstance(v, Mapping) and v and len(path) < 2}
+    for name, value in table.items():
+        if name not in inner:
+            yield f"{_toml_key(name)} = {_toml_value(value)}"
+    for name, value in inner.items():
+        yield f"\n[{'.'.join(map(_toml_key, (*path, name)))}]"
+        yield from _toml_lines(value, (*path, name))
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(n)} = {_toml_value(v)}" for n, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if value is None:
+        return "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -39,7 +39,7 @@ from fpatch.log import Log, open_log
 from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_state, make_step
 from fpatch.objective import COMPILE_MODES, Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
-from fpatch.rates import Success, effects, of_objects, scalars, success
+from fpatch.rates import Success, effects, of_objects, scalars, standard_errors, success
 from fpatch.rerun import Replay, logged_rows, replay
 from fpatch.resource import Resource, file_digest, live
 from fpatch.runs import Run, RunError, describe_environment
@@ -300,10 +300,7 @@ def load_study(
     try:
         study = study_from_config(raw, path.parent.resolve(), resources)
         if overrides:
-            config = study.config | {"pipeline": study.pipeline.given_config}
-            for name, value in overrides.items():
-                _assign(config, name, value)
-            study = study_from_config(config, Path.cwd(), resources)
+            study = vary(study, overrides, resources)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
@@ -342,6 +339,23 @@ def study_from_config(
         decoded["evaluate"] = decoded["evaluate"].pinned(root)
     made = build(_pin(config["pipeline"], root), resources)
     return Study(pipeline=made, **decoded)
+
+
+def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Study:
+    """The same study with other settings.
+
+    Args:
+        study: What stays.
+        settings: Values by dotted name; `.low` and `.high` address a range.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: With the dotted name, the value and what was expected.
+    """
+    config = study.config | {"pipeline": study.pipeline.given_config}
+    for name, value in settings.items():
+        _assign(config, name, value)
+    return study_from_config(config, Path.cwd(), resources)
 
 
 def _pin(config: Any, root: Path) -> Any:
@@ -441,6 +455,75 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
             )
 
 
+class Measured(NamedTuple):
+    """What a validation during training has found.
+
+    Attributes:
+        step: Updates made.
+        scalars: As they stand in the log, by name.
+        errors: Standard errors of them, where they are known.
+    """
+
+    step: int
+    scalars: dict[str, float]
+    errors: dict[str, float]
+
+
+Training = Generator[Measured, bool | None, None]
+"""Training that pauses after every validation, before the state is saved; sent True, it ends there as if that
+had been the last step."""
+
+
+def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
+    """Train and validate on a few photographs, and leave nothing.
+
+    Returns:
+        The study's parts, and the scalars that a validation would log; none without validation.
+
+    Raises:
+        ValueError: For anything wrong in the study.
+    """
+    parts = make_parts(study)
+    return parts, _rehearse(study, parts)
+
+
+def train_in(
+    folder: str | Path,
+    study: Study,
+    start: TrainState | None = None,
+    until: int | None = None,
+    report: Report = _silent,
+) -> Training:
+    """Train in a folder of one's own choosing, or go on with what was begun there, pausing at validations.
+
+    Args:
+        folder: A run folder; it is made if absent.
+        study: What to train; if the folder is there already, the one that it was made from.
+        start: The state to begin with; None: the study's own.
+        until: Updates after which to end; None: `train.num_steps`, which schedules count on in any case.
+        report: Told of progress.
+
+    Raises:
+        RunError: As for `resume`.
+    """
+    parts = make_parts(study)
+    digests = _data_digests(study, parts.dataset)
+    run = Run(folder)
+    if not (run.folder / "config.json").is_file():
+        environment = describe_environment(study.seed) | {"data": digests}
+        Run.create_at(folder, study.config, environment)
+    run = Run.open(folder)
+    _check_data(run, digests)
+    with run.locked(), run.execution.recreated():
+        state, facts, resume_step = start or parts.initial, {}, None
+        if run.has_checkpoint("last"):
+            state, facts = run.load_checkpoint("last", parts.initial)
+            resume_step = state.step
+        elif (run.folder / "records.jsonl").exists():
+            resume_step = state.step
+        yield from _train(study, parts, run, state, facts, resume_step, report, until)
+
+
 def train(study: Study, report: Report = _silent) -> Run:
     """Train, and leave a run folder.
 
@@ -456,7 +539,7 @@ def train(study: Study, report: Report = _silent) -> Run:
     environment = describe_environment(study.seed) | {"data": _data_digests(study, parts.dataset)}
     run = Run.create(study.log.runs, study.name, study.config, environment)
     with run.locked():
-        _train(study, parts, run, parts.initial, {}, None, report)
+        _finish(_train(study, parts, run, parts.initial, {}, None, report))
     return run
 
 
@@ -476,8 +559,13 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
         state, facts = parts.initial, {}
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
-        _train(study, parts, run, state, facts, state.step, report)
+        _finish(_train(study, parts, run, state, facts, state.step, report))
     return run
+
+
+def _finish(training: Training) -> None:
+    for _ in training:
+        pass
 
 
 def _data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
@@ -510,8 +598,11 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
         raise RunError(f"{run.folder}/config.json: {error}") from error
 
 
-def _rehearse(study: Study, parts: Parts) -> None:
+def _rehearse(study: Study, parts: Parts) -> dict[str, float]:
     """Train and validate on a few photographs: what is wrong shows before a folder is made.
+
+    Returns:
+        The scalars of the validation.
 
     Raises:
         ValueError: If a loss term is not one finite number per row, or there is no scalar that picks the best
@@ -529,17 +620,19 @@ def _rehearse(study: Study, parts: Parts) -> None:
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
             raise ValueError(f"before training, on the first photographs: {bad}")
     check_terms(loss.terms, rows)
-    if study.data.validation is not None:
-        _check_metric(study, "validation")
-        dataset = parts.dataset.split(study.data.validation)
-        few = dataset.select(dataset.image_ids[:2])
-        pipeline, pictures = study.pipeline.at("validation"), study.evaluate.pictures
-        result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
-        known = scalars(result, study.evaluate.metric)
-        if study.evaluate.best not in known:
-            raise ValueError(
-                f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, known)}"
-            )
+    if study.data.validation is None:
+        return {}
+    _check_metric(study, "validation")
+    dataset = parts.dataset.split(study.data.validation)
+    few = dataset.select(dataset.image_ids[:2])
+    pipeline, pictures = study.pipeline.at("validation"), study.evaluate.pictures
+    result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
+    known = scalars(result, study.evaluate.metric)
+    if study.evaluate.best not in known:
+        raise ValueError(
+            f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, known)}"
+        )
+    return known
 
 
 def _check_metric(study: Study, phase: str) -> None:
@@ -575,28 +668,33 @@ def _train(
     facts: dict[str, Any],
     resume_step: int | None,
     report: Report,
-) -> None:
+    until: int | None = None,
+) -> Training:
     settings = study.train
+    num_steps = settings.num_steps if until is None else until
     log = _open_log(study, run, resume_step)
     finished = False
     try:
         _describe(study, parts.dataset, log)
         step = _make_step(study, parts)
-        if state.step == 0:
+        if state.step == 0 or not run.has_checkpoint("last"):
             _checkpoint(run, log, state, facts)
-        steps = fit(state, step, _loader(study, parts), settings.num_steps)
+        steps = fit(state, step, _loader(study, parts), num_steps)
         for after, info in _profiled(steps, study, run):
             if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
                 _checkpoint(run, log, state, facts)
                 raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
             state = after
             log.scalars(state.step, _step_scalars(info))
-            report("training", state.step, settings.num_steps, f"loss {float(info.loss):.4f}")
-            at_end = state.step == settings.num_steps
+            report("training", state.step, num_steps, f"loss {float(info.loss):.4f}")
+            at_end = state.step == num_steps
             if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
-                facts = _validate(study, parts, run, log, state, facts, report)
+                facts, measured = _validate(study, parts, run, log, state, facts, report)
+                at_end = bool((yield measured)) or at_end
             if at_end or state.step % settings.checkpoint_every == 0:
                 _checkpoint(run, log, state, facts)
+            if at_end:
+                break
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         best, _ = run.load_checkpoint("best", parts.initial)
@@ -625,8 +723,8 @@ def _step_scalars(info: StepInfo) -> dict[str, float]:
 
 def _validate(
     study: Study, parts: Parts, run: Run, log: Log, state: TrainState, facts: dict[str, Any], report: Report
-) -> dict[str, Any]:
-    """Evaluate on the validation split, log it, and keep the best checkpoint; returns the new facts."""
+) -> tuple[dict[str, Any], Measured]:
+    """Evaluate on the validation split, log it, and keep the best checkpoint; returns the new facts, too."""
     assert study.data.validation is not None
     dataset = parts.dataset.split(study.data.validation)
     result = _evaluate(study, state, dataset, "validation", report)
@@ -639,7 +737,8 @@ def _validate(
     if not facts or math.isnan(facts["best"]) or value > facts["best"]:
         facts = {"best": value, "best_step": state.step}
         run.save_checkpoint("best", state, **facts)
-    return facts
+    errors = standard_errors(result, study.evaluate.metric)
+    return facts, Measured(state.step, found, errors)
 
 
 def evaluation_key(study: Study, split: str) -> torch.Tensor:

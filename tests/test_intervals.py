@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from fpatch.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
+from fpatch.rates import scalars, standard_errors
 
 
 @pytest.mark.parametrize(
@@ -122,3 +124,34 @@ def test_certain_rates_end_at_the_end_of_the_scale():
     image_id = np.arange(30)
     assert wilson(np.ones(30, bool), image_id).high == 1.0
     assert wilson(np.zeros(30, bool), image_id).low == 0.0
+
+
+def test_standard_errors_are_the_spread_over_repeated_experiments():
+    """Photographs drawn anew many times: how far the estimates scatter, and what each says of itself."""
+    rng = np.random.default_rng(0)
+    found, said = [], []
+    for _ in range(200):
+        count = 40
+        image_id = np.repeat(np.arange(count), rng.integers(1, 4, count))
+        skill = rng.uniform(0.1, 0.7, count)[image_id]
+        seen = rng.uniform(size=len(image_id)) < 0.9
+        hidden = rng.uniform(size=len(image_id)) < skill
+        table = {
+            "image_id": image_id,
+            "found/patch": seen & ~hidden,
+            "found/none": seen,
+            "best_score/patch": 0.5 - 0.3 * hidden + 0.1 * rng.normal(size=len(image_id)),
+            "best_score/none": 0.5 + 0.1 * rng.normal(size=len(image_id)),
+        }
+        table["found/delta"] = table["found/patch"].astype(np.float32) - table["found/none"]
+        result = Evaluation(table, {}, {})
+        found.append(scalars(result))
+        said.append(standard_errors(result))
+    assert set(said[0]) == set(found[0])
+    ratio = {n: np.mean([s[n] for s in said]) / np.std([f[n] for f in found]) for n in said[0]}
+    for name in ("success/drop/patch", "best_score/patch", "found/delta"):
+        assert ratio[name] == pytest.approx(1, rel=0.2), name
+    for name in ("success/patch", "success/missed/patch"):  # Wilson counts photographs, not rows
+        assert 1 < ratio[name] < 1.4, name
+    few = Evaluation({n: c[:4] for n, c in table.items()}, {}, {})
+    assert np.isnan(list(standard_errors(few).values())).all()

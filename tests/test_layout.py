@@ -38,7 +38,8 @@ ROWS = """
     config
     study
     doctor stratified transfer
-    tune launch console
+    tune
+    launch console
     demo
     cli
     __main__

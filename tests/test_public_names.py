@@ -17,8 +17,8 @@ NAMES = {
         Node Objective Optimizer Pipeline Range Resource Run Stage Study TrainState __version__ analysis
         build compose control create data define define_loader deterministic evaluate evaluate_run fit
         from_columns implant infer keep_freed_memory load_study losses make_optimizer make_population_step
-        make_state make_step metrics node override pipeline random replay replay_run resume row_keys success
-        to_columns train value_and_grad viz
+        make_state make_step metrics node override pipeline random replay replay_run resume resume_sweep
+        row_keys success sweep to_columns train tune value_and_grad viz
     """,
     "fpatch.create": """
         fourier generator high_pass icc_profile low_pass mask mask_image palette pixels
@@ -43,6 +43,10 @@ NAMES = {
         num_photographs object_hit score_detections torchmetric torchmetrics wilson
     """,
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
+    "fpatch.tune": """
+        Choice Halving Interval Journal Population Space SpaceError Sweep export_trial find_entry load_plan
+        parse_space read_plan resume_sweep run_plan sweep
+    """,
     "fpatch.viz": "HeatMap Panel animate plot plot_boxes plot_curves plot_heat_maps side_by_side",
     "fpatch.data": """
         Dataset Loader TargetSet draws image_digest image_file indices letterbox move_boxes move_points

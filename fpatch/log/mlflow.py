@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -224,6 +224,39 @@ class Mlflow:
             self._client.log_artifact(run_id, str(local), Path(path).parent.as_posix().removeprefix("."))
         else:
             _logger.warning("%s was deleted before it could be sent to MLflow", local)
+
+
+def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
+    """Have MLflow show the runs of some run folders below the run of another.
+
+    Args:
+        uri: The tracking URI.
+        parent: Run folder.
+        children: Run folders.
+
+    Raises:
+        Exception: Of MLflow's, if the server does not answer.
+    """
+    with _contained():
+        from mlflow import MlflowClient
+
+        client, (parent_id,) = MlflowClient(uri), run_ids([parent])
+        for run_id in run_ids(children):
+            client.set_tag(run_id, "mlflow.parentRunId", parent_id)
+
+
+def run_ids(folders: Sequence[Path]) -> list[str]:
+    """MLflow's names for the runs of run folders, of those that it knows."""
+    paths = [path for folder in folders if (path := folder / "mlflow.json").exists()]
+    found = [json.loads(path.read_bytes())["run_id"] for path in paths]
+    return [run_id for run_id in found if run_id is not None]
+
+
+def is_sent(folder: Path) -> bool:
+    """Whether MLflow has every record of a run folder."""
+    path = folder / "mlflow.json"
+    size = (folder / "records.jsonl").stat().st_size
+    return path.exists() and json.loads(path.read_bytes())["offset"] >= size
 
 
 @contextmanager

@@ -79,10 +79,35 @@ class TensorBoard:
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
-        data = Event(**fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        length_crc, data_crc = (struct.pack("<I", _masked_crc32c(part)) for part in (length, data))
-        self._file.write(length + length_crc + data + data_crc)
+        self._file.write(_event(**fields))
+
+
+def write_hparams(folder: Path, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write a run of its own for TensorBoard's HPARAMS tab: settings, and the metrics that they led to.
+
+    Args:
+        folder: Where the event file is; an older one is replaced.
+        settings: Numbers, bools and strings by name; anything else becomes text.
+        metrics: By name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    file = AppendFile(folder / "unfinished", "wb")
+    summaries = [_hparams(Record(step=0, time=int(1000 * now), kind="params", values=settings))]
+    summaries += [Summary(value=[Summary.Value(tag=n, simple_value=v)]) for n, v in metrics.items()]
+    file.write(_event(wall_time=now, file_version="brain.Event:2"))
+    for summary in summaries:
+        file.write(_event(wall_time=now, step=0, summary=summary))
+    file.close()
+    (folder / "unfinished").replace(folder / "events.out.tfevents.0000000000.fpatch")
+
+
+def _event(**fields: Any) -> bytes:
+    """An event as a record of the file format: length, data, and the checksum of each."""
+    data = Event(**fields).SerializeToString()
+    length = struct.pack("<Q", len(data))
+    length_crc, data_crc = (struct.pack("<I", _masked_crc32c(part)) for part in (length, data))
+    return length + length_crc + data + data_crc
 
 
 def _masked_crc32c(data: bytes) -> int:

@@ -1,0 +1,243 @@
+"""Ray Tune, as what starts and restarts trials. What is tried, and what was found, stands in the journal."""
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fpatch.tune.journal import Journal, Outcome
+from fpatch.tune.plan import Plan, is_behind, next_trial
+
+Notify = Callable[[str], None]
+"""Told the name of a trial of which there is news."""
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""What Ray does on these systems by itself: listen on loopback only. It is read when Ray is imported."""
+
+
+def import_ray(address: str | None = None) -> Any:
+    """Ray with Tune.
+
+    Args:
+        address: Of a cluster; None: Ray is told to be reachable from this machine only.
+
+    Raises:
+        ImportError: Without the extra `sweep`.
+    """
+    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    try:
+        with _quiet():
+            import ray
+            import ray.tune
+    except ImportError as error:
+        raise ImportError("a sweep needs Ray: pip install 'fpatch[sweep]'") from error
+    return ray
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Ray says of itself: notes, coming changes, tables."""
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def connected(plan: Plan) -> Iterator[Any]:
+    """Ray on this machine's loopback, or the cluster of `sweep.address`; one that runs already is left."""
+    ray = import_ray(plan.sweep.address)
+    mine = not ray.is_initialized()
+    if mine:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        with _quiet():
+            if plan.sweep.address is None:
+                local = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+                ray.init("local", num_cpus=_cores(plan), **local, **quiet)
+            else:
+                ray.init(plan.sweep.address, **quiet)
+    try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _cores(plan: Plan) -> int:
+    """All that this process may use; at least what one trial asks for."""
+    return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.cpus // 1))
+
+
+def drive(
+    journal: Journal,
+    plan: Plan,
+    notify: Notify,
+    resources: Mapping[str, Any] | None = None,
+) -> None:
+    """Train what was begun and not done, then what the search proposes, until there is nothing more.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; every trial can go on from its last checkpoint.
+    """
+    dispatcher = Dispatcher(journal, plan, notify)
+    if dispatcher.exhausted:
+        return
+    with connected(plan) as ray:
+        bound = {"folder": str(journal.folder.resolve()), "cpus": plan.sweep.cpus, "resources": resources}
+        trainable = ray.tune.with_resources(
+            ray.tune.with_parameters(_trainable(ray), **bound),
+            {"cpu": plan.sweep.cpus, "gpu": plan.sweep.gpus},
+        )
+        with _quiet():
+            ray.tune.run(
+                trainable,
+                name="ray",
+                search_alg=make_searcher(dispatcher, plan.sweep.mode),
+                num_samples=-1,
+                storage_path=str(journal.folder.resolve()),
+                max_failures=plan.sweep.retries,
+                raise_on_failed_trial=False,
+                verbose=0,
+                log_to_file=False,
+                reuse_actors=True,
+            )
+
+
+class Dispatcher:
+    """Hands out trials of the journal that are not done, and then new ones, which it notes there first."""
+
+    def __init__(self, journal: Journal, plan: Plan, notify: Notify) -> None:
+        """Take up what was begun and not done."""
+        self._journal, self._plan, self._notify = journal, plan, notify
+        self._left = [e.trial.name for e in journal.entries() if e.outcome is None]
+        self._running: set[str] = set()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there will be nothing more to hand out."""
+        return not self._left and len(self._journal.names()) >= self._plan.sweep.count(self._plan.space)
+
+    def take(self) -> str | None:
+        """The name of the next trial; None if there is nothing now."""
+        limit = self._plan.sweep.max_concurrent
+        if limit is not None and len(self._running) >= limit:
+            return None
+        if self._left:
+            name = self._left.pop(0)
+        elif (trial := next_trial(self._plan, self._journal.entries())) is not None:
+            self._journal.add(trial)
+            name = trial.name
+        else:
+            return None
+        self._running.add(name)
+        self._notify(name)
+        return name
+
+    def measured(self, name: str) -> None:
+        """Learn that a trial has been evaluated; tell it to stop if it is behind."""
+        if is_behind(self._plan, name, self._journal.entries()):
+            self._journal.stop(name)
+        self._notify(name)
+
+    def ended(self, name: str) -> None:
+        """Learn that a trial has ended, or that its workers have, again and again."""
+        self._running.discard(name)
+        if self._journal.entry(name).outcome is None:
+            times = self._plan.sweep.retries + 1
+            sentence = f"the worker died {times} times, without an error of its own; out of memory?"
+            self._journal.add_outcome(name, Outcome("failed", time.time(), 0.0, sentence, sentence))
+        self._notify(name)
+
+
+def make_searcher(dispatcher: Dispatcher, mode: str) -> Any:
+    """A dispatcher as a searcher of Ray Tune."""
+    from ray.tune.search import Searcher
+
+    class JournalSearcher(Searcher):
+        """Settings come from the journal by way of the trial's name; so do results."""
+
+        def __init__(self) -> None:
+            super().__init__(metric="value", mode=mode)
+            self._names: dict[str, str] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            if dispatcher.exhausted:
+                return Searcher.FINISHED
+            name = dispatcher.take()
+            if name is None:
+                return None
+            self._names[trial_id] = name
+            return {"trial": name}
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            dispatcher.measured(self._names[trial_id])
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
+            dispatcher.ended(self._names.pop(trial_id))
+
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).touch()  # what it knows stands in the journal
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+    return JournalSearcher()
+
+
+def _trainable(ray: Any) -> Any:
+    """A class whose instances are Ray actors, each training a trial."""
+
+    class FpatchTrial(ray.tune.Trainable):
+        """A step is training up to the next evaluation."""
+
+        def setup(self, config: dict[str, Any], folder: str, cpus: float, resources: Any) -> None:
+            import torch
+
+            torch.set_num_threads(max(1, int(cpus)))
+            self._folder, self._resources = folder, resources
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            from fpatch.tune.trial import run_trial
+
+            self._points = run_trial(self._folder, new_config["trial"], self._resources)
+            self._last: dict[str, Any] = {"value": math.nan, "error": math.nan, "step": 0}
+            return True
+
+        def step(self) -> dict[str, Any]:
+            point = next(self._points, None)
+            if point is None:
+                return {**self._last, "done": True}
+            self._last = {"value": point.value, "error": point.error, "step": point.step}
+            return self._last
+
+        def cleanup(self) -> None:
+            self._points.close()
+
+    return FpatchTrial

@@ -1,0 +1,134 @@
+"""Figures of a sweep: every trial as a line through its settings, and which settings matter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fpatch.tune.journal import Entry, Journal
+from fpatch.tune.plan import Plan
+from fpatch.tune.space import Choice, Space, Varied
+
+_FEWEST = 10
+"""Trials from which importances are learned."""
+
+
+def save_figures(journal: Journal, plan: Plan) -> list[str]:
+    """Write `figures/parallel.png` and, from ten trials on, `figures/importance.png`; returns their names.
+
+    Raises:
+        ImportError: Without the extra `sweep`.
+    """
+    entries = [e for e in journal.entries() if e.outcome is not None and e.value == e.value]
+    folder = journal.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    names: list[str] = []
+    if entries:
+        plot_parallel(folder / "parallel.png", plan, entries)
+        names.append("figures/parallel.png")
+    if len(entries) >= _FEWEST:
+        plot_importance(folder / "importance.png", plan, entries)
+        names.append("figures/importance.png")
+    return names
+
+
+def _new_figure(**options: Any) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'fpatch[sweep]'") from error
+    return Figure(layout="constrained", **options)
+
+
+def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
+    """Save parallel coordinates: an axis for each setting, the objective last; the best are drawn last."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    names = list(plan.space.varied)
+    values = np.array([e.value for e in entries])
+    low, high = float(values.min()), float(values.max())
+    span = (high - low) or 1.0
+    figure = _new_figure(figsize=(1.9 * (len(names) + 1) + 1, 4.2))
+    axis = figure.subplots()
+    colors, scale = colormaps["viridis"], Normalize(low, high)
+    for i in np.argsort(plan.sweep.sign * values):
+        entry = entries[i]
+        places = [place(plan.space, n, entry.trial.settings) for n in names] + [(entry.value - low) / span]
+        axis.plot(range(len(places)), places, color=colors(scale(entry.value)), alpha=0.8, lw=1.5)
+    for x, name in enumerate(names):
+        _label_axis(axis, x, plan.space.varied[name])
+    axis.text(len(names), 1.02, f"{high:.3g}", ha="center", va="bottom", fontsize=8)
+    axis.text(len(names), -0.02, f"{low:.3g}", ha="center", va="top", fontsize=8)
+    for x in range(len(names) + 1):
+        axis.axvline(x, color="0.6", lw=0.8, zorder=0)
+    axis.set(xlim=(-0.3, len(names) + 0.3), ylim=(-0.12, 1.12), yticks=[])
+    labels = [*(n.removeprefix("objective.") for n in names), plan.sweep.objective]
+    axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
+    for side in ("top", "left", "right", "bottom"):
+        axis.spines[side].set_visible(False)
+    figure.suptitle(f"{plan.study.name}: {len(entries)} trials; not there: at the foot", fontsize=10)
+    figure.savefig(path, dpi=140)
+
+
+def _label_axis(axis: Any, x: int, kind: Varied) -> None:
+    if isinstance(kind, Choice):
+        for i, option in enumerate(kind.options):
+            axis.text(x + 0.03, (i + 0.5) / len(kind.options), str(option), fontsize=7, va="center")
+        return
+    log = " log" if kind.log else ""
+    axis.text(x, 1.02, f"{kind.high:.3g}{log}", ha="center", va="bottom", fontsize=8)
+    axis.text(x, -0.02, f"{kind.low:.3g}", ha="center", va="top", fontsize=8)
+
+
+def place(space: Space, name: str, settings: dict[str, Any]) -> float:
+    """Where a setting stands between its ends, in [0, 1]; -0.08 if it is not there."""
+    kind = space.varied[name]
+    if name not in settings:
+        return -0.08
+    if isinstance(kind, Choice):
+        return (kind.options.index(settings[name]) + 0.5) / len(kind.options)
+    return kind.unit(settings[name])
+
+
+def importance(plan: Plan, entries: Sequence[Entry]) -> Any:
+    """What shuffling each setting costs a forest that predicts the objective of trials that it has not seen.
+
+    Raises:
+        fpatch.analysis.importance.NothingToExplain: If the objective does not vary.
+    """
+    from fpatch.analysis import permutation_importance
+
+    table = {
+        f"sample/{n}": np.array([place(plan.space, n, e.trial.settings) for e in entries])
+        for n in plan.space.varied
+    }
+    values = np.array([e.value for e in entries])
+    rows = {"image_id": np.arange(len(entries)), "objective/value": values}
+    return permutation_importance({**rows, **table}, "objective/value")
+
+
+def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
+    """Save what shuffling each setting costs, as bars, with how well the objective is predicted at all."""
+    from fpatch.analysis.importance import NothingToExplain
+
+    figure = _new_figure(figsize=(6.4, 0.4 * len(plan.space.varied) + 1.6))
+    axis = figure.subplots()
+    try:
+        found = importance(plan, entries)
+    except NothingToExplain as error:
+        axis.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8)
+        axis.set_axis_off()
+    else:
+        columns = found.columns[::-1]
+        names = [c.column.removeprefix("sample/").removeprefix("objective.") for c in columns]
+        axis.barh(names, [c.mean for c in columns], xerr=[c.std for c in columns], color="#4477aa")
+        axis.set_xlabel("share of the variance lost when shuffled")
+        score = found.score
+        axis.set_title(
+            f"predicts {score.value:.2f} [{score.low:.2f}, {score.high:.2f}] of the variance of "
+            f"{plan.sweep.objective}, {len(entries)} trials",
+            fontsize=9,
+        )
+    figure.savefig(path, dpi=140)

@@ -1,0 +1,177 @@
+"""What a sweep does next, from its journal alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optree
+
+from fpatch import random
+from fpatch.checks import nearest
+from fpatch.schema import decode, encode
+from fpatch.study import Study, make_parts, rehearse, study_from_config, vary
+from fpatch.tune.halving import should_stop
+from fpatch.tune.journal import Entry, Journal, Trial
+from fpatch.tune.noisy_gp import propose_noisy_gp
+from fpatch.tune.population import propose_child
+from fpatch.tune.search import propose_grid, propose_optuna, propose_random
+from fpatch.tune.settings import Sweep
+from fpatch.tune.space import Space, SpaceError, encode_space, parse_space
+
+
+class Plan(NamedTuple):
+    """A sweep before it runs.
+
+    Attributes:
+        study: What every trial begins with.
+        space: What varies.
+        sweep: How it is searched.
+    """
+
+    study: Study
+    space: Space
+    sweep: Sweep
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `plan_from_config` makes the same."""
+        study = self.study.config | {"pipeline": self.study.pipeline.given_config}
+        return {"study": study, "space": encode_space(self.space), "sweep": encode(self.sweep)}
+
+
+def plan_from_config(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Plan:
+    """The plan in `sweep.json`."""
+    study = study_from_config(config["study"], Path.cwd(), resources)
+    return Plan(study, parse_space(config["space"]), decode(Sweep, config["sweep"], "sweep"))
+
+
+def trial_study(plan: Plan, trial: Trial, runs: Path, resources: Mapping[str, Any] | None = None) -> Study:
+    """The ordinary study of a trial."""
+    settings = {"seed": trial.seed, **plan.space.fixed, **trial.settings, "log.runs": str(runs)}
+    if trial.micro_batch is not None:
+        settings["train.micro_batch"] = trial.micro_batch
+    return vary(plan.study, settings, resources)
+
+
+def num_steps(plan: Plan, trial: Trial) -> int:
+    """Updates of a trial that is not stopped."""
+    settings = {"train.num_steps": plan.study.train.num_steps, **plan.space.fixed, **trial.settings}
+    return settings["train.num_steps"] if trial.until is None else trial.until
+
+
+def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
+    """Refuse what would fail in every trial, or in those at an end of the space, before anything starts.
+
+    Raises:
+        SpaceError: For a name that is no setting, or an end that is no value of it.
+        ValueError: For an objective that is no scalar of the validation.
+    """
+    plan.sweep.count(plan.space)
+    if plan.study.data.validation is None:
+        raise ValueError("a sweep needs a validation split to measure its objective on; set data.validation")
+    first = None
+    for settings in plan.space.extremes():
+        try:
+            varied = vary(plan.study, {**plan.space.fixed, **settings}, resources)
+        except ValueError as error:
+            name = next(reversed(settings))
+            raise SpaceError(f"space.{name} = {settings[name]!r}: {str(error).removeprefix('--')}") from error
+        _check_weights(varied)
+        first = first or varied
+        if plan.sweep.search == "population" and "train.num_steps" in plan.space.varied:
+            raise SpaceError(
+                "space.train.num_steps cannot vary in a population: its members share their steps"
+            )
+    assert first is not None
+    parts, known = rehearse(first)
+    if plan.sweep.objective not in known:
+        raise ValueError(
+            f"sweep.objective: the validation has no scalar {plan.sweep.objective!r}; "
+            f"{nearest(plan.sweep.objective, known)}"
+        )
+    if plan.sweep.search == "population":
+        _check_states(plan, parts.initial, resources)
+
+
+def _check_weights(study: Study) -> None:
+    terms = study.pipeline.at("train").terms
+    for name in study.objective.weights:
+        if name not in terms:
+            raise SpaceError(
+                f"space.weights.{name}: no loss of the study is called that; {nearest(name, terms)}"
+            )
+
+
+def _check_states(plan: Plan, like: Any, resources: Mapping[str, Any] | None) -> None:
+    """Members hand on their states, which must fit."""
+
+    def form(state: Any) -> Any:
+        tree: Any = (dict(state.params), state.opt_state)
+        return optree.tree_structure(tree), [tuple(leaf.shape) for leaf in optree.tree_leaves(tree)]
+
+    for settings in plan.space.extremes():
+        made = make_parts(vary(plan.study, {**plan.space.fixed, **settings}, resources)).initial
+        if form(made) != form(like):
+            name = next(reversed(settings))
+            raise SpaceError(
+                f"space.{name} changes the form of the optimizer or of the patch, so that members of a "
+                "population could not go on from one another; fix it, or choose another search"
+            )
+
+
+# -- the next trial ----------------------------------------------------------------------------------------
+
+
+def next_trial(plan: Plan, entries: list[Entry]) -> Trial | None:
+    """What to try after all that was begun; None if there is nothing more, or nothing yet."""
+    sweep, number = plan.sweep, len(entries)
+    if number >= sweep.count(plan.space):
+        return None
+    seen = [entry.seen(sweep.sign) for entry in entries]
+    key = random.fold_in(random.key(sweep.seed), "search")
+    name = f"{number:04d}"
+    seed = trial_seed(plan.study.seed, name)
+    if sweep.search == "population":
+        assert sweep.population is not None
+        child = propose_child(sweep.population, plan.space, seen, key)
+        if child is None:
+            return None
+        trial = Trial(name, child.settings, seed)
+        until = min((child.generation + 1) * sweep.population.every, num_steps(plan, trial))
+        if child.parent is None:
+            return trial._replace(until=until)
+        parent = entries[child.parent].trial
+        return trial._replace(seed=parent.seed, parent=parent.name, until=until)
+    proposers = {
+        "random": propose_random,
+        "grid": propose_grid(sweep.grid_points),
+        "tpe": propose_optuna("tpe"),
+        "optuna_gp": propose_optuna("gp"),
+        "noisy_gp": propose_noisy_gp,
+    }
+    return Trial(name, proposers[sweep.search](plan.space, seen, key), seed)
+
+
+def trial_seed(seed: int, name: str) -> int:
+    """The seed of a trial: 53 bits that its name and the study's seed decide alone."""
+    first, second = random.fold_in(random.fold_in(random.key(seed), "trial"), name).tolist()
+    return ((first & 0x1FFFFF) << 32) + second
+
+
+def is_behind(plan: Plan, name: str, entries: list[Entry]) -> bool:
+    """Whether a trial should end after its present evaluation."""
+    rule, sign = plan.sweep.halving, plan.sweep.sign
+    if rule is None:
+        return False
+    points = {e.trial.name: [(p.step, sign * p.value) for p in e.points] for e in entries}
+    own = points.pop(name)
+    (trial,) = (e.trial for e in entries if e.trial.name == name)
+    return bool(own) and should_stop(rule, num_steps(plan, trial), own, points)
+
+
+def best_entry(journal: Journal, plan: Plan) -> Entry | None:
+    """The trial with the best objective at its last evaluation, of those that finished."""
+    done = [
+        e for e in journal.entries() if e.outcome and e.outcome.status == "finished" and e.value == e.value
+    ]
+    return max(done, key=lambda e: plan.sweep.sign * e.value, default=None)

@@ -1,0 +1,93 @@
+"""How a space is searched: the section `[sweep]`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fpatch.checks import check_number
+from fpatch.tune.halving import Halving
+from fpatch.tune.population import Population
+from fpatch.tune.space import Space, combinations
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How a space is searched.
+
+    Attributes:
+        objective: A scalar of the validation, such as "success/patch" or "success/over/noise".
+        mode: Whether more of it is better ("max") or less ("min").
+        num_trials: How many; None for a grid: all of it.
+        search: "random"; "grid"; "tpe" and "optuna_gp" of Optuna; "noisy_gp", a Gaussian process that takes
+            the standard errors of the objective; "population", training in generations.
+        seed: Of what the search draws.
+        grid_points: Values of each interval in a grid.
+        halving: Stop trials early whose evaluations are behind; None: train all to the end.
+        population: For the search of that name.
+        cpus: CPU cores of a trial.
+        gpus: GPUs of a trial; fractions share one.
+        max_concurrent: Trials that run at once; None: as many as there is room for.
+        retries: How often a trial is taken up again whose worker died.
+        micro_batch_on_oom: After running out of memory, go on from the last checkpoint with half the rows in
+            memory at a time (`train.micro_batch`; the update is the same to float tolerance).
+        address: Of a Ray cluster, "auto" or ray://HOST:PORT; None: this machine, on loopback.
+    """
+
+    objective: str = "success/patch"
+    mode: Literal["max", "min"] = "max"
+    num_trials: int | None = None
+    search: Literal["random", "grid", "tpe", "optuna_gp", "noisy_gp", "population"] = "noisy_gp"
+    seed: int = 0
+    grid_points: int = 3
+    halving: Halving | None = None
+    population: Population | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    max_concurrent: int | None = None
+    retries: int = 3
+    micro_batch_on_oom: bool = False
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_trials is not None:
+            check_number("sweep.num_trials", self.num_trials, 1)
+        elif self.search != "grid":
+            raise ValueError(
+                f"sweep.num_trials is required with search = {self.search!r}; only a grid has an end"
+            )
+        if (self.search == "population") != (self.population is not None):
+            raise ValueError(
+                "sweep.population (size, every) belongs to search = 'population', which needs it; got "
+                f"search = {self.search!r} and population = {self.population!r}"
+            )
+        if self.search == "population" and self.halving is not None:
+            raise ValueError(
+                "sweep.halving cannot be had with a population, which replaces the weak; leave one out"
+            )
+        check_number("sweep.seed", self.seed, 0)
+        check_number("sweep.grid_points", self.grid_points, 2)
+        check_number("sweep.cpus", self.cpus, 0.0)
+        check_number("sweep.gpus", self.gpus, 0.0)
+        check_number("sweep.retries", self.retries, 0)
+        if self.max_concurrent is not None:
+            check_number("sweep.max_concurrent", self.max_concurrent, 1)
+
+    @property
+    def sign(self) -> float:
+        """What the objective is multiplied by so that greater is better."""
+        return 1.0 if self.mode == "max" else -1.0
+
+    def count(self, space: Space) -> int:
+        """Trials of the whole sweep.
+
+        Raises:
+            ValueError: If a grid has fewer points than trials are asked for.
+        """
+        if self.search != "grid":
+            assert self.num_trials is not None
+            return self.num_trials
+        points = combinations(space, self.grid_points)
+        if self.num_trials is not None and self.num_trials > points:
+            raise ValueError(
+                f"sweep.num_trials: the grid has {points} points, got {self.num_trials}; leave it out"
+            )
+        return self.num_trials or points

@@ -1,0 +1,501 @@
+"""Sweeps of the tiny study: here in this process, trial by trial, and in `test_sweep_ray.py` on Ray."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from study_fixture import STEPS, make_study, parameters, read_records
+
+from fpatch import tune
+from fpatch.cli import main
+from fpatch.runs import Run, RunError
+from fpatch.schema import decode, to_toml
+from fpatch.stage import define, deterministic
+from fpatch.study import load_study, make_parts, resume, train, vary
+from fpatch.tune import Sweep, parse_space
+from fpatch.tune.driver import Dispatcher
+from fpatch.tune.journal import Journal, Outcome, Point, Trial
+from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
+from fpatch.tune.records import SweepLog
+from fpatch.tune.trial import run_trial
+
+RATES = {"optimizer.learning_rate": (0.01, 0.3, "log")}
+
+
+def make_plan(folder: Path, space=None, **settings) -> Plan:
+    """A plan for the tiny study, in whose folder the sweep will be."""
+    study = load_study(make_study(folder, **settings.pop("study", {})))
+    sweep = decode(Sweep, {"num_trials": 3, "search": "random", **settings}, "sweep")
+    return Plan(study, parse_space(space or RATES), sweep)
+
+
+def begin(plan: Plan) -> Journal:
+    check_plan(plan)
+    return Journal.create(plan.study.log.runs, plan.study.name, plan.config)
+
+
+def work(journal: Journal, plan: Plan, notify=lambda name: None, steps: int = 10**9) -> None:
+    """What Ray does, in this process: evaluations in turn over the trials that run; then as if killed."""
+    dispatcher = Dispatcher(journal, plan, notify)
+    running = {}
+    while True:
+        while (name := dispatcher.take()) is not None:
+            running[name] = run_trial(journal.folder, name)
+        if not running:
+            assert dispatcher.exhausted
+            return
+        for name, points in list(running.items()):
+            if steps == 0:
+                return
+            steps -= 1
+            if next(points, None) is None:
+                del running[name]
+                dispatcher.ended(name)
+            else:
+                dispatcher.measured(name)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A finished sweep of four trials; not to be written to."""
+    plan = make_plan(tmp_path_factory.mktemp("swept"), num_trials=4, study={"tensorboard": True})
+    journal = begin(plan)
+    log = SweepLog(journal, plan, lambda *_: None)
+    work(journal, plan, log.notify)
+    log.close(finished=True)
+    return plan, journal
+
+
+# What stands in the folder
+
+
+def test_a_trial_is_an_ordinary_run(swept):
+    plan, journal = swept
+    for entry in journal.entries():
+        run = Run.open(journal.run_folder(entry.trial.name))
+        config = run.read_json("config.json")
+        assert config["optimizer"]["learning_rate"] == entry.trial.settings["optimizer.learning_rate"]
+        assert config["seed"] == entry.trial.seed == trial_seed(plan.study.seed, entry.trial.name)
+        assert entry.outcome.status == "finished"
+        assert [p.step for p in entry.points] == [3, STEPS]
+        logged = [r["values"] for r in read_records(run.folder) if "validation/success/patch" in r["values"]]
+        assert [p.value for p in entry.points] == [v["validation/success/patch"] for v in logged]
+    assert len({e.trial.seed for e in journal.entries()}) == 4
+    main(["replay", str(journal.run_folder("0001")), "--table", "validation-00000006", "--verify"])
+
+
+def test_a_trial_alone_gives_the_same_bits(swept, tmp_path):
+    """From its exported study, by `fpatch train`, without the sweep."""
+    _, journal = swept
+    path = tmp_path / "alone.toml"
+    path.write_text(tune.export_trial(journal.folder, "0002"))
+    run = train(load_study(path, {"log.runs": str(tmp_path / "runs")}))
+    assert parameters(run) == parameters(Run(journal.run_folder("0002")))
+    assert parameters(run) != parameters(Run(journal.run_folder("0001")))
+
+
+def test_the_table_of_trials(swept):
+    _, journal = swept
+    table = pyarrow.parquet.read_table(journal.folder / "trials.parquet").to_pydict()
+    with (journal.folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    entries = journal.entries()
+    assert table["trial"] == [r["trial"] for r in rows] == ["0000", "0001", "0002", "0003"]
+    assert table["success/patch"] == [e.value for e in entries]
+    assert table["setting/optimizer.learning_rate"] == [
+        e.trial.settings["optimizer.learning_rate"] for e in entries
+    ]
+    assert table["seed"] == [e.trial.seed for e in entries]
+    assert set(table["status"]) == {"finished"}
+
+
+def test_the_log_of_the_sweep(swept):
+    _, journal = swept
+    records = [r for r in read_records(journal.folder) if r["kind"] == "scalars"]
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    values = [r["values"]["sweep/objective"] for r in records]
+    assert sorted(values) == sorted(e.value for e in journal.entries())
+    assert [r["values"]["sweep/best"] for r in records] == list(np.maximum.accumulate(values))
+
+
+def test_tensorboard_shows_settings_beside_the_objective(swept):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    _, journal = swept
+    for entry in journal.entries():
+        events = EventAccumulator(str(journal.folder / "hparams" / entry.trial.name)).Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        hparams = metadata.parse_session_start_info_plugin_data(content).hparams
+        assert set(hparams) == {"optimizer.learning_rate"}
+        assert hparams["optimizer.learning_rate"].number_value == pytest.approx(
+            entry.trial.settings["optimizer.learning_rate"]
+        )
+        assert events.Scalars("success/patch")[0].value == pytest.approx(entry.value)
+
+
+def test_figures(swept, tmp_path):
+    from fpatch.tune.figures import plot_importance, plot_parallel
+
+    plan, journal = swept
+    with Image.open(journal.folder / "figures/parallel.png") as image:
+        assert image.width > 300
+    space = {"a": (0.0, 1.0), "kind": ["x", "y"], "b": {"low": 1, "high": 9, "when": {"kind": "y"}}}
+    plan = plan._replace(space=parse_space(space))
+    from fpatch import random
+    from fpatch.tune.figures import importance
+    from fpatch.tune.journal import Entry
+
+    drawn = plan.space.draw(random.key(0), 60)
+    entries = [
+        Entry(Trial(f"{i:04d}", s, 0), [Point(6, s["a"] ** 2, 0.1)], None) for i, s in enumerate(drawn)
+    ]
+    assert importance(plan, entries).columns[0].column == "sample/a"
+    plot_importance(tmp_path / "importance.png", plan, entries)
+    plot_parallel(tmp_path / "parallel.png", plan, entries)
+    same = [e._replace(points=[Point(6, 0.5, 0.1)]) for e in entries]
+    plot_importance(tmp_path / "nothing.png", plan, same)
+    plot_parallel(tmp_path / "flat.png", plan, same)
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+# Going on
+
+
+@pytest.mark.parametrize("steps", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 9))])
+def test_a_killed_sweep_goes_on_without_repeating_a_step(swept, tmp_path, steps):
+    """Whatever the number of evaluations before the kill, all has the bits of an uninterrupted sweep."""
+    _, whole = swept
+    plan = make_plan(tmp_path, num_trials=4, study={"tensorboard": True})
+    journal = begin(plan)
+    work(journal, plan, steps=steps)
+    trained = {n: Run(journal.run_folder(n)).checkpoint_steps() for n in journal.names()}
+    log = SweepLog(journal, plan, lambda *_: None)
+    work(journal, plan, log.notify)
+    log.close(finished=True)
+    assert [e.outcome.status for e in journal.entries()] == ["finished"] * 4
+    for name in whole.names():
+        assert parameters(Run(journal.run_folder(name))) == parameters(Run(whole.run_folder(name)))
+        assert [p[:2] for p in journal.entry(name).points] == [p[:2] for p in whole.entry(name).points]
+        steps_logged = [
+            r["step"] for r in read_records(journal.run_folder(name)) if "train/loss" in r["values"]
+        ]
+        assert steps_logged == list(range(1, STEPS + 1))
+    assert trained["0000"]
+
+
+def test_a_torn_journal_is_read(tmp_path):
+    journal = Journal(tmp_path)
+    (tmp_path / "journal").mkdir()
+    journal.add(Trial("0000", {"a": 1.5, "b": [1, 2]}, 7))
+    for point in (Point(3, 0.5, math.nan), Point(6, 0.75, 0.1), Point(6, 0.8, 0.1), Point(3, 0.25, 0.2)):
+        journal.add_point("0000", point)
+    with (tmp_path / "journal/0000.points.jsonl").open("a") as file:
+        file.write('[9, "0.')
+    entry = journal.entry("0000")
+    assert entry.trial == Trial("0000", {"a": 1.5, "b": [1, 2]}, 7)
+    assert entry.points == [Point(3, 0.25, 0.2), Point(6, 0.8, 0.1)]
+    assert entry.outcome is None
+    assert entry.seen(1.0).value is None
+    journal.add_outcome("0000", Outcome("finished", 1.0, 2.0))
+    assert (journal.entry("0000").seen(-1.0).value, journal.entry("0000").seen(1.0).error) == (-0.8, 0.1)
+    journal.add_outcome("0000", Outcome("failed", 1.0, 2.0, "Error: x", "..."))
+    assert math.isnan(journal.entry("0000").seen(1.0).value)
+
+
+def test_one_driver_at_a_time(swept):
+    _, journal = swept
+    with journal.locked(), pytest.raises(RunError, match="being run by another process"), journal.locked():
+        pass
+
+
+def test_a_changed_space_is_refused(swept, tmp_path):
+    plan, journal = swept
+    copy = Journal(shutil.copytree(journal.folder, tmp_path / "copy"))
+    other = plan._replace(space=parse_space({"optimizer.learning_rate": (0.01, 0.5, "log")}))
+    with pytest.raises(RunError, match=r"space.optimizer.learning_rate.high was 0.3 .* and is now 0.5"):
+        tune.resume_sweep(copy.folder, plan=other)
+    other = plan._replace(study=vary(plan.study, {"train.batch_size": 5}))
+    with pytest.raises(RunError, match=r"study.train.batch_size was 4 .* is now 5"):
+        tune.resume_sweep(copy.folder, plan=other)
+    copy.replace_config({**plan.config, "space": {"optimizer.learning_rate": {"low": 0.5, "high": 0.6}}})
+    with pytest.raises(
+        RunError, match=r"the space has changed: trial 0000 has optimizer.learning_rate = 0.2"
+    ):
+        tune.resume_sweep(copy.folder)
+
+
+# Trials that fail
+
+
+@dataclass(frozen=True)
+class Touchy:
+    """Raise where the weight of vanishing is more than this; run out of memory with more rows than that."""
+
+    brightness: float = 9.0
+    rows: int = 99
+
+
+def apply_touchy(config, params, sample, values):
+    if len(values["image"]) > config.rows:
+        raise torch.OutOfMemoryError("no memory for so many rows")
+    if config.brightness < 0.5 and params["side"].mean() != 0 and len(values["image"]) == 4:
+        raise RuntimeError("too dark to see")
+    return {"touchy": 0.0 * values["image"].mean((1, 2, 3))}
+
+
+touchy = define(
+    "touchy", Touchy, deterministic, apply_touchy, reads=("image",), writes=("touchy",), role="loss"
+)
+
+
+def touchy_plan(folder: Path, **settings) -> Plan:
+    plan = make_plan(folder, **settings)
+    path = folder / "study.toml"
+    text = path.read_text().replace(
+        "[pipeline.vanish]", '[pipeline.touchy]\nstage = "test_sweep:touchy"\n[pipeline.vanish]'
+    )
+    path.write_text(text)
+    return plan._replace(study=load_study(path))
+
+
+def test_a_trial_that_raises_stands_in_the_table_and_the_sweep_goes_on(tmp_path):
+    space = {"pipeline.touchy.brightness": [1.0, 0.25, 0.75]}
+    plan = touchy_plan(tmp_path, space=space, search="grid")
+    journal = begin(plan)
+    told = []
+    log = SweepLog(journal, plan, lambda *words: told.append(words))
+    work(journal, plan, log.notify)
+    log.close(finished=True)
+    entries = journal.entries()
+    assert [e.outcome.status for e in entries] == ["finished", "failed", "finished"]
+    assert entries[1].outcome.error == "RuntimeError: too dark to see"
+    table = pyarrow.parquet.read_table(journal.folder / "trials.parquet").to_pydict()
+    assert table["message"] == ["", "RuntimeError: too dark to see", ""]
+    assert 'raise RuntimeError("too dark to see")' in table["traceback"][1]
+    assert any("failed: RuntimeError: too dark to see" in note for *_, note in told)
+    assert tune.find_entry(journal, plan).trial.name in ("0000", "0002")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_out_of_memory_is_met_with_fewer_rows_only_if_asked(tmp_path, asked):
+    plan = touchy_plan(tmp_path, num_trials=1, micro_batch_on_oom=asked)
+    plan = plan._replace(study=vary(plan.study, {"pipeline.touchy.rows": 3}))
+    journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
+    work(journal, plan)
+    (entry,) = journal.entries()
+    assert entry.outcome.status == ("finished" if asked else "failed")
+    assert entry.trial.micro_batch == (2 if asked else None)
+    if asked:
+        run = Run(journal.run_folder("0000"))
+        assert run.read_json("config.json")["train"]["micro_batch"] == 2
+        assert main(["replay", str(run.folder), "--step", "5", "--verify"]) == 0
+    else:
+        assert "micro_batch_on_oom = true would go on" in entry.outcome.traceback
+
+
+# Stopping early, and populations
+
+
+def test_what_is_behind_is_stopped_and_left_as_a_finished_run(tmp_path):
+    space = {"optimizer.learning_rate": [0.2, 0.0001, 0.15, 0.3]}
+    settings = {
+        "halving": {"first": 3, "factor": 2.0},
+        "objective": "success/drop/patch",
+        "max_concurrent": 1,
+    }
+    plan = make_plan(tmp_path, space=space, search="grid", num_trials=None, **settings)
+    journal = begin(plan)
+    work(journal, plan)
+    entries = journal.entries()
+    assert [e.outcome.status for e in entries][:2] == ["finished", "stopped"]
+    assert [p.step for p in entries[1].points] == [3]
+    run = Run(journal.run_folder("0001"))
+    assert run.checkpoint_steps() == [0, 2, 3]
+    assert (run.folder / "patch/side.png").exists()
+    again = resume(run.folder)  # by hand, such a run can be trained to its end
+    assert again.checkpoint_steps()[-1] == STEPS
+
+
+def test_a_member_that_is_never_replaced_trains_as_one_long_run(tmp_path):
+    """Generations of three steps hand on the exact state."""
+    plan = make_plan(
+        tmp_path,
+        search="population",
+        num_trials=8,
+        population={"size": 4, "every": 3},
+        objective="success/drop/patch",
+    )
+    journal = begin(plan)
+    work(journal, plan, steps=9)  # killed in the second generation
+    work(journal, plan)
+    entries = {e.trial.name: e for e in journal.entries()}
+    assert [e.outcome.status for e in entries.values()] == ["finished"] * 8
+    assert [e.trial.until for e in entries.values()] == [3] * 4 + [6] * 4
+    chains = []
+    for last in list(entries)[4:]:
+        chain = [entries[last]]
+        while (parent := chain[-1].trial.parent) is not None:
+            chain.append(entries[parent])
+        chains.append(chain)
+    steady = [c for c in chains if len({json.dumps(e.trial.settings) for e in c}) == 1]
+    replaced = [c for c in chains if c not in steady]
+    assert steady
+    assert replaced
+    first, last = steady[0][-1].trial, steady[0][0].trial
+    whole = train(trial_study(plan, first, tmp_path / "whole"))
+    assert parameters(Run(journal.run_folder(last.name))) == parameters(whole)
+    child = replaced[0][0].trial
+    like = make_parts(trial_study(plan, child, tmp_path)).initial
+    start, _ = Run(journal.run_folder(child.name)).load_checkpoint("step-00000003", like)
+    end, _ = Run(journal.run_folder(child.parent)).load_checkpoint("last", like)
+    assert all(torch.equal(start.params[n], end.params[n]) for n in end.params)
+    assert torch.equal(start.key, end.key)
+    with pytest.raises(ValueError, match="no single study makes its patch"):
+        tune.export_trial(journal.folder, last.name)
+
+
+def test_a_population_needs_states_that_fit(tmp_path):
+    settings = {"search": "population", "num_trials": 8, "population": {"size": 4, "every": 3}}
+    plan = make_plan(tmp_path, space={"optimizer.name": ["adam", "sgd"]}, **settings)
+    with pytest.raises(tune.SpaceError, match=r"space.optimizer.name changes the form of the optimizer"):
+        check_plan(plan)
+    plan = plan._replace(space=parse_space({"train.num_steps": (4, 9, "int")}))
+    with pytest.raises(tune.SpaceError, match="cannot vary in a population"):
+        check_plan(plan)
+
+
+# What is refused before anything starts
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "message"),
+    [
+        ({"optimizer.learning_rat": (0, 1)}, {}, "optimizer.learning_rat = .*did you mean 'learning_rate'"),
+        ({"optimiser.learning_rate": (0, 1)}, {}, "there is no 'optimiser'; did you mean 'optimizer'"),
+        ({"pipeline.implnt.scale.high": (0, 1)}, {}, "there is no 'implnt'; did you mean 'implant'"),
+        ({"weights.vansh": (0, 1)}, {}, "space.weights.vansh: no loss .* did you mean 'vanish'"),
+        ({"optimizer.learning_rate": (-1, 1)}, {}, r"learning_rate = -1.0: .*must be at least 0, got -1.0"),
+        ({"optimizer.name": ["adam", "sdg"]}, {}, r"space.optimizer.name = 'sdg': .*expected one of"),
+        ({"train.batch_size": (2, 4)}, {}, "expected a whole number, got 2.0"),
+        ({"pipeline.implant.scale": (0.5, 1.0)}, {}, r"space.pipeline.implant.scale = 0.5: "),
+        (RATES, {"objective": "success/pach"}, "no scalar 'success/pach'; did you mean 'success/patch'"),
+        (RATES, {"search": "grid", "grid_points": 2}, "the grid has 2 points, got 3"),
+        (RATES, {"num_trials": None}, "num_trials is required with search = 'random'"),
+        (RATES, {"num_trials": 0}, "sweep.num_trials must be at least 1"),
+        (RATES, {"search": "tpee"}, "sweep.search: expected one of"),
+        (RATES, {"serach": "tpe"}, "unknown key 'serach'; did you mean 'search'"),
+        (RATES, {"mode": "maximum"}, "sweep.mode: expected one of 'max', 'min'"),
+        (RATES, {"population": {"size": 4, "every": 3}}, "belongs to search = 'population'"),
+        (RATES, {"search": "population"}, "belongs to search = 'population'"),
+        (RATES, {"halving": {"first": 0}}, "sweep.halving.first must be at least 1"),
+    ],
+)
+def test_bad_plans_are_refused(tmp_path, space, settings, message):
+    with pytest.raises(ValueError, match=message):
+        begin(make_plan(tmp_path, space, **settings))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_without_validation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a sweep needs a validation split"):
+        begin(make_plan(tmp_path, study={"validation": False}))
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    path = sweep_file(tmp_path, runs=str(tmp_path / "file/runs"))
+    assert main(["sweep", str(path)]) == 2
+    assert "file/runs: Not a directory" in capsys.readouterr().err
+
+
+# On the command line
+
+
+def sweep_file(folder: Path, sweep: str = 'num_trials = 2\nsearch = "random"', **settings) -> Path:
+    path = make_study(folder, **settings)
+    path.write_text(
+        f'{path.read_text()}\n[space]\noptimizer.learning_rate = {{low = 0.01, high = 0.3, scale = "log"}}\n'
+        f"[sweep]\n{sweep}\n"
+    )
+    return path
+
+
+def test_a_file_is_read(tmp_path):
+    path = sweep_file(tmp_path)
+    plan = tune.load_plan(path, {"sweep.num_trials": 5, "train.num_steps": 4})
+    assert (plan.sweep.num_trials, plan.study.train.num_steps) == (5, 4)
+    assert dict(plan.space.varied) == dict(parse_space(RATES).varied)
+    with pytest.raises(ValueError, match=r"study.toml: unknown section 'space'"):
+        load_study(path)
+    for name in ("space", "sweep"):
+        broken = tmp_path / f"{name}.toml"
+        broken.write_text(path.read_text().replace(f"[{name}]", f"[{name}s]"))
+        with pytest.raises(ValueError, match=rf"{name}.toml: a sweep needs the section \[{name}\]"):
+            tune.load_plan(broken)
+
+
+def test_the_page_on_sweeps_is_right():
+    text = (Path(__file__).parent.parent / "docs/sweeps.md").read_text()
+    raw = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    assert len(parse_space(raw["space"], toml=True).varied) == 6
+    assert decode(Sweep, raw["sweep"], "sweep").halving == tune.Halving(50, 3.0)
+
+
+def test_live_objects_are_handed_on(tmp_path):
+    """A victim made in code: the same as that from the file."""
+    from study_fixture import load_tiny
+
+    plan = make_plan(tmp_path, num_trials=1)
+    config = json.loads(json.dumps(plan.config))
+    model = load_tiny(str(tmp_path / "tiny.safetensors"))
+    config["study"]["pipeline"]["victim"]["model"] = {"live": "study_fixture:Tiny"}
+    resources = {"victim/model": model}
+    live = plan_from_config(config, resources)
+    check_plan(live, resources)
+    found = []
+    for name, some in (("file", plan), ("live", live)):
+        journal = Journal.create(tmp_path / name, name, some.config)
+        journal.add(next_trial(some, []))
+        list(run_trial(journal.folder, "0000", resources if name == "live" else None))
+        found.append(parameters(Run(journal.run_folder("0000"))))
+    assert found[0] == found[1]
+
+
+def test_commands_that_look_at_a_sweep(swept, capsys, tmp_path):
+    _, journal = swept
+    best = max(journal.entries(), key=lambda e: e.value)
+    assert main(["sweep", "status", str(journal.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "4 finished" in said
+    for entry in journal.entries():
+        assert f"{entry.trial.settings['optimizer.learning_rate']:.4g}" in said
+    assert main(["sweep", "best", str(journal.folder)]) == 0
+    assert f"fpatch evaluate {journal.run_folder(best.trial.name)}" in capsys.readouterr().out
+    assert main(["sweep", "export", str(journal.folder), "--out", str(tmp_path / "best.toml")]) == 0
+    exported = load_study(tmp_path / "best.toml")
+    assert exported.optimizer.learning_rate == best.trial.settings["optimizer.learning_rate"]
+    for words, message in (
+        (["status"], "the folder of a sweep must follow"),
+        (["status", str(tmp_path)], "lacks sweep.json"),
+        (["export", str(journal.folder), "--trial", "0009"], "has no trial '0009'"),
+        (["sttus.toml"], "no such config file"),
+    ):
+        capsys.readouterr()
+        assert main(["sweep", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_toml_of_a_config_is_read_back(tmp_path):
+    config = {"a": 1, "b": {"c": [1.5, 'x"y\n'], "d": {"e": {"f": True}}, "g/h": {"i": 1e-9}}, "none": None}
+    assert tomllib.loads(to_toml(config)) == config | {"none": False}
