@@ -42,7 +42,32 @@ class _Clip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return torch.ops.aten.hardtanh_backward(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None
+        return _unclip(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None
+
+
+@torch.library.custom_op("fpatch::clip_backward", mutates_args=())
+def _unclip(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """The gradient where x lies between the bounds, and 0 elsewhere.
+
+    An operator, because a compiler would keep a mask in place of x, which is slow to write on a CPU.
+    """
+    return torch.ops.aten.hardtanh_backward(grad, x, low, high)
+
+
+@_unclip.register_fake
+def _(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    return torch.empty_like(grad)
+
+
+@_unclip.register_vmap
+def _(
+    info: Any, in_dims: tuple[Any, ...], grad: Tensor, x: Tensor, low: float, high: float
+) -> tuple[Tensor, int]:
+    grad, x = (
+        v.expand(info.batch_size, *v.shape) if dim is None else v.movedim(dim, 0)
+        for v, dim in zip((grad, x), in_dims, strict=False)
+    )
+    return _unclip(grad, x, low, high), 0
 
 
 def luma(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 1 h w"]:
