@@ -1,7 +1,6 @@
-"""What every process of `test_parallel.py` does: `python parallel_worker.py TASK STUDY FOLDER`."""
+"""What every process of `test_parallel.py` does."""
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -97,8 +96,11 @@ def lose_one(study: Study, folder: Path, how: str) -> None:
             (folder / f"{how}.txt").write_text(str(error))
 
 
-if __name__ == "__main__":
-    task, study, folder = sys.argv[1], load_study(sys.argv[2]), Path(sys.argv[3])
+def work(task: str, study_path: Path, folder: Path, given: dict[str, str]) -> None:
+    """Do one of the above, in the environment that a launcher has given."""
+    os.environ.update(given)
+    torch.set_num_threads(1)
+    study = load_study(study_path)
     if task in ("dies", "hangs"):
         lose_one(study, folder, task)
     else:
