@@ -76,6 +76,7 @@ def make_step(
     micro_batch: int | None = None,
     rho: float = 0.0,
     ranks: Ranks = ALONE,
+    processes: int = 1,
 ) -> Step:
     """One update as a pure function `(state, batch) -> (state, info)`.
 
@@ -92,6 +93,7 @@ def make_step(
         ranks: The processes that step together. Each gives its own rows of the batch, with the `draw` that
             they have in the whole, and gets the state and info of the whole, as from one process to float
             tolerance; see `fpatch.parallel`.
+        processes: Sum rows as so many processes would, and get their bits: for replays in one process.
 
     References:
         Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
@@ -103,7 +105,8 @@ def make_step(
     if compile and transform == "func":
         raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
     minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
-    gradient = reduced(accumulated(value_and_grad(minimized, transform), micro_batch), ranks)
+    of_rows = accumulated(value_and_grad(minimized, transform), micro_batch)
+    gradient = reduced(of_rows, ranks) if processes == 1 else in_shares(of_rows, processes)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
@@ -160,6 +163,16 @@ def accumulated(gradient: Gradient, micro_batch: int | None) -> Gradient:
         rows = len(batch["image_id"])
         size = micro_batch or rows
         parts = [slice(start, start + size) for start in range(0, rows, size)]
+        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+
+    return whole
+
+
+def in_shares(gradient: Gradient, processes: int) -> Gradient:
+    """The same gradient and loss, to the bit those of `reduced` in so many processes."""
+
+    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        parts = [Ranks(rank, processes).rows(len(batch["image_id"])) for rank in range(processes)]
         return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
 
     return whole

@@ -106,10 +106,10 @@ class Run:
         """How it was trained."""
         return self._read_execution("environment.json")
 
-    def other_processes(self, size: int) -> list[str]:
-        """A sentence, if it was trained by another number of processes."""
-        recorded = self.read_json("environment.json").get("processes", 1)
-        return [] if recorded == size else [f"processes: {recorded} was recorded, {size} is here"]
+    @property
+    def processes(self) -> int:
+        """How many trained it together."""
+        return self.read_json("environment.json").get("processes", 1)
 
     # -- JSON -----------------------------------------------------------------------------------------------
 

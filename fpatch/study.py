@@ -491,7 +491,9 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
         nullcontext() if ranks.rank else run.locked(),
         run.execution.recreated() as differences,
     ):
-        for what in [*differences, *run.other_processes(ranks.size)]:
+        if ranks.size != run.processes:
+            differences.append(f"processes: {run.processes} was recorded, {ranks.size} is here")
+        for what in differences:
             _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
         state, facts = parts.initial, {}
         if run.has_checkpoint("last"):
@@ -579,7 +581,7 @@ def _loader(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Loader:
     return Loader(dataset, key, study.train.batch_size, study.train.replace, ranks=ranks)
 
 
-def _make_step(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Step:
+def _make_step(study: Study, parts: Parts, ranks: Ranks = ALONE, processes: int = 1) -> Step:
     return make_step(
         parts.objective,
         parts.optimizer,
@@ -588,6 +590,7 @@ def _make_step(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Step:
         micro_batch=study.train.micro_batch,
         rho=study.train.rho,
         ranks=ranks,
+        processes=processes,
     )
 
 
@@ -993,9 +996,8 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
     if start is None:
         raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
-    step = _make_step(study, parts)
+    step = _make_step(study, parts, processes=run.processes)
     with run.execution.recreated() as differences:
-        differences += run.other_processes(1)
         *_, (_, info) = fit(state, step, _loader(study, parts), number)
     found = _step_scalars(info)
     return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)

@@ -13,16 +13,12 @@ import torch
 import torch.distributed as dist
 from parallel_worker import CASES, run, tensors, work
 from safetensors.torch import load_file
-from study_fixture import STEPS, environment, logged_steps, make_study, parameters
+from study_fixture import STEPS, change, copy_run, environment, logged_steps, make_study, parameters
 
 from fpatch.data import Loader
 from fpatch.parallel import ALONE, Ranks, joined
 from fpatch.runs import Run
-from fpatch.study import load_study, train
-
-HALF = {"even": 4, "uneven": 4, "fewest": 1, "adam": 4, "func": 4, "looking ahead": 4, "plateau": 4}
-HALF |= {"sharpness-aware": 4}
-"""Rows that the first of two processes holds."""
+from fpatch.study import load_study, replay_step, resume, train
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +98,15 @@ def test_both_processes_and_both_runs_agree_to_the_bit(name, found):
         assert all(torch.equal(other[key], value) for key, value in first.items())
 
 
-@pytest.mark.parametrize("name", HALF)
-def test_two_processes_are_two_micro_batches_to_the_bit(name, found, study_path):
-    parts = tensors(*run(load_study(study_path), name, micro_batch=HALF[name]))
+@pytest.mark.parametrize("name", CASES)
+def test_one_process_can_sum_as_two_to_the_bit(name, found, study_path):
+    parts = tensors(*run(load_study(study_path), name, processes=2))
     assert all(torch.equal(found[0][0][name][key], value) for key, value in parts.items())
+
+
+def test_two_processes_are_two_micro_batches_to_the_bit(found, study_path):
+    parts = tensors(*run(load_study(study_path), "uneven", micro_batch=4))
+    assert all(torch.equal(found[0][0]["uneven"][key], value) for key, value in parts.items())
 
 
 # -- rows
@@ -221,3 +222,42 @@ def test_torchrun_leaves_one_run_with_one_set_of_records(trained):
     path = trained.folder.parent.parent / "study.toml"
     one = train(load_study(path, {"log.runs": str(path.parent / "alone"), "train.micro_batch": 4}))
     assert parameters(one) == parameters(trained)
+
+
+def test_an_update_of_several_processes_is_replayed_by_one_to_the_bit(trained):
+    for number in (1, 4):
+        again = replay_step(trained.folder, number)
+        assert again.identical
+        assert again.environment == []
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_by_torchrun_to_the_bit(trained, tmp_path):
+    stopped = copy_run(trained, tmp_path)
+    checkpoints = stopped.folder / "checkpoints"
+    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    done = torchrun("resume", stopped.folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert parameters(stopped) == parameters(trained)
+    assert logged_steps(stopped.folder) == list(range(1, STEPS + 1))
+    assert "bit for bit" not in done.stderr
+
+
+@pytest.mark.slow
+def test_resumed_by_another_number_of_processes_it_says_so(trained, tmp_path, caplog):
+    stopped = copy_run(trained, tmp_path)
+    checkpoints = stopped.folder / "checkpoints"
+    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    resume(stopped.folder)
+    assert "processes: 2 was recorded, 1 is here" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_both(tmp_path):
+    """A photograph that only the second process comes to read."""
+    path = make_study(tmp_path, batch_size=2)
+    change(path, num_steps=200)
+    (tmp_path / "photograph-04.png").write_bytes(b"")
+    done = torchrun("train", path, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "photograph-04.png" in done.stderr
