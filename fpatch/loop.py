@@ -186,7 +186,7 @@ def reduced(gradient: Gradient, ranks: Ranks) -> Gradient:
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         grads, loss = gradient(params, sample, batch)
         terms = ranks.gather(loss.terms)
-        sums = ranks.gather(optree.tree_map(lambda x: x[None], (grads, loss.value)))
+        sums = ranks.gather(({name: grad[None] for name, grad in grads.items()}, loss.value[None]))
         return average([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
 
     return whole
