@@ -261,3 +261,20 @@ def test_an_error_in_one_process_ends_both(tmp_path):
     done = torchrun("train", path, cwd=tmp_path)
     assert done.returncode != 0
     assert "photograph-04.png" in done.stderr
+
+
+@pytest.mark.slow
+def test_workers_of_ray_train_leave_the_run_of_torchrun(trained, tmp_path):
+    pytest.importorskip("ray")
+    path = make_study(tmp_path / "study", batch_size=7)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("parallel_by_ray.py"), path, tmp_path / "ray"],
+        env=environment(RAY_USAGE_STATS_ENABLED="0"),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (path.parent / "runs").iterdir()
+    assert logged_steps(folder) == list(range(1, STEPS + 1))
+    assert parameters(Run.open(folder)) == parameters(trained)
