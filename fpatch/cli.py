@@ -271,21 +271,25 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from fpatch import study
+    from fpatch.parallel import joined
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     loaded = study.load_study(options.config, overrides)
-    with progress_bars() as report:
+    with joined() as ranks, progress_bars() as report:
         run = study.train(loaded, report)
-    _say_where(run.folder)
+        if not ranks.rank:
+            _say_where(run.folder)
     return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
     from fpatch import study
+    from fpatch.parallel import joined
 
-    with progress_bars() as report:
+    with joined() as ranks, progress_bars() as report:
         run = study.resume(options.run_folder, report)
-    _say_where(run.folder)
+        if not ranks.rank:
+            _say_where(run.folder)
     return 0
 
 

@@ -19,6 +19,7 @@ from fpatch.data import Loader
 from fpatch.graph import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.optim import Transformation
+from fpatch.parallel import ALONE, Ranks
 from fpatch.stage import row_keys
 from fpatch.types import Batch, Params, Sample
 
@@ -40,7 +41,7 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a person looks at after a step; the next step does not need it.
+    """What a person looks at after a step, of all rows; the next step does not need it.
 
     Attributes:
         loss: The weighted sum of the mean terms.
@@ -74,6 +75,8 @@ def make_step(
     compile: bool | str = False,
     micro_batch: int | None = None,
     rho: float = 0.0,
+    ranks: Ranks = ALONE,
+    processes: int = 1,
 ) -> Step:
     """One update as a pure function `(state, batch) -> (state, info)`.
 
@@ -87,6 +90,10 @@ def make_step(
         rho: Sharpness-aware: the gradient is that at parameters moved uphill by this Euclidean distance, over
             all patches together, on the same samples; a second pass. 0: no such pass. The loss that is
             reported is that of the first.
+        ranks: The processes that step together. Each gives its own rows of the batch, with the `draw` that
+            they have in the whole, and gets the state and info of the whole, as from one process to float
+            tolerance; see `fpatch.parallel`.
+        processes: Sum rows as so many processes would, and get their bits: for replays in one process.
 
     References:
         Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
@@ -98,7 +105,8 @@ def make_step(
     if compile and transform == "func":
         raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
     minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
-    gradient = accumulated(value_and_grad(minimized, transform), micro_batch)
+    of_rows = accumulated(value_and_grad(minimized, transform), micro_batch)
+    gradient = reduced(of_rows, ranks) if processes == 1 else in_shares(of_rows, processes)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
@@ -107,7 +115,8 @@ def make_step(
         grads, loss = gradient(point, sample, batch)
         if rho:
             grads, _ = gradient(uphill(point, grads, rho), sample, batch)
-        return finish(pipeline, optimizer, state, grads, loss, sample, batch)
+        rows = {name: batch[name] for name in ("image_id", "draw")}
+        return finish(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
 
     return step
 
@@ -152,20 +161,47 @@ def accumulated(gradient: Gradient, micro_batch: int | None) -> Gradient:
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         rows = len(batch["image_id"])
-        results = []
-        for start in range(0, rows, micro_batch or rows):
-            part = slice(start, start + (micro_batch or rows))
-            some, loss = gradient(params, take_rows(sample, part), take_rows(batch, part))
-            results.append((len(batch["image_id"][part]) / rows, some, loss))
-        zero = torch.zeros(())
-        grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in params}
-        value = sum((share * loss.value for share, _, loss in results), zero)
-        terms = {
-            name: torch.cat([loss.terms[name] for _, _, loss in results]) for name in results[0][2].terms
-        }
-        return grads, Loss(value, terms)
+        size = micro_batch or rows
+        parts = [slice(start, start + size) for start in range(0, rows, size)]
+        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
 
     return whole
+
+
+def in_shares(gradient: Gradient, processes: int) -> Gradient:
+    """The same gradient and loss, to the bit those of `reduced` in so many processes."""
+
+    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        parts = [Ranks(rank, processes).rows(len(batch["image_id"])) for rank in range(processes)]
+        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+
+    return whole
+
+
+def reduced(gradient: Gradient, ranks: Ranks) -> Gradient:
+    """The same gradient and loss, of the rows of all processes, each of which holds its own."""
+    if ranks.size == 1:
+        return gradient
+
+    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        grads, loss = gradient(params, sample, batch)
+        terms = ranks.gather(loss.terms)
+        sums = ranks.gather(({name: grad[None] for name, grad in grads.items()}, loss.value[None]))
+        return average([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
+
+    return whole
+
+
+def average(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
+    """Gradient and loss of all rows from those of some rows each, summed in the order given."""
+    counts = [len(next(iter(loss.terms.values()))) for _, loss in parts]
+    shares = [count / sum(counts) for count in counts]
+    results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
+    zero = torch.zeros(())
+    grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in parts[0][0]}
+    value = sum((share * loss.value for share, _, loss in results), zero)
+    terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
+    return grads, Loss(value, terms)
 
 
 def norm(grads: Params) -> Tensor:

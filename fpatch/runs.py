@@ -121,6 +121,11 @@ class Run:
         """How it was trained."""
         return self._read_execution("environment.json")
 
+    @property
+    def processes(self) -> int:
+        """How many trained it together."""
+        return self.read_json("environment.json").get("processes", 1)
+
     # -- JSON -----------------------------------------------------------------------------------------------
 
     def write_json(self, name: str, value: Any) -> None:
@@ -157,11 +162,8 @@ class Run:
 
     def save_checkpoint(self, name: str, state: TrainState, **facts: Any) -> None:
         """Write a state as one file of tensors; `facts` (JSON) and the step stand in its header."""
-        leaves = optree.tree_leaves(state.opt_state)
-        tensors = {f"params/{n}": v for n, v in state.params.items()} | {"key": state.key}
-        tensors |= {f"opt/{i}": leaf for i, leaf in enumerate(leaves)}
         metadata = {"step": str(state.step), "format": str(FORMAT), "facts": json.dumps(facts)}
-        self._write(f"checkpoints/{name}.safetensors", save(_unshared(tensors), metadata))
+        self._write(f"checkpoints/{name}.safetensors", state_bytes(state, metadata))
 
     def load_checkpoint(self, name: str, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """A state with the structure of `like`, and its facts.
@@ -311,6 +313,14 @@ class Run:
             raise RunError(
                 f"{path} is broken ({error}); restore it, or put a copy of an older one in its place"
             ) from error
+
+
+def state_bytes(state: TrainState, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The tensors of a state as a safetensors file, with this header."""
+    leaves = optree.tree_leaves(state.opt_state)
+    tensors = {f"params/{n}": v for n, v in state.params.items()} | {"key": state.key}
+    tensors |= {f"opt/{i}": leaf for i, leaf in enumerate(leaves)}
+    return save(_unshared(tensors), dict(metadata or {}))
 
 
 def _write_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:

@@ -6,10 +6,12 @@ the replay: they add the run folder, the log, checkpoints and progress.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -39,10 +41,11 @@ from fpatch.log import Log, open_log
 from fpatch.loop import Step, StepInfo, TrainState, find_bad_row, fit, make_state, make_step
 from fpatch.objective import COMPILE_MODES, Objective, check_terms
 from fpatch.optim import Optimizer, make_optimizer
+from fpatch.parallel import ALONE, Ranks, joined
 from fpatch.rates import Success, effects, of_objects, scalars, standard_errors, success
 from fpatch.rerun import Replay, logged_rows, replay
 from fpatch.resource import Resource, file_digest, live
-from fpatch.runs import Run, RunError, describe_environment
+from fpatch.runs import Run, RunError, describe_environment, state_bytes
 from fpatch.schema import decode, encode, flatten
 from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
@@ -521,11 +524,14 @@ def train_in(
             resume_step = state.step
         elif (run.folder / "records.jsonl").exists():
             resume_step = state.step
-        yield from _train(study, parts, run, state, facts, resume_step, report, until)
+        yield from _train(study, parts, run, state, facts, resume_step, report, until=until)
 
 
 def train(study: Study, report: Report = _silent) -> Run:
     """Train, and leave a run folder.
+
+    Started by torchrun, or in the workers of Ray Train, all processes train one patch together, and process 0
+    writes the folder; see `fpatch.parallel`.
 
     Returns:
         The run, with `last`, `best` and numbered checkpoints.
@@ -533,13 +539,23 @@ def train(study: Study, report: Report = _silent) -> Run:
     Raises:
         ValueError: For anything wrong in the study, before the folder is made; and if a loss is not finite,
             with the term, the row and its sample, after the state before it was saved.
+        ConnectionError: If another process of the run has ended.
     """
-    parts = make_parts(study)
-    _rehearse(study, parts)
-    environment = describe_environment(study.seed) | {"data": _data_digests(study, parts.dataset)}
-    run = Run.create(study.log.runs, study.name, study.config, environment)
-    with run.locked():
-        _finish(_train(study, parts, run, parts.initial, {}, None, report))
+    with joined() as ranks:
+        ranks.check_same("the study", json.dumps(study.config).encode())
+        parts = make_parts(study)
+        _loader(study, parts, ranks)  # refuses a batch that is too small for all
+        _rehearse(study, parts)
+        if ranks.rank:
+            run = Run(ranks.tell(""))
+            _follow(study, parts, parts.initial, ranks)
+            return run
+        environment = describe_environment(study.seed)
+        environment |= {"data": _data_digests(study, parts.dataset), "processes": ranks.size}
+        run = Run.create(study.log.runs, study.name, study.config, environment)
+        ranks.tell(str(run.folder))
+        with run.locked():
+            _finish(_train(study, parts, run, parts.initial, {}, None, report, ranks))
     return run
 
 
@@ -553,13 +569,22 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
     run, study = open_run(folder, resources)
     parts = make_parts(study)
     _check_data(run, _data_digests(study, parts.dataset))
-    with run.locked(), run.execution.recreated() as differences:
-        for sentence in differences:
-            _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", sentence)
+    with (
+        joined() as ranks,
+        nullcontext() if ranks.rank else run.locked(),
+        run.execution.recreated() as differences,
+    ):
+        if ranks.size != run.processes:
+            differences.append(f"processes: {run.processes} was recorded, {ranks.size} is here")
+        for what in differences:
+            _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
         state, facts = parts.initial, {}
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
-        _finish(_train(study, parts, run, state, facts, state.step, report))
+        if ranks.rank:
+            _follow(study, parts, state, ranks)
+        else:
+            _finish(_train(study, parts, run, state, facts, state.step, report, ranks))
     return run
 
 
@@ -644,12 +669,12 @@ def _check_metric(study: Study, phase: str) -> None:
         )
 
 
-def _loader(study: Study, parts: Parts) -> Loader:
-    key = random.fold_in(parts.initial.key, "data")
-    return Loader(parts.dataset.split(study.data.train), key, study.train.batch_size, study.train.replace)
+def _loader(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Loader:
+    dataset, key = parts.dataset.split(study.data.train), random.fold_in(parts.initial.key, "data")
+    return Loader(dataset, key, study.train.batch_size, study.train.replace, ranks=ranks)
 
 
-def _make_step(study: Study, parts: Parts) -> Step:
+def _make_step(study: Study, parts: Parts, ranks: Ranks = ALONE, processes: int = 1) -> Step:
     return make_step(
         parts.objective,
         parts.optimizer,
@@ -657,7 +682,28 @@ def _make_step(study: Study, parts: Parts) -> Step:
         compile=study.train.compile,
         micro_batch=study.train.micro_batch,
         rho=study.train.rho,
+        ranks=ranks,
+        processes=processes,
     )
+
+
+def _together(
+    steps: Iterator[tuple[TrainState, StepInfo]], study: Study, state: TrainState, ranks: Ranks
+) -> Iterator[tuple[TrainState, StepInfo]]:
+    """The same steps; at the start and at every checkpoint all processes must hold the same state."""
+    ranks.check_same(f"the state at step {state.step}", state_bytes(state))
+    for after, info in steps:
+        if after.step == study.train.num_steps or after.step % study.train.checkpoint_every == 0:
+            ranks.check_same(f"the state at step {after.step}", state_bytes(after))
+        yield after, info
+
+
+def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks) -> None:
+    """Take part in the steps of process 0, and stop where it stops."""
+    steps = fit(state, _make_step(study, parts, ranks), _loader(study, parts, ranks), study.train.num_steps)
+    for after, info in _together(steps, study, state, ranks):
+        if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+            raise ValueError(f"update {after.step}: {bad}")
 
 
 def _train(
@@ -668,6 +714,7 @@ def _train(
     facts: dict[str, Any],
     resume_step: int | None,
     report: Report,
+    ranks: Ranks = ALONE,
     until: int | None = None,
 ) -> Training:
     settings = study.train
@@ -676,11 +723,11 @@ def _train(
     finished = False
     try:
         _describe(study, parts.dataset, log)
-        step = _make_step(study, parts)
+        step = _make_step(study, parts, ranks)
         if state.step == 0 or not run.has_checkpoint("last"):
             _checkpoint(run, log, state, facts)
-        steps = fit(state, step, _loader(study, parts), num_steps)
-        for after, info in _profiled(steps, study, run):
+        steps = fit(state, step, _loader(study, parts, ranks), num_steps)
+        for after, info in _profiled(_together(steps, study, state, ranks), study, run):
             if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
                 _checkpoint(run, log, state, facts)
                 raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
@@ -1048,7 +1095,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
     if start is None:
         raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
-    step = _make_step(study, parts)
+    step = _make_step(study, parts, processes=run.processes)
     with run.execution.recreated() as differences:
         *_, (_, info) = fit(state, step, _loader(study, parts), number)
     found = _step_scalars(info)

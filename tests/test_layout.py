@@ -18,7 +18,7 @@ from fpatch.stage import Definition, deterministic
 ROOT = Path(fpatch.__file__).parent
 ROWS = """
     types
-    checks memory
+    checks memory parallel
     tree
     geometry color spectrum registry schema columns
     random region patches detections

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_number
-from fpatch.data.targets import Dataset
+from fpatch.data.targets import Dataset, draws
+from fpatch.parallel import ALONE, Ranks
 
 
 def indices(
@@ -70,6 +71,8 @@ class Loader:
         batch_size: Rows of a batch.
         replace: Draw with replacement instead of by epochs.
         device: Where batches go.
+        ranks: The processes that train together: each loads its own rows of every batch, with the `draw`
+            that they have in the whole.
     """
 
     dataset: Dataset
@@ -77,15 +80,18 @@ class Loader:
     batch_size: int
     replace: bool = False
     device: torch.device | str | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         check_number("Loader: batch_size", self.batch_size, 1)
+        self.ranks.rows(self.batch_size)  # refuses too few for all
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of a step, counted from 0."""
         ids = self.dataset.image_ids
         picked = indices(self.key, step, self.batch_size, len(ids), self.replace)
-        return self.dataset.batch(ids[picked], device=self.device)
+        own = self.ranks.rows(self.batch_size)
+        return self.dataset.batch(ids[picked][own], draws(ids[picked])[own], device=self.device)
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of all steps from `start` on, without end; a thread prepares the next one meanwhile.
@@ -107,9 +113,7 @@ class Loader:
                         value.record_stream(reader)  # its memory is not reused before the reader is done
                 yield batch
 
-    def _prepare(
-        self, step: int, stream: torch.cuda.Stream | None
-    ) -> tuple[dict[str, Tensor], Any]:
+    def _prepare(self, step: int, stream: torch.cuda.Stream | None) -> tuple[dict[str, Tensor], Any]:
         """The batch of a step, and the CUDA event after which it is complete, or None."""
         if stream is None:
             return self.batch(step), None
