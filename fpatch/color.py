@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch.tree import flatten_rows
+from fpatch.tree import constant, flatten_rows
 
 LN2 = math.log(2.0)
 LUMA = (0.299, 0.587, 0.114)
@@ -95,7 +95,7 @@ def _(image: Tensor, matrix: Tensor) -> Tensor:
 def saturation_matrix(factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
     """Scaling of the distance of each color from the gray of its luma."""
     factor = factor[:, None, None]
-    return factor * torch.eye(3, device=factor.device) + (1.0 - factor) * factor.new_tensor(LUMA)
+    return factor * torch.eye(3, device=factor.device) + (1.0 - factor) * constant(LUMA, factor)
 
 
 def hue_rotation(degrees: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
@@ -107,13 +107,13 @@ def hue_rotation(degrees: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
     to_yiq = torch.tensor(
         [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]],
         dtype=torch.float64,
-        device=degrees.device,
     )
     # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail
     angle = torch.deg2rad(degrees.double())
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
-    left, right = torch.linalg.inv(to_yiq), to_yiq
+    # inverted on the host, which on a GPU waits for nothing
+    left, right = (m.to(angle.device, non_blocking=True) for m in (torch.linalg.inv(to_yiq), to_yiq))
     # written as sums: a matrix product may reorder them with the number of rows
     half = sum(left[:, j, None] * turn[:, j, None, :] for j in range(3))
     return sum(half[..., j, None] * right[j] for j in range(3)).float()  # type: ignore[union-attr]

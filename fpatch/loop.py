@@ -20,6 +20,7 @@ from fpatch.graph import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.optim import Transformation
 from fpatch.stage import row_keys
+from fpatch.tree import device_of, place
 from fpatch.types import Batch, Params, Sample
 
 
@@ -46,8 +47,8 @@ class StepInfo(NamedTuple):
         loss: The weighted sum of the mean terms.
         terms: Every term, unweighted, [b].
         grad_norm: Euclidean norm over all parameters of the gradient that the optimizer was given.
-        sample: What was drawn.
-        batch: Photographs of the rows, `image_id` and `draw`.
+        sample: What was drawn, on the host.
+        batch: Photographs of the rows, `image_id` and `draw`, as they were given.
     """
 
     loss: Tensor
@@ -60,9 +61,17 @@ class StepInfo(NamedTuple):
 Step = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
 
 
-def make_state(objective: Objective, optimizer: GradientTransformation, key: Tensor) -> TrainState:
-    """The state before the first step: parameters drawn from `fold_in(key, "init")`."""
-    params = objective.pipeline.init(random.fold_in(key, "init"))
+def make_state(
+    objective: Objective,
+    optimizer: GradientTransformation,
+    key: Tensor,
+    device: torch.device | str = "cpu",
+) -> TrainState:
+    """The state before the first step: parameters drawn from `fold_in(key, "init")`, and sent to a device.
+
+    The key stays on the host, where samples are drawn.
+    """
+    params = place(objective.pipeline.init(random.fold_in(key, "init")), device)
     return TrainState(params, optimizer.init(params), 0, key)
 
 
@@ -76,6 +85,9 @@ def make_step(
     rho: float = 0.0,
 ) -> Step:
     """One update as a pure function `(state, batch) -> (state, info)`.
+
+    It runs where the parameters are, and the networks of the pipeline must be there too. Samples are drawn on
+    the host, from what the batch holds there, and sent after it.
 
     Args:
         objective: The loss.
@@ -104,9 +116,10 @@ def make_step(
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch)
         point = point_of_gradient(pipeline, optimizer, state)
-        grads, loss = gradient(point, sample, batch)
+        placed = place((sample, batch), device_of(point))
+        grads, loss = gradient(point, *placed)
         if rho:
-            grads, _ = gradient(uphill(point, grads, rho), sample, batch)
+            grads, _ = gradient(uphill(point, grads, rho), *placed)
         return finish(pipeline, optimizer, state, grads, loss, sample, batch)
 
     return step

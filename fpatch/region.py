@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fpatch.color import luma
 from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
-from fpatch.tree import flatten_rows, is_concrete, is_traced
+from fpatch.tree import constant, flatten_rows, is_concrete, is_traced
 
 REGION_STEP_PX = 16
 """Sides of regions are multiples of it, so that few shapes are met in a run."""
@@ -69,7 +69,7 @@ def implant_quads(
     b, _, h, w = scene.shape
     _check_patches(quad_patch, names)
     present = _find_present(quads, opacity)
-    unit = quads.new_tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    unit = constant([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], quads)
     quads = torch.where(present[..., None, None], quads, unit)
     atlas, sizes = _make_atlas(patches, names, masks or {}, b)
     bounds = quad_bounds(quads)
@@ -160,14 +160,14 @@ def _make_atlas(
         size = patch.shape[-2:]
         alpha = patch.new_ones(1, *size)
         if name in masks:
-            mask = masks[name].to(patch)[None]
+            mask = masks[name].to(patch, non_blocking=True)[None]
             alpha = F.interpolate(mask, size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
         patch = patch if patch.ndim == 4 else patch[None]
         page = torch.cat([patch * alpha, alpha.expand(len(patch), -1, -1, -1)], dim=1)
         pages.append(F.pad(page, (0, width - size[1], 0, height - size[0])).expand(rows, -1, -1, -1))
         sizes.append(size)
     atlas = torch.stack(pages, dim=1)
-    return atlas, torch.tensor([[w, h] for h, w in sizes], dtype=atlas.dtype, device=atlas.device)
+    return atlas, constant([[w, h] for h, w in sizes], atlas)
 
 
 def _footprint(m: Tensor, unit_point: Tensor, depth: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _interpolate(atlas: Tensor, quad_patch: Tensor, point: Tensor, size: Tensor,
     chosen = torch.arange(b, device=atlas.device)[:, None] * num + quad_patch
     textures = atlas.expand(b, -1, -1, -1, -1).flatten(0, 1).index_select(0, chosen.flatten())
     point = point.clamp(min=0.5).minimum(size - 0.5)
-    grid = 2 * point / point.new_tensor([atlas.shape[-1], atlas.shape[-2]]) - 1
+    grid = 2 * point / constant([atlas.shape[-1], atlas.shape[-2]], point) - 1
     grid = torch.where(where[..., None], grid, torch.full_like(grid, OUTSIDE))
     seen = F.grid_sample(textures, grid.flatten(0, 1), "bilinear", "zeros", align_corners=False)
     return seen.unflatten(0, quad_patch.shape)
