@@ -48,7 +48,7 @@ class Execution(NamedTuple):
         block: Rows that run together.
         threads: Threads of the math library.
         cpu: Instruction set that it chose.
-        device: Where it ran.
+        device: Where it ran: "cpu", or the name of a GPU.
         torch: Version.
         torchvision: Version.
         numpy: Version.
@@ -96,12 +96,16 @@ class Execution(NamedTuple):
         ]
 
     @contextmanager
-    def recreated(self) -> Iterator[list[str]]:
-        """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    def recreated(self, device: str = "cpu") -> Iterator[list[str]]:
+        """Run as recorded, as far as this process can; yields what is not the same, a sentence each.
+
+        Args:
+            device: Where it will run.
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            yield self.differences(Execution.current(self.block))
+            yield self.differences(Execution.current(self.block, device))
         finally:
             torch.set_num_threads(threads)
 

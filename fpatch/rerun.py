@@ -67,14 +67,15 @@ def replay(
     parts: list[dict[str, np.ndarray]] = []
     differences: dict[int, list[str]] = {}
     largest = 0.0
+    device = device_of(conditions)
     for part in blocks(len(chosen), block):
-        unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist())
+        unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist(), device)
         is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))
         for row in chosen[part][is_lost].tolist():
             differences[row] = [unreadable[int(table["image_id"][row])]]
         picked = chosen[part][~is_lost]
         if len(picked):
-            sample, batch = logged_rows(dataset, table, picked, device_of(conditions))
+            sample, batch = logged_rows(dataset, table, picked, device)
             found = result_columns(measure(pipeline, conditions, sample, batch, block))
             found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
             found["sample"] = row_digests(to_columns(sample))
@@ -101,12 +102,12 @@ def logged_rows(
     return from_columns(columns), {**dataset.batch(ids, device=device), "draw": draw}
 
 
-def _find_unreadable(dataset: Dataset, image_ids: Iterable[int]) -> dict[int, str]:
+def _find_unreadable(dataset: Dataset, image_ids: Iterable[int], device: torch.device) -> dict[int, str]:
     """Photographs that are gone or broken, each with what is wrong."""
     problems = {}
     for image_id in dict.fromkeys(image_ids):
         try:
-            dataset.batch([image_id])
+            dataset.batch([image_id], device=device)
         except (ValueError, OSError) as error:
             problems[image_id] = f"photograph: {error}"
     return problems

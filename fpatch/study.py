@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from fpatch import __version__, random
 from fpatch.checks import check_number, nearest
 from fpatch.config import build
 from fpatch.data import Loader, TargetSet, image_file, targets
+from fpatch.device import check_device, describe_device, find_device
 from fpatch.evaluation import (
     Diagnosis,
     Evaluation,
@@ -44,6 +46,7 @@ from fpatch.rerun import Replay, logged_rows, replay
 from fpatch.resource import Resource, file_digest, live
 from fpatch.runs import Run, RunError, describe_environment
 from fpatch.schema import decode, encode, flatten
+from fpatch.tree import place
 from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
 
@@ -247,6 +250,8 @@ class Study:
         pipeline: The stages, for all phases.
         objective: What is minimized.
         seed: Of the root key.
+        device: Where it runs: "cpu", "cuda" or one GPU such as "cuda:1"; "auto" is a GPU if there is one.
+            Samples are drawn on the host, and are the same on all.
         optimizer: How the patch moves.
         train: How long.
         evaluate: How it is measured.
@@ -258,6 +263,7 @@ class Study:
     pipeline: Pipeline
     objective: Goal
     seed: int = 0
+    device: str = "auto"
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -266,6 +272,25 @@ class Study:
     def __post_init__(self) -> None:
         if not self.name or self.name != Path(self.name).name:
             raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
+        check_device("device", self.device)
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device that it runs on here.
+
+        Raises:
+            ValueError: If it asks for a GPU that is not there.
+        """
+        return find_device(self.device)
+
+    @cached_property
+    def placed(self) -> Pipeline:
+        """The pipeline with its networks where the study runs."""
+        return self.pipeline if self.place.type == "cpu" else self.pipeline.to(self.place)
+
+    def execution(self, block: int) -> Execution:
+        """How it is run here, so many rows together."""
+        return Execution.current(block, describe_device(self.place))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -332,8 +357,8 @@ def study_from_config(
         if name not in config:
             raise ValueError(f"the section [{name}] is required")
     sections = {
-        "name": str, "seed": int, "data": Data, "objective": Goal, "optimizer": Optimizer, "train": Train,
-        "evaluate": Evaluate, "log": Logging,
+        "name": str, "seed": int, "device": str, "data": Data, "objective": Goal, "optimizer": Optimizer,
+        "train": Train, "evaluate": Evaluate, "log": Logging,
     }  # fmt: skip
     decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
     decoded.setdefault("name", "study")
@@ -396,7 +421,7 @@ def make_parts(study: Study) -> Parts:
     num_photographs = len(dataset.split(study.data.train).image_ids)
     epoch = None if study.train.replace else Fraction(num_photographs, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
-    initial = make_state(objective, optimizer, random.key(study.seed))
+    initial = make_state(objective, optimizer, random.key(study.seed), study.place)
     _check_names(study, dataset)
     return Parts(dataset, objective, optimizer, initial)
 
@@ -407,7 +432,7 @@ def make_objective(study: Study) -> Objective:
     Raises:
         ValueError: If a weight is for no term of the pipeline.
     """
-    pipeline = study.pipeline.at("train")
+    pipeline = study.placed.at("train")
     elsewhere = {t: path for path, n in study.pipeline.items() for t in n.terms if path not in pipeline}
     for name in study.objective.weights:
         if name in elsewhere and name not in pipeline.terms:
@@ -453,7 +478,8 @@ def train(study: Study, report: Report = _silent) -> Run:
     """
     parts = make_parts(study)
     _rehearse(study, parts)
-    environment = describe_environment(study.seed) | {"data": _data_digests(study, parts.dataset)}
+    environment = describe_environment(study.seed, study.execution(0))
+    environment["data"] = _data_digests(study, parts.dataset)
     run = Run.create(study.log.runs, study.name, study.config, environment)
     with run.locked():
         _train(study, parts, run, parts.initial, {}, None, report)
@@ -470,7 +496,7 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
     run, study = open_run(folder, resources)
     parts = make_parts(study)
     _check_data(run, _data_digests(study, parts.dataset))
-    with run.locked(), run.execution.recreated() as differences:
+    with run.locked(), run.execution.recreated(describe_device(study.place)) as differences:
         for sentence in differences:
             _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", sentence)
         state, facts = parts.initial, {}
@@ -519,10 +545,10 @@ def _rehearse(study: Study, parts: Parts) -> None:
     """
     key = random.fold_in(parts.initial.key, "rehearsal")
     dataset = parts.dataset.split(study.data.train)
-    batch = dataset.batch(dataset.image_ids[:3])
+    batch = dataset.batch(dataset.image_ids[:3], device=study.place)
     sample = parts.objective.pipeline.sample(key, batch)
     with torch.no_grad():
-        loss = parts.objective(parts.initial.params, sample, batch)
+        loss = parts.objective(parts.initial.params, *place((sample, batch), study.place))
     rows = len(batch["image_id"])
     if all(isinstance(t, torch.Tensor) and t.shape == (rows,) for t in loss.terms.values()):
         info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
@@ -533,7 +559,7 @@ def _rehearse(study: Study, parts: Parts) -> None:
         _check_metric(study, "validation")
         dataset = parts.dataset.split(study.data.validation)
         few = dataset.select(dataset.image_ids[:2])
-        pipeline, pictures = study.pipeline.at("validation"), study.evaluate.pictures
+        pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
         result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
         known = scalars(result, study.evaluate.metric)
         if study.evaluate.best not in known:
@@ -553,7 +579,8 @@ def _check_metric(study: Study, phase: str) -> None:
 
 def _loader(study: Study, parts: Parts) -> Loader:
     key = random.fold_in(parts.initial.key, "data")
-    return Loader(parts.dataset.split(study.data.train), key, study.train.batch_size, study.train.replace)
+    dataset = parts.dataset.split(study.data.train)
+    return Loader(dataset, key, study.train.batch_size, study.train.replace, study.place)
 
 
 def _make_step(study: Study, parts: Parts) -> Step:
@@ -600,7 +627,7 @@ def _train(
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         best, _ = run.load_checkpoint("best", parts.initial)
-        run.write_patches(make_patches(study.pipeline.at("test"), best.params))
+        run.write_patches(make_patches(study.placed.at("test"), best.params))
         log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
         finished = True
     except BaseException as error:
@@ -630,7 +657,7 @@ def _validate(
     assert study.data.validation is not None
     dataset = parts.dataset.split(study.data.validation)
     result = _evaluate(study, state, dataset, "validation", report)
-    run.save_evaluation(f"validation-{state.step:08d}", result, Execution.current(study.evaluate.block))
+    run.save_evaluation(f"validation-{state.step:08d}", result, study.execution(study.evaluate.block))
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
     diagnosis = _diagnose_first_block(study, state, dataset, result.table, "validation")
@@ -649,7 +676,7 @@ def evaluation_key(study: Study, split: str) -> torch.Tensor:
 
 def _evaluate(study: Study, state: TrainState, dataset: TargetSet, split: str, report: Report) -> Evaluation:
     return evaluate(
-        study.pipeline.at(split),
+        study.placed.at(split),
         state.params,
         dataset,
         evaluation_key(study, split),
@@ -728,8 +755,8 @@ def _diagnose_first_block(
 ) -> Diagnosis:
     """The first block of an evaluation, looked at closely."""
     rows = slice(0, study.evaluate.block)
-    sample, batch = logged_rows(dataset, table, rows)
-    return diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
+    sample, batch = logged_rows(dataset, table, rows, study.place)
+    return diagnose(study.placed.at(phase), state.params, sample, batch, phase)
 
 
 def _picture_effects(
@@ -740,8 +767,8 @@ def _picture_effects(
     order = np.argsort(-effect, kind="stable")
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
-    sample, batch = logged_rows(dataset, table, rows)
-    diagnosis = diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
+    sample, batch = logged_rows(dataset, table, rows, study.place)
+    diagnosis = diagnose(study.placed.at(phase), state.params, sample, batch, phase)
     captions = [f"patch: takes {effect[row]:.2f} of the score" for row in rows]
     return make_figure(study, diagnosis, dataset.class_names, captions)
 
@@ -795,7 +822,7 @@ def evaluate_run(
         last, _ = run.load_checkpoint("last", parts.initial)
         result = _evaluate(study, state, dataset, split, report)
         table = table_name(split, checkpoint)
-        run.save_evaluation(table, result, Execution.current(study.evaluate.block))
+        run.save_evaluation(table, result, study.execution(study.evaluate.block))
         rates = success(result.table, study.evaluate.metric)
         facts = {"checkpoint": checkpoint, "step": state.step, **_summary(study, result, rates)}
         run.write_json(f"tables/{table}.summary.json", facts)
@@ -847,7 +874,7 @@ def load_trained(
     _check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))
-    return Trained(run, study, study.pipeline.at(split), state.params, dataset)
+    return Trained(run, study, study.placed.at(split), state.params, dataset)
 
 
 def split_name(study: Study, split: str) -> str:
@@ -918,10 +945,10 @@ def replay_run(
         raise ValueError(
             f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
         )
-    with recorded.recreated() as differences:
+    with recorded.recreated(describe_device(study.place)) as differences:
         result = replay(
-            study.pipeline.at(split),
-            run.load_conditions(table),
+            study.placed.at(split),
+            place(run.load_conditions(table), study.place),
             dataset,
             logged,
             chosen,
@@ -950,7 +977,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
         raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
     step = _make_step(study, parts)
-    with run.execution.recreated() as differences:
+    with run.execution.recreated(describe_device(study.place)) as differences:
         *_, (_, info) = fit(state, step, _loader(study, parts), number)
     found = _step_scalars(info)
     return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)

@@ -1,0 +1,40 @@
+"""Where a study runs, by its setting, and what a record calls it."""
+
+import re
+
+import torch
+
+
+def check_device(field: str, name: str) -> None:
+    """Refuse what no device is called.
+
+    Raises:
+        ValueError: With the field and the value.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f'{field} must be "auto", "cpu", "cuda" or one GPU such as "cuda:1", got {name!r}')
+
+
+def find_device(name: str) -> torch.device:
+    """The device that a setting names; "auto" is the current GPU if there is one, and else the CPU.
+
+    Raises:
+        ValueError: If it asks for a GPU that is not there.
+    """
+    check_device("device", name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    index = torch.device(name).index if name != "auto" else None
+    if not count or (index or 0) >= count:
+        there = f"there are {count}, counted from 0" if count else f"torch {torch.__version__} finds none"
+        raise ValueError(
+            f'device: {name!r} asks for a GPU, and {there}; set device = "auto" or "cpu" (of a run: in its '
+            "config.json), or install a driver and a torch with CUDA"
+        )
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
+
+
+def describe_device(device: torch.device) -> str:
+    """What a record says of it: "cpu", or the name of the GPU; the CPU's name has no part in any bit."""
+    return "cpu" if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name(device)})"
