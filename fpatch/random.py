@@ -83,7 +83,7 @@ def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
         data = torch.tensor(data)
     if data.is_floating_point() or data.dtype == torch.bool:
         raise ValueError(f"data must be a tensor of integers, got {data.dtype}; fold in an index or a name")
-    data = data.to(key.device, torch.int64)
+    data = data.to(key.device, torch.int64, non_blocking=key.device.type != "cpu")
     try:
         torch.broadcast_shapes(key.shape[:-1], data.shape)
     except RuntimeError:

@@ -17,6 +17,7 @@ from fpatch.detections import ABSENT
 from fpatch.graph import Pipeline, node, pipeline
 from fpatch.resource import define_loader
 from fpatch.stage import Stage
+from fpatch.tree import constant
 from fpatch.types import Range
 
 NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131
@@ -58,7 +59,7 @@ class TinyYolo(TinyDetector):
         center_size = torch.cat([(low + high) / 2, high - low], dim=-1)
         scores = (1 + (2 * found["logits"]).tanh()) / 2
         if self.format == "v4":
-            size = images.new_tensor([*images.shape[:-3:-1], *images.shape[:-3:-1]])
+            size = constant([*images.shape[:-3:-1], *images.shape[:-3:-1]], images)
             return [(found["boxes"] / size)[:, :, None], scores]
         if self.format == "v5":
             return torch.cat([center_size, scores.sum(-1, keepdim=True) / 2, scores], dim=-1), [scores]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torch.backends import cudnn
+from torch.overrides import TorchFunctionMode
 from typecheck import unchecked
 
 from fpatch import random
@@ -538,3 +539,33 @@ def fake_devices() -> Iterator[None]:
     copied = mock.patch.object(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone())
     with unchecked(), cudnn.flags(enabled=False), stay, copied, FakeTensorMode(allow_non_fake_inputs=True):
         yield
+
+
+@law(applies=lambda case: can_be_faked(case) and not READS & {s.definition.name for s in case.stages})
+def nothing_waits_for_a_gpu(case: Case) -> None:
+    """No copy makes the host wait until a GPU has done all that it was given."""
+    sample = case.subject.sample(KEY, case.batch)
+    for stage in case.stages:
+        stage.load()
+    with fake_devices():
+        moved = Case(case.subject.to("cuda"), *place((case.params, case.batch), "cuda"))
+        sample = place(sample, "cuda")
+        with NoWaiting():
+            run(moved, leaves(moved), sample)
+
+
+READS = {"create.soft_proof", "infer.torchvision_detector", "infer.transformers_detector"}
+"""An engine on the host, and networks of libraries that make constants as they go."""
+
+
+class NoWaiting(TorchFunctionMode):
+    """Refuses copies between the host and a GPU that are not declared to be asynchronous."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "")
+        if isinstance(out, Tensor) and name in ("tensor", "as_tensor", "new_tensor", "to", "cpu", "cuda"):
+            given = args[0].device.type if isinstance(args[0], Tensor) and name != "new_tensor" else "cpu"
+            declared = out.is_cuda and (kwargs or {}).get("non_blocking", False)
+            assert given == out.device.type or declared, f"{name} waits for the GPU"
+        return out
