@@ -3,7 +3,7 @@
 The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads.
 Both are timed eager and compiled, all four in turn.
 
-    python benchmarks/step.py [--repeats 11] [--device cpu] [--small]
+    python benchmarks/step.py [--repeats 11] [--device cpu|cuda] [--small]
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from workloads import make_batch, make_images, make_pipeline, make_training, mak
 
 def measure(name: str, b: int, side: int, options: Options, record: Record) -> None:
     """One victim."""
-    victim = make_victim(name)
-    pipeline, batch = make_pipeline(victim), make_batch(b, side)
-    step, state = make_training(pipeline)
+    victim = make_victim(name, options.device)
+    pipeline, batch = make_pipeline(victim), make_batch(b, side, device=options.device)
+    step, state = make_training(pipeline, options.device)
     image = make_images(pipeline, state, batch)
 
     def alone(model: Callable[..., torch.Tensor]) -> None:
@@ -41,10 +41,12 @@ def measure(name: str, b: int, side: int, options: Options, record: Record) -> N
 
 def main(argv: list[str] | None = None) -> None:
     """Every victim."""
-    options = read_options(__doc__, argv)
+    options = read_options(__doc__, argv, ("cpu", "cuda"))
     record = Record("step", options.device, options.small)
     if options.small:
         workloads = [("tiny", 2, 96)]
+    elif options.device == "cuda":
+        workloads = [("resnet50", 64, 640), ("fasterrcnn", 16, 640)]
     else:
         workloads = [(name, 8, 640) for name in ("resnet18", "mobilenet_v3_small", "ssdlite320")]
         workloads.append(("tiny", 16, 128))

@@ -13,6 +13,7 @@ References:
     JAX enhancement proposal 263, "JAX PRNG design"; jax/_src/random.
 """
 
+import functools
 import math
 import operator
 import zlib
@@ -285,7 +286,12 @@ def _gaussian(key: Tensor, num: int) -> Tensor:
     word0, word1 = _blocks(key, (-(-num // 4),))
     index = torch.stack([word0 & 0xFFFF, word0 >> 16, word1 & 0xFFFF, word1 >> 16], dim=-1)
     index = index.flatten(-2)[..., :num]
-    return _QUANTILES.to(key.device).index_select(0, index.flatten()).reshape(index.shape)
+    return _quantiles(key.device).index_select(0, index.flatten()).reshape(index.shape)
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    return _QUANTILES.to(device)
 
 
 @_gaussian.register_fake
