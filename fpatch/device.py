@@ -1,6 +1,9 @@
 """Where a study runs, by its setting, and what a record calls it."""
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,3 +41,25 @@ def find_device(name: str) -> torch.device:
 def describe_device(device: torch.device) -> str:
     """What a record says of it: "cpu", or the name of the GPU; the CPU's name has no part in any bit."""
     return "cpu" if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name(device)})"
+
+
+@contextmanager
+def deterministic_algorithms(asked: bool) -> Iterator[None]:
+    """Ask torch for operations that give the same bits every time, if that is asked, and put it back.
+
+    On a GPU an operation that has no such form is refused by torch, with its name. cuBLAS reads how much
+    memory it may use when it is first called in a process; what the environment says of it is left alone.
+    """
+    if not asked:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -10,6 +10,7 @@ import logging
 import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -24,7 +25,7 @@ from fpatch import __version__, random
 from fpatch.checks import check_number, nearest
 from fpatch.config import build
 from fpatch.data import Loader, TargetSet, image_file, targets
-from fpatch.device import check_device, describe_device, find_device
+from fpatch.device import check_device, describe_device, deterministic_algorithms, find_device
 from fpatch.evaluation import (
     Diagnosis,
     Evaluation,
@@ -143,6 +144,8 @@ class Train:
         precision: Of the victims, while training; see `fpatch.infer.lighter`.
         channels_last: Layout of the victims, while training.
         recompute: Keep less of what the victims compute, and compute it again in the backward.
+        deterministic: Only operations that give the same bits every time, in evaluations and replays too:
+            slower on a GPU, and nothing new on a CPU. See `fpatch.device.deterministic_algorithms`.
         replace: Draw photographs with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
     """
@@ -155,6 +158,7 @@ class Train:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     recompute: bool = False
+    deterministic: bool = False
     replace: bool = False
     checkpoint_every: int = 50
 
@@ -481,7 +485,7 @@ def train(study: Study, report: Report = _silent) -> Run:
     environment = describe_environment(study.seed, study.execution(0))
     environment["data"] = _data_digests(study, parts.dataset)
     run = Run.create(study.log.runs, study.name, study.config, environment)
-    with run.locked():
+    with run.locked(), deterministic_algorithms(study.train.deterministic):
         _train(study, parts, run, parts.initial, {}, None, report)
     return run
 
@@ -496,7 +500,7 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
     run, study = open_run(folder, resources)
     parts = make_parts(study)
     _check_data(run, _data_digests(study, parts.dataset))
-    with run.locked(), run.execution.recreated(describe_device(study.place)) as differences:
+    with _recreated(run.execution, study) as differences, run.locked():
         for sentence in differences:
             _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", sentence)
         state, facts = parts.initial, {}
@@ -504,6 +508,14 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
             state, facts = run.load_checkpoint("last", parts.initial)
         _train(study, parts, run, state, facts, state.step, report)
     return run
+
+
+@contextmanager
+def _recreated(recorded: Execution, study: Study) -> Iterator[list[str]]:
+    """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    here = describe_device(study.place)
+    with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):
+        yield differences
 
 
 def _data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
@@ -817,7 +829,7 @@ def evaluate_run(
     parts = make_parts(study)
     _check_metric(study, split)
     dataset = parts.dataset.split(split_name(study, split))
-    with run.locked():
+    with run.locked(), deterministic_algorithms(study.train.deterministic):
         state, _ = run.load_checkpoint(checkpoint, parts.initial)
         last, _ = run.load_checkpoint("last", parts.initial)
         result = _evaluate(study, state, dataset, split, report)
@@ -945,7 +957,7 @@ def replay_run(
         raise ValueError(
             f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
         )
-    with recorded.recreated(describe_device(study.place)) as differences:
+    with _recreated(recorded, study) as differences:
         result = replay(
             study.placed.at(split),
             place(run.load_conditions(table), study.place),
@@ -977,7 +989,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
         raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
     step = _make_step(study, parts)
-    with run.execution.recreated(describe_device(study.place)) as differences:
+    with _recreated(run.execution, study) as differences:
         *_, (_, info) = fit(state, step, _loader(study, parts), number)
     found = _step_scalars(info)
     return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)

@@ -1,14 +1,17 @@
-"""Where a step, a population and an evaluation run, on fake tensors; `test_cuda.py` runs them on a GPU."""
+"""Where a step and a population run, on fake tensors; `test_cuda.py` runs them on a GPU."""
+
+import os
 
 import optree
 import pytest
 import torch
-from cases import demo, make_inputs
-from laws import fake_devices
+from cases import CASES, demo, make_inputs
+from laws import LAWS, fake_devices
 from torch import Tensor, nn
 
 from fpatch import create, infer, random
-from fpatch.device import check_device, describe_device, find_device
+from fpatch.device import check_device, describe_device, deterministic_algorithms, find_device
+from fpatch.interpolation import is_deterministic_gpu
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
 from fpatch.optim import Optimizer, make_optimizer
@@ -133,3 +136,22 @@ def test_a_gpu_that_is_not_there():
 def test_what_no_device_is_called(name):
     with pytest.raises(ValueError, match=r'study\.device must be "auto", "cpu", "cuda"'):
         check_device("study.device", name)
+
+
+def test_torch_is_asked_to_be_deterministic_and_put_back(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic_algorithms(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic_algorithms(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not is_deterministic_gpu(torch.zeros(1))
+        assert is_deterministic_gpu(torch.zeros(1, device="meta"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_deterministic_implant_runs_on_another_device():
+    with deterministic_algorithms(True):
+        for rule in "it_runs_on_another_device", "nothing_waits_for_a_gpu":
+            LAWS[rule].check(CASES["warp"])
