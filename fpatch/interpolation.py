@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def is_deterministic_gpu(tensor: Tensor) -> bool:
-    """Whether torch is asked for deterministic algorithms, and the tensor is where that makes a difference."""
+    """Whether torch is asked to be deterministic, and the tensor is where that makes a difference."""
     return tensor.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
 
 

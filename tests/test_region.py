@@ -497,9 +497,8 @@ def test_sampling_in_order_is_grid_sample(align_corners):
 
 def test_what_lies_outside_is_not_read():
     textures = torch.full((1, 1, 3, 3), torch.nan)
-    assert torch.equal(
-        sample_in_order(textures, torch.full((1, 2, 2, 2), -9.0), False), torch.zeros(1, 1, 2, 2)
-    )
+    grid = torch.full((1, 2, 2, 2), -9.0)
+    assert torch.equal(sample_in_order(textures, grid, False), torch.zeros(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize("width", [6.0, 25.0, 90.0])
