@@ -26,7 +26,8 @@ run() {
     timeout "$limit" "$@" || failed+=("$name")
 }
 
-run tests 180 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_device.py --junitxml="$results/tests-cuda.xml"
+run tests 180 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_data.py \
+    -k "cuda or gpu or device" --junitxml="$results/tests-cuda.xml"
 for suite in step:100 population:60 memory:80 random_draws:40; do
     name=${suite%:*}
     run "$name" "${suite#*:}" "$python" "benchmarks/$name.py" --device cuda --repeats 7 \
