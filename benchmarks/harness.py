@@ -166,14 +166,16 @@ class Options:
     json: str | None = None
 
 
-def read_options(description: str | None, argv: list[str] | None) -> Options:
-    """From the command line."""
+def read_options(
+    description: str | None, argv: list[str] | None, devices: tuple[str, ...] = ("cpu",)
+) -> Options:
+    """From the command line; `devices` are those that the suite runs on."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=Options.repeats, help="rounds (11)")
     parser.add_argument("--small", action="store_true", help="tiny workloads, to see that the suite runs")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--json", help="write here instead of benchmarks/results/SUITE-DEVICE.json")
     options = Options(**vars(parser.parse_args(argv)))
     return dataclasses.replace(options, repeats=2) if options.small else options

@@ -6,7 +6,7 @@ resident memory as Linux counts it (`VmHWM`, after a reset), elsewhere the growt
 what fits below the peak of the set-up; on a GPU the bytes that torch has allocated. The victim alone is given
 the images, and its gradient is of the images only. Frames count the difference in batches of images, float32.
 
-    python benchmarks/memory.py [--repeats 11] [--device cpu] [--small]
+    python benchmarks/memory.py [--repeats 11] [--device cpu|cuda] [--small]
 
 At most 3 processes of a kind are started: their figures differ little.
 """
@@ -29,11 +29,12 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MB = 2**20
 
 
-def make(name: str, b: int, side: int, micro_batch: int | None) -> Callable[[], object]:
+def make(name: str, b: int, side: int, micro_batch: int | None, device: str) -> Callable[[], object]:
     """What is measured: a step, or with `micro_batch=0` the victim alone; called once on something small."""
-    victim = make_victim(name)
-    pipeline, batch, small = make_pipeline(victim), make_batch(b, side), make_batch(1, 96)
-    step, state = make_training(pipeline, micro_batch=micro_batch or None)
+    victim = make_victim(name, device)
+    pipeline = make_pipeline(victim)
+    batch, small = make_batch(b, side, device=device), make_batch(1, 96, device=device)
+    step, state = make_training(pipeline, device, micro_batch=micro_batch or None)
     if micro_batch == 0:
 
         def alone(images: Tensor) -> Tensor:
@@ -48,8 +49,7 @@ def make(name: str, b: int, side: int, micro_batch: int | None) -> Callable[[], 
 
 def peak_mb(name: str, b: int, side: int, micro_batch: int | None, device: str) -> float:
     """Of one call, above what was held before it; for a fresh process."""
-    torch.set_default_device(device)
-    call = make(name, b, side, micro_batch)
+    call = make(name, b, side, micro_batch, device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -97,7 +97,7 @@ def measure(
 
 def main(argv: list[str] | None = None) -> None:
     """Every victim."""
-    options = read_options(__doc__, argv)
+    options = read_options(__doc__, argv, ("cpu", "cuda"))
     record = Record("memory", options.device, options.small)
     if options.small:
         measure("mobilenet_v3_small", 2, 96, (1,), options, record)

@@ -4,7 +4,7 @@ The draws are those of the pipeline of `workloads` for a batch: keys of rows, of
 number or a few from each. A field is drawn as a stage draws it, from a key per row, eager and compiled;
 `torch.rand` draws from one generator, in any order that suits it, and eager, which is its faster form.
 
-    python benchmarks/random_draws.py [--repeats 11] [--device cpu] [--small]
+    python benchmarks/random_draws.py [--repeats 11] [--device cpu|cuda] [--small]
 """
 
 import torch
@@ -63,7 +63,7 @@ def measure_field(name: str, b: int, side: int, options: Options, record: Record
 
 def main(argv: list[str] | None = None) -> None:
     """The small draws, then the fields."""
-    options = read_options(__doc__, argv)
+    options = read_options(__doc__, argv, ("cpu", "cuda"))
     record = Record("random_draws", options.device, options.small)
     b, side = (2, 32) if options.small else (8, 640)
     measure_step(b, side, options, record)

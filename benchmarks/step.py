@@ -3,7 +3,7 @@
 The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads.
 All four are timed in turn. The process keeps the memory that it frees, as the command line does.
 
-    python benchmarks/step.py [--repeats 11] [--device cpu] [--small]
+    python benchmarks/step.py [--repeats 11] [--device cpu|cuda] [--small]
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ import fpatch
 
 def measure(name: str, b: int, side: int, options: Options, record: Record) -> None:
     """One victim."""
-    victim = make_victim(name)
-    pipeline, batch = make_pipeline(victim), make_batch(b, side)
-    step, state = make_training(pipeline)
-    compiled, _ = make_training(pipeline, compile=True)
+    victim = make_victim(name, options.device)
+    pipeline, batch = make_pipeline(victim), make_batch(b, side, device=options.device)
+    step, state = make_training(pipeline, options.device)
+    compiled, _ = make_training(pipeline, options.device, compile=True)
     image = make_images(pipeline, state, batch)
 
     def answer(x: Tensor) -> Tensor:
@@ -48,12 +48,14 @@ def measure(name: str, b: int, side: int, options: Options, record: Record) -> N
 
 def main(argv: list[str] | None = None) -> None:
     """Every victim."""
-    options = read_options(__doc__, argv)
+    options = read_options(__doc__, argv, ("cpu", "cuda"))
     if not options.small:
         fpatch.keep_freed_memory()
     record = Record("step", options.device, options.small)
     if options.small:
         workloads = [("tiny", 2, 64)]
+    elif options.device == "cuda":
+        workloads = [("resnet50", 64, 640), ("fasterrcnn", 16, 640)]
     else:
         workloads = [(name, 8, 640) for name in ("resnet18", "mobilenet_v3_small", "ssdlite320")]
         workloads.append(("tiny", 16, 128))

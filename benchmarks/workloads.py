@@ -12,6 +12,7 @@ import fpatch
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.demo.victim import TinyDetector
 from fpatch.loop import Step, TrainState
+from fpatch.tree import device_of, place
 
 NAMES = ("hood", "roof", "door")
 
@@ -33,8 +34,14 @@ class Victim:
     answer: Callable[[nn.Module, Tensor], Tensor]
 
 
-def make_victim(name: str) -> Victim:
+def make_victim(name: str, device: str = "cpu") -> Victim:
     """A victim by name: one of torchvision's classifiers, "ssdlite320", "fasterrcnn" or "tiny"."""
+    made = _make_victim(name)
+    made.model.to(device)
+    return made
+
+
+def _make_victim(name: str) -> Victim:
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the libraries initialize from the global generator
         if name == "tiny":
@@ -58,14 +65,19 @@ def _dense_logits(model: nn.Module, images: Tensor) -> Tensor:
     return stage.written({}, {}, {"image": images})["detections"]["dense"]["logits"]
 
 
-def make_batch(b: int, side: int, num_placements: int = 3, patch_px: float = 64.0) -> dict[str, Tensor]:
-    """Noise photographs with placements about as large as the patches, all within the frame."""
+def make_batch(
+    b: int, side: int, num_placements: int = 3, patch_px: float = 64.0, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Noise photographs with placements about as large as the patches, all within the frame.
+
+    As a loader gives them: the photographs on the device, the rest on the host.
+    """
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.95, 1.0], [-0.05, 0.9]]) * patch_px
     free = side - 1.5 * patch_px
     offsets = [random.uniform(random.fold_in(random.key(3), i), (2,)) for i in range(num_placements)]
     places = torch.stack([corners + 0.2 * patch_px + offset * free for offset in offsets])
     return {
-        "scene": random.uniform(random.key(1), (b, 3, side, side)),
+        "scene": random.uniform(random.key(1), (b, 3, side, side)).to(device),
         "image_id": torch.arange(b),
         "draw": torch.zeros(b, dtype=torch.int64),
         "quads": places.expand(b, -1, -1, -1).contiguous(),
@@ -97,17 +109,17 @@ def make_pipeline(victim: Victim, patch_px: int = 64) -> fpatch.Pipeline:
     )
 
 
-def make_training(pipeline: fpatch.Pipeline, **settings: Any) -> tuple[Step, TrainState]:
+def make_training(pipeline: fpatch.Pipeline, device: str = "cpu", **settings: Any) -> tuple[Step, TrainState]:
     """A step and the state before the first one."""
     objective = fpatch.Objective(pipeline, {pipeline.terms[0]: 1.0})
     optimizer = fpatch.make_optimizer(fpatch.Optimizer(), 1000)
-    state = fpatch.make_state(objective, optimizer, random.key(0))
+    state = fpatch.make_state(objective, optimizer, random.key(0), device)
     return fpatch.make_step(objective, optimizer, **settings), state
 
 
 def make_images(pipeline: fpatch.Pipeline, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
     """What the victim is shown in a step, as a leaf."""
     with torch.no_grad():
-        sample = pipeline.sample(random.key(2), batch)
+        sample, batch = place((pipeline.sample(random.key(2), batch), batch), device_of(state.params))
         image = pipeline.apply(state.params, sample, batch, want=("image",))["image"]
     return image.detach().requires_grad_()

@@ -236,7 +236,7 @@ def _add(commands: Any, name: str, run: Any, help: str, epilog: str | None = Non
 
 
 def _take_overrides(words: list[str]) -> dict[str, Any]:
-    """Remove every `--section.name value` (or `--name value`, `--seed value`) from the words.
+    """Remove every `--section.name value` (or that of `--name`, `--seed`, `--device`) from the words.
 
     Values are TOML, or else strings.
     """
@@ -244,7 +244,7 @@ def _take_overrides(words: list[str]) -> dict[str, Any]:
     i = 0
     while i < len(words):
         name, equals, text = words[i].partition("=")
-        if not name.startswith("--") or not ("." in name or name in ("--name", "--seed")):
+        if not name.startswith("--") or not ("." in name or name in ("--name", "--seed", "--device")):
             i += 1
             continue
         if not equals and i + 1 == len(words):

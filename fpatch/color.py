@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch.tree import flatten_rows
+from fpatch.tree import constant, flatten_rows
 
 LN2 = math.log(2.0)
 LUMA = (0.299, 0.587, 0.114)
@@ -42,12 +42,31 @@ class _Clip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _unclip(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None
+        return _Unclip.apply(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None
+
+
+class _Unclip(torch.autograd.Function):
+    """The gradient where x lies between the bounds, and 0 elsewhere; it is its own backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+        return _unclip(grad, x, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, float], output: Tensor) -> None:
+        ctx.bounds = inputs[2:]
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Unclip.apply(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None, None
 
 
 @torch.library.custom_op("fpatch::clip_backward", mutates_args=())
 def _unclip(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    """The gradient where x lies between the bounds, and 0 elsewhere.
+    """The kernel of it.
 
     An operator, because a compiler would keep a mask in place of x, which is slow to write on a CPU.
     """
@@ -120,7 +139,7 @@ def _(image: Tensor, matrix: Tensor) -> Tensor:
 def saturation_matrix(factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
     """Scaling of the distance of each color from the gray of its luma."""
     factor = factor[:, None, None]
-    return factor * torch.eye(3, device=factor.device) + (1.0 - factor) * factor.new_tensor(LUMA)
+    return factor * torch.eye(3, device=factor.device) + (1.0 - factor) * constant(LUMA, factor)
 
 
 def hue_rotation(degrees: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
@@ -132,13 +151,13 @@ def hue_rotation(degrees: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
     to_yiq = torch.tensor(
         [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]],
         dtype=torch.float64,
-        device=degrees.device,
     )
     # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail
     angle = torch.deg2rad(degrees.double())
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
-    left, right = torch.linalg.inv(to_yiq), to_yiq
+    # inverted on the host, which on a GPU waits for nothing
+    left, right = (m.to(angle.device, non_blocking=True) for m in (torch.linalg.inv(to_yiq), to_yiq))
     # written as sums: a matrix product may reorder them with the number of rows
     half = sum(left[:, j, None] * turn[:, j, None, :] for j in range(3))
     return sum(half[..., j, None] * right[j] for j in range(3)).float()  # type: ignore[union-attr]

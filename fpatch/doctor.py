@@ -7,6 +7,7 @@ it, whether the victim sees the object at all, and what the stages' own checks s
 judged for each patch by itself, and said once: the first cause, without what follows from it.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -111,6 +112,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     Raises:
         ValueError: If there is nothing to run: the data or the pipeline cannot be made at all.
     """
+    study = dataclasses.replace(study, device="cpu")  # it reads what it finds, a number at a time
     parts = make_parts(study)
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(_choose(dataset, num_rows))

@@ -30,6 +30,7 @@ from fpatch.data import Dataset, rows
 from fpatch.graph import Pipeline, control
 from fpatch.loop import take_rows
 from fpatch.stage import Summary, row_keys
+from fpatch.tree import device_of, place
 from fpatch.types import Batch, Params, Sample, Values
 
 PATCH, NONE = "patch", "none"
@@ -47,7 +48,7 @@ class Execution(NamedTuple):
         block: Rows that run together.
         threads: Threads of the math library.
         cpu: Instruction set that it chose.
-        device: Where it ran.
+        device: Where it ran: "cpu", or the name of a GPU.
         torch: Version.
         torchvision: Version.
         numpy: Version.
@@ -95,12 +96,16 @@ class Execution(NamedTuple):
         ]
 
     @contextmanager
-    def recreated(self) -> Iterator[list[str]]:
-        """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    def recreated(self, device: str = "cpu") -> Iterator[list[str]]:
+        """Run as recorded, as far as this process can; yields what is not the same, a sentence each.
+
+        Args:
+            device: Where it will run.
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            yield self.differences(Execution.current(self.block))
+            yield self.differences(Execution.current(self.block, device))
         finally:
             torch.set_num_threads(threads)
 
@@ -142,7 +147,8 @@ def make_controls(
     """
     for name in pictures or {}:
         check_control_name("make_controls(pictures)", name)
-    paths, leaves, tree = optree.tree_flatten_with_path(patches)  # type: ignore[arg-type]
+    on_host = place(patches, "cpu")  # whose bits they have on every device
+    paths, leaves, tree = optree.tree_flatten_with_path(on_host)
     made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
     for path, patch in zip(paths, leaves, strict=True):
         own = key
@@ -154,7 +160,8 @@ def make_controls(
         made["shuffled"].append(patch.flatten(-2)[..., order].unflatten(-1, patch.shape[-2:]))
         for name, picture in (pictures or {}).items():
             made[name].append(_fit_picture(picture, patch))
-    return {name: optree.tree_unflatten(tree, entries) for name, entries in made.items()}  # type: ignore[misc]
+    controls = {name: optree.tree_unflatten(tree, entries) for name, entries in made.items()}
+    return place(controls, device_of(patches))
 
 
 def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
@@ -187,7 +194,9 @@ def measure(
     block: int,
     keep: Sequence[str] = (),
 ) -> dict[str, Values]:
-    """Results of some rows under every condition, at most one block of them.
+    """Results of some rows under every condition, at most one block of them, on the host.
+
+    It runs where the patches are, and the networks of the pipeline must be there too.
 
     Args:
         pipeline: Of the evaluated phase.
@@ -205,7 +214,7 @@ def measure(
     assert n <= block, "measure runs one block"
     body = pipeline.without(*pipeline.parameterizations)
     metrics = metric_names(pipeline)
-    filled, padded = (_pad_rows(tree, block) for tree in (sample, batch))
+    filled, padded = place(_pad_rows((sample, batch), block), device_of(conditions))
     results: dict[str, Values] = {}
     for name, patches in conditions.items():
         drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
@@ -216,7 +225,7 @@ def measure(
                 {**padded, **patches},  # type: ignore[dict-item]
                 want=(*metrics, "image", *keep),
             )
-        values, seen = take_rows((values, seen), slice(0, n))
+        values, seen = place(take_rows((values, seen), slice(0, n)), "cpu")
         digests = [tensor_digest(image) for image in values["image"]]
         results[name] = values | {"digest": digests, "seen": seen}
     return results
@@ -264,7 +273,7 @@ def evaluate(
     parts, objects, kept = [], [], []
     states = {c: init_states(pipeline) for c in made}
     for part in blocks(len(image_id), block):
-        batch = dataset.batch(image_id[part], draw[part])
+        batch = dataset.batch(image_id[part], draw[part], device_of(made))
         keys = row_keys(key, batch)
         sample = pipeline.sample(keys, batch)
         sample = sample if edit is None else edit(sample)
@@ -370,6 +379,8 @@ class Diagnosis(NamedTuple):
 def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Batch, phase: str) -> Diagnosis:
     """Let every stage that has a `show` look at what it read and wrote, with the patch and without.
 
+    It runs where the parameters are; what comes out is on the host.
+
     Args:
         pipeline: Of the phase.
         patch_params: What was trained.
@@ -379,8 +390,11 @@ def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Ba
     """
     shown: dict[str, Tensor] = {}
     patched, without = dict(batch), dict(batch)
+    device = device_of(patch_params)
+    given = place(batch, device)
     with torch.no_grad():
-        with_patch, with_none = (pipeline.trace(patch_params, s, batch) for s in (sample, control(sample)))
+        traces = (pipeline.trace(patch_params, place(s, device), given) for s in (sample, control(sample)))
+        with_patch, with_none = place(tuple(traces), "cpu")
     for path, n in pipeline.items():
         patched.update(with_patch[path])
         without.update(with_none[path])

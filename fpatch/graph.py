@@ -192,6 +192,11 @@ class Pipeline(Mapping[str, Node]):
             raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, known)}")
         return Pipeline(alive, phase)
 
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """The same with copies of its networks on a device, to run there: see `fpatch.stage.Stage.to`."""
+        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self.items()}
+        return Pipeline(moved, self._phase)
+
     def required(self, phase: str | None = None) -> tuple[str, ...]:
         """Names that must be in the batch: read, and written by no earlier node."""
         written: set[str] = set()

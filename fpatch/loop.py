@@ -21,6 +21,7 @@ from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.optim import Transformation
 from fpatch.parallel import ALONE, Ranks
 from fpatch.stage import row_keys
+from fpatch.tree import device_of, place
 from fpatch.types import Batch, Params, Sample
 
 
@@ -47,8 +48,8 @@ class StepInfo(NamedTuple):
         loss: The weighted sum of the mean terms.
         terms: Every term, unweighted, [b].
         grad_norm: Euclidean norm over all parameters of the gradient that the optimizer was given.
-        sample: What was drawn.
-        batch: Photographs of the rows, `image_id` and `draw`.
+        sample: What was drawn, on the host.
+        batch: Photographs of the rows, `image_id` and `draw`, as they were given.
     """
 
     loss: Tensor
@@ -61,9 +62,17 @@ class StepInfo(NamedTuple):
 Step = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
 
 
-def make_state(objective: Objective, optimizer: GradientTransformation, key: Tensor) -> TrainState:
-    """The state before the first step: parameters drawn from `fold_in(key, "init")`."""
-    params = objective.pipeline.init(random.fold_in(key, "init"))
+def make_state(
+    objective: Objective,
+    optimizer: GradientTransformation,
+    key: Tensor,
+    device: torch.device | str = "cpu",
+) -> TrainState:
+    """The state before the first step: parameters drawn from `fold_in(key, "init")`, and sent to a device.
+
+    The key stays on the host, where samples are drawn.
+    """
+    params = place(objective.pipeline.init(random.fold_in(key, "init")), device)
     return TrainState(params, optimizer.init(params), 0, key)
 
 
@@ -79,6 +88,9 @@ def make_step(
     processes: int = 1,
 ) -> Step:
     """One update as a pure function `(state, batch) -> (state, info)`.
+
+    It runs where the parameters are, and the networks of the pipeline must be there too. Samples are drawn on
+    the host, from what the batch holds there, and sent after it.
 
     Args:
         objective: The loss.
@@ -112,9 +124,10 @@ def make_step(
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch)
         point = point_of_gradient(pipeline, optimizer, state)
-        grads, loss = gradient(point, sample, batch)
+        placed = place((sample, batch), device_of(point))
+        grads, loss = gradient(point, *placed)
         if rho:
-            grads, _ = gradient(uphill(point, grads, rho), sample, batch)
+            grads, _ = gradient(uphill(point, grads, rho), *placed)
         rows = {name: batch[name] for name in ("image_id", "draw")}
         return finish(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
 

@@ -197,7 +197,7 @@ def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -
             1 - torch.full_like(step, b, dtype=torch.float64) ** step for b in (beta1, beta2)
         )
         direction = _map(
-            lambda m, v: (m / correct1.to(m)) / ((v / correct2.to(v)).sqrt() + eps), mean, square
+            lambda m, v: (m / correct1.to(m.dtype)) / ((v / correct2.to(v.dtype)).sqrt() + eps), mean, square
         )
         return direction, AdamState(mean, square, step)
 

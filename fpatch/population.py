@@ -18,6 +18,7 @@ from fpatch.graph import Pipeline
 from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, take_rows, uphill
 from fpatch.objective import Loss, Objective, value_and_grad
 from fpatch.stage import Function, check_uses
+from fpatch.tree import device_of, place
 from fpatch.types import Batch, Params, Sample
 
 PopulationStep = Callable[
@@ -112,10 +113,11 @@ def _make_part(
         batch = _join_rows(batches)
         sample = pipeline.sample(_row_keys(states, batch), batch)
         points = [point_of_gradient(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
-        grads, terms = gradient(points, sample, batch)
+        placed = place((sample, batch), device_of(points))
+        grads, terms = gradient(points, *placed)
         if rho:
             above = [uphill(point, own, rho) for point, own in zip(points, grads, strict=True)]
-            grads, _ = gradient(above, sample, batch)
+            grads, _ = gradient(above, *placed)
         b = len(batches[0]["image_id"])
         for i, state in enumerate(states):
             rows = slice(i * b, (i + 1) * b)

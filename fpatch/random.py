@@ -13,6 +13,7 @@ References:
     JAX enhancement proposal 263, "JAX PRNG design"; jax/_src/random.
 """
 
+import functools
 import math
 import operator
 import zlib
@@ -83,7 +84,7 @@ def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
         data = torch.tensor(data)
     if data.is_floating_point() or data.dtype == torch.bool:
         raise ValueError(f"data must be a tensor of integers, got {data.dtype}; fold in an index or a name")
-    data = data.to(key.device, torch.int64)
+    data = data.to(key.device, torch.int64, non_blocking=key.device.type != "cpu")
     try:
         torch.broadcast_shapes(key.shape[:-1], data.shape)
     except RuntimeError:
@@ -285,7 +286,12 @@ def _gaussian(key: Tensor, num: int) -> Tensor:
     word0, word1 = _blocks(key, (-(-num // 4),))
     index = torch.stack([word0 & 0xFFFF, word0 >> 16, word1 & 0xFFFF, word1 >> 16], dim=-1)
     index = index.flatten(-2)[..., :num]
-    return _QUANTILES.to(key.device).index_select(0, index.flatten()).reshape(index.shape)
+    return _quantiles(key.device).index_select(0, index.flatten()).reshape(index.shape)
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    return _QUANTILES.to(device)
 
 
 @_gaussian.register_fake

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fpatch.color import luma
 from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
-from fpatch.tree import flatten_rows, is_concrete, is_traced
+from fpatch.interpolation import is_deterministic_gpu, sample_in_order
+from fpatch.tree import constant, flatten_rows, is_concrete, is_traced
 
 REGION_STEP_PX = 16
 """Sides of regions are multiples of it, so that few shapes are met in a run."""
@@ -69,7 +70,7 @@ def implant_quads(
     b, _, h, w = scene.shape
     _check_patches(quad_patch, names)
     present = _find_present(quads, opacity)
-    unit = quads.new_tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    unit = constant([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], quads)
     quads = torch.where(present[..., None, None], quads, unit)
     atlas, sizes = _make_atlas(patches, names, masks or {}, b)
     bounds = quad_bounds(quads)
@@ -157,13 +158,13 @@ def _make_atlas(
         if masks:
             alpha = patch.new_ones(1, *size)
             if name in masks:
-                mask = masks[name].to(patch)[None]
+                mask = masks[name].to(patch, non_blocking=True)[None]
                 alpha = F.interpolate(mask, size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
             page = torch.cat([page * alpha, alpha.expand(len(page), -1, -1, -1)], dim=1)
         pages.append(F.pad(page, (0, width - size[1], 0, height - size[0])).expand(rows, -1, -1, -1))
         sizes.append(size)
     atlas = torch.stack(pages, dim=1)
-    return atlas, torch.tensor([[w, h] for h, w in sizes], dtype=atlas.dtype, device=atlas.device)
+    return atlas, constant([[w, h] for h, w in sizes], atlas)
 
 
 def _footprint(m: Tensor, unit_point: Tensor, depth: Tensor) -> Tensor:
@@ -192,9 +193,9 @@ def _interpolate(atlas: Tensor, quad_patch: Tensor, point: Tensor, size: Tensor,
     chosen = torch.arange(b, device=atlas.device)[:, None] * num + quad_patch
     textures = atlas.expand(b, -1, -1, -1, -1).flatten(0, 1).index_select(0, chosen.flatten())
     point = point.clamp(min=0.5).minimum(size - 0.5)
-    grid = 2 * point / point.new_tensor([atlas.shape[-1], atlas.shape[-2]]) - 1
+    grid = 2 * point / constant([atlas.shape[-1], atlas.shape[-2]], point) - 1
     grid = torch.where(where[..., None], grid, torch.full_like(grid, OUTSIDE))
-    seen = F.grid_sample(textures, grid.flatten(0, 1), "bilinear", "zeros", align_corners=False)
+    seen = _sample(textures, grid.flatten(0, 1), align_corners=False)
     return seen.unflatten(0, quad_patch.shape)
 
 
@@ -210,7 +211,7 @@ def _average(
     a column between them, so that rounding does not reach the neighbor.
     """
     rows, num, _, h, w = atlas.shape
-    tables = F.pad(atlas.double().cumsum(-2).cumsum(-1), (2, 0, 1, 0)).permute(2, 3, 0, 1, 4).flatten(2)
+    tables = F.pad(_running_sums(atlas.double()), (2, 0, 1, 0)).permute(2, 3, 0, 1, 4).flatten(2)
     # where values cannot be read, all points are computed
     asked = where.flatten()
     index = asked.nonzero()[:, 0] if is_concrete(where) else torch.arange(len(asked), device=asked.device)
@@ -224,13 +225,27 @@ def _average(
     x = 2 * (ends[..., 0] + left[:, None]) / (tables.shape[-1] - 1) - 1
     y = torch.where(asked, 2 * ends[..., 1] / h - 1, OUTSIDE)
     corners = torch.stack([x[:, [0, 1, 0, 1]].T, y[:, [0, 0, 1, 1]].T], dim=-1)
-    found = F.grid_sample(tables[None], corners[None], "bilinear", "zeros", align_corners=True)
+    found = _sample(tables[None], corners[None], align_corners=True)
     above_left, above, before, whole = found[0].unbind(1)
     mean = ((whole - above - before + above_left) / area).to(atlas)
     # what rounding leaves of nothing is nothing, with the gradient of the mean
     mean = mean - torch.where(mean < ROUNDING, mean, 0.0).detach()
     drawn = mean.new_zeros(len(mean), where.numel()).index_copy(1, index, mean)
     return drawn.unflatten(1, where.shape).movedim(0, 2)
+
+
+def _sample(textures: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
+    """`F.grid_sample`, 0 outside; without atomics on a GPU where torch is asked to be deterministic."""
+    if is_deterministic_gpu(textures):
+        return sample_in_order(textures, grid, align_corners)
+    return F.grid_sample(textures, grid, "bilinear", "zeros", align_corners=align_corners)
+
+
+def _running_sums(x: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
+    """Sums of all above and to the left; by products where torch has no deterministic `cumsum` on a GPU."""
+    if is_deterministic_gpu(x):
+        return x.new_ones([x.shape[-2]] * 2).tril() @ x @ x.new_ones([x.shape[-1]] * 2).triu()
+    return x.cumsum(-2).cumsum(-1)
 
 
 def _match_brightness(color: Tensor, alpha: Tensor, below: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from fpatch.columns import from_columns, to_columns
 from fpatch.data import Dataset
 from fpatch.evaluation import Patches, blocks, measure, result_columns, row_digests
 from fpatch.graph import Pipeline
+from fpatch.tree import device_of
 from fpatch.types import Batch, Sample
 
 _PREFIX = "sample/"
@@ -66,14 +67,15 @@ def replay(
     parts: list[dict[str, np.ndarray]] = []
     differences: dict[int, list[str]] = {}
     largest = 0.0
+    device = device_of(conditions)
     for part in blocks(len(chosen), block):
-        unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist())
+        unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist(), device)
         is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))
         for row in chosen[part][is_lost].tolist():
             differences[row] = [unreadable[int(table["image_id"][row])]]
         picked = chosen[part][~is_lost]
         if len(picked):
-            sample, batch = logged_rows(dataset, table, picked)
+            sample, batch = logged_rows(dataset, table, picked, device)
             found = result_columns(measure(pipeline, conditions, sample, batch, block))
             found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
             found["sample"] = row_digests(to_columns(sample))
@@ -88,21 +90,24 @@ def replay(
 
 
 def logged_rows(
-    dataset: Dataset, table: Mapping[str, np.ndarray], rows: np.ndarray | slice
+    dataset: Dataset,
+    table: Mapping[str, np.ndarray],
+    rows: np.ndarray | slice,
+    device: torch.device | str | None = None,
 ) -> tuple[Sample, Batch]:
-    """The samples that a table holds for some rows, and their photographs."""
+    """The samples that a table holds for some rows, and their photographs, the scenes on a device."""
     columns = {n.removeprefix(_PREFIX): c[rows] for n, c in table.items() if n.startswith(_PREFIX)}
     ids, draw = (torch.from_numpy(table[n][rows].astype(np.int64)) for n in ("image_id", "draw"))
     # two rows may be one use of a photograph, which matters to who draws, and nothing is drawn here
-    return from_columns(columns), {**dataset.batch(ids), "draw": draw}
+    return from_columns(columns), {**dataset.batch(ids, device=device), "draw": draw}
 
 
-def _find_unreadable(dataset: Dataset, image_ids: Iterable[int]) -> dict[int, str]:
+def _find_unreadable(dataset: Dataset, image_ids: Iterable[int], device: torch.device) -> dict[int, str]:
     """Photographs that are gone or broken, each with what is wrong."""
     problems = {}
     for image_id in dict.fromkeys(image_ids):
         try:
-            dataset.batch([image_id])
+            dataset.batch([image_id], device=device)
         except (ValueError, OSError) as error:
             problems[image_id] = f"photograph: {error}"
     return problems

@@ -166,7 +166,7 @@ class Run:
         self._write(f"checkpoints/{name}.safetensors", state_bytes(state, metadata))
 
     def load_checkpoint(self, name: str, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """A state with the structure of `like`, and its facts.
+        """A state with the structure of `like`, on its devices, and its facts.
 
         Raises:
             RunError: If it is missing, broken, or of another structure (with the first difference).
@@ -182,6 +182,7 @@ class Run:
                     f"checkpoint {name!r} of {self.folder}: {n} has shape {found}, the config asks for "
                     f"{list(v.shape)}; resume with the config of the run"
                 )
+            tensors[n] = tensors[n].to(v.device)
         params = {n: tensors[f"params/{n}"] for n in like.params}
         opt_state: Any = optree.tree_unflatten(tree, [tensors[f"opt/{i}"] for i in range(len(leaves))])
         return TrainState(params, opt_state, int(metadata["step"]), tensors["key"]), json.loads(
@@ -346,10 +347,10 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
-def describe_environment(seed: int) -> dict[str, Any]:
+def describe_environment(seed: int, execution: Execution) -> dict[str, Any]:
     """What a run folder records about where it was made."""
     return {
-        "execution": Execution.current(0)._asdict(),
+        "execution": execution._asdict(),
         "seed": seed,
         "cpus": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

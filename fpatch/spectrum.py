@@ -44,7 +44,7 @@ def _cosines(n: int, like: Tensor) -> Float[Tensor, "n n"]:
     index = torch.arange(n, dtype=torch.float64)
     matrix = torch.cos(math.pi / n * (index + 0.5) * index[:, None]) * math.sqrt(2 / n)
     matrix[0] = math.sqrt(1 / n)
-    return matrix.to(like)
+    return matrix.to(like, non_blocking=True)
 
 
 def _product(left: Tensor, image: Tensor, right: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ derived from the two functions:
 Control, replay and counterfactuals are then nothing but `apply` with another sample.
 """
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -265,6 +266,19 @@ class Stage:
         """Apply to a sample already held, from memory or a log; returns the batch and what is written."""
         return {**batch, **self.written(patch_params, sample, batch)}
 
+    def to(self, device: torch.device | str) -> "Stage":
+        """The same with copies of its networks on a device; the networks themselves stay where they are.
+
+        A metric that gathers rows does so on the host, and stays there. The copies make a stage to run, not
+        one to write into a config.
+        """
+        if self.definition.summary is not None:
+            return self
+        settings = {f.name: live(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
+        networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
+        copies = {name: _copy_to(model, torch.device(device)) for name, model in networks.items()}
+        return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
+
     def load(self) -> None:
         """Make what the settings only name, a model or an image, before a compiler or `torch.func` looks."""
         for f in dataclasses.fields(self.config):
@@ -275,6 +289,17 @@ class Stage:
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
         return f"{self.definition.name}({', '.join(f'{k}={brief(v)}' for k, v in fields)})"
+
+
+def _copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A copy on a device, around those tensors that are there already; the model itself, if all are."""
+    tensors = (*model.parameters(), *model.buffers())
+    moved = {id(t): t.detach().to(device) for t in tensors}
+    if all(moved[id(t)].device == t.device for t in tensors):
+        return model
+    for t in model.parameters():
+        moved[id(t)] = torch.nn.Parameter(moved[id(t)], t.requires_grad)
+    return copy.deepcopy(model, moved).to(device)  # `to`: some models move more than these tensors
 
 
 def brief(value: Any) -> str:

@@ -22,7 +22,6 @@ from fpatch.evaluation import (
     NONE,
     PATCH,
     Evaluation,
-    Execution,
     Patches,
     diagnose,
     evaluate,
@@ -187,7 +186,7 @@ def stratify_run(
     name = f"{table_name(split, checkpoint)}-grid"
     cells = cells_of(result.table, study.evaluate.metric)
     with run.locked():
-        run.save_evaluation(name, result, Execution.current(study.evaluate.block))
+        run.save_evaluation(name, result, study.execution(study.evaluate.block))
         _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
         run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
     return run, cells
@@ -219,7 +218,7 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         rows.append(int(order[len(order) // 2]))
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")
-    sample, batch = logged_rows(trained.dataset, table, np.array(rows))
+    sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     diagnosis = diagnose(trained.pipeline, trained.params, sample, batch, "test")
     return make_figure(trained.study, diagnosis, trained.dataset.class_names, captions)
 

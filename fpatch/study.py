@@ -11,9 +11,10 @@ import logging
 import math
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +26,7 @@ from fpatch import __version__, random
 from fpatch.checks import check_number, nearest
 from fpatch.config import build
 from fpatch.data import Loader, TargetSet, image_file, targets
+from fpatch.device import check_device, describe_device, deterministic_algorithms, find_device
 from fpatch.evaluation import (
     Diagnosis,
     Evaluation,
@@ -47,6 +49,7 @@ from fpatch.rerun import Replay, logged_rows, replay
 from fpatch.resource import Resource, file_digest, live
 from fpatch.runs import Run, RunError, describe_environment, state_bytes
 from fpatch.schema import decode, encode, flatten
+from fpatch.tree import place
 from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
 
@@ -143,6 +146,8 @@ class Train:
         precision: Of the victims, while training; see `fpatch.infer.lighter`.
         channels_last: Layout of the victims, while training.
         recompute: Keep less of what the victims compute, and compute it again in the backward.
+        deterministic: Only operations that give the same bits every time, in evaluations and replays too:
+            slower on a GPU, and nothing new on a CPU. See `fpatch.device.deterministic_algorithms`.
         replace: Draw photographs with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
     """
@@ -155,6 +160,7 @@ class Train:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     channels_last: bool = False
     recompute: bool = False
+    deterministic: bool = False
     replace: bool = False
     checkpoint_every: int = 50
 
@@ -250,6 +256,8 @@ class Study:
         pipeline: The stages, for all phases.
         objective: What is minimized.
         seed: Of the root key.
+        device: Where it runs: "cpu", "cuda" or one GPU such as "cuda:1"; "auto" is a GPU if there is one.
+            Samples are drawn on the host, and are the same on all.
         optimizer: How the patch moves.
         train: How long.
         evaluate: How it is measured.
@@ -261,6 +269,7 @@ class Study:
     pipeline: Pipeline
     objective: Goal
     seed: int = 0
+    device: str = "auto"
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -269,6 +278,25 @@ class Study:
     def __post_init__(self) -> None:
         if not self.name or self.name != Path(self.name).name:
             raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
+        check_device("device", self.device)
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device that it runs on here.
+
+        Raises:
+            ValueError: If it asks for a GPU that is not there.
+        """
+        return find_device(self.device)
+
+    @cached_property
+    def placed(self) -> Pipeline:
+        """The pipeline with its networks where the study runs."""
+        return self.pipeline if self.place.type == "cpu" else self.pipeline.to(self.place)
+
+    def execution(self, block: int) -> Execution:
+        """How it is run here, so many rows together."""
+        return Execution.current(block, describe_device(self.place))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -332,8 +360,8 @@ def study_from_config(
         if name not in config:
             raise ValueError(f"the section [{name}] is required")
     sections = {
-        "name": str, "seed": int, "data": Data, "objective": Goal, "optimizer": Optimizer, "train": Train,
-        "evaluate": Evaluate, "log": Logging,
+        "name": str, "seed": int, "device": str, "data": Data, "objective": Goal, "optimizer": Optimizer,
+        "train": Train, "evaluate": Evaluate, "log": Logging,
     }  # fmt: skip
     decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
     decoded.setdefault("name", "study")
@@ -413,7 +441,7 @@ def make_parts(study: Study) -> Parts:
     num_photographs = len(dataset.split(study.data.train).image_ids)
     epoch = None if study.train.replace else Fraction(num_photographs, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
-    initial = make_state(objective, optimizer, random.key(study.seed))
+    initial = make_state(objective, optimizer, random.key(study.seed), study.place)
     _check_names(study, dataset)
     return Parts(dataset, objective, optimizer, initial)
 
@@ -424,7 +452,7 @@ def make_objective(study: Study) -> Objective:
     Raises:
         ValueError: If a weight is for no term of the pipeline.
     """
-    pipeline = study.pipeline.at("train")
+    pipeline = study.placed.at("train")
     elsewhere = {t: path for path, n in study.pipeline.items() for t in n.terms if path not in pipeline}
     for name in study.objective.weights:
         if name in elsewhere and name not in pipeline.terms:
@@ -513,11 +541,11 @@ def train_in(
     digests = _data_digests(study, parts.dataset)
     run = Run(folder)
     if not (run.folder / "config.json").is_file():
-        environment = describe_environment(study.seed) | {"data": digests}
+        environment = describe_environment(study.seed, study.execution(0)) | {"data": digests}
         Run.create_at(folder, study.config, environment)
     run = Run.open(folder)
     _check_data(run, digests)
-    with run.locked(), run.execution.recreated():
+    with run.locked(), _recreated(run.execution, study):
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
@@ -550,11 +578,11 @@ def train(study: Study, report: Report = _silent) -> Run:
             run = Run(ranks.tell(""))
             _follow(study, parts, parts.initial, ranks)
             return run
-        environment = describe_environment(study.seed)
+        environment = describe_environment(study.seed, study.execution(0))
         environment |= {"data": _data_digests(study, parts.dataset), "processes": ranks.size}
         run = Run.create(study.log.runs, study.name, study.config, environment)
         ranks.tell(str(run.folder))
-        with run.locked():
+        with run.locked(), deterministic_algorithms(study.train.deterministic):
             _finish(_train(study, parts, run, parts.initial, {}, None, report, ranks))
     return run
 
@@ -572,7 +600,7 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
     with (
         joined() as ranks,
         nullcontext() if ranks.rank else run.locked(),
-        run.execution.recreated() as differences,
+        _recreated(run.execution, study) as differences,
     ):
         if ranks.size != run.processes:
             differences.append(f"processes: {run.processes} was recorded, {ranks.size} is here")
@@ -591,6 +619,14 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
 def _finish(training: Training) -> None:
     for _ in training:
         pass
+
+
+@contextmanager
+def _recreated(recorded: Execution, study: Study) -> Iterator[list[str]]:
+    """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    here = describe_device(study.place)
+    with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):
+        yield differences
 
 
 def _data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
@@ -635,10 +671,10 @@ def _rehearse(study: Study, parts: Parts) -> dict[str, float]:
     """
     key = random.fold_in(parts.initial.key, "rehearsal")
     dataset = parts.dataset.split(study.data.train)
-    batch = dataset.batch(dataset.image_ids[:3])
+    batch = dataset.batch(dataset.image_ids[:3], device=study.place)
     sample = parts.objective.pipeline.sample(key, batch)
     with torch.no_grad():
-        loss = parts.objective(parts.initial.params, sample, batch)
+        loss = parts.objective(parts.initial.params, *place((sample, batch), study.place))
     rows = len(batch["image_id"])
     if all(isinstance(t, torch.Tensor) and t.shape == (rows,) for t in loss.terms.values()):
         info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
@@ -650,7 +686,7 @@ def _rehearse(study: Study, parts: Parts) -> dict[str, float]:
     _check_metric(study, "validation")
     dataset = parts.dataset.split(study.data.validation)
     few = dataset.select(dataset.image_ids[:2])
-    pipeline, pictures = study.pipeline.at("validation"), study.evaluate.pictures
+    pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
     result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
     known = scalars(result, study.evaluate.metric)
     if study.evaluate.best not in known:
@@ -671,7 +707,7 @@ def _check_metric(study: Study, phase: str) -> None:
 
 def _loader(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Loader:
     dataset, key = parts.dataset.split(study.data.train), random.fold_in(parts.initial.key, "data")
-    return Loader(dataset, key, study.train.batch_size, study.train.replace, ranks=ranks)
+    return Loader(dataset, key, study.train.batch_size, study.train.replace, study.place, ranks)
 
 
 def _make_step(study: Study, parts: Parts, ranks: Ranks = ALONE, processes: int = 1) -> Step:
@@ -745,7 +781,7 @@ def _train(
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         best, _ = run.load_checkpoint("best", parts.initial)
-        run.write_patches(make_patches(study.pipeline.at("test"), best.params))
+        run.write_patches(make_patches(study.placed.at("test"), best.params))
         log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
         finished = True
     except BaseException as error:
@@ -775,7 +811,7 @@ def _validate(
     assert study.data.validation is not None
     dataset = parts.dataset.split(study.data.validation)
     result = _evaluate(study, state, dataset, "validation", report)
-    run.save_evaluation(f"validation-{state.step:08d}", result, Execution.current(study.evaluate.block))
+    run.save_evaluation(f"validation-{state.step:08d}", result, study.execution(study.evaluate.block))
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
     diagnosis = _diagnose_first_block(study, state, dataset, result.table, "validation")
@@ -795,7 +831,7 @@ def evaluation_key(study: Study, split: str) -> torch.Tensor:
 
 def _evaluate(study: Study, state: TrainState, dataset: TargetSet, split: str, report: Report) -> Evaluation:
     return evaluate(
-        study.pipeline.at(split),
+        study.placed.at(split),
         state.params,
         dataset,
         evaluation_key(study, split),
@@ -874,8 +910,8 @@ def _diagnose_first_block(
 ) -> Diagnosis:
     """The first block of an evaluation, looked at closely."""
     rows = slice(0, study.evaluate.block)
-    sample, batch = logged_rows(dataset, table, rows)
-    return diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
+    sample, batch = logged_rows(dataset, table, rows, study.place)
+    return diagnose(study.placed.at(phase), state.params, sample, batch, phase)
 
 
 def _picture_effects(
@@ -886,8 +922,8 @@ def _picture_effects(
     order = np.argsort(-effect, kind="stable")
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
-    sample, batch = logged_rows(dataset, table, rows)
-    diagnosis = diagnose(study.pipeline.at(phase), state.params, sample, batch, phase)
+    sample, batch = logged_rows(dataset, table, rows, study.place)
+    diagnosis = diagnose(study.placed.at(phase), state.params, sample, batch, phase)
     captions = [f"patch: takes {effect[row]:.2f} of the score" for row in rows]
     return make_figure(study, diagnosis, dataset.class_names, captions)
 
@@ -936,12 +972,12 @@ def evaluate_run(
     parts = make_parts(study)
     _check_metric(study, split)
     dataset = parts.dataset.split(split_name(study, split))
-    with run.locked():
+    with run.locked(), deterministic_algorithms(study.train.deterministic):
         state, _ = run.load_checkpoint(checkpoint, parts.initial)
         last, _ = run.load_checkpoint("last", parts.initial)
         result = _evaluate(study, state, dataset, split, report)
         table = table_name(split, checkpoint)
-        run.save_evaluation(table, result, Execution.current(study.evaluate.block))
+        run.save_evaluation(table, result, study.execution(study.evaluate.block))
         rates = success(result.table, study.evaluate.metric)
         facts = {"checkpoint": checkpoint, "step": state.step, **_summary(study, result, rates)}
         run.write_json(f"tables/{table}.summary.json", facts)
@@ -993,7 +1029,7 @@ def load_trained(
     _check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))
-    return Trained(run, study, study.pipeline.at(split), state.params, dataset)
+    return Trained(run, study, study.placed.at(split), state.params, dataset)
 
 
 def split_name(study: Study, split: str) -> str:
@@ -1064,10 +1100,10 @@ def replay_run(
         raise ValueError(
             f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
         )
-    with recorded.recreated() as differences:
+    with _recreated(recorded, study) as differences:
         result = replay(
-            study.pipeline.at(split),
-            run.load_conditions(table),
+            study.placed.at(split),
+            place(run.load_conditions(table), study.place),
             dataset,
             logged,
             chosen,
@@ -1096,7 +1132,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
         raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
     step = _make_step(study, parts, processes=run.processes)
-    with run.execution.recreated() as differences:
+    with _recreated(run.execution, study) as differences:
         *_, (_, info) = fit(state, step, _loader(study, parts), number)
     found = _step_scalars(info)
     return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)

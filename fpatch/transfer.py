@@ -25,6 +25,7 @@ from fpatch.log.records import write_atomic
 from fpatch.metrics import Rate
 from fpatch.rates import success
 from fpatch.study import Report, evaluation_key, load_trained
+from fpatch.tree import place
 from fpatch.viz import HeatMap, plot_heat_maps
 
 
@@ -153,8 +154,8 @@ def transfer_runs(
             )
     study = found[0].study
     return transfer(
-        {name: runs[name].pipeline for name in names[: len(folders)]},
-        {name: make_patches(trained.pipeline, trained.params) for name, trained in runs.items()},
+        {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
+        place({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
         found[0].dataset,
         evaluation_key(study, split),
         metric=study.evaluate.metric,

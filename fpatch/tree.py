@@ -26,6 +26,28 @@ def is_concrete(tensor: Tensor) -> bool:
     return not is_traced(tensor) and tensor.device.type == "cpu"
 
 
+def device_of(tree: Any) -> torch.device:
+    """Where the first tensor of a tree is; the CPU if there is none."""
+    return next((leaf.device for leaf in optree.tree_leaves(tree)), torch.device("cpu"))
+
+
+def place(tree: Any, device: torch.device | str) -> Any:
+    """The same tree with every tensor on a device; those that are there already are not copied.
+
+    A copy to a GPU does not wait for what the GPU is doing; one to the CPU does, so that it can be read.
+    """
+    on_host = torch.device(device).type == "cpu"
+    return optree.tree_map(lambda x: x.to(device, non_blocking=not on_host), tree)
+
+
+def constant(values: Any, like: Tensor) -> Tensor:
+    """Numbers as a tensor of the type and on the device of another.
+
+    `like.new_tensor(values)` does the same, and waits until a GPU has done all that it was given.
+    """
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def flatten_rows(
     function: Callable[..., Any], num_members: int, in_dims: tuple[int | None, ...], *inputs: Tensor
 ) -> Any:

@@ -218,6 +218,17 @@ def flagged() -> Case:
     return Case(Flagged(whole.stages[0].definition, Config()), whole.params, whole.batch)
 
 
+# -- another device
+
+
+def apply_new_gain(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"image": values["image"] * values["image"].new_tensor([0.5])}
+
+
+def apply_host_gain(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return scaled(values["image"], torch.full((len(values["image"]),), 0.5))
+
+
 # -- metrics that gather rows
 
 
@@ -301,4 +312,6 @@ BROKEN = {
     ),
     "config_rebuilds_it": photo_case("halved", config=Halved),
     "compiled_equals_eager": photo_case("unless_compiled", apply=apply_unless_compiled),
+    "it_runs_on_another_device": photo_case("host_gain", apply=apply_host_gain),
+    "nothing_waits_for_a_gpu": photo_case("new_gain", apply=apply_new_gain),
 }

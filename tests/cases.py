@@ -17,6 +17,7 @@ from fpatch.detections import ABSENT
 from fpatch.graph import Pipeline, node, pipeline
 from fpatch.resource import define_loader
 from fpatch.stage import Stage
+from fpatch.tree import constant
 from fpatch.types import Range
 
 NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131
@@ -37,7 +38,8 @@ class TinyDetector(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.backbone(images - 0.5).tanh()
         rows, columns = features.shape[-2:]
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        places = (torch.arange(count, device=images.device) for count in (rows, columns))
+        y, x = torch.meshgrid(*places, indexing="ij")
         center = 8 * torch.stack([x, y, x, y]).flatten(1).T + 4
         size = 12 * self.boxes(features).tanh().exp().flatten(2).transpose(1, 2)
         low_high = torch.cat([-size[..., :2], size[..., 2:]], dim=-1)
@@ -57,7 +59,7 @@ class TinyYolo(TinyDetector):
         center_size = torch.cat([(low + high) / 2, high - low], dim=-1)
         scores = (1 + (2 * found["logits"]).tanh()) / 2
         if self.format == "v4":
-            size = images.new_tensor([*images.shape[:-3:-1], *images.shape[:-3:-1]])
+            size = constant([*images.shape[:-3:-1], *images.shape[:-3:-1]], images)
             return [(found["boxes"] / size)[:, :, None], scores]
         if self.format == "v5":
             return torch.cat([center_size, scores.sum(-1, keepdim=True) / 2, scores], dim=-1), [scores]
@@ -209,6 +211,7 @@ class Case:
         batch: Named tensors, and the patches where the subject reads them without making them.
         tolerance: Largest difference that another size of batch may make: not 0 only behind a network.
         few_draws: Two rows may well draw the same, as when it is one index of a few.
+        fake: Tensors without values can go through it: it neither counts nor checks what it was given.
     """
 
     subject: Stage | Pipeline
@@ -216,6 +219,7 @@ class Case:
     batch: dict[str, Any]
     tolerance: float = 0.0
     few_draws: bool = False
+    fake: bool = True
 
     @property
     def stages(self) -> list[Stage]:
@@ -223,7 +227,11 @@ class Case:
 
 
 def case(
-    subject: Stage | Pipeline, without: tuple[str, ...] = (), few_draws: bool = False, **others: Any
+    subject: Stage | Pipeline,
+    without: tuple[str, ...] = (),
+    few_draws: bool = False,
+    fake: bool = True,
+    **others: Any,
 ) -> Case:
     """A case from the standard inputs, less some and with others."""
     if isinstance(subject, Stage):
@@ -238,7 +246,7 @@ def case(
     found = Case(subject, params, batch)
     networks = ("infer.detector", "infer.classifier", "create.generator", *DETECTORS)
     has_network = any(s.definition.name in networks for s in found.stages)
-    return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws)
+    return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws, fake)
 
 
 VICTIM_TERMS = {name: noise(name, NUM_ROWS) for name in ("a/vanish", "b/vanish")}
@@ -431,7 +439,9 @@ CASES = {
     "classifier": case(infer.classifier(classifier(seed=2))),
     "detector": case(infer.detector(detector(seed=1))),
     **{
-        f"torchvision's {name}": case(infer.torchvision_detector(torchvision_victim(name=name)))
+        f"torchvision's {name}": case(
+            infer.torchvision_detector(torchvision_victim(name=name)), fake=name != "Faster R-CNN"
+        )
         for name in ARCHITECTURES
     },
     "yolo v4": case(infer.yolo(tiny_yolo(seed=1, format="v4"), format="v4", size=96, fit="stretch")),
@@ -462,7 +472,7 @@ CASES = {
     "saliency": case(losses.saliency()),
     "ensemble": case(losses.ensemble(("a/vanish", "b/vanish"), weights=(0.3, 2.0)), **VICTIM_TERMS),
     "ensemble, worst": case(losses.ensemble(("a/vanish", "b/vanish"), "worst"), **VICTIM_TERMS),
-    "lp_distance": case(losses.lp_distance(CONTENT, masks={"roof": ellipse(height=16, width=9)})),
+    "lp_distance": case(losses.lp_distance(CONTENT, masks={"roof": ellipse(height=16, width=9)}), fake=False),
     "lp_distance, p = 1": case(losses.lp_distance(CONTENT, p=1.0)),
     "lp_distance, p = inf": case(losses.lp_distance(CONTENT, p=float("inf"))),
     "lp_distance, p = 3.5": case(losses.lp_distance(CONTENT, p=3.5)),
@@ -485,4 +495,4 @@ if find_spec("transformers"):
     CASES["yolos"] = case(infer.transformers_detector(tiny_yolos(), size=size))
 if find_spec("ultralytics") and imports("cv2"):  # which lacks a library of the system on some machines
     network = infer.ultralytics_model(architecture="yolo11n.yaml", num_classes=3)
-    CASES["yolo11n"] = case(infer.yolo(network, format="v8", size=64))
+    CASES["yolo11n"] = case(infer.yolo(network, format="v8", size=64), fake=False)

@@ -6,8 +6,10 @@ What a law varies among the inputs of a case are its *leaves*: parameters, patch
 import io
 import json
 import random as python_random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import optree
@@ -16,6 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from cases import NUM_ROWS, SHARED, Case, noise
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+from torch.backends import cudnn
+from torch.overrides import TorchFunctionMode
 from typecheck import unchecked
 
 from fpatch import random
@@ -23,6 +29,7 @@ from fpatch.columns import from_columns, to_columns
 from fpatch.config import build
 from fpatch.graph import Pipeline, control, node
 from fpatch.stage import Stage
+from fpatch.tree import place
 
 KEY = random.key(5)
 Tree = Any
@@ -399,7 +406,7 @@ def sample_survives_a_table(case: Case) -> None:
 def weighted_sum(out: Tree, names: list[str]) -> Tensor:
     """Of everything (float) that is written under some names and depends on a leaf."""
     floats = [t for n in names if n in out for t in optree.tree_leaves(out[n]) if t.is_floating_point()]
-    total = sum((t * noise("weights", *t.shape)).sum() for t in floats if t.requires_grad)
+    total = sum((t * noise("weights", *t.shape).to(t.device)).sum() for t in floats if t.requires_grad)
     assert isinstance(total, Tensor), "nothing that is written depends on a leaf"
     return total
 
@@ -488,3 +495,77 @@ def compiled_equals_eager(case: Case) -> None:
     with unchecked():
         found = function(case.params, sample, case.batch)
     assert_equal(found, expected, max(case.tolerance, 1e-6))
+
+
+# -- another device
+
+
+def can_be_faked(case: Case) -> bool:
+    """Not what reads values on the host: kornia's augmentations, and what a case is marked for."""
+    return case.fake and all(s.definition.name != "compose.augmentation" for s in case.stages)
+
+
+@law(applies=can_be_faked)
+def it_runs_on_another_device(case: Case) -> None:
+    """With all it is given on a GPU, nothing is left on the CPU, and nothing waits for values.
+
+    Fake tensors know their device and refuse to be mixed, but hold no values. A gradient on "cuda" needs a
+    driver, and is therefore taken on "meta", which is a device like any other to them.
+    """
+    sample = case.subject.sample(KEY, case.batch)
+    for stage in case.stages:
+        stage.load()
+    for device in ("cuda", "meta"):
+        with fake_devices():
+            moved = Case(case.subject.to(device), *place((case.params, case.batch), device))
+            values = {n: value.requires_grad_(device == "meta") for n, value in leaves(moved).items()}
+            try:
+                out = run(moved, values, place(sample, device))
+                found = optree.tree_leaves(out)
+                if device == "meta" and is_differentiable(case):
+                    total = weighted_sum(out, written_names(case))
+                    found += torch.autograd.grad(total, list(values.values()), allow_unused=True)
+            except (RuntimeError, FakeTensorDeviceMismatchError) as error:
+                raise AssertionError(f"on {device}: {error}") from error
+        places = {tensor.device.type for tensor in found if tensor is not None}
+        assert places <= {device}, f"on {device} it writes to {places}"
+
+
+@contextmanager
+def fake_devices() -> Iterator[None]:
+    """Tensors of any device, without values; without cuDNN, which asks for a driver."""
+    # a module cannot exchange the fake parameters that it was copied with for themselves
+    stay = mock.patch.object(torch.nn.Module, "to", lambda module, device: module)
+    copied = mock.patch.object(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone())
+    with unchecked(), cudnn.flags(enabled=False), stay, copied, FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@law(applies=lambda case: can_be_faked(case) and not READS & {s.definition.name for s in case.stages})
+def nothing_waits_for_a_gpu(case: Case) -> None:
+    """No copy makes the host wait until a GPU has done all that it was given."""
+    sample = case.subject.sample(KEY, case.batch)
+    for stage in case.stages:
+        stage.load()
+    with fake_devices():
+        moved = Case(case.subject.to("cuda"), *place((case.params, case.batch), "cuda"))
+        sample = place(sample, "cuda")
+        with NoWaiting():
+            run(moved, leaves(moved), sample)
+
+
+READS = {"create.soft_proof", "infer.torchvision_detector", "infer.transformers_detector"}
+"""An engine on the host, and networks of libraries that make constants as they go."""
+
+
+class NoWaiting(TorchFunctionMode):
+    """Refuses copies between the host and a GPU that are not declared to be asynchronous."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "")
+        if isinstance(out, Tensor) and name in ("tensor", "as_tensor", "new_tensor", "to", "cpu", "cuda"):
+            given = args[0].device.type if isinstance(args[0], Tensor) and name != "new_tensor" else "cpu"
+            declared = out.is_cuda and (kwargs or {}).get("non_blocking", False)
+            assert given == out.device.type or declared, f"{name} waits for the GPU"
+        return out

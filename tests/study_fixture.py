@@ -99,7 +99,7 @@ class Tiny(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         logits = self.norm(self.brightness(images))
         rows, columns = logits.shape[-2:]
-        y, x = (4.0 * torch.arange(count) + 0.5 for count in (rows, columns))
+        y, x = (4.0 * torch.arange(count, device=images.device) + 0.5 for count in (rows, columns))
         y, x = torch.meshgrid(y, x, indexing="ij")
         boxes = torch.stack([x - 12.5, y - 9.0, x + 12.5, y + 9.0], dim=-1).flatten(0, 1)
         return {"boxes": boxes.expand(len(images), -1, 4), "logits": logits.flatten(2).transpose(1, 2)}

@@ -19,7 +19,7 @@ ROOT = Path(fpatch.__file__).parent
 ROWS = """
     types
     checks memory parallel
-    tree
+    tree device interpolation
     geometry color spectrum registry schema columns
     random region patches detections
     resource

@@ -4,6 +4,7 @@ import kornia
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fpatch import random, region
 from fpatch.geometry import quad_to_homography
+from fpatch.interpolation import sample_in_order
 from fpatch.region import implant_quads
 
 H, W = 61, 83
@@ -471,3 +473,52 @@ def test_a_patch_of_nan_stays_in_its_row_and_placement():
         image = implant_quads(scene, {"a": patch}, ("a",), quads, torch.zeros(3, 2).long(), opacity)
         assert not bool(image[[0, 2]].isnan().any())
         assert bool(image[1].isnan().any())
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_sampling_in_order_is_grid_sample(align_corners):
+    """Values and gradients, within, between, on and beyond the texels."""
+    textures = random.uniform(random.key(1), (3, 4, 7, 12)).double().requires_grad_()
+    grid = random.uniform(random.key(2), (3, 9, 11, 2), -1.6, 1.6).double()
+    grid[0, 0], grid[1, 0], grid[2, 0] = 1.0, -1.0, -9.0
+    grid.requires_grad_()
+    weights = random.uniform(random.key(3), (3, 4, 9, 11))
+    found, expected = (
+        sample_in_order(textures, grid, align_corners),
+        F.grid_sample(textures, grid, "bilinear", "zeros", align_corners=align_corners),
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for value, other in zip(
+        *(torch.autograd.grad((out * weights).sum(), (textures, grid)) for out in (found, expected)),
+        strict=True,
+    ):
+        torch.testing.assert_close(value[:, 1:], other[:, 1:], rtol=0, atol=1e-10)
+
+
+def test_what_lies_outside_is_not_read():
+    textures = torch.full((1, 1, 3, 3), torch.nan)
+    grid = torch.full((1, 2, 2, 2), -9.0)
+    assert torch.equal(sample_in_order(textures, grid, False), torch.zeros(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("width", [6.0, 25.0, 90.0])
+def test_the_deterministic_implant_is_the_same(monkeypatch, width):
+    """As on a GPU where torch is asked to be deterministic: the values and the gradient, to rounding."""
+    patch = random.uniform(random.key(1), (3, 31, 20))
+    scene = random.uniform(random.key(2), (2, 3, 97, 131))
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.95, 1.2], [-0.05, 0.9]]) * width + 11.3
+    weights = random.uniform(random.key(3), tuple(scene.shape))
+
+    def implanted():
+        leaf = patch.clone().requires_grad_()
+        quads, which = corners.expand(2, 1, 4, 2), torch.zeros(2, 1, dtype=torch.int64)
+        image = region.implant_quads(scene, {"a": leaf}, ("a",), quads, which, torch.ones(2, 1))
+        return image.detach(), torch.autograd.grad((image * weights).sum(), leaf)[0]
+
+    plain = implanted()
+    calls = []
+    monkeypatch.setattr(region, "is_deterministic_gpu", lambda tensor: True)
+    monkeypatch.setattr(region, "sample_in_order", lambda *given: calls.append(1) or sample_in_order(*given))
+    for found, expected in zip(implanted(), plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert calls

@@ -19,7 +19,8 @@ from fpatch.runs import Run, RunError, describe_environment
 
 @pytest.fixture
 def empty(tmp_path):
-    return Run.create(tmp_path / "a/runs", "name", {"name": "x"}, describe_environment(3))
+    environment = describe_environment(3, Execution.current(0))
+    return Run.create(tmp_path / "a/runs", "name", {"name": "x"}, environment)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def state():
 
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda _: "20260101-120000")
-    made = [Run.create(tmp_path, "x", {}, describe_environment(0)) for _ in range(3)]
+    made = [Run.create(tmp_path, "x", {}, describe_environment(0, Execution.current(0))) for _ in range(3)]
     names = [run.folder.name for run in made]
     assert names == ["20260101-120000-x", "20260101-120000-x-1", "20260101-120000-x-2"]
 

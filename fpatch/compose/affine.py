@@ -14,6 +14,7 @@ from fpatch.checks import check_range
 from fpatch.geometry import LABELS, affine_matrix, move_view
 from fpatch.random import fold_in
 from fpatch.stage import define
+from fpatch.tree import constant
 from fpatch.types import Batch, Params, Range, Values
 
 
@@ -60,7 +61,7 @@ def sample(config: Affine, keys: Tensor, batch: Batch) -> AffineSample:
 
 def apply(config: Affine, patch_params: Params, sample: AffineSample, values: Values) -> Values:
     h, w = values["scene"].shape[-2:]
-    shift = sample["shift_frac"] * values["scene"].new_tensor([w, h])
+    shift = sample["shift_frac"] * constant([w, h], values["scene"])
     matrix = affine_matrix(
         sample["angle_deg"], sample["shear_deg"], sample["scale"], shift, center=(w / 2, h / 2)
     )

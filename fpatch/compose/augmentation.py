@@ -116,17 +116,18 @@ def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> 
         for held in _logged(params):
             params[held] = sample[held][row].to(params[held]).reshape(params[held].shape)
         params["batch_prob"] = sample["on"][row : row + 1].to(params["batch_prob"])
-        moved.append(module(images[row : row + 1], params=params))
+        moved.append(module(images[row : row + 1].cpu(), params=params))  # where kornia keeps what it draws
         matrices.append(getattr(module, "transform_matrix", None))
     if len({part.shape for part in moved}) > 1:
         raise ValueError(
             f"augmentation({config.name!r}) changes the size of some rows only; give the size {size} or p=1"
         )
-    image = clip(torch.cat(moved))
+    image = clip(torch.cat(moved)).to(images.device)
     if name == "image" or config.name in UNTRACKED:
         return {name: image}
-    half = images.new_tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
+    half = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
     matrix = half @ torch.cat(matrices) @ half.inverse()  # the centers of kornia's pixels are whole numbers
+    matrix = matrix.to(image)
     return {name: image, **move_labels(values, matrix, (image.shape[-2], image.shape[-1]), sample["on"])}
 
 

@@ -11,6 +11,7 @@ from fpatch import random
 from fpatch.checks import check_number
 from fpatch.geometry import LABELS, move_labels, scale_matrix
 from fpatch.stage import define
+from fpatch.tree import constant
 from fpatch.types import Batch, Params, Values
 
 
@@ -39,7 +40,7 @@ def apply(
 ) -> Values:
     scene, on = values["scene"], sample["on"]
     h, w = scene.shape[-2:]
-    scale, origin, target = (scene.new_tensor([v]) for v in ([-1.0, 1.0], [0.0, 0.0], [w, 0.0]))
+    scale, origin, target = (constant([v], scene) for v in ([-1.0, 1.0], [0.0, 0.0], [w, 0.0]))
     matrix = scale_matrix(scale, origin, target).expand(len(on), -1, -1)
     mirrored = torch.where(on[:, None, None, None], scene.flip(-1), scene)
     return {"scene": mirrored, **move_labels(values, matrix, (h, w), on)}

@@ -14,6 +14,7 @@ from fpatch.checks import check_number, check_range
 from fpatch.color import clip
 from fpatch.random import fold_in
 from fpatch.stage import define
+from fpatch.tree import constant
 from fpatch.types import Batch, Params, Range, Values
 
 TABLES = (
@@ -103,13 +104,13 @@ def apply(config: Jpeg, patch_params: Params, sample: JpegSample, values: Values
 def _table(base: tuple[tuple[int, ...], ...], quality: Int64[Tensor, " b"]) -> Float[Tensor, "b 8 8"]:
     """The table of a quality, as libjpeg (jcparam.c, jpeg_quality_scaling) scales it."""
     scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)[:, None, None]
-    return ((torch.tensor(base, device=quality.device) * scale + 50) // 100).clamp(1, 255).float()
+    return ((constant(base, quality) * scale + 50) // 100).clamp(1, 255).float()
 
 
 def _compress(plane: Float[Tensor, "b c h w"], table: Float[Tensor, "b 8 8"]) -> Float[Tensor, "b c h w"]:
     """Quantize every block of 8x8 in the frequency domain."""
     blocks = plane.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))
-    forward = torch.tensor(DCT, device=plane.device)
+    forward = constant(DCT, plane)
     frequencies = _transform(_transform(blocks, forward, -1), forward, -3)
     step = table[:, None, None, :, None, :]
     quantized = _round(frequencies / step) * step

@@ -13,6 +13,7 @@ from fpatch.checks import check_number, check_range
 from fpatch.geometry import LABELS, move_view, scale_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
+from fpatch.tree import constant
 from fpatch.types import Batch, Params, Range, Values
 
 
@@ -63,7 +64,7 @@ def apply(config: ResizedCrop, patch_params: Params, sample: ResizedCropSample, 
     h, w = values["scene"].shape[-2:]
     area, aspect = sample["area_frac"], sample["aspect"]
     side_frac = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=-1).clamp(max=1.0)
-    corner = (1 - side_frac) * sample["offset_frac"] * values["scene"].new_tensor([w, h])
+    corner = (1 - side_frac) * sample["offset_frac"] * constant([w, h], values["scene"])
     matrix = scale_matrix(1 / side_frac, corner, torch.zeros_like(corner))
     return move_view(values, matrix, sample["on"])
 

@@ -12,6 +12,7 @@ from fpatch.checks import check_number, check_range
 from fpatch.geometry import LABELS, move_view, scale_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
+from fpatch.tree import constant
 from fpatch.types import Batch, Params, Range, Values
 
 
@@ -48,7 +49,7 @@ def sample(config: Translation, keys: Tensor, batch: Batch) -> TranslationSample
 
 def apply(config: Translation, patch_params: Params, sample: TranslationSample, values: Values) -> Values:
     h, w = values["scene"].shape[-2:]
-    shift = sample["shift_frac"] * values["scene"].new_tensor([w, h])
+    shift = sample["shift_frac"] * constant([w, h], values["scene"])
     matrix = scale_matrix(torch.ones_like(shift), torch.zeros_like(shift), shift)
     return move_view(values, matrix, sample["on"])
 

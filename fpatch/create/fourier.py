@@ -55,7 +55,8 @@ def init(config: Fourier, key: Tensor) -> dict[str, Tensor]:
 
 def apply(config: Fourier, patch_params: Params, sample: Sample, values: Values) -> Values:
     def patch(name: str, height: int, width: int) -> Tensor:
-        scaled = patch_params[name] / _frequencies(height, width, config.decay).to(patch_params[name])
+        given = patch_params[name]
+        scaled = given / _frequencies(height, width, config.decay).to(given, non_blocking=True)
         real, imaginary = scaled.unbind(-4)
         image = torch.fft.irfft2(torch.complex(real, imaginary), s=(height, width), norm="ortho")
         return (torch.tanh(image / 2) + 1) / 2  # the logistic function, with the same bits everywhere

@@ -34,7 +34,7 @@ class HighPass:
 def apply(config: HighPass, patch_params: Params, sample: Sample, values: Values) -> Values:
     def filtered(name: str, patch: Tensor) -> Tensor:
         height, width = patch.shape[-2:]
-        gain = 1.0 - gaussian_response(height, width, config.cutoff_frac).to(patch)
+        gain = 1.0 - gaussian_response(height, width, config.cutoff_frac).to(patch, non_blocking=True)
         return clip(MIDDLE_GRAY + idct2(dct2(patch) * gain))
 
     return {"patch": map_patches("high_pass", values["patch"], config.only, filtered)}

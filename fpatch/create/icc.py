@@ -94,7 +94,7 @@ def look_up(image: Float[Tensor, "*batch 3 h w"], table: Float[Tensor, "n n n 3"
     place = clip(image) * (n - 1)
     node = place.detach().nan_to_num().floor().clamp(0, n - 2)
     (r, g, b), weights = node.long().unbind(-3), (place - node).unbind(-3)
-    colors = table.to(image).flatten(0, 2)
+    colors = table.to(image, non_blocking=True).flatten(0, 2)
     total = torch.zeros_like(image)
     for corner in range(8):
         dr, dg, db = corner >> 2, corner >> 1 & 1, corner & 1

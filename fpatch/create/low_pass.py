@@ -31,7 +31,7 @@ class LowPass:
 def apply(config: LowPass, patch_params: Params, sample: Sample, values: Values) -> Values:
     def filtered(name: str, patch: Tensor) -> Tensor:
         height, width = patch.shape[-2:]
-        gain = gaussian_response(height, width, config.cutoff_frac).to(patch)
+        gain = gaussian_response(height, width, config.cutoff_frac).to(patch, non_blocking=True)
         return clip(idct2(dct2(patch) * gain))
 
     return {"patch": map_patches("low_pass", values["patch"], config.only, filtered)}

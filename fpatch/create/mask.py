@@ -33,7 +33,7 @@ def apply(config: Mask, patch_params: Params, sample: Sample, values: Values) ->
 
 
 def _as_mask(name: str, given: float | Tensor, like: Tensor) -> Tensor:
-    mask = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+    mask = torch.as_tensor(given, dtype=like.dtype).to(like.device, non_blocking=True)
     if mask.ndim < 3:
         mask = mask.expand(1, *mask.shape) if mask.ndim else mask.expand(1, 1, 1)
     in_range = not is_concrete(mask) or bool(((mask >= 0) & (mask <= 1)).all())

@@ -11,6 +11,7 @@ from fpatch.checks import check_number
 from fpatch.color import clip
 from fpatch.create.patches import check_names, view_patches
 from fpatch.stage import define, deterministic
+from fpatch.tree import constant
 from fpatch.types import Params, Sample, Values
 
 
@@ -62,7 +63,7 @@ def init(config: Palette, key: Tensor) -> dict[str, Tensor]:
 
 def apply(config: Palette, patch_params: Params, sample: Sample, values: Values) -> Values:
     def mixed(logits: Tensor) -> Tensor:
-        colors = torch.tensor(config.colors).to(logits)[:, :, None, None]
+        colors = constant(config.colors, logits)[:, :, None, None]
         weights = torch.softmax(logits / config.temperature, dim=-3)[..., :, None, :, :]
         return clip((weights * colors).sum(-4))  # rounding may pass 1
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fpatch.patches import check_color, map_patches
 from fpatch.stage import define, deterministic
+from fpatch.tree import constant
 from fpatch.types import Params, Sample, Values
 
 
@@ -32,7 +32,7 @@ class Snap:
 def apply(config: Snap, patch_params: Params, sample: Sample, values: Values) -> Values:
     def snapped(name: str, patch: Tensor) -> Tensor:
         check_color("snap", name, patch)
-        colors = torch.tensor(config.colors).to(patch)
+        colors = constant(config.colors, patch)
         difference = patch[..., None, :, :, :] - colors[:, :, None, None]
         nearest = difference.square().sum(-3).argmin(-3)
         return colors[nearest].movedim(-1, -3)

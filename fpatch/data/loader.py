@@ -70,7 +70,7 @@ class Loader:
         key: Decides the order.
         batch_size: Rows of a batch.
         replace: Draw with replacement instead of by epochs.
-        device: Where batches go.
+        device: Where the scenes go; see `fpatch.data.TargetSet.batch`.
         ranks: The processes that train together: each loads its own rows of every batch, with the `draw`
             that they have in the whole.
     """
@@ -110,7 +110,8 @@ class Loader:
                     reader = torch.cuda.current_stream(self.device)
                     reader.wait_event(copied)
                     for value in batch.values():
-                        value.record_stream(reader)  # its memory is not reused before the reader is done
+                        if value.is_cuda:
+                            value.record_stream(reader)  # its memory is not reused before the reader is done
                 yield batch
 
     def _prepare(self, step: int, stream: torch.cuda.Stream | None) -> tuple[dict[str, Tensor], Any]:

@@ -167,7 +167,8 @@ class TargetSet:
         Args:
             image_ids: Any of this view, also repeatedly.
             draw: The how-many-th use of each under one key; by default counted within the batch.
-            device: Where the tensors go; scenes travel as bytes.
+            device: Where the scenes go, as bytes. All else is small and stays on the host, where samples are
+                drawn from it; a step sends it after them.
 
         Returns:
             `scene` [b, 3, h, w] in 0..1, `image_id` and `draw` [b]; `quads` [b, k, 4, 2] in pixels of the
@@ -193,8 +194,9 @@ class TargetSet:
                 "would get one sample: number the uses of a photograph by draw"
             )
         values = {"image_id": ids, "draw": draw} | {name: table[ids] for name, table in self.tables.items()}
-        scene = _send(self.photographs(ids.tolist(), device), device).float().div_(255.0)
-        return {"scene": scene} | {name: _send(value, device) for name, value in values.items()}
+        scene = _send(self.photographs(ids.tolist(), device), device).float()
+        # by a tensor, because a GPU multiplies by the inverse of a number, which rounds twice
+        return {"scene": scene.div_(torch.full((), 255.0, device=scene.device)), **values}
 
     def digest(self, image_id: int) -> str:
         """SHA-256 of the photograph's file, as it was when the pixels that are held were read."""

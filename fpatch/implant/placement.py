@@ -10,6 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.geometry import quad_bounds
 from fpatch.region import implant_quads
+from fpatch.tree import constant
 from fpatch.types import Batch, Sample, Values
 
 Boxes = Literal["all", "one"]
@@ -53,7 +54,7 @@ def patch_size(config: Any, values: Values) -> Float[Tensor, "b k 2"]:
     """Width and height of the patch that each placement shows, in its own pixels."""
     patches, quads = values["patch"], values["quads"]
     sizes = [[patches[name].shape[-1], patches[name].shape[-2]] for name in patch_names(config)]
-    return quads.new_tensor(sizes)[values["quad_patch"]]
+    return constant(sizes, quads)[values["quad_patch"]]
 
 
 def placement_box(values: Values) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2"]]:

@@ -14,6 +14,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import clip_boxes_to_image
 
 from fpatch.detections import ABSENT, log_odds_of_log, softmax_log_odds
+from fpatch.tree import constant
 
 SMALLEST_BOX_PX = 1e-2
 """Faster R-CNN drops smaller boxes (`RoIHeads.postprocess_detections`), in pixels of the resized image."""
@@ -40,7 +41,7 @@ class Dense(nn.Module):
             features = OrderedDict([("0", features)])
         boxes, logits = FAMILIES[family](model, resized, features)
         (height, width), (resized_height, resized_width) = images.shape[-2:], resized.image_sizes[0]
-        size, resized_size = boxes.new_tensor([[width, height], [resized_width, resized_height]])
+        size, resized_size = constant([[width, height], [resized_width, resized_height]], boxes)
         return {"boxes": boxes * (size / resized_size).repeat(2), "logits": logits}
 
 

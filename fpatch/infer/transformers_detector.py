@@ -41,6 +41,7 @@ from fpatch.detections import softmax_log_odds
 from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
+from fpatch.tree import constant
 from fpatch.types import Params, Sample, Values
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,7 +104,7 @@ def apply(config: TransformersDetector, patch_params: Params, sample: Sample, va
         h, w = images.shape[-2:]
         answer = model(prepare(images, config.size, family))
         center, half = answer.pred_boxes[..., :2], answer.pred_boxes[..., 2:] / 2
-        boxes = torch.cat([center - half, center + half], dim=-1) * images.new_tensor([w, h, w, h])
+        boxes = torch.cat([center - half, center + half], dim=-1) * constant([w, h, w, h], images)
         return {"boxes": boxes, "logits": read_logits(answer.logits, family, num_labels)}
 
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
@@ -134,7 +135,7 @@ def prepare(
             )
     if not family.normalize:
         return images
-    return (images - images.new_tensor(MEAN)[:, None, None]) / images.new_tensor(STD)[:, None, None]
+    return (images - constant(MEAN, images)[:, None, None]) / constant(STD, images)[:, None, None]
 
 
 def target_size(image_size: Sequence[int], size: Mapping[str, int], multiple: int) -> tuple[int, int]:

@@ -43,7 +43,7 @@ from fpatch.detections import ABSENT, log_odds
 from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
-from fpatch.tree import is_concrete
+from fpatch.tree import constant, is_concrete
 from fpatch.types import Params, Sample, Values
 
 GRAY = 114 / 255
@@ -133,7 +133,7 @@ def fit_images(
     edges = (left, width - columns - left, top, height - rows - top)
     if any(edges):
         images = F.pad(images, edges, value=GRAY)
-    return images, images.new_tensor([left, top] * 2), images.new_tensor([columns / w, rows / h] * 2)
+    return images, constant([left, top] * 2, images), constant([columns / w, rows / h] * 2, images)
 
 
 # -- from its answer
@@ -148,7 +148,7 @@ def decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tenso
         raise refusal(answer, config)
     check_classes(answer, confidences, confidences.shape[-1], config)
     return {
-        "boxes": boxes[:, :, 0] * boxes.new_tensor([size[1], size[0]] * 2),
+        "boxes": boxes[:, :, 0] * constant([size[1], size[0]] * 2, boxes),
         "logits": log_odds(confidences),
     }
 

@@ -7,6 +7,7 @@ import torch
 
 from fpatch.checks import check_choice, check_number
 from fpatch.stage import define, deterministic
+from fpatch.tree import constant
 from fpatch.types import Params, Sample, Values
 
 
@@ -47,7 +48,7 @@ class Ensemble:
 
 def apply(config: Ensemble, patch_params: Params, sample: Sample, values: Values) -> Values:
     terms = torch.stack([values[name] for name in config.terms], dim=-1)
-    weights = terms.new_tensor(config.weights or (1.0,) * len(config.terms))
+    weights = constant(config.weights or (1.0,) * len(config.terms), terms)
     weighted = terms * weights
     joined = weighted.amax(-1) if config.how == "worst" else weighted.sum(-1) / weights.sum()
     return {"ensemble": joined}

@@ -18,6 +18,7 @@ from fpatch.detections import ABSENT, boxes_of, score_logits
 from fpatch.geometry import quad_bounds
 from fpatch.losses.dense import can_claim, check_label, find_unclaimed, mean_over_places, softplus
 from fpatch.stage import define, deterministic
+from fpatch.tree import constant
 from fpatch.types import Params, Sample, Values
 
 
@@ -73,7 +74,7 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
         places = quad_bounds(values["quads"])  # nothing is near one that is absent and NaN
     else:
         height, width = values["image"].shape[-2:]
-        places = boxes.new_tensor(config.box) * boxes.new_tensor([width, height, width, height])
+        places = constant(config.box, boxes) * constant([width, height, width, height], boxes)
         places = places.expand(len(logits), 1, 4)
         valid = torch.ones_like(places[..., 0], dtype=torch.bool)
     return logits[:, None], can_claim(places, boxes, config.iou), valid

@@ -56,14 +56,15 @@ def fill(config: LpDistance, names: tuple[str, ...]) -> LpDistance:
 
 def apply(config: LpDistance, patch_params: Params, sample: Sample, values: Values) -> Values:
     def score(name: str, patch: Tensor) -> Tensor:
-        content = live(config.content[name]).to(patch)
+        content = live(config.content[name]).to(patch, non_blocking=True)
         if content.shape != patch.shape[-3:]:
             raise ValueError(
                 f"lp_distance(content): {name!r} must have the shape of its patch, "
                 f"{list(patch.shape[-3:])}, got {list(content.shape)}; resize the image to that"
             )
         mask = live(config.masks[name]) if name in config.masks else torch.ones(patch.shape[-2:])
-        return mean_norm(patch - content, _checked(name, mask, patch).to(patch), config.p)
+        weights = _checked(name, mask, patch).to(patch, non_blocking=True)
+        return mean_norm(patch - content, weights, config.p)
 
     return {"lp_distance": mean_over_patches("lp_distance(content)", tuple(config.content), values, score)}
 

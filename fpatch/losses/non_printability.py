@@ -43,7 +43,7 @@ class NonPrintability:
 
 
 def apply(config: NonPrintability, patch_params: Params, sample: Sample, values: Values) -> Values:
-    colors = torch.tensor(live(config.colors), device=values["image_id"].device)
+    colors = torch.tensor(live(config.colors))
 
     def score(name: str, patch: Tensor) -> Tensor:
         check_color("non_printability", name, patch)
@@ -66,7 +66,7 @@ def distance_to_colors(patch: Tensor, colors: Float[Tensor, "n 3"]) -> Tensor:
     References:
         Sharif, Bhagavatula, Bauer and Reiter (2016), Accessorize to a Crime, equation 5.
     """
-    colors = colors.to(patch)
+    colors = colors.to(patch, non_blocking=True)
     pixels = patch.flatten(-2).transpose(-1, -2)
     parts = pixels.detach().reshape(-1, 3).split(_CHUNK)
     index = torch.cat([nearest_color(part, colors) for part in parts]).reshape(pixels.shape[:-1])

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU: the tests, then every suite that runs on one. Under 8 minutes on a large one.
+#
+#     benchmarks/gpu.sh [FOLDER]
+#
+# Records go to FOLDER, or else $OUT, or else benchmarks/results/. A suite that fails does not stop the rest.
+set -u
+cd "$(dirname "$0")/.."
+results=${1:-${OUT:-benchmarks/results}}
+mkdir -p "$results"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+python=${PYTHON:-python}
+failed=()
+
+"$python" - <<'CHECK' || exit 2
+import torch
+if not torch.cuda.is_available():
+    raise SystemExit("benchmarks/gpu.sh: torch finds no GPU; the tests and suites without one are `make check`")
+print(torch.cuda.get_device_name(), "torch", torch.__version__)
+CHECK
+
+run() {
+    local name=$1 limit=$2
+    shift 2
+    echo "== $name"
+    timeout "$limit" "$@" || failed+=("$name")
+}
+
+run tests 180 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_data.py \
+    -k "cuda or gpu or device" --junitxml="$results/tests-cuda.xml"
+for suite in step:100 population:60 memory:80 random_draws:40; do
+    name=${suite%:*}
+    run "$name" "${suite#*:}" "$python" "benchmarks/$name.py" --device cuda --repeats 7 \
+        --json "$results/$name-cuda.json"
+done
+
+if ((${#failed[@]})); then
+    echo "failed: ${failed[*]}"
+    exit 1
+fi
