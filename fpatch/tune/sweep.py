@@ -140,7 +140,7 @@ def resume_sweep(
     return journal
 
 
-_HOW = ("num_trials", "cpus", "gpus", "max_concurrent", "retries", "micro_batch_on_oom", "address")
+_HOW = ("num_trials", "cpus", "gpus", "pack", "max_concurrent", "retries", "micro_batch_on_oom", "address")
 """Settings of a sweep that may change: they say how it is run, not what it finds."""
 
 
