@@ -1,4 +1,4 @@
-"""A pack of trials: one process trains them in the steps of one population, each in a run folder of its own."""
+"""A pack of trials: one process trains them in the steps of one population, each in its own run folder."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
