@@ -234,6 +234,11 @@ class Logging:
         if isinstance(self.mlflow, str) and "://" not in self.mlflow:
             form = "sqlite:///FILE or http://HOST:PORT"
             raise ValueError(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
+        if "://" in self.runs:
+            raise ValueError(
+                f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; object "
+                "stores are not supported: mount the bucket, or copy finished runs there"
+            )
         check_number("log.profile_steps", self.profile_steps, 0)
 
 
