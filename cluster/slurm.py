@@ -4,11 +4,11 @@
     python cluster/slurm.py sweep study.toml --nodes 4 --cpus 16
 
 `train` is a job array with a run for each file. `sweep` is one job, which brings up Ray on all its nodes and
-searches. A job that is preempted or out of time is requeued and goes on from its last checkpoint, with the bits
-of an undisturbed run. Run folders, sweeps and --logs must be on storage that all nodes share.
+searches. A job that is preempted or out of time is requeued and goes on from its last checkpoint, with the
+bits of an undisturbed run. Run folders, sweeps and --logs must be on storage that all nodes share.
 
---dry-run prints the script that sbatch would be given. --executor local runs the jobs on this machine, a process
-for each node, and waits for them; debug runs them in this process.
+--dry-run prints the script that sbatch would be given. --executor local runs the jobs on this machine, a
+process for each node, and waits for them; debug runs them in this process.
 """
 
 import argparse
