@@ -1,4 +1,4 @@
-"""The folder `cluster`: jobs by submitit's debug and local executors, and files as far as they can be checked."""
+"""The folder `cluster`: jobs by submitit's debug and local executors; files, as far as can be checked here."""
 
 import importlib.util
 import re
