@@ -70,7 +70,7 @@ class SweepJob(Requeued):
         folder: Of the sweep.
         cpus: Cores of a node.
         gpus: GPUs of a node.
-        loopback: Whether all nodes are this machine.
+        loopback: Whether this machine is the only node, so that Ray need not be reached from elsewhere.
     """
 
     folder: str
@@ -116,9 +116,10 @@ class SweepJob(Requeued):
     def _follow(self, meeting: Path) -> None:
         _wait_until(meeting.is_file, "the first node did not start Ray")
         address = meeting.read_text()
-        ip = ["--node-ip-address=127.0.0.1"] if self.loopback else []
-        with self._node(f"--address={address}", *ip) as node:
-            while meeting.is_file() and node.poll() is None:
+        with self._node(f"--address={address}") as node:
+            while meeting.is_file():
+                if node.poll() is not None:
+                    raise RuntimeError(f"Ray has ended on this node, with exit code {node.returncode}")
                 time.sleep(1.0)
 
     @contextmanager
@@ -284,11 +285,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(dry_run(options))
         return
     here = options.executor != "slurm"
+    alone = here and options.nodes == 1
     executor = make_executor(options)
     if options.what == "train":
         jobs: list[Any] = train_jobs(options.configs)
     else:
-        jobs = [sweep_job(options.configs[0], options.cpus, options.gpus, here)]
+        jobs = [sweep_job(options.configs[0], options.cpus, options.gpus, alone)]
     with executor.batch():
         submitted = [executor.submit(job) for job in jobs]
     for job, one in zip(jobs, submitted, strict=True):

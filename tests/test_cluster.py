@@ -165,9 +165,9 @@ def test_preempted_runs_go_on_to_the_same_bits(submit, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_preempted_sweep_on_two_nodes_goes_on_to_the_same_bits(submit, tmp_path):
+def test_a_preempted_sweep_goes_on_to_the_same_bits(submit, tmp_path):
     path = sweep_file(tmp_path / "study", RANDOM, **LONG)
-    process = submit("sweep", path, "--nodes", "2")
+    process = submit("sweep", path, "--cpus", "2")
     runs = tmp_path / "study/runs"
     wait_until(lambda: len(list(runs.glob("*/journal/*.points.jsonl"))) == 4, process)
     listening = {
