@@ -1,4 +1,4 @@
-"""The folder `cluster`: jobs by submitit's debug and local executors; files, as far as can be checked here."""
+"""The folder `cluster`: jobs by submitit's debug and local executors; files as far as can be checked."""
 
 import importlib.util
 import re
@@ -21,6 +21,13 @@ from fpatch.study import load_study, train
 
 FOLDER = Path(__file__).parents[1] / "cluster"
 SLURM = FOLDER / "slurm.py"
+NETWORK = [
+    *("unshare", "--map-root-user", "--net", "sh", "-c"),
+    "ip link set lo up && ip addr add 192.0.2.1/24 dev lo && ip route add default dev lo src 192.0.2.1"
+    ' && exec "$@"',
+    "sh",
+]
+"""Runs a command in a network of its own, in which it has an address, and which nobody else reaches."""
 RANDOM = 'num_trials = 4\nsearch = "random"\npack = "auto"'
 
 
@@ -40,8 +47,8 @@ def submit(tmp_path):
     """Starts `slurm.py`; what a test leaves behind is ended."""
     begun = []
 
-    def submit(*words) -> subprocess.Popen:
-        command = [sys.executable, str(SLURM), *map(str, words), "--executor", "local"]
+    def submit(*words, network=()) -> subprocess.Popen:
+        command = [*network, sys.executable, str(SLURM), *map(str, words), "--executor", "local"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         begun.append(subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes))
         return begun[-1]
@@ -186,6 +193,23 @@ def test_a_preempted_sweep_goes_on_to_the_same_bits(submit, tmp_path):
     assert said.count("Requeued job") == 1
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
     assert stat.S_IMODE((journal.folder / ".ray-token").stat().st_mode) == 0o600
+    assert not list(journal.folder.glob("ray-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_on_two_nodes(submit, tmp_path):
+    """Which find each other, and show one another the secret."""
+    if subprocess.run([*NETWORK, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this system lets nobody make a network of their own")
+    path = sweep_file(tmp_path / "study", RANDOM, num_steps=20, every=10)
+    process = submit("sweep", path, "--nodes", "2", network=NETWORK)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    journal = the_sweep(tmp_path / "study")
+    assert [e.trial.pack for e in journal.entries()] == [["0000", "0001"]] * 2 + [["0002", "0003"]] * 2
+    settings = {"num_steps": 20, "every": 10}
+    assert_same(journal, trained_here(tmp_path / "here", settings, RANDOM, pack=2), 20)
     assert not list(journal.folder.glob("ray-*"))
 
 

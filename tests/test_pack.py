@@ -1,5 +1,7 @@
 """Packs of trials: as each trial by itself, to float tolerance, and to the bit however often it is killed."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from study_fixture import STEPS, logged_steps, parameters
@@ -7,7 +9,8 @@ from test_sweep import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
 from fpatch import tune
 from fpatch.runs import Run
-from fpatch.study import vary
+from fpatch.stage import define, deterministic
+from fpatch.study import load_study, vary
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import next_trial, pack_size, plan_from_config
@@ -28,6 +31,25 @@ def run_sweep(folder, pack: int, *, kills: tuple[int, ...] = (), study=None, **s
         work(journal, plan, steps=kill, pack=pack)
     work(journal, plan, pack=pack)
     return journal
+
+
+SIZES: list[int] = []
+"""Rows of every step that was taken."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A loss of 0 that counts its rows."""
+
+
+def apply_counted(config, params, sample, values):
+    SIZES.append(len(values["image"]))
+    return {"counted": 0.0 * values["image"].mean((1, 2, 3))}
+
+
+counted = define(
+    "counted", Counted, deterministic, apply_counted, reads=("image",), writes=("counted",), role="loss"
+)
 
 
 def tensors(journal: Journal, name: str) -> dict[str, np.ndarray]:
@@ -78,6 +100,22 @@ def test_every_trial_of_a_pack_is_an_ordinary_run(packed, tmp_path):
         assert [p.step for p in entry.points] == [3, 6]
         assert entry.value == pytest.approx(own.value, abs=0.2)
         assert (folder / "patch/side.png").exists()
+
+
+def test_a_step_is_of_all_members_even_where_one_has_ended(tmp_path):
+    """On which the last bits of the others depend, where a kernel depends on the number of rows."""
+    plan = make_plan(tmp_path, study={"checkpoint_every": 3}, space=MEMBERS)
+    path = tmp_path / "study.toml"
+    stage = '[pipeline.counted]\nstage = "test_pack:counted"\nphases = ["train"]\n[pipeline.vanish]'
+    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
+    plan = plan._replace(study=load_study(path))
+    journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
+    work(journal, plan, steps=5, pack=3)
+    ended = [e.outcome is not None for e in journal.entries()]
+    assert ended == [True, False, False]
+    work(journal, plan, pack=3)
+    assert len(SIZES) == 6 + 3
+    assert set(SIZES) == {3 * plan.study.train.batch_size}
 
 
 @pytest.mark.parametrize("kills", [(1,), (2,), (4,), (5,), (1, 2, 2)], ids=str)
