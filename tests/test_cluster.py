@@ -21,12 +21,8 @@ from fpatch.study import load_study, train
 
 FOLDER = Path(__file__).parents[1] / "cluster"
 SLURM = FOLDER / "slurm.py"
-NETWORK = [
-    *("unshare", "--map-root-user", "--net", "sh", "-c"),
-    "ip link set lo up && ip addr add 192.0.2.1/24 dev lo && ip route add default dev lo src 192.0.2.1"
-    ' && exec "$@"',
-    "sh",
-]
+ADDRESS = "ip link set lo up; ip addr add 192.0.2.1/24 dev lo; ip route add default dev lo src 192.0.2.1"
+NETWORK = ["unshare", "--map-root-user", "--net", "sh", "-ec", f'{ADDRESS}; exec "$@"', "sh"]
 """Runs a command in a network of its own, in which it has an address, and which nobody else reaches."""
 RANDOM = 'num_trials = 4\nsearch = "random"\npack = "auto"'
 
