@@ -107,11 +107,13 @@ class SweepJob(Requeued):
             try:
                 os.environ["RAY_ADDRESS"] = f"{ip}:{port}"
                 ray.init("auto", log_to_driver=False)
-                _wait_until(lambda: sum(n["Alive"] for n in ray.nodes()) == num_nodes, "a node did not come")
+                _wait_until(lambda: _num_nodes(ray) == num_nodes, "a node did not come")
                 resume_sweep(self.folder, lambda *words: print(*words, flush=True))
             finally:
                 meeting.unlink()
-                ray.shutdown()
+            with suppress(TimeoutError):  # a node leaves quickly while there is a head to tell
+                _wait_until(lambda: _num_nodes(ray) == 1, "a node did not leave")
+            ray.shutdown()
 
     def _follow(self, meeting: Path) -> None:
         _wait_until(meeting.is_file, "the first node did not start Ray")
@@ -132,6 +134,10 @@ class SweepJob(Requeued):
                 yield node
             finally:
                 node.terminate()
+
+
+def _num_nodes(ray: Any) -> int:
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _free_port(ip: str) -> int:
