@@ -243,6 +243,11 @@ class Logging:
         if isinstance(self.mlflow, str) and "://" not in self.mlflow:
             form = "sqlite:///FILE or http://HOST:PORT"
             raise ValueError(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
+        if "://" in self.runs:
+            raise ValueError(
+                f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; object "
+                "stores are not supported: mount the bucket, or copy finished runs there"
+            )
         check_number("log.profile_steps", self.profile_steps, 0)
 
 
@@ -427,17 +432,24 @@ class Parts(NamedTuple):
     initial: TrainState
 
 
-def make_parts(study: Study) -> Parts:
+def make_parts(study: Study, shared: Parts | None = None) -> Parts:
     """Open the data, and make the objective, the optimizer and the state before the first step.
+
+    Args:
+        study: What is to be run.
+        shared: Those of a study of the same data and pipeline, which are not opened and loaded once more.
 
     Raises:
         ValueError: For anything that would only show later: an empty split, a term that is not [b].
     """
-    dataset = study.data.open()
+    dataset = study.data.open() if shared is None else shared.dataset
     for split in (study.data.train, study.data.validation, study.data.test):
         if split is not None:
             dataset.split(split)
-    objective = make_objective(study)
+    if shared is None:
+        objective = make_objective(study)
+    else:
+        objective = Objective(shared.objective.pipeline, study.objective.weights)
     num_photographs = len(dataset.split(study.data.train).image_ids)
     epoch = None if study.train.replace else Fraction(num_photographs, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
@@ -500,9 +512,13 @@ class Measured(NamedTuple):
     errors: dict[str, float]
 
 
-Training = Generator[Measured, bool | None, None]
+Training = Generator[Measured | None, bool | None, None]
 """Training that pauses after every validation, before the state is saved; sent True, it ends there as if that
-had been the last step."""
+had been the last step. It also pauses, with None, wherever its steps do."""
+
+Steps = Callable[[TrainState, Loader, int], Iterator[tuple[TrainState, StepInfo] | None]]
+"""Who takes the steps of a training, as `fit` would: state, loader, number of steps -> the state after each
+step and what there is to see of it; None: not yet, ask again."""
 
 
 def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
@@ -524,6 +540,9 @@ def train_in(
     start: TrainState | None = None,
     until: int | None = None,
     report: Report = _silent,
+    *,
+    parts: Parts | None = None,
+    steps: Steps | None = None,
 ) -> Training:
     """Train in a folder of one's own choosing, or go on with what was begun there, pausing at validations.
 
@@ -533,11 +552,13 @@ def train_in(
         start: The state to begin with; None: the study's own.
         until: Updates after which to end; None: `train.num_steps`, which schedules count on in any case.
         report: Told of progress.
+        parts: Those of the study, where they are there already.
+        steps: Who takes the steps; None: this study alone, by `fit`.
 
     Raises:
         RunError: As for `resume`.
     """
-    parts = make_parts(study)
+    parts = parts or make_parts(study)
     digests = _data_digests(study, parts.dataset)
     run = Run(folder)
     if not (run.folder / "config.json").is_file():
@@ -552,7 +573,7 @@ def train_in(
             resume_step = state.step
         elif (run.folder / "records.jsonl").exists():
             resume_step = state.step
-        yield from _train(study, parts, run, state, facts, resume_step, report, until=until)
+        yield from _train(study, parts, run, state, facts, resume_step, report, until=until, steps=steps)
 
 
 def train(study: Study, report: Report = _silent) -> Run:
@@ -752,6 +773,7 @@ def _train(
     report: Report,
     ranks: Ranks = ALONE,
     until: int | None = None,
+    steps: Steps | None = None,
 ) -> Training:
     settings = study.train
     num_steps = settings.num_steps if until is None else until
@@ -759,11 +781,19 @@ def _train(
     finished = False
     try:
         _describe(study, parts.dataset, log)
-        step = _make_step(study, parts, ranks)
         if state.step == 0 or not run.has_checkpoint("last"):
             _checkpoint(run, log, state, facts)
-        steps = fit(state, step, _loader(study, parts, ranks), num_steps)
-        for after, info in _profiled(_together(steps, study, state, ranks), study, run):
+        loader = _loader(study, parts, ranks)
+        if steps is None:
+            own = fit(state, _make_step(study, parts, ranks), loader, num_steps)
+            taken = _profiled(_together(own, study, state, ranks), study, run)
+        else:
+            taken = steps(state, loader, num_steps)
+        for one in taken:
+            if one is None:
+                yield None
+                continue
+            after, info = one
             if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
                 _checkpoint(run, log, state, facts)
                 raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")

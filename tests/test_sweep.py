@@ -25,6 +25,7 @@ from fpatch.study import load_study, make_parts, resume, train, vary
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
+from fpatch.tune.pack import run_trials
 from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
 from fpatch.tune.records import SweepLog
 from fpatch.tune.trial import run_trial
@@ -44,25 +45,26 @@ def begin(plan: Plan) -> Journal:
     return Journal.create(plan.study.log.runs, plan.study.name, plan.config)
 
 
-def work(journal: Journal, plan: Plan, notify=lambda name: None, steps: int = 10**9) -> None:
+def work(journal: Journal, plan: Plan, notify=lambda name: None, steps: int = 10**9, pack: int = 1) -> None:
     """What Ray does, in this process: evaluations in turn over the trials that run; then as if killed."""
-    dispatcher = Dispatcher(journal, plan, notify)
+    dispatcher = Dispatcher(journal, plan, notify, pack)
     running = {}
     while True:
         while (name := dispatcher.take()) is not None:
-            running[name] = run_trial(journal.folder, name)
+            running[name] = run_trials(journal.folder, name)
         if not running:
             assert dispatcher.exhausted
             return
-        for name, points in list(running.items()):
+        for name, news in list(running.items()):
             if steps == 0:
                 return
             steps -= 1
-            if next(points, None) is None:
+            evaluated = next(news, None)
+            if evaluated is None:
                 del running[name]
                 dispatcher.ended(name)
             else:
-                dispatcher.measured(name)
+                dispatcher.measured(evaluated[0])
 
 
 @pytest.fixture(scope="module")
@@ -423,7 +425,10 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
 
 
 def sweep_file(folder: Path, sweep: str = 'num_trials = 2\nsearch = "random"', **settings) -> Path:
+    """A study with a sweep, each of whose trials is trained by itself unless `pack` is given."""
     path = make_study(folder, **settings)
+    if "pack = " not in sweep:
+        sweep += "\npack = 1"
     path.write_text(
         f'{path.read_text()}\n[space]\noptimizer.learning_rate = {{low = 0.01, high = 0.3, scale = "log"}}\n'
         f"[sweep]\n{sweep}\n"

@@ -55,11 +55,11 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen, seconds: fl
         time.sleep(0.05)
 
 
-def trained_here(folder: Path, settings: dict, sweep: str) -> Journal:
+def trained_here(folder: Path, settings: dict, sweep: str, pack: int = 1) -> Journal:
     """The same sweep in this process, without Ray."""
     plan = tune.load_plan(sweep_file(folder, sweep, **settings))
     journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
-    work(journal, plan)
+    work(journal, plan, pack=pack)
     return journal
 
 
@@ -152,6 +152,23 @@ def test_a_killed_worker(start, tmp_path):
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert_same(the_sweep(tmp_path / "ray"), trained_here(tmp_path / "here", LONG, sweep), 60)
+
+
+def test_a_pack_whose_worker_is_killed(start, tmp_path):
+    """One process trains four trials: on one place, that is what is chosen."""
+    sweep = 'num_trials = 4\nsearch = "random"\npack = "auto"\nmax_concurrent = 1'
+    path = sweep_file(tmp_path / "ray", sweep, **LONG)
+    process = start("sweep", path)
+    folder = tmp_path / "ray/runs"
+    wait_until(lambda: len(list(folder.glob("*/journal/*.points.jsonl"))) == 4, process)
+    wait_until(lambda: len(workers(process)) == 1, process)
+    workers(process)[0].kill()
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "4 finished" in out
+    journal = the_sweep(tmp_path / "ray")
+    assert [e.trial.pack for e in journal.entries()] == [["0000", "0001", "0002", "0003"]] * 4
+    assert_same(journal, trained_here(tmp_path / "here", LONG, sweep, pack=4), 60)
 
 
 def test_a_trial_that_raises(start, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.tune.journal import Journal, Outcome
-from fpatch.tune.plan import Plan, is_behind, next_trial
+from fpatch.tune.plan import Plan, is_behind, next_trial, pack_size
 
 Notify = Callable[[str], None]
 """Told the name of a trial of which there is news."""
@@ -92,6 +92,14 @@ def _cores(plan: Plan) -> int:
     return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.cpus // 1))
 
 
+def _places(plan: Plan, ray: Any) -> int:
+    """Processes that have room in a cluster at once."""
+    there, sweep = ray.cluster_resources(), plan.sweep
+    asked = {"CPU": sweep.cpus, "GPU": sweep.gpus}
+    places = [int(there.get(kind, 0.0) // amount) for kind, amount in asked.items() if amount]
+    return max(1, min([n for n in (*places, sweep.max_concurrent) if n is not None], default=1))
+
+
 def drive(
     journal: Journal,
     plan: Plan,
@@ -103,10 +111,10 @@ def drive(
     Raises:
         KeyboardInterrupt: Ctrl-C; every trial can go on from its last checkpoint.
     """
-    dispatcher = Dispatcher(journal, plan, notify)
-    if dispatcher.exhausted:
+    if Dispatcher(journal, plan, notify).exhausted:
         return
     with connected(plan) as ray:
+        dispatcher = Dispatcher(journal, plan, notify, pack_size(plan, _places(plan, ray)))
         bound = {"folder": str(journal.folder.resolve()), "cpus": plan.sweep.cpus, "resources": resources}
         trainable = ray.tune.with_resources(
             ray.tune.with_parameters(_trainable(ray), **bound),
@@ -128,12 +136,26 @@ def drive(
 
 
 class Dispatcher:
-    """Hands out trials of the journal that are not done, and then new ones, which it notes there first."""
+    """Hands out trials of the journal that are not done, and then new ones, which it notes there first.
 
-    def __init__(self, journal: Journal, plan: Plan, notify: Notify) -> None:
-        """Take up what was begun and not done."""
-        self._journal, self._plan, self._notify = journal, plan, notify
-        self._left = [e.trial.name for e in journal.entries() if e.outcome is None]
+    A pack of trials goes by the name of its first.
+    """
+
+    def __init__(self, journal: Journal, plan: Plan, notify: Notify, pack: int = 1) -> None:
+        """Take up what was begun and not done.
+
+        Args:
+            journal: The sweep.
+            plan: The same.
+            notify: Told of news.
+            pack: New trials that are handed out together.
+        """
+        self._journal, self._plan, self._notify, self._pack = journal, plan, notify, pack
+        known = journal.entries()
+        if known:
+            self._note(known[-1].trial.together)
+        left = [e.trial.together[0] for e in journal.entries() if e.outcome is None]
+        self._left = list(dict.fromkeys(left))
         self._running: set[str] = set()
 
     @property
@@ -148,14 +170,29 @@ class Dispatcher:
             return None
         if self._left:
             name = self._left.pop(0)
-        elif (trial := next_trial(self._plan, self._journal.entries())) is not None:
-            self._journal.add(trial)
-            name = trial.name
         else:
-            return None
+            number = len(self._journal.names())
+            left = self._plan.sweep.count(self._plan.space) - number
+            names = [f"{number + i:04d}" for i in range(min(self._pack, left))]
+            if not names or not self._note(names):
+                return None
+            name = names[0]
         self._running.add(name)
-        self._notify(name)
+        for one in self._journal.entry(name).trial.together:
+            self._notify(one)
         return name
+
+    def _note(self, names: list[str]) -> bool:
+        """Propose those of a pack that do not stand in the journal yet; false if there is none for now."""
+        known = self._journal.names()
+        for name in names:
+            if name not in known:
+                trial = next_trial(self._plan, self._journal.entries())
+                if trial is None:
+                    return False
+                assert trial.name == name
+                self._journal.add(trial._replace(pack=names) if len(names) > 1 else trial)
+        return True
 
     def measured(self, name: str) -> None:
         """Learn that a trial has been evaluated; tell it to stop if it is behind."""
@@ -164,13 +201,14 @@ class Dispatcher:
         self._notify(name)
 
     def ended(self, name: str) -> None:
-        """Learn that a trial has ended, or that its workers have, again and again."""
+        """Learn that a trial or a pack has ended, or that its workers have, again and again."""
         self._running.discard(name)
-        if self._journal.entry(name).outcome is None:
-            times = self._plan.sweep.retries + 1
-            sentence = f"the worker died {times} times, without an error of its own; out of memory?"
-            self._journal.add_outcome(name, Outcome("failed", time.time(), 0.0, sentence, sentence))
-        self._notify(name)
+        for one in self._journal.entry(name).trial.together:
+            if self._journal.entry(one).outcome is None:
+                times = self._plan.sweep.retries + 1
+                sentence = f"the worker died {times} times, without an error of its own; out of memory?"
+                self._journal.add_outcome(one, Outcome("failed", time.time(), 0.0, sentence, sentence))
+            self._notify(one)
 
 
 def make_searcher(dispatcher: Dispatcher, mode: str) -> Any:
@@ -194,7 +232,7 @@ def make_searcher(dispatcher: Dispatcher, mode: str) -> Any:
             return {"trial": name}
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            dispatcher.measured(self._names[trial_id])
+            dispatcher.measured(result["name"])
 
         def on_trial_complete(
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -224,20 +262,22 @@ def _trainable(ray: Any) -> Any:
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            from fpatch.tune.trial import run_trial
+            from fpatch.tune.pack import run_trials
 
-            self._points = run_trial(self._folder, new_config["trial"], self._resources)
-            self._last: dict[str, Any] = {"value": math.nan, "error": math.nan, "step": 0}
+            name = new_config["trial"]
+            self._news = run_trials(self._folder, name, self._resources)
+            self._last: dict[str, Any] = {"name": name, "value": math.nan}
             return True
 
         def step(self) -> dict[str, Any]:
-            point = next(self._points, None)
-            if point is None:
+            news = next(self._news, None)
+            if news is None:
                 return {**self._last, "done": True}
-            self._last = {"value": point.value, "error": point.error, "step": point.step}
+            name, point = news
+            self._last = {"name": name, "value": point.value}
             return self._last
 
         def cleanup(self) -> None:
-            self._points.close()
+            self._news.close()
 
     return FpatchTrial

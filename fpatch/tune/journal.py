@@ -40,6 +40,8 @@ class Trial(NamedTuple):
         parent: The trial whose last state it starts with; None: the study's own beginning.
         until: Updates after which it ends; None: those of the study.
         micro_batch: Rows in memory at a time, after running out of it; None: those of the study.
+        pack: Names of the trials that are trained together, this one among them, in their order, on which
+            the last bits depend; None: it is trained alone.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Trial(NamedTuple):
     parent: str | None = None
     until: int | None = None
     micro_batch: int | None = None
+    pack: list[str] | None = None
+
+    @property
+    def together(self) -> list[str]:
+        """Names of the trials that are trained with this one; its own, if it is trained alone."""
+        return self.pack or [self.name]
 
 
 class Point(NamedTuple):

@@ -9,6 +9,7 @@ import optree
 from fpatch import random
 from fpatch.checks import nearest
 from fpatch.schema import decode, encode
+from fpatch.stage import Function
 from fpatch.study import Study, make_parts, rehearse, study_from_config, vary
 from fpatch.tune.halving import should_stop
 from fpatch.tune.journal import Entry, Journal, Trial
@@ -83,6 +84,8 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
                 "space.train.num_steps cannot vary in a population: its members share their steps"
             )
     assert first is not None
+    if plan.sweep.pack not in ("auto", 1) and (why := why_not_packed(plan)) is not None:
+        raise ValueError(f"sweep.pack = {plan.sweep.pack}: {why}; leave sweep.pack out, or set it to 1")
     parts, known = rehearse(first)
     if plan.sweep.objective not in known:
         raise ValueError(
@@ -91,6 +94,38 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         )
     if plan.sweep.search == "population":
         _check_states(plan, parts.initial, resources)
+
+
+def why_not_packed(plan: Plan) -> str | None:
+    """Why trials cannot be members of one population; None if they can."""
+    sweep, fixed = plan.sweep, plan.space.fixed
+    for name in plan.space.varied:
+        if name != "seed" and not name.startswith(("optimizer.", "objective.weights.")):
+            return f"trials that differ in {name} cannot be trained together"
+    if sweep.search == "population" or sweep.halving is not None:
+        return "trials that replace or stop one another are not trained together"
+    for name in ("train.compile", "train.micro_batch", "log.profile_steps"):
+        section, field = name.split(".")
+        if fixed.get(name, getattr(getattr(plan.study, section), field)):
+            return f"with {name}, trials are trained one by one"
+    if sweep.micro_batch_on_oom:
+        return "with sweep.micro_batch_on_oom, trials are trained one by one"
+    pipeline = plan.study.pipeline.at("train")
+    if any(isinstance(n.stage.config, Function) for n in pipeline.values()):
+        return "a plain function in the pipeline expects one patch, not one per row"
+    return None
+
+
+_LARGEST_PACK = 16
+
+
+def pack_size(plan: Plan, places: int) -> int:
+    """Trials that one process trains together, where so many processes have room."""
+    if plan.sweep.pack != "auto":
+        return plan.sweep.pack
+    if plan.sweep.search not in ("random", "grid") or why_not_packed(plan) is not None:
+        return 1
+    return max(1, min(_LARGEST_PACK, -(-plan.sweep.count(plan.space) // max(1, places))))
 
 
 def _check_weights(study: Study) -> None:

@@ -25,7 +25,10 @@ class Sweep:
         population: For the search of that name.
         cpus: CPU cores of a trial.
         gpus: GPUs of a trial; fractions share one.
-        max_concurrent: Trials that run at once; None: as many as there is room for.
+        pack: Trials that one process trains together, in the steps of one population, on the resources of
+            one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
+            members may, so many that all places are taken, at most 16.
+        max_concurrent: Trials, or packs of them, that run at once; None: as many as there is room for.
         retries: How often a trial is taken up again whose worker died.
         micro_batch_on_oom: After running out of memory, go on from the last checkpoint with half the rows in
             memory at a time (`train.micro_batch`; the update is the same to float tolerance).
@@ -42,6 +45,7 @@ class Sweep:
     population: Population | None = None
     cpus: float = 1.0
     gpus: float = 0.0
+    pack: int | Literal["auto"] = "auto"
     max_concurrent: int | None = None
     retries: int = 3
     micro_batch_on_oom: bool = False
@@ -67,6 +71,8 @@ class Sweep:
         check_number("sweep.grid_points", self.grid_points, 2)
         check_number("sweep.cpus", self.cpus, 0.0)
         check_number("sweep.gpus", self.gpus, 0.0)
+        if self.pack != "auto":
+            check_number("sweep.pack", self.pack, 1)
         check_number("sweep.retries", self.retries, 0)
         if self.max_concurrent is not None:
             check_number("sweep.max_concurrent", self.max_concurrent, 1)

@@ -97,16 +97,26 @@ def run_plan(plan: Plan, report: Report, resources: Mapping[str, Any] | None = N
         ValueError: For anything wrong, before the folder is made.
         OSError: If the folder cannot be written.
     """
-    check_plan(plan, resources)
     import_ray(plan.sweep.address)  # before anything is made
+    journal = create_sweep(plan, resources)
+    _run(journal, plan_from_config(journal.config, resources), report, resources)
+    return journal
+
+
+def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Journal:
+    """Check a plan and make its folder, for `resume_sweep` to run.
+
+    Raises:
+        ValueError: For anything wrong, before the folder is made.
+        OSError: If the folder cannot be written.
+    """
+    check_plan(plan, resources)
     runs = Path(plan.study.log.runs).resolve()
     own = {"log.runs": str(runs)}
     if plan.study.log.mlflow is True:
         own["log.mlflow"] = f"sqlite:///{runs / 'mlflow.db'}"
     plan = plan._replace(study=vary(plan.study, own, resources))
-    journal = Journal.create(runs, plan.study.name, plan.config)
-    _run(journal, plan, report, resources)
-    return journal
+    return Journal.create(runs, plan.study.name, plan.config)
 
 
 def resume_sweep(
@@ -140,7 +150,7 @@ def resume_sweep(
     return journal
 
 
-_HOW = ("num_trials", "cpus", "gpus", "max_concurrent", "retries", "micro_batch_on_oom", "address")
+_HOW = ("num_trials", "cpus", "gpus", "pack", "max_concurrent", "retries", "micro_batch_on_oom", "address")
 """Settings of a sweep that may change: they say how it is run, not what it finds."""
 
 

@@ -17,8 +17,8 @@ def trial_columns(plan: Plan, entries: list[Entry]) -> dict[str, list[Any]]:
 
     Columns:
         trial, status ("running" while there is no outcome), the objective by its name at the last evaluation,
-        `error` its standard error, step, seconds, seed, parent, `setting/<name>`, `message`, `traceback` of
-        a trial that failed.
+        `error` its standard error, step, seconds, seed, parent, pack (the first of the trials
+        that were trained together), `setting/<name>`, `message`, `traceback` of a trial that failed.
     """
     objective = plan.sweep.objective
     columns: dict[str, list[Any]] = {
@@ -30,6 +30,7 @@ def trial_columns(plan: Plan, entries: list[Entry]) -> dict[str, list[Any]]:
         "seconds": [e.outcome.seconds if e.outcome else None for e in entries],
         "seed": [e.trial.seed for e in entries],
         "parent": [e.trial.parent for e in entries],
+        "pack": [e.trial.pack[0] if e.trial.pack else None for e in entries],
     }
     for name in plan.space.varied:
         columns[f"setting/{name}"] = [e.trial.settings.get(name) for e in entries]

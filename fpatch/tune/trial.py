@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fpatch.runs import HeldError, Run
-from fpatch.study import Measured, Study, Training, make_parts, train_in
+from fpatch.study import Study, Training, make_parts, train_in
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.plan import Plan, plan_from_config, trial_study
 
@@ -19,9 +19,17 @@ _PATIENCE_S = 60.0
 """How long to wait for a killed worker to let go of its run."""
 
 
+News = tuple[str, Point]
+"""The name of a trial, and an evaluation of it."""
+
+Work = Generator[Point | None, None, bool]
+"""Training of a trial that pauses after each evaluation, with it, and wherever its steps pause, with None;
+returns whether it was stopped early."""
+
+
 def run_trial(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
-) -> Generator[Point, None, None]:
+) -> Generator[News, None, None]:
     """Train a trial from wherever it stands; pauses after each evaluation, and notes how it ended.
 
     Whether it should end early is read from the journal after each pause. What is wrong with it does not
@@ -36,32 +44,56 @@ def run_trial(
         The objective at each evaluation, which already stands in the journal.
     """
     journal = Journal.open(folder)
+    for point in noted(journal, name, _train(journal, name, resources)):
+        if point is not None:
+            yield name, point
+
+
+def noted(journal: Journal, name: str, work: Work) -> Generator[Point | None, None, None]:
+    """Do the work on a trial, and note how it ended."""
     start = time.monotonic()
     try:
-        plan = plan_from_config(journal.config, resources)
-        stopped = yield from _train(journal, plan, journal.entry(name).trial, resources)
+        stopped = yield from work
     except Exception as error:
-        sentence = f"{type(error).__name__}: {error}"
-        outcome = Outcome("failed", time.time(), time.monotonic() - start, sentence, traceback.format_exc())
+        outcome = failure(error, time.monotonic() - start)
     else:
         outcome = Outcome("stopped" if stopped else "finished", time.time(), time.monotonic() - start)
     journal.add_outcome(name, outcome)
 
 
-def _train(
-    journal: Journal, plan: Plan, trial: Trial, resources: Mapping[str, Any] | None
-) -> Generator[Point, None, bool]:
-    """Train; returns whether it was stopped early."""
-    folder, deadline = journal.run_folder(trial.name), time.monotonic() + _PATIENCE_S
-    while True:
-        study = trial_study(plan, trial, folder.parent, resources)
+def failure(error: Exception, seconds: float) -> Outcome:
+    """The outcome of a trial that raised."""
+    sentence = f"{type(error).__name__}: {error}"
+    return Outcome("failed", time.time(), seconds, sentence, "".join(traceback.format_exception(error)))
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until a worker before this one, which is being killed, has let go of a run.
+
+    Raises:
+        HeldError: If it does not.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while folder.is_dir():
         try:
-            with closing(train_in(folder, study, _start(journal, trial, study), trial.until)) as training:
-                return (yield from _follow(journal, plan, trial, training))
-        except HeldError:  # by a worker before this one, which is being killed
+            with Run(folder).locked():
+                return
+        except HeldError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+
+
+def _train(journal: Journal, name: str, resources: Mapping[str, Any] | None) -> Work:
+    """Train a trial by itself."""
+    plan, trial = plan_from_config(journal.config, resources), journal.entry(name).trial
+    folder = journal.run_folder(name)
+    wait_for(folder)
+    while True:
+        study = trial_study(plan, trial, folder.parent, resources)
+        try:
+            start = _start(journal, trial, study)
+            return (yield from follow(journal, plan, name, train_in(folder, study, start, trial.until)))
         except (torch.OutOfMemoryError, MemoryError) as error:
             rows = study.train.micro_batch or study.train.batch_size
             if not plan.sweep.micro_batch_on_oom or rows == 1:
@@ -85,17 +117,21 @@ def _start(journal: Journal, trial: Trial, study: Study) -> Any:
     return parent.load_checkpoint("last", make_parts(study).initial)[0]
 
 
-def _follow(journal: Journal, plan: Plan, trial: Trial, training: Training) -> Generator[Point, None, bool]:
-    """Note every evaluation, and end early if the journal says so."""
+def follow(journal: Journal, plan: Plan, name: str, training: Training) -> Work:
+    """Note every evaluation of a trial, and end early if the journal says so."""
     objective, stop = plan.sweep.objective, False
-    try:
-        measured: Measured = next(training)
-        while True:
-            error = measured.errors.get(objective, math.nan)
-            point = Point(measured.step, measured.scalars[objective], error)
-            journal.add_point(trial.name, point)
-            yield point
-            stop = journal.is_stopped(trial.name)
-            measured = training.send(stop)
-    except StopIteration:
-        return stop
+    with closing(training):
+        try:
+            measured = next(training)
+            while True:
+                if measured is None:
+                    yield None
+                else:
+                    error = measured.errors.get(objective, math.nan)
+                    point = Point(measured.step, measured.scalars[objective], error)
+                    journal.add_point(name, point)
+                    yield point
+                    stop = journal.is_stopped(name)
+                measured = training.send(stop)
+        except StopIteration:
+            return stop
