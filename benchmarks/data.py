@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from workloads import NAMES, make_pipeline, make_training, make_victim
 
 from fpatch import random
 from fpatch.data import Loader, TargetSet, letterbox, read_image, targets
+
+# torchvision 0.29 announces its decoder's end, in favor of TorchCodec
+warnings.filterwarnings("ignore", "The image decoding and encoding capabilities", DeprecationWarning)
 
 PROBE = """
 import sys, time

@@ -3,10 +3,10 @@
 #
 #     benchmarks/gpu.sh [FOLDER]
 #
-# Records go to FOLDER, or else $OUT, or else benchmarks/results/. A suite that fails does not stop the rest.
+# Records go to FOLDER, or else to benchmarks/results/. A suite that fails does not stop the rest.
 set -u
 cd "$(dirname "$0")/.."
-results=${1:-${OUT:-benchmarks/results}}
+results=${1:-benchmarks/results}
 mkdir -p "$results"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python}
@@ -15,7 +15,7 @@ failed=()
 "$python" - <<'CHECK' || exit 2
 import torch
 if not torch.cuda.is_available():
-    raise SystemExit("benchmarks/gpu.sh: torch finds no GPU; the tests and suites without one are `make check`")
+    raise SystemExit("benchmarks/gpu.sh: torch finds no GPU; the tests and suites without one are `make test`")
 print(torch.cuda.get_device_name(), "torch", torch.__version__)
 CHECK
 
