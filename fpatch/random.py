@@ -342,7 +342,9 @@ def _blocks(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _is_few(key: Tensor, num: int = 1) -> bool:
-    return 0 < key.numel() * num <= 2 * _FEW_BLOCKS and is_concrete(key)
+    # inside a transform even a tensor that it does not wrap gives no array
+    inside = torch._C._are_functorch_transforms_active()
+    return 0 < key.numel() * num <= 2 * _FEW_BLOCKS and is_concrete(key) and not inside
 
 
 def _encrypt_few(keys: np.ndarray, low: int | np.ndarray) -> Tensor:

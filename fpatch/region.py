@@ -304,19 +304,38 @@ class _Over(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (alpha, index), grad = ctx.saved_tensors, grads[0]
-        below = ctx.needs_input_grad[0]
-        if below or index.shape[1] > 1:
-            grad = grad.clone()
-        colors = []
-        for j in reversed(range(index.shape[1])):
-            where = index[:, j, None].expand(-1, 3, -1)
-            above, a = grad.gather(2, where), alpha[:, j]
-            colors.append(torch.where(a == 0, torch.zeros_like(above), above))
-            if below or j > 0:
-                grad.scatter_(2, where, torch.where(a == 0, above, above * (1 - a)))
-        return grad if below else None, torch.stack(colors[::-1], dim=1), None, None
+        below, color = _Under.apply(*grads, *ctx.saved_tensors)  # type: ignore[misc]
+        return below if ctx.needs_input_grad[0] else None, color, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
         return flatten_rows(_Over.apply, info.batch_size, in_dims, *inputs), 0
+
+
+class _Under(torch.autograd.Function):
+    """The gradients of `_Over` in the scene and in the colors.
+
+    Shapes: grad [b, 3, h*w], alpha [b, k, 1, n], index [b, k, n].
+    """
+
+    @staticmethod
+    def forward(grad: Tensor, alpha: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        grad, colors = grad.clone(), []
+        for j in reversed(range(index.shape[1])):
+            where = index[:, j, None].expand(-1, 3, -1)
+            above, a = grad.gather(2, where), alpha[:, j]
+            colors.append(torch.where(a == 0, torch.zeros_like(above), above))
+            grad.scatter_(2, where, torch.where(a == 0, above, above * (1 - a)))
+        return grad, torch.stack(colors[::-1], dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError("an implant has first derivatives only")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, tuple[int, int]]:
+        return flatten_rows(_Under.apply, info.batch_size, in_dims, *inputs), (0, 0)

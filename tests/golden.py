@@ -30,4 +30,4 @@ def digest_all() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(digest_all(), indent=4) + "\n")
+    FILE.write_text(json.dumps(digest_all(), indent=2) + "\n")
