@@ -43,6 +43,7 @@ def test_train_evaluate_replay_resume(tmp_path, trained, capsys):
     )
 
 
+@pytest.mark.slow
 def test_analyze(run, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     stops = rng.uniform(-1, 1, 60).astype(np.float32)

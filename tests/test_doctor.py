@@ -369,6 +369,7 @@ def test_a_victim_that_finds_nothing_leaves_nothing_to_attack(tmp_path):
     assert all(f.level == "error" for f in nothing)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_report_and_exits_1(study):
     sound = run_fpatch("doctor", study, cwd=study.parent)
     assert sound.returncode == 0, sound.stderr

@@ -796,6 +796,7 @@ def test_killed_at_every_write_the_log_and_tensorboard_hold_each_step_once(tmp_p
         assert_each_step_once(folder)
 
 
+@pytest.mark.slow
 def test_killed_around_sending_mlflow_holds_each_step_once(runs):
     rng = random.Random(1)
     moments = [*rng.sample(range(60, 330), 3), *(rng.uniform(0.3, 2.0) for _ in range(2))]

@@ -112,6 +112,7 @@ def run_crashes(folder: Path, moments: list[list[int | float]], **settings) -> l
     return [the_run(folder / f"case-{index}") for index in range(len(moments))]
 
 
+@pytest.mark.slow
 def test_killed_at_random_writes_several_times_in_a_row(trained, tmp_path):
     rng = random.Random(0)
     moments = [[rng.randrange(8, 160), rng.randrange(60), rng.randrange(60)] for _ in range(3)]

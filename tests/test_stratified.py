@@ -112,6 +112,7 @@ def test_an_unknown_axis_is_named(stratified):
         cells_of(stratified.table, axes=["camera/exposure/stop"])
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_table_to_replay_and_figures(run, tmp_path):
     axes = (
         "--over",
