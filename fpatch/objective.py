@@ -158,7 +158,8 @@ def compiled(
             drawn = {path: sample[path] for path in part.nodes if path in sample}
             given = {name: values[name] for name in part.reads if name in values}
             values |= apply(patch_params, drawn, given, want=part.wants)
-        return objective.weigh({name: values[name] for name in objective.pipeline.terms})
+        # what a CUDA graph returns is overwritten by the next call, of another micro-batch say
+        return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
 
     return loss
 

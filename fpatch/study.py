@@ -142,7 +142,7 @@ class Train:
         rho: Distance that a sharpness-aware step looks uphill, in a second pass; 0: none. See
             `fpatch.loop.make_step`.
         compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.objective.compiled`.
-            Evaluations and replays run uncompiled, always.
+            Evaluations and replays of rows run uncompiled, always.
         precision: Of the victims, while training; see `fpatch.infer.lighter`.
         channels_last: Layout of the victims, while training.
         recompute: Keep less of what the victims compute, and compute it again in the backward.
@@ -284,6 +284,11 @@ class Study:
         if not self.name or self.name != Path(self.name).name:
             raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
         check_device("device", self.device)
+        taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]
+        if taken and self.objective.transform == "func":
+            raise ValueError(
+                f'train.{taken[0]} differentiates by plain autograd; leave out objective.transform = "func"'
+            )
 
     @cached_property
     def place(self) -> torch.device:
@@ -590,7 +595,7 @@ def train(study: Study, report: Report = _silent) -> Run:
             with the term, the row and its sample, after the state before it was saved.
         ConnectionError: If another process of the run has ended.
     """
-    with joined() as ranks:
+    with joined() as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
         parts = make_parts(study)
         _loader(study, parts, ranks)  # refuses a batch that is too small for all
@@ -603,7 +608,7 @@ def train(study: Study, report: Report = _silent) -> Run:
         environment |= {"data": _data_digests(study, parts.dataset), "processes": ranks.size}
         run = Run.create(study.log.runs, study.name, study.config, environment)
         ranks.tell(str(run.folder))
-        with run.locked(), deterministic_algorithms(study.train.deterministic):
+        with run.locked():
             _finish(_train(study, parts, run, parts.initial, {}, None, report, ranks))
     return run
 
@@ -615,25 +620,23 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
         RunError: If the folder is incomplete, of another version, or held by another process, or if the data
             are not those that it was started with.
     """
-    run, study = open_run(folder, resources)
-    parts = make_parts(study)
-    _check_data(run, _data_digests(study, parts.dataset))
-    with (
-        joined() as ranks,
-        nullcontext() if ranks.rank else run.locked(),
-        _recreated(run.execution, study) as differences,
-    ):
-        if ranks.size != run.processes:
-            differences.append(f"processes: {run.processes} was recorded, {ranks.size} is here")
-        for what in differences:
-            _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
-        state, facts = parts.initial, {}
-        if run.has_checkpoint("last"):
-            state, facts = run.load_checkpoint("last", parts.initial)
-        if ranks.rank:
-            _follow(study, parts, state, ranks)
-        else:
-            _finish(_train(study, parts, run, state, facts, state.step, report, ranks))
+    with joined() as ranks:  # which chooses the device of this process, before the study asks for it
+        run, study = open_run(folder, resources)
+        parts = make_parts(study)
+        _check_data(run, _data_digests(study, parts.dataset))
+        held = nullcontext() if ranks.rank else run.locked()
+        with held, _recreated(run.execution, study) as differences:
+            if ranks.size != run.processes:
+                differences.append(f"processes: {run.processes} was recorded, {ranks.size} is here")
+            for what in differences:
+                _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
+            state, facts = parts.initial, {}
+            if run.has_checkpoint("last"):
+                state, facts = run.load_checkpoint("last", parts.initial)
+            if ranks.rank:
+                _follow(study, parts, state, ranks)
+            else:
+                _finish(_train(study, parts, run, state, facts, state.step, report, ranks))
     return run
 
 

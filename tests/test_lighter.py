@@ -161,3 +161,9 @@ def test_a_victim_of_a_name_only_is_made_first():
     resource = dataclasses.replace(detector(seed=1))
     nodes = pipeline({"victim": infer.detector(resource)})
     assert isinstance(infer.lighter(nodes, channels_last=True)["victim"].stage.config.model, nn.Module)
+
+
+def test_images_may_lie_in_any_order():
+    nodes = infer.lighter(pipeline({"victim": infer.classifier(Blocks())}), precision="bfloat16")
+    image = random.uniform(random.key(1), (2, 40, 40, 3)).permute(0, 3, 1, 2)[..., 4:-4, 4:-4]
+    assert nodes.apply({}, {}, {"image": image})["logits"].shape == (2, 5)

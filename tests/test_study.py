@@ -197,3 +197,12 @@ def test_a_profile_that_tensorboard_opens(tmp_path):
     assert {"ProfilerStep#2", "ProfilerStep#3", "aten::conv2d", "aten::grid_sampler_2d"} <= names
     assert "ProfilerStep#4" not in names
     assert [e.step for e in read_events(run.folder).Scalars("train/loss")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("setting", ["compile", "recompute"])
+def test_what_asks_for_plain_autograd_is_no_torch_func(setting, tmp_path):
+    study = load_study(make_study(tmp_path))
+    goal = dataclasses.replace(study.objective, transform="func")
+    training = dataclasses.replace(study.train, **{setting: True})
+    with pytest.raises(ValueError, match=f"train.{setting} differentiates by plain autograd"):
+        dataclasses.replace(study, objective=goal, train=training)

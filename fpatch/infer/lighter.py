@@ -61,7 +61,9 @@ def _lighten(stage: Stage, precision: str, channels_last: bool, recompute: bool)
         block.forward = _Recomputed(block.forward)
 
     def apply(config: Any, patch_params: Params, sample: Sample, values: Values) -> Values:
-        image = values["image"].contiguous(memory_format=layout)
+        image = values["image"]
+        if channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(image.device.type, getattr(torch, precision), enabled=precision != "float32"):
             answers = inner(config, patch_params, sample, {**values, "image": image})
         return optree.tree_map(lambda x: x.float() if x.is_floating_point() else x, answers)  # type: ignore[return-value]
