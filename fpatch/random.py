@@ -312,8 +312,9 @@ def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
     def fill(piece: tuple[int, int]) -> None:
         row, start = piece
         count = np.arange(start, min(start + _CACHED_WORDS, -(-num // 4)), dtype=np.uint32)
-        words = np.empty((len(count), 2), "<u4")
-        _encrypt(rows[row, 0], rows[row, 1], np.uint32(0), count, words[:, 0], words[:, 1])
+        word0, word1 = np.empty((2, len(count)), np.uint32)
+        _encrypt(rows[row, 0], rows[row, 1], np.uint32(0), count, word0, word1)
+        words = np.stack([word0, word1], axis=1).astype("<u4", copy=False)
         drawn = out[row, 4 * start : 4 * (start + len(count))]
         drawn[:] = table[words.view("<u2").reshape(-1)[: len(drawn)]]
 
@@ -435,22 +436,21 @@ def _threefry_numpy(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tu
 
 
 def _encrypt(key0: Any, key1: Any, high: Any, low: Any, word0: Any, word1: Any) -> None:
-    """The rounds in wrapping uint32; the words are written into the last two arrays."""
+    """The rounds in wrapping uint32, in place in the last two arrays."""
     schedule = (key0, key1, key0 ^ key1 ^ np.uint32(_PARITY))
-    x, y = np.asarray(high + key0), np.asarray(low + key1)
-    x, y = (np.array(np.broadcast_to(v, word0.shape)) for v in (x, y))
-    spill = np.empty_like(y)
+    np.add(high, key0, out=word0)
+    np.add(low, key1, out=word1)
+    spill = np.empty_like(word1)
     for group in range(5):
         for turn in _ROTATIONS[group % 2]:
-            x += y
-            np.right_shift(y, 32 - turn, out=spill)
-            y <<= turn
-            y |= spill
-            y ^= x
-        x += schedule[(group + 1) % 3]
-        y += schedule[(group + 2) % 3]
-        y += group + 1
-    word0[...], word1[...] = x, y
+            word0 += word1
+            np.right_shift(word1, 32 - turn, out=spill)
+            word1 <<= turn
+            word1 |= spill
+            word1 ^= word0
+        word0 += schedule[(group + 1) % 3]
+        word1 += schedule[(group + 2) % 3]
+        word1 += group + 1
 
 
 def _cumsum(x: Float32[Tensor, "n"]) -> Float32[Tensor, "n"]:
