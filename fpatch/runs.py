@@ -47,6 +47,17 @@ class HeldError(RunError):
     """A folder that another process writes to."""
 
 
+@contextmanager
+def hold(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
+    """Hold a folder for one process, and raise the error if another does what is said to it."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise error(f"{folder} is being {what} by another process; wait for it, or end it") from None
+        yield
+
+
 class Run:
     """A run folder."""
 
@@ -280,13 +291,7 @@ class Run:
         Raises:
             HeldError: If another process holds it.
         """
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HeldError(
-                    f"{self.folder} is being written by another process; wait for it, or end it"
-                ) from None
+        with hold(self.folder, HeldError, "written"):
             for path in self.folder.rglob("*.tmp"):
                 path.unlink()
             yield

@@ -293,13 +293,17 @@ class Stage:
 
 def _copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """A copy on a device, around those tensors that are there already; the model itself, if all are."""
-    tensors = (*model.parameters(), *model.buffers())
-    moved = {id(t): t.detach().to(device) for t in tensors}
-    if all(moved[id(t)].device == t.device for t in tensors):
+    if all(t.to(device) is t for t in (*model.parameters(), *model.buffers())):
         return model
-    for t in model.parameters():
-        moved[id(t)] = torch.nn.Parameter(moved[id(t)], t.requires_grad)
-    return copy.deepcopy(model, moved).to(device)  # `to`: some models move more than these tensors
+    copied = copy_network(model, lambda t: t.to(device))
+    return copied.to(device)  # some models move more than these tensors
+
+
+def copy_network(model: torch.nn.Module, change: Callable[[Tensor], Tensor]) -> torch.nn.Module:
+    """A copy of the modules around what becomes of every parameter and buffer; the same tensor is shared."""
+    tensors: dict[int, Tensor] = {id(t): change(t.detach()) for t in (*model.parameters(), *model.buffers())}
+    tensors |= {id(t): torch.nn.Parameter(tensors[id(t)], t.requires_grad) for t in model.parameters()}
+    return copy.deepcopy(model, tensors)
 
 
 def brief(value: Any) -> str:

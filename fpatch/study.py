@@ -331,13 +331,7 @@ def load_study(
         ValueError: With file, dotted name, value and what was expected.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
-        raise FileNotFoundError(f"{path}: {what}")
-    try:
-        raw = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    raw = read_toml(path)
     try:
         study = study_from_config(raw, path.parent.resolve(), resources)
         if overrides:
@@ -347,6 +341,22 @@ def load_study(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return study
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a config file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not TOML.
+    """
+    if not path.is_file():
+        what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
+        raise FileNotFoundError(f"{path}: {what}")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
 
 
 def study_from_config(

@@ -112,12 +112,19 @@ def assert_same_run(found, expected, tolerance: float = 1e-4) -> None:
         torch.testing.assert_close(info.grad_norm, own.grad_norm, rtol=1e-3, atol=1e-6)
 
 
+def assert_as_alone(population: Population, **settings):
+    """Every member moves together with the others as it does alone; returns what came of all."""
+    states, infos = population.together(**settings)
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i, **settings))
+    return states, infos
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_member_moves_as_in_a_run_of_its_own(name):
     population = Population(case(PIPELINES[name]().at("train")))
-    states, infos = population.together()
+    states, infos = assert_as_alone(population)
     for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i))
         for patch, value in population.states[i].params.items():
             assert float((states[i].params[patch] - value).abs().max()) > 1e-3
     assert not torch.equal(infos[0][0].loss, infos[2][0].loss)
@@ -141,9 +148,7 @@ def test_members_may_have_optimizers_of_other_kinds(rho):
             population.objectives, population.optimizers, population.states, strict=True
         )
     )
-    states, infos = population.together(rho=rho)
-    for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i, rho=rho))
+    assert_as_alone(population, rho=rho)
 
 
 @pytest.mark.parametrize("members_at_once", [1, 2, 3, 10])
@@ -274,9 +279,7 @@ def test_a_loss_that_may_read_more_is_computed_for_every_row():
     made = demo().at("train") | {"by_photograph": by_photograph(), "size": size()}
     assert paths_of_members(made) == ["pixels", "total_variation", "non_printability"]
     population = Population(case(made))
-    states, infos = population.together()
-    for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i))
+    assert_as_alone(population)
 
 
 def test_a_patch_that_depends_on_the_photograph_is_computed_for_every_row():
@@ -292,9 +295,7 @@ def test_a_patch_that_depends_on_the_photograph_is_computed_for_every_row():
     )
     assert paths_of_members(made) == ["pixels"]
     population = Population(case(made), sgd)
-    states, infos = population.together()
-    for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i))
+    assert_as_alone(population)
 
 
 def test_a_patch_that_is_replaced_after_rows_have_read_it():
@@ -312,9 +313,7 @@ def test_a_patch_that_is_replaced_after_rows_have_read_it():
     )
     assert paths_of_members(made) == ["pixels"]
     population = Population(case(made), sgd)
-    states, infos = population.together()
-    for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i))
+    assert_as_alone(population)
 
 
 def apply_plain(config, patch_params, sample, values):
@@ -336,9 +335,7 @@ def test_a_patch_that_no_parameters_went_into():
     )
     assert paths_of_members(made) == ["pixels", "plain"]
     population = Population(case(made), sgd)
-    states, infos = population.together()
-    for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i))
+    assert_as_alone(population)
 
 
 def test_losses_on_the_patch_alone():
@@ -348,9 +345,7 @@ def test_losses_on_the_patch_alone():
     )
     assert paths_of_members(made) == ["tanh", "smooth", "color"]
     population = Population(case(made))
-    states, infos = population.together()
-    for i in range(len(RUNS)):
-        assert_same_run((states[i], infos[i]), population.alone(i))
+    assert_as_alone(population)
 
 
 # -- what is refused

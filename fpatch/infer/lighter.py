@@ -1,19 +1,18 @@
 """Victims that take less time or memory while a patch is trained; measured is always the victim itself."""
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import optree
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fpatch.checks import nearest
 from fpatch.graph import Pipeline
 from fpatch.resource import live
-from fpatch.stage import Stage
+from fpatch.stage import Stage, copy_network
 from fpatch.types import Params, Sample, Values
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -55,8 +54,8 @@ def lighter(
 
 
 def _lighten(stage: Stage, precision: str, channels_last: bool, recompute: bool) -> Stage:
-    inner, layout = stage.definition.apply, torch.channels_last if channels_last else torch.preserve_format
-    model = _share(live(stage.config.model), layout)
+    inner = stage.definition.apply
+    model = copy_network(live(stage.config.model), _to_channels_last if channels_last else lambda t: t)
     for block in _blocks(model) if recompute else ():
         block.forward = _Recomputed(block.forward)
 
@@ -72,13 +71,8 @@ def _lighten(stage: Stage, precision: str, channels_last: bool, recompute: bool)
     return Stage(definition, dataclasses.replace(stage.config, model=model))
 
 
-def _share(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """A copy of the modules around the same tensors, but for those [o, i, h, w] in another layout."""
-    tensors = (*model.parameters(), *model.buffers())
-    if layout == torch.channels_last:
-        tensors = tuple(t for t in tensors if t.ndim != 4)
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    return copied.to(memory_format=layout)
+def _to_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

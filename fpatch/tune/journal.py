@@ -11,7 +11,6 @@
 Whoever reads it, after a kill at any moment too, knows what is left to do: there is no other state.
 """
 
-import fcntl
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from fpatch import __version__
 from fpatch.log.records import write_atomic
-from fpatch.runs import RunError
+from fpatch.runs import RunError, hold
 from fpatch.tune.search import Seen
 
 FORMAT = 1
@@ -219,13 +218,7 @@ class Journal:
         Raises:
             RunError: If another process holds it.
         """
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.folder} is being run by another process; wait for it, or end it"
-                ) from None
+        with hold(self.folder, RunError, "run"):
             yield
 
     def _path(self, name: str, suffix: str) -> Path:

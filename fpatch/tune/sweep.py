@@ -1,7 +1,6 @@
 """Sweeps: many runs of one study with other settings, searched for the best."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from fpatch.checks import nearest
 from fpatch.runs import RunError
 from fpatch.schema import decode, flatten, to_toml
-from fpatch.study import Report, Study, study_from_config, vary
+from fpatch.study import Report, Study, read_toml, study_from_config, vary
 from fpatch.tune.driver import drive, import_ray
 from fpatch.tune.journal import Entry, Journal
 from fpatch.tune.plan import Plan, best_entry, check_plan, plan_from_config, trial_study
@@ -69,10 +68,8 @@ def load_plan(
         ValueError: With file, dotted name, value and what was expected.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file")
+    raw = read_toml(path)
     try:
-        raw = tomllib.loads(path.read_text())
         space, settings = raw.pop("space", None), raw.pop("sweep", None)
         for name, section in (("space", space), ("sweep", settings)):
             if not isinstance(section, Mapping):
@@ -84,8 +81,6 @@ def load_plan(
         return Plan(study, parse_space(space or {}, toml=True), decode(Sweep, {**settings, **mine}, "sweep"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
