@@ -1,0 +1,163 @@
+"""Are there better settings of the demo than its defaults?
+
+    python experiments/tune_demo.py            # 24 trials, then three seeds of both on two victims
+    python experiments/tune_demo.py --quick    # smaller: does it run?
+
+A sweep chooses: each trial trains the demo's patch against victim 0 with other settings and a seed of its
+own, as long as the demo does, and is measured on 300 validation scenes. The weights of total variation and of
+non-printability stay, because success on pixels would gain from giving them up and a print would lose.
+
+Then the best trial's settings and the defaults are trained again, with seeds that no trial had, against
+victim 0 and against victim 1, which the sweep has not seen. All patches are measured on scenes that were
+rendered for this alone and drawn under a key of their own: no choice of ours or of the sweep has met them.
+
+Numbers: success is the share, of the scenes whose truck a victim finds without a patch, in which it does not
+find it with the print, at score 0.5. The difference is paired: the same scenes, under the same draws, with
+the patch of the same seed. Intervals are 95 %, over scenes with all their seeds and victims; they do not hold
+the spread over seeds, which the rates of the single seeds show.
+
+The folder `runs/<time>-tune-demo/` keeps the sweep, a run folder per patch, and `tune.json`.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fpatch
+from fpatch import random
+from fpatch.console import console, percent, progress_bars
+from fpatch.demo.main import FULL, QUICK, cache_folder, cached_victim, open_scenes, write_study
+from fpatch.demo.scenes import cached_scenes
+from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
+from fpatch.metrics import Rate
+from fpatch.rates import Table, success
+from fpatch.study import Study, load_study, load_trained, train, vary
+from fpatch.tune.plan import best_entry
+from fpatch.tune.sweep import read_plan
+
+SPACE = {
+    "optimizer.learning_rate": (0.02, 0.4, "log"),
+    "pipeline.vanish.on": ["probability", "logit"],
+    "pipeline.vanish.num_boxes": (3, 48, "int"),
+    "pipeline.implant.scale.low": (0.6, 1.0),
+    "pipeline.implant.jitter_frac": (0.0, 0.06),
+}
+NUM_VICTIMS = 2
+DEFAULTS, NOISE = "defaults", "noise"
+
+
+def train_both(
+    study: Study, settings: Mapping[str, Any], seed: int, folder: Path, report: Any
+) -> dict[str, Path]:
+    """A run with the defaults and one with other settings, from one seed."""
+    runs = {}
+    for name, changed in ((DEFAULTS, {}), ("best", settings)):
+        named = f"{study.name}-{name}-seed{seed}"
+        varied = dataclasses.replace(vary(study, {**changed, "seed": seed}), name=named)
+        run = train(varied, lambda task, *rest, named=named: report(f"{named}: {task}", *rest))
+        runs[name] = run.folder.rename(folder / named)
+    return runs
+
+
+def compare(runs: Mapping[str, Path], scenes: Path, size: Any, seed: int) -> Table:
+    """Rows of the scenes: the patch is that of the best settings, and the defaults' a control of it."""
+    best, defaults = (load_trained(runs[name], checkpoint="last") for name in ("best", DEFAULTS))
+    key = random.fold_in(random.key(seed), "tune the demo")
+    own = make_patches(best.pipeline, best.params)
+    noise = make_controls(own, random.fold_in(key, "control"))[NOISE]
+    return evaluate(
+        best.pipeline,
+        {},
+        open_scenes(scenes, size).split("test"),
+        key,
+        block=best.study.evaluate.block,
+        conditions={
+            PATCH: own,
+            NONE: own,
+            DEFAULTS: make_patches(defaults.pipeline, defaults.params),
+            NOISE: noise,
+        },
+    ).table
+
+
+def joined(tables: list[Table]) -> dict[str, np.ndarray]:
+    """The rows of all; those of one scene stay one scene."""
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def show(title: str, table: Table) -> dict[str, Any]:
+    """Print the rates of both, and how far the best is ahead."""
+    rates = success(table)
+
+    def line(rate: Rate) -> str:
+        return " ".join(percent(rate).split())
+
+    console.print(
+        f"{title}: best {line(rates.rates[PATCH])}, defaults {line(rates.rates[DEFAULTS])}, "
+        f"noise {line(rates.rates[NOISE])}; best - defaults {line(rates.over[DEFAULTS])} points",
+        soft_wrap=True,
+        markup=False,
+    )
+    return rates.to_json()
+
+
+def main() -> None:
+    """Sweep, train again, compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller scenes, four trials of a few steps")
+    parser.add_argument("--trials", type=int, default=24, help="(default: 24)")
+    parser.add_argument("--seeds", type=int, default=3, help="patches per victim and settings (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, victims and the sweep (default: 0)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of results (default: runs)")
+    options = parser.parse_args()
+    size = dataclasses.replace(FULL, splits={**FULL.splits, "validation": 300})
+    if options.quick:
+        size = dataclasses.replace(QUICK, num_steps=6)
+        options.trials, options.seeds = 4, 1
+    folder = options.runs.resolve() / f"{time.strftime('%Y%m%d-%H%M%S')}-tune-demo"
+    cache, seed, fresh = cache_folder(), options.seed, {"test": size.splits["test"]}
+    with progress_bars() as report:
+
+        def rendering(done: int, total: int) -> None:
+            report("rendering scenes", done, total, "")
+
+        scenes = cached_scenes(cache, seed, size.splits, size.sizes_hw, progress=rendering)
+        unseen = cached_scenes(cache, seed + 1, fresh, size.sizes_hw, progress=rendering)
+        studies = []
+        for i in range(NUM_VICTIMS):
+            weights = cached_victim(cache, scenes, size, seed + i, f"victim{i}", report)
+            file = write_study(folder, f"victim{i}", scenes, weights, size, False, seed)
+            studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
+        found = fpatch.sweep(
+            studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, report=report
+        )
+        entry = best_entry(found, read_plan(found))
+        assert entry is not None, f"no trial has finished: {found.folder}"
+        settings = dict(entry.trial.settings)
+        tables: list[list[Table]] = [[] for _ in studies]
+        for i, study in enumerate(studies):
+            for other in range(1, options.seeds + 1):
+                runs = train_both(study, settings, seed + other, folder, report)
+                tables[i].append(compare(runs, unseen, size, seed))
+    console.print(f"best of {options.trials}: trial {entry.trial.name}, validation {entry.value:.3f}")
+    console.print_json(data=settings)
+    result = {"settings": settings, "trial": entry.trial.name, "validation": entry.value}
+    for i, rows in enumerate(tables):
+        for other, table in enumerate(rows, 1):
+            result[f"victim {i}, seed {seed + other}"] = show(f"victim {i}, seed {seed + other}", table)
+        result[f"victim {i}"] = show(f"victim {i}", joined(rows))
+    result["all"] = show("all", joined([table for rows in tables for table in rows]))
+    (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n")
+    console.print(f"  {folder}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
