@@ -2,6 +2,7 @@
 
     python experiments/tune_demo.py            # 24 trials, then three seeds of both on two victims
     python experiments/tune_demo.py --quick    # smaller: does it run?
+    python experiments/tune_demo.py --sweep runs/<time>-victim0-sweep --seeds 4 5 6    # other seeds, no new sweep
 
 A sweep chooses: each trial trains the demo's patch against victim 0 with other settings and a seed of its
 own, as long as the demo does, and is measured on 300 validation scenes. The weights of total variation and of
@@ -13,8 +14,9 @@ rendered for this alone and drawn under a key of their own: no choice of ours or
 
 Numbers: success is the share, of the scenes whose truck a victim finds without a patch, in which it does not
 find it with the print, at score 0.5. The difference is paired: the same scenes, under the same draws, with
-the patch of the same seed. Intervals are 95 %, over scenes with all their seeds and victims; they do not hold
-the spread over seeds, which the rates of the single seeds show.
+the patch of the same seed. Intervals are 95 %, over scenes with all their seeds and victims. They do not hold
+the spread over seeds, so the difference has a second one: Student's, over the pairs of patches, each of which
+counts once. That is the one to ask whether the settings are better for a patch that is still to be trained.
 
 The folder `runs/<time>-tune-demo/` keeps the sweep, a run folder per patch, and `tune.json`.
 """
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 import fpatch
 from fpatch import random
@@ -38,6 +41,7 @@ from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
 from fpatch.metrics import Rate
 from fpatch.rates import Table, success
 from fpatch.study import Study, load_study, load_trained, train, vary
+from fpatch.tune import Journal
 from fpatch.tune.plan import best_entry
 from fpatch.tune.sweep import read_plan
 
@@ -107,6 +111,15 @@ def show(title: str, table: Table) -> dict[str, Any]:
     return rates.to_json()
 
 
+def over_pairs(differences: list[float]) -> tuple[float, float, float]:
+    """The mean of paired differences and its 95 % interval, by Student's t; none for a single pair."""
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
+        return mean, float("nan"), float("nan")
+    low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
+    return mean, float(low), float(high)
+
+
 def main() -> None:
     """Sweep, train again, compare."""
     parser = argparse.ArgumentParser(
@@ -114,14 +127,15 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="smaller scenes, four trials of a few steps")
     parser.add_argument("--trials", type=int, default=24, help="(default: 24)")
-    parser.add_argument("--seeds", type=int, default=3, help="patches per victim and settings (default: 3)")
+    parser.add_argument("--sweep", type=Path, metavar="FOLDER", help="of a sweep that is there already")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of patches (default: 1 2 3)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, victims and the sweep (default: 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of results (default: runs)")
     options = parser.parse_args()
     size = dataclasses.replace(FULL, splits={**FULL.splits, "validation": 300})
     if options.quick:
         size = dataclasses.replace(QUICK, num_steps=6)
-        options.trials, options.seeds = 4, 1
+        options.trials, options.seeds = 4, [1]
     folder = options.runs.resolve() / f"{time.strftime('%Y%m%d-%H%M%S')}-tune-demo"
     cache, seed, fresh = cache_folder(), options.seed, {"test": size.splits["test"]}
     with progress_bars() as report:
@@ -136,25 +150,35 @@ def main() -> None:
             weights = cached_victim(cache, scenes, size, seed + i, f"victim{i}", report)
             file = write_study(folder, f"victim{i}", scenes, weights, size, False, seed)
             studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
-        found = fpatch.sweep(
-            studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, report=report
-        )
+        if options.sweep is None:
+            found = fpatch.sweep(
+                studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, report=report
+            )
+        else:
+            found = Journal.open(options.sweep)
         entry = best_entry(found, read_plan(found))
         assert entry is not None, f"no trial has finished: {found.folder}"
         settings = dict(entry.trial.settings)
         tables: list[list[Table]] = [[] for _ in studies]
         for i, study in enumerate(studies):
-            for other in range(1, options.seeds + 1):
-                runs = train_both(study, settings, seed + other, folder, report)
+            for other in options.seeds:
+                runs = train_both(study, settings, other, folder, report)
                 tables[i].append(compare(runs, unseen, size, seed))
-    console.print(f"best of {options.trials}: trial {entry.trial.name}, validation {entry.value:.3f}")
+    console.print(f"best of {len(found.names())}: trial {entry.trial.name}, validation {entry.value:.3f}")
     console.print_json(data=settings)
-    result = {"settings": settings, "trial": entry.trial.name, "validation": entry.value}
+    result: dict[str, Any] = {"settings": settings, "trial": entry.trial.name, "validation": entry.value}
     for i, rows in enumerate(tables):
-        for other, table in enumerate(rows, 1):
-            result[f"victim {i}, seed {seed + other}"] = show(f"victim {i}, seed {seed + other}", table)
+        for other, table in zip(options.seeds, rows, strict=True):
+            result[f"victim {i}, seed {other}"] = show(f"victim {i}, seed {other}", table)
         result[f"victim {i}"] = show(f"victim {i}", joined(rows))
-    result["all"] = show("all", joined([table for rows in tables for table in rows]))
+    every = [table for rows in tables for table in rows]
+    result["all"] = show("all", joined(every))
+    result["over seeds"] = over_pairs([success(table).over[DEFAULTS].value for table in every])
+    mean, low, high = (100 * value for value in result["over seeds"])
+    console.print(
+        f"best - defaults over {len(every)} pairs of patches: {mean:.1f} [{low:.1f}, {high:.1f}] points",
+        markup=False,
+    )
     (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"  {folder}", markup=False, soft_wrap=True)
 
