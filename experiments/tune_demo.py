@@ -2,7 +2,7 @@
 
     python experiments/tune_demo.py            # 24 trials, then three seeds of both on two victims
     python experiments/tune_demo.py --quick    # smaller: does it run?
-    python experiments/tune_demo.py --sweep runs/<time>-victim0-sweep --seeds 4 5 6    # other seeds, no new sweep
+    python experiments/tune_demo.py --sweep runs/<time>-tune-demo/<time>-victim0-sweep --seeds 4 5 6 7 8 9
 
 A sweep chooses: each trial trains the demo's patch against victim 0 with other settings and a seed of its
 own, as long as the demo does, and is measured on 300 validation scenes. The weights of total variation and of
@@ -112,10 +112,8 @@ def show(title: str, table: Table) -> dict[str, Any]:
 
 
 def over_pairs(differences: list[float]) -> tuple[float, float, float]:
-    """The mean of paired differences and its 95 % interval, by Student's t; none for a single pair."""
+    """The mean of paired differences and its 95 % interval, by Student's t."""
     mean = float(np.mean(differences))
-    if len(differences) < 2:
-        return mean, float("nan"), float("nan")
     low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
     return mean, float(low), float(high)
 
@@ -173,12 +171,14 @@ def main() -> None:
         result[f"victim {i}"] = show(f"victim {i}", joined(rows))
     every = [table for rows in tables for table in rows]
     result["all"] = show("all", joined(every))
-    result["over seeds"] = over_pairs([success(table).over[DEFAULTS].value for table in every])
-    mean, low, high = (100 * value for value in result["over seeds"])
-    console.print(
-        f"best - defaults over {len(every)} pairs of patches: {mean:.1f} [{low:.1f}, {high:.1f}] points",
-        markup=False,
-    )
+    if len(every) > 1:
+        differences = [success(table).over[DEFAULTS].value for table in every]
+        mean, low, high = result["over pairs"] = over_pairs(differences)
+        console.print(
+            f"best - defaults over {len(every)} pairs of patches: "
+            f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points",
+            markup=False,
+        )
     (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"  {folder}", markup=False, soft_wrap=True)
 
