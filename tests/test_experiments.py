@@ -1,0 +1,46 @@
+"""The experiments on the scenes of the demo, in their quick form."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(name: str, runs: Path) -> tuple[str, Path]:
+    """What an experiment prints, and its folder."""
+    command = [sys.executable, str(ROOT / "experiments" / name), "--quick", "--runs", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (folder,) = runs.iterdir()
+    return done.stdout, folder
+
+
+@pytest.mark.slow
+def test_transfer_measures_every_patch_on_every_victim(tmp_path: Path):
+    _, folder = run("transfer.py", tmp_path)
+    found = json.loads((folder / "transfer.json").read_text())
+    assert set(found) == {"victim0", "victim1", "victim2"}
+    for victim in found.values():
+        assert {"victim0", "victim1", "victim2", "victim0+victim1", "noise"} <= set(victim["rates"])
+        assert victim["rates"]["noise"]["value"] < 0.2
+    assert (folder / "transfer.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_demo_is_compared_with_its_defaults(tmp_path: Path):
+    pytest.importorskip("ray", reason="needs the extra sweep")
+    said, folder = run("tune_demo.py", tmp_path)
+    found = json.loads((folder / "tune.json").read_text())
+    assert "best - defaults over 2 pairs of patches" in said
+    assert set(found["settings"]) >= {"optimizer.learning_rate", "pipeline.vanish.on"}
+    low, middle, high = (found["over pairs"][i] for i in (1, 0, 2))
+    assert low <= middle <= high
+    assert found["all"]["over"]["defaults"]["value"] == pytest.approx(
+        sum(found[f"victim {i}, seed 1"]["over"]["defaults"]["value"] for i in (0, 1)) / 2, abs=0.02
+    )
+    again = [sys.executable, str(ROOT / "experiments" / "tune_demo.py"), "--help"]
+    assert "--sweep" in subprocess.run(again, capture_output=True, text=True, check=True).stdout
