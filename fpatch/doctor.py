@@ -24,8 +24,10 @@ from fpatch.geometry import quad_bounds
 from fpatch.graph import Pipeline, control
 from fpatch.loop import make_step
 from fpatch.objective import Loss
+from fpatch.parts import Parts, make_parts
+from fpatch.run_evaluation import evaluation_key
 from fpatch.stage import ALL
-from fpatch.study import Parts, Study, evaluation_key, make_parts
+from fpatch.study import Study
 from fpatch.types import Batch, Sample, Values
 
 VISIBLE = 1 / 510

@@ -28,10 +28,12 @@ from fpatch.evaluation import (
     make_conditions,
 )
 from fpatch.graph import Pipeline
+from fpatch.pictures import make_figure
+from fpatch.progress import Report
 from fpatch.rates import Success, effects, success
 from fpatch.rerun import logged_rows
+from fpatch.run_evaluation import Trained, evaluation_key, load_trained, table_name
 from fpatch.runs import Run
-from fpatch.study import Report, Trained, evaluation_key, load_trained, make_figure, table_name
 from fpatch.types import Params, Sample
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 

@@ -23,8 +23,9 @@ from fpatch.evaluation import (
 from fpatch.graph import Pipeline
 from fpatch.log.records import write_atomic
 from fpatch.metrics import Rate
+from fpatch.progress import Report
 from fpatch.rates import success
-from fpatch.study import Report, evaluation_key, load_trained
+from fpatch.run_evaluation import evaluation_key, load_trained
 from fpatch.tree import place
 from fpatch.viz import HeatMap, plot_heat_maps
 

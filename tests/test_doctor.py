@@ -116,7 +116,7 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     from fpatch import random
     from fpatch.graph import control
     from fpatch.objective import Objective, value_and_grad
-    from fpatch.study import make_parts
+    from fpatch.parts import make_parts
 
     parts = make_parts(loaded)
     dataset = parts.dataset.split("train")

@@ -17,8 +17,10 @@ from study_fixture import STEPS, change, copy_run, environment, logged_steps, ma
 
 from fpatch.data import Loader
 from fpatch.parallel import ALONE, Ranks, joined
+from fpatch.run_replay import replay_step
 from fpatch.runs import Run
-from fpatch.study import load_study, replay_step, resume, train
+from fpatch.study import load_study
+from fpatch.training import resume, train
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,11 @@ from study_fixture import (
 from test_log import empty_store, killed_in_fork, read_events, read_mlflow  # noqa: F401
 
 from fpatch.cli import main
+from fpatch.run_evaluation import evaluate_run
+from fpatch.run_replay import replay_run, replay_step
 from fpatch.runs import Run, RunError
-from fpatch.study import evaluate_run, load_study, replay_run, replay_step, resume, train
+from fpatch.study import load_study
+from fpatch.training import resume, train
 
 SETTINGS = {"tensorboard": True}
 
@@ -217,7 +220,7 @@ def test_interrupted_by_hand_a_run_says_how_to_go_on(trained, tmp_path, monkeypa
         train(study, interrupt)
     run = the_run(tmp_path)
     assert stop.value.__notes__ == [f"what was done is kept; go on with: fpatch resume {run.folder}"]
-    monkeypatch.setattr("fpatch.study.train", lambda *_: (_ for _ in ()).throw(stop.value))
+    monkeypatch.setattr("fpatch.training.train", lambda *_: (_ for _ in ()).throw(stop.value))
     assert main(["train", str(path)]) == 130
     assert capsys.readouterr().err == f"fpatch: stopped; {stop.value.__notes__[0]}\n"
     resume(run.folder)
@@ -290,7 +293,7 @@ def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpatch.study.make_step", stop)
+    monkeypatch.setattr("fpatch.parts.make_step", stop)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -11,8 +11,8 @@ from fpatch.columns import override
 from fpatch.evaluation import evaluate
 from fpatch.metrics import wilson
 from fpatch.rates import success
+from fpatch.run_evaluation import load_trained
 from fpatch.stratified import cells_of, stratify
-from fpatch.study import load_trained
 from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)

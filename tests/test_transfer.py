@@ -8,7 +8,9 @@ from study_fixture import make_study, run_fpatch
 from fpatch import random
 from fpatch.evaluation import evaluate, make_conditions, make_patches
 from fpatch.rates import success
-from fpatch.study import evaluation_key, load_study, load_trained, train
+from fpatch.run_evaluation import evaluation_key, load_trained
+from fpatch.study import load_study
+from fpatch.training import train
 from fpatch.transfer import transfer, transfer_runs
 
 
@@ -53,7 +55,7 @@ def test_each_patch_meets_each_victim(runs):
 
 def test_the_diagonal_is_what_evaluate_says(runs):
     """With the key of the first run, whose own patch is then measured as by `fpatch evaluate`."""
-    from fpatch.study import open_run
+    from fpatch.reopen import open_run
 
     run, _ = open_run(runs[0])
     found = transfer_runs(runs)
