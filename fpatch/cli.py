@@ -298,7 +298,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fpatch.evaluation import PATCH
     from fpatch.metrics import num_photographs
     from fpatch.rates import of_objects
-    from fpatch.reopen import open_run
     from fpatch.run_evaluation import evaluate_run, table_name
 
     with progress_bars() as report:
@@ -306,7 +305,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     title = f"{options.split}, checkpoint {options.checkpoint}"
     console.print(success_table(title, rates))
     table = table_name(options.split, options.checkpoint)
-    metric = open_run(options.run_folder)[1].evaluate.metric
+    metric = run.read_json(f"tables/{table}.summary.json")["metric"]
     if (objects := of_objects(run.load_objects(table), metric)) is not None:
         console.print(success_table(f"{title}: every object", objects))
     rate = rates.rates[PATCH]

@@ -4,6 +4,7 @@ import torch
 
 from fpatch import random
 from fpatch.checks import nearest
+from fpatch.device import deterministic_algorithms
 from fpatch.evaluation import evaluate
 from fpatch.loop import StepInfo, find_bad_row
 from fpatch.objective import check_terms
@@ -24,7 +25,8 @@ def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
         ValueError: For anything wrong in the study.
     """
     parts = make_parts(study)
-    return parts, rehearse_parts(study, parts)
+    with deterministic_algorithms(study.train.deterministic):
+        return parts, rehearse_parts(study, parts)
 
 
 def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:

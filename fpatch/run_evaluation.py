@@ -3,7 +3,8 @@
 `fpatch.evaluation` knows pipelines and data sets; what a run folder and a study add to it stands here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,34 +43,29 @@ def evaluate_run(
         report: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
-    run, study = open_run(folder, resources)
-    parts = make_parts(study)
-    check_metric(study, split)
-    dataset = parts.dataset.split(split_name(study, split))
-    with run.locked(), deterministic_algorithms(study.train.deterministic):
-        state, _ = run.load_checkpoint(checkpoint, parts.initial)
-        last, _ = run.load_checkpoint("last", parts.initial)
-        result = evaluate_split(study, state.params, dataset, split, report)
-        table = table_name(split, checkpoint)
+    with load_trained(folder, split, checkpoint, resources) as trained, trained.run.locked():
+        run, study, dataset = trained.run, trained.study, trained.dataset
+        metric, table = study.evaluate.metric, table_name(split, checkpoint)
+        last_step = run.checkpoint_step("last")
+        result = evaluate_split(study, trained.params, dataset, split, report)
         run.save_evaluation(table, result, study.execution(study.evaluate.block))
-        rates = success(result.table, study.evaluate.metric)
-        facts = {"checkpoint": checkpoint, "step": state.step, **_summary(study, result, rates)}
-        run.write_json(f"tables/{table}.summary.json", facts)
-        log = open_study_log(study, run, last.step)
+        rates = success(result.table, metric)
+        facts = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
+        run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
+        log = open_study_log(study, run, last_step)
         try:
-            found = scalars(result, study.evaluate.metric)
-            log.scalars(last.step, {f"{table}/{n}": v for n, v in found.items()})
-            diagnosis = diagnose_first_block(study, state.params, dataset, result.table, split)
-            log_diagnostics(study, last.step, diagnosis, dataset.class_names, log, table)
+            log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
+            diagnosis = diagnose_first_block(study, trained.params, dataset, result.table, split)
+            log_diagnostics(study, last_step, diagnosis, dataset.class_names, log, table)
             run.write_image(f"figures/{table}.png", make_figure(study, diagnosis, dataset.class_names))
-            figure = picture_effects(study, state.params, dataset, result.table, split)
+            figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(f"figures/{table}-effects.png", figure)
-            log.images(last.step, {f"{table}/largest and smallest effects": figure})
+            log.images(last_step, {f"{table}/largest and smallest effects": figure})
             files = (f"tables/{table}.parquet", f"tables/{table}.csv", f"figures/{table}.png")
             log.artifacts([*files, f"figures/{table}-effects.png"])
-            log.commit(last.step)
+            log.commit(last_step)
         finally:
-            log.close(finished=last.step == study.train.num_steps)
+            log.close(finished=last_step == study.train.num_steps)
     return run, rates
 
 
@@ -81,6 +77,7 @@ class Trained(NamedTuple):
         study: What it was made from.
         pipeline: Of the phase that is called as the split.
         params: Of a checkpoint.
+        step: Updates that had been made then.
         dataset: The split's photographs.
     """
 
@@ -88,22 +85,34 @@ class Trained(NamedTuple):
     study: Study
     pipeline: Pipeline
     params: Params
+    step: int
     dataset: TargetSet
 
 
+@contextmanager
 def load_trained(
     folder: str | Path,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
     resources: Mapping[str, Any] | None = None,
-) -> Trained:
-    """A run's patch, and the photographs and the pipeline to measure it with."""
+) -> Iterator[Trained]:
+    """A run's patch, and the photographs and the pipeline to measure it with.
+
+    Meanwhile torch is asked for the same bits every time, if the study is; see `Train.deterministic`.
+
+    Args:
+        folder: The run.
+        split: Which split of the study's data.
+        checkpoint: Name of a checkpoint.
+        resources: Live objects by "path/setting" of the pipeline.
+    """
     run, study = open_run(folder, resources)
     parts = make_parts(study)
     check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))
-    return Trained(run, study, study.placed.at(split), state.params, dataset)
+    with deterministic_algorithms(study.train.deterministic):
+        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset)
 
 
 def evaluate_split(

@@ -95,8 +95,14 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
     if start is None:
         raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
-    step = make_training_step(study, parts, processes=run.processes)
+    processes, at_start = run.processes_at(number), run.processes_at(start + 1)
+    step = make_training_step(study, parts, processes=processes)
     with recreated(run.execution, study) as differences:
+        if at_start != processes:
+            differences.append(
+                f"processes: {at_start} made update {start + 1}, {processes} made update {number}; restore "
+                "the checkpoint between them"
+            )
         *_, (_, info) = fit(state, step, make_loader(study, parts), number)
     found = step_scalars(info)
     return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)

@@ -4,7 +4,6 @@
 """
 
 import json
-import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
@@ -25,13 +24,11 @@ from fpatch.pictures import diagnose_first_block, log_diagnostics
 from fpatch.progress import Report, silent
 from fpatch.rates import scalars, standard_errors
 from fpatch.rehearsal import rehearse_parts
-from fpatch.reopen import check_data, data_digests, open_run, recreated
+from fpatch.reopen import check_data, check_study, data_digests, open_run, recreated, warn
 from fpatch.run_evaluation import evaluate_split
 from fpatch.run_log import log_study, open_study_log, step_scalars
 from fpatch.runs import Run, describe_environment, state_bytes
 from fpatch.study import Study
-
-_logger = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
@@ -80,7 +77,7 @@ def train_in(
         steps: Who takes the steps; None: this study alone, by `fit`.
 
     Raises:
-        RunError: As for `resume`.
+        RunError: As for `resume`, and if the folder was begun with another study.
     """
     parts = parts or make_parts(study)
     digests = data_digests(study, parts.dataset)
@@ -90,7 +87,9 @@ def train_in(
         Run.create_at(folder, study.config, environment)
     run = Run.open(folder)
     check_data(run, digests)
-    with run.locked(), recreated(run.execution, study):
+    changed = check_study(run, study)
+    with run.locked(), recreated(run.execution, study) as differences:
+        warn(run, changed + differences, ALONE.size)
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
@@ -145,10 +144,7 @@ def resume(folder: str | Path, report: Report = silent, resources: Mapping[str, 
         check_data(run, data_digests(study, parts.dataset))
         held = nullcontext() if ranks.rank else run.locked()
         with held, recreated(run.execution, study) as differences:
-            if ranks.size != run.processes:
-                differences.append(f"processes: {run.processes} was recorded, {ranks.size} is here")
-            for what in differences:
-                _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
+            warn(run, differences, ranks.size)
             state, facts = parts.initial, {}
             if run.has_checkpoint("last"):
                 state, facts = run.load_checkpoint("last", parts.initial)
@@ -202,6 +198,7 @@ def _train(
 ) -> Training:
     settings = study.train
     num_steps = settings.num_steps if until is None else until
+    run.note_processes(state.step, ranks.size)
     log = open_study_log(study, run, resume_step)
     finished = False
     try:

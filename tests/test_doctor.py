@@ -7,7 +7,8 @@ import pytest
 import torch
 from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
-from fpatch.doctor import Finding, examine
+from fpatch.causes import Finding
+from fpatch.doctor import examine
 from fpatch.geometry import quad_bounds
 from fpatch.stage import define, deterministic
 from fpatch.study import load_study

@@ -40,7 +40,8 @@ ROWS = """
     parts reopen run_log pictures
     run_evaluation
     rehearsal run_replay
-    training
+    training symptoms
+    causes
     doctor stratified transfer
     tune
     launch console

@@ -233,6 +233,32 @@ def test_an_update_of_several_processes_is_replayed_by_one_to_the_bit(trained):
         assert again.environment == []
 
 
+def test_updates_after_a_resume_by_another_number_are_replayed_to_the_bit(trained, tmp_path):
+    stopped = copy_run(trained, tmp_path)
+    checkpoints = stopped.folder / "checkpoints"
+    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    for _ in range(2):  # the second finds nothing to do
+        resume(stopped.folder)
+        assert stopped.read_json("environment.json")["resumed"] == [{"step": 4, "processes": 1}]
+    for number in (1, 4, 5, 6):
+        again = replay_step(stopped.folder, number)
+        assert (again.identical, again.environment) == (True, [])
+    (checkpoints / "step-00000004.safetensors").unlink()
+    assert replay_step(stopped.folder, 5).environment == [
+        "processes: 2 made update 3, 1 made update 5; restore the checkpoint between them"
+    ]
+
+
+def test_what_was_resumed_later_is_forgotten_where_an_earlier_checkpoint_is(tmp_path):
+    run = Run(tmp_path)
+    run.write_json("environment.json", {"processes": 2})
+    for step, processes in ((2, 2), (2, 4), (6, 1), (4, 3)):
+        run.note_processes(step, processes)
+    assert [run.processes_at(update) for update in (1, 2, 3, 4, 5, 9)] == [2, 2, 4, 4, 3, 3]
+    run.note_processes(0, 5)
+    assert [run.processes_at(update) for update in (1, 9)] == [5, 5]
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_by_torchrun_to_the_bit(trained, tmp_path):
     stopped = copy_run(trained, tmp_path)

@@ -12,7 +12,9 @@ from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, r
 from test_log import read_events
 
 from fpatch import Study
+from fpatch.evaluation import evaluate
 from fpatch.parts import make_parts
+from fpatch.rehearsal import rehearse
 from fpatch.reopen import open_run
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
@@ -201,3 +203,16 @@ def test_what_asks_for_plain_autograd_is_no_torch_func(setting, tmp_path):
     training = dataclasses.replace(study.train, **{setting: True})
     with pytest.raises(ValueError, match=f"train.{setting} differentiates by plain autograd"):
         dataclasses.replace(study, objective=goal, train=training)
+
+
+def test_a_rehearsal_is_as_deterministic_as_its_study(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluated(*arguments, **options):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("fpatch.rehearsal.evaluate", evaluated)
+    rehearse(load_study(make_study(tmp_path), {"train.deterministic": True}))
+    assert asked == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
