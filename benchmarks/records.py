@@ -22,25 +22,26 @@ from unittest.mock import patch
 import torch
 from harness import Options, Record, quartiles, read_options
 
-from fpatch import study
+from fpatch import pictures, training
 from fpatch.demo.main import Size, write_study
 from fpatch.demo.scenes import cached_scenes
 from fpatch.demo.victim import TinyDetector, save_victim
 from fpatch.log import Log
 from fpatch.runs import Run
+from fpatch.study import load_study
 
 FULL = Size({"train": 64, "validation": 32, "test": 2}, ((128, 128),), 0, 1, 150, ())
 SMALL = Size({"train": 4, "validation": 2, "test": 2}, ((64, 64),), 0, 1, 3, ())
 
 RECORDING: Mapping[str, list[tuple[Any, str]]] = {
     "log": [
-        *((study, name) for name in ("_open_log", "_describe")),
+        *((training, name) for name in ("open_study_log", "log_study")),
         *(
             (Log, name)
             for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")
         ),
     ],
-    "pictures": [(study, "_diagnose_first_block"), (study, "make_figure")],
+    "pictures": [(training, "diagnose_first_block"), (pictures, "make_figure")],
     "tables": [(Run, "save_evaluation")],
     "checkpoints": [(Run, "save_checkpoint")],
 }
@@ -59,7 +60,7 @@ def clocked() -> Iterator[dict[str, float]]:
             begun.append(time.perf_counter())
         return step_scalars(info)
 
-    step_scalars = study._step_scalars
+    step_scalars = training.step_scalars
 
     def timed(group: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -79,7 +80,7 @@ def clocked() -> Iterator[dict[str, float]]:
         for group, functions in RECORDING.items():
             for owner, name in functions:
                 stack.enter_context(patch.object(owner, name, timed(group, getattr(owner, name))))
-        stack.enter_context(patch.object(study, "_step_scalars", first_step))
+        stack.enter_context(patch.object(training, "step_scalars", first_step))
         yield seconds
         seconds["run"] = time.perf_counter() - begun[0]
 
@@ -93,9 +94,9 @@ def measure(folder: Path, size: Size, options: Options, record: Record) -> None:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sinks}
     for _ in range(1 + options.repeats):
         for name, settings in sinks.items():
-            loaded = study.load_study(config, settings)
+            loaded = load_study(config, settings)
             with clocked() as seconds:
-                study.train(loaded)
+                training.train(loaded)
             found[name].append(seconds)
     for name, runs in found.items():
         first, *kept = runs

@@ -54,7 +54,8 @@ class TrainJob(Requeued):
 
     def __call__(self) -> str:
         """Train from wherever the run stands; returns its folder."""
-        from fpatch.study import study_from_config, train_in
+        from fpatch.study import study_from_config
+        from fpatch.training import train_in
 
         for measured in train_in(self.folder, study_from_config(self.config, Path.cwd())):
             assert measured is not None
@@ -169,7 +170,8 @@ def train_jobs(paths: Sequence[str]) -> list[TrainJob]:
     Raises:
         ValueError: For anything wrong in one of them.
     """
-    from fpatch.study import load_study, rehearse, vary
+    from fpatch.rehearsal import rehearse
+    from fpatch.study import load_study, vary
 
     studies = [load_study(path) for path in paths]
     for study in studies:

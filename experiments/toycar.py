@@ -52,9 +52,10 @@ from fpatch.evaluation import CONTROLS, NONE, PATCH, measure
 from fpatch.geometry import box_corners
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.optim import Optimizer
+from fpatch.progress import Report
 from fpatch.rates import Success
+from fpatch.sections import Data, Evaluate, Goal, Logging, Train
 from fpatch.stage import define, deterministic
-from fpatch.study import Data, Evaluate, Goal, Logging, Report, Train
 from fpatch.types import Params, Sample, Values
 
 PANELS = ("hood", "roof", "door")

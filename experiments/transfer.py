@@ -27,7 +27,9 @@ from fpatch import infer, losses
 from fpatch.console import console, progress_bars, transfer_table
 from fpatch.demo.main import FULL, QUICK, cache_folder, cached_victim, write_study
 from fpatch.demo.scenes import cached_scenes
-from fpatch.study import Goal, Study, load_study, train
+from fpatch.sections import Goal
+from fpatch.study import Study, load_study
+from fpatch.training import train
 from fpatch.transfer import save_transfer, transfer_runs
 
 NUM_VICTIMS = 3

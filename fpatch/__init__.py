@@ -25,7 +25,7 @@ _NAMES = {
     "define_loader": "resource",
     "deterministic": "stage",
     "evaluate": "evaluation",
-    "evaluate_run": "study",
+    "evaluate_run": "run_evaluation",
     "fit": "loop",
     "from_columns": "columns",
     "keep_freed_memory": "memory",
@@ -38,14 +38,14 @@ _NAMES = {
     "override": "columns",
     "pipeline": "graph",
     "replay": "rerun",
-    "replay_run": "study",
-    "resume": "study",
+    "replay_run": "run_replay",
+    "resume": "training",
     "row_keys": "stage",
     "resume_sweep": "tune",
     "success": "rates",
     "sweep": "tune",
     "to_columns": "columns",
-    "train": "study",
+    "train": "training",
     "value_and_grad": "objective",
 }
 _MODULES = (
@@ -120,9 +120,12 @@ if TYPE_CHECKING:
     from fpatch.rates import success
     from fpatch.rerun import replay
     from fpatch.resource import Resource, define_loader
+    from fpatch.run_evaluation import evaluate_run
+    from fpatch.run_replay import replay_run
     from fpatch.runs import Run
     from fpatch.stage import Stage, define, deterministic, row_keys
-    from fpatch.study import Study, evaluate_run, load_study, replay_run, resume, train
+    from fpatch.study import Study, load_study
+    from fpatch.training import resume, train
     from fpatch.tune import resume_sweep, sweep
     from fpatch.types import Range
 

@@ -270,41 +270,42 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from fpatch import study
     from fpatch.parallel import joined
+    from fpatch.study import load_study
+    from fpatch.training import train
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
-    loaded = study.load_study(options.config, overrides)
+    study = load_study(options.config, overrides)
     with joined() as ranks, progress_bars() as report:
-        run = study.train(loaded, report)
+        run = train(study, report)
         if not ranks.rank:
             _say_where(run.folder)
     return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from fpatch import study
     from fpatch.parallel import joined
+    from fpatch.training import resume
 
     with joined() as ranks, progress_bars() as report:
-        run = study.resume(options.run_folder, report)
+        run = resume(options.run_folder, report)
         if not ranks.rank:
             _say_where(run.folder)
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fpatch import study
     from fpatch.evaluation import PATCH
     from fpatch.metrics import num_photographs
     from fpatch.rates import of_objects
+    from fpatch.run_evaluation import evaluate_run, table_name
 
     with progress_bars() as report:
-        run, rates = study.evaluate_run(options.run_folder, options.split, options.checkpoint, report)
+        run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, report)
     title = f"{options.split}, checkpoint {options.checkpoint}"
     console.print(success_table(title, rates))
-    table = study.table_name(options.split, options.checkpoint)
-    metric = study.open_run(options.run_folder)[1].evaluate.metric
+    table = table_name(options.split, options.checkpoint)
+    metric = run.read_json(f"tables/{table}.summary.json")["metric"]
     if (objects := of_objects(run.load_objects(table), metric)) is not None:
         console.print(success_table(f"{title}: every object", objects))
     rate = rates.rates[PATCH]
@@ -325,10 +326,10 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from fpatch import study
+    from fpatch.run_replay import replay_run, replay_step
 
     if options.step is not None:
-        again = study.replay_step(options.run_folder, options.step)
+        again = replay_step(options.run_folder, options.step)
         _say_environment(again.environment)
         console.print(f"update {again.step}, from the checkpoint of step {again.start}")
         for name, (logged, found) in again.scalars.items():
@@ -337,9 +338,7 @@ def _replay(options: argparse.Namespace) -> int:
             console.print(line, markup=False, soft_wrap=True)
         return 0 if again.identical or not options.verify else 1
     with progress_bars() as report:
-        result, environment = study.replay_run(
-            options.run_folder, _read_slice(options.rows), options.table, report
-        )
+        result, environment = replay_run(options.run_folder, _read_slice(options.rows), options.table, report)
     _say_environment(environment)
     for row, found in sorted(result.differences.items()):
         console.print(f"row {row}: " + "; ".join(found), markup=False, soft_wrap=True)
@@ -367,8 +366,8 @@ def _read_slice(text: str | None) -> slice | None:
 
 
 def _grid(options: argparse.Namespace) -> int:
+    from fpatch.run_evaluation import table_name
     from fpatch.stratified import stratify_run
-    from fpatch.study import table_name
 
     axes = [_read_axis(text) for text in options.over]
     if len(dict(axes)) < len(axes):
@@ -409,13 +408,14 @@ def _transfer(options: argparse.Namespace) -> int:
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    from fpatch import analysis, study, viz
+    from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation import make_patches
+    from fpatch.reopen import open_run
 
-    run, loaded = study.open_run(options.run_folder)
+    run, study = open_run(options.run_folder)
     table = run.load_table(options.table)
-    metric = options.metric or f"{loaded.evaluate.metric}/delta"
+    metric = options.metric or f"{study.evaluate.metric}/delta"
     first = None
     try:
         result = analysis.permutation_importance(table, metric)
@@ -425,7 +425,7 @@ def _analyze(options: argparse.Namespace) -> int:
         first = result.columns[0].column
         console.print(importance_table(f"{options.table}, {metric}", result))
     page, animation = run.path("figures/scatter.html"), run.path("figures/training.gif")
-    pipeline = loaded.pipeline.at("test")
+    pipeline = study.pipeline.at("test")
 
     def decode(params: "Params") -> "dict[str, Tensor]":
         patches = make_patches(pipeline, params)
@@ -510,10 +510,11 @@ def _sweep_export(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    from fpatch import study
+    from fpatch.parts import make_objective
+    from fpatch.study import load_study
 
-    loaded = study.load_study(options.config, options.overrides)
-    study.make_objective(loaded)  # names that nothing writes are wrong here already
+    loaded = load_study(options.config, options.overrides)
+    make_objective(loaded)  # names that nothing writes are wrong here already
     pipeline = loaded.pipeline if options.phase is None else loaded.pipeline.at(options.phase)
     if options.mermaid:
         print(pipeline.mermaid())
@@ -527,10 +528,10 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from fpatch import study
     from fpatch.doctor import examine
+    from fpatch.study import load_study
 
-    diagnosis = examine(study.load_study(options.config, options.overrides), options.rows)
+    diagnosis = examine(load_study(options.config, options.overrides), options.rows)
     if diagnosis.stages:
         console.print(stage_table(diagnosis))
     for finding in diagnosis.findings:

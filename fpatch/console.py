@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from fpatch.doctor import Diagnosis
     from fpatch.metrics import Rate
     from fpatch.metrics.score import DetectionScore
+    from fpatch.progress import Report
     from fpatch.rates import Success
     from fpatch.stratified import Cell
-    from fpatch.study import Report
     from fpatch.transfer import Transfer
     from fpatch.tune.journal import Entry
     from fpatch.tune.plan import Plan

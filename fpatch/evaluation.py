@@ -186,6 +186,12 @@ def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
 
 
+def split_group(metric: str) -> tuple[str, str]:
+    """The group of a metric, with its slash, and its own name: ("victims/small/", "found"); ("", "found")."""
+    group, slash, own = metric.rpartition("/")
+    return group + slash, own
+
+
 def measure(
     pipeline: Pipeline,
     conditions: Mapping[str, Patches],
@@ -438,7 +444,7 @@ def object_columns(
             f"{next(iter(every))!r} has {places}; evaluate them apart"
         )
     # several victims have the same objects, and say so each in its group
-    own = {n: n.rpartition("/")[2].removeprefix(OBJECT) for n in every}
+    own = {n: split_group(n)[1].removeprefix(OBJECT) for n in every}
     valid = next((n for n in every if own[n] == "valid"), None)
     label = next((n for n in every if own[n] == "label"), None)
     everywhere = torch.ones(rows, places, dtype=torch.bool)
@@ -449,7 +455,7 @@ def object_columns(
         columns["label"] = every[label].cpu().numpy()[row, place]
     for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
         found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
-        columns |= _paired(metric[: metric.rfind("/") + 1] + own[metric], found)
+        columns |= _paired(split_group(metric)[0] + own[metric], found)
     return columns
 
 

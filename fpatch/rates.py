@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation import NONE, PATCH, Evaluation
+from fpatch.evaluation import NONE, PATCH, Evaluation, split_group
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.metrics.intervals import TOO_FEW_PHOTOGRAPHS, Z
 
@@ -92,7 +92,7 @@ def success(table: Table, metric: str = "found") -> Success:
     image_id, counted = table["image_id"], table[f"{metric}/{NONE}"].astype(bool)
     fooled = {c: ~table[f"{metric}/{c}"].astype(bool)[counted] for c in names}
     groups = image_id[counted]
-    group = _group(metric)
+    group, _ = split_group(metric)
     has_object = table.get(f"{group}has_object/{NONE}", np.ones_like(counted)).astype(bool)
     has_displaced = all(f"{group}displaced/{c}" in table for c in names)
     beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
@@ -125,20 +125,16 @@ def effects(table: Table, metric: str = "found") -> np.ndarray:
     return without - with_patch
 
 
-def _group(metric: str) -> str:
-    return metric[: metric.rfind("/") + 1]
-
-
 def _score(table: Table, metric: str) -> str | None:
     """The metric beside `metric` that says how sure the victim is."""
-    names = (f"{_group(metric)}{score}" for score in SCORES)
+    names = (f"{split_group(metric)[0]}{score}" for score in SCORES)
     conditions = conditions_of(table, metric)
     return next((n for n in names if all(f"{n}/{c}" in table for c in conditions)), None)
 
 
 def of_objects(objects: Table, metric: str = "found") -> Success | None:
     """Success over the table of objects, if `metrics.object_hit` has written one beside `metric`."""
-    found = f"{_group(metric)}found"
+    found = f"{split_group(metric)[0]}found"
     return success(objects, found) if f"{found}/{NONE}" in objects else None
 
 

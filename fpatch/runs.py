@@ -134,8 +134,25 @@ class Run:
 
     @property
     def processes(self) -> int:
-        """How many trained it together."""
+        """How many began it together."""
         return self.read_json("environment.json").get("processes", 1)
+
+    def processes_at(self, update: int) -> int:
+        """How many made an update together."""
+        sizes = [r["processes"] for r in self._resumed() if r["step"] < update]
+        return sizes[-1] if sizes else self.processes
+
+    def note_processes(self, step: int, processes: int) -> None:
+        """Record how many go on from a step, where those before were another number."""
+        resumed = [r for r in self._resumed() if r["step"] < step]  # what came later is undone
+        if processes != (resumed[-1]["processes"] if resumed else self.processes):
+            resumed.append({"step": step, "processes": processes})
+        if resumed != self._resumed():
+            self.write_json("environment.json", self.read_json("environment.json") | {"resumed": resumed})
+
+    def _resumed(self) -> list[dict[str, int]]:
+        """Where another number of processes went on, in the order of steps."""
+        return self.read_json("environment.json").get("resumed", [])
 
     # -- JSON -----------------------------------------------------------------------------------------------
 
@@ -200,6 +217,14 @@ class Run:
             metadata["facts"]
         )
 
+    def checkpoint_step(self, name: str) -> int:
+        """Updates that had been made when a checkpoint was written.
+
+        Raises:
+            RunError: If it is missing or broken.
+        """
+        return int(self._read_tensors(f"checkpoints/{name}.safetensors")[1]["step"])
+
     def checkpoint_steps(self) -> list[int]:
         """Steps of the numbered checkpoints."""
         return sorted(int(p.stem[5:]) for p in (self.folder / "checkpoints").glob("step-*.safetensors"))
@@ -240,6 +265,18 @@ class Run:
         Raises:
             RunError: If there is none of that name, or it is broken.
         """
+        return _read_table(self._find_table(name))
+
+    def load_objects(self, name: str) -> dict[str, np.ndarray]:
+        """The columns of a table's objects; none if no metric wrote any.
+
+        Raises:
+            RunError: If there is no table of that name, or its objects are broken.
+        """
+        path = self._find_table(name).with_suffix(".objects.parquet")
+        return _read_table(path) if path.is_file() else {}
+
+    def _find_table(self, name: str) -> Path:
         path = self.folder / f"tables/{name}.parquet"
         if not path.with_suffix(".json").is_file() or not path.is_file():
             tables = (self.folder / "tables").glob("*.parquet")
@@ -248,17 +285,7 @@ class Run:
             raise RunError(
                 f"{self.folder} has no table {name!r}; {there}`fpatch evaluate {self.folder}` makes 'test'"
             )
-        return _read_table(path)
-
-    def load_objects(self, name: str) -> dict[str, np.ndarray]:
-        """The columns of a table's objects; none if no metric wrote any.
-
-        Raises:
-            RunError: If there is no table of that name, or it is broken.
-        """
-        self.load_table(name)
-        path = self.folder / f"tables/{name}.objects.parquet"
-        return _read_table(path) if path.is_file() else {}
+        return path
 
     def load_conditions(self, name: str) -> dict[str, dict[str, Any]]:
         """The patches that an evaluation showed, by condition."""

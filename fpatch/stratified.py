@@ -28,10 +28,12 @@ from fpatch.evaluation import (
     make_conditions,
 )
 from fpatch.graph import Pipeline
+from fpatch.pictures import make_figure
+from fpatch.progress import Report
 from fpatch.rates import Success, effects, success
 from fpatch.rerun import logged_rows
+from fpatch.run_evaluation import Trained, evaluation_key, load_trained, table_name
 from fpatch.runs import Run
-from fpatch.study import Report, Trained, evaluation_key, load_trained, make_figure, table_name
 from fpatch.types import Params, Sample
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 
@@ -168,27 +170,27 @@ def stratify_run(
         report: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
-    trained = load_trained(folder, split, checkpoint, resources)
-    run, study = trained.run, trained.study
-    key = evaluation_key(study, split)
-    made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
-    result = stratify(
-        trained.pipeline,
-        trained.params,
-        trained.dataset,
-        key,
-        grid,
-        num_draws=study.evaluate.num_draws,
-        block=study.evaluate.block,
-        conditions={name: made[name] for name in (PATCH, NONE, "noise")},
-        progress=lambda done, total: report(f"grid ({split})", done, total, ""),
-    )
-    name = f"{table_name(split, checkpoint)}-grid"
-    cells = cells_of(result.table, study.evaluate.metric)
-    with run.locked():
-        run.save_evaluation(name, result, study.execution(study.evaluate.block))
-        _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
-        run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
+    with load_trained(folder, split, checkpoint, resources) as trained:
+        run, study = trained.run, trained.study
+        key = evaluation_key(study, split)
+        made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
+        result = stratify(
+            trained.pipeline,
+            trained.params,
+            trained.dataset,
+            key,
+            grid,
+            num_draws=study.evaluate.num_draws,
+            block=study.evaluate.block,
+            conditions={name: made[name] for name in (PATCH, NONE, "noise")},
+            progress=lambda done, total: report(f"grid ({split})", done, total, ""),
+        )
+        name = f"{table_name(split, checkpoint)}-grid"
+        cells = cells_of(result.table, study.evaluate.metric)
+        with run.locked():
+            run.save_evaluation(name, result, study.execution(study.evaluate.block))
+            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
+            run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
     return run, cells
 
 

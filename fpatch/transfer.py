@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,8 +24,9 @@ from fpatch.evaluation import (
 from fpatch.graph import Pipeline
 from fpatch.log.records import write_atomic
 from fpatch.metrics import Rate
+from fpatch.progress import Report
 from fpatch.rates import success
-from fpatch.study import Report, evaluation_key, load_trained
+from fpatch.run_evaluation import evaluation_key, load_trained
 from fpatch.tree import place
 from fpatch.viz import HeatMap, plot_heat_maps
 
@@ -143,26 +145,30 @@ def transfer_runs(
     names = [Path(folder).resolve().name for folder in (*folders, *also)]
     if len(set(names)) < len(names):
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
-    found = [load_trained(folder, split, checkpoint, resources) for folder in (*folders, *also)]
-    runs = dict(zip(names, found, strict=True))
-    photographs = {name: _photographs(trained.dataset) for name, trained in runs.items()}
-    for name in names[1:]:
-        if photographs[name] != photographs[names[0]]:
-            raise ValueError(
-                f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or other "
-                "sizes, placements, objects or classes; train both on one data set"
-            )
-    study = found[0].study
-    return transfer(
-        {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
-        place({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
-        found[0].dataset,
-        evaluation_key(study, split),
-        metric=study.evaluate.metric,
-        num_draws=study.evaluate.num_draws,
-        block=study.evaluate.block,
-        progress=lambda done, total: report("transfer", done, total, ""),
-    )
+    with ExitStack() as opened:
+        found = [
+            opened.enter_context(load_trained(folder, split, checkpoint, resources))
+            for folder in (*folders, *also)
+        ]
+        runs = dict(zip(names, found, strict=True))
+        photographs = {name: _photographs(trained.dataset) for name, trained in runs.items()}
+        for name in names[1:]:
+            if photographs[name] != photographs[names[0]]:
+                raise ValueError(
+                    f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or "
+                    "other sizes, placements, objects or classes; train both on one data set"
+                )
+        study = found[0].study
+        return transfer(
+            {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
+            place({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
+            found[0].dataset,
+            evaluation_key(study, split),
+            metric=study.evaluate.metric,
+            num_draws=study.evaluate.num_draws,
+            block=study.evaluate.block,
+            progress=lambda done, total: report("transfer", done, total, ""),
+        )
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:

@@ -7,7 +7,8 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from fpatch.study import load_study, train
+from fpatch.study import load_study
+from fpatch.training import train
 
 
 def work(config: dict[str, Any]) -> None:

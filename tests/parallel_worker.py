@@ -12,7 +12,8 @@ from fpatch.data import Loader
 from fpatch.loop import StepInfo, TrainState, fit, make_state, make_step
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.parallel import ALONE, Ranks, joined
-from fpatch.study import Study, load_study, make_parts
+from fpatch.parts import make_parts
+from fpatch.study import Study, load_study
 
 SGD = Optimizer("sgd", 0.5, "constant")
 CASES: dict[str, tuple[Optimizer, int, int, dict[str, Any]]] = {

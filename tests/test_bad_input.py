@@ -27,7 +27,8 @@ from test_log import empty_store, file_size_limit, mlflow_server, read_mlflow, r
 
 from fpatch.cli import main
 from fpatch.runs import Run
-from fpatch.study import load_study, resume, train
+from fpatch.study import load_study
+from fpatch.training import resume, train
 
 
 def refuse(capsys, *words) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from study_fixture import make_study, parameters
 
 import fpatch.evaluation
+import fpatch.reopen
 from fpatch.cli import _take_overrides, main
 from fpatch.console import console, success_table
 from fpatch.evaluation import Evaluation
@@ -44,6 +45,15 @@ def test_train_evaluate_replay_resume(tmp_path, trained, capsys):
 
 
 @pytest.mark.slow
+def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
+    opened = []
+    made = fpatch.reopen.study_from_config
+    monkeypatch.setattr(fpatch.reopen, "study_from_config", lambda *a: opened.append(a) or made(*a))
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert len(opened) == 1
+    assert run.read_json("tables/test.summary.json")["metric"] == "found"
+
+
 def test_analyze(run, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     stops = rng.uniform(-1, 1, 60).astype(np.float32)

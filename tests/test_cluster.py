@@ -17,7 +17,8 @@ from test_sweep import sweep_file
 from test_sweep_ray import LONG, assert_same, the_sweep, trained_here, wait_until
 
 from fpatch.runs import Run
-from fpatch.study import load_study, train
+from fpatch.study import load_study
+from fpatch.training import train
 
 FOLDER = Path(__file__).parents[1] / "cluster"
 SLURM = FOLDER / "slurm.py"

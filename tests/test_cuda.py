@@ -20,9 +20,13 @@ from fpatch.infer import lighter
 from fpatch.loop import fit, make_state, make_step
 from fpatch.objective import Objective
 from fpatch.optim import Optimizer, make_optimizer
+from fpatch.parts import make_parts
 from fpatch.population import make_population_step
+from fpatch.run_evaluation import evaluate_run
+from fpatch.run_replay import replay_run, replay_step
 from fpatch.stage import Stage
-from fpatch.study import evaluate_run, load_study, make_parts, replay_run, replay_step, resume, train
+from fpatch.study import load_study
+from fpatch.training import resume, train
 from fpatch.tree import place
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
-from fpatch.doctor import Finding, examine
+from fpatch.causes import Finding
+from fpatch.doctor import examine
 from fpatch.geometry import quad_bounds
 from fpatch.stage import define, deterministic
 from fpatch.study import load_study
@@ -116,7 +117,7 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     from fpatch import random
     from fpatch.graph import control
     from fpatch.objective import Objective, value_and_grad
-    from fpatch.study import make_parts
+    from fpatch.parts import make_parts
 
     parts = make_parts(loaded)
     dataset = parts.dataset.split("train")

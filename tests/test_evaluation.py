@@ -28,9 +28,15 @@ from fpatch.evaluation import (
 from fpatch.graph import control
 from fpatch.loop import fit, make_state, make_step, take_rows
 from fpatch.metrics import bootstrap_mean
+from fpatch.parts import make_loader, make_parts
+from fpatch.pictures import picture_effects
 from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
+from fpatch.reopen import open_run
 from fpatch.resource import file_digest
-from fpatch.study import _loader, evaluate_run, load_study, make_parts, open_run, replay_run, train
+from fpatch.run_evaluation import evaluate_run
+from fpatch.run_replay import replay_run
+from fpatch.study import load_study
+from fpatch.training import train
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +323,7 @@ def test_the_ready_made_caller_is_the_loop_in_the_open(trained):
     made = make_parts(study)
     state = make_state(made.objective, made.optimizer, random.key(study.seed))
     step = make_step(made.objective, made.optimizer)
-    *_, (state, _) = fit(state, step, _loader(study, made), 6)
+    *_, (state, _) = fit(state, step, make_loader(study, made), 6)
     bits = {f"params/{name}": value.numpy().tobytes() for name, value in state.params.items()}
     assert bits == parameters(trained)
 
@@ -358,14 +364,14 @@ def test_metrics_of_one_of_several_victims_go_by_their_group():
 
 
 def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkeypatch):
-    from fpatch import study
-
     captions = []
-    monkeypatch.setattr(study, "make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4))
+    monkeypatch.setattr(
+        "fpatch.pictures.make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4)
+    )
     run, opened = open_run(trained.folder)
     state, _ = run.load_checkpoint("best", make_parts(opened).initial)
     table = run.load_table("test")
-    study._picture_effects(opened, state, make_parts(opened).dataset.split("test"), table, "test")
+    picture_effects(opened, state.params, make_parts(opened).dataset.split("test"), table, "test")
     effect = np.sort(effects(table))[::-1]
     expected = [f"patch: takes {e:.2f} of the score" for e in (*effect[:3], *effect[-3:])]
     assert captions == [expected]

@@ -18,7 +18,7 @@ from fpatch.stage import Definition, deterministic
 ROOT = Path(fpatch.__file__).parent
 ROWS = """
     types
-    checks memory parallel
+    checks memory parallel progress
     tree device interpolation
     geometry color spectrum registry schema columns
     random region patches detections
@@ -35,8 +35,13 @@ ROWS = """
     log
     analysis viz export
     runs
-    config
+    config sections
     study
+    parts reopen run_log pictures
+    run_evaluation
+    rehearsal run_replay
+    training symptoms
+    causes
     doctor stratified transfer
     tune
     launch console
@@ -138,7 +143,11 @@ def test_heavy_packages_are_imported_where_they_are_needed():
     ("before", "modules", "late"),
     [
         ("sys", "fpatch fpatch.cli", ("torch", "numpy")),
-        ("torch", "fpatch.study fpatch.doctor fpatch.compose fpatch.infer", ("torchvision", "torch._dynamo")),
+        (
+            "torch",
+            "fpatch.training fpatch.run_replay fpatch.doctor fpatch.compose fpatch.infer",
+            ("torchvision", "torch._dynamo"),
+        ),
     ],
     ids=["help", "study"],
 )

@@ -19,11 +19,16 @@ from fpatch import create, pipeline, random, row_keys
 from fpatch.loop import TrainState, make_state, make_step
 from fpatch.objective import Objective, value_and_grad
 from fpatch.optim import Optimizer, Transformation, make_optimizer
+from fpatch.parts import make_parts
 from fpatch.registry import lookup
+from fpatch.reopen import open_run
+from fpatch.run_replay import replay_step
 from fpatch.runs import Run
 from fpatch.schema import decode
+from fpatch.sections import Train
 from fpatch.stage import Definition
-from fpatch.study import Train, load_study, make_parts, open_run, replay_step, resume, train
+from fpatch.study import load_study
+from fpatch.training import resume, train
 
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
 SUBJECT = case(demo().at("train"))

@@ -33,8 +33,9 @@ from fpatch.evaluation import (
 from fpatch.graph import Pipeline
 from fpatch.loop import take_rows
 from fpatch.metrics.matching import answered_scores
+from fpatch.parts import make_parts
 from fpatch.rates import success
-from fpatch.study import load_study, make_parts
+from fpatch.study import load_study
 
 COCO_KEYS = ("map", "map_50", "map_75")
 

@@ -17,8 +17,10 @@ from study_fixture import STEPS, change, copy_run, environment, logged_steps, ma
 
 from fpatch.data import Loader
 from fpatch.parallel import ALONE, Ranks, joined
+from fpatch.run_replay import replay_step
 from fpatch.runs import Run
-from fpatch.study import load_study, replay_step, resume, train
+from fpatch.study import load_study
+from fpatch.training import resume, train
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,32 @@ def test_an_update_of_several_processes_is_replayed_by_one_to_the_bit(trained):
         again = replay_step(trained.folder, number)
         assert again.identical
         assert again.environment == []
+
+
+def test_updates_after_a_resume_by_another_number_are_replayed_to_the_bit(trained, tmp_path):
+    stopped = copy_run(trained, tmp_path)
+    checkpoints = stopped.folder / "checkpoints"
+    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    for _ in range(2):  # the second finds nothing to do
+        resume(stopped.folder)
+        assert stopped.read_json("environment.json")["resumed"] == [{"step": 4, "processes": 1}]
+    for number in (1, 4, 5, 6):
+        again = replay_step(stopped.folder, number)
+        assert (again.identical, again.environment) == (True, [])
+    (checkpoints / "step-00000004.safetensors").unlink()
+    assert replay_step(stopped.folder, 5).environment == [
+        "processes: 2 made update 3, 1 made update 5; restore the checkpoint between them"
+    ]
+
+
+def test_what_was_resumed_later_is_forgotten_where_an_earlier_checkpoint_is(tmp_path):
+    run = Run(tmp_path)
+    run.write_json("environment.json", {"processes": 2})
+    for step, processes in ((2, 2), (2, 4), (6, 1), (4, 3)):
+        run.note_processes(step, processes)
+    assert [run.processes_at(update) for update in (1, 2, 3, 4, 5, 9)] == [2, 2, 4, 4, 3, 3]
+    run.note_processes(0, 5)
+    assert [run.processes_at(update) for update in (1, 9)] == [5, 5]
 
 
 @pytest.mark.slow

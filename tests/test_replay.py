@@ -13,8 +13,11 @@ from study_fixture import SPLITS, run_fpatch
 
 from fpatch.cli import main
 from fpatch.data import targets
+from fpatch.reopen import open_run
 from fpatch.rerun import replay
-from fpatch.study import load_study, open_run, replay_run, replay_step, train
+from fpatch.run_replay import replay_run, replay_step
+from fpatch.study import load_study
+from fpatch.training import train
 
 NUM_ROWS = 8  # four photographs, two draws
 
@@ -272,7 +275,7 @@ def test_a_data_set_kept_on_disk_gives_the_same(trained):
 def test_every_size_of_block_replays(trained, tmp_path, block):
     from study_fixture import make_study
 
-    from fpatch.study import evaluate_run
+    from fpatch.run_evaluation import evaluate_run
 
     run = train(load_study(make_study(tmp_path, num_steps=1, block=block, validation=False)))
     evaluate_run(run.folder)

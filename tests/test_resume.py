@@ -25,8 +25,12 @@ from study_fixture import (
 from test_log import empty_store, killed_in_fork, read_events, read_mlflow  # noqa: F401
 
 from fpatch.cli import main
+from fpatch.reopen import open_run
+from fpatch.run_evaluation import evaluate_run
+from fpatch.run_replay import replay_run, replay_step
 from fpatch.runs import Run, RunError
-from fpatch.study import evaluate_run, load_study, replay_run, replay_step, resume, train
+from fpatch.study import load_study, vary
+from fpatch.training import resume, train, train_in
 
 SETTINGS = {"tensorboard": True}
 
@@ -217,7 +221,7 @@ def test_interrupted_by_hand_a_run_says_how_to_go_on(trained, tmp_path, monkeypa
         train(study, interrupt)
     run = the_run(tmp_path)
     assert stop.value.__notes__ == [f"what was done is kept; go on with: fpatch resume {run.folder}"]
-    monkeypatch.setattr("fpatch.study.train", lambda *_: (_ for _ in ()).throw(stop.value))
+    monkeypatch.setattr("fpatch.training.train", lambda *_: (_ for _ in ()).throw(stop.value))
     assert main(["train", str(path)]) == 130
     assert capsys.readouterr().err == f"fpatch: stopped; {stop.value.__notes__[0]}\n"
     resume(run.folder)
@@ -290,7 +294,7 @@ def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpatch.study.make_step", stop)
+    monkeypatch.setattr("fpatch.parts.make_step", stop)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -309,6 +313,33 @@ def test_another_environment_is_said(run, caplog):
     path.write_text(json.dumps(facts))
     resume(run.folder)
     assert "torch: 1.0 was recorded" in caplog.text
+
+
+def test_in_a_folder_there_is_one_study(run):
+    _, study = open_run(run.folder)
+    for settings, said in (
+        ({"optimizer.learning_rate": 0.2}, "begun with optimizer.learning_rate = 0.1, and the study has 0.2"),
+        (
+            {"pipeline.affine.angle_deg": [0, 1]},
+            r"pipeline.affine.\S+ = \[-3.0, 3.0\], and .* has \[0.0, 1.0\]",
+        ),
+        ({"objective.weights": {"vanish": 1.0}}, "objective.weights.total_variation = 0.05, and .* has None"),
+    ):
+        with pytest.raises(RunError, match=said):
+            next(train_in(run.folder, vary(study, settings)))
+
+
+def test_what_changes_last_bits_alone_is_said_in_a_folder_too(run, caplog):
+    _, study = open_run(run.folder)
+    list(train_in(run.folder, vary(study, {"name": "other", "device": "cpu", "log.runs": "elsewhere"})))
+    assert caplog.text == ""
+    path = run.folder / "environment.json"
+    facts = json.loads(path.read_text())
+    facts["execution"]["torch"] = "1.0"
+    path.write_text(json.dumps(facts))
+    list(train_in(run.folder, vary(study, {"train.micro_batch": 2})))
+    assert "torch: 1.0 was recorded" in caplog.text
+    assert "train.micro_batch: None was recorded, 2 is here" in caplog.text
 
 
 def test_a_run_has_one_writer(run):

@@ -136,6 +136,13 @@ def test_an_evaluation_is_replaced_whole_or_is_said_to_be_cut_off(empty, moment,
         assert empty.load_table("test")["x/patch"].tolist() == [2.0] * 3
 
 
+def test_objects_are_read_without_the_table_of_rows(run):
+    (run.folder / "tables/test.parquet").write_bytes(b"")
+    assert run.load_objects("test") == {}
+    with pytest.raises(RunError, match="has no table 'none'"):
+        run.load_objects("none")
+
+
 def test_nothing_in_a_run_folder_can_run(trained):
     """No pickle and no archive of one: JSON, safetensors, Parquet, CSV, PNG and event files only."""
     suffixes = set()

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from study_fixture import run_fpatch
 
 from fpatch import compose, random
@@ -11,8 +12,8 @@ from fpatch.columns import override
 from fpatch.evaluation import evaluate
 from fpatch.metrics import wilson
 from fpatch.rates import success
-from fpatch.stratified import cells_of, stratify
-from fpatch.study import load_trained
+from fpatch.run_evaluation import load_trained
+from fpatch.stratified import cells_of, stratify, stratify_run
 from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)
@@ -23,8 +24,8 @@ GRID = {"camera/noise/std_frac": [0.0, 0.05], STOPS: [-0.3, 0.0, 0.25]}
 @pytest.fixture(scope="module")
 def parts(trained):
     """Pipeline, trained parameters and test photographs."""
-    found = load_trained(trained.folder)
-    return found.pipeline, found.params, found.dataset
+    with load_trained(trained.folder) as found:
+        return found.pipeline, found.params, found.dataset
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,20 @@ def test_a_stage_that_is_skipped_at_random_cannot_be_stratified(parts):
 def test_an_unknown_axis_is_named(stratified):
     with pytest.raises(ValueError, match=r"no axis .*; did you mean 'camera/exposure/stops'"):
         cells_of(stratified.table, axes=["camera/exposure/stop"])
+
+
+def test_a_deterministic_study_is_measured_so(run):
+    config = run.read_json("config.json")
+    config["train"]["deterministic"] = True
+    run.write_json("config.json", config)
+    asked = []
+    stratify_run(
+        run.folder,
+        {STOPS: [0.0]},
+        report=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert set(asked) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.slow

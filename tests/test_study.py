@@ -12,17 +12,15 @@ from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, r
 from test_log import read_events
 
 from fpatch import Study
+from fpatch.evaluation import evaluate
+from fpatch.parts import make_parts
+from fpatch.rehearsal import rehearse
+from fpatch.reopen import open_run
+from fpatch.run_evaluation import evaluate_run
+from fpatch.run_replay import replay_run
 from fpatch.stage import define, deterministic
-from fpatch.study import (
-    evaluate_run,
-    load_study,
-    make_parts,
-    open_run,
-    replay_run,
-    resume,
-    study_from_config,
-    train,
-)
+from fpatch.study import load_study, study_from_config
+from fpatch.training import resume, train
 
 
 def test_a_study_is_its_config(tmp_path):
@@ -109,10 +107,9 @@ def test_what_is_best_by_a_named_scalar(tmp_path):
 
 
 def test_a_best_of_nan_is_replaced(tmp_path, monkeypatch):
-    from fpatch import study as module
-
     found = iter([0.5, math.nan, 0.25, math.nan, 0.75, 0.5, 0.7])
-    monkeypatch.setattr(module, "scalars", lambda *_: {"success/patch": next(found)})
+    for module in ("rehearsal", "training"):
+        monkeypatch.setattr(f"fpatch.{module}.scalars", lambda *_: {"success/patch": next(found)})
     run = train(load_study(make_study(tmp_path, every=1)))  # the first is of the rehearsal
     _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
     assert facts == {"best": 0.75, "best_step": 4}
@@ -206,3 +203,16 @@ def test_what_asks_for_plain_autograd_is_no_torch_func(setting, tmp_path):
     training = dataclasses.replace(study.train, **{setting: True})
     with pytest.raises(ValueError, match=f"train.{setting} differentiates by plain autograd"):
         dataclasses.replace(study, objective=goal, train=training)
+
+
+def test_a_rehearsal_is_as_deterministic_as_its_study(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluated(*arguments, **options):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("fpatch.rehearsal.evaluate", evaluated)
+    rehearse(load_study(make_study(tmp_path), {"train.deterministic": True}))
+    assert asked == [True]
+    assert not torch.are_deterministic_algorithms_enabled()

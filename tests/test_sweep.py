@@ -18,10 +18,12 @@ from study_fixture import STEPS, make_study, parameters, read_records
 
 from fpatch import tune
 from fpatch.cli import main
+from fpatch.parts import make_parts
 from fpatch.runs import Run, RunError
 from fpatch.schema import decode, to_toml
 from fpatch.stage import define, deterministic
-from fpatch.study import load_study, make_parts, resume, train, vary
+from fpatch.study import load_study, vary
+from fpatch.training import resume, train
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal, Outcome, Point, Trial

@@ -218,7 +218,7 @@ CLUSTER = """
 import sys, threading, time, warnings
 from pathlib import Path
 from fpatch import tune
-from fpatch.study import Report
+from fpatch.progress import Report
 from fpatch.tune.driver import import_ray
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from study_fixture import environment
 
 from fpatch import random
 from fpatch.geometry import quad_bounds
-from fpatch.study import open_run, replay_run
+from fpatch.reopen import open_run
+from fpatch.run_replay import replay_run
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "toycar"

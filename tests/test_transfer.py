@@ -1,14 +1,20 @@
 """Every patch against every victim: own numbers as in an evaluation, others' patches on the same samples."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from study_fixture import make_study, run_fpatch
 
 from fpatch import random
 from fpatch.evaluation import evaluate, make_conditions, make_patches
 from fpatch.rates import success
-from fpatch.study import evaluation_key, load_study, load_trained, train
+from fpatch.run_evaluation import evaluation_key, load_trained
+from fpatch.study import load_study
+from fpatch.training import train
 from fpatch.transfer import transfer, transfer_runs
 
 
@@ -21,10 +27,15 @@ def runs(trained, tmp_path_factory):
     return trained.folder, other.folder
 
 
+def measured(folder):
+    with load_trained(folder) as found:
+        return found
+
+
 def test_each_patch_meets_each_victim(runs):
     names = [folder.name for folder in runs]
     found = transfer_runs(runs)
-    first, second = (load_trained(folder) for folder in runs)
+    first, second = (measured(folder) for folder in runs)
     assert list(found.rates) == names
     for name, here, there in ((names[0], first, second), (names[1], second, first)):
         key = evaluation_key(first.study, "test")
@@ -53,7 +64,7 @@ def test_each_patch_meets_each_victim(runs):
 
 def test_the_diagonal_is_what_evaluate_says(runs):
     """With the key of the first run, whose own patch is then measured as by `fpatch evaluate`."""
-    from fpatch.study import open_run
+    from fpatch.reopen import open_run
 
     run, _ = open_run(runs[0])
     found = transfer_runs(runs)
@@ -63,8 +74,19 @@ def test_the_diagonal_is_what_evaluate_says(runs):
     np.testing.assert_array_equal(own["found/patch"], table["found/patch"])
 
 
+def test_one_deterministic_study_makes_all_deterministic(runs, tmp_path):
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in runs]
+    config = json.loads((folders[1] / "config.json").read_text())
+    config["train"]["deterministic"] = True
+    (folders[1] / "config.json").write_text(json.dumps(config))
+    asked = []
+    transfer_runs(folders, report=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
+    assert set(asked) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_what_cannot_be_compared(runs):
-    first, second = (load_trained(folder) for folder in runs)
+    first, second = (measured(folder) for folder in runs)
     own, other = (make_patches(trained.pipeline, trained.params) for trained in (first, second))
     key = random.key(0)
     with pytest.raises(ValueError, match="give a patch for every pipeline, and two at least"):

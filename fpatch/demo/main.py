@@ -27,9 +27,13 @@ from fpatch.demo.victim import load_victim, save_victim, train_victim
 from fpatch.evaluation import NONE, PATCH, Evaluation, evaluate
 from fpatch.geometry import box_area, quad_area
 from fpatch.metrics import Rate, average_precision
+from fpatch.progress import Report
 from fpatch.rates import Success, success, threshold_curve
+from fpatch.reopen import open_run
+from fpatch.run_evaluation import evaluate_run, evaluation_key
 from fpatch.runs import Run
-from fpatch.study import Report, Study, evaluate_run, evaluation_key, load_study, open_run, train
+from fpatch.study import Study, load_study
+from fpatch.training import train
 from fpatch.types import Sample
 from fpatch.viz import Panel, plot_curves, side_by_side
 

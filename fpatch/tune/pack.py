@@ -9,9 +9,11 @@ from typing import Any
 
 from fpatch.data import Loader
 from fpatch.loop import StepInfo, TrainState
+from fpatch.parts import Parts, make_parts
 from fpatch.population import make_population_step
 from fpatch.runs import Run
-from fpatch.study import Parts, Steps, Study, make_parts, train_in
+from fpatch.study import Study
+from fpatch.training import Steps, train_in
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 from fpatch.tune.trial import News, failure, follow, noted, run_trial, wait_for

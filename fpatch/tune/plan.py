@@ -8,9 +8,11 @@ import optree
 
 from fpatch import random
 from fpatch.checks import nearest
+from fpatch.parts import make_parts
+from fpatch.rehearsal import rehearse
 from fpatch.schema import decode, encode
 from fpatch.stage import Function
-from fpatch.study import Study, make_parts, rehearse, study_from_config, vary
+from fpatch.study import Study, study_from_config, vary
 from fpatch.tune.halving import should_stop
 from fpatch.tune.journal import Entry, Journal, Trial
 from fpatch.tune.noisy_gp import propose_noisy_gp

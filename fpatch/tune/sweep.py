@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.checks import nearest
+from fpatch.progress import Report
 from fpatch.runs import RunError
 from fpatch.schema import decode, flatten, to_toml
-from fpatch.study import Report, Study, read_toml, study_from_config, vary
+from fpatch.study import Study, read_toml, study_from_config, vary
 from fpatch.tune.driver import drive, import_ray
 from fpatch.tune.journal import Entry, Journal
 from fpatch.tune.plan import Plan, best_entry, check_plan, plan_from_config, trial_study

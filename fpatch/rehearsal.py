@@ -1,0 +1,66 @@
+"""Train and validate on a few photographs, so that what is wrong shows before a folder is made."""
+
+import torch
+
+from fpatch import random
+from fpatch.checks import nearest
+from fpatch.device import deterministic_algorithms
+from fpatch.evaluation import evaluate
+from fpatch.loop import StepInfo, find_bad_row
+from fpatch.objective import check_terms
+from fpatch.parts import Parts, make_parts
+from fpatch.rates import scalars
+from fpatch.run_evaluation import check_metric
+from fpatch.study import Study
+from fpatch.tree import place
+
+
+def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
+    """Train and validate on a few photographs, and leave nothing.
+
+    Returns:
+        The study's parts, and the scalars that a validation would log; none without validation.
+
+    Raises:
+        ValueError: For anything wrong in the study.
+    """
+    parts = make_parts(study)
+    with deterministic_algorithms(study.train.deterministic):
+        return parts, rehearse_parts(study, parts)
+
+
+def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:
+    """Train and validate on a few photographs: what is wrong shows before a folder is made.
+
+    Returns:
+        The scalars of the validation.
+
+    Raises:
+        ValueError: If a loss term is not one finite number per row, or there is no scalar that picks the best
+            checkpoint.
+    """
+    key = random.fold_in(parts.initial.key, "rehearsal")
+    dataset = parts.dataset.split(study.data.train)
+    batch = dataset.batch(dataset.image_ids[:3], device=study.place)
+    sample = parts.objective.pipeline.sample(key, batch)
+    with torch.no_grad():
+        loss = parts.objective(parts.initial.params, *place((sample, batch), study.place))
+    rows = len(batch["image_id"])
+    if all(isinstance(t, torch.Tensor) and t.shape == (rows,) for t in loss.terms.values()):
+        info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
+        if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+            raise ValueError(f"before training, on the first photographs: {bad}")
+    check_terms(loss.terms, rows)
+    if study.data.validation is None:
+        return {}
+    check_metric(study, "validation")
+    dataset = parts.dataset.split(study.data.validation)
+    few = dataset.select(dataset.image_ids[:2])
+    pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
+    result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
+    known = scalars(result, study.evaluate.metric)
+    if study.evaluate.best not in known:
+        raise ValueError(
+            f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, known)}"
+        )
+    return known

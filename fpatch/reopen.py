@@ -1,0 +1,91 @@
+"""A run folder opened again: the study that it was made from, and what is not as it was then."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fpatch.data import TargetSet
+from fpatch.device import describe_device, deterministic_algorithms
+from fpatch.evaluation import Execution
+from fpatch.resource import file_digest
+from fpatch.runs import Run, RunError
+from fpatch.schema import flatten
+from fpatch.study import Study, study_from_config
+
+_logger = logging.getLogger(__name__)
+_ELSEWHERE = ("name", "device", "log")
+"""Settings that no patch depends on; the device is compared as part of the recorded execution."""
+
+
+def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
+    """A run folder, and the study that it was made from."""
+    run = Run.open(folder)
+    try:
+        return run, study_from_config(run.read_json("config.json"), run.folder, resources)
+    except ValueError as error:
+        raise RunError(f"{run.folder}/config.json: {error}") from error
+
+
+def check_study(run: Run, study: Study) -> list[str]:
+    """Refuse another study than the run was begun with, as far as its patch depends on it.
+
+    Returns:
+        What is not the same and changes last bits alone, a sentence each.
+
+    Raises:
+        RunError: With the setting, what it was and what it is.
+    """
+    configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
+    before, here = (flatten({n: v for n, v in c.items() if n not in _ELSEWHERE}) for c in configs)
+    said = []
+    for name in {**before, **here}:
+        was, now = before.get(name), here.get(name)
+        if was != now and name == "train.micro_batch":
+            said.append(f"{name}: {was} was recorded, {now} is here")
+        elif was != now:
+            raise RunError(
+                f"{run.folder} was begun with {name} = {was}, and the study has {now}; give the study that "
+                "is in its config.json, or another folder"
+            )
+    return said
+
+
+def warn(run: Run, differences: Sequence[str], processes: int) -> None:
+    """Say what keeps a run that so many processes go on with from the bits of an uninterrupted one."""
+    if processes != run.processes:
+        differences = [*differences, f"processes: {run.processes} was recorded, {processes} is here"]
+    for what in differences:
+        _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
+
+
+@contextmanager
+def recreated(recorded: Execution, study: Study) -> Iterator[list[str]]:
+    """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    here = describe_device(study.place)
+    with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):
+        yield differences
+
+
+def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
+    """What a resumed run should find again: both tables to the byte, the photographs by name and size."""
+    tables = {"placements": study.data.placements, "objects": study.data.objects}
+    digests = {name: file_digest(path) for name, path in tables.items() if path is not None}
+    sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in dataset.paths)
+    return digests | {"photographs": hashlib.sha256(sizes.encode()).hexdigest()}
+
+
+def check_data(run: Run, found: Mapping[str, str]) -> None:
+    """Refuse other tables; a photograph may have been repaired."""
+    recorded = run.read_json("environment.json", "data")["data"]
+    changed = [name for name in found if recorded.get(name) != found[name]]
+    if changed == ["photographs"]:
+        _logger.warning("%s: photographs have changed since it was started: so will the patch", run.folder)
+    elif changed:
+        raise RunError(
+            f"{run.folder}: the {changed[0]} of the data have changed since the run was started; restore "
+            "them to resume it, or train again"
+        )
