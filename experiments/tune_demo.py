@@ -40,7 +40,9 @@ from fpatch.demo.scenes import cached_scenes
 from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
 from fpatch.metrics import Rate
 from fpatch.rates import Table, success
-from fpatch.study import Study, load_study, load_trained, train, vary
+from fpatch.run_evaluation import load_trained
+from fpatch.study import Study, load_study, vary
+from fpatch.training import train
 from fpatch.tune import Journal
 from fpatch.tune.plan import best_entry
 from fpatch.tune.sweep import read_plan
@@ -71,23 +73,22 @@ def train_both(
 
 def compare(runs: Mapping[str, Path], scenes: Path, size: Any, seed: int) -> Table:
     """Rows of the scenes: the patch is that of the best settings, and the defaults' a control of it."""
-    best, defaults = (load_trained(runs[name], checkpoint="last") for name in ("best", DEFAULTS))
     key = random.fold_in(random.key(seed), "tune the demo")
-    own = make_patches(best.pipeline, best.params)
-    noise = make_controls(own, random.fold_in(key, "control"))[NOISE]
-    return evaluate(
-        best.pipeline,
-        {},
-        open_scenes(scenes, size).split("test"),
-        key,
-        block=best.study.evaluate.block,
-        conditions={
-            PATCH: own,
-            NONE: own,
-            DEFAULTS: make_patches(defaults.pipeline, defaults.params),
-            NOISE: noise,
-        },
-    ).table
+    with (
+        load_trained(runs["best"], checkpoint="last") as best,
+        load_trained(runs[DEFAULTS], checkpoint="last") as defaults,
+    ):
+        own = make_patches(best.pipeline, best.params)
+        noise = make_controls(own, random.fold_in(key, "control"))[NOISE]
+        others = {DEFAULTS: make_patches(defaults.pipeline, defaults.params), NOISE: noise}
+        return evaluate(
+            best.pipeline,
+            {},
+            open_scenes(scenes, size).split("test"),
+            key,
+            block=best.study.evaluate.block,
+            conditions={PATCH: own, NONE: own, **others},
+        ).table
 
 
 def joined(tables: list[Table]) -> dict[str, np.ndarray]:
