@@ -3,17 +3,20 @@
 Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from fpatch.checks import nearest
 from fpatch.graph import Pipeline
-from fpatch.types import Batch, Params, Sample
+from fpatch.types import Batch, Params, Sample, Values
 
 
 class Loss(NamedTuple):
@@ -117,13 +120,8 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 """Of `torch.compile`."""
 
 
-class _Part(NamedTuple):
-    """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for."""
-
-    nodes: Pipeline
-    reads: tuple[str, ...]
-    wants: tuple[str, ...]
-    compile: bool
+Apply: TypeAlias = Callable[[Params, Sample, Batch, Sequence[str]], Values]
+"""`Pipeline.apply`, or something that computes the same."""
 
 
 def compiled(
@@ -147,40 +145,87 @@ def compiled(
     for n in objective.pipeline.values():
         n.stage.load()
     options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
-    parts = [
-        (part, torch.compile(part.nodes.apply, **options) if part.compile else part.nodes.apply)
-        for part in _cut(objective.pipeline)
-    ]
+    parts = _cut(objective.pipeline, _compilable(objective.pipeline), objective.pipeline.terms)
+    run = _chain([(p, torch.compile(_fused(p), **options) if p.chosen else p.nodes.apply) for p in parts])
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        values = dict(batch)
-        for part, apply in parts:
-            drawn = {path: sample[path] for path in part.nodes if path in sample}
-            given = {name: values[name] for name in part.reads if name in values}
-            values |= apply(patch_params, drawn, given, want=part.wants)
+        terms = run(patch_params, sample, batch, objective.pipeline.terms)
         # what a CUDA graph returns is overwritten by the next call, of another micro-batch say
-        return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
+        return objective.weigh({name: term.clone() for name, term in terms.items()})
 
     return loss
 
 
-def _cut(pipeline: Pipeline) -> list[_Part]:
-    """A pipeline in parts: what is compiled together, and what runs as it is."""
+class _Part(NamedTuple):
+    """Nodes that follow each other, and the names that go in and that later parts, or the caller, ask for."""
+
+    nodes: Pipeline
+    reads: tuple[str, ...]
+    wants: tuple[str, ...]
+    chosen: bool
+
+
+def _compilable(pipeline: Pipeline) -> list[bool]:
+    """Which nodes are compiled."""
     definitions = [n.stage.definition for n in pipeline.values()]
     last = max((i for i, d in enumerate(definitions) if d.eager or d.geometric), default=-1)
-    order = [
-        (path, i > last and d.compile) for i, (path, d) in enumerate(zip(pipeline, definitions, strict=True))
-    ]
-    runs = [(compile, [path for path, _ in run]) for compile, run in groupby(order, key=lambda x: x[1])]
+    return [i > last and d.compile for i, d in enumerate(definitions)]
+
+
+def _cut(pipeline: Pipeline, chosen: Sequence[bool], wants: Iterable[str]) -> list[_Part]:
+    """A pipeline in runs of nodes that are chosen, and runs of nodes that are not."""
+    runs = groupby(zip(chosen, pipeline, strict=True), key=itemgetter(0))
     parts: list[_Part] = []
-    wanted = set(pipeline.terms)
-    for compile, paths in reversed(runs):
+    wanted = set(wants)
+    for choice, paths in reversed([(choice, [path for _, path in run]) for choice, run in runs]):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
         written = {name for n in nodes.values() for name in n.writes.values()}
         reads = {name for n in nodes.values() for name in n.reads.values()}
-        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), compile))
+        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), choice))
         wanted |= reads
     return parts[::-1]
+
+
+def _chain(parts: Sequence[tuple[_Part, Apply]]) -> Apply:
+    """One after another, each given what it reads and asked for what is wanted of it."""
+
+    def apply(patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]) -> Values:
+        values = dict(batch)
+        for part, function in parts:
+            drawn = {path: sample[path] for path in part.nodes if path in sample}
+            given = {name: values[name] for name in part.reads if name in values}
+            values |= function(patch_params, drawn, given, part.wants)
+        return {name: values[name] for name in want}
+
+    return apply
+
+
+def _fused(part: _Part) -> Apply:
+    """The same in a form of which a compiler makes one loop over the pixels for each run of pixelwise stages."""
+    pixelwise = [n.stage.definition.pixelwise for n in part.nodes.values()]
+    inner = _cut(part.nodes, pixelwise, part.wants)
+    return _chain([(p, _by_channels(p.nodes) if p.chosen else p.nodes.apply) for p in inner])
+
+
+def _by_channels(nodes: Pipeline) -> Apply:
+    """Pixelwise stages on the channels of an image, which the backward computes again.
+
+    A compiler does not see through an image that is put together and taken apart between two color matrices,
+    and computes what precedes a matrix once for each of its products. What the backward needs of every stage
+    takes longer to write and to read than to compute again, but for fields of noise.
+    """
+    keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.gaussian.default])
+
+    def apply(patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]) -> Values:
+        def by_channels(images: dict[str, Tensor]) -> dict[str, Tensor]:
+            channels = {name: image.split(1, dim=1) for name, image in images.items()}
+            written = nodes.apply(patch_params, sample, channels)
+            return {name: torch.cat(written[name], dim=1) for name in want}
+
+        settings: Any = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": keep}
+        return checkpoint(by_channels, dict(batch), **settings)
+
+    return apply
 
 
 def _with_aux(
