@@ -15,7 +15,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in luma, Rec. ITU-R BT.601-7, section 2.5.1."""
 
 Channels: TypeAlias = tuple[Tensor, ...]
-"""An image in its channels, [b, 1, h, w] each: how a compiled step hands it from one pixelwise stage to the next."""
+"""An image in its channels, [b, 1, h, w] each, as a compiled step hands it from one pixelwise stage on."""
 
 
 def clip(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -3,12 +3,12 @@
 Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,8 +120,13 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 """Of `torch.compile`."""
 
 
-Apply: TypeAlias = Callable[[Params, Sample, Batch, Sequence[str]], Values]
-"""`Pipeline.apply`, or something that computes the same."""
+class _Part(NamedTuple):
+    """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for."""
+
+    nodes: Pipeline
+    reads: tuple[str, ...]
+    wants: tuple[str, ...]
+    form: Literal["eager", "compiled", "pixelwise"]
 
 
 def compiled(
@@ -145,78 +150,61 @@ def compiled(
     for n in objective.pipeline.values():
         n.stage.load()
     options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
-    parts = _cut(objective.pipeline, _compilable(objective.pipeline), objective.pipeline.terms)
-    run = _chain([(p, torch.compile(_fused(p), **options) if p.chosen else p.nodes.apply) for p in parts])
+    parts = [
+        (p, p.nodes.apply if p.form == "eager" else torch.compile(_form(p), **options))
+        for p in _cut(objective.pipeline)
+    ]
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        terms = run(patch_params, sample, batch, objective.pipeline.terms)
+        values = dict(batch)
+        for part, apply in parts:
+            drawn = {path: sample[path] for path in part.nodes if path in sample}
+            given = {name: values[name] for name in part.reads if name in values}
+            values |= apply(patch_params, drawn, given, want=part.wants)
         # what a CUDA graph returns is overwritten by the next call, of another micro-batch say
-        return objective.weigh({name: term.clone() for name, term in terms.items()})
+        return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
 
     return loss
 
 
-class _Part(NamedTuple):
-    """Nodes that follow each other, and the names that go in and that later parts, or the caller, ask for."""
-
-    nodes: Pipeline
-    reads: tuple[str, ...]
-    wants: tuple[str, ...]
-    chosen: bool
-
-
-def _compilable(pipeline: Pipeline) -> list[bool]:
-    """Which nodes are compiled."""
+def _cut(pipeline: Pipeline) -> list[_Part]:
+    """A pipeline in parts: what is compiled together, and what runs as it is."""
     definitions = [n.stage.definition for n in pipeline.values()]
     last = max((i for i, d in enumerate(definitions) if d.eager or d.geometric), default=-1)
-    return [i > last and d.compile for i, d in enumerate(definitions)]
-
-
-def _cut(pipeline: Pipeline, chosen: Sequence[bool], wants: Iterable[str]) -> list[_Part]:
-    """A pipeline in runs of nodes that are chosen, and runs of nodes that are not."""
-    runs = groupby(zip(chosen, pipeline, strict=True), key=itemgetter(0))
+    forms = [
+        "eager" if i <= last or not d.compile else "pixelwise" if d.pixelwise else "compiled"
+        for i, d in enumerate(definitions)
+    ]
+    order = zip(pipeline, forms, strict=True)
+    runs = [(form, [path for path, _ in run]) for form, run in groupby(order, key=itemgetter(1))]
     parts: list[_Part] = []
-    wanted = set(wants)
-    for choice, paths in reversed([(choice, [path for _, path in run]) for choice, run in runs]):
+    wanted = set(pipeline.terms)
+    for form, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
         written = {name for n in nodes.values() for name in n.writes.values()}
         reads = {name for n in nodes.values() for name in n.reads.values()}
-        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), choice))
+        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), form))
         wanted |= reads
     return parts[::-1]
 
 
-def _chain(parts: Sequence[tuple[_Part, Apply]]) -> Apply:
-    """One after another, each given what it reads and asked for what is wanted of it."""
-
-    def apply(patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]) -> Values:
-        values = dict(batch)
-        for part, function in parts:
-            drawn = {path: sample[path] for path in part.nodes if path in sample}
-            given = {name: values[name] for name in part.reads if name in values}
-            values |= function(patch_params, drawn, given, part.wants)
-        return {name: values[name] for name in want}
-
-    return apply
+def _form(part: _Part) -> Callable[..., Values]:
+    """What is compiled."""
+    return _by_channels(part.nodes) if part.form == "pixelwise" else part.nodes.apply
 
 
-def _fused(part: _Part) -> Apply:
-    """The same in a form of which a compiler makes one loop over the pixels for each run of pixelwise stages."""
-    pixelwise = [n.stage.definition.pixelwise for n in part.nodes.values()]
-    inner = _cut(part.nodes, pixelwise, part.wants)
-    return _chain([(p, _by_channels(p.nodes) if p.chosen else p.nodes.apply) for p in inner])
+def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
+    """`nodes.apply` for pixelwise stages, on the channels of an image, computed again in the backward.
 
-
-def _by_channels(nodes: Pipeline) -> Apply:
-    """Pixelwise stages on the channels of an image, which the backward computes again.
-
-    A compiler does not see through an image that is put together and taken apart between two color matrices,
-    and computes what precedes a matrix once for each of its products. What the backward needs of every stage
-    takes longer to write and to read than to compute again, but for fields of noise.
+    A compiler makes one loop of it forward, and one backward. It does not see through an image that is put
+    together and taken apart between two color matrices: it would compute what precedes a matrix once for each
+    product. What the backward needs of every stage takes longer to write and to read than to compute again,
+    but for fields of noise. Compiled with a victim, the image would be written in the victim's layout of
+    memory, by single numbers.
     """
     keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.gaussian.default])
 
-    def apply(patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]) -> Values:
+    def apply(patch_params: Params, sample: Sample, batch: Batch, want: tuple[str, ...]) -> Values:
         def by_channels(images: dict[str, Tensor]) -> dict[str, Tensor]:
             channels = {name: image.split(1, dim=1) for name, image in images.items()}
             written = nodes.apply(patch_params, sample, channels)

@@ -14,7 +14,7 @@ from typecheck import unchecked
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.graph import control, node, pipeline
 from fpatch.loop import make_step
-from fpatch.objective import Loss, Objective, _compilable, _cut, check_terms, compiled, value_and_grad
+from fpatch.objective import Loss, Objective, _cut, check_terms, compiled, value_and_grad
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.stage import Stage
 
@@ -255,15 +255,17 @@ def test_what_is_compiled_follows_the_implants_and_can_be_traced():
             "vanish": losses.vanish(),
         }
     )
-    parts = _cut(made, _compilable(made), made.terms)
-    assert [(list(part.nodes), part.chosen) for part in parts] == [
-        (["pixels", "stack", "view", "implant"], False),
-        (["contrast"], True),
-        (["exposure"], False),
-        (["noise", "victim", "vanish"], True),
+    parts = _cut(made)
+    assert [(list(part.nodes), part.form) for part in parts] == [
+        (["pixels", "stack", "view", "implant"], "eager"),
+        (["contrast"], "pixelwise"),
+        (["exposure"], "eager"),
+        (["noise"], "pixelwise"),
+        (["victim", "vanish"], "compiled"),
     ]
     assert [part.wants for part in parts] == [
         ("box_valid", "boxes", "image"),
+        ("image",),
         ("image",),
         ("image",),
         ("vanish",),
