@@ -199,16 +199,16 @@ def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
     A compiler makes one loop of it forward, and one backward. It does not see through an image that is put
     together and taken apart between two color matrices: it would compute what precedes a matrix once for each
     product. What the backward needs of every stage takes longer to write and to read than to compute again,
-    but for fields of noise. Compiled with a victim, the image would be written in the victim's layout of
-    memory, by single numbers.
+    but for fields of noise.
     """
     keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.gaussian.default])
 
     def apply(patch_params: Params, sample: Sample, batch: Batch, want: tuple[str, ...]) -> Values:
         def by_channels(images: dict[str, Tensor]) -> dict[str, Tensor]:
-            channels = {name: image.split(1, dim=1) for name, image in images.items()}
+            channels = {n: tuple(c[:, None] for c in image.unbind(1)) for n, image in images.items()}
             written = nodes.apply(patch_params, sample, channels)
-            return {name: torch.cat(written[name], dim=1) for name in want}
+            # inductor joins tensors [b, 1, h, w] in another layout of memory, by single numbers
+            return {name: torch.stack([c[:, 0] for c in written[name]], dim=1) for name in want}
 
         settings: Any = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": keep}
         return checkpoint(by_channels, dict(batch), **settings)
