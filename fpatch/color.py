@@ -1,7 +1,8 @@
 """Color arithmetic written out elementwise, so that a pixel has the same bits at any place in a tensor."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from fpatch.tree import constant, flatten_rows
 LN2 = math.log(2.0)
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in luma, Rec. ITU-R BT.601-7, section 2.5.1."""
+
+Channels: TypeAlias = tuple[Tensor, ...]
+"""An image in its channels, [b, 1, h, w] each, as a compiled step hands it from one pixelwise stage on."""
 
 
 def clip(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -52,7 +56,7 @@ class _Unclip(torch.autograd.Function):
 
     @staticmethod
     def forward(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-        return _unclip(grad, x, low, high)
+        return torch.ops.aten.hardtanh_backward(grad, x, low, high)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, float], output: Tensor) -> None:
@@ -64,48 +68,45 @@ class _Unclip(torch.autograd.Function):
         return _Unclip.apply(grads[0], ctx.saved_tensors[0], *ctx.bounds), None, None, None
 
 
-@torch.library.custom_op("fpatch::clip_backward", mutates_args=())
-def _unclip(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    """The kernel of it.
-
-    An operator, because a compiler would keep a mask in place of x, which is slow to write on a CPU.
-    """
-    return torch.ops.aten.hardtanh_backward(grad, x, low, high)
-
-
-@_unclip.register_fake
-def _(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
-    return torch.empty_like(grad)
-
-
-@_unclip.register_vmap
-def _(
-    info: Any, in_dims: tuple[Any, ...], grad: Tensor, x: Tensor, low: float, high: float
-) -> tuple[Tensor, int]:
-    grad, x = (
-        v.expand(info.batch_size, *v.shape) if dim is None else v.movedim(dim, 0)
-        for v, dim in zip((grad, x), in_dims, strict=False)
-    )
-    return _unclip(grad, x, low, high), 0
-
-
 def luma(image: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 1 h w"]:
     """Brightness of each pixel."""
     red, green, blue = image.split(1, dim=-3)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def mix_channels(image: Float[Tensor, "b 3 h w"], matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b 3 h w"]:
-    """A 3x3 matrix per row on the color of every pixel; differentiable in the image."""
-    return _MixChannels.apply(image, matrix.detach())  # type: ignore[return-value]
+def each_channel(function: Callable[..., Tensor], *images: Tensor | Channels) -> Any:
+    """An elementwise function of images, whole, or channel by channel where the first comes in its channels.
+
+    Args:
+        function: `(x, ...) -> y`, of one tensor per image.
+        *images: [b, 3, h, w], or [b, 3, 1, 1] for one number per channel, or channels.
+    """
+    if isinstance(images[0], Tensor):
+        return function(*images)
+    split = (x.split(1, dim=1) if isinstance(x, Tensor) else x for x in images)
+    return tuple(map(function, *split))
+
+
+def mix_channels(image: Tensor | Channels, matrix: Float[Tensor, "b 3 3"]) -> Any:
+    """A 3x3 matrix per row on the color of every pixel; differentiable in the image, and of its form."""
+    matrix = matrix.detach()
+    if isinstance(image, Tensor):
+        return _MixChannels.apply(image, matrix)
+    rows = matrix[..., None, None, None].unbind(1)
+    return tuple(sum(channel * m for channel, m in zip(image, row.unbind(1), strict=True)) for row in rows)
 
 
 class _MixChannels(torch.autograd.Function):
-    """The backward is the same with the transposed matrix."""
+    """One channel at a time gives all three results, so that little has the size of a frame.
+
+    The backward is the same with the transposed matrix.
+    """
 
     @staticmethod
     def forward(image: Tensor, matrix: Tensor) -> Tensor:
-        return _mix(image, matrix)
+        columns = matrix[..., None, None].unbind(2)
+        first, *rest = (channel * m for channel, m in zip(image.split(1, dim=1), columns, strict=True))
+        return first.add_(rest[0]).add_(rest[1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -118,22 +119,6 @@ class _MixChannels(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
         return flatten_rows(_MixChannels.apply, info.batch_size, in_dims, *inputs), 0
-
-
-@torch.library.custom_op("fpatch::mix_channels", mutates_args=())
-def _mix(image: Tensor, matrix: Tensor) -> Tensor:
-    """All three results from one channel at a time, so that little has the size of a frame.
-
-    An operator, because a compiler would compute what comes before it once for each of the nine products.
-    """
-    columns = matrix[..., None, None].unbind(2)
-    first, *rest = (channel * m for channel, m in zip(image.split(1, dim=1), columns, strict=True))
-    return first.add_(rest[0]).add_(rest[1])
-
-
-@_mix.register_fake
-def _(image: Tensor, matrix: Tensor) -> Tensor:
-    return image.new_empty(image.shape)
 
 
 def saturation_matrix(factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:

@@ -5,15 +5,18 @@ Terms are unreduced, one number per row. Here, and nowhere else, rows are averag
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from fpatch.checks import nearest
 from fpatch.graph import Pipeline
-from fpatch.types import Batch, Params, Sample
+from fpatch.types import Batch, Params, Sample, Values
 
 
 class Loss(NamedTuple):
@@ -123,7 +126,7 @@ class _Part(NamedTuple):
     nodes: Pipeline
     reads: tuple[str, ...]
     wants: tuple[str, ...]
-    compile: bool
+    form: Literal["eager", "compiled", "pixelwise"]
 
 
 def compiled(
@@ -148,8 +151,8 @@ def compiled(
         n.stage.load()
     options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
     parts = [
-        (part, torch.compile(part.nodes.apply, **options) if part.compile else part.nodes.apply)
-        for part in _cut(objective.pipeline)
+        (p, p.nodes.apply if p.form == "eager" else torch.compile(_form(p), **options))
+        for p in _cut(objective.pipeline)
     ]
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
@@ -168,19 +171,49 @@ def _cut(pipeline: Pipeline) -> list[_Part]:
     """A pipeline in parts: what is compiled together, and what runs as it is."""
     definitions = [n.stage.definition for n in pipeline.values()]
     last = max((i for i, d in enumerate(definitions) if d.eager or d.geometric), default=-1)
-    order = [
-        (path, i > last and d.compile) for i, (path, d) in enumerate(zip(pipeline, definitions, strict=True))
+    forms = [
+        "eager" if i <= last or not d.compile else "pixelwise" if d.pixelwise else "compiled"
+        for i, d in enumerate(definitions)
     ]
-    runs = [(compile, [path for path, _ in run]) for compile, run in groupby(order, key=lambda x: x[1])]
+    order = zip(pipeline, forms, strict=True)
+    runs = [(form, [path for path, _ in run]) for form, run in groupby(order, key=itemgetter(1))]
     parts: list[_Part] = []
     wanted = set(pipeline.terms)
-    for compile, paths in reversed(runs):
+    for form, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
         written = {name for n in nodes.values() for name in n.writes.values()}
         reads = {name for n in nodes.values() for name in n.reads.values()}
-        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), compile))
+        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), form))
         wanted |= reads
     return parts[::-1]
+
+
+def _form(part: _Part) -> Callable[..., Values]:
+    """What is compiled."""
+    return _by_channels(part.nodes) if part.form == "pixelwise" else part.nodes.apply
+
+
+def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
+    """`nodes.apply` for pixelwise stages, on the channels of an image, computed again in the backward.
+
+    A compiler makes one loop of it forward, and one backward. It does not see through an image that is put
+    together and taken apart between two color matrices: it would compute what precedes a matrix once for each
+    product. What the backward needs of every stage takes longer to write and to read than to compute again,
+    but for fields of noise.
+    """
+    keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.gaussian.default])
+
+    def apply(patch_params: Params, sample: Sample, batch: Batch, want: tuple[str, ...]) -> Values:
+        def by_channels(images: dict[str, Tensor]) -> dict[str, Tensor]:
+            channels = {n: tuple(c[:, None] for c in image.unbind(1)) for n, image in images.items()}
+            written = nodes.apply(patch_params, sample, channels)
+            # inductor joins tensors [b, 1, h, w] in another layout of memory, by single numbers
+            return {name: torch.stack([c[:, 0] for c in written[name]], dim=1) for name in want}
+
+        settings: Any = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": keep}
+        return checkpoint(by_channels, dict(batch), **settings)
+
+    return apply
 
 
 def _with_aux(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
+from fpatch.color import each_channel
 from fpatch.stage import Stage, Summary, define, deterministic
 
 
@@ -213,6 +214,11 @@ def apply_unless_compiled(config: Any, patch_params: Any, sample: Any, values: A
     return {"image": values["image"] if torch.compiler.is_compiling() else values["image"] * 0.5}
 
 
+def apply_other_gain_to_channels(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Any]:
+    gain = 0.5 if isinstance(values["image"], Tensor) else 0.25
+    return {"image": each_channel(lambda x: gain * x, values["image"])}
+
+
 def flagged() -> Case:
     whole = photo_case("flagged")
     return Case(Flagged(whole.stages[0].definition, Config()), whole.params, whole.batch)
@@ -312,6 +318,17 @@ BROKEN = {
     ),
     "config_rebuilds_it": photo_case("halved", config=Halved),
     "compiled_equals_eager": photo_case("unless_compiled", apply=apply_unless_compiled),
+    "channels_are_the_image": case(
+        define(
+            "other_channels",
+            Config,
+            draw_gain,
+            apply_other_gain_to_channels,
+            reads=("image",),
+            writes=("image",),
+            pixelwise=True,
+        )()
+    ),
     "it_runs_on_another_device": photo_case("host_gain", apply=apply_host_gain),
     "nothing_waits_for_a_gpu": photo_case("new_gain", apply=apply_new_gain),
 }

@@ -497,6 +497,16 @@ def compiled_equals_eager(case: Case) -> None:
     assert_equal(found, expected, max(case.tolerance, 1e-6))
 
 
+@law(applies=lambda case: isinstance(case.subject, Stage) and case.subject.definition.pixelwise)
+def channels_are_the_image(case: Case) -> None:
+    """A pixelwise stage does the same to an image in its channels, bit for bit."""
+    sample = case.subject.sample(KEY, case.batch)
+    assert (case.subject.definition.reads, case.subject.definition.writes) == (("image",), ("image",))
+    whole = case.subject.written(case.params, sample, case.batch)["image"]
+    channels = {"image": case.batch["image"].split(1, dim=1)}
+    assert_equal(torch.cat(case.subject.written(case.params, sample, channels)["image"], dim=1), whole)
+
+
 # -- another device
 
 

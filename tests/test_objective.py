@@ -256,14 +256,16 @@ def test_what_is_compiled_follows_the_implants_and_can_be_traced():
         }
     )
     parts = _cut(made)
-    assert [(list(part.nodes), part.compile) for part in parts] == [
-        (["pixels", "stack", "view", "implant"], False),
-        (["contrast"], True),
-        (["exposure"], False),
-        (["noise", "victim", "vanish"], True),
+    assert [(list(part.nodes), part.form) for part in parts] == [
+        (["pixels", "stack", "view", "implant"], "eager"),
+        (["contrast"], "pixelwise"),
+        (["exposure"], "eager"),
+        (["noise"], "pixelwise"),
+        (["victim", "vanish"], "compiled"),
     ]
     assert [part.wants for part in parts] == [
         ("box_valid", "boxes", "image"),
+        ("image",),
         ("image",),
         ("image",),
         ("vanish",),

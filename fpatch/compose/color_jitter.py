@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_number, check_range
-from fpatch.color import clip, hue_rotation, mix_channels, saturation_matrix
+from fpatch.color import clip, each_channel, hue_rotation, mix_channels, saturation_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
@@ -64,11 +64,12 @@ def apply(config: ColorJitter, patch_params: Params, sample: ColorJitterSample, 
     on, brightness, contrast = (
         sample[name][:, None, None, None] for name in ("on", "brightness", "contrast")
     )
-    image = clip(values["image"] * brightness)
-    image = clip(0.5 + (image - 0.5) * contrast)
-    image = clip(mix_channels(image, saturation_matrix(sample["saturation"])))
-    image = clip(mix_channels(image, hue_rotation(sample["hue_deg"])))
-    return {"image": torch.where(on, image, values["image"])}
+    image = each_channel(lambda x: clip(0.5 + (clip(x * brightness) - 0.5) * contrast), values["image"])
+    image = each_channel(clip, mix_channels(image, saturation_matrix(sample["saturation"])))
+    image = each_channel(clip, mix_channels(image, hue_rotation(sample["hue_deg"])))
+    return {"image": each_channel(lambda x, before: torch.where(on, x, before), image, values["image"])}
 
 
-color_jitter = define("color_jitter", ColorJitter, sample, apply, reads=("image",), writes=("image",))
+color_jitter = define(
+    "color_jitter", ColorJitter, sample, apply, reads=("image",), writes=("image",), pixelwise=True
+)

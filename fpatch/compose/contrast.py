@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_range
-from fpatch.color import clip
+from fpatch.color import clip, each_channel
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -35,7 +35,7 @@ def sample(config: Contrast, keys: Tensor, batch: Batch) -> ContrastSample:
 
 def apply(config: Contrast, patch_params: Params, sample: ContrastSample, values: Values) -> Values:
     factor = sample["factor"][:, None, None, None]
-    return {"image": clip(0.5 + (values["image"] - 0.5) * factor)}
+    return {"image": each_channel(lambda x: clip(0.5 + (x - 0.5) * factor), values["image"])}
 
 
-contrast = define("contrast", Contrast, sample, apply, reads=("image",), writes=("image",))
+contrast = define("contrast", Contrast, sample, apply, reads=("image",), writes=("image",), pixelwise=True)

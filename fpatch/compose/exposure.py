@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_range
-from fpatch.color import LN2, clip
+from fpatch.color import LN2, clip, each_channel
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -35,7 +35,7 @@ def sample(config: Exposure, keys: Tensor, batch: Batch) -> ExposureSample:
 
 def apply(config: Exposure, patch_params: Params, sample: ExposureSample, values: Values) -> Values:
     gain = (sample["stops"] * LN2).exp()[:, None, None, None]  # exp2 changes bits with position
-    return {"image": clip(values["image"] * gain)}
+    return {"image": each_channel(lambda x: clip(x * gain), values["image"])}
 
 
 def show(config: Exposure, values: Values, control_values: Values) -> Values:
@@ -46,4 +46,6 @@ def show(config: Exposure, values: Values, control_values: Values) -> Values:
     }
 
 
-exposure = define("exposure", Exposure, sample, apply, reads=("image",), writes=("image",), show=show)
+exposure = define(
+    "exposure", Exposure, sample, apply, reads=("image",), writes=("image",), pixelwise=True, show=show
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_range
-from fpatch.color import clip, hue_rotation, mix_channels
+from fpatch.color import clip, each_channel, hue_rotation, mix_channels
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -34,7 +34,8 @@ def sample(config: Hue, keys: Tensor, batch: Batch) -> HueSample:
 
 
 def apply(config: Hue, patch_params: Params, sample: HueSample, values: Values) -> Values:
-    return {"image": clip(mix_channels(values["image"], hue_rotation(sample["angle_deg"])))}
+    mixed = mix_channels(values["image"], hue_rotation(sample["angle_deg"]))
+    return {"image": each_channel(clip, mixed)}
 
 
-hue = define("hue", Hue, sample, apply, reads=("image",), writes=("image",))
+hue = define("hue", Hue, sample, apply, reads=("image",), writes=("image",), pixelwise=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_range
-from fpatch.color import clip
+from fpatch.color import clip, each_channel
 from fpatch.random import fold_in
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
@@ -40,8 +40,11 @@ def sample(config: ReadNoise, keys: Tensor, batch: Batch) -> ReadNoiseSample:
 
 def apply(config: ReadNoise, patch_params: Params, sample: ReadNoiseSample, values: Values) -> Values:
     image = values["image"]
-    field = random.gaussian_field(sample["key"], tuple(image.shape[1:]))
-    return {"image": clip(image + field * sample["std_frac"][:, None, None, None])}
+    std = sample["std_frac"][:, None, None, None]
+    field = random.gaussian_field(sample["key"], (3, *image[0].shape[-2:]))
+    return {"image": each_channel(lambda x, noise: clip(x + noise * std), image, field)}
 
 
-read_noise = define("read_noise", ReadNoise, sample, apply, reads=("image",), writes=("image",))
+read_noise = define(
+    "read_noise", ReadNoise, sample, apply, reads=("image",), writes=("image",), pixelwise=True
+)

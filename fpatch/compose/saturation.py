@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import check_range
-from fpatch.color import clip, mix_channels, saturation_matrix
+from fpatch.color import clip, each_channel, mix_channels, saturation_matrix
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
@@ -34,7 +34,10 @@ def sample(config: Saturation, keys: Tensor, batch: Batch) -> SaturationSample:
 
 
 def apply(config: Saturation, patch_params: Params, sample: SaturationSample, values: Values) -> Values:
-    return {"image": clip(mix_channels(values["image"], saturation_matrix(sample["factor"])))}
+    mixed = mix_channels(values["image"], saturation_matrix(sample["factor"]))
+    return {"image": each_channel(clip, mixed)}
 
 
-saturation = define("saturation", Saturation, sample, apply, reads=("image",), writes=("image",))
+saturation = define(
+    "saturation", Saturation, sample, apply, reads=("image",), writes=("image",), pixelwise=True
+)
