@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
     if arguments is None:  # the process is ours
         keep_freed_memory()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
@@ -275,7 +276,7 @@ def _train(options: argparse.Namespace) -> int:
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     loaded = study.load_study(options.config, overrides)
-    with joined() as ranks, progress_bars() as report:
+    with joined(device=loaded.device) as ranks, progress_bars() as report:
         run = study.train(loaded, report)
         if not ranks.rank:
             _say_where(run.folder)
@@ -286,7 +287,8 @@ def _resume(options: argparse.Namespace) -> int:
     from fpatch import study
     from fpatch.parallel import joined
 
-    with joined() as ranks, progress_bars() as report:
+    _, loaded = study.open_run(options.run_folder)
+    with joined(device=loaded.device) as ranks, progress_bars() as report:
         run = study.resume(options.run_folder, report)
         if not ranks.rank:
             _say_where(run.folder)

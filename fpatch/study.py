@@ -545,8 +545,9 @@ def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
     Raises:
         ValueError: For anything wrong in the study.
     """
-    parts = make_parts(study)
-    return parts, _rehearse(study, parts)
+    with deterministic_algorithms(study.train.deterministic):
+        parts = make_parts(study)
+        return parts, _rehearse(study, parts)
 
 
 def train_in(
@@ -558,6 +559,7 @@ def train_in(
     *,
     parts: Parts | None = None,
     steps: Steps | None = None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """Train in a folder of one's own choosing, or go on with what was begun there, pausing at validations.
 
@@ -569,6 +571,8 @@ def train_in(
         report: Told of progress.
         parts: Those of the study, where they are there already.
         steps: Who takes the steps; None: this study alone, by `fit`.
+        ranks: The processes that train together, each of which calls this. Process 0 writes the folder and
+            pauses; the others take part in its steps until they are all done, or it ends.
 
     Raises:
         RunError: As for `resume`.
@@ -576,19 +580,25 @@ def train_in(
     parts = parts or make_parts(study)
     digests = _data_digests(study, parts.dataset)
     run = Run(folder)
-    if not (run.folder / "config.json").is_file():
+    if not ranks.rank and not (run.folder / "config.json").is_file():
         environment = describe_environment(study.seed, study.execution(0)) | {"data": digests}
-        Run.create_at(folder, study.config, environment)
+        Run.create_at(folder, study.config, environment | {"processes": ranks.size})
+    ranks.check_same("the data", json.dumps(digests).encode())  # and now the folder is there for all
     run = Run.open(folder)
     _check_data(run, digests)
-    with run.locked(), _recreated(run.execution, study):
+    with nullcontext() if ranks.rank else run.locked(), _recreated(run.execution, study):
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
             resume_step = state.step
         elif (run.folder / "records.jsonl").exists():
             resume_step = state.step
-        yield from _train(study, parts, run, state, facts, resume_step, report, until=until, steps=steps)
+        if ranks.rank:
+            _follow(study, parts, state, ranks, until)
+        else:
+            yield from _train(
+                study, parts, run, state, facts, resume_step, report, ranks, until=until, steps=steps
+            )
 
 
 def train(study: Study, report: Report = _silent) -> Run:
@@ -605,7 +615,7 @@ def train(study: Study, report: Report = _silent) -> Run:
             with the term, the row and its sample, after the state before it was saved.
         ConnectionError: If another process of the run has ended.
     """
-    with joined() as ranks, deterministic_algorithms(study.train.deterministic):
+    with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
         parts = make_parts(study)
         _loader(study, parts, ranks)  # refuses a batch that is too small for all
@@ -630,8 +640,8 @@ def resume(folder: str | Path, report: Report = _silent, resources: Mapping[str,
         RunError: If the folder is incomplete, of another version, or held by another process, or if the data
             are not those that it was started with.
     """
-    with joined() as ranks:  # which chooses the device of this process, before the study asks for it
-        run, study = open_run(folder, resources)
+    run, study = open_run(folder, resources)
+    with joined(device=study.device) as ranks:
         parts = make_parts(study)
         _check_data(run, _data_digests(study, parts.dataset))
         held = nullcontext() if ranks.rank else run.locked()
@@ -768,9 +778,10 @@ def _together(
         yield after, info
 
 
-def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks) -> None:
+def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks, until: int | None = None) -> None:
     """Take part in the steps of process 0, and stop where it stops."""
-    steps = fit(state, _make_step(study, parts, ranks), _loader(study, parts, ranks), study.train.num_steps)
+    num_steps = study.train.num_steps if until is None else until
+    steps = fit(state, _make_step(study, parts, ranks), _loader(study, parts, ranks), num_steps)
     for after, info in _together(steps, study, state, ranks):
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
             raise ValueError(f"update {after.step}: {bad}")
