@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from study_fixture import command, environment, parameters, read_records
@@ -17,8 +19,11 @@ from test_log import empty_store, local_uri, mlflow_client, mlflow_server  # noq
 from test_sweep import sweep_file, work
 
 from fpatch import tune
+from fpatch.cli import main
 from fpatch.runs import Run
+from fpatch.study import train, vary
 from fpatch.tune.journal import Journal
+from fpatch.tune.plan import plan_from_config, trial_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LONG = {"num_steps": 60, "every": 10}
@@ -78,7 +83,10 @@ def assert_same(journal: Journal, whole: Journal, num_steps: int) -> None:
         assert steps == list(range(1, num_steps + 1))
 
 
-def workers(process: subprocess.Popen) -> list[psutil.Process]:
+TRIALS = ("ray::FpatchTrial", "ray::ResourceTrainable")
+
+
+def workers(process: subprocess.Popen, titles: tuple[str, ...] = TRIALS) -> list[psutil.Process]:
     """The actors that train."""
 
     def title(child: psutil.Process) -> str:
@@ -88,9 +96,20 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
             return ""
 
     children = psutil.Process(process.pid).children(recursive=True)
-    return [
-        child for child in children if title(child).startswith(("ray::FpatchTrial", "ray::ResourceTrainable"))
-    ]
+    return [child for child in children if title(child).startswith(titles)]
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def addresses(process: subprocess.Popen) -> set[str]:
+    """Where it and its children listen."""
+    found = set()
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            listening = [c for c in child.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            found |= {c.laddr.ip for c in listening}
+    return found
 
 
 def test_a_sweep_from_the_command_line(start, tmp_path):
@@ -98,12 +117,7 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
     path = sweep_file(tmp_path / "ray", sweep)
     process = start("sweep", path)
     wait_until(lambda: bool(workers(process)), process)
-    listening = {
-        c.laddr.ip
-        for p in psutil.Process(process.pid).children(recursive=True)
-        for c in p.net_connections("inet")
-        if c.status == psutil.CONN_LISTEN
-    }
+    listening = addresses(process)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert err == ""
@@ -112,7 +126,7 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
     assert not {"ray", "Ray", "Trainable"} & set(out.replace(str(tmp_path), "").split())
     journal = the_sweep(tmp_path / "ray")
     assert_same(journal, trained_here(tmp_path / "here", {}, sweep), 6)
-    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+    assert listening <= LOOPBACK, listening
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -169,6 +183,66 @@ def test_a_pack_whose_worker_is_killed(start, tmp_path):
     journal = the_sweep(tmp_path / "ray")
     assert [e.trial.pack for e in journal.entries()] == [["0000", "0001", "0002", "0003"]] * 4
     assert_same(journal, trained_here(tmp_path / "here", LONG, sweep, pack=4), 60)
+
+
+TOGETHER = 'num_trials = 2\nsearch = "random"\nprocesses = 2\ncpus = 0.5\nmax_concurrent = 1'
+
+
+def assert_trained_together(journal: Journal, num_steps: int) -> None:
+    """Each patch has the bits of one process that takes rows in the same parts, and is near that of all rows."""
+    plan = plan_from_config(journal.config)
+    for entry in journal.entries():
+        assert entry.outcome is not None
+        assert entry.outcome.status == "finished", entry.outcome.traceback
+        run = Run.open(journal.run_folder(entry.trial.name))
+        assert run.processes == 2
+        steps = [r["step"] for r in read_records(run.folder) if "train/loss" in r["values"]]
+        assert steps == list(range(1, num_steps + 1))
+        study = trial_study(plan, entry.trial, journal.folder / "alone")
+        halves, whole = train(vary(study, {"train.micro_batch": 2})), train(study)
+        assert parameters(run) == parameters(halves)
+        for n, bits in parameters(run).items():
+            found, expected = (np.frombuffer(b, np.float32) for b in (bits, parameters(whole)[n]))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_a_trial_that_two_processes_train_together(start, tmp_path):
+    process = start("sweep", sweep_file(tmp_path, TOGETHER))
+    wait_until(lambda: bool(list(tmp_path.glob("runs/*/journal/0000.points.jsonl"))), process)
+    listening = addresses(process)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err == ""
+    assert listening <= LOOPBACK, listening
+    journal = the_sweep(tmp_path)
+    assert_trained_together(journal, 6)
+    assert main(["replay", str(journal.run_folder("0001")), "--step", "5", "--verify"]) == 0
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_process_of_a_trial_is_killed(start, tmp_path, which):
+    """The trial is taken up again, by as many."""
+    process = start("sweep", sweep_file(tmp_path, TOGETHER.replace("= 2", "= 1", 1), **LONG))
+    wait_until(lambda: bool(list(tmp_path.glob("runs/*/journal/0000.points.jsonl"))), process)
+    (killed,) = workers(process, TRIALS if which == "first" else ("ray::Follower",))
+    killed.kill()
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_trained_together(the_sweep(tmp_path), 60)
+
+
+def test_what_one_process_of_a_trial_raises_stands_in_the_table(start, tmp_path):
+    """A photograph that only the second comes to read."""
+    path = sweep_file(tmp_path, TOGETHER, batch_size=2, num_steps=200)
+    (tmp_path / "photograph-04.png").write_bytes(b"")
+    process = start("sweep", path)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    for entry in the_sweep(tmp_path).entries():
+        assert entry.outcome is not None
+        assert entry.outcome.status == "failed"
+        assert "photograph-04.png" in entry.outcome.error
+        assert "Follower.follow" in entry.outcome.traceback
 
 
 def test_a_trial_that_raises(start, tmp_path):

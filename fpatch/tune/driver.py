@@ -12,6 +12,7 @@ from typing import Any
 
 from fpatch.tune.journal import Journal, Outcome
 from fpatch.tune.plan import Plan, is_behind, next_trial, pack_size
+from fpatch.tune.settings import Sweep
 
 Notify = Callable[[str], None]
 """Told the name of a trial of which there is news."""
@@ -89,13 +90,13 @@ def connected(plan: Plan) -> Iterator[Any]:
 
 def _cores(plan: Plan) -> int:
     """All that this process may use; at least what one trial asks for."""
-    return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.cpus // 1))
+    return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.processes * plan.sweep.cpus // 1))
 
 
 def _places(plan: Plan, ray: Any) -> int:
-    """Processes that have room in a cluster at once."""
+    """Trials, or packs of them, that have room in a cluster at once."""
     there, sweep = ray.cluster_resources(), plan.sweep
-    asked = {"CPU": sweep.cpus, "GPU": sweep.gpus}
+    asked = {"CPU": sweep.processes * sweep.cpus, "GPU": sweep.processes * sweep.gpus}
     places = [int(there.get(kind, 0.0) // amount) for kind, amount in asked.items() if amount]
     return max(1, min([n for n in (*places, sweep.max_concurrent) if n is not None], default=1))
 
@@ -115,10 +116,11 @@ def drive(
         return
     with connected(plan) as ray:
         dispatcher = Dispatcher(journal, plan, notify, pack_size(plan, _places(plan, ray)))
-        bound = {"folder": str(journal.folder.resolve()), "cpus": plan.sweep.cpus, "resources": resources}
+        bound = {"folder": str(journal.folder.resolve()), "sweep": plan.sweep, "resources": resources}
+        bundle = {"CPU": plan.sweep.cpus, "GPU": plan.sweep.gpus}
         trainable = ray.tune.with_resources(
             ray.tune.with_parameters(_trainable(ray), **bound),
-            {"cpu": plan.sweep.cpus, "gpu": plan.sweep.gpus},
+            ray.tune.PlacementGroupFactory([bundle] * plan.sweep.processes),
         )
         with _quiet():
             ray.tune.run(
@@ -254,18 +256,21 @@ def _trainable(ray: Any) -> Any:
     class FpatchTrial(ray.tune.Trainable):
         """A step is training up to the next evaluation."""
 
-        def setup(self, config: dict[str, Any], folder: str, cpus: float, resources: Any) -> None:
+        def setup(self, config: dict[str, Any], folder: str, sweep: Sweep, resources: Any) -> None:
             import torch
 
-            torch.set_num_threads(max(1, int(cpus)))
-            self._folder, self._resources = folder, resources
+            torch.set_num_threads(max(1, int(sweep.cpus)))
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
+            self._folder, self._sweep, self._resources = folder, sweep, resources
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             from fpatch.tune.pack import run_trials
+            from fpatch.tune.processes import run_together
 
             name = new_config["trial"]
-            self._news = run_trials(self._folder, name, self._resources)
+            run = run_trials if self._sweep.processes == 1 else run_together
+            self._news = run(self._folder, name, self._resources)
             self._last: dict[str, Any] = {"name": name, "value": math.nan}
             return True
 

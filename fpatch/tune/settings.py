@@ -23,8 +23,10 @@ class Sweep:
         grid_points: Values of each interval in a grid.
         halving: Stop trials early whose evaluations are behind; None: train all to the end.
         population: For the search of that name.
-        cpus: CPU cores of a trial.
-        gpus: GPUs of a trial; fractions share one.
+        cpus: CPU cores of each process of a trial.
+        gpus: GPUs of each process of a trial: 0, 1, or a fraction, of which several share one.
+        processes: That train each trial together, by rows; see `fpatch.parallel`. More than one for photographs
+            and victims that keep a device busy for long.
         pack: Trials that one process trains together, in the steps of one population, on the resources of
             one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
             members may, so many that all places are taken, at most 16.
@@ -45,6 +47,7 @@ class Sweep:
     population: Population | None = None
     cpus: float = 1.0
     gpus: float = 0.0
+    processes: int = 1
     pack: int | Literal["auto"] = "auto"
     max_concurrent: int | None = None
     retries: int = 3
@@ -71,11 +74,36 @@ class Sweep:
         check_number("sweep.grid_points", self.grid_points, 2)
         check_number("sweep.cpus", self.cpus, 0.0)
         check_number("sweep.gpus", self.gpus, 0.0)
+        if self.gpus > 1:
+            raise ValueError(
+                f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, set "
+                f"sweep.processes = {self.gpus:g} and sweep.gpus = 1"
+            )
+        check_number("sweep.processes", self.processes, 1)
         if self.pack != "auto":
             check_number("sweep.pack", self.pack, 1)
+        if self.processes > 1:
+            self._check_processes()
         check_number("sweep.retries", self.retries, 0)
         if self.max_concurrent is not None:
             check_number("sweep.max_concurrent", self.max_concurrent, 1)
+
+    def _check_processes(self) -> None:
+        what = f"sweep.processes = {self.processes}"
+        if self.pack not in ("auto", 1):
+            raise ValueError(
+                f"{what}: the trials of a pack have one process, got sweep.pack = {self.pack}; leave one out"
+            )
+        if 0 < self.gpus < 1:
+            raise ValueError(
+                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it to 0 "
+                "or 1"
+            )
+        if self.micro_batch_on_oom:
+            raise ValueError(
+                f"{what}: out of memory, one process cannot go on without the others; leave out "
+                "sweep.micro_batch_on_oom, and set train.micro_batch"
+            )
 
     @property
     def sign(self) -> float:
