@@ -202,14 +202,16 @@ def _make_parser() -> argparse.ArgumentParser:
         _sweep,
         "search a study's settings for the best objective, or see to a sweep that was started",
         "WHAT is a study in TOML with the sections [space] and [sweep], or one of: status, the table of "
-        "trials; best, the best one; export, its study as TOML; resume, to go on. " + _OVERRIDES,
+        "trials; best, the best one; export, its study as TOML; resume, to go on; fetch, to bring one back "
+        "from its storage. " + _OVERRIDES,
     )
-    sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export or resume")
-    sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep")
+    sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export, resume or fetch")
+    sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep; fetch: its URI")
     sweep.add_argument("--trial", metavar="NAME", help="export: this one instead of the best, e.g. 0003")
     sweep.add_argument("--out", metavar="FILE", help="export: where to (default: the terminal)")
     sweep.add_argument("--config", metavar="CONFIG.toml", help="resume: refuse if this is another sweep now")
     sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: so many in all")
+    sweep.add_argument("--runs", default="runs", help="fetch: the folder that will hold it (default: runs)")
 
     describe = _add(commands, "describe", _describe, "say what a study is, stage by stage", _OVERRIDES)
     describe.add_argument("config", metavar="CONFIG.toml", help="the study")
@@ -447,7 +449,10 @@ def _analyze(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from fpatch import tune
 
-    verbs = {"status": _sweep_status, "best": _sweep_best, "export": _sweep_export, "resume": _sweep_resume}
+    verbs = {
+        "status": _sweep_status, "best": _sweep_best, "export": _sweep_export, "resume": _sweep_resume,
+        "fetch": _sweep_fetch,
+    }  # fmt: skip
     if options.what in verbs:
         if options.run_folder is None:
             raise ValueError(f"fpatch sweep {options.what} RUN: the folder of a sweep must follow")
@@ -465,6 +470,15 @@ def _sweep_resume(options: argparse.Namespace) -> int:
     with progress_bars(lines="trial ") as report:
         journal = tune.resume_sweep(options.run_folder, report, plan=plan, num_trials=options.num_trials)
     return _say_sweep(journal.folder)
+
+
+def _sweep_fetch(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.fetch_sweep(options.run_folder, options.runs)
+    for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
 
 
 def _say_sweep(folder: Path) -> int:

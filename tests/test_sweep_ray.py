@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch.distributed as dist
 from study_fixture import command, environment, parameters, read_records
 from test_log import empty_store, local_uri, mlflow_client, mlflow_server  # noqa: F401
 from test_sweep import sweep_file, work
@@ -21,6 +23,7 @@ from test_sweep import sweep_file, work
 from fpatch import tune
 from fpatch.cli import main
 from fpatch.runs import Run
+from fpatch.stage import define, deterministic
 from fpatch.study import train, vary
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
@@ -231,18 +234,35 @@ def test_a_process_of_a_trial_is_killed(start, tmp_path, which):
     assert_trained_together(the_sweep(tmp_path), 60)
 
 
+@dataclass(frozen=True)
+class Weak:
+    """Raise in the second of several processes, at its third step."""
+
+
+def apply_weak(config, params, sample, values):
+    CALLS.append(len(values["image"]))
+    if dist.is_initialized() and dist.get_rank() == 1 and len(CALLS) == 3:
+        raise RuntimeError("the second is too weak")
+    return {"weak": 0.0 * values["image"].mean((1, 2, 3))}
+
+
+CALLS: list[int] = []
+weak = define("weak", Weak, deterministic, apply_weak, reads=("image",), writes=("weak",), role="loss")
+
+
 def test_what_one_process_of_a_trial_raises_stands_in_the_table(start, tmp_path):
-    """A photograph that only the second comes to read."""
-    path = sweep_file(tmp_path, TOGETHER, batch_size=2, num_steps=200)
-    (tmp_path / "photograph-04.png").write_bytes(b"")
+    """And not that the first has lost it."""
+    path = sweep_file(tmp_path, TOGETHER)
+    stage = '[pipeline.weak]\nstage = "test_sweep_ray:weak"\nphases = ["train"]\n[pipeline.vanish]'
+    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
     process = start("sweep", path)
     _, err = process.communicate()
     assert process.returncode == 0, err
     for entry in the_sweep(tmp_path).entries():
         assert entry.outcome is not None
         assert entry.outcome.status == "failed"
-        assert "photograph-04.png" in entry.outcome.error
-        assert "Follower.follow" in entry.outcome.traceback
+        assert entry.outcome.error == "RuntimeError: the second is too weak"
+        assert "in follow" in entry.outcome.traceback
 
 
 def test_a_trial_that_raises(start, tmp_path):

@@ -35,6 +35,8 @@ class Sweep:
         micro_batch_on_oom: After running out of memory, go on from the last checkpoint with half the rows in
             memory at a time (`train.micro_batch`; the update is the same to float tolerance).
         address: Of a Ray cluster, "auto" or ray://HOST:PORT; None: this machine, on loopback.
+        storage: A URI such as s3://BUCKET/PREFIX, below which a copy of the sweep's folder is kept up to date;
+            `fpatch sweep fetch` brings it back. None: no copy.
     """
 
     objective: str = "success/patch"
@@ -53,6 +55,7 @@ class Sweep:
     retries: int = 3
     micro_batch_on_oom: bool = False
     address: str | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_trials is not None:
