@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
     with _others(plan.sweep.processes, plan.sweep.cpus, plan.sweep.gpus) as others:
         words = (str(folder), name, resources, ip, store.port, plan.sweep.processes)
         ends = [other.follow.remote(rank, device, *words) for rank, other in enumerate(others, 1)]
+        threading.Thread(target=_end_all_with_one, args=(ends, others), daemon=True).start()
         try:
             with _loopback_only(ip), joined(device=device, meeting=Meeting(store, 0, plan.sweep.processes)) as ranks:
                 return (yield from train_trial(journal, name, resources, ranks))
@@ -54,20 +56,37 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
             raise
 
 
+def _end_all_with_one(ends: list[Any], others: list[Any]) -> None:
+    """Once one process has failed, kill the others, so that the first does not wait for them."""
+    import ray
+
+    while ends:
+        (ended,), ends = ray.wait(ends)
+        try:
+            ray.get(ended)
+        except ray.exceptions.RayError:
+            for other in others:
+                ray.kill(other)
+            return
+
+
 def _raise_cause(ends: list[Any]) -> None:
     """Raise what another process has ended with, unless that is the end of a process, too."""
     import ray
 
     ended, _ = ray.wait(ends, num_returns=len(ends), timeout=_PATIENCE_S)
+    lost = None
     for end in ended:
         try:
             ray.get(end)
         except ray.exceptions.RayActorError as error:
-            raise LostProcessError("a process of the trial was killed; out of memory?") from error
+            lost = error
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, ConnectionError):
-                error.cause.add_note(error.traceback_str)
+                error.cause.add_note(str(error))
                 raise error.cause from None
+    if lost is not None:
+        raise LostProcessError("a process of the trial was killed; out of memory?") from lost
 
 
 @contextmanager
