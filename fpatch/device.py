@@ -44,8 +44,9 @@ def describe_device(device: torch.device) -> str:
 
 
 _TOO_LATE = (
-    "cuBLAS was called in this process before anything deterministic was asked for, or the environment asks it "
-    "for something else; set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts. The command line does"
+    "cuBLAS was called in this process before anything deterministic was asked for, or the environment asks "
+    "it for something else; set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts, as fpatch's own "
+    "commands do"
 )
 
 

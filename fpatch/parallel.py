@@ -134,7 +134,9 @@ class Meeting(NamedTuple):
 
 
 @contextmanager
-def joined(timeout_s: float = 1800.0, device: str = "auto", meeting: Meeting | None = None) -> Iterator[Ranks]:
+def joined(
+    timeout_s: float = 1800.0, device: str = "auto", meeting: Meeting | None = None
+) -> Iterator[Ranks]:
     """Join the processes that this one was started with; alone if it was started alone.
 
     Tensors travel by gloo on a CPU and by NCCL between GPUs. Where somebody has called
@@ -171,7 +173,9 @@ def joined(timeout_s: float = 1800.0, device: str = "auto", meeting: Meeting | N
             )
         if _backend(device) != "gloo":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    how = {} if meeting is None else {"store": meeting.store, "rank": meeting.rank, "world_size": meeting.size}
+    how = (
+        {} if meeting is None else {"store": meeting.store, "rank": meeting.rank, "world_size": meeting.size}
+    )
     with _group(dist.init_process_group, _backend(device), timeout_s, **how):
         yield Ranks(dist.get_rank(), dist.get_world_size())
 

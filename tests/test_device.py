@@ -159,8 +159,8 @@ def test_what_torch_refuses_because_cublas_was_called_before_says_what_to_do():
         raise RuntimeError(
             "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
             "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because "
-            "it uses CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this case, you must "
-            "set an environment variable before running your PyTorch application: "
+            "it uses CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this case, you "
+            "must set an environment variable before running your PyTorch application: "
             "CUBLAS_WORKSPACE_CONFIG=:4096:8 or CUBLAS_WORKSPACE_CONFIG=:16:8."
         )
     assert "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts" in refused.value.__notes__[0]
@@ -173,7 +173,9 @@ def test_what_torch_refuses_because_cublas_was_called_before_says_what_to_do():
 def test_the_command_line_sets_up_cublas_before_anything_is_loaded():
     """For the process that is its own; what the environment asks for stays."""
     code = "import os, sys; from fpatch.cli import main; sys.argv = ['fpatch']\n"
-    code += "try: main()\nexcept SystemExit: print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    code += (
+        "try: main()\nexcept SystemExit: print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    )
     for given, expected in (({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")):
         clean = {n: v for n, v in os.environ.items() if n != "CUBLAS_WORKSPACE_CONFIG"}
         done = subprocess.run(

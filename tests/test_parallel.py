@@ -169,7 +169,13 @@ def test_beside_a_group_that_carries_no_tensors_on_a_cpu_another_is_made(found, 
 )
 def test_a_process_takes_the_gpu_of_its_number_only_where_none_is_named(monkeypatch, device, backend, chosen):
     """Where there were two GPUs; what torch is asked for, which only such a machine could do."""
-    given = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    given = {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     gpus, backends = [], []

@@ -132,6 +132,32 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
     assert listening <= LOOPBACK, listening
 
 
+HERE = """
+import os
+from fpatch import tune
+from fpatch.tune.driver import connected
+
+if __name__ == "__main__":
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    plan = tune.load_plan("study.toml")
+    with connected(plan) as ray:
+        from ray._private import ray_constants
+
+        print(os.environ[name], ray_constants.ENABLE_RAY_CLUSTER)
+    print(os.environ.get(name))
+"""
+
+
+def test_what_ray_is_told_is_taken_back(tmp_path):
+    """Or it would hold for clusters that the program starts by itself later."""
+    sweep_file(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", HERE], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "False", "None"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_driver(start, tmp_path, how):
     sweep = 'num_trials = 3\nsearch = "random"\nmax_concurrent = 2'
@@ -192,7 +218,7 @@ TOGETHER = 'num_trials = 2\nsearch = "random"\nprocesses = 2\ncpus = 0.5\nmax_co
 
 
 def assert_trained_together(journal: Journal, num_steps: int) -> None:
-    """Each patch has the bits of one process that takes rows in the same parts, and is near that of all rows."""
+    """Each patch has the bits of one process that takes rows in the same parts, and is near that of all."""
     plan = plan_from_config(journal.config)
     for entry in journal.entries():
         assert entry.outcome is not None

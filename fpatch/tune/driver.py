@@ -30,10 +30,6 @@ _ENVIRONMENT = {
 }
 
 
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""What Ray does on these systems by itself: listen on loopback only. It is read when Ray is imported."""
-
-
 def import_ray(address: str | None = None) -> Any:
     """Ray with Tune.
 
@@ -43,15 +39,31 @@ def import_ray(address: str | None = None) -> Any:
     Raises:
         ImportError: Without the extra `sweep`.
     """
-    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
-    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     try:
-        with _quiet():
+        with _quiet(), on_loopback(address):
             import ray
             import ray.tune
     except ImportError as error:
         raise ImportError("a sweep needs Ray: pip install 'fpatch[sweep]'") from error
     return ray
+
+
+@contextmanager
+def on_loopback(address: str | None = None) -> Iterator[None]:
+    """Without an address, have Ray listen on loopback only, as it does on macOS by itself.
+
+    It asks the environment for that when it is imported, in this process and in those that it starts.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    mine = address is None and name not in os.environ
+    if mine:
+        os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if mine:
+            del os.environ[name]
 
 
 @contextmanager
@@ -71,21 +83,32 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def connected(plan: Plan) -> Iterator[Any]:
     """Ray on this machine's loopback, or the cluster of `sweep.address`; one that runs already is left."""
-    ray = import_ray(plan.sweep.address)
-    mine = not ray.is_initialized()
-    if mine:
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    ray, address = import_ray(plan.sweep.address), plan.sweep.address
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    with on_loopback(address):
         with _quiet():
-            if plan.sweep.address is None:
+            if address is None:
                 local = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
                 ray.init("local", num_cpus=_cores(plan), **local, **quiet)
             else:
-                ray.init(plan.sweep.address, **quiet)
-    try:
-        yield ray
-    finally:
-        if mine:
+                _connect(ray, address, **quiet)
+        try:
+            yield ray
+        finally:
             ray.shutdown()
+
+
+def _connect(ray: Any, address: str, **quiet: Any) -> None:
+    try:
+        ray.init(address, **quiet)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"sweep.address: {error}; is it there, and is its secret, if it asks for one, in the file named by "
+            "RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token?"
+        ) from error
 
 
 def _cores(plan: Plan) -> int:

@@ -156,8 +156,8 @@ class Mirror:
         """Send what is new.
 
         What tells of something else is read before it, and sent after it: the log of the sweep around its
-        trials, a trial's outcome around its run, a run's last checkpoint around its records, its config around
-        what else makes a run of it. A trial whose settings follow from others comes after them.
+        trials, a trial's outcome around its run, a run's last checkpoint around its records, its config
+        around what else makes a run of it. A trial whose settings follow from others comes after them.
 
         Args:
             again: Look into the runs of trials that have no new checkpoint, too.
@@ -187,7 +187,9 @@ class Mirror:
         for one in (*sorted(there), config):
             if self._stamp(one) != self._sent.get(one):
                 self._put(self._read(one))
-        for one in [n for n in self._sent if n.startswith(f"trials/{name}/") and n not in {*there, config, last}]:
+        for one in [
+            n for n in self._sent if n.startswith(f"trials/{name}/") and n not in {*there, config, last}
+        ]:
             self._delete(one)
         self._put(state)
         self._put(ended)

@@ -80,8 +80,8 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         _check_weights(varied)
         if varied.train.batch_size < plan.sweep.processes:
             raise ValueError(
-                f"sweep.processes = {plan.sweep.processes}: each must have a row of every batch, and there are "
-                f"batches of {varied.train.batch_size}; set fewer, or a larger train.batch_size"
+                f"sweep.processes = {plan.sweep.processes}: each must have a row of every batch, and there "
+                f"are batches of {varied.train.batch_size}; set fewer, or a larger train.batch_size"
             )
         first = first or varied
         if plan.sweep.search == "population" and "train.num_steps" in plan.space.varied:

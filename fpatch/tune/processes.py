@@ -49,7 +49,10 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
         ends = [other.follow.remote(rank, device, *words) for rank, other in enumerate(others, 1)]
         threading.Thread(target=_end_all_with_one, args=(ends, others), daemon=True).start()
         try:
-            with _loopback_only(ip), joined(device=device, meeting=Meeting(store, 0, plan.sweep.processes)) as ranks:
+            with (
+                _loopback_only(ip),
+                joined(device=device, meeting=Meeting(store, 0, plan.sweep.processes)) as ranks,
+            ):
                 return (yield from train_trial(journal, name, resources, ranks))
         except ConnectionError:
             _raise_cause(ends)
@@ -139,7 +142,9 @@ def _listen(ip: str, num: int) -> dist.TCPStore:
     listener.bind((ip, 0))
     listener.listen()
     port = listener.getsockname()[1]
-    return dist.TCPStore(ip, port, num, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return dist.TCPStore(
+        ip, port, num, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 @contextmanager

@@ -25,8 +25,7 @@ class Sweep:
         population: For the search of that name.
         cpus: CPU cores of each process of a trial.
         gpus: GPUs of each process of a trial: 0, 1, or a fraction, of which several share one.
-        processes: That train each trial together, by rows; see `fpatch.parallel`. More than one for photographs
-            and victims that keep a device busy for long.
+        processes: That train each trial together, by rows; see `fpatch.parallel`.
         pack: Trials that one process trains together, in the steps of one population, on the resources of
             one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
             members may, so many that all places are taken, at most 16.
@@ -35,8 +34,8 @@ class Sweep:
         micro_batch_on_oom: After running out of memory, go on from the last checkpoint with half the rows in
             memory at a time (`train.micro_batch`; the update is the same to float tolerance).
         address: Of a Ray cluster, "auto" or ray://HOST:PORT; None: this machine, on loopback.
-        storage: A URI such as s3://BUCKET/PREFIX, below which a copy of the sweep's folder is kept up to date;
-            `fpatch sweep fetch` brings it back. None: no copy.
+        storage: A URI such as s3://BUCKET/PREFIX, below which a copy of the sweep's folder is kept up to
+            date; `fpatch sweep fetch` brings it back. None: no copy.
     """
 
     objective: str = "success/patch"
@@ -79,8 +78,8 @@ class Sweep:
         check_number("sweep.gpus", self.gpus, 0.0)
         if self.gpus > 1:
             raise ValueError(
-                f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, set "
-                f"sweep.processes = {self.gpus:g} and sweep.gpus = 1"
+                f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "
+                f"set sweep.processes = {self.gpus:g} and sweep.gpus = 1"
             )
         check_number("sweep.processes", self.processes, 1)
         if self.pack != "auto":
@@ -99,8 +98,8 @@ class Sweep:
             )
         if 0 < self.gpus < 1:
             raise ValueError(
-                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it to 0 "
-                "or 1"
+                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it to "
+                "0 or 1"
             )
         if self.micro_batch_on_oom:
             raise ValueError(
