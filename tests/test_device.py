@@ -158,9 +158,9 @@ def test_what_torch_refuses_because_cublas_was_called_before_says_what_to_do():
     with pytest.raises(RuntimeError) as refused, deterministic_algorithms(True):
         raise RuntimeError(
             "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
-            "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because "
-            "it uses CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this case, you "
-            "must set an environment variable before running your PyTorch application: "
+            "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic "
+            "because it uses CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this "
+            "case, you must set an environment variable before running your PyTorch application: "
             "CUBLAS_WORKSPACE_CONFIG=:4096:8 or CUBLAS_WORKSPACE_CONFIG=:16:8."
         )
     assert "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts" in refused.value.__notes__[0]

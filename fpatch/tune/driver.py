@@ -106,8 +106,8 @@ def _connect(ray: Any, address: str, **quiet: Any) -> None:
         ray.init(address, **quiet)
     except ConnectionError as error:
         raise ConnectionError(
-            f"sweep.address: {error}; is it there, and is its secret, if it asks for one, in the file named by "
-            "RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token?"
+            f"sweep.address: {error}; is it there, and is its secret, if it asks for one, in the file named "
+            "by RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token?"
         ) from error
 
 

@@ -29,7 +29,7 @@ def run_together(
     group, and end with it.
 
     Raises:
-        LostProcessError: If one of the others was killed. What one of them raises is the outcome of the trial.
+        LostProcessError: If one of the others was killed. What one raises is the outcome of the trial.
     """
     for point in noted(Journal.open(folder), name, _lead(folder, name, resources)):
         if point is not None:

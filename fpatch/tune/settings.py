@@ -98,8 +98,8 @@ class Sweep:
             )
         if 0 < self.gpus < 1:
             raise ValueError(
-                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it to "
-                "0 or 1"
+                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it "
+                "to 0 or 1"
             )
         if self.micro_batch_on_oom:
             raise ValueError(
