@@ -368,9 +368,15 @@ def test_three_nodes_of_which_one_dies(tmp_path):
     path = sweep_file(tmp_path / "ray", sweep, num_steps=90, every=10)
     (tmp_path / "cluster.py").write_text(CLUSTER)
     words = [sys.executable, tmp_path / "cluster.py", path, tmp_path / "ray/runs"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "killed" in done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), **pipes) as process:
+        points = tmp_path / "ray/runs"
+        wait_until(lambda: bool(list(points.glob("*/journal/*.points.jsonl"))), process)
+        listening = addresses(process)
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "killed" in out
+    assert listening <= LOOPBACK, listening
     whole = trained_here(tmp_path / "here", {"num_steps": 90, "every": 10}, sweep)
     assert_same(the_sweep(tmp_path / "ray"), whole, 90)
 
