@@ -342,11 +342,12 @@ from fpatch.study import Report
 from fpatch.tune.driver import import_ray
 
 if __name__ == "__main__":
-    ray = import_ray("a cluster")
+    ray = import_ray()
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    here = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=here)
+    nodes = [cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1") for _ in range(2)]
     runs = Path(sys.argv[2])
 
     def kill_one():
@@ -369,7 +370,8 @@ def test_three_nodes_of_which_one_dies(tmp_path):
     (tmp_path / "cluster.py").write_text(CLUSTER)
     words = [sys.executable, tmp_path / "cluster.py", path, tmp_path / "ray/runs"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=tmp_path, env=environment(), **pipes) as process:
+    env = environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    with subprocess.Popen(words, cwd=tmp_path, env=env, **pipes) as process:
         points = tmp_path / "ray/runs"
         wait_until(lambda: bool(list(points.glob("*/journal/*.points.jsonl"))), process)
         listening = addresses(process)
