@@ -123,12 +123,12 @@ class Meeting(NamedTuple):
     """How processes find one another that no launcher has started.
 
     Attributes:
-        store: What they share.
+        store: What they share, such as a `torch.distributed.TCPStore`.
         rank: The number of this process.
         size: How many will come.
     """
 
-    store: "dist.Store"
+    store: Any
     rank: int
     size: int
 

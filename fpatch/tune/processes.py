@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]  # documented, not in __all__
 
 from fpatch.parallel import Meeting, joined
 from fpatch.tune.journal import Journal
@@ -62,12 +62,13 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
 def _end_all_with_one(ends: list[Any], others: list[Any]) -> None:
     """Once one process has failed, kill the others, so that the first does not wait for them."""
     import ray
+    from ray.exceptions import RayError
 
     while ends:
         (ended,), ends = ray.wait(ends)
         try:
             ray.get(ended)
-        except ray.exceptions.RayError:
+        except RayError:
             for other in others:
                 ray.kill(other)
             return
@@ -76,15 +77,16 @@ def _end_all_with_one(ends: list[Any], others: list[Any]) -> None:
 def _raise_cause(ends: list[Any]) -> None:
     """Raise what another process has ended with, unless that is the end of a process, too."""
     import ray
+    from ray.exceptions import RayActorError, RayTaskError
 
     ended, _ = ray.wait(ends, num_returns=len(ends), timeout=_PATIENCE_S)
     lost = None
     for end in ended:
         try:
             ray.get(end)
-        except ray.exceptions.RayActorError as error:
+        except RayActorError as error:
             lost = error
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             if not isinstance(error.cause, ConnectionError):
                 error.cause.add_note(str(error))
                 raise error.cause from None
@@ -98,9 +100,9 @@ def _others(num: int, cpus: float, gpus: float) -> Iterator[list[Any]]:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = ray.util.get_current_placement_group()
+    group: Any = ray.util.get_current_placement_group()
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(Follower)
-    others = [
+    others: list[Any] = [
         actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote(cpus)
         for bundle in range(1, num)
     ]
@@ -130,21 +132,19 @@ class Follower:
         num: int,
     ) -> None:
         """Take part in the steps of the first process, which has opened a store at this address."""
-        meeting = Meeting(dist.TCPStore(ip, port, num, wait_for_workers=False), rank, num)
+        meeting = Meeting(TCPStore(ip, port, num, wait_for_workers=False), rank, num)
         with _loopback_only(ip), joined(device=device, meeting=meeting) as ranks:
             for _ in train_trial(Journal.open(folder), name, resources, ranks):
                 pass
 
 
-def _listen(ip: str, num: int) -> dist.TCPStore:
+def _listen(ip: str, num: int) -> TCPStore:
     """A store that so many processes reach, at this address alone."""
     listener = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     listener.bind((ip, 0))
     listener.listen()
     port = listener.getsockname()[1]
-    return dist.TCPStore(
-        ip, port, num, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-    )
+    return TCPStore(ip, port, num, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 @contextmanager
