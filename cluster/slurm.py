@@ -81,18 +81,20 @@ class SweepJob(Requeued):
 
     def __call__(self) -> str:
         """Search from wherever the sweep stands; returns its folder."""
-        from fpatch.tune.driver import import_ray
+        from fpatch.tune.driver import import_ray, on_loopback
 
         env = submitit.JobEnvironment()
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
         meeting = Path(self.folder) / f"ray-{env.job_id}-{restarts}"
         token = Path(self.folder) / ".ray-token"
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        ray = import_ray(None if self.loopback else "a cluster")
-        if env.global_rank == 0:
-            self._lead(ray, meeting, env.num_tasks)
-        else:
-            self._follow(meeting)
+        address = None if self.loopback else "a cluster"
+        with on_loopback(address):
+            ray = import_ray(address)
+            if env.global_rank == 0:
+                self._lead(ray, meeting, env.num_tasks)
+            else:
+                self._follow(meeting)
         return self.folder
 
     def _lead(self, ray: Any, meeting: Path, num_nodes: int) -> None:

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
     if arguments is None:  # the process is ours
         keep_freed_memory()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
@@ -201,14 +202,16 @@ def _make_parser() -> argparse.ArgumentParser:
         _sweep,
         "search a study's settings for the best objective, or see to a sweep that was started",
         "WHAT is a study in TOML with the sections [space] and [sweep], or one of: status, the table of "
-        "trials; best, the best one; export, its study as TOML; resume, to go on. " + _OVERRIDES,
+        "trials; best, the best one; export, its study as TOML; resume, to go on; fetch, to bring one back "
+        "from its storage. " + _OVERRIDES,
     )
-    sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export or resume")
-    sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep")
+    sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export, resume or fetch")
+    sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep; fetch: its URI")
     sweep.add_argument("--trial", metavar="NAME", help="export: this one instead of the best, e.g. 0003")
     sweep.add_argument("--out", metavar="FILE", help="export: where to (default: the terminal)")
     sweep.add_argument("--config", metavar="CONFIG.toml", help="resume: refuse if this is another sweep now")
     sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: so many in all")
+    sweep.add_argument("--runs", default="runs", help="fetch: the folder that will hold it (default: runs)")
 
     describe = _add(commands, "describe", _describe, "say what a study is, stage by stage", _OVERRIDES)
     describe.add_argument("config", metavar="CONFIG.toml", help="the study")
@@ -276,7 +279,7 @@ def _train(options: argparse.Namespace) -> int:
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     study = load_study(options.config, overrides)
-    with joined() as ranks, progress_bars() as report:
+    with joined(device=study.device) as ranks, progress_bars() as report:
         run = train(study, report)
         if not ranks.rank:
             _say_where(run.folder)
@@ -285,9 +288,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from fpatch.parallel import joined
+    from fpatch.reopen import open_run
     from fpatch.training import resume
 
-    with joined() as ranks, progress_bars() as report:
+    _, study = open_run(options.run_folder)
+    with joined(device=study.device) as ranks, progress_bars() as report:
         run = resume(options.run_folder, report)
         if not ranks.rank:
             _say_where(run.folder)
@@ -445,7 +450,10 @@ def _analyze(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from fpatch import tune
 
-    verbs = {"status": _sweep_status, "best": _sweep_best, "export": _sweep_export, "resume": _sweep_resume}
+    verbs = {
+        "status": _sweep_status, "best": _sweep_best, "export": _sweep_export, "resume": _sweep_resume,
+        "fetch": _sweep_fetch,
+    }  # fmt: skip
     if options.what in verbs:
         if options.run_folder is None:
             raise ValueError(f"fpatch sweep {options.what} RUN: the folder of a sweep must follow")
@@ -463,6 +471,15 @@ def _sweep_resume(options: argparse.Namespace) -> int:
     with progress_bars(lines="trial ") as report:
         journal = tune.resume_sweep(options.run_folder, report, plan=plan, num_trials=options.num_trials)
     return _say_sweep(journal.folder)
+
+
+def _sweep_fetch(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.fetch_sweep(options.run_folder, options.runs)
+    for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
 
 
 def _say_sweep(folder: Path) -> int:

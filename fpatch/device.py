@@ -43,12 +43,24 @@ def describe_device(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name(device)})"
 
 
+_TOO_LATE = (
+    "cuBLAS was called in this process before anything deterministic was asked for, or the environment asks "
+    "it for something else; set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts, as fpatch's own "
+    "commands do"
+)
+
+
 @contextmanager
 def deterministic_algorithms(asked: bool) -> Iterator[None]:
     """Ask torch for operations that give the same bits every time, if that is asked, and put it back.
 
-    On a GPU an operation that has no such form is refused by torch, with its name. cuBLAS reads how much
-    memory it may use when it is first called in a process; what the environment says of it is left alone.
+    On a GPU an operation that has no such form is refused by torch, with its name. Of cuBLAS torch asks
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 (or :16:8) in the environment, which it reads once, at the first product
+    of matrices in a process. It is set here where it is not set; a program that uses the GPU before, sets it
+    itself, or is refused by torch.
+
+    Raises:
+        RuntimeError: By torch, for what is not deterministic.
     """
     if not asked:
         yield
@@ -59,5 +71,9 @@ def deterministic_algorithms(asked: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            error.add_note(_TOO_LATE)
+        raise
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -8,8 +8,8 @@ all processes hold the same state, and the same run gives the same bits whatever
 import hashlib
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -30,10 +30,12 @@ class Ranks(NamedTuple):
     Attributes:
         rank: The number of this process, from 0. Process 0 writes what there is to write.
         size: How many there are.
+        group: By which tensors travel; None: the default one.
     """
 
     rank: int = 0
     size: int = 1
+    group: "dist.ProcessGroup | None" = None
 
     def rows(self, num_rows: int) -> slice:
         """The rows of a batch that this process holds; numbers of rows differ by one at most.
@@ -107,7 +109,7 @@ class Ranks(NamedTuple):
         """The tensors of all processes, which have one shape."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         try:
-            dist.all_gather(parts, own)
+            dist.all_gather(parts, own, group=self.group)
         except RuntimeError as error:
             raise ConnectionError(_ENDED.format(str(error).splitlines()[0])) from error
         return parts
@@ -117,47 +119,84 @@ ALONE = Ranks()
 """One process."""
 
 
+class Meeting(NamedTuple):
+    """How processes find one another that no launcher has started.
+
+    Attributes:
+        store: What they share, such as a `torch.distributed.TCPStore`.
+        rank: The number of this process.
+        size: How many will come.
+    """
+
+    store: Any
+    rank: int
+    size: int
+
+
 @contextmanager
-def joined(timeout_s: float = 1800.0) -> Iterator[Ranks]:
+def joined(
+    timeout_s: float = 1800.0, device: str = "auto", meeting: Meeting | None = None
+) -> Iterator[Ranks]:
     """Join the processes that this one was started with; alone if it was started alone.
 
-    Tensors travel by gloo on a CPU and by NCCL between GPUs, of which each process takes the one numbered
-    LOCAL_RANK. Where somebody has called `torch.distributed.init_process_group` already, as Ray Train does,
-    that is used, and left as it is.
+    Tensors travel by gloo on a CPU and by NCCL between GPUs. Where somebody has called
+    `torch.distributed.init_process_group` already, as Ray Train does, its choice of a device is left as it
+    is, and so is its group; where that carries no tensors on a CPU, as one of NCCL alone, another is made
+    beside it.
 
     Args:
         timeout_s: How long a process waits for the others. It must cover an evaluation, which process 0 does
             alone.
+        device: As the study names it. For "auto" and "cuda" a process takes the GPU numbered LOCAL_RANK; else
+            none is chosen, and tensors travel by gloo, since NCCL refuses processes that share a GPU.
+        meeting: How to meet the others; None: as the environment says.
 
     Raises:
         ValueError: If the environment names a number of processes, and not how to meet them.
         ConnectionError: If they do not all come in time.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
     if dist.is_available() and dist.is_initialized():
+        carries_all = "cpu:" in str(dist.get_backend_config())
+        with nullcontext() if carries_all else _group(dist.new_group, _backend(device), timeout_s) as group:
+            yield Ranks(dist.get_rank(), dist.get_world_size(), group)
+        return
+    if meeting is None:
+        size = os.environ.get("WORLD_SIZE", "1")
+        if size == "1":
+            yield ALONE
+            return
+        names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in names if name not in os.environ]:
+            raise ValueError(
+                f"the environment has WORLD_SIZE={size}, but no {missing[0]}; start the processes with "
+                "torchrun, or unset WORLD_SIZE to train with one"
+            )
+        if _backend(device) != "gloo":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    how = (
+        {} if meeting is None else {"store": meeting.store, "rank": meeting.rank, "world_size": meeting.size}
+    )
+    with _group(dist.init_process_group, _backend(device), timeout_s, **how):
         yield Ranks(dist.get_rank(), dist.get_world_size())
-        return
-    if size == "1":
-        yield ALONE
-        return
-    names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if missing := [name for name in names if name not in os.environ]:
-        raise ValueError(
-            f"the environment has WORLD_SIZE={size}, but no {missing[0]}; start the processes with torchrun, "
-            "or unset WORLD_SIZE to train with one"
-        )
-    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def _backend(device: str) -> str:
+    """What tensors travel by."""
+    own_gpu = device in ("auto", "cuda") and torch.cuda.is_available() and dist.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if own_gpu else "gloo"
+
+
+@contextmanager
+def _group(make: Callable[..., Any], backend: str, timeout_s: float, **how: Any) -> Iterator[Any]:
+    """A group of all processes, for as long as it is needed."""
     try:
-        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        group = make(backend=backend, timeout=timedelta(seconds=timeout_s), **how)
     except RuntimeError as error:
         raise ConnectionError(_ENDED.format(str(error).splitlines()[0])) from error
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield group
     finally:
-        dist.destroy_process_group()
+        dist.destroy_process_group(group)
 
 
 def _to_bytes(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
     Raises:
         ValueError: For anything wrong in the study.
     """
-    parts = make_parts(study)
     with deterministic_algorithms(study.train.deterministic):
+        parts = make_parts(study)
         return parts, rehearse_parts(study, parts)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fpatch import __version__
+from fpatch.checks import nearest
 from fpatch.evaluation import Evaluation, Execution
 from fpatch.log.records import write_atomic
 from fpatch.log.values import to_png
@@ -224,6 +225,27 @@ class Run:
             RunError: If it is missing or broken.
         """
         return int(self._read_tensors(f"checkpoints/{name}.safetensors")[1]["step"])
+
+    def load_params(self, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The patch parameters of a checkpoint without the rest of its state, to begin another training with.
+
+        Args:
+            name: Of the checkpoint.
+            patches: Names of those to load; None: all.
+
+        Returns:
+            Tensors on the host, by patch.
+
+        Raises:
+            RunError: If the checkpoint is missing or broken, or lacks one of the patches.
+        """
+        tensors, _ = self._read_tensors(f"checkpoints/{name}.safetensors")
+        params = {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")}
+        for patch in patches or ():
+            if patch not in params:
+                known = nearest(patch, params)
+                raise RunError(f"checkpoint {name!r} of {self.folder} has no patch {patch!r}; {known}")
+        return params if patches is None else {patch: params[patch] for patch in patches}
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the numbered checkpoints."""

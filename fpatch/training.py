@@ -64,6 +64,7 @@ def train_in(
     *,
     parts: Parts | None = None,
     steps: Steps | None = None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """Train in a folder of one's own choosing, or go on with what was begun there, pausing at validations.
 
@@ -75,6 +76,8 @@ def train_in(
         report: Told of progress.
         parts: Those of the study, where they are there already.
         steps: Who takes the steps; None: this study alone, by `fit`.
+        ranks: The processes that train together, each of which calls this. Process 0 writes the folder and
+            pauses; the others take part in its steps until they are all done, or it ends.
 
     Raises:
         RunError: As for `resume`, and if the folder was begun with another study.
@@ -82,21 +85,28 @@ def train_in(
     parts = parts or make_parts(study)
     digests = data_digests(study, parts.dataset)
     run = Run(folder)
-    if not (run.folder / "config.json").is_file():
+    if not ranks.rank and not (run.folder / "config.json").is_file():
         environment = describe_environment(study.seed, study.execution(0)) | {"data": digests}
-        Run.create_at(folder, study.config, environment)
+        Run.create_at(folder, study.config, environment | {"processes": ranks.size})
+    ranks.check_same("the data", json.dumps(digests).encode())  # and now the folder is there for all
     run = Run.open(folder)
     check_data(run, digests)
     changed = check_study(run, study)
-    with run.locked(), recreated(run.execution, study) as differences:
-        warn(run, changed + differences, ALONE.size)
+    held = nullcontext() if ranks.rank else run.locked()
+    with held, recreated(run.execution, study) as differences:
+        warn(run, changed + differences, ranks.size)
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
             resume_step = state.step
         elif (run.folder / "records.jsonl").exists():
             resume_step = state.step
-        yield from _train(study, parts, run, state, facts, resume_step, report, until=until, steps=steps)
+        if ranks.rank:
+            _follow(study, parts, state, ranks, until)
+        else:
+            yield from _train(
+                study, parts, run, state, facts, resume_step, report, ranks, until=until, steps=steps
+            )
 
 
 def train(study: Study, report: Report = silent) -> Run:
@@ -113,7 +123,7 @@ def train(study: Study, report: Report = silent) -> Run:
             with the term, the row and its sample, after the state before it was saved.
         ConnectionError: If another process of the run has ended.
     """
-    with joined() as ranks, deterministic_algorithms(study.train.deterministic):
+    with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
         parts = make_parts(study)
         make_loader(study, parts, ranks)  # refuses a batch that is too small for all
@@ -138,8 +148,8 @@ def resume(folder: str | Path, report: Report = silent, resources: Mapping[str, 
         RunError: If the folder is incomplete, of another version, or held by another process, or if the data
             are not those that it was started with.
     """
-    with joined() as ranks:  # which chooses the device of this process, before the study asks for it
-        run, study = open_run(folder, resources)
+    run, study = open_run(folder, resources)
+    with joined(device=study.device) as ranks:
         parts = make_parts(study)
         check_data(run, data_digests(study, parts.dataset))
         held = nullcontext() if ranks.rank else run.locked()
@@ -171,14 +181,11 @@ def _together(
         yield after, info
 
 
-def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks) -> None:
+def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks, until: int | None = None) -> None:
     """Take part in the steps of process 0, and stop where it stops."""
-    steps = fit(
-        state,
-        make_training_step(study, parts, ranks),
-        make_loader(study, parts, ranks),
-        study.train.num_steps,
-    )
+    num_steps = study.train.num_steps if until is None else until
+    step, loader = make_training_step(study, parts, ranks), make_loader(study, parts, ranks)
+    steps = fit(state, step, loader, num_steps)
     for after, info in _together(steps, study, state, ranks):
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
             raise ValueError(f"update {after.step}: {bad}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from fpatch.data import Loader
@@ -79,6 +80,18 @@ def refuse(study: Study, folder: Path) -> None:
         (folder / f"refused-{ranks.rank}.txt").write_text("\n".join(messages))
 
 
+def beside(study: Study, folder: Path) -> None:
+    """Where the default group carries no tensors on a CPU, as one of NCCL does not."""
+    dist.init_process_group("cuda:gloo")
+    with joined() as ranks:
+        assert ranks[:2] == (dist.get_rank(), 2)
+        assert ranks.tell("hello" if ranks.rank == 0 else "nothing") == "hello"
+        state, infos = run(study, "even", ranks)
+        save_file(tensors(state, infos), folder / f"even-{ranks.rank}.safetensors")
+    assert dist.is_initialized()
+    dist.destroy_process_group()
+
+
 def lose_one(study: Study, folder: Path, how: str) -> None:
     """Process 1 ends, or hangs, after its second step."""
     chosen, _, rows, _ = CASES["even"]
@@ -105,4 +118,4 @@ def work(task: str, study_path: Path, folder: Path, given: dict[str, str]) -> No
     if task in ("dies", "hangs"):
         lose_one(study, folder, task)
     else:
-        {"cases": train_cases, "refuse": refuse}[task](study, folder)
+        {"cases": train_cases, "refuse": refuse, "beside": beside}[task](study, folder)

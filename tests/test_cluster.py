@@ -2,11 +2,14 @@
 
 import importlib.util
 import re
+import secrets
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +21,8 @@ from test_sweep_ray import LONG, assert_same, the_sweep, trained_here, wait_unti
 
 from fpatch.runs import Run
 from fpatch.study import load_study
-from fpatch.training import train
+from fpatch.training import resume, train
+from fpatch.tune import Journal
 
 FOLDER = Path(__file__).parents[1] / "cluster"
 SLURM = FOLDER / "slurm.py"
@@ -147,10 +151,16 @@ def test_a_broken_study_is_refused_before_any_folder_is_made(slurm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_preempted_runs_go_on_to_the_same_bits(submit, tmp_path):
-    """An array of two, each signaled as SLURM does before it takes a node away."""
+@pytest.mark.parametrize(
+    ("words", "case"), [((), "preempted"), (("--minutes", "1", "--requeues", "1"), "timed-out")], ids=str
+)
+def test_runs_that_are_cut_off_go_on_to_the_same_bits(submit, tmp_path, words, case):
+    """An array of two, each signaled as SLURM does before it takes a node away, or when the time is over.
+
+    A job of a minute has always had most of its time.
+    """
     path = make_study(tmp_path / "study", **LONG)
-    process = submit("train", path, path)
+    process = submit("train", path, path, *words)
     runs = tmp_path / "study/runs"
     wait_until(lambda: len(list(runs.glob("*/checkpoints/step-00000020.safetensors"))) == 2, process)
     for task in tasks(process):
@@ -160,11 +170,75 @@ def test_preempted_runs_go_on_to_the_same_bits(submit, tmp_path):
     folders = sorted(runs.iterdir())
     assert all(str(folder) in out for folder in folders)
     said = "".join(p.read_text() for p in (tmp_path / "slurm").glob("*_log.out"))
-    assert said.count("this job is preempted") == said.count("Requeued job") == 2
+    assert said.count(f"this job is {case}") == said.count("Requeued job") == 2
     whole = train(load_study(path))
     for folder in folders:
         assert parameters(Run.open(folder)) == parameters(whole)
         assert logged_steps(folder) == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_is_out_of_time_too_often_is_given_up_and_can_be_resumed(submit, tmp_path):
+    path = make_study(tmp_path / "study", **LONG)
+    process = submit("train", path, "--minutes", "1", "--requeues", "0")
+    runs = tmp_path / "study/runs"
+    wait_until(lambda: bool(list(runs.glob("*/checkpoints/step-00000020.safetensors"))), process)
+    tasks(process)[0].send_signal(signal.SIGUSR2)
+    _, err = process.communicate()
+    assert process.returncode != 0
+    assert "timed-out too many times" in err
+    (folder,) = runs.iterdir()
+    assert Run(folder).checkpoint_steps()[-1] < 60
+    assert parameters(resume(folder)) == parameters(train(load_study(path)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_who_does_not_know_the_secret_is_refused(tmp_path):
+    """By a cluster as those of the folder are, which asks for it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    known = {}
+    for name in ("right", "wrong"):
+        path = tmp_path / name
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+        known[name] = environment(**loopback, RAY_AUTH_TOKEN_PATH=str(path))
+    words = ["--block", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *words]
+    file = sweep_file(tmp_path / "study", 'num_trials = 1\nsearch = "random"')
+    sweep = [sys.executable, "-m", "fpatch", "sweep", file, "--sweep.address", f"127.0.0.1:{port}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([*command, "--include-dashboard=false"], env=known["right"], **pipes) as head:
+        try:
+            wait_until(lambda: can_connect(port), head)
+            results = {
+                name: subprocess.run(sweep, cwd=tmp_path, env=known[name], capture_output=True, text=True)
+                for name in ("wrong", "right")
+            }
+        finally:
+            for child in psutil.Process(head.pid).children(recursive=True):
+                child.terminate()
+            head.terminate()
+    assert results["wrong"].returncode == 2
+    assert "InvalidAuthToken" in results["wrong"].stderr
+    assert (
+        "is its secret, if it asks for one, in the file named by RAY_AUTH_TOKEN_PATH"
+        in results["wrong"].stderr
+    )
+    assert results["right"].returncode == 0, results["right"].stderr
+    assert [e.outcome is not None for e in Journal(max((tmp_path / "study/runs").iterdir())).entries()] == [
+        True
+    ]
+
+
+def can_connect(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 @pytest.mark.slow

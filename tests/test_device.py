@@ -1,6 +1,8 @@
 """Where a step and a population run, on fake tensors; `test_cuda.py` runs them on a GPU."""
 
 import os
+import subprocess
+import sys
 
 import optree
 import pytest
@@ -149,6 +151,37 @@ def test_torch_is_asked_to_be_deterministic_and_put_back(monkeypatch):
         assert not is_deterministic_gpu(torch.zeros(1))
         assert is_deterministic_gpu(torch.zeros(1, device="meta"))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_torch_refuses_because_cublas_was_called_before_says_what_to_do():
+    """In the words of torch, which asks the environment once; other errors stay as they are."""
+    with pytest.raises(RuntimeError) as refused, deterministic_algorithms(True):
+        raise RuntimeError(
+            "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+            "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic "
+            "because it uses CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this "
+            "case, you must set an environment variable before running your PyTorch application: "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8 or CUBLAS_WORKSPACE_CONFIG=:16:8."
+        )
+    assert "set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts" in refused.value.__notes__[0]
+    with pytest.raises(RuntimeError) as other, deterministic_algorithms(True):
+        raise RuntimeError("something else")
+    assert not hasattr(other.value, "__notes__")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_command_line_sets_up_cublas_before_anything_is_loaded():
+    """For the process that is its own; what the environment asks for stays."""
+    code = "import os, sys; from fpatch.cli import main; sys.argv = ['fpatch']\n"
+    code += (
+        "try: main()\nexcept SystemExit: print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    )
+    for given, expected in (({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")):
+        clean = {n: v for n, v in os.environ.items() if n != "CUBLAS_WORKSPACE_CONFIG"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == [expected, "False"]
 
 
 def test_the_deterministic_implant_runs_on_another_device():

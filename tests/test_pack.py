@@ -1,9 +1,11 @@
 """Packs of trials: as each trial by itself, to float tolerance, and to the bit however often it is killed."""
 
+import gc
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from study_fixture import STEPS, logged_steps, parameters
 from test_sweep import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
@@ -13,7 +15,8 @@ from fpatch.stage import define, deterministic
 from fpatch.study import load_study, vary
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal
-from fpatch.tune.plan import next_trial, pack_size, plan_from_config
+from fpatch.tune.pack import with_one_pipeline
+from fpatch.tune.plan import Plan, next_trial, pack_size, plan_from_config
 from fpatch.tune.table import trial_columns
 
 MEMBERS = {
@@ -36,6 +39,9 @@ def run_sweep(folder, pack: int, *, kills: tuple[int, ...] = (), study=None, **s
 SIZES: list[int] = []
 """Rows of every step that was taken."""
 
+DETERMINISTIC: list[bool] = []
+"""Whether each of them, or of the evaluations, was asked to be."""
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -44,6 +50,7 @@ class Counted:
 
 def apply_counted(config, params, sample, values):
     SIZES.append(len(values["image"]))
+    DETERMINISTIC.append(torch.are_deterministic_algorithms_enabled())
     return {"counted": 0.0 * values["image"].mean((1, 2, 3))}
 
 
@@ -102,13 +109,19 @@ def test_every_trial_of_a_pack_is_an_ordinary_run(packed, tmp_path):
         assert (folder / "patch/side.png").exists()
 
 
+def counted_plan(folder, phases: str) -> Plan:
+    """A plan whose steps are counted."""
+    plan = make_plan(folder, study={"checkpoint_every": 3}, space=MEMBERS)
+    path = folder / "study.toml"
+    stage = f'[pipeline.counted]\nstage = "test_pack:counted"\nphases = {phases}\n[pipeline.vanish]'
+    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
+    return plan._replace(study=load_study(path))
+
+
 def test_a_step_is_of_all_members_even_where_one_has_ended(tmp_path):
     """On which the last bits of the others depend, where a kernel depends on the number of rows."""
-    plan = make_plan(tmp_path, study={"checkpoint_every": 3}, space=MEMBERS)
-    path = tmp_path / "study.toml"
-    stage = '[pipeline.counted]\nstage = "test_pack:counted"\nphases = ["train"]\n[pipeline.vanish]'
-    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
-    plan = plan._replace(study=load_study(path))
+    plan = counted_plan(tmp_path, '["train"]')
+    SIZES.clear()
     journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
     work(journal, plan, steps=5, pack=3)
     ended = [e.outcome is not None for e in journal.entries()]
@@ -116,6 +129,33 @@ def test_a_step_is_of_all_members_even_where_one_has_ended(tmp_path):
     work(journal, plan, pack=3)
     assert len(SIZES) == 6 + 3
     assert set(SIZES) == {3 * plan.study.train.batch_size}
+
+
+@pytest.mark.parametrize("steps", [10**9, 4])
+def test_a_deterministic_pack_is_so_to_its_end_and_leaves_the_process_as_it_was(tmp_path, steps):
+    """Though its members leave in another order than they came; and where it is closed before."""
+    plan = counted_plan(tmp_path, '["train", "validation"]')
+    plan = plan._replace(study=vary(plan.study, {"train.deterministic": True}))
+    journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
+    DETERMINISTIC.clear()
+    work(journal, plan, steps=steps, pack=3)
+    assert len(DETERMINISTIC) > 9
+    assert all(DETERMINISTIC)
+    gc.collect()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_members_share_the_networks_that_are_placed(tmp_path, monkeypatch):
+    """Also on a device, here that of tensors without values, where each would make copies of its own."""
+    plan = make_plan(tmp_path, space=MEMBERS)
+    monkeypatch.setattr("fpatch.study.find_device", lambda name: torch.device("meta"))
+    settings = [{"seed": i, "optimizer.learning_rate": 0.1 * (i + 1)} for i in range(3)]
+    studies = with_one_pipeline([vary(plan.study, some) for some in settings])
+    assert [s.seed for s in studies] == [0, 1, 2]
+    models = [s.placed["victim"].stage.config.model for s in studies]
+    assert all(model is models[0] for model in models)
+    assert {p.device.type for p in models[0].parameters()} == {"meta"}
+    assert studies[1].config["pipeline"] == plan.study.config["pipeline"]
 
 
 @pytest.mark.parametrize("kills", [(1,), (2,), (4,), (5,), (1, 2, 2)], ids=str)

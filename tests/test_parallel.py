@@ -146,10 +146,52 @@ def test_a_group_that_somebody_else_has_made_is_used_and_left():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         with joined() as ranks:
-            assert ranks == (0, 1)
+            assert ranks == (0, 1, None)
         assert dist.is_initialized()
     finally:
         dist.destroy_process_group()
+
+
+def test_beside_a_group_that_carries_no_tensors_on_a_cpu_another_is_made(found, study_path, tmp_path):
+    """As in a worker of Ray Train with NCCL; the patch has the bits of processes started by torchrun."""
+    finish(start("beside", study_path, tmp_path))
+    for rank in range(2):
+        beside = load_file(tmp_path / f"even-{rank}.safetensors")
+        assert all(torch.equal(found[0][0]["even"][key], value) for key, value in beside.items())
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "chosen"),
+    [
+        ("auto", "cpu:gloo,cuda:nccl", [1]),
+        ("cuda", "cpu:gloo,cuda:nccl", [1]),
+        ("cuda:1", "gloo", []),
+        ("cpu", "gloo", []),
+    ],
+)
+def test_a_process_takes_the_gpu_of_its_number_only_where_none_is_named(monkeypatch, device, backend, chosen):
+    """Where there were two GPUs; what torch is asked for, which only such a machine could do."""
+    given = {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    gpus, backends = [], []
+
+    def refuse(backend, timeout):
+        backends.append(backend)
+        raise RuntimeError("there is no other process")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", gpus.append)
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    with pytest.raises(ConnectionError, match="there is no other process"), joined(device=device):
+        pass
+    assert (gpus, backends) == (chosen, [backend])
 
 
 # -- errors

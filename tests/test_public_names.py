@@ -44,8 +44,8 @@ NAMES = {
     """,
     "fpatch.analysis": "Importance Importances permutation_importance scatter",
     "fpatch.tune": """
-        Choice Halving Interval Journal Population Space SpaceError Sweep export_trial find_entry load_plan
-        parse_space read_plan resume_sweep run_plan sweep
+        Choice Halving Interval Journal Population Space SpaceError Sweep export_trial fetch_sweep find_entry
+        load_plan parse_space read_plan resume_sweep run_plan sweep
     """,
     "fpatch.viz": "HeatMap Panel animate plot plot_boxes plot_curves plot_heat_maps side_by_side",
     "fpatch.data": """

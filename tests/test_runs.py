@@ -15,6 +15,7 @@ from fpatch.evaluation import Evaluation, Execution
 from fpatch.loop import TrainState
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.runs import Run, RunError, describe_environment
+from fpatch.study import make_parts, open_run, train_in
 
 
 @pytest.fixture
@@ -171,3 +172,25 @@ def test_what_a_run_leaves(trained):
         "tables/test.summary.json", "figures/test.png",
     }  # fmt: skip
     assert parameters(trained, "step-00000006") == parameters(trained)
+
+
+def test_patches_of_a_checkpoint_are_loaded_in_part(trained, tmp_path):
+    """Whole, or by name: to begin another training with, whose optimizer starts afresh."""
+    run, study = open_run(trained.folder)
+    parts = make_parts(study)
+    state, _ = run.load_checkpoint("last", parts.initial)
+    found = run.load_params("last")
+    assert found.keys() == state.params.keys() == {"side", "rear"}
+    assert all(torch.equal(found[n], state.params[n]) for n in found)
+    side = run.load_params("last", ["side"])
+    assert list(side) == ["side"]
+    start = parts.initial._replace(params={**parts.initial.params, **side})
+    for _ in train_in(tmp_path / "next", study, start, until=3):
+        pass
+    begun, _ = Run(tmp_path / "next").load_checkpoint("step-00000000", parts.initial)
+    assert torch.equal(begun.params["side"], state.params["side"])
+    assert torch.equal(begun.params["rear"], parts.initial.params["rear"])
+    with pytest.raises(RunError, match=r"checkpoint 'last' of .* has no patch 'sid'; did you mean 'side'"):
+        run.load_params("last", ["sid"])
+    with pytest.raises(RunError, match=r"lacks checkpoints/lost\.safetensors"):
+        run.load_params("lost")

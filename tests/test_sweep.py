@@ -402,6 +402,12 @@ def test_a_population_needs_states_that_fit(tmp_path):
         (RATES, {"mode": "maximum"}, "sweep.mode: expected one of 'max', 'min'"),
         (RATES, {"population": {"size": 4, "every": 3}}, "belongs to search = 'population'"),
         (RATES, {"search": "population"}, "belongs to search = 'population'"),
+        (RATES, {"gpus": 2}, "a process uses one GPU, got 2; .* set sweep.processes = 2 and sweep.gpus = 1"),
+        (RATES, {"processes": 0}, "sweep.processes must be at least 1"),
+        (RATES, {"processes": 2, "pack": 2}, "sweep.processes = 2: the trials of a pack have one process"),
+        (RATES, {"processes": 2, "gpus": 0.5}, "cannot share a GPU, got sweep.gpus = 0.5"),
+        (RATES, {"processes": 2, "micro_batch_on_oom": True}, "leave out sweep.micro_batch_on_oom"),
+        (RATES, {"processes": 5}, "sweep.processes = 5: .* batches of 4; set fewer"),
         (RATES, {"halving": {"first": 0}}, "sweep.halving.first must be at least 1"),
     ],
 )

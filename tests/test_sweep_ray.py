@@ -8,17 +8,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch.distributed as dist
 from study_fixture import command, environment, parameters, read_records
 from test_log import empty_store, local_uri, mlflow_client, mlflow_server  # noqa: F401
 from test_sweep import sweep_file, work
 
 from fpatch import tune
+from fpatch.cli import main
 from fpatch.runs import Run
+from fpatch.stage import define, deterministic
+from fpatch.study import vary
+from fpatch.training import train
 from fpatch.tune.journal import Journal
+from fpatch.tune.plan import plan_from_config, trial_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LONG = {"num_steps": 60, "every": 10}
@@ -78,7 +87,10 @@ def assert_same(journal: Journal, whole: Journal, num_steps: int) -> None:
         assert steps == list(range(1, num_steps + 1))
 
 
-def workers(process: subprocess.Popen) -> list[psutil.Process]:
+TRIALS = ("ray::FpatchTrial", "ray::ResourceTrainable")
+
+
+def workers(process: subprocess.Popen, titles: tuple[str, ...] = TRIALS) -> list[psutil.Process]:
     """The actors that train."""
 
     def title(child: psutil.Process) -> str:
@@ -88,9 +100,20 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
             return ""
 
     children = psutil.Process(process.pid).children(recursive=True)
-    return [
-        child for child in children if title(child).startswith(("ray::FpatchTrial", "ray::ResourceTrainable"))
-    ]
+    return [child for child in children if title(child).startswith(titles)]
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def addresses(process: subprocess.Popen) -> set[str]:
+    """Where it and its children listen."""
+    found = set()
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            listening = [c for c in child.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            found |= {c.laddr.ip for c in listening}
+    return found
 
 
 def test_a_sweep_from_the_command_line(start, tmp_path):
@@ -98,12 +121,7 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
     path = sweep_file(tmp_path / "ray", sweep)
     process = start("sweep", path)
     wait_until(lambda: bool(workers(process)), process)
-    listening = {
-        c.laddr.ip
-        for p in psutil.Process(process.pid).children(recursive=True)
-        for c in p.net_connections("inet")
-        if c.status == psutil.CONN_LISTEN
-    }
+    listening = addresses(process)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert err == ""
@@ -112,7 +130,33 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
     assert not {"ray", "Ray", "Trainable"} & set(out.replace(str(tmp_path), "").split())
     journal = the_sweep(tmp_path / "ray")
     assert_same(journal, trained_here(tmp_path / "here", {}, sweep), 6)
-    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+    assert listening <= LOOPBACK, listening
+
+
+HERE = """
+import os
+from fpatch import tune
+from fpatch.tune.driver import connected
+
+if __name__ == "__main__":
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    plan = tune.load_plan("study.toml")
+    with connected(plan) as ray:
+        from ray._private import ray_constants
+
+        print(os.environ[name], ray_constants.ENABLE_RAY_CLUSTER)
+    print(os.environ.get(name))
+"""
+
+
+def test_what_ray_is_told_is_taken_back(tmp_path):
+    """Or it would hold for clusters that the program starts by itself later."""
+    sweep_file(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", HERE], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "False", "None"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -171,6 +215,83 @@ def test_a_pack_whose_worker_is_killed(start, tmp_path):
     assert_same(journal, trained_here(tmp_path / "here", LONG, sweep, pack=4), 60)
 
 
+TOGETHER = 'num_trials = 2\nsearch = "random"\nprocesses = 2\ncpus = 0.5\nmax_concurrent = 1'
+
+
+def assert_trained_together(journal: Journal, num_steps: int) -> None:
+    """Each patch has the bits of one process that takes rows in the same parts, and is near that of all."""
+    plan = plan_from_config(journal.config)
+    for entry in journal.entries():
+        assert entry.outcome is not None
+        assert entry.outcome.status == "finished", entry.outcome.traceback
+        run = Run.open(journal.run_folder(entry.trial.name))
+        assert run.processes == 2
+        steps = [r["step"] for r in read_records(run.folder) if "train/loss" in r["values"]]
+        assert steps == list(range(1, num_steps + 1))
+        study = trial_study(plan, entry.trial, journal.folder / "alone")
+        halves, whole = train(vary(study, {"train.micro_batch": 2})), train(study)
+        assert parameters(run) == parameters(halves)
+        for n, bits in parameters(run).items():
+            found, expected = (np.frombuffer(b, np.float32) for b in (bits, parameters(whole)[n]))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_a_trial_that_two_processes_train_together(start, tmp_path):
+    process = start("sweep", sweep_file(tmp_path, TOGETHER))
+    wait_until(lambda: bool(list(tmp_path.glob("runs/*/journal/0000.points.jsonl"))), process)
+    listening = addresses(process)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert err == ""
+    assert listening <= LOOPBACK, listening
+    journal = the_sweep(tmp_path)
+    assert_trained_together(journal, 6)
+    assert main(["replay", str(journal.run_folder("0001")), "--step", "5", "--verify"]) == 0
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_process_of_a_trial_is_killed(start, tmp_path, which):
+    """The trial is taken up again, by as many."""
+    process = start("sweep", sweep_file(tmp_path, TOGETHER.replace("= 2", "= 1", 1), **LONG))
+    wait_until(lambda: bool(list(tmp_path.glob("runs/*/journal/0000.points.jsonl"))), process)
+    (killed,) = workers(process, TRIALS if which == "first" else ("ray::Follower",))
+    killed.kill()
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_trained_together(the_sweep(tmp_path), 60)
+
+
+@dataclass(frozen=True)
+class Weak:
+    """Raise in the second of several processes, at its third step."""
+
+
+def apply_weak(config, params, sample, values):
+    CALLS.append(len(values["image"]))
+    if dist.is_initialized() and dist.get_rank() == 1 and len(CALLS) == 3:
+        raise RuntimeError("the second is too weak")
+    return {"weak": 0.0 * values["image"].mean((1, 2, 3))}
+
+
+CALLS: list[int] = []
+weak = define("weak", Weak, deterministic, apply_weak, reads=("image",), writes=("weak",), role="loss")
+
+
+def test_what_one_process_of_a_trial_raises_stands_in_the_table(start, tmp_path):
+    """And not that the first has lost it."""
+    path = sweep_file(tmp_path, TOGETHER)
+    stage = '[pipeline.weak]\nstage = "test_sweep_ray:weak"\nphases = ["train"]\n[pipeline.vanish]'
+    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
+    process = start("sweep", path)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    for entry in the_sweep(tmp_path).entries():
+        assert entry.outcome is not None
+        assert entry.outcome.status == "failed"
+        assert entry.outcome.error == "RuntimeError: the second is too weak"
+        assert "in follow" in entry.outcome.traceback
+
+
 def test_a_trial_that_raises(start, tmp_path):
     """Before its first evaluation; the command tells of it, and the others finish."""
     text = sweep_file(tmp_path, 'search = "grid"').read_text()
@@ -222,11 +343,12 @@ from fpatch.progress import Report
 from fpatch.tune.driver import import_ray
 
 if __name__ == "__main__":
-    ray = import_ray("a cluster")
+    ray = import_ray()
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    here = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=here)
+    nodes = [cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1") for _ in range(2)]
     runs = Path(sys.argv[2])
 
     def kill_one():
@@ -248,9 +370,16 @@ def test_three_nodes_of_which_one_dies(tmp_path):
     path = sweep_file(tmp_path / "ray", sweep, num_steps=90, every=10)
     (tmp_path / "cluster.py").write_text(CLUSTER)
     words = [sys.executable, tmp_path / "cluster.py", path, tmp_path / "ray/runs"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "killed" in done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = environment(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    with subprocess.Popen(words, cwd=tmp_path, env=env, **pipes) as process:
+        points = tmp_path / "ray/runs"
+        wait_until(lambda: bool(list(points.glob("*/journal/*.points.jsonl"))), process)
+        listening = addresses(process)
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "killed" in out
+    assert listening <= LOOPBACK, listening
     whole = trained_here(tmp_path / "here", {"num_steps": 90, "every": 10}, sweep)
     assert_same(the_sweep(tmp_path / "ray"), whole, 90)
 

@@ -2,6 +2,7 @@
 
 from fpatch.tune.halving import Halving
 from fpatch.tune.journal import Journal
+from fpatch.tune.mirror import fetch_sweep
 from fpatch.tune.population import Population
 from fpatch.tune.settings import Sweep
 from fpatch.tune.space import Choice, Interval, Space, SpaceError, parse_space
@@ -17,6 +18,7 @@ __all__ = [
     "SpaceError",
     "Sweep",
     "export_trial",
+    "fetch_sweep",
     "find_entry",
     "load_plan",
     "parse_space",

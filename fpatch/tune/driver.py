@@ -12,6 +12,7 @@ from typing import Any
 
 from fpatch.tune.journal import Journal, Outcome
 from fpatch.tune.plan import Plan, is_behind, next_trial, pack_size
+from fpatch.tune.settings import Sweep
 
 Notify = Callable[[str], None]
 """Told the name of a trial of which there is news."""
@@ -29,10 +30,6 @@ _ENVIRONMENT = {
 }
 
 
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""What Ray does on these systems by itself: listen on loopback only. It is read when Ray is imported."""
-
-
 def import_ray(address: str | None = None) -> Any:
     """Ray with Tune.
 
@@ -42,15 +39,31 @@ def import_ray(address: str | None = None) -> Any:
     Raises:
         ImportError: Without the extra `sweep`.
     """
-    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
-    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     try:
-        with _quiet():
+        with _quiet(), on_loopback(address):
             import ray
             import ray.tune
     except ImportError as error:
         raise ImportError("a sweep needs Ray: pip install 'fpatch[sweep]'") from error
     return ray
+
+
+@contextmanager
+def on_loopback(address: str | None = None) -> Iterator[None]:
+    """Without an address, have Ray listen on loopback only, as it does on macOS by itself.
+
+    It asks the environment for that when it is imported, in this process and in those that it starts.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    mine = address is None and name not in os.environ
+    if mine:
+        os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if mine:
+            del os.environ[name]
 
 
 @contextmanager
@@ -70,32 +83,43 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def connected(plan: Plan) -> Iterator[Any]:
     """Ray on this machine's loopback, or the cluster of `sweep.address`; one that runs already is left."""
-    ray = import_ray(plan.sweep.address)
-    mine = not ray.is_initialized()
-    if mine:
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    ray, address = import_ray(plan.sweep.address), plan.sweep.address
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    with on_loopback(address):
         with _quiet():
-            if plan.sweep.address is None:
+            if address is None:
                 local = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
                 ray.init("local", num_cpus=_cores(plan), **local, **quiet)
             else:
-                ray.init(plan.sweep.address, **quiet)
-    try:
-        yield ray
-    finally:
-        if mine:
+                _connect(ray, address, **quiet)
+        try:
+            yield ray
+        finally:
             ray.shutdown()
+
+
+def _connect(ray: Any, address: str, **quiet: Any) -> None:
+    try:
+        ray.init(address, **quiet)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"sweep.address: {error}; is it there, and is its secret, if it asks for one, in the file named "
+            "by RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token?"
+        ) from error
 
 
 def _cores(plan: Plan) -> int:
     """All that this process may use; at least what one trial asks for."""
-    return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.cpus // 1))
+    return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.processes * plan.sweep.cpus // 1))
 
 
 def _places(plan: Plan, ray: Any) -> int:
-    """Processes that have room in a cluster at once."""
+    """Trials, or packs of them, that have room in a cluster at once."""
     there, sweep = ray.cluster_resources(), plan.sweep
-    asked = {"CPU": sweep.cpus, "GPU": sweep.gpus}
+    asked = {"CPU": sweep.processes * sweep.cpus, "GPU": sweep.processes * sweep.gpus}
     places = [int(there.get(kind, 0.0) // amount) for kind, amount in asked.items() if amount]
     return max(1, min([n for n in (*places, sweep.max_concurrent) if n is not None], default=1))
 
@@ -115,10 +139,11 @@ def drive(
         return
     with connected(plan) as ray:
         dispatcher = Dispatcher(journal, plan, notify, pack_size(plan, _places(plan, ray)))
-        bound = {"folder": str(journal.folder.resolve()), "cpus": plan.sweep.cpus, "resources": resources}
+        bound = {"folder": str(journal.folder.resolve()), "sweep": plan.sweep, "resources": resources}
+        bundle = {"CPU": plan.sweep.cpus, "GPU": plan.sweep.gpus}
         trainable = ray.tune.with_resources(
             ray.tune.with_parameters(_trainable(ray), **bound),
-            {"cpu": plan.sweep.cpus, "gpu": plan.sweep.gpus},
+            ray.tune.PlacementGroupFactory([bundle] * plan.sweep.processes),
         )
         with _quiet():
             ray.tune.run(
@@ -254,18 +279,21 @@ def _trainable(ray: Any) -> Any:
     class FpatchTrial(ray.tune.Trainable):
         """A step is training up to the next evaluation."""
 
-        def setup(self, config: dict[str, Any], folder: str, cpus: float, resources: Any) -> None:
+        def setup(self, config: dict[str, Any], folder: str, sweep: Sweep, resources: Any) -> None:
             import torch
 
-            torch.set_num_threads(max(1, int(cpus)))
-            self._folder, self._resources = folder, resources
+            torch.set_num_threads(max(1, int(sweep.cpus)))
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
+            self._folder, self._sweep, self._resources = folder, sweep, resources
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             from fpatch.tune.pack import run_trials
+            from fpatch.tune.processes import run_together
 
             name = new_config["trial"]
-            self._news = run_trials(self._folder, name, self._resources)
+            run = run_trials if self._sweep.processes == 1 else run_together
+            self._news = run(self._folder, name, self._resources)
             self._last: dict[str, Any] = {"name": name, "value": math.nan}
             return True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.data import Loader
+from fpatch.device import deterministic_algorithms
 from fpatch.loop import StepInfo, TrainState
 from fpatch.parts import Parts, make_parts
 from fpatch.population import make_population_step
@@ -60,8 +61,9 @@ def _run_pack(
     folders = [journal.run_folder(name) for name in names]
     for folder in folders:
         wait_for(folder)
-    studies = [trial_study(plan, entry.trial, journal.folder / "trials", resources) for entry in entries]
-    studies = [replace(study, pipeline=studies[0].pipeline) for study in studies]
+    studies = with_one_pipeline(
+        [trial_study(plan, entry.trial, journal.folder / "trials", resources) for entry in entries]
+    )
     first = make_parts(studies[0])
     pack = Pack(studies, [first, *(make_parts(study, first) for study in studies[1:])])
     living = {
@@ -79,8 +81,10 @@ def _run_pack(
         if entries[i].outcome is None
     }
     begun = [Run(folder) for folder in folders if (folder / "environment.json").is_file()]
-    try:
-        with begun[0].execution.recreated() if begun else nullcontext():
+    # members leave in another order than they came, so that what they set must be set around them all
+    recreated = begun[0].execution.recreated() if begun else nullcontext()
+    with recreated, deterministic_algorithms(studies[0].train.deterministic):
+        try:
             while living:
                 for i, member in list(living.items()):
                     for point in member:
@@ -91,9 +95,18 @@ def _run_pack(
                         del living[i]
                 if living:
                     pack.step()
-    finally:
-        for member in living.values():
-            member.close()
+        finally:
+            for member in living.values():
+                member.close()
+
+
+def with_one_pipeline(studies: Sequence[Study]) -> list[Study]:
+    """The same studies with the pipeline of the first, whose networks are copied to the device once."""
+    first = studies[0]
+    shared = [replace(study, pipeline=first.pipeline) for study in studies]
+    for study in shared:
+        vars(study)["placed"] = first.placed  # where `Study.placed` looks first
+    return shared
 
 
 class Pack:

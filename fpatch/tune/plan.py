@@ -80,6 +80,11 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
             name = next(reversed(settings))
             raise SpaceError(f"space.{name} = {settings[name]!r}: {str(error).removeprefix('--')}") from error
         _check_weights(varied)
+        if varied.train.batch_size < plan.sweep.processes:
+            raise ValueError(
+                f"sweep.processes = {plan.sweep.processes}: each must have a row of every batch, and there "
+                f"are batches of {varied.train.batch_size}; set fewer, or a larger train.batch_size"
+            )
         first = first or varied
         if plan.sweep.search == "population" and "train.num_steps" in plan.space.varied:
             raise SpaceError(
@@ -110,6 +115,8 @@ def why_not_packed(plan: Plan) -> str | None:
         section, field = name.split(".")
         if fixed.get(name, getattr(getattr(plan.study, section), field)):
             return f"with {name}, trials are trained one by one"
+    if sweep.processes > 1:
+        return "with sweep.processes, trials are trained one by one"
     if sweep.micro_batch_on_oom:
         return "with sweep.micro_batch_on_oom, trials are trained one by one"
     pipeline = plan.study.pipeline.at("train")

@@ -23,8 +23,9 @@ class Sweep:
         grid_points: Values of each interval in a grid.
         halving: Stop trials early whose evaluations are behind; None: train all to the end.
         population: For the search of that name.
-        cpus: CPU cores of a trial.
-        gpus: GPUs of a trial; fractions share one.
+        cpus: CPU cores of each process of a trial.
+        gpus: GPUs of each process of a trial: 0, 1, or a fraction, of which several share one.
+        processes: That train each trial together, by rows; see `fpatch.parallel`.
         pack: Trials that one process trains together, in the steps of one population, on the resources of
             one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
             members may, so many that all places are taken, at most 16.
@@ -33,6 +34,8 @@ class Sweep:
         micro_batch_on_oom: After running out of memory, go on from the last checkpoint with half the rows in
             memory at a time (`train.micro_batch`; the update is the same to float tolerance).
         address: Of a Ray cluster, "auto" or ray://HOST:PORT; None: this machine, on loopback.
+        storage: A URI such as s3://BUCKET/PREFIX, below which a copy of the sweep's folder is kept up to
+            date; `fpatch sweep fetch` brings it back. None: no copy.
     """
 
     objective: str = "success/patch"
@@ -45,11 +48,13 @@ class Sweep:
     population: Population | None = None
     cpus: float = 1.0
     gpus: float = 0.0
+    processes: int = 1
     pack: int | Literal["auto"] = "auto"
     max_concurrent: int | None = None
     retries: int = 3
     micro_batch_on_oom: bool = False
     address: str | None = None
+    storage: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_trials is not None:
@@ -71,11 +76,36 @@ class Sweep:
         check_number("sweep.grid_points", self.grid_points, 2)
         check_number("sweep.cpus", self.cpus, 0.0)
         check_number("sweep.gpus", self.gpus, 0.0)
+        if self.gpus > 1:
+            raise ValueError(
+                f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "
+                f"set sweep.processes = {self.gpus:g} and sweep.gpus = 1"
+            )
+        check_number("sweep.processes", self.processes, 1)
         if self.pack != "auto":
             check_number("sweep.pack", self.pack, 1)
+        if self.processes > 1:
+            self._check_processes()
         check_number("sweep.retries", self.retries, 0)
         if self.max_concurrent is not None:
             check_number("sweep.max_concurrent", self.max_concurrent, 1)
+
+    def _check_processes(self) -> None:
+        what = f"sweep.processes = {self.processes}"
+        if self.pack not in ("auto", 1):
+            raise ValueError(
+                f"{what}: the trials of a pack have one process, got sweep.pack = {self.pack}; leave one out"
+            )
+        if 0 < self.gpus < 1:
+            raise ValueError(
+                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it "
+                "to 0 or 1"
+            )
+        if self.micro_batch_on_oom:
+            raise ValueError(
+                f"{what}: out of memory, one process cannot go on without the others; leave out "
+                "sweep.micro_batch_on_oom, and set train.micro_batch"
+            )
 
     @property
     def sign(self) -> float:

@@ -12,6 +12,7 @@ from fpatch.schema import decode, flatten, to_toml
 from fpatch.study import Study, read_toml, study_from_config, vary
 from fpatch.tune.driver import drive, import_ray
 from fpatch.tune.journal import Entry, Journal
+from fpatch.tune.mirror import check_storage, mirrored
 from fpatch.tune.plan import Plan, best_entry, check_plan, plan_from_config, trial_study
 from fpatch.tune.records import SweepLog
 from fpatch.tune.settings import Sweep
@@ -107,6 +108,8 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
         OSError: If the folder cannot be written.
     """
     check_plan(plan, resources)
+    if plan.sweep.storage is not None:
+        check_storage(plan.sweep.storage)
     runs = Path(plan.study.log.runs).resolve()
     own = {"log.runs": str(runs)}
     if plan.study.log.mlflow is True:
@@ -146,7 +149,10 @@ def resume_sweep(
     return journal
 
 
-_HOW = ("num_trials", "cpus", "gpus", "pack", "max_concurrent", "retries", "micro_batch_on_oom", "address")
+_HOW = (
+    *("num_trials", "cpus", "gpus", "pack", "max_concurrent", "retries", "micro_batch_on_oom", "address"),
+    "storage",
+)
 """Settings of a sweep that may change: they say how it is run, not what it finds."""
 
 
@@ -171,7 +177,7 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
 
 
 def _run(journal: Journal, plan: Plan, report: Report, resources: Mapping[str, Any] | None) -> None:
-    with journal.locked():
+    with journal.locked(), mirrored(journal, plan.sweep.storage):
         log = SweepLog(journal, plan, report)
         finished = False
         try:

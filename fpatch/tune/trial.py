@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fpatch.parallel import ALONE, Ranks
 from fpatch.parts import make_parts
 from fpatch.runs import HeldError, Run
 from fpatch.study import Study
@@ -46,16 +47,22 @@ def run_trial(
         The objective at each evaluation, which already stands in the journal.
     """
     journal = Journal.open(folder)
-    for point in noted(journal, name, _train(journal, name, resources)):
+    for point in noted(journal, name, train_trial(journal, name, resources)):
         if point is not None:
             yield name, point
 
 
+class LostProcessError(ConnectionError):
+    """A process of a trial that was killed, so that the trial should be taken up again."""
+
+
 def noted(journal: Journal, name: str, work: Work) -> Generator[Point | None, None, None]:
-    """Do the work on a trial, and note how it ended."""
+    """Do the work on a trial, and note how it ended, unless that was by the loss of a process."""
     start = time.monotonic()
     try:
         stopped = yield from work
+    except LostProcessError:
+        raise
     except Exception as error:
         outcome = failure(error, time.monotonic() - start)
     else:
@@ -86,16 +93,20 @@ def wait_for(folder: Path) -> None:
             time.sleep(0.5)
 
 
-def _train(journal: Journal, name: str, resources: Mapping[str, Any] | None) -> Work:
-    """Train a trial by itself."""
+def train_trial(
+    journal: Journal, name: str, resources: Mapping[str, Any] | None, ranks: Ranks = ALONE
+) -> Work:
+    """Train a trial by itself, as one of the processes that do."""
     plan, trial = plan_from_config(journal.config, resources), journal.entry(name).trial
     folder = journal.run_folder(name)
-    wait_for(folder)
+    if not ranks.rank:
+        wait_for(folder)
     while True:
         study = trial_study(plan, trial, folder.parent, resources)
         try:
             start = _start(journal, trial, study)
-            return (yield from follow(journal, plan, name, train_in(folder, study, start, trial.until)))
+            training = train_in(folder, study, start, trial.until, ranks=ranks)
+            return (yield from follow(journal, plan, name, training))
         except (torch.OutOfMemoryError, MemoryError) as error:
             rows = study.train.micro_batch or study.train.batch_size
             if not plan.sweep.micro_batch_on_oom or rows == 1:

@@ -1,0 +1,251 @@
+"""A copy of a sweep's folder in an object store, from which it goes on after the disk is gone.
+
+The folder stays where it is, on a disk that all machines of the sweep share. What is new in it is sent every
+few seconds, in such an order that the copy can be resumed whenever it is cut off: as after a kill at that
+moment, or at one before.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+from fpatch.runs import RunError
+from fpatch.tune.journal import Journal
+
+_logger = logging.getLogger(__name__)
+
+PERIOD_S = 10.0
+"""Between the end of a transfer and the next look at what is new."""
+
+_WHOLE = ("s3", "gcs", "abfs")
+"""Stores in which a file is there as a whole or not at all."""
+
+_Stamp = tuple[int, int] | None
+"""Size and time of change of a file; None: not there."""
+
+
+def open_storage(uri: str, folder: str = "") -> tuple[FileSystem, str]:
+    """The store that a URI names, and the path in it.
+
+    Args:
+        uri: As pyarrow reads it, with options after a question mark: s3://BUCKET/PREFIX?region=eu-central-1,
+            gs://BUCKET/PREFIX, abfs://, file:///PATH.
+        folder: Appended to the path.
+
+    Raises:
+        ValueError: If it names no store, or holds a password.
+        OSError: If the store does not answer.
+    """
+    parts = urlsplit(uri)
+    if not parts.scheme or not parts.netloc + parts.path.strip("/"):
+        raise ValueError(f"sweep.storage must be like s3://BUCKET/PREFIX or file:///FOLDER, got {uri!r}")
+    if parts.password is not None:
+        shown = uri.replace(f"{parts.username}:{parts.password}@", "")
+        raise ValueError(
+            f"sweep.storage would be recorded with its password; give {shown}, and the password by the "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or a file of the store's own tools"
+        )
+    try:
+        store, path = FileSystem.from_uri(uri)
+    except (pa.ArrowException, ImportError) as error:
+        raise ValueError(f"sweep.storage: {uri!r} is no store that pyarrow knows: {error}") from error
+    return store, "/".join(part for part in (path.rstrip("/"), folder) if part)
+
+
+def check_storage(uri: str) -> None:
+    """Write a small file, and remove it.
+
+    Raises:
+        ValueError: As `open_storage`.
+        OSError: If it cannot be written.
+    """
+    store, path = open_storage(uri, ".fpatch")
+    try:
+        _write(store, path, b"may this be written?")
+        store.delete_file(path)
+    except (OSError, pa.ArrowException) as error:
+        raise OSError(f"sweep.storage: {uri} cannot be written: {error}") from error
+
+
+def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
+    """Bring a sweep back from its storage, for `resume_sweep` to go on with.
+
+    The process that ran it must have ended. Photographs and weights must be where they were.
+
+    Args:
+        uri: Of the sweep: that in `sweep.storage`, with the name of the sweep's folder behind its path.
+        runs: Folder that will hold the sweep.
+
+    Raises:
+        ValueError: As `open_storage`.
+        RunError: If there is no sweep, or its folder is here already.
+        OSError: If it cannot be read or written.
+    """
+    store, path = open_storage(uri)
+    name = path.rpartition("/")[2]
+    folder, draft = Path(runs).resolve() / name, Path(runs).resolve() / f".{name}.part"
+    if folder.exists():
+        raise RunError(f"{folder} is here already: fpatch sweep resume {folder}; or move it away")
+    found = store.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+    names = [i.path.removeprefix(f"{path}/") for i in found if i.type == FileType.File]
+    names = [one for one in names if not one.endswith(".tmp")]
+    if "sweep.json" not in names:
+        raise RunError(f"{uri} holds no sweep; give the URI that ends in the name of a sweep, ...-sweep")
+    for part in ("journal", "trials"):
+        (draft / part).mkdir(parents=True, exist_ok=True)
+    for one in names:
+        target = draft / one
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with store.open_input_stream(f"{path}/{one}") as file:
+            target.write_bytes(file.read())
+    draft.rename(folder)
+    return Journal.open(folder)
+
+
+@contextmanager
+def mirrored(journal: Journal, uri: str | None) -> Iterator[None]:
+    """Keep a copy of a sweep up to date while it runs; a store that is away for a while stops nothing."""
+    if uri is None:
+        yield
+        return
+    mirror, ended = Mirror(journal, uri), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(PERIOD_S):
+            mirror.try_to_send()
+
+    thread = threading.Thread(target=watch, name="mirror", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if (error := mirror.try_to_send(again=True)) is not None:
+            _logger.warning(
+                "%s lacks what the sweep did last (%s); it is kept: `fpatch sweep resume %s` sends it",
+                uri, error, journal.folder,
+            )  # fmt: skip
+
+
+class Mirror:
+    """What of a sweep's folder has been sent."""
+
+    def __init__(self, journal: Journal, uri: str) -> None:
+        """Of a sweep, below a URI."""
+        self._journal, self._folder = journal, journal.folder
+        self._store, self._root = open_storage(uri, journal.folder.name)
+        self._sent: dict[str, _Stamp] = {}
+        self._marks: dict[str, list[_Stamp]] = {}
+
+    def try_to_send(self, again: bool = False) -> Exception | None:
+        """Send what is new; the error, if that was cut off."""
+        try:
+            self.send(again)
+        except (OSError, pa.ArrowException) as error:
+            return error
+        return None
+
+    def send(self, again: bool = False) -> None:
+        """Send what is new.
+
+        What tells of something else is read before it, and sent after it: the log of the sweep around its
+        trials, a trial's outcome around its run, a run's last checkpoint around its records, its config
+        around what else makes a run of it. A trial whose settings follow from others comes after them.
+
+        Args:
+            again: Look into the runs of trials that have no new checkpoint, too.
+        """
+        if not self._sent:
+            self._list_strangers()
+        if again:
+            self._marks.clear()
+        told = [self._read(name) for name in self._of_sweep()]
+        self._put(self._read("sweep.json"))
+        for name in self._journal.names():
+            self._send_trial(name)
+        for file in told:
+            self._put(file)
+
+    def _send_trial(self, name: str) -> None:
+        """Send a trial that has a new checkpoint, or has ended."""
+        first, outcome = f"journal/{name}.json", f"journal/{name}.outcome.json"
+        config, last = (f"trials/{name}/{one}" for one in ("config.json", "checkpoints/last.safetensors"))
+        marks = [self._stamp(one) for one in (first, last, outcome)]
+        if self._marks.get(name) == marks:
+            return
+        ended, state = self._read(outcome), self._read(last)
+        self._put(self._read(first))
+        there = {one for one in self._below(f"trials/{name}") if one not in (config, last)}
+        there |= {f"journal/{name}.points.jsonl", f"journal/{name}.stop"}
+        for one in (*sorted(there), config):
+            if self._stamp(one) != self._sent.get(one):
+                self._put(self._read(one))
+        for one in [
+            n for n in self._sent if n.startswith(f"trials/{name}/") and n not in {*there, config, last}
+        ]:
+            self._delete(one)
+        self._put(state)
+        self._put(ended)
+        self._marks[name] = marks
+
+    def _of_sweep(self) -> list[str]:
+        """Files beside the journal and the trials: log, table, figures; no secrets, and nothing of Ray's."""
+        ours = [p.name for p in self._folder.iterdir() if not p.name.startswith((".", "ray"))]
+        tops = [name for name in ours if name not in ("journal", "trials", "sweep.json")]
+        return [one for top in sorted(tops) for one in self._below(top)]
+
+    def _below(self, name: str) -> list[str]:
+        """Files in a folder, or the file itself."""
+        path = self._folder / name
+        found = path.rglob("*") if path.is_dir() else [path]
+        files = [p for p in found if p.is_file() and p.suffix != ".tmp" and not p.name.startswith(".")]
+        return sorted(str(p.relative_to(self._folder)) for p in files)
+
+    def _stamp(self, name: str) -> _Stamp:
+        try:
+            status = (self._folder / name).stat()
+        except FileNotFoundError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def _read(self, name: str) -> tuple[str, _Stamp, bytes]:
+        """A file, with what it was before it was read: one that changes meanwhile is sent again."""
+        stamp = self._stamp(name)
+        return name, stamp, b"" if stamp is None else (self._folder / name).read_bytes()
+
+    def _put(self, file: tuple[str, _Stamp, bytes]) -> None:
+        name, stamp, data = file
+        if stamp is None or stamp == self._sent.get(name):
+            return
+        _write(self._store, f"{self._root}/{name}", data)
+        self._sent[name] = stamp
+
+    def _delete(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._store.delete_file(f"{self._root}/{name}")
+        del self._sent[name]
+
+    def _list_strangers(self) -> None:
+        """Know of files that are there from before, so that those that have gone here go there, too."""
+        found = self._store.get_file_info(FileSelector(self._root, recursive=True, allow_not_found=True))
+        files = [info.path.removeprefix(f"{self._root}/") for info in found if info.type == FileType.File]
+        self._sent = dict.fromkeys(files)
+
+
+def _write(store: FileSystem, path: str, data: bytes) -> None:
+    """Replace a file, whole or not at all."""
+    if store.type_name in _WHOLE:
+        with store.open_output_stream(path) as file:
+            file.write(data)
+        return
+    store.create_dir(path.rpartition("/")[0])
+    with store.open_output_stream(f"{path}.tmp") as file:
+        file.write(data)
+    store.move(f"{path}.tmp", path)
