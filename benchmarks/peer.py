@@ -192,6 +192,7 @@ def measure(workload: str, scene: Tensor, scale: fpatch.Range, options: Options,
             ms=times.ms(name),
             over_victim=times.ratio(name, "victim"),
             over_fpatch=times.ratio(name, "fpatch"),
+            over_fpatch_without_filter=times.ratio(name, "fpatch, without filter"),
         )
 
 

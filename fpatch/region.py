@@ -215,18 +215,23 @@ def _average(
     # where values cannot be read, all points are computed
     asked = where.flatten()
     index = asked.nonzero()[:, 0] if is_concrete(where) else torch.arange(len(asked), device=asked.device)
-    asked, point, width = (x.flatten(0, -2)[index] for x in (asked[:, None], point, width))
-    row, patch = index // where[0].numel(), quad_patch.flatten()[index // where[0, 0].numel()]
-    left = (row % rows * num + patch) * (w + 2) + 1
+    asked, point, width = (x.flatten(0, -2).index_select(0, index) for x in (asked[:, None], point, width))
+    row = index // where[0].numel()
+    patch = quad_patch.flatten().index_select(0, index // where[0, 0].numel())
+    column = (row % rows * num + patch) * (w + 2) + 1
     point, width = (torch.where(asked, x, 0.0) for x in (point, width))
     low, high = (point - width.clamp(min=1) / 2).clamp(min=0), point + width.clamp(min=1) / 2
-    ends = torch.stack([low, high.minimum(sizes[patch])], dim=1).double()
+    ends = torch.stack([low, high.minimum(sizes.index_select(0, patch))], dim=1).double()
     area = torch.where(asked[:, 0], (ends[:, 1] - ends[:, 0]).prod(-1), 1.0)
-    x = 2 * (ends[..., 0] + left[:, None]) / (tables.shape[-1] - 1) - 1
+    x = 2 * (ends[..., 0] + column[:, None]) / (tables.shape[-1] - 1) - 1
     y = torch.where(asked, 2 * ends[..., 1] / h - 1, OUTSIDE)
-    corners = torch.stack([x[:, [0, 1, 0, 1]].T, y[:, [0, 0, 1, 1]].T], dim=-1)
-    found = _sample(tables[None], corners[None], align_corners=True)
-    above_left, above, before, whole = found[0].unbind(1)
+    (left, right), (top, bottom) = x.unbind(1), y.unbind(1)
+    corners = torch.stack(
+        [torch.stack([left, right, left, right]), torch.stack([top, top, bottom, bottom])], -1
+    )
+    # each corner is an image of its own, because threads share images, not the pixels of one
+    found = _sample(tables.expand(4, -1, -1, -1), corners[:, None], align_corners=True)
+    above_left, above, before, whole = found[:, :, 0]
     mean = ((whole - above - before + above_left) / area).to(atlas)
     # what rounding leaves of nothing is nothing, with the gradient of the mean
     mean = mean - torch.where(mean < ROUNDING, mean, 0.0).detach()
