@@ -44,7 +44,6 @@ def test_train_evaluate_replay_resume(tmp_path, trained, capsys):
     )
 
 
-@pytest.mark.slow
 def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
     opened = []
     made = fpatch.reopen.study_from_config
@@ -54,6 +53,7 @@ def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
     assert run.read_json("tables/test.summary.json")["metric"] == "found"
 
 
+@pytest.mark.slow
 def test_analyze(run, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     stops = rng.uniform(-1, 1, 60).astype(np.float32)

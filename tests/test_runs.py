@@ -14,8 +14,10 @@ from fpatch import random
 from fpatch.evaluation import Evaluation, Execution
 from fpatch.loop import TrainState
 from fpatch.optim import Optimizer, make_optimizer
+from fpatch.parts import make_parts
+from fpatch.reopen import open_run
 from fpatch.runs import Run, RunError, describe_environment
-from fpatch.study import make_parts, open_run, train_in
+from fpatch.training import train_in
 
 
 @pytest.fixture
