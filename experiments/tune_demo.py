@@ -115,6 +115,8 @@ def show(title: str, table: Table) -> dict[str, Any]:
 def over_pairs(differences: list[float]) -> tuple[float, float, float]:
     """The mean of paired differences and its 95 % interval, by Student's t."""
     mean = float(np.mean(differences))
+    if len(set(differences)) == 1:
+        return mean, mean, mean
     low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
     return mean, float(low), float(high)
 
@@ -155,6 +157,8 @@ def main() -> None:
             )
         else:
             found = Journal.open(options.sweep)
+            if (other := read_plan(found).study.data) != studies[0].data:
+                parser.error(f"--sweep {options.sweep} is of other scenes: {other.placements}")
         entry = best_entry(found, read_plan(found))
         assert entry is not None, f"no trial has finished: {found.folder}"
         settings = dict(entry.trial.settings)
@@ -170,16 +174,19 @@ def main() -> None:
         for other, table in zip(options.seeds, rows, strict=True):
             result[f"victim {i}, seed {other}"] = show(f"victim {i}, seed {other}", table)
         result[f"victim {i}"] = show(f"victim {i}", joined(rows))
-    every = [table for rows in tables for table in rows]
-    result["all"] = show("all", joined(every))
-    if len(every) > 1:
-        differences = [success(table).over[DEFAULTS].value for table in every]
-        mean, low, high = result["over pairs"] = over_pairs(differences)
-        console.print(
-            f"best - defaults over {len(every)} pairs of patches: "
-            f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points",
-            markup=False,
-        )
+    result["all"] = show("all", joined([table for rows in tables for table in rows]))
+    pairs = [[success(table).over[DEFAULTS].value for table in rows] for rows in tables]
+    groups = {f"victim {i}": rows for i, rows in enumerate(pairs)} | {
+        "all": [x for rows in pairs for x in rows]
+    }
+    for name, differences in groups.items():
+        if len(differences) > 1:
+            mean, low, high = result[f"{name}, over pairs"] = over_pairs(differences)
+            console.print(
+                f"{name}, best - defaults over {len(differences)} pairs of patches: "
+                f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points",
+                markup=False,
+            )
     (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"  {folder}", markup=False, soft_wrap=True)
 

@@ -288,11 +288,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from fpatch.parallel import joined
-    from fpatch.reopen import open_run
+    from fpatch.runs import Run
     from fpatch.training import resume
 
-    _, study = open_run(options.run_folder)
-    with joined(device=study.device) as ranks, progress_bars() as report:
+    device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
+    with joined(device=device) as ranks, progress_bars() as report:
         run = resume(options.run_folder, report)
         if not ranks.rank:
             _say_where(run.folder)

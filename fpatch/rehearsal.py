@@ -7,7 +7,7 @@ from fpatch.checks import nearest
 from fpatch.device import deterministic_algorithms
 from fpatch.evaluation import evaluate
 from fpatch.loop import StepInfo, find_bad_row
-from fpatch.objective import check_terms
+from fpatch.objective import check_terms, value_and_grad
 from fpatch.parts import Parts, make_parts
 from fpatch.rates import scalars
 from fpatch.run_evaluation import check_metric
@@ -51,6 +51,7 @@ def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
             raise ValueError(f"before training, on the first photographs: {bad}")
     check_terms(loss.terms, rows)
+    value_and_grad(parts.objective)(parts.initial.params, *place((sample, batch), study.place))
     if study.data.validation is None:
         return {}
     check_metric(study, "validation")

@@ -56,8 +56,10 @@ def check_study(run: Run, study: Study) -> list[str]:
 
 def warn(run: Run, differences: Sequence[str], processes: int) -> None:
     """Say what keeps a run that so many processes go on with from the bits of an uninterrupted one."""
-    if processes != run.processes:
-        differences = [*differences, f"processes: {run.processes} was recorded, {processes} is here"]
+    recorded = run.stretches()
+    if set(recorded) != {processes}:
+        said = " then ".join(map(str, recorded))
+        differences = [*differences, f"processes: {said} was recorded, {processes} is here"]
     for what in differences:
         _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
 

@@ -43,7 +43,7 @@ def evaluate_run(
         report: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
-    with load_trained(folder, split, checkpoint, resources) as trained, trained.run.locked():
+    with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
         metric, table = study.evaluate.metric, table_name(split, checkpoint)
         last_step = run.checkpoint_step("last")

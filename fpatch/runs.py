@@ -138,6 +138,10 @@ class Run:
         """How many began it together."""
         return self.read_json("environment.json").get("processes", 1)
 
+    def stretches(self) -> list[int]:
+        """How many made its updates, one number after the other."""
+        return [self.processes, *(r["processes"] for r in self._resumed())]
+
     def processes_at(self, update: int) -> int:
         """How many made an update together."""
         sizes = [r["processes"] for r in self._resumed() if r["step"] < update]

@@ -171,6 +171,11 @@ def define(
             f"define({name!r}): a summary is a metric that names what it reads; give role='metric' and "
             "reads=(...)"
         )
+    if parts.get("pixelwise") and (reads, writes, optional) != (("image",), ("image",), ()):
+        raise ValueError(
+            f"define({name!r}): a pixelwise stage reads and writes `image` and nothing else, got reads "
+            f"{reads + optional} and writes {writes}; leave pixelwise out"
+        )
     identity, module = identify(name, apply.__module__), apply.__module__
     fields = tuple(declared.__annotations__)
     definition = Definition(identity, module, config, sample, apply, reads, writes, fields, optional, **parts)

@@ -501,10 +501,15 @@ def compiled_equals_eager(case: Case) -> None:
 def channels_are_the_image(case: Case) -> None:
     """A pixelwise stage does the same to an image in its channels, bit for bit."""
     sample = case.subject.sample(KEY, case.batch)
-    assert (case.subject.definition.reads, case.subject.definition.writes) == (("image",), ("image",))
-    whole = case.subject.written(case.params, sample, case.batch)["image"]
-    channels = {"image": case.batch["image"].split(1, dim=1)}
-    assert_equal(torch.cat(case.subject.written(case.params, sample, channels)["image"], dim=1), whole)
+    image = case.batch["image"].requires_grad_()
+    whole = case.subject.written(case.params, sample, {**case.batch, "image": image})["image"]
+    channels = case.subject.written(case.params, sample, {"image": image.split(1, dim=1)})["image"]
+    assert_equal(torch.cat(channels, dim=1), whole)
+    weights = random.normal(KEY, whole.shape)
+    expected, found = (
+        torch.autograd.grad((weights * x).sum(), image)[0] for x in (whole, torch.cat(channels, dim=1))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 # -- another device

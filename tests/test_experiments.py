@@ -37,7 +37,7 @@ def test_the_sweep_of_the_demo_is_compared_with_its_defaults(tmp_path: Path):
     found = json.loads((folder / "tune.json").read_text())
     assert "best - defaults over 2 pairs of patches" in said
     assert set(found["settings"]) >= {"optimizer.learning_rate", "pipeline.vanish.on"}
-    low, middle, high = (found["over pairs"][i] for i in (1, 0, 2))
+    low, middle, high = (found["all, over pairs"][i] for i in (1, 0, 2))
     assert low <= middle <= high
     assert found["all"]["over"]["defaults"]["value"] == pytest.approx(
         sum(found[f"victim {i}, seed 1"]["over"]["defaults"]["value"] for i in (0, 1)) / 2, abs=0.02

@@ -228,6 +228,39 @@ def test_a_compiled_objective_has_the_value_and_the_gradient_of_the_plain_one(ba
     assert any(bool((g != 0).any()) for g in found.values())
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_color_matrices_are_compiled_with_their_neighbors(backend):
+    """Forward and backward, on the channels of the image, where nothing but rounding may change."""
+    camera = {
+        "exposure": compose.exposure(),
+        "saturation": compose.saturation(),
+        "hue": compose.hue(),
+        "jitter": compose.color_jitter(),
+        "noise": compose.read_noise(),
+    }
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "stack": create.stack(3),
+            "implant": implant.warp(),
+            "camera": camera,
+            "victim": infer.detector(detector(seed=1)),
+            "vanish": losses.vanish(),
+        }
+    )
+    subject, objective = case(made), Objective(made, {"vanish": 1.0})
+    sample = made.sample(KEY, subject.batch)
+    torch._dynamo.reset()
+    expected, plain = value_and_grad(objective)(subject.params, sample, subject.batch)
+    with unchecked():
+        apply = value_and_grad(compiled(objective, backend=backend))
+        found, loss = apply(subject.params, sample, subject.batch)
+    assert_equal(loss.terms, plain.terms, 1e-5)
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()))
+        assert bool((grad != 0).any())
+
+
 def test_a_control_of_a_compiled_objective_has_no_gradient():
     subject, _, sample = prepared()
     torch._dynamo.reset()

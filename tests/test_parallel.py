@@ -298,6 +298,7 @@ def test_what_was_resumed_later_is_forgotten_where_an_earlier_checkpoint_is(tmp_
     for step, processes in ((2, 2), (2, 4), (6, 1), (4, 3)):
         run.note_processes(step, processes)
     assert [run.processes_at(update) for update in (1, 2, 3, 4, 5, 9)] == [2, 2, 4, 4, 3, 3]
+    assert run.stretches() == [2, 4, 3]
     run.note_processes(0, 5)
     assert [run.processes_at(update) for update in (1, 9)] == [5, 5]
 

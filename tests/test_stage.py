@@ -74,6 +74,13 @@ def test_a_sample_that_does_not_declare_its_fields_is_refused():
         define("undeclared", Settings, undeclared, keep, reads=(), writes=())
 
 
+@pytest.mark.parametrize("names", [{"reads": ("image", "boxes")}, {"writes": ("image", "mask")}], ids=str)
+def test_a_pixelwise_stage_that_is_more_is_refused(names):
+    asked = {"reads": ("image",), "writes": ("image",), **names}
+    with pytest.raises(ValueError, match="reads and writes `image` and nothing else, got reads"):
+        define("more", Settings, draw, keep, pixelwise=True, **asked)
+
+
 def test_a_stage_has_the_id_of_its_family():
     assert compose.exposure.name == "compose.exposure"
     assert made().definition.name == "test_stage:made"
