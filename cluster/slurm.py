@@ -27,6 +27,7 @@ from typing import Any
 
 import submitit
 from submitit.helpers import DelayedSubmission
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 _PATIENCE_S = 300.0
 """How long nodes wait for one another."""
@@ -108,15 +109,19 @@ class SweepJob(Requeued):
             draft.write_text(f"{ip}:{port}")
             draft.rename(meeting)
             try:
-                os.environ["RAY_ADDRESS"] = f"{ip}:{port}"
-                ray.init("auto", log_to_driver=False)
-                _wait_until(lambda: _num_nodes(ray) == num_nodes, "a node did not come")
-                resume_sweep(self.folder, lambda *words: print(*words, flush=True))
+                try:
+                    os.environ["RAY_ADDRESS"] = f"{ip}:{port}"
+                    ray.init("auto", log_to_driver=False)
+                    _wait_until(lambda: _num_nodes(ray) == num_nodes, "a node did not come")
+                    resume_sweep(self.folder, lambda *words: print(*words, flush=True))
+                except SystemExit:  # requeued; if Ray was waiting just then, it has put another exit code
+                    sys.exit(LOCAL_REQUEUE_RETURN_CODE)
+                finally:
+                    meeting.unlink()
+                with suppress(TimeoutError):  # a node leaves quickly while there is a head to tell
+                    _wait_until(lambda: _num_nodes(ray) == 1, "a node did not leave")
             finally:
-                meeting.unlink()
-            with suppress(TimeoutError):  # a node leaves quickly while there is a head to tell
-                _wait_until(lambda: _num_nodes(ray) == 1, "a node did not leave")
-            ray.shutdown()
+                ray.shutdown()  # or the head would wait for the trials of a job that was cut off
 
     def _follow(self, meeting: Path) -> None:
         _wait_until(meeting.is_file, "the first node did not start Ray")
