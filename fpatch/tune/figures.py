@@ -126,9 +126,10 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         axis.barh(names, [c.mean for c in columns], xerr=[c.std for c in columns], color="#4477aa")
         axis.set_xlabel("share of the variance lost when shuffled")
         score = found.score
-        axis.set_title(
-            f"predicts {score.value:.2f} [{score.low:.2f}, {score.high:.2f}] of the variance of "
-            f"{plan.sweep.objective}, {len(entries)} trials",
+        verdict = "nothing can be said of" if score.high <= 0 else "what is said of"
+        figure.suptitle(
+            f"{verdict} {plan.sweep.objective} from {len(entries)} trials: share of the variance predicted\n"
+            f"in trials held out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]",
             fontsize=9,
         )
     figure.savefig(path, dpi=140)
