@@ -26,7 +26,7 @@ from fpatch.tune.pack import run_trials
 from fpatch.tune.plan import Plan
 from fpatch.tune.settings import Sweep
 
-WORKLOADS = [(16, 96, 20, 4), (16, 96, 100, 4), (16, 96, 20, 16)]
+WORKLOADS = [(8, 96, 20, 4), (8, 96, 100, 4)]
 """Trials, side of the photographs, updates of each trial, and rows of an update."""
 
 PROCESS = """
