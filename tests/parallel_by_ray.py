@@ -17,7 +17,7 @@ def work(config: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     study, storage = sys.argv[1:]
-    ray.init(num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1")
+    ray.init("local", num_cpus=3, include_dashboard=False, _node_ip_address="127.0.0.1")
     TorchTrainer(
         work,
         train_loop_config={"study": study},
