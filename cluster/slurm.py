@@ -12,7 +12,6 @@ process for each node, and waits for them; debug runs them in this process.
 """
 
 import argparse
-import itertools
 import os
 import secrets
 import socket
@@ -171,36 +170,37 @@ def _wait_until(holds: Any, otherwise: str) -> None:
 # -- submitting --------------------------------------------------------------------------------------------
 
 
+def read_studies(paths: Sequence[str]) -> list[Any]:
+    """The studies, all tried on a few photographs.
+
+    Raises:
+        ValueError: For anything wrong in one of them.
+    """
+    from fpatch.rehearsal import rehearse
+    from fpatch.study import load_study
+
+    studies = [load_study(path) for path in paths]
+    for study in studies:
+        rehearse(study)
+    return studies
+
+
 def train_jobs(paths: Sequence[str]) -> list[TrainJob]:
     """A job for each study, whose folder is made; all are tried on a few photographs before.
 
     Raises:
         ValueError: For anything wrong in one of them.
     """
-    from fpatch.rehearsal import rehearse
-    from fpatch.study import load_study, vary
+    from fpatch.runs import new_folder
+    from fpatch.study import vary
 
-    studies = [load_study(path) for path in paths]
-    for study in studies:
-        rehearse(study)
     jobs = []
-    for study in studies:
+    for study in read_studies(paths):
         runs = Path(study.log.runs).resolve()
         study = vary(study, {"log.runs": str(runs)})
         config = study.config | {"pipeline": study.pipeline.given_config}
-        jobs.append(TrainJob(str(_new_folder(runs, study.name)), config))
+        jobs.append(TrainJob(str(new_folder(runs, study.name)), config))
     return jobs
-
-
-def _new_folder(runs: Path, name: str) -> Path:
-    runs.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for i in itertools.count():
-        folder = runs / f"{stamp}-{name}{f'-{i}' if i else ''}"
-        with suppress(FileExistsError):
-            folder.mkdir()
-            return folder
-    raise AssertionError
 
 
 def sweep_job(path: str, cpus: int, gpus: int, loopback: bool) -> SweepJob:
@@ -241,9 +241,20 @@ def slurm_parameters(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def dry_run(options: argparse.Namespace) -> str:
-    """The script that sbatch would be given."""
+    """The script that sbatch would be given; what is submitted is tried, as it would be.
+
+    Raises:
+        ValueError: For anything wrong in it.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
+    if options.what == "train":
+        read_studies(options.configs)
+    else:
+        from fpatch.tune import load_plan
+        from fpatch.tune.plan import check_plan
+
+        check_plan(load_plan(options.configs[0], {"sweep.address": "auto"}))
     command = f"{sys.executable} -u -m submitit.core._submit {options.logs}"
     count = {"map_count": len(options.configs)} if len(options.configs) > 1 else {}
     return _make_sbatch_string(command, options.logs, **slurm_parameters(options), **count)
@@ -257,7 +268,12 @@ def make_executor(options: argparse.Namespace) -> Any:
         executor: Any = submitit.LocalExecutor(options.logs, max_num_timeout=options.requeues)
         executor.update_parameters(timeout_min=options.minutes, tasks_per_node=options.nodes)
         return executor
-    executor = submitit.SlurmExecutor(options.logs, max_num_timeout=options.requeues)
+    try:
+        executor = submitit.SlurmExecutor(options.logs, max_num_timeout=options.requeues)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{error} Run this on a login node of SLURM; or take --dry-run, or --executor local"
+        ) from error
     executor.update_parameters(**slurm_parameters(options))
     return executor
 
@@ -316,4 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -15,6 +15,7 @@ from fpatch.console import (
     importance_table,
     progress_bars,
     score_table,
+    settings_table,
     stage_table,
     success_table,
     transfer_table,
@@ -497,7 +498,10 @@ def _sweep_status(options: argparse.Namespace) -> int:
     from fpatch import tune
 
     journal = tune.Journal.open(options.run_folder)
-    console.print(trials_table(tune.read_plan(journal), journal.entries(), num_rows=None))
+    going, plan = journal.is_held, tune.read_plan(journal)
+    console.print(trials_table(plan, journal.entries(), num_rows=None, going=going))
+    if not going and any(entry.outcome is None for entry in journal.entries()):
+        console.print(f"go on with: fpatch sweep resume {journal.folder}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -507,7 +511,7 @@ def _sweep_best(options: argparse.Namespace) -> int:
     journal = tune.Journal.open(options.run_folder)
     plan = tune.read_plan(journal)
     entry = tune.find_entry(journal, plan)
-    console.print(trials_table(plan, [entry]))
+    console.print(settings_table(plan, entry))
     folder = journal.run_folder(entry.trial.name)
     for line in (f"run folder: {folder}", f"  fpatch evaluate {folder}"):
         console.print(line, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """What the command line prints: progress bars and tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -202,38 +202,74 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
     return table
 
 
-def trials_table(plan: "Plan", entries: "Sequence[Entry]", num_rows: int | None = 12) -> Table:
-    """Trials, the best first, those that run or failed last; the end of a long list is left out."""
+def trials_table(
+    plan: "Plan", entries: "Sequence[Entry]", num_rows: int | None = 12, *, going: bool = True
+) -> Table:
+    """Trials, the best first, those that are not done or failed last; the end of a long list is left out.
+
+    Args:
+        plan: Of the sweep.
+        entries: Its trials.
+        num_rows: At most so many; None: all.
+        going: Whether the sweep runs: what has no outcome is "running" then, and else "interrupted".
+    """
     objective, sign = plan.sweep.objective, plan.sweep.sign
     table = Table(title=f"{plan.study.name}: {objective}, {plan.sweep.mode}", title_justify="left")
     table.title_style = "bold"
     for heading in ("trial", "status"):
         table.add_column(heading, no_wrap=True)
-    for heading in (objective, "step", *(n.removeprefix("objective.") for n in plan.space.varied)):
-        table.add_column(heading, justify="right")
+    for heading in (objective, "+-", "step", *_last_parts(plan.space.varied)):
+        table.add_column(heading, justify="right", overflow="fold")
+    unfinished = "running" if going else "interrupted"
 
     def rank(entry: "Entry") -> tuple[int, float]:
-        status = "running" if entry.outcome is None else entry.outcome.status
-        group = ("finished", "stopped", "running", "failed").index(status)
+        status = unfinished if entry.outcome is None else entry.outcome.status
+        group = ("finished", "stopped", unfinished, "failed").index(status)
         return group, -sign * entry.value if entry.value == entry.value else float("inf")
 
     for entry in sorted(entries, key=rank)[:num_rows]:
         error = entry.points[-1].error if entry.points else float("nan")
         value = f"{entry.value:.4g}" if entry.points else "-"
-        value += f" +- {error:.2g}" if error == error else ""
         settings = [entry.trial.settings.get(n, "-") for n in plan.space.varied]
         cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in settings]
-        status = "running" if entry.outcome is None else entry.outcome.status
+        status = unfinished if entry.outcome is None else entry.outcome.status
         step = str(entry.points[-1].step) if entry.points else "0"
-        table.add_row(entry.trial.name, status, value, step, *map(Text, cells))
-    counts = [e.outcome.status if e.outcome else "running" for e in entries]
-    said = [f"{counts.count(s)} {s}" for s in ("finished", "stopped", "running", "failed") if s in counts]
+        spread = f"{error:.2g}" if error == error else "-"
+        table.add_row(entry.trial.name, status, value, spread, step, *map(Text, cells))
+    counts = [e.outcome.status if e.outcome else unfinished for e in entries]
+    said = [f"{counts.count(s)} {s}" for s in ("finished", "stopped", unfinished, "failed") if s in counts]
     sentences = [", ".join(said) + "; +- is a standard error over photographs"]
     sentences += [
         f"{e.trial.name} failed: {e.outcome.error}" for e in entries if e.outcome and e.outcome.error
     ]
     table.caption, table.caption_justify = Text("\n".join(sentences)), "left"
     return table
+
+
+def settings_table(plan: "Plan", entry: "Entry") -> Table:
+    """A trial: its objective, and every setting that varied by its whole name."""
+    error = entry.points[-1].error if entry.points else float("nan")
+    spread = f" +- {error:.2g}, a standard error over photographs" if error == error else ""
+    table = Table(
+        title=f"{plan.study.name}, trial {entry.trial.name}", title_justify="left", show_header=False
+    )
+    table.title_style = "bold"
+    table.add_row(Text(plan.sweep.objective), Text(f"{entry.value:.4g}{spread}"), end_section=True)
+    for name, value in entry.trial.settings.items():
+        table.add_row(Text(name), Text(f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return table
+
+
+def _last_parts(names: Iterable[str]) -> list[str]:
+    """Dotted names without what is not needed to tell them apart."""
+    split = [name.split(".") for name in names]
+    short = []
+    for parts in split:
+        length = next(
+            n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in split) == 1
+        )
+        short.append(".".join(parts[-length:]))
+    return short
 
 
 def stage_table(diagnosis: "Diagnosis") -> Table:

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,28 @@ def hold(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
         yield
 
 
+def new_folder(root: Path, name: str) -> Path:
+    """Make `root/<time>-<name>/`, with a number behind if there is one already.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for i in itertools.count():
+        folder = root / f"{stamp}-{name}{f'-{i}' if i else ''}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if root.is_dir():
+                continue
+            raise
+        except OSError as error:
+            raise type(error)(f"log.runs: {root} cannot be written: {error.strerror}") from error
+        return folder
+    raise AssertionError
+
+
 class Run:
     """A run folder."""
 
@@ -75,15 +97,7 @@ class Run:
         Raises:
             OSError: If it cannot be written; nothing is left of it.
         """
-        root = Path(root)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        root.mkdir(parents=True, exist_ok=True)
-        for i in itertools.count():
-            run = Run(root / (f"{stamp}-{name}" if i == 0 else f"{stamp}-{name}-{i}"))
-            with suppress(FileExistsError):
-                run.folder.mkdir()
-                break
-        return Run.create_at(run.folder, config, environment)
+        return Run.create_at(new_folder(Path(root), name), config, environment)
 
     @staticmethod
     def create_at(folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":

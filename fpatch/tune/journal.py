@@ -11,10 +11,8 @@
 Whoever reads it, after a kill at any moment too, knows what is left to do: there is no other state.
 """
 
-import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from fpatch import __version__
 from fpatch.log.records import write_atomic
-from fpatch.runs import RunError, hold
+from fpatch.runs import RunError, hold, new_folder
 from fpatch.tune.search import Seen
 
 FORMAT = 1
@@ -111,6 +109,10 @@ class Journal:
         """Refer to the folder of a sweep, which need not exist yet."""
         self.folder = Path(folder)
 
+    def __repr__(self) -> str:
+        """As it is opened."""
+        return f"Journal({str(self.folder)!r})"
+
     @staticmethod
     def create(root: str | Path, name: str, config: Mapping[str, Any]) -> "Journal":
         """Make `root/<time>-<name>-sweep/`.
@@ -118,14 +120,7 @@ class Journal:
         Raises:
             OSError: If it cannot be written.
         """
-        root = Path(root).resolve()
-        root.mkdir(parents=True, exist_ok=True)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for i in itertools.count():
-            journal = Journal(root / f"{stamp}-{name}-sweep{f'-{i}' if i else ''}")
-            with suppress(FileExistsError):
-                journal.folder.mkdir()
-                break
+        journal = Journal(new_folder(Path(root).resolve(), f"{name}-sweep"))
         for part in ("journal", "trials"):
             (journal.folder / part).mkdir()
         journal.replace_config(config)
@@ -210,6 +205,15 @@ class Journal:
     def entries(self) -> list[Entry]:
         """What is known of all trials, in their order."""
         return [self.entry(name) for name in self.names()]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a driver runs it now."""
+        try:
+            with self.locked():
+                return False
+        except RunError:
+            return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -240,9 +240,18 @@ def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, Mapping) and not _describes_values(value):
             if not value:
                 raise SpaceError(f"space.{prefix}{name}: an empty table; give low and high, or choices")
+            if wrong := _OTHERS.intersection(value):
+                raise SpaceError(
+                    f"space.{prefix}{name}: unknown key {min(wrong)!r}; an interval is "
+                    "{low = ..., high = ...}, a choice {choices = [...]}"
+                )
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+_OTHERS = frozenset(("min", "max", "lower", "upper", "values", "options"))
+"""What other programs call ends and choices; no setting is called that."""
 
 
 def _describes_values(table: Mapping[str, Any]) -> bool:
