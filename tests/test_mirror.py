@@ -18,8 +18,9 @@ from fpatch.cli import main
 from fpatch.runs import Run, RunError
 from fpatch.tune import mirror
 from fpatch.tune.journal import Journal
-from fpatch.tune.mirror import Mirror, check_storage, mirrored, open_storage
+from fpatch.tune.mirror import Mirror, mirrored
 from fpatch.tune.plan import Plan
+from fpatch.tune.storage import check_storage, open_storage
 
 GENERATIONS = {
     "search": "population",
@@ -100,8 +101,8 @@ def test_a_copy_that_is_cut_off_goes_on_to_the_same_bits(whole, tmp_path, monkey
         if len(sent) % 5 == 0:
             working.advance()
 
-    write_really = mirror._write
-    monkeypatch.setattr(mirror, "_write", write)
+    write_really = mirror.write_file
+    monkeypatch.setattr(mirror, "write_file", write)
     copy = Mirror(journal, uri)
     try:
         for _ in range(100):
@@ -181,7 +182,7 @@ def test_without_storage_there_is_no_copy(whole):
         ("bucket/prefix", "must be like s3://BUCKET/PREFIX or file:///FOLDER, got 'bucket/prefix'"),
         ("s3://", "must be like s3://BUCKET/PREFIX"),
         ("ftp://host/folder", "'ftp://host/folder' is no store that pyarrow knows"),
-        ("s3://key:secret@bucket/prefix", r"give s3://bucket/prefix, and the password by the environment"),
+        ("s3://bucket/prefix?color=red", "its option 'color' is none of allow_bucket_creation, "),
     ],
 )
 def test_what_names_no_store_is_refused_before_anything_is_made(tmp_path, uri, message):
@@ -189,6 +190,32 @@ def test_what_names_no_store_is_refused_before_anything_is_made(tmp_path, uri, m
     with pytest.raises(ValueError, match=message):
         tune.run_plan(tune.load_plan(path), lambda *_: None)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://key:SECRET@bucket/prefix", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the file"),
+        ("s3://AKIA:SE/CRET@bucket", "a password, as before an '@' behind a ':'"),
+        ("s3://AKIA%3ASECRET%40bucket", "a password"),
+        ("AKIA:SECRET@bucket/prefix", "a password"),
+        ("s3://bucket?endpoint_override=http%3A%2F%2Fkey%3ASECRET%40host", "a password"),
+        ("s3://bucket/prefix?secret_key=SECRET", "its option 'secret_key' is none of"),
+        (
+            "abfs://c@name.dfs.core.windows.net/p?client_id=1&client_secret=SECRET",
+            "'client_secret' .* `az login`",
+        ),
+        ("abfs://c@name.dfs.core.windows.net/p?sv=2024&sig=SECRET", "'sv' .* AZURE_CLIENT_SECRET"),
+        ("abfss://c@name.dfs.core.windows.net/p?tenant_id=1#sig=SECRET", "option 'sig'"),
+        ("gs://bucket/p?access_token=SECRET", "'access_token' .* GOOGLE_APPLICATION_CREDENTIALS"),
+        ("file:///folder?sig=SECRET", "option 'sig' .* the environment"),
+    ],
+)
+def test_secrets_in_the_uri_are_refused_and_not_repeated(uri, message):
+    """It would be recorded, and sent to the store itself."""
+    with pytest.raises(ValueError, match=message) as caught:
+        open_storage(uri)
+    assert "SE" not in str(caught.value).replace("AWS_SECRET", "").replace("CLIENT_SECRET", "")
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path, capsys):

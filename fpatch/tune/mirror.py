@@ -10,67 +10,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileType
 
 from fpatch.runs import RunError
 from fpatch.tune.journal import Journal
+from fpatch.tune.storage import open_storage, write_file
 
 _logger = logging.getLogger(__name__)
 
 PERIOD_S = 10.0
 """Between the end of a transfer and the next look at what is new."""
 
-_WHOLE = ("s3", "gcs", "abfs")
-"""Stores in which a file is there as a whole or not at all."""
-
 _Stamp = tuple[int, int] | None
 """Size and time of change of a file; None: not there."""
-
-
-def open_storage(uri: str, folder: str = "") -> tuple[FileSystem, str]:
-    """The store that a URI names, and the path in it.
-
-    Args:
-        uri: As pyarrow reads it, with options after a question mark: s3://BUCKET/PREFIX?region=eu-central-1,
-            gs://BUCKET/PREFIX, abfs://, file:///PATH.
-        folder: Appended to the path.
-
-    Raises:
-        ValueError: If it names no store, or holds a password.
-        OSError: If the store does not answer.
-    """
-    parts = urlsplit(uri)
-    if not parts.scheme or not parts.netloc + parts.path.strip("/"):
-        raise ValueError(f"sweep.storage must be like s3://BUCKET/PREFIX or file:///FOLDER, got {uri!r}")
-    if parts.password is not None:
-        shown = uri.replace(f"{parts.username}:{parts.password}@", "")
-        raise ValueError(
-            f"sweep.storage would be recorded with its password; give {shown}, and the password by the "
-            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or a file of the store's own tools"
-        )
-    try:
-        store, path = FileSystem.from_uri(uri)
-    except (pa.ArrowException, ImportError) as error:
-        raise ValueError(f"sweep.storage: {uri!r} is no store that pyarrow knows: {error}") from error
-    return store, "/".join(part for part in (path.rstrip("/"), folder) if part)
-
-
-def check_storage(uri: str) -> None:
-    """Write a small file, and remove it.
-
-    Raises:
-        ValueError: As `open_storage`.
-        OSError: If it cannot be written.
-    """
-    store, path = open_storage(uri, ".fpatch")
-    try:
-        _write(store, path, b"may this be written?")
-        store.delete_file(path)
-    except (OSError, pa.ArrowException) as error:
-        raise OSError(f"sweep.storage: {uri} cannot be written: {error}") from error
 
 
 def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
@@ -224,7 +178,7 @@ class Mirror:
         name, stamp, data = file
         if stamp is None or stamp == self._sent.get(name):
             return
-        _write(self._store, f"{self._root}/{name}", data)
+        write_file(self._store, f"{self._root}/{name}", data)
         self._sent[name] = stamp
 
     def _delete(self, name: str) -> None:
@@ -237,15 +191,3 @@ class Mirror:
         found = self._store.get_file_info(FileSelector(self._root, recursive=True, allow_not_found=True))
         files = [info.path.removeprefix(f"{self._root}/") for info in found if info.type == FileType.File]
         self._sent = dict.fromkeys(files)
-
-
-def _write(store: FileSystem, path: str, data: bytes) -> None:
-    """Replace a file, whole or not at all."""
-    if store.type_name in _WHOLE:
-        with store.open_output_stream(path) as file:
-            file.write(data)
-        return
-    store.create_dir(path.rpartition("/")[0])
-    with store.open_output_stream(f"{path}.tmp") as file:
-        file.write(data)
-    store.move(f"{path}.tmp", path)

@@ -12,11 +12,12 @@ from fpatch.schema import decode, flatten, to_toml
 from fpatch.study import Study, read_toml, study_from_config, vary
 from fpatch.tune.driver import drive, import_ray
 from fpatch.tune.journal import Entry, Journal
-from fpatch.tune.mirror import check_storage, mirrored
+from fpatch.tune.mirror import mirrored
 from fpatch.tune.plan import Plan, best_entry, check_plan, plan_from_config, trial_study
 from fpatch.tune.records import SweepLog
 from fpatch.tune.settings import Sweep
 from fpatch.tune.space import Space, parse_space
+from fpatch.tune.storage import check_storage
 
 
 def sweep(
