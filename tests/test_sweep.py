@@ -333,6 +333,15 @@ def test_a_trial_that_raises_stands_in_the_table_and_the_sweep_goes_on(tmp_path)
     assert tune.find_entry(journal, plan).trial.name in ("0000", "0002")
 
 
+def test_out_of_memory_several_processes_are_told_of_what_they_may_set(tmp_path):
+    """`micro_batch_on_oom` is refused beside `processes`."""
+    plan = touchy_plan(tmp_path, num_trials=1, processes=2)
+    plan = plan._replace(study=vary(plan.study, {"pipeline.touchy.rows": 3}))
+    journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
+    work(journal, plan)
+    assert "\ntrain.micro_batch would go on with fewer rows" in journal.entry("0000").outcome.traceback
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_out_of_memory_is_met_with_fewer_rows_only_if_asked(tmp_path, asked):
     plan = touchy_plan(tmp_path, num_trials=1, micro_batch_on_oom=asked)
@@ -445,6 +454,7 @@ def test_a_population_needs_states_that_fit(tmp_path):
         (RATES, {"population": {"size": 4, "every": 3}}, "belongs to search = 'population'"),
         (RATES, {"search": "population"}, "belongs to search = 'population'"),
         (RATES, {"gpus": 2}, "a process uses one GPU, got 2; .* set sweep.processes = 2 and sweep.gpus = 1"),
+        (RATES, {"gpus": 1.5}, "got 1.5; .* set sweep.processes = 2 and sweep.gpus = 1"),
         (RATES, {"processes": 0}, "sweep.processes must be at least 1"),
         (RATES, {"processes": 2, "pack": 2}, "sweep.processes = 2: the trials of a pack have one process"),
         (RATES, {"processes": 2, "gpus": 0.5}, "cannot share a GPU, got sweep.gpus = 0.5"),
