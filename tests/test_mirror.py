@@ -5,10 +5,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from pyarrow.fs import FileSelector, FileType, S3FileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem, S3FileSystem
 from study_fixture import logged_steps, parameters
 from test_sweep import begin, make_plan, sweep_file, work
 from test_sweep_ray import LONG, assert_same, start, the_sweep, trained_here, wait_until  # noqa: F401
@@ -171,6 +172,58 @@ def test_a_store_that_is_away_for_a_while_stops_nothing(whole, tmp_path, monkeyp
     assert files(blocked / journal.folder.name) == files(journal.folder)
 
 
+def test_a_store_that_cannot_be_opened_stops_no_resume(whole, tmp_path, caplog):
+    """One that is away, as the server of a bucket whose address is not known."""
+    journal = Journal(shutil.copytree(whole.folder, tmp_path / "runs" / whole.folder.name))
+    with mirrored(journal, "ftp://host/sweeps"):
+        pass
+    assert "'ftp://host/sweeps' is no store that pyarrow knows" in caplog.text
+    with pytest.raises(ValueError, match="its option 'sig'"), mirrored(journal, "s3://bucket?sig=SECRET"):
+        pass
+
+
+def test_a_store_that_never_answers_is_not_waited_for(whole, tmp_path, monkeypatch, caplog):
+    journal = Journal(shutil.copytree(whole.folder, tmp_path / "runs" / whole.folder.name))
+    monkeypatch.setattr(mirror, "_PATIENCE_S", 0.2)
+    answer, sent = threading.Event(), []
+
+    def write(store, path, data):
+        sent.append(path)
+        answer.wait(0.1 if len(sent) < 10 else 60)
+
+    monkeypatch.setattr(mirror, "write_file", write)
+    began = time.monotonic()
+    with mirrored(journal, (tmp_path / "storage").as_uri()):
+        pass
+    assert time.monotonic() - began < 30
+    assert len(sent) == 10  # slow, and longer than its patience in all, but one file after another
+    assert "lacks what the sweep did last (no answer within 0.2 s)" in caplog.text
+    answer.set()
+
+
+def test_files_of_the_sweep_are_read_once_and_those_gone_here_go_there(whole, tmp_path, monkeypatch):
+    journal = Journal(shutil.copytree(whole.folder, tmp_path / "runs" / whole.folder.name))
+    there = tmp_path / "storage" / journal.folder.name
+    for name in ("figures/old.png", "journal/0099.json", "trials/0099/config.json"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("{}")
+    (journal.folder / "trials.csv").write_text("trial")
+    (journal.folder / "note.txt").write_text("first")
+    copy = Mirror(journal, (tmp_path / "storage").as_uri())
+    copy.send()
+    assert files(there) == files(journal.folder)
+    read, really = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or really(path))
+    copy.send()
+    assert not read
+    (journal.folder / "note.txt").write_text("second")
+    (journal.folder / "trials.csv").unlink()
+    copy.send()
+    assert read == ["note.txt"]
+    monkeypatch.undo()
+    assert files(there) == files(journal.folder)
+
+
 def test_without_storage_there_is_no_copy(whole):
     with mirrored(whole, None):
         assert not [t for t in threading.enumerate() if t.name == "mirror"]
@@ -242,6 +295,29 @@ def test_what_cannot_be_fetched(whole, tmp_path, capsys):
     assert main(["sweep", "fetch", f"{uri}/{whole.folder.name}", "--runs", str(tmp_path)]) == 0
     assert f"fpatch sweep resume {tmp_path / whole.folder.name}" in capsys.readouterr().out
     assert files(tmp_path / whole.folder.name) == files(whole.folder)
+
+
+def test_a_fetch_begins_anew_where_another_was_cut_off(whole, tmp_path):
+    left = tmp_path / f".{whole.folder.name}.part/journal/0099.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    fetched = tune.fetch_sweep(whole.folder.as_uri(), tmp_path)
+    assert files(fetched.folder) == files(whole.folder)
+    assert not left.parent.exists()
+
+
+def test_names_that_lead_elsewhere_are_not_fetched(tmp_path, monkeypatch):
+    """In an object store a name may have any characters; folders cannot hold these."""
+    found = [FileInfo(f"/a-sweep/{one}", FileType.File) for one in ("sweep.json", "journal/../../evil")]
+
+    class Store(LocalFileSystem):
+        def get_file_info(self, paths_or_selector):
+            return found
+
+    monkeypatch.setattr(mirror, "open_storage", lambda uri: (Store(), "/a-sweep"))
+    with pytest.raises(RunError, match="names that lead out of its folder"):
+        tune.fetch_sweep("s3://bucket/a-sweep", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_stand_behind_the_path():

@@ -40,10 +40,7 @@ def open_storage(uri: str, folder: str = "") -> tuple[FileSystem, str]:
         ValueError: If it names no store, or may hold a secret, which the error does not repeat.
         OSError: If the store does not answer.
     """
-    _check_no_secret(uri)
-    parts = urlsplit(uri)
-    if not parts.scheme or not parts.netloc + parts.path.strip("/"):
-        raise ValueError(f"sweep.storage must be like s3://BUCKET/PREFIX or file:///FOLDER, got {uri!r}")
+    check_uri(uri)
     try:
         store, path = FileSystem.from_uri(uri)
     except (pa.ArrowException, ImportError) as error:
@@ -51,7 +48,12 @@ def open_storage(uri: str, folder: str = "") -> tuple[FileSystem, str]:
     return store, "/".join(part for part in (path.rstrip("/"), folder) if part)
 
 
-def _check_no_secret(uri: str) -> None:
+def check_uri(uri: str) -> None:
+    """Refuse what names no store, or may hold a secret, without asking the store.
+
+    Raises:
+        ValueError: As `open_storage`.
+    """
     scheme, _, rest = uri.partition("://")
     where = _SECRETS.get(scheme, "the environment, or a file of the store's own tools")
     if re.search(":.*@", unquote(rest or uri), re.DOTALL):
@@ -66,6 +68,9 @@ def _check_no_secret(uri: str) -> None:
                 f"sweep.storage is recorded, and must hold no secret: its option {name!r} is none of "
                 f"{', '.join(sorted(_OPTIONS))}; leave it out, and give credentials by {where}"
             )
+    parts = urlsplit(uri)
+    if not parts.scheme or not parts.netloc + parts.path.strip("/"):
+        raise ValueError(f"sweep.storage must be like s3://BUCKET/PREFIX or file:///FOLDER, got {uri!r}")
 
 
 def check_storage(uri: str) -> None:
