@@ -1,5 +1,6 @@
 """Processes of a trial before they step: how they meet, by which network device, and that one never comes."""
 
+import dataclasses
 import os
 import socket
 import time
@@ -9,7 +10,7 @@ import pytest
 from test_sweep import make_plan
 
 from fpatch.tune import processes
-from fpatch.tune.driver import connected
+from fpatch.tune.driver import _places, connected
 from fpatch.tune.plan import Plan
 
 
@@ -81,3 +82,22 @@ def test_a_process_that_ends_before_it_comes_is_not_waited_for(plan, monkeypatch
             processes._wait_for_all(store, ends)
         store.set(processes._here(1), "")
         processes._wait_for_all(store, ends)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_has_no_room_on_this_machine_is_refused_and_waits_on_a_cluster(tmp_path, caplog):
+    """Ray would wait without end, and say nothing."""
+    few = make_plan(tmp_path, processes=2)
+    many = make_plan(tmp_path, processes=4, gpus=1)
+    elsewhere = many._replace(sweep=dataclasses.replace(many.sweep, address="auto"))
+    with connected(few) as ray:
+        cores = int(ray.cluster_resources()["CPU"])
+        assert _places(few, ray) == cores // 2
+        asked = "sweep.processes = 4, sweep.cpus = 1, sweep.gpus = 1"
+        with pytest.raises(
+            ValueError, match=f"{asked}: there is no room .* there are {cores} CPUs and 0 GPUs"
+        ):
+            _places(many, ray)
+        assert _places(elsewhere, ray) == 1
+        assert "trials wait until the cluster grows" in caplog.text
