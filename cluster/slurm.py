@@ -18,7 +18,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -102,19 +101,14 @@ class SweepJob(Requeued):
         from fpatch.tune import resume_sweep
 
         ip = "127.0.0.1" if self.loopback else ray.util.get_node_ip_address()
-        words = ("--head", f"--node-ip-address={ip}", "--port=0", "--include-dashboard=false")
-        with (
-            tempfile.TemporaryDirectory(prefix="fpatch-ray-", ignore_cleanup_errors=True) as own,
-            self._node(*words, f"--temp-dir={own}"),
-        ):
-            told = Path(own) / "ray_current_cluster"  # the port is one that Ray holds already
-            _wait_until(lambda: told.is_file() and _listens(told.read_text()), "Ray did not start")
-            address = told.read_text()
+        port = _free_port(ip)
+        with self._node("--head", f"--node-ip-address={ip}", f"--port={port}", "--include-dashboard=false"):
+            _wait_until(lambda: _listens(ip, port), "Ray did not start")
             draft = meeting.with_suffix(".draft")
-            draft.write_text(address)
+            draft.write_text(f"{ip}:{port}")
             draft.rename(meeting)
             try:
-                os.environ["RAY_ADDRESS"] = address
+                os.environ["RAY_ADDRESS"] = f"{ip}:{port}"
                 ray.init("auto", log_to_driver=False)
                 _wait_until(lambda: _num_nodes(ray) == num_nodes, "a node did not come")
                 resume_sweep(self.folder, lambda *words: print(*words, flush=True))
@@ -149,9 +143,14 @@ def _num_nodes(ray: Any) -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def _listens(address: str) -> bool:
-    ip, _, port = address.rpartition(":")
-    with suppress(OSError, ValueError), socket.create_connection((ip, int(port)), timeout=1.0):
+def _free_port(ip: str) -> int:
+    with socket.socket() as free:
+        free.bind((ip, 0))
+        return free.getsockname()[1]
+
+
+def _listens(ip: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((ip, port), timeout=1.0):
         return True
     return False
 
