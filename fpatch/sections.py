@@ -195,6 +195,7 @@ class Logging:
         if "://" in self.runs:
             raise ValueError(
                 f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; object "
-                "stores are not supported: mount the bucket, or copy finished runs there"
+                "stores are not supported: mount the bucket, or copy finished runs there; of a sweep, "
+                "sweep.storage keeps a copy there"
             )
         check_number("log.profile_steps", self.profile_steps, 0)

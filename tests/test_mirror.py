@@ -5,10 +5,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from pyarrow.fs import FileSelector, FileType, S3FileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem, S3FileSystem
 from study_fixture import logged_steps, parameters
 from test_sweep import begin, make_plan, sweep_file, work
 from test_sweep_ray import LONG, assert_same, start, the_sweep, trained_here, wait_until  # noqa: F401
@@ -18,8 +19,9 @@ from fpatch.cli import main
 from fpatch.runs import Run, RunError
 from fpatch.tune import mirror
 from fpatch.tune.journal import Journal
-from fpatch.tune.mirror import Mirror, check_storage, mirrored, open_storage
+from fpatch.tune.mirror import Mirror, mirrored
 from fpatch.tune.plan import Plan
+from fpatch.tune.storage import check_storage, open_storage
 
 GENERATIONS = {
     "search": "population",
@@ -100,8 +102,8 @@ def test_a_copy_that_is_cut_off_goes_on_to_the_same_bits(whole, tmp_path, monkey
         if len(sent) % 5 == 0:
             working.advance()
 
-    write_really = mirror._write
-    monkeypatch.setattr(mirror, "_write", write)
+    write_really = mirror.write_file
+    monkeypatch.setattr(mirror, "write_file", write)
     copy = Mirror(journal, uri)
     try:
         for _ in range(100):
@@ -170,6 +172,58 @@ def test_a_store_that_is_away_for_a_while_stops_nothing(whole, tmp_path, monkeyp
     assert files(blocked / journal.folder.name) == files(journal.folder)
 
 
+def test_a_store_that_cannot_be_opened_stops_no_resume(whole, tmp_path, caplog):
+    """One that is away, as the server of a bucket whose address is not known."""
+    journal = Journal(shutil.copytree(whole.folder, tmp_path / "runs" / whole.folder.name))
+    with mirrored(journal, "ftp://host/sweeps"):
+        pass
+    assert "'ftp://host/sweeps' is no store that pyarrow knows" in caplog.text
+    with pytest.raises(ValueError, match="its option 'sig'"), mirrored(journal, "s3://bucket?sig=SECRET"):
+        pass
+
+
+def test_a_store_that_never_answers_is_not_waited_for(whole, tmp_path, monkeypatch, caplog):
+    journal = Journal(shutil.copytree(whole.folder, tmp_path / "runs" / whole.folder.name))
+    monkeypatch.setattr(mirror, "_PATIENCE_S", 0.2)
+    answer, sent = threading.Event(), []
+
+    def write(store, path, data):
+        sent.append(path)
+        answer.wait(0.1 if len(sent) < 10 else 60)
+
+    monkeypatch.setattr(mirror, "write_file", write)
+    began = time.monotonic()
+    with mirrored(journal, (tmp_path / "storage").as_uri()):
+        pass
+    assert time.monotonic() - began < 30
+    assert len(sent) == 10  # slow, and longer than its patience in all, but one file after another
+    assert "lacks what the sweep did last (no answer within 0.2 s)" in caplog.text
+    answer.set()
+
+
+def test_files_of_the_sweep_are_read_once_and_those_gone_here_go_there(whole, tmp_path, monkeypatch):
+    journal = Journal(shutil.copytree(whole.folder, tmp_path / "runs" / whole.folder.name))
+    there = tmp_path / "storage" / journal.folder.name
+    for name in ("figures/old.png", "journal/0099.json", "trials/0099/config.json"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("{}")
+    (journal.folder / "trials.csv").write_text("trial")
+    (journal.folder / "note.txt").write_text("first")
+    copy = Mirror(journal, (tmp_path / "storage").as_uri())
+    copy.send()
+    assert files(there) == files(journal.folder)
+    read, really = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or really(path))
+    copy.send()
+    assert not read
+    (journal.folder / "note.txt").write_text("second")
+    (journal.folder / "trials.csv").unlink()
+    copy.send()
+    assert read == ["note.txt"]
+    monkeypatch.undo()
+    assert files(there) == files(journal.folder)
+
+
 def test_without_storage_there_is_no_copy(whole):
     with mirrored(whole, None):
         assert not [t for t in threading.enumerate() if t.name == "mirror"]
@@ -181,7 +235,7 @@ def test_without_storage_there_is_no_copy(whole):
         ("bucket/prefix", "must be like s3://BUCKET/PREFIX or file:///FOLDER, got 'bucket/prefix'"),
         ("s3://", "must be like s3://BUCKET/PREFIX"),
         ("ftp://host/folder", "'ftp://host/folder' is no store that pyarrow knows"),
-        ("s3://key:secret@bucket/prefix", r"give s3://bucket/prefix, and the password by the environment"),
+        ("s3://bucket/prefix?color=red", "its option 'color' is none of allow_bucket_creation, "),
     ],
 )
 def test_what_names_no_store_is_refused_before_anything_is_made(tmp_path, uri, message):
@@ -189,6 +243,32 @@ def test_what_names_no_store_is_refused_before_anything_is_made(tmp_path, uri, m
     with pytest.raises(ValueError, match=message):
         tune.run_plan(tune.load_plan(path), lambda *_: None)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://key:SECRET@bucket/prefix", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the file"),
+        ("s3://AKIA:SE/CRET@bucket", "a password, as before an '@' behind a ':'"),
+        ("s3://AKIA%3ASECRET%40bucket", "a password"),
+        ("AKIA:SECRET@bucket/prefix", "a password"),
+        ("s3://bucket?endpoint_override=http%3A%2F%2Fkey%3ASECRET%40host", "a password"),
+        ("s3://bucket/prefix?secret_key=SECRET", "its option 'secret_key' is none of"),
+        (
+            "abfs://c@name.dfs.core.windows.net/p?client_id=1&client_secret=SECRET",
+            "'client_secret' .* `az login`",
+        ),
+        ("abfs://c@name.dfs.core.windows.net/p?sv=2024&sig=SECRET", "'sv' .* AZURE_CLIENT_SECRET"),
+        ("abfss://c@name.dfs.core.windows.net/p?tenant_id=1#sig=SECRET", "option 'sig'"),
+        ("gs://bucket/p?access_token=SECRET", "'access_token' .* GOOGLE_APPLICATION_CREDENTIALS"),
+        ("file:///folder?sig=SECRET", "option 'sig' .* the environment"),
+    ],
+)
+def test_secrets_in_the_uri_are_refused_and_not_repeated(uri, message):
+    """It would be recorded, and sent to the store itself."""
+    with pytest.raises(ValueError, match=message) as caught:
+        open_storage(uri)
+    assert "SE" not in str(caught.value).replace("AWS_SECRET", "").replace("CLIENT_SECRET", "")
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path, capsys):
@@ -215,6 +295,29 @@ def test_what_cannot_be_fetched(whole, tmp_path, capsys):
     assert main(["sweep", "fetch", f"{uri}/{whole.folder.name}", "--runs", str(tmp_path)]) == 0
     assert f"fpatch sweep resume {tmp_path / whole.folder.name}" in capsys.readouterr().out
     assert files(tmp_path / whole.folder.name) == files(whole.folder)
+
+
+def test_a_fetch_begins_anew_where_another_was_cut_off(whole, tmp_path):
+    left = tmp_path / f".{whole.folder.name}.part/journal/0099.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    fetched = tune.fetch_sweep(whole.folder.as_uri(), tmp_path)
+    assert files(fetched.folder) == files(whole.folder)
+    assert not left.parent.exists()
+
+
+def test_names_that_lead_elsewhere_are_not_fetched(tmp_path, monkeypatch):
+    """In an object store a name may have any characters; folders cannot hold these."""
+    found = [FileInfo(f"/a-sweep/{one}", FileType.File) for one in ("sweep.json", "journal/../../evil")]
+
+    class Store(LocalFileSystem):
+        def get_file_info(self, paths_or_selector):
+            return found
+
+    monkeypatch.setattr(mirror, "open_storage", lambda uri: (Store(), "/a-sweep"))
+    with pytest.raises(RunError, match="names that lead out of its folder"):
+        tune.fetch_sweep("s3://bucket/a-sweep", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_stand_behind_the_path():

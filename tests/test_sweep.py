@@ -1,6 +1,7 @@
 """Sweeps of the tiny study: here in this process, trial by trial, and in `test_sweep_ray.py` on Ray."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -239,6 +240,47 @@ def test_a_changed_space_is_refused(swept, tmp_path):
         tune.resume_sweep(copy.folder)
 
 
+def test_how_a_sweep_is_run_is_taken_from_the_plan_that_it_goes_on_with(tmp_path):
+    """And recorded before anything else, since the workers read it there."""
+    plan = make_plan(tmp_path, study={"num_steps": 3})
+    journal = begin(plan)
+    work(journal, plan)  # nothing is left to do
+    storage = tmp_path / "storage"
+    other = {"cpus": 0.5, "gpus": 0.0, "max_concurrent": 1, "retries": 5, "storage": storage.as_uri()}
+    changed = plan._replace(sweep=dataclasses.replace(plan.sweep, **other))
+    tune.resume_sweep(journal.folder, plan=changed)
+    assert tune.read_plan(journal).sweep == changed.sweep
+    assert (storage / journal.folder.name / "sweep.json").read_bytes() == (
+        journal.folder / "sweep.json"
+    ).read_bytes()
+    tune.resume_sweep(journal.folder)
+    assert tune.read_plan(journal).sweep == changed.sweep
+    tune.resume_sweep(journal.folder, plan=changed, num_trials=2)
+    assert tune.read_plan(journal).sweep.num_trials == 2
+
+
+def test_how_a_sweep_cannot_be_run_is_refused_when_it_goes_on(swept, tmp_path):
+    plan, journal = swept
+    copy = Journal(shutil.copytree(journal.folder, tmp_path / "copy"))
+    before = copy.config
+    (tmp_path / "file").write_text("")
+    blocked = f"{(tmp_path / 'file').as_uri()}/sweeps"
+    for how, error, message in (
+        ({"storage": blocked}, OSError, "cannot be written"),
+        (
+            {"pack": 2, "micro_batch_on_oom": True},
+            ValueError,
+            "sweep.pack = 2: with sweep.micro_batch_on_oom",
+        ),
+    ):
+        changed = plan._replace(sweep=dataclasses.replace(plan.sweep, **how))
+        with pytest.raises(error, match=message):
+            tune.resume_sweep(copy.folder, plan=changed)
+    with copy.locked(), pytest.raises(RunError, match="being run by another process"):
+        tune.resume_sweep(copy.folder, num_trials=9)
+    assert copy.config == before
+
+
 # Trials that fail
 
 
@@ -289,6 +331,15 @@ def test_a_trial_that_raises_stands_in_the_table_and_the_sweep_goes_on(tmp_path)
     assert 'raise RuntimeError("too dark to see")' in table["traceback"][1]
     assert any("failed: RuntimeError: too dark to see" in note for *_, note in told)
     assert tune.find_entry(journal, plan).trial.name in ("0000", "0002")
+
+
+def test_out_of_memory_several_processes_are_told_of_what_they_may_set(tmp_path):
+    """`micro_batch_on_oom` is refused beside `processes`."""
+    plan = touchy_plan(tmp_path, num_trials=1, processes=2)
+    plan = plan._replace(study=vary(plan.study, {"pipeline.touchy.rows": 3}))
+    journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
+    work(journal, plan)
+    assert "\ntrain.micro_batch would go on with fewer rows" in journal.entry("0000").outcome.traceback
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -403,10 +454,16 @@ def test_a_population_needs_states_that_fit(tmp_path):
         (RATES, {"population": {"size": 4, "every": 3}}, "belongs to search = 'population'"),
         (RATES, {"search": "population"}, "belongs to search = 'population'"),
         (RATES, {"gpus": 2}, "a process uses one GPU, got 2; .* set sweep.processes = 2 and sweep.gpus = 1"),
+        (RATES, {"gpus": 1.5}, "got 1.5; .* set sweep.processes = 2 and sweep.gpus = 1"),
         (RATES, {"processes": 0}, "sweep.processes must be at least 1"),
         (RATES, {"processes": 2, "pack": 2}, "sweep.processes = 2: the trials of a pack have one process"),
         (RATES, {"processes": 2, "gpus": 0.5}, "cannot share a GPU, got sweep.gpus = 0.5"),
         (RATES, {"processes": 2, "micro_batch_on_oom": True}, "leave out sweep.micro_batch_on_oom"),
+        (
+            {**RATES, "device": "cuda"},
+            {"processes": 2},
+            'sweep.processes = 2: with sweep.gpus = 0 .* got device = "cuda"; set sweep.gpus = 1',
+        ),
         (RATES, {"processes": 5}, "sweep.processes = 5: .* batches of 4; set fewer"),
         (RATES, {"halving": {"first": 0}}, "sweep.halving.first must be at least 1"),
     ],
@@ -415,6 +472,14 @@ def test_bad_plans_are_refused(tmp_path, space, settings, message):
     with pytest.raises(ValueError, match=message):
         begin(make_plan(tmp_path, space, **settings))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("settings", "device"), [({"gpus": 0.0}, "cpu"), ({"gpus": 1.0}, "auto")])
+def test_processes_of_a_trial_without_gpus_run_on_the_cpu(tmp_path, settings, device):
+    """On a machine with a GPU, too: all would take the same, which NCCL refuses."""
+    plan = make_plan(tmp_path, processes=2, **settings)
+    assert plan.study.device == "auto"
+    assert trial_study(plan, Trial("0000", {}, 1), tmp_path).device == device
 
 
 def test_a_study_without_validation_is_refused(tmp_path):

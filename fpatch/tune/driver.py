@@ -17,6 +17,8 @@ from fpatch.tune.settings import Sweep
 Notify = Callable[[str], None]
 """Told the name of a trial of which there is news."""
 
+_logger = logging.getLogger(__name__)
+
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -117,11 +119,26 @@ def _cores(plan: Plan) -> int:
 
 
 def _places(plan: Plan, ray: Any) -> int:
-    """Trials, or packs of them, that have room in a cluster at once."""
-    there, sweep = ray.cluster_resources(), plan.sweep
-    asked = {"CPU": sweep.processes * sweep.cpus, "GPU": sweep.processes * sweep.gpus}
-    places = [int(there.get(kind, 0.0) // amount) for kind, amount in asked.items() if amount]
-    return max(1, min([n for n in (*places, sweep.max_concurrent) if n is not None], default=1))
+    """Trials, or packs of them, that have room in a cluster at once; at least one, since it may grow.
+
+    Raises:
+        ValueError: If this machine, which will not grow, has no room for one.
+    """
+    sweep = plan.sweep
+    asked = {kind: n for kind, n in (("CPU", sweep.cpus), ("GPU", sweep.gpus)) if n}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    counts = ([int(node.get(kind, 0.0) // n) for kind, n in asked.items()] for node in nodes)
+    room = sum(min(each, default=sweep.processes) for each in counts)  # a process is on one machine
+    if room < sweep.processes:
+        there = " and ".join(f"{sum(n.get(k, 0.0) for n in nodes):g} {k}s" for k in ("CPU", "GPU"))
+        sentence = (
+            f"sweep.processes = {sweep.processes}, sweep.cpus = {sweep.cpus:g}, sweep.gpus = {sweep.gpus:g}: "
+            f"there is no room for one trial, whose processes have so much each; there are {there}"
+        )
+        if sweep.address is None:
+            raise ValueError(f"{sentence}; set less, or sweep.address to a larger cluster")
+        _logger.warning("%s; trials wait until the cluster grows", sentence)
+    return max(1, min(room // sweep.processes, sweep.max_concurrent or room))
 
 
 def drive(

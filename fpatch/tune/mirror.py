@@ -6,71 +6,30 @@ moment, or at one before.
 """
 
 import logging
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from fpatch.runs import RunError
 from fpatch.tune.journal import Journal
+from fpatch.tune.storage import check_uri, open_storage, write_file
 
 _logger = logging.getLogger(__name__)
 
 PERIOD_S = 10.0
 """Between the end of a transfer and the next look at what is new."""
 
-_WHOLE = ("s3", "gcs", "abfs")
-"""Stores in which a file is there as a whole or not at all."""
+_PATIENCE_S = 30.0
+"""When a sweep ends: how long a store may take for one file."""
 
 _Stamp = tuple[int, int] | None
 """Size and time of change of a file; None: not there."""
-
-
-def open_storage(uri: str, folder: str = "") -> tuple[FileSystem, str]:
-    """The store that a URI names, and the path in it.
-
-    Args:
-        uri: As pyarrow reads it, with options after a question mark: s3://BUCKET/PREFIX?region=eu-central-1,
-            gs://BUCKET/PREFIX, abfs://, file:///PATH.
-        folder: Appended to the path.
-
-    Raises:
-        ValueError: If it names no store, or holds a password.
-        OSError: If the store does not answer.
-    """
-    parts = urlsplit(uri)
-    if not parts.scheme or not parts.netloc + parts.path.strip("/"):
-        raise ValueError(f"sweep.storage must be like s3://BUCKET/PREFIX or file:///FOLDER, got {uri!r}")
-    if parts.password is not None:
-        shown = uri.replace(f"{parts.username}:{parts.password}@", "")
-        raise ValueError(
-            f"sweep.storage would be recorded with its password; give {shown}, and the password by the "
-            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or a file of the store's own tools"
-        )
-    try:
-        store, path = FileSystem.from_uri(uri)
-    except (pa.ArrowException, ImportError) as error:
-        raise ValueError(f"sweep.storage: {uri!r} is no store that pyarrow knows: {error}") from error
-    return store, "/".join(part for part in (path.rstrip("/"), folder) if part)
-
-
-def check_storage(uri: str) -> None:
-    """Write a small file, and remove it.
-
-    Raises:
-        ValueError: As `open_storage`.
-        OSError: If it cannot be written.
-    """
-    store, path = open_storage(uri, ".fpatch")
-    try:
-        _write(store, path, b"may this be written?")
-        store.delete_file(path)
-    except (OSError, pa.ArrowException) as error:
-        raise OSError(f"sweep.storage: {uri} cannot be written: {error}") from error
 
 
 def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
@@ -97,6 +56,10 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
     names = [one for one in names if not one.endswith(".tmp")]
     if "sweep.json" not in names:
         raise RunError(f"{uri} holds no sweep; give the URI that ends in the name of a sweep, ...-sweep")
+    if any(part in ("", ".", "..") for one in names for part in one.split("/")):
+        raise RunError(f"{uri} holds names that lead out of its folder; it was not written by a sweep")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(draft)
     for part in ("journal", "trials"):
         (draft / part).mkdir(parents=True, exist_ok=True)
     for one in names:
@@ -110,15 +73,21 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
 
 @contextmanager
 def mirrored(journal: Journal, uri: str | None) -> Iterator[None]:
-    """Keep a copy of a sweep up to date while it runs; a store that is away for a while stops nothing."""
+    """Keep a copy of a sweep up to date while it runs; a store that is away stops nothing, at no time.
+
+    Raises:
+        ValueError: If the URI names no store, or may hold a secret.
+    """
     if uri is None:
         yield
         return
-    mirror, ended = Mirror(journal, uri), threading.Event()
+    check_uri(uri)
+    mirror, ended, last = Mirror(journal, uri), threading.Event(), []
 
     def watch() -> None:
         while not ended.wait(PERIOD_S):
             mirror.try_to_send()
+        last.append(mirror.try_to_send(again=True))
 
     thread = threading.Thread(target=watch, name="mirror", daemon=True)
     thread.start()
@@ -126,29 +95,51 @@ def mirrored(journal: Journal, uri: str | None) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
-        if (error := mirror.try_to_send(again=True)) is not None:
+        _join_while_it_sends(thread, mirror)
+        error = last[0] if last else TimeoutError(f"no answer within {_PATIENCE_S:g} s")
+        if error is not None:
             _logger.warning(
                 "%s lacks what the sweep did last (%s); it is kept: `fpatch sweep resume %s` sends it",
                 uri, error, journal.folder,
             )  # fmt: skip
 
 
+def _join_while_it_sends(thread: threading.Thread, mirror: "Mirror") -> None:
+    """Wait for the last transfer, for as long as one file after another gets there."""
+    before = None
+    while thread.is_alive() and mirror.num_changed != before:
+        before = mirror.num_changed
+        thread.join(_PATIENCE_S)
+
+
 class Mirror:
-    """What of a sweep's folder has been sent."""
+    """What of a sweep's folder has been sent.
+
+    Attributes:
+        num_changed: Files that were written or deleted there.
+    """
 
     def __init__(self, journal: Journal, uri: str) -> None:
         """Of a sweep, below a URI."""
         self._journal, self._folder = journal, journal.folder
-        self._store, self._root = open_storage(uri, journal.folder.name)
+        self._uri = uri
+        self._place: tuple[FileSystem, str] | None = None
         self._sent: dict[str, _Stamp] = {}
+        self.num_changed = 0
         self._marks: dict[str, list[_Stamp]] = {}
+
+    @property
+    def _there(self) -> tuple[FileSystem, str]:
+        """The store, which is opened when it is there, and the path in it."""
+        if self._place is None:
+            self._place = open_storage(self._uri, self._folder.name)
+        return self._place
 
     def try_to_send(self, again: bool = False) -> Exception | None:
         """Send what is new; the error, if that was cut off."""
         try:
             self.send(again)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             return error
         return None
 
@@ -166,12 +157,19 @@ class Mirror:
             self._list_strangers()
         if again:
             self._marks.clear()
-        told = [self._read(name) for name in self._of_sweep()]
-        self._put(self._read("sweep.json"))
-        for name in self._journal.names():
+        of_sweep = self._of_sweep()
+        told = [self._read(one) for one in of_sweep if self._is_new(one)]
+        if self._is_new("sweep.json"):
+            self._put(self._read("sweep.json"))
+        names = self._journal.names()
+        for name in names:
             self._send_trial(name)
         for file in told:
             self._put(file)
+        there = {"sweep.json", *of_sweep}
+        for one in sorted(self._sent):  # a trial's place in the journal before its run
+            if one not in there and _trial_of(one) not in names:
+                self._delete(one)
 
     def _send_trial(self, name: str) -> None:
         """Send a trial that has a new checkpoint, or has ended."""
@@ -185,7 +183,7 @@ class Mirror:
         there = {one for one in self._below(f"trials/{name}") if one not in (config, last)}
         there |= {f"journal/{name}.points.jsonl", f"journal/{name}.stop"}
         for one in (*sorted(there), config):
-            if self._stamp(one) != self._sent.get(one):
+            if self._is_new(one):
                 self._put(self._read(one))
         for one in [
             n for n in self._sent if n.startswith(f"trials/{name}/") and n not in {*there, config, last}
@@ -215,6 +213,9 @@ class Mirror:
             return None
         return status.st_size, status.st_mtime_ns
 
+    def _is_new(self, name: str) -> bool:
+        return self._stamp(name) != self._sent.get(name)
+
     def _read(self, name: str) -> tuple[str, _Stamp, bytes]:
         """A file, with what it was before it was read: one that changes meanwhile is sent again."""
         stamp = self._stamp(name)
@@ -224,28 +225,27 @@ class Mirror:
         name, stamp, data = file
         if stamp is None or stamp == self._sent.get(name):
             return
-        _write(self._store, f"{self._root}/{name}", data)
+        store, root = self._there
+        write_file(store, f"{root}/{name}", data)
         self._sent[name] = stamp
+        self.num_changed += 1
 
     def _delete(self, name: str) -> None:
+        store, root = self._there
         with suppress(FileNotFoundError):
-            self._store.delete_file(f"{self._root}/{name}")
+            store.delete_file(f"{root}/{name}")
         del self._sent[name]
+        self.num_changed += 1
 
     def _list_strangers(self) -> None:
         """Know of files that are there from before, so that those that have gone here go there, too."""
-        found = self._store.get_file_info(FileSelector(self._root, recursive=True, allow_not_found=True))
-        files = [info.path.removeprefix(f"{self._root}/") for info in found if info.type == FileType.File]
+        store, root = self._there
+        found = store.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+        files = [info.path.removeprefix(f"{root}/") for info in found if info.type == FileType.File]
         self._sent = dict.fromkeys(files)
 
 
-def _write(store: FileSystem, path: str, data: bytes) -> None:
-    """Replace a file, whole or not at all."""
-    if store.type_name in _WHOLE:
-        with store.open_output_stream(path) as file:
-            file.write(data)
-        return
-    store.create_dir(path.rpartition("/")[0])
-    with store.open_output_stream(f"{path}.tmp") as file:
-        file.write(data)
-    store.move(f"{path}.tmp", path)
+def _trial_of(name: str) -> str | None:
+    """The trial that a file tells of, by its name; None: the whole sweep."""
+    top, _, rest = name.partition("/")
+    return re.split("[/.]", rest)[0] if top in ("journal", "trials") else None

@@ -53,6 +53,8 @@ def trial_study(plan: Plan, trial: Trial, runs: Path, resources: Mapping[str, An
     settings = {"seed": trial.seed, **plan.space.fixed, **trial.settings, "log.runs": str(runs)}
     if trial.micro_batch is not None:
         settings["train.micro_batch"] = trial.micro_batch
+    if _on_cpu(plan.sweep):
+        settings["device"] = "cpu"
     return vary(plan.study, settings, resources)
 
 
@@ -69,7 +71,7 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         SpaceError: For a name that is no setting, or an end that is no value of it.
         ValueError: For an objective that is no scalar of the validation.
     """
-    plan.sweep.count(plan.space)
+    check_how(plan)
     if plan.study.data.validation is None:
         raise ValueError("a sweep needs a validation split to measure its objective on; set data.validation")
     first = None
@@ -91,8 +93,6 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
                 "space.train.num_steps cannot vary in a population: its members share their steps"
             )
     assert first is not None
-    if plan.sweep.pack not in ("auto", 1) and (why := why_not_packed(plan)) is not None:
-        raise ValueError(f"sweep.pack = {plan.sweep.pack}: {why}; leave sweep.pack out, or set it to 1")
     parts, known = rehearse(first)
     if plan.sweep.objective not in known:
         raise ValueError(
@@ -101,6 +101,29 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         )
     if plan.sweep.search == "population":
         _check_states(plan, parts.initial, resources)
+
+
+def check_how(plan: Plan) -> None:
+    """Refuse what cannot be run in the way that the sweep says.
+
+    Raises:
+        ValueError: For trials of a grid that there are not, packs that cannot be, and processes of a trial
+            that would share a GPU.
+    """
+    plan.sweep.count(plan.space)
+    if plan.sweep.pack not in ("auto", 1) and (why := why_not_packed(plan)) is not None:
+        raise ValueError(f"sweep.pack = {plan.sweep.pack}: {why}; leave sweep.pack out, or set it to 1")
+    device = plan.space.fixed.get("device", plan.study.device)
+    if _on_cpu(plan.sweep) and device.startswith("cuda"):
+        raise ValueError(
+            f"sweep.processes = {plan.sweep.processes}: with sweep.gpus = 0 the processes of a trial run on "
+            f'the CPU, got device = "{device}"; set sweep.gpus = 1, or device = "cpu"'
+        )
+
+
+def _on_cpu(sweep: Sweep) -> bool:
+    """Whether trials must not take a GPU that they find: all processes of one would take the same."""
+    return sweep.processes > 1 and not sweep.gpus
 
 
 def why_not_packed(plan: Plan) -> str | None:

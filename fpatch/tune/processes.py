@@ -3,10 +3,12 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]  # documented, not in __all__
@@ -14,10 +16,32 @@ from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
 from fpatch.parallel import Meeting, joined
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
-from fpatch.tune.trial import LostProcessError, News, Work, noted, train_trial
+from fpatch.tune.trial import PATIENCE_S, LostProcessError, News, Work, noted, train_trial
 
-_PATIENCE_S = 60.0
-"""How long to wait for what a lost process has to say."""
+_MEETING_S = 300.0
+"""How long processes that have been started wait for one another before they step."""
+
+
+class Told(NamedTuple):
+    """What the first process of a trial tells the others.
+
+    Attributes:
+        folder: Of the sweep.
+        name: Of the trial.
+        resources: Live objects by "path/setting" of the pipeline.
+        device: Of the trial's study.
+        ip: Where the first process has opened a store.
+        port: The same.
+        size: How many processes there are.
+    """
+
+    folder: str
+    name: str
+    resources: Mapping[str, Any] | None
+    device: str
+    ip: str
+    port: int
+    size: int
 
 
 def run_together(
@@ -42,21 +66,41 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
     journal = Journal.open(folder)
     plan = plan_from_config(journal.config, resources)
     device = trial_study(plan, journal.entry(name).trial, Path(), resources).device
-    ip = ray.util.get_node_ip_address()
-    store = _listen(ip, plan.sweep.processes)
-    with _others(plan.sweep.processes, plan.sweep.cpus, plan.sweep.gpus) as others:
-        words = (str(folder), name, resources, ip, store.port, plan.sweep.processes)
-        ends = [other.follow.remote(rank, device, *words) for rank, other in enumerate(others, 1)]
+    ip, size = ray.util.get_node_ip_address(), plan.sweep.processes
+    store = _listen(ip, size)
+    told = Told(str(folder), name, resources, device, ip, store.port, size)
+    with _others(size, plan.sweep.cpus, plan.sweep.gpus) as others:
+        ends = [other.follow.remote(rank, told) for rank, other in enumerate(others, 1)]
         threading.Thread(target=_end_all_with_one, args=(ends, others), daemon=True).start()
         try:
-            with (
-                _loopback_only(ip),
-                joined(device=device, meeting=Meeting(store, 0, plan.sweep.processes)) as ranks,
-            ):
+            _wait_for_all(store, ends)
+            with _interface_of(ip), joined(device=device, meeting=Meeting(store, 0, size)) as ranks:
                 return (yield from train_trial(journal, name, resources, ranks))
         except ConnectionError:
             _raise_cause(ends)
             raise
+
+
+def _wait_for_all(store: TCPStore, ends: list[Any]) -> None:
+    """Wait until the others have come to the store.
+
+    Raises:
+        ConnectionError: If one of them has ended before, or does not come in time.
+    """
+    import ray
+
+    keys = [_here(rank) for rank in range(1, len(ends) + 1)]
+    deadline = time.monotonic() + _MEETING_S
+    while not store.check(keys):
+        ended, _ = ray.wait(ends, timeout=1.0)
+        if ended or time.monotonic() > deadline:
+            how = "ended before it came" if ended else f"did not come within {_MEETING_S:.0f} s"
+            raise ConnectionError(f"a process of the trial {how}")
+
+
+def _here(rank: int) -> str:
+    """What a process that has come notes in the store."""
+    return f"fpatch/here/{rank}"
 
 
 def _end_all_with_one(ends: list[Any], others: list[Any]) -> None:
@@ -79,7 +123,7 @@ def _raise_cause(ends: list[Any]) -> None:
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    ended, _ = ray.wait(ends, num_returns=len(ends), timeout=_PATIENCE_S)
+    ended, _ = ray.wait(ends, num_returns=len(ends), timeout=PATIENCE_S)
     lost = None
     for end in ended:
         try:
@@ -120,21 +164,18 @@ class Follower:
         """With so many threads."""
         torch.set_num_threads(max(1, int(cpus)))
 
-    def follow(
-        self,
-        rank: int,
-        device: str,
-        folder: str,
-        name: str,
-        resources: Mapping[str, Any] | None,
-        ip: str,
-        port: int,
-        num: int,
-    ) -> None:
-        """Take part in the steps of the first process, which has opened a store at this address."""
-        meeting = Meeting(TCPStore(ip, port, num, wait_for_workers=False), rank, num)
-        with _loopback_only(ip), joined(device=device, meeting=meeting) as ranks:
-            for _ in train_trial(Journal.open(folder), name, resources, ranks):
+    def follow(self, rank: int, told: Told) -> None:
+        """Take part in the steps of the first process."""
+        import ray
+
+        store = _store(told.ip, told.port, told.size)
+        store.set(_here(rank), "")
+        own_ip = ray.util.get_node_ip_address()
+        with (
+            _interface_of(own_ip),
+            joined(device=told.device, meeting=Meeting(store, rank, told.size)) as ranks,
+        ):
+            for _ in train_trial(Journal.open(told.folder), told.name, told.resources, ranks):
                 pass
 
 
@@ -144,16 +185,26 @@ def _listen(ip: str, num: int) -> TCPStore:
     listener.bind((ip, 0))
     listener.listen()
     port = listener.getsockname()[1]
-    return TCPStore(ip, port, num, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return _store(ip, port, num, is_master=True, master_listen_fd=listener.detach())
+
+
+def _store(ip: str, port: int, num: int, **how: Any) -> TCPStore:
+    return TCPStore(ip, port, num, wait_for_workers=False, timeout=timedelta(seconds=_MEETING_S), **how)
 
 
 @contextmanager
-def _loopback_only(ip: str) -> Iterator[None]:
-    """Where processes meet on the loopback device, let tensors travel by it, too."""
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    own = [name for name in names if ip.startswith("127.") and name not in os.environ]
-    loopback = next(device for _, device in socket.if_nameindex() if device.startswith("lo"))
-    os.environ.update(dict.fromkeys(own, loopback))
+def _interface_of(ip: str) -> Iterator[None]:
+    """Have tensors travel by the network device that has this address, unless the environment names one.
+
+    Else gloo and NCCL take one by rules of their own, such as by the name of the host.
+    """
+    import psutil  # comes with Ray
+
+    found = (name for name, held in psutil.net_if_addrs().items() if any(a.address == ip for a in held))
+    device = next(found, None)
+    wanted = {} if device is None else {"GLOO_SOCKET_IFNAME": device, "NCCL_SOCKET_IFNAME": f"={device}"}
+    own = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(own)
     try:
         yield
     finally:

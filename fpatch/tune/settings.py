@@ -1,5 +1,6 @@
 """How a space is searched: the section `[sweep]`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,7 +80,7 @@ class Sweep:
         if self.gpus > 1:
             raise ValueError(
                 f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "
-                f"set sweep.processes = {self.gpus:g} and sweep.gpus = 1"
+                f"set sweep.processes = {math.ceil(self.gpus)} and sweep.gpus = 1"
             )
         check_number("sweep.processes", self.processes, 1)
         if self.pack != "auto":

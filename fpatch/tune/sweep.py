@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from fpatch.schema import decode, flatten, to_toml
 from fpatch.study import Study, read_toml, study_from_config, vary
 from fpatch.tune.driver import drive, import_ray
 from fpatch.tune.journal import Entry, Journal
-from fpatch.tune.mirror import check_storage, mirrored
-from fpatch.tune.plan import Plan, best_entry, check_plan, plan_from_config, trial_study
+from fpatch.tune.mirror import mirrored
+from fpatch.tune.plan import Plan, best_entry, check_how, check_plan, plan_from_config, trial_study
 from fpatch.tune.records import SweepLog
 from fpatch.tune.settings import Sweep
 from fpatch.tune.space import Space, parse_space
+from fpatch.tune.storage import check_storage
 
 
 def sweep(
@@ -131,21 +133,26 @@ def resume_sweep(
     Args:
         folder: Of the sweep.
         report: Told of progress.
-        plan: What the sweep is expected to be; where it is something else, that is an error.
+        plan: What the sweep is expected to be; where it finds something else, that is an error. How it is
+            run (`num_trials`, `cpus`, `storage` and so on) is taken from it, and recorded.
         num_trials: Another number of trials, to make a finished sweep longer.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
         RunError: If the folder is no sweep, is held by another process, or is of another space or study.
+        ValueError: If it cannot be run so.
+        OSError: If a new storage cannot be written.
     """
     journal = Journal.open(folder)
     recorded = plan_from_config(journal.config, resources)
     _check_same(journal, recorded, plan)
-    if num_trials is not None:
-        recorded = recorded._replace(sweep=dataclasses.replace(recorded.sweep, num_trials=num_trials))
-        recorded.sweep.count(recorded.space)
-        journal.replace_config(recorded.config)
-    _run(journal, recorded, report, resources)
+    how = {} if plan is None else {name: getattr(plan.sweep, name) for name in _HOW}
+    how |= {} if num_trials is None else {"num_trials": num_trials}
+    taken = recorded._replace(sweep=dataclasses.replace(recorded.sweep, **how))
+    check_how(taken)
+    if taken.sweep.storage not in (None, recorded.sweep.storage):
+        check_storage(taken.sweep.storage)
+    _run(journal, taken, report, resources)
     return journal
 
 
@@ -177,7 +184,11 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
 
 
 def _run(journal: Journal, plan: Plan, report: Report, resources: Mapping[str, Any] | None) -> None:
-    with journal.locked(), mirrored(journal, plan.sweep.storage):
+    with ExitStack() as held:
+        held.enter_context(journal.locked())
+        if not plan.config.items() <= journal.config.items():
+            journal.replace_config(plan.config)
+        held.enter_context(mirrored(journal, plan.sweep.storage))
         log = SweepLog(journal, plan, report)
         finished = False
         try:

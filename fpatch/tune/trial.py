@@ -17,10 +17,10 @@ from fpatch.study import Study
 from fpatch.training import Training, train_in
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.plan import Plan, plan_from_config, trial_study
+from fpatch.tune.settings import Sweep
 
-_PATIENCE_S = 60.0
-"""How long to wait for a killed worker to let go of its run."""
-
+PATIENCE_S = 60.0
+"""How long to wait for a killed worker to let go of its run, or for what a lost process has to say."""
 
 News = tuple[str, Point]
 """The name of a trial, and an evaluation of it."""
@@ -82,7 +82,7 @@ def wait_for(folder: Path) -> None:
     Raises:
         HeldError: If it does not.
     """
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while folder.is_dir():
         try:
             with Run(folder).locked():
@@ -110,9 +110,7 @@ def train_trial(
         except (torch.OutOfMemoryError, MemoryError) as error:
             rows = study.train.micro_batch or study.train.batch_size
             if not plan.sweep.micro_batch_on_oom or rows == 1:
-                error.add_note(
-                    "sweep.micro_batch_on_oom = true would go on with fewer rows in memory at a time"
-                )
+                error.add_note(f"{_way_out(plan.sweep)} would go on with fewer rows in memory at a time")
                 raise
             trial = trial._replace(micro_batch=rows // 2)
             journal.add(trial)
@@ -120,6 +118,11 @@ def train_trial(
                 Run(folder).write_json(
                     "config.json", trial_study(plan, trial, folder.parent, resources).config
                 )
+
+
+def _way_out(sweep: Sweep) -> str:
+    """A setting with which a trial needs less memory."""
+    return "train.micro_batch" if sweep.processes > 1 else "sweep.micro_batch_on_oom = true"
 
 
 def _start(journal: Journal, trial: Trial, study: Study) -> Any:
