@@ -219,7 +219,8 @@ def trials_table(
     for heading in ("trial", "status"):
         table.add_column(heading, no_wrap=True)
     for heading in (objective, "+-", "step", *_last_parts(plan.space.varied)):
-        table.add_column(heading, justify="right", overflow="fold")
+        broken = heading.replace("/", "/\n").replace("_", "_\n")
+        table.add_column(broken, justify="right", overflow="fold")
     unfinished = "running" if going else "interrupted"
 
     def rank(entry: "Entry") -> tuple[int, float]:
@@ -261,13 +262,13 @@ def settings_table(plan: "Plan", entry: "Entry") -> Table:
 
 
 def _last_parts(names: Iterable[str]) -> list[str]:
-    """Dotted names without what is not needed to tell them apart."""
+    """Dotted names without what is not needed to tell them apart; the end of a range keeps its range."""
     split = [name.split(".") for name in names]
     short = []
     for parts in split:
-        length = next(
-            n for n in range(1, len(parts) + 1) if sum(other[-n:] == parts[-n:] for other in split) == 1
-        )
+        fewest = 2 if parts[-1] in ("low", "high") else 1
+        lengths = range(fewest, len(parts) + 1)
+        length = next(n for n in lengths if sum(other[-n:] == parts[-n:] for other in split) == 1)
         short.append(".".join(parts[-length:]))
     return short
 
