@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from fpatch.types import Range
 
 
-def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or all of them."""
+def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
+    """The end of an error about an unknown name: the nearest known ones, at most `count`, or all of them."""
     options = sorted(map(str, options))
-    close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    if close := difflib.get_close_matches(str(name), options, n=count, cutoff=0.6):
+        return f"did you mean {' or '.join(map(repr, close))}?"
     return f"known: {', '.join(options)}" if options else "there is none"
 
 

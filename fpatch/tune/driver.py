@@ -47,7 +47,7 @@ def import_ray(address: str | None = None) -> Any:
             import ray
             import ray.tune
     except ImportError as error:
-        raise ImportError("a sweep needs Ray: pip install 'fpatch[sweep]'") from error
+        raise ImportError(f"a sweep needs Ray ({error}): pip install 'fpatch[sweep]'") from error
     return ray
 
 

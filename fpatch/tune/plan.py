@@ -97,7 +97,7 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
     if plan.sweep.objective not in known:
         raise ValueError(
             f"sweep.objective: the validation has no scalar {plan.sweep.objective!r}; "
-            f"{nearest(plan.sweep.objective, known)}"
+            f"{nearest(plan.sweep.objective, known, count=4)}"
         )
     if plan.sweep.search == "population":
         _check_states(plan, parts.initial, resources)
