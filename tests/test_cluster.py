@@ -74,8 +74,18 @@ def tasks(process: subprocess.Popen) -> list[psutil.Process]:
 
 def test_the_script_of_an_array_of_runs(slurm, capsys, tmp_path):
     words = ["--partition", "gpu", "--gpus", "2", "--cpus", "8", "--mem-gb", "32", "--minutes", "90"]
-    words += ["--account", "lab", "--at-once", "2", "--setup", "module load cuda", "--logs", str(tmp_path)]
-    slurm.main(["train", "a.toml", "b.toml", "c.toml", "--dry-run", *words])
+    words += [
+        "--account",
+        "lab",
+        "--at-once",
+        "2",
+        "--setup",
+        "module load cuda",
+        "--logs",
+        str(tmp_path / "logs"),
+    ]
+    study = str(make_study(tmp_path / "study"))
+    slurm.main(["train", study, study, study, "--dry-run", *words])
     script = capsys.readouterr().out
     flags = set(re.findall(r"^#SBATCH (--.*)$", script, re.MULTILINE))
     assert flags >= {
@@ -86,19 +96,29 @@ def test_the_script_of_an_array_of_runs(slurm, capsys, tmp_path):
     lines = script.splitlines()
     command = next(i for i, line in enumerate(lines) if line.startswith("srun"))
     assert lines.index("module load cuda") < command
-    assert shlex.split(lines[command])[-4:] == ["-u", "-m", "submitit.core._submit", str(tmp_path)]
+    assert shlex.split(lines[command])[-4:] == ["-u", "-m", "submitit.core._submit", str(tmp_path / "logs")]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "study/runs").exists()
 
 
-def test_the_script_of_a_sweep_on_several_nodes(slurm, capsys):
-    slurm.main(["sweep", "study.toml", "--dry-run", "--nodes", "4"])
+def test_the_script_of_a_sweep_on_several_nodes(slurm, capsys, tmp_path):
+    slurm.main(["sweep", str(sweep_file(tmp_path, RANDOM)), "--dry-run", "--nodes", "4"])
     script = capsys.readouterr().out
     assert "#SBATCH --nodes=4\n" in script
     assert "#SBATCH --ntasks-per-node=1\n" in script
     assert "--array" not in script
     assert "--gpus" not in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_a_dry_run_reads_what_it_would_submit(slurm, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
+        slurm.main(["train", str(tmp_path / "absent.toml"), "--dry-run"])
+    path = sweep_file(tmp_path, RANDOM)
+    path.write_text(path.read_text().replace("low = 0.01", "low = 0.9"))
+    with pytest.raises(ValueError, match=r"space\.optimizer\.learning_rate.*0\.9"):
+        slurm.main(["sweep", str(path), "--dry-run"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +137,7 @@ def test_what_makes_no_job_is_refused(slurm, capsys, words, message):
 
 def test_a_machine_without_slurm_is_told_so(slurm, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match='Could not detect "srun"'):
+    with pytest.raises(ValueError, match=r'Could not detect "srun".*or take --dry-run, or --executor local'):
         slurm.main(["train", str(make_study(tmp_path)), "--logs", str(tmp_path / "slurm")])
     assert not (tmp_path / "runs").exists()
 

@@ -491,7 +491,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     path = sweep_file(tmp_path, runs=str(tmp_path / "file/runs"))
     assert main(["sweep", str(path)]) == 2
-    assert "file/runs: Not a directory" in capsys.readouterr().err
+    assert "log.runs: " in (said := capsys.readouterr().err)
+    assert "file/runs cannot be written: Not a directory" in said
 
 
 # On the command line
