@@ -68,7 +68,8 @@ def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
     for side in ("top", "left", "right", "bottom"):
         axis.spines[side].set_visible(False)
-    figure.suptitle(f"{plan.study.name}: {len(entries)} trials; not there: at the foot", fontsize=10)
+    said = f"{plan.study.name}: {len(entries)} trials; a setting that a trial does not have is at the foot"
+    figure.suptitle(said, fontsize=10)
     figure.savefig(path, dpi=140)
 
 
