@@ -501,7 +501,7 @@ def compiled_equals_eager(case: Case) -> None:
 def channels_are_the_image(case: Case) -> None:
     """A pixelwise stage does the same to an image in its channels, bit for bit."""
     sample = case.subject.sample(KEY, case.batch)
-    image = case.batch["image"].requires_grad_()
+    image = case.batch["image"].clone().requires_grad_()
     whole = case.subject.written(case.params, sample, {**case.batch, "image": image})["image"]
     channels = case.subject.written(case.params, sample, {"image": image.split(1, dim=1)})["image"]
     assert_equal(torch.cat(channels, dim=1), whole)
