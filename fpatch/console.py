@@ -222,23 +222,24 @@ def trials_table(
         broken = heading.replace("/", "/\n").replace("_", "_\n")
         table.add_column(broken, justify="right", overflow="fold")
     unfinished = "running" if going else "interrupted"
+    order = ("finished", "stopped", unfinished, "failed")
+
+    def status(entry: "Entry") -> str:
+        return unfinished if entry.outcome is None else entry.outcome.status
 
     def rank(entry: "Entry") -> tuple[int, float]:
-        status = unfinished if entry.outcome is None else entry.outcome.status
-        group = ("finished", "stopped", unfinished, "failed").index(status)
+        group = order.index(status(entry))
         return group, -sign * entry.value if entry.value == entry.value else float("inf")
 
     for entry in sorted(entries, key=rank)[:num_rows]:
-        error = entry.points[-1].error if entry.points else float("nan")
         value = f"{entry.value:.4g}" if entry.points else "-"
         settings = [entry.trial.settings.get(n, "-") for n in plan.space.varied]
         cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in settings]
-        status = unfinished if entry.outcome is None else entry.outcome.status
         step = str(entry.points[-1].step) if entry.points else "0"
-        spread = f"{error:.2g}" if error == error else "-"
-        table.add_row(entry.trial.name, status, value, spread, step, *map(Text, cells))
-    counts = [e.outcome.status if e.outcome else unfinished for e in entries]
-    said = [f"{counts.count(s)} {s}" for s in ("finished", "stopped", unfinished, "failed") if s in counts]
+        spread = f"{entry.error:.2g}" if entry.error == entry.error else "-"
+        table.add_row(entry.trial.name, status(entry), value, spread, step, *map(Text, cells))
+    counts = [status(entry) for entry in entries]
+    said = [f"{counts.count(s)} {s}" for s in order if s in counts]
     sentences = [", ".join(said) + "; +- is a standard error over photographs"]
     sentences += [
         f"{e.trial.name} failed: {e.outcome.error}" for e in entries if e.outcome and e.outcome.error
@@ -249,7 +250,7 @@ def trials_table(
 
 def settings_table(plan: "Plan", entry: "Entry") -> Table:
     """A trial: its objective, and every setting that varied by its whole name."""
-    error = entry.points[-1].error if entry.points else float("nan")
+    error = entry.error
     spread = f" +- {error:.2g}, a standard error over photographs" if error == error else ""
     table = Table(
         title=f"{plan.study.name}, trial {entry.trial.name}", title_justify="left", show_header=False

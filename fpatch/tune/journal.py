@@ -94,12 +94,16 @@ class Entry(NamedTuple):
         failed = self.outcome is not None and self.outcome.status == "failed"
         return self.points[-1].value if self.points and not failed else math.nan
 
+    @property
+    def error(self) -> float:
+        """The standard error of the last evaluation; NaN where that is not known."""
+        return self.points[-1].error if self.points else math.nan
+
     def seen(self, sign: float) -> Seen:
         """What a search may know: the objective times `sign`."""
         if self.outcome is None:
             return Seen(self.trial.settings)
-        error = self.points[-1].error if self.points else math.nan
-        return Seen(self.trial.settings, sign * self.value, error)
+        return Seen(self.trial.settings, sign * self.value, self.error)
 
 
 class Journal:
