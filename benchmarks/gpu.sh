@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
 mkdir -p "$results"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export CUBLAS_WORKSPACE_CONFIG=:4096:8  # for deterministic steps; cuBLAS reads it once
 python=${PYTHON:-python}
 failed=()
 

@@ -1,7 +1,8 @@
 """The time of a training step over the time of the victim alone, both eager and both compiled.
 
 The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads.
-All four are timed in turn. The process keeps the memory that it frees, as the command line does.
+Beside them stands the step with the same bits every time (`train.deterministic`) over the step without. All
+are timed in turn. The process keeps the memory that it frees, as the command line does.
 
     python benchmarks/step.py [--repeats 11] [--device cpu|cuda] [--small]
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 from workloads import make_batch, make_images, make_pipeline, make_training, make_victim
 
 import fpatch
+from fpatch.device import deterministic_algorithms
 
 
 def measure(name: str, b: int, side: int, options: Options, record: Record) -> None:
@@ -30,8 +32,16 @@ def measure(name: str, b: int, side: int, options: Options, record: Record) -> N
     def alone(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(function(image).sum(), image)
 
-    functions: dict[str, Callable[[], object]] = {"step": lambda: step(state, batch), "victim": alone(answer)}
-    ratios = [("step", "victim")]
+    def deterministic() -> object:
+        with deterministic_algorithms(True):
+            return step(state, batch)
+
+    functions: dict[str, Callable[[], object]] = {
+        "step": lambda: step(state, batch),
+        "victim": alone(answer),
+        "deterministic step": deterministic,
+    }
+    ratios = [("step", "victim"), ("deterministic step", "step")]
     if not options.small:  # which takes a minute
         functions["compiled step"] = lambda: compiled(state, batch)
         ratios.append(("compiled step", "victim"))

@@ -201,7 +201,7 @@ def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
     product. What the backward needs of every stage takes longer to write and to read than to compute again,
     but for fields of noise.
     """
-    keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.gaussian.default])
+    keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.quantiles.default])
 
     def apply(patch_params: Params, sample: Sample, batch: Batch, want: tuple[str, ...]) -> Values:
         def by_channels(images: dict[str, Tensor]) -> dict[str, Tensor]:

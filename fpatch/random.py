@@ -4,12 +4,11 @@ A key is an int64 tensor `[2]` of two uint32 words; an array of keys is `[..., 2
 the other: keys `[..., 2]` and a shape S give `[..., *S]`, each row what JAX draws for that key alone. A key
 is drawn from once; further ones are derived by meaning, `fold_in(key, "tilt")`.
 
-Words come from Threefry-2x32 with 20 rounds, counted as in JAX's `jax_threefry_partitionable` mode: numpy's
-uint32 on the CPU, int64 tensors elsewhere. From words to values, arithmetic is exact or rounded once, so that
-draws are equal in eager, vmapped, compiled and GPU code. `normal` alone is not (use `gaussian_field`).
+Words come from Threefry (`fpatch.threefry`), counted as in JAX's `jax_threefry_partitionable` mode. From
+words to values, arithmetic is exact or rounded once, so that draws are equal in eager, vmapped, compiled and
+GPU code. `normal` alone is not (use `gaussian_field`).
 
 References:
-    Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC11 (2011), section 3.3.
     JAX enhancement proposal 263, "JAX PRNG design"; jax/_src/random.
 """
 
@@ -21,7 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -29,16 +28,11 @@ from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fpatch.threefry import CACHED_WORDS, MASK, encrypt, encrypt_few, encrypt_into, is_few
 from fpatch.tree import is_concrete
 
 Key: TypeAlias = Tensor
 """A key, or an array of keys: int64 `[..., 2]`, each entry in [0, 2**32)."""
-
-_MASK = 2**32 - 1
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA  # of the key schedule; with the rotations, the constants of Salmon et al.
-_FEW_BLOCKS = 128  # up to which Python's integers are faster than numpy
-_CACHED_WORDS = 2**16  # per pass over the rounds; the working set then stays in the processor's cache
 
 
 def key(seed: int) -> Int64[Tensor, "2"]:
@@ -54,7 +48,7 @@ def key(seed: int) -> Int64[Tensor, "2"]:
     seed = operator.index(seed)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}; take it modulo 2**64")
-    return torch.tensor([seed >> 32, seed & _MASK], dtype=torch.int64)
+    return torch.tensor([seed >> 32, seed & MASK], dtype=torch.int64)
 
 
 def split(key: Key, num: int = 2) -> Int64[Tensor, "*keys num 2"]:
@@ -79,8 +73,8 @@ def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
         data = zlib.crc32(data.encode())
     if not isinstance(data, Tensor):
         data = operator.index(data)
-        if 0 <= data <= _MASK and _is_few(key):
-            return _encrypt_few(key.numpy(), data)
+        if 0 <= data <= MASK and is_few(key):
+            return encrypt_few(key.numpy(), data)
         data = torch.tensor(data)
     if data.is_floating_point() or data.dtype == torch.bool:
         raise ValueError(f"data must be a tensor of integers, got {data.dtype}; fold in an index or a name")
@@ -91,9 +85,9 @@ def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
         raise ValueError(
             f"data must broadcast against keys {list(key.shape[:-1])}, got {list(data.shape)}"
         ) from None
-    _require((data >= 0) & (data <= _MASK), "data must be in [0, 2**32)", data=data)
+    _require((data >= 0) & (data <= MASK), "data must be in [0, 2**32)", data=data)
     key0, key1 = key.unbind(-1)
-    return torch.stack(_threefry(key0, key1, torch.zeros_like(data), data), dim=-1)
+    return torch.stack(encrypt(key0, key1, torch.zeros_like(data), data), dim=-1)
 
 
 def bits(key: Key, shape: Sequence[int] = ()) -> Int64[Tensor, "..."]:
@@ -162,7 +156,7 @@ def randint(
     span = high - low
     # The 64-bit number (upper, lower) modulo the span. As in JAX, the square wraps to 32 bits.
     power = 2**16 % span
-    power = (power * power & _MASK) % span
+    power = (power * power & MASK) % span
     return low + (upper % span * power + lower % span) % span
 
 
@@ -191,7 +185,7 @@ def permutation(key: Key, x: int | Tensor) -> Shaped[Tensor, "..."]:
     num = _count("permutation: x", x)
     order = torch.arange(num, device=key.device).expand(*key.shape[:-1], num)
     # Sorting by random words, again and again until equal words in every round are improbable.
-    for _ in range(math.ceil(3 * math.log(max(1, num)) / math.log(_MASK))):
+    for _ in range(math.ceil(3 * math.log(max(1, num)) / math.log(MASK))):
         key, sort_key = split(key).unbind(-2)
         order = order.gather(-1, bits(sort_key, (num,)).argsort(dim=-1, stable=True))
     return x[order] if isinstance(x, Tensor) else order
@@ -275,23 +269,41 @@ def gaussian_field(key: Key, shape: Sequence[int]) -> Float32[Tensor, "..."]:
         Float32 `[..., *shape]`.
     """
     _check_key(key)
-    return _gaussian(key, math.prod(_check_shape(shape))).reshape((*key.shape[:-1], *shape))
+    draw = _gaussian_tensors if torch.compiler.is_compiling() else _gaussian
+    return draw(key, math.prod(_check_shape(shape))).reshape((*key.shape[:-1], *shape))
 
 
 @torch.library.custom_op("fpatch::gaussian", mutates_args=())
 def _gaussian(key: Tensor, num: int) -> Tensor:
-    """Normals [..., num] for keys [..., 2]; an operator for the reasons that `_threefry` is one."""
-    if key.device.type == "cpu":
-        return _gaussian_numpy(key, num)
+    """Normals [..., num] for keys [..., 2]; an operator, since `torch.func` cannot enter numpy."""
+    draw = _gaussian_numpy if key.device.type == "cpu" else _gaussian_tensors
+    return draw(key, num)
+
+
+def _gaussian_tensors(key: Tensor, num: int) -> Tensor:
     word0, word1 = _blocks(key, (-(-num // 4),))
-    index = torch.stack([word0 & 0xFFFF, word0 >> 16, word1 & 0xFFFF, word1 >> 16], dim=-1)
-    index = index.flatten(-2)[..., :num]
-    return _quantiles(key.device).index_select(0, index.flatten()).reshape(index.shape)
+    return _quantiles((word1 << 32 | word0).view(torch.int16)[..., :num].int() & 0xFFFF)
+
+
+@torch.library.custom_op("fpatch::quantiles", mutates_args=())
+def _quantiles(index: Tensor) -> Tensor:
+    """Of the normal distribution at (index + 0.5) / 65536; an operator, whose results a compiler can keep."""
+    return _table(index.device).index_select(0, index.flatten()).view(index.shape)
 
 
 @functools.cache
-def _quantiles(device: torch.device) -> Tensor:
+def _table(device: torch.device) -> Tensor:
     return _QUANTILES.to(device)
+
+
+@_quantiles.register_fake
+def _(index: Tensor) -> Tensor:
+    return index.new_empty(index.shape, dtype=torch.float32)
+
+
+@_quantiles.register_vmap
+def _(info: object, in_dims: tuple[int], index: Tensor) -> tuple[Tensor, int]:
+    return _quantiles(index), in_dims[0]
 
 
 @_gaussian.register_fake
@@ -311,14 +323,14 @@ def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
 
     def fill(piece: tuple[int, int]) -> None:
         row, start = piece
-        count = np.arange(start, min(start + _CACHED_WORDS, -(-num // 4)), dtype=np.uint32)
+        count = np.arange(start, min(start + CACHED_WORDS, -(-num // 4)), dtype=np.uint32)
         word0, word1 = np.empty((2, len(count)), np.uint32)
-        _encrypt(rows[row, 0], rows[row, 1], np.uint32(0), count, word0, word1)
+        encrypt_into(word0, word1, (rows[row, 0], rows[row, 1]), (np.uint32(0), count))
         words = np.stack([word0, word1], axis=1).astype("<u4", copy=False)
         drawn = out[row, 4 * start : 4 * (start + len(count))]
         drawn[:] = table[words.view("<u2").reshape(-1)[: len(drawn)]]
 
-    pieces = [(row, start) for row in range(len(rows)) for start in range(0, -(-num // 4), _CACHED_WORDS)]
+    pieces = [(row, start) for row in range(len(rows)) for start in range(0, -(-num // 4), CACHED_WORDS)]
     num_threads = min(torch.get_num_threads(), len(pieces))
     if num_threads > 1:
         with ThreadPoolExecutor(num_threads) as pool:  # numpy lets go of the lock while it computes
@@ -332,125 +344,14 @@ def _blocks(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The two words of blocks 0, 1, ... of each key, `[..., *shape]` each, counted in row-major order."""
     _check_key(key)
     num, result_shape = math.prod(_check_shape(shape)), (*key.shape[:-1], *shape)
-    if _is_few(key, num):
+    if is_few(key, num):
         keys = key.numpy().reshape(-1, 1, 2).repeat(num, axis=1)
-        word0, word1 = _encrypt_few(keys, np.arange(num)).unbind(-1)
+        word0, word1 = encrypt_few(keys, np.arange(num)).unbind(-1)
         return word0.reshape(result_shape), word1.reshape(result_shape)
     count = torch.arange(num, device=key.device)
     key0, key1 = key[..., None, :].unbind(-1)
-    word0, word1 = _threefry(key0, key1, torch.zeros_like(count[:1]), count)
+    word0, word1 = encrypt(key0, key1, torch.zeros_like(count[:1]), count)
     return word0.reshape(result_shape), word1.reshape(result_shape)
-
-
-def _is_few(key: Tensor, num: int = 1) -> bool:
-    # inside a transform even a tensor that it does not wrap gives no array
-    inside = torch._C._are_functorch_transforms_active()
-    return 0 < key.numel() * num <= 2 * _FEW_BLOCKS and is_concrete(key) and not inside
-
-
-def _encrypt_few(keys: np.ndarray, low: int | np.ndarray) -> Tensor:
-    """Encrypt the counters (0, low) with keys [..., n, 2]; low is a number or [n]. Returns [..., n, 2].
-
-    All blocks lie side by side in one of Python's integers, 128 bits each as in memory, the first word in the
-    lower half of a block: an operation on it takes 50 ns, where numpy takes 500 for any array.
-    """
-    num, size = keys.size // 2, 8 * keys.size
-    ones = int.from_bytes(bytes([1, *[0] * 15]) * num, "little")
-    mask = _MASK * ones
-    both = int.from_bytes(keys.astype("<i8", copy=False).tobytes(), "little")
-    if isinstance(low, int):
-        word1 = low * ones
-    else:
-        counters = np.zeros_like(keys, "<i8")
-        counters[..., 0] = low
-        word1 = int.from_bytes(counters.tobytes(), "little")
-    key0, key1 = both & mask, both >> 64 & mask
-    schedule = (key0, key1, key0 ^ key1 ^ _PARITY * ones)
-    word0, word1 = key0, word1 + key1 & mask
-    for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
-            word0 = word0 + word1 & mask
-            word1 = (word1 << turn | word1 >> (32 - turn)) & mask ^ word0
-        word0 = word0 + schedule[(group + 1) % 3] & mask
-        word1 = word1 + schedule[(group + 2) % 3] + (group + 1) * ones & mask
-    raw = bytearray((word1 << 64 | word0).to_bytes(size, "little"))
-    words = np.frombuffer(raw, "<i8").astype(np.int64, copy=False)
-    return torch.from_numpy(words).view(keys.shape)
-
-
-@torch.library.custom_op("fpatch::threefry", mutates_args=())
-def _threefry(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """Encrypt the counters (high, low) with the keys: int64 tensors of 32-bit words that broadcast.
-
-    An operator, since numpy cannot be traced, and a compiler that saw the rounds would inline them into each
-    other (inductor: 40 s for one field).
-    """
-    encrypt = _threefry_numpy if key0.device.type == "cpu" else _threefry_torch
-    return encrypt(key0, key1, high, low)
-
-
-@_threefry.register_fake
-def _(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.broadcast_shapes(key0.shape, key1.shape, high.shape, low.shape)
-    return key0.new_empty(shape), key0.new_empty(shape)
-
-
-@_threefry.register_vmap
-def _(
-    info: object, in_dims: Sequence[int | None], *words: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    rank = max(word.ndim + (dim is None) for word, dim in zip(words, in_dims, strict=True))
-    rows = [
-        word if dim is None else word.movedim(dim, 0).unflatten(0, (-1, *(1,) * (rank - word.ndim)))
-        for word, dim in zip(words, in_dims, strict=True)
-    ]
-    return _threefry(*rows), (0, 0)
-
-
-def _threefry_torch(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
-    word0, word1 = high + key0, (low + key1) & _MASK
-    for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
-            word0 = word0 + word1  # may exceed 32 bits by carries; only word1 is rotated
-            word1 = ((word1 << turn | word1 >> (32 - turn)) ^ word0) & _MASK
-        word0 = word0 + schedule[(group + 1) % 3]
-        word1 = (word1 + schedule[(group + 2) % 3] + (group + 1)) & _MASK
-    return word0 & _MASK, word1
-
-
-def _threefry_numpy(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in wrapping uint32, in place, one piece of the broadcast arrays at a time."""
-    with np.nditer(
-        [key0.numpy(), key1.numpy(), high.numpy(), low.numpy(), None, None],
-        ["external_loop", "buffered", "zerosize_ok"],
-        op_dtypes=[np.uint32] * 6,
-        order="C",
-        casting="unsafe",
-        buffersize=_CACHED_WORDS,
-    ) as pieces:
-        for k0, k1, c0, c1, word0, word1 in pieces:
-            _encrypt(k0, k1, c0, c1, word0, word1)
-        word0, word1 = pieces.operands[4:]
-    return torch.from_numpy(word0.astype(np.int64)), torch.from_numpy(word1.astype(np.int64))
-
-
-def _encrypt(key0: Any, key1: Any, high: Any, low: Any, word0: Any, word1: Any) -> None:
-    """The rounds in wrapping uint32, in place in the last two arrays."""
-    schedule = (key0, key1, key0 ^ key1 ^ np.uint32(_PARITY))
-    np.add(high, key0, out=word0)
-    np.add(low, key1, out=word1)
-    spill = np.empty_like(word1)
-    for group in range(5):
-        for turn in _ROTATIONS[group % 2]:
-            word0 += word1
-            np.right_shift(word1, 32 - turn, out=spill)
-            word1 <<= turn
-            word1 |= spill
-            word1 ^= word0
-        word0 += schedule[(group + 1) % 3]
-        word1 += schedule[(group + 2) % 3]
-        word1 += group + 1
 
 
 def _cumsum(x: Float32[Tensor, "n"]) -> Float32[Tensor, "n"]:

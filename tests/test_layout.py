@@ -20,7 +20,7 @@ ROWS = """
     types
     checks memory parallel progress
     tree device interpolation
-    geometry color spectrum registry schema columns
+    geometry color spectrum registry schema columns threefry
     random region patches detections
     resource
     stage

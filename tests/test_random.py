@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fpatch import random
+from fpatch import random, threefry
 from fpatch.tree import is_concrete
 
 jax = pytest.importorskip("jax")
@@ -80,7 +80,7 @@ def on_host(draw, keys):
 
 def on_tensors(draw, keys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random, "_threefry", random._threefry_torch)
+        patch.setattr(random, "encrypt", threefry._encrypt_tensors)
         return draw(keys)
 
 
@@ -113,7 +113,7 @@ def test_published_vectors(form, counter, key, words):
     """The lines `threefry 2 32 20` of `kat_vectors` in the Random123 distribution."""
     high, low = torch.tensor(counter)
     encrypted = form(
-        lambda keys: torch.stack(random._threefry(*keys.unbind(-1), high, low), dim=-1), torch.tensor([key])
+        lambda keys: torch.stack(random.encrypt(*keys.unbind(-1), high, low), dim=-1), torch.tensor([key])
     )
     assert encrypted.tolist() == [list(words)]
 
@@ -139,11 +139,12 @@ def test_draws_equal_jax_compiled(transform):
     check()
 
 
-def test_threefry_is_a_sound_operator():
+def test_operators_are_sound():
     words = torch.tensor([[1, 2], [3, 4], [5, 6]])
     torch.library.opcheck(
-        random._threefry, (words[:, :1], words[:, 1:], torch.zeros(1).long(), torch.arange(5))
+        threefry._encrypt, (words[:, :1], words[:, 1:], torch.zeros(1).long(), torch.arange(5))
     )
+    torch.library.opcheck(random._quantiles, (words.int(),))
 
 
 @quick
@@ -307,12 +308,14 @@ def test_gaussian_field_is_the_quantiles_of_16_bit_words(form, shape):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.usefixtures("unchecked")
-def test_gaussian_field_compiled(backend):
+def test_fields_compiled(backend):
+    def fields(keys):
+        return random.gaussian_field(keys, (3, 13, 7)), random.uniform(keys, (3, 13, 7), -0.3, 1.7)
+
     keys = random.split(random.key(4), 3)
-    compiled = torch.compile(
-        lambda keys: random.gaussian_field(keys, (3, 13, 7)), backend=backend, fullgraph=True
-    )
-    assert torch.equal(compiled(keys), random.gaussian_field(keys, (3, 13, 7)))
+    compiled = torch.compile(fields, backend=backend, fullgraph=True)
+    for one, other in zip(compiled(keys), fields(keys), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -434,6 +437,6 @@ def test_few_draws_are_the_same_draws(monkeypatch, num):
         ]
 
     few = drawn()
-    monkeypatch.setattr(random, "_FEW_BLOCKS", 0)
+    monkeypatch.setattr(threefry, "_FEW_BLOCKS", 0)
     for found, expected in zip(few, drawn(), strict=True):
         assert torch.equal(found, expected)
