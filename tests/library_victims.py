@@ -1,5 +1,6 @@
 """Small networks of Ultralytics and transformers with seeded weights whose scores differ."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from cases import noise
@@ -7,6 +8,14 @@ from torch import nn
 
 from fpatch import infer
 from fpatch.infer.transformers_detector import FAMILIES, prepare
+from fpatch.infer.ultralytics_model import process_unchanged
+
+
+def need_ultralytics(module="ultralytics"):
+    """A module of Ultralytics, or the test is skipped; its import changes nothing for other tests."""
+    pytest.importorskip("cv2", exc_type=ImportError)
+    with process_unchanged():
+        return pytest.importorskip(module, exc_type=ImportError)
 
 
 def picture(height, width):

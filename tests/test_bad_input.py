@@ -3,7 +3,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -504,10 +503,14 @@ def test_a_tracking_server_that_goes_away_in_the_middle(trained, runs):  # noqa:
 
 def test_a_limit_on_file_sizes_in_a_process_of_its_own(tmp_path):
     make_study(tmp_path)
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))  # noqa: E731
+    limited = (
+        "import resource, runpy\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, resource.RLIM_INFINITY))\n"
+        "runpy.run_module('fpatch', run_name='__main__')"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "fpatch", "train", "study.toml"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit,
+        [sys.executable, "-c", limited, "train", "study.toml"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("fpatch: error: cannot write ")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import NUM_ROWS, make_dense, make_inputs, noise, randomize
 from laws import clone, take
-from library_victims import make_transformer, make_ultralytics
+from library_victims import make_transformer, make_ultralytics, need_ultralytics
 from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES
 from torchvision_victims import make_victim as torchvision_victim
@@ -565,7 +565,7 @@ def proposals(rows: int, columns: int) -> Tensor:
 
 
 def ultralytics(name: str, form: Any, end2end: bool = False) -> Stage:
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     return infer.yolo(make_ultralytics(name, end2end), format=form)
 
 

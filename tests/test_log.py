@@ -697,7 +697,9 @@ def killed(folder: Path, with_mlflow: bool, moment: int | float) -> bool:
 
 def killed_in_fork(work: Callable[[], object], moment: int | float) -> bool:
     """Do `work` in a process that is killed; whether that came before its end."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of jax, if another test has used it, which the child does not
+        pid = os.fork()
     if pid == 0:
         try:
             if isinstance(moment, int):

@@ -13,7 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import TinyYolo, noise, tiny_yolo
-from library_victims import make_detr, make_transformer, make_ultralytics, picture, spread_scores
+from library_victims import (
+    make_detr,
+    make_transformer,
+    make_ultralytics,
+    need_ultralytics,
+    picture,
+    spread_scores,
+)
 from safetensors.torch import save_file
 from study_fixture import environment
 from torch import nn
@@ -74,7 +81,7 @@ def sizes_by_hand(h, w, size):
 @pytest.mark.parametrize("shape", [(97, 131), (131, 97), (60, 160), (33, 500), (160, 128), (1, 900)])
 @pytest.mark.parametrize("size", [160, (128, 160), (161, 97)])
 def test_letterbox_is_that_of_ultralytics(shape, size):
-    augment = pytest.importorskip("ultralytics.data.augment", exc_type=ImportError)
+    augment = need_ultralytics("ultralytics.data.augment")
     images, array = picture(*shape)
     config = infer.yolo(TinyYolo(1, "v8"), format="v8", size=size).config
     found, offset, scale = fit_images(images, config)
@@ -314,7 +321,7 @@ ARCHITECTURES = {
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def network(request):
     """An untrained network, its format, and whether it is end to end."""
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     name, (form, end2end) = request.param.partition(",")[0], ARCHITECTURES[request.param]
     return make_ultralytics(name, end2end), form, end2end
 
@@ -406,7 +413,7 @@ def test_ultralytics_networks_stay_the_same_and_pass_gradients(network):
 
 def test_a_network_just_used_for_prediction_can_be_attacked():
     """Ultralytics predicts in inference mode, and would keep anchors that no gradient may pass."""
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     model = infer.ultralytics_model(architecture="yolov8n.yaml", num_classes=2).value
     with torch.inference_mode():
         model(ODD[..., :96, :128])
@@ -416,7 +423,7 @@ def test_a_network_just_used_for_prediction_can_be_attacked():
 
 
 def test_ultralytics_cannot_be_compiled_and_says_so():
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     named = infer.ultralytics_model(architecture="yolov8n.yaml")
     assert not infer.yolo(named, format="v8").definition.compile
     assert not infer.yolo(named.value, format="v8").definition.compile
@@ -427,7 +434,7 @@ def test_ultralytics_cannot_be_compiled_and_says_so():
 
 
 def test_state_dicts_are_loaded(tmp_path):
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     settings = {"architecture": "yolov8n.yaml", "num_classes": 2}
     model = infer.ultralytics_model(**settings, seed=5).value
     spread_scores(model)
@@ -449,7 +456,7 @@ def test_state_dicts_are_loaded(tmp_path):
 
 
 def test_a_pickled_checkpoint_is_refused_with_the_command_that_converts_it(tmp_path):
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     settings = {"architecture": "yolov8n.yaml", "num_classes": 2}
     model = infer.ultralytics_model(**settings, seed=5).value
     torch.save({"model": copy.deepcopy(model).half(), "ema": None}, tmp_path / "best.pt")
@@ -463,7 +470,7 @@ def test_a_pickled_checkpoint_is_refused_with_the_command_that_converts_it(tmp_p
 
 
 def test_what_is_no_state_dict_is_refused(tmp_path):
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     torch.save({"epoch": 3, "state": {}}, tmp_path / "run.pt")
     with pytest.raises(ValueError, match="it must hold a state dict of tensors only"):
         _ = infer.ultralytics_model(tmp_path / "run.pt", architecture="yolov8n.yaml").value
@@ -510,7 +517,7 @@ print(changed, ONLINE, AUTOINSTALL, events.enabled)
 
 
 def test_ultralytics_leaves_the_process_as_it_was(tmp_path):
-    pytest.importorskip("ultralytics", exc_type=ImportError)
+    need_ultralytics()
     given = {**environment(), "YOLO_CONFIG_DIR": str(tmp_path)}
     for name in ("OMP_NUM_THREADS", "YOLO_OFFLINE", "PYTEST_CURRENT_TEST"):
         given.pop(name, None)
