@@ -166,7 +166,7 @@ def measure_decoding(folder: Path, data: TargetSet, work: Workload, options: Opt
 def main(argv: list[str] | None = None) -> None:
     """Memory, waiting, decoding."""
     options = read_options(__doc__, argv)
-    record = Record("data", options.device, options.small)
+    record = Record("data", options)
     work = SMALL if options.small else Workload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -175,7 +175,6 @@ def main(argv: list[str] | None = None) -> None:
         data = open_photographs(folder, work)
         measure_wait(data, work, options, record)
         measure_decoding(folder, data, work, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

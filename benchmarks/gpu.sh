@@ -3,7 +3,8 @@
 #
 #     benchmarks/gpu.sh [FOLDER]
 #
-# Records go to FOLDER, or else to benchmarks/results/. A suite that fails does not stop the rest.
+# Records go to FOLDER, or else to benchmarks/results/, a line as soon as it is measured. A suite that fails, or that
+# takes longer than it is given, does not stop the rest.
 set -u
 cd "$(dirname "$0")/.."
 results=${1:-benchmarks/results}
@@ -27,9 +28,9 @@ run() {
     timeout "$limit" "$@" || failed+=("$name")
 }
 
-run tests 180 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_data.py \
+run tests 170 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_data.py \
     -k "cuda or gpu or device" --junitxml="$results/tests-cuda.xml"
-for suite in step:100 population:60 memory:80 random_draws:40; do
+for suite in step:150 population:50 memory:60 random_draws:40; do
     name=${suite%:*}
     run "$name" "${suite#*:}" "$python" "benchmarks/$name.py" --device cuda --repeats 7 \
         --json "$results/$name-cuda.json"

@@ -91,7 +91,7 @@ def measure(
 def main(argv: list[str] | None = None) -> None:
     """Every quantity."""
     options = read_options(__doc__, argv)
-    record = Record("growth", options.device, options.small)
+    record = Record("growth", options)
     small = options.small
 
     def steps(sizes: list[int], change: Callable[[int], dict[str, Any]], power: int = 1) -> dict[float, Any]:
@@ -110,7 +110,6 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sets = {n: make_loader(n, Path(folder)) for n in ((10, 20) if small else (100, 1000, 10000))}
         measure("photographs, the loader alone", sets, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ says on what it was measured.
 
 import argparse
 import dataclasses
+import functools
 import json
 import platform
 import statistics
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 import fpatch
 
@@ -86,6 +89,28 @@ def interleave(
     return Times({name: [r[name] for r in rounds] for name in functions})
 
 
+def kernel_share(function: Callable[[], object], calls: int = 5) -> float:
+    """Share of the time in which a kernel runs on the GPU, from the first of some calls to the last."""
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(calls):
+            function()
+        torch.cuda.synchronize()
+    on_gpu = [e for e in seen.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    kernels = [e.time_range for e in on_gpu if not e.name.startswith(("Memcpy", "Memset"))]
+    return covered([(k.start, k.end) for k in kernels])
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Share of the time from the first start to the last end in which some span runs."""
+    busy, reached = 0.0, min(start for start, _ in spans)
+    whole = max(end for _, end in spans) - reached
+    for start, end in sorted(spans):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy / whole
+
+
+@functools.cache
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What the figures were measured on."""
     root = Path(__file__).parents[1]
@@ -114,41 +139,6 @@ def _processor() -> str:
     return f"{found[0]} x {len(found)}" if found else platform.machine()
 
 
-@dataclass
-class Record:
-    """The figures of a suite, printed as they come and written as JSON at the end.
-
-    Attributes:
-        suite: Name of the file.
-        device: "cpu" or "cuda".
-        small: Whether this is the short form, which shows that the suite runs and measures nothing.
-        figures: One mapping per line.
-    """
-
-    suite: str
-    device: str = "cpu"
-    small: bool = False
-    figures: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, workload: str, **figures: Any) -> None:
-        """Keep and print a line; quartiles are printed as median [low, high]."""
-        kept = {n: dict(v._asdict()) if isinstance(v, Quartiles) else v for n, v in figures.items()}
-        self.figures.append({"workload": workload, **kept})
-        print(f"{workload:<44} " + "   ".join(f"{n} {_shown(v)}" for n, v in figures.items()), flush=True)
-
-    def write(self, path: str | None) -> None:
-        """To a file given, or else to the folder of results; the short form is written only if asked."""
-        record = {"suite": self.suite, "small": self.small, "machine": machine(self.device)}
-        target = Path(path) if path else RESULTS / f"{self.suite}-{self.device}.json"
-        if path or not self.small:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(json.dumps({**record, "figures": self.figures}, indent=2) + "\n")
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 @dataclass(frozen=True)
 class Options:
     """What every suite can be told.
@@ -164,6 +154,37 @@ class Options:
     small: bool = False
     device: str = "cpu"
     json: str | None = None
+
+
+@dataclass
+class Record:
+    """The figures of a suite, printed and written as they come, so that a suite that is cut off leaves some.
+
+    Attributes:
+        suite: Name of the file.
+        options: On which device, and where the record goes; the short form is written only if asked.
+        figures: One mapping per line.
+    """
+
+    suite: str
+    options: Options = Options()
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, workload: str, **figures: Any) -> None:
+        """Keep, print and write a line; quartiles are printed as median [low, high]."""
+        kept = {n: dict(v._asdict()) if isinstance(v, Quartiles) else v for n, v in figures.items()}
+        self.figures.append({"workload": workload, **kept})
+        print(f"{workload:<44} " + "   ".join(f"{n} {_shown(v)}" for n, v in figures.items()), flush=True)
+        device, small, path = self.options.device, self.options.small, self.options.json
+        if path or not small:
+            target = Path(path) if path else RESULTS / f"{self.suite}-{device}.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            record = {"suite": self.suite, "small": small, "machine": machine(device)}
+            target.write_text(json.dumps({**record, "figures": self.figures}, indent=2) + "\n")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_options(

@@ -98,13 +98,12 @@ def measure(
 def main(argv: list[str] | None = None) -> None:
     """Every victim."""
     options = read_options(__doc__, argv, ("cpu", "cuda"))
-    record = Record("memory", options.device, options.small)
+    record = Record("memory", options)
     if options.small:
         measure("mobilenet_v3_small", 2, 96, (1,), options, record)
     else:
         for name in ("resnet18", "mobilenet_v3_small"):
             measure(name, 8, 640, (4, 1), options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

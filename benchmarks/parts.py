@@ -54,7 +54,7 @@ def implant_step(num: int, width: float, antialias: bool) -> Callable[[], object
 def main(argv: list[str] | None = None) -> None:
     """A line per part."""
     options = read_options(__doc__, argv)
-    record = Record("parts", options.device, options.small)
+    record = Record("parts", options)
     num, side = (2, 32) if options.small else (16, 128)
     for stage in (losses.non_printability(), losses.saliency(), losses.total_variation()):
         step = loss_step(stage, num, side)
@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> None:
             plain_ms=times.ms("plain"),
             ratio=times.ratio("filtered", "plain"),
         )
-    record.write(options.json)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def has_art() -> bool:
 def main(argv: list[str] | None = None) -> None:
     """Times, then losses."""
     options = read_options(__doc__, argv)
-    record = Record("peer", options.device, options.small)
+    record = Record("peer", options)
     if not has_art():
         print("fpatch alone; for both: pip install adversarial-robustness-toolbox==1.20.1")
     b, side, num_steps = (2, 64, 2) if options.small else (16, 224, 30)
@@ -227,7 +227,6 @@ def main(argv: list[str] | None = None) -> None:
     follow("fpatch", make_ours(scene, default), num_steps, record)
     if has_art():
         follow("ART", make_theirs(scene, default), num_steps, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

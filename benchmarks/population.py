@@ -46,10 +46,9 @@ def measure(name: str, p: int, side: int, at_once: tuple[int, ...], options: Opt
 def main(argv: list[str] | None = None) -> None:
     """Every number of members and size of picture."""
     options = read_options(__doc__, argv, ("cpu", "cuda"))
-    record = Record("population", options.device, options.small)
+    record = Record("population", options)
     for p, side, at_once in [(2, 64, (1, 2))] if options.small else WORKLOADS:
         measure("tiny" if options.small else "mobilenet_v3_small", p, side, at_once, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

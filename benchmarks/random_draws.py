@@ -64,12 +64,11 @@ def measure_field(name: str, b: int, side: int, options: Options, record: Record
 def main(argv: list[str] | None = None) -> None:
     """The small draws, then the fields."""
     options = read_options(__doc__, argv, ("cpu", "cuda"))
-    record = Record("random_draws", options.device, options.small)
+    record = Record("random_draws", options)
     b, side = (2, 32) if options.small else (8, 640)
     measure_step(b, side, options, record)
     for name in ("gaussian_field", "uniform"):
         measure_field(name, b, side, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

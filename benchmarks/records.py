@@ -117,10 +117,9 @@ def measure(folder: Path, size: Size, options: Options, record: Record) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The study of the demo, on few photographs."""
     options = read_options(__doc__, argv)
-    record = Record("records", options.device, options.small)
+    record = Record("records", options)
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), SMALL if options.small else FULL, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

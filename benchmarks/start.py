@@ -39,10 +39,9 @@ def measure(starts: dict[str, list[str]], options: Options, record: Record) -> N
 def main(argv: list[str] | None = None) -> None:
     """Every start; the short form only the light ones."""
     options = read_options(__doc__, argv)
-    record = Record("start", options.device, options.small)
+    record = Record("start", options)
     light = ("import torch", "import fpatch")
     measure({n: a for n, a in STARTS.items() if n in light or not options.small}, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

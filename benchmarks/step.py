@@ -2,7 +2,8 @@
 
 The victim alone: parameters frozen, gradient with respect to the images only, same dtype, layout and threads.
 Beside them stands the step with the same bits every time (`train.deterministic`) over the step without. All
-are timed in turn. The process keeps the memory that it frees, as the command line does.
+are timed in turn; on a GPU the share of an eager step in which a kernel runs is told, too. The process keeps
+the memory that it frees, as the command line does.
 
     python benchmarks/step.py [--repeats 11] [--device cpu|cuda] [--small]
 """
@@ -10,7 +11,7 @@ are timed in turn. The process keeps the memory that it frees, as the command li
 from collections.abc import Callable
 
 import torch
-from harness import Options, Record, interleave, read_options
+from harness import Options, Record, interleave, kernel_share, read_options
 from torch import Tensor
 from workloads import make_batch, make_images, make_pipeline, make_training, make_victim
 
@@ -49,8 +50,10 @@ def measure(name: str, b: int, side: int, options: Options, record: Record) -> N
         functions["compiled victim"] = alone(torch.compile(answer, dynamic=False))
         ratios.append(("compiled step", "compiled victim"))
     times = interleave(functions, options.repeats, device=options.device)
+    on_gpu = {"kernels_share": kernel_share(functions["step"])} if options.device == "cuda" else {}
     record.add(
         f"{name}, {b} x {side} x {side}",
+        **on_gpu,
         **{f"{a.replace(' ', '_')}_ms": times.ms(a) for a in functions},
         **{f"{a} / {over}": times.ratio(a, over) for a, over in ratios},
     )
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     options = read_options(__doc__, argv, ("cpu", "cuda"))
     if not options.small:
         fpatch.keep_freed_memory()
-    record = Record("step", options.device, options.small)
+    record = Record("step", options)
     if options.small:
         workloads = [("tiny", 2, 64)]
     elif options.device == "cuda":
@@ -71,7 +74,6 @@ def main(argv: list[str] | None = None) -> None:
         workloads.append(("tiny", 16, 128))
     for name, b, side in workloads:
         measure(name, b, side, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

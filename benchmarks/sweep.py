@@ -108,10 +108,9 @@ def measure(num_trials: int, side: int, num_steps: int, rows: int, options: Opti
 def main(argv: list[str] | None = None) -> None:
     """Every kind of trial."""
     options = read_options(__doc__, argv)
-    record = Record("sweep", options.device, options.small)
+    record = Record("sweep", options)
     for workload in [(2, 64, 2, 2)] if options.small else WORKLOADS:
         measure(*workload, options, record)
-    record.write(options.json)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,18 @@ def test_functions_are_called_in_turn_after_the_warmup() -> None:
     harness = load("harness")
     harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, warmup=1)
     assert calls == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_a_gpu_is_busy_while_any_kernel_runs() -> None:
+    covered = load("harness").covered
+    assert covered([(4.0, 5.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.7)]) == 0.8
+    assert covered([(2.0, 3.0)]) == 1.0
+
+
+def test_what_was_measured_before_the_end_is_kept(tmp_path: Path) -> None:
+    harness = load("harness")
+    record = harness.Record("x", harness.Options(json=str(tmp_path / "x.json")))
+    for i in range(2):
+        record.add(f"workload {i}", ms=1.5)
+        kept = json.loads((tmp_path / "x.json").read_text())["figures"]
+        assert kept == [{"workload": f"workload {n}", "ms": 1.5} for n in range(i + 1)]
