@@ -30,7 +30,7 @@ run() {
 
 run tests 170 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_data.py \
     -k "cuda or gpu or device" --junitxml="$results/tests-cuda.xml"
-for suite in step:150 population:50 memory:60 random_draws:40; do
+for suite in parts:30 step:140 population:50 memory:50 random_draws:40; do
     name=${suite%:*}
     run "$name" "${suite#*:}" "$python" "benchmarks/$name.py" --device cuda --repeats 7 \
         --json "$results/$name-cuda.json"
