@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import fpatch
@@ -95,7 +94,8 @@ def kernel_share(function: Callable[[], object], calls: int = 5) -> float:
         for _ in range(calls):
             function()
         torch.cuda.synchronize()
-    on_gpu = [e for e in seen.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    events = seen.events() or []
+    on_gpu = [e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation]
     kernels = [e.time_range for e in on_gpu if not e.name.startswith(("Memcpy", "Memset"))]
     return covered([(k.start, k.end) for k in kernels])
 
