@@ -29,8 +29,9 @@ from fpatch import compose, create, data, implant, infer, losses, make_optimizer
 from fpatch.config import build
 from fpatch.create import icc as icc_module
 from fpatch.evaluation import diagnose, make_patches
-from fpatch.graph import control, node, pipeline
+from fpatch.graph import control, pipeline
 from fpatch.loop import TrainState, make_step
+from fpatch.nodes import node
 from fpatch.objective import Objective
 from fpatch.optim import Optimizer
 from fpatch.resource import file_digest

@@ -12,8 +12,9 @@ from study_fixture import environment
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
-from fpatch.graph import control, node, pipeline
+from fpatch.graph import control, pipeline
 from fpatch.loop import make_step
+from fpatch.nodes import node
 from fpatch.objective import Loss, Objective, _cut, check_terms, compiled, value_and_grad
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.stage import Stage

@@ -13,7 +13,9 @@ from laws import assert_equal
 from torch import Tensor
 
 from fpatch import random
-from fpatch.optim import Optimizer, constant, cosine, make_optimizer, momentum, plateau, scale_by_adam
+from fpatch.descent import momentum, scale_by_adam
+from fpatch.optim import Optimizer, make_optimizer
+from fpatch.schedules import constant, cosine, plateau
 
 STEPS = 12
 NAMES = ("adam", "adamw", "sgd", "rmsprop", "bim", "mifgsm", "nifgsm")

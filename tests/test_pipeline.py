@@ -12,7 +12,8 @@ from typecheck import unchecked
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.columns import override
 from fpatch.config import build
-from fpatch.graph import Pipeline, control, fold_path, node, pipeline
+from fpatch.graph import Pipeline, control, fold_path, pipeline
+from fpatch.nodes import node
 from fpatch.stage import define, deterministic, row_keys
 from fpatch.types import Range
 
