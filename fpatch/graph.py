@@ -46,8 +46,8 @@ class Pipeline(Mapping[str, Node]):
         return len(self._nodes)
 
     def __or__(self, other: Mapping[str, Part]) -> "Pipeline":
-        """Replace nodes in their place, and append new ones."""
-        return Pipeline({**self._nodes, **flatten(other)}, self._phase)
+        """Replace nodes in their place, and append new ones; what follows from the patches follows anew."""
+        return Pipeline({**self._given, **flatten(other)}, self._phase)
 
     def without(self, *paths: str) -> "Pipeline":
         """The same without these nodes, or groups of nodes; the draws of the others do not change."""
@@ -78,7 +78,8 @@ class Pipeline(Mapping[str, Node]):
         if phase == "eval":
             raise ValueError("'eval' stands for two phases; choose 'validation' or 'test'")
         if not alive or phase not in known:
-            raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, known)}")
+            others = {q for q in known - {phase} if any(n.alive(q) for n in self.values())}
+            raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, others)}")
         return Pipeline(alive, phase)
 
     def to(self, device: torch.device | str) -> "Pipeline":
@@ -222,7 +223,7 @@ class Pipeline(Mapping[str, Node]):
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             try:
                 own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
-            except (ValueError, TypeError, RuntimeError, KeyError) as error:
+            except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise
             yield path, n, {n.writes[name]: value for name, value in own.items()}

@@ -127,25 +127,28 @@ def flatten(parts: Mapping[str, Part], group: str = "") -> dict[str, Node]:
     nodes: dict[str, Node] = {}
     for name, part in parts.items():
         path = f"{group}{name}"
-        if not name or any(c in name for c in "*."):
-            raise ValueError(f"pipeline: {path!r} is no name for a node; leave out '.' and '*'")
-        if isinstance(part, Mapping):
-            nodes |= flatten(part, f"{path}/")
-            continue
-        if not isinstance(part, (Stage, Node)):
-            if not callable(part):
-                raise ValueError(
-                    f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {part!r}"
-                )
-            part = node(part, writes=(name,))
-        n = part if isinstance(part, Node) else node(part)
-        base = path.rpartition("/")[0]
-        nodes[path] = dataclasses.replace(
-            n,
-            reads={own: _absolute(path, base, name) for own, name in n.reads.items()},
-            writes={own: _absolute(path, base, name) for own, name in n.writes.items()},
-        )
+        if not all(name.split("/")) or any(c in name for c in "*."):
+            raise ValueError(f"pipeline: {path!r} is no name for a node; leave out '.', '*' and a spare '/'")
+        found = flatten(part, f"{path}/") if isinstance(part, Mapping) else {path: _place(path, name, part)}
+        if twice := nodes.keys() & found:
+            raise ValueError(f"pipeline: there are two nodes {min(twice)!r}; rename one")
+        nodes |= found
     return nodes
+
+
+def _place(path: str, name: str, part: Any) -> Node:
+    """The node at a path, from what was written there."""
+    if not isinstance(part, Stage | Node):
+        if not callable(part):
+            raise ValueError(f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {part!r}")
+        part = node(part, writes=(name,))
+    n = part if isinstance(part, Node) else node(part)
+    base = path.rpartition("/")[0]
+    return dataclasses.replace(
+        n,
+        reads={own: _absolute(path, base, name) for own, name in n.reads.items()},
+        writes={own: _absolute(path, base, name) for own, name in n.writes.items()},
+    )
 
 
 def _absolute(path: str, base: str, name: str) -> str:
