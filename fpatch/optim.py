@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torchopt
 
-from fpatch.checks import check_number
+from fpatch.checks import check_choice, check_number
 from fpatch.descent import Transformation, decay_weights, descend, momentum, scale_by_adam, scale_by_rms, sign
 from fpatch.schedules import (
     Rate,
@@ -91,6 +91,11 @@ class Optimizer:
     threshold: float = 1e-4
 
     def __post_init__(self) -> None:
+        for choice in ("name", "schedule", "unit"):
+            options = get_args(get_type_hints(Optimizer)[choice])
+            check_choice(f"optimizer.{choice}", getattr(self, choice), options)
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas must be two numbers, got {self.betas!r}")
         check_number("optimizer.learning_rate", self.learning_rate, 0.0)
         check_number("optimizer.momentum", self.momentum, 0.0, 1.0)
         for beta in self.betas:
