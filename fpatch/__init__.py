@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "Node": "graph",
+    "Node": "nodes",
     "Objective": "objective",
     "Optimizer": "optim",
     "Pipeline": "graph",
@@ -34,7 +34,7 @@ _NAMES = {
     "make_population_step": "population",
     "make_state": "loop",
     "make_step": "loop",
-    "node": "graph",
+    "node": "nodes",
     "override": "columns",
     "pipeline": "graph",
     "replay": "rerun",
@@ -111,9 +111,10 @@ if TYPE_CHECKING:
     from fpatch.columns import from_columns, override, to_columns
     from fpatch.config import build
     from fpatch.evaluation import evaluate
-    from fpatch.graph import Node, Pipeline, control, node, pipeline
+    from fpatch.graph import Pipeline, control, pipeline
     from fpatch.loop import TrainState, fit, make_state, make_step
     from fpatch.memory import keep_freed_memory
+    from fpatch.nodes import Node, node
     from fpatch.objective import Objective, value_and_grad
     from fpatch.optim import Optimizer, make_optimizer
     from fpatch.population import make_population_step

@@ -15,15 +15,17 @@ def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
 
 
 def check_range(field: str, value: Range, low: float = float("-inf"), high: float = float("inf")) -> None:
-    """Refuse a range that is not `low <= value.low <= value.high <= high`.
+    """Refuse a range that is not `low <= value.low <= value.high <= high`, and infinity.
 
     Raises:
         ValueError: With the field, the rule and the value.
     """
     if isinstance(value, (int, float)):
         raise ValueError(f"{field} must be (low, high), got {value!r}; for one value, give it twice")
-    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+    infinite = float("inf") in map(abs, value)
+    if len(value) != 2 or not low <= value[0] <= value[1] <= high or infinite:
         bounds = "" if (low, high) == (float("-inf"), float("inf")) else f" within [{low:g}, {high:g}]"
+        bounds += ", both finite" if infinite else ""
         swap = "; swap the two" if len(value) == 2 and low <= value[1] < value[0] <= high else ""
         raise ValueError(f"{field} must be (low, high) with low <= high{bounds}, got {tuple(value)}{swap}")
 
@@ -35,7 +37,8 @@ def check_number(field: str, value: float, low: float, high: float = float("inf"
         ValueError: With the field, the rule and the value.
     """
     if not low <= value <= high or value == float("inf"):
-        rule = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        rule = f"between {low:g} and {high:g}" if high < float("inf") else f"at least {low:g}"
+        rule = "finite" if value == high == float("inf") else rule
         raise ValueError(f"{field} must be {rule}, got {value!r}")
 
 

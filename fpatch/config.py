@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from fpatch.checks import nearest
-from fpatch.graph import Part, Pipeline, node, pipeline
+from fpatch.graph import Pipeline, pipeline
+from fpatch.nodes import Part, node
 from fpatch.registry import lookup
 from fpatch.schema import decode
 from fpatch.stage import RESERVED, Definition

@@ -5,126 +5,18 @@ the same for training, evaluation, control and replay, which differ in the sampl
 """
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Union
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpatch import random
 from fpatch.checks import nearest
-from fpatch.patches import check_only
-from fpatch.schema import encode
-from fpatch.stage import ALL, Stage, from_function, row_keys
+from fpatch.nodes import PHASES, Node, Part, encode_node, flatten, inside, stream_path
+from fpatch.stage import ALL, row_keys
 from fpatch.types import Batch, Params, Sample, Values
-
-PHASES = ("train", "validation", "test", "inference", "export")
-"""The standard phases; any other string names a phase of one's own."""
-
-Part = Union[Stage, "Node", Callable[..., Any], Mapping[str, Any]]
-"""What a pipeline is made of; a mapping is a group of parts."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A stage and its wiring: which names of the pipeline it reads and writes, when, and from which draws.
-
-    Attributes:
-        stage: What is computed.
-        phases: When it is alive; None for always.
-        reads: The stage's own name of each value it reads -> the pipeline's name.
-        writes: The stage's own name of each value it writes -> the pipeline's name.
-        stream: Replaces the node's name in the derivation of its keys; nodes with one stream share a draw.
-    """
-
-    stage: Stage
-    phases: frozenset[str] | None
-    reads: Mapping[str, str]
-    writes: Mapping[str, str]
-    stream: str | None = None
-
-    def alive(self, phase: str) -> bool:
-        """Whether the node takes part in a phase."""
-        return self.phases is None or phase in self.phases
-
-    def inputs(self, values: Batch) -> dict[str, Any]:
-        """What the stage is given, under its own names."""
-        if self.stage.definition.reads == (ALL,):
-            return dict(values)
-        return {own: values[name] for own, name in self.reads.items() if name in values}
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """What a loss node writes, as the pipeline names it."""
-        return tuple(self.writes.values()) if self.stage.definition.role == "loss" else ()
-
-
-def node(
-    stage: Stage | Callable[..., Any],
-    *,
-    phases: Iterable[str] | None = None,
-    reads: Sequence[str] | Mapping[str, str] | None = None,
-    writes: Sequence[str] | Mapping[str, str] | None = None,
-    stream: str | None = None,
-) -> Node:
-    """Wire a stage into a pipeline; a bare stage means `node(stage)` with the names that it declares.
-
-    Args:
-        stage: A stage, or a plain function (see `fpatch.stage.from_function`), for which `writes` is
-            required.
-        phases: Phases in which it is alive; `"eval"` means validation and test. None: all.
-        reads: The pipeline's names of what it reads: a list is positional, a mapping goes by the stage's
-            names.
-        writes: Likewise for what it writes.
-        stream: Name to derive keys from in place of the node's own.
-
-    Raises:
-        ValueError: If a list has the wrong length, or a mapping has a name that the stage does not declare.
-    """
-    if not isinstance(stage, Stage):
-        if not callable(stage):
-            raise ValueError(f"node(...): expected a stage or a function, got {type(stage).__name__}")
-        if isinstance(reads, Mapping) or isinstance(writes, Mapping) or writes is None:
-            raise ValueError(
-                f"node({getattr(stage, '__name__', stage)!r}): a plain function has no names of its own; "
-                "give writes=[...] (and reads=[...], or it is given all values) as lists"
-            )
-        stage = from_function(stage, None if reads is None else tuple(reads), tuple(writes))
-    d = stage.definition
-    if phases is not None:
-        names = (phases,) if isinstance(phases, str) else tuple(phases)
-        phases = frozenset(p for n in names for p in (("validation", "test") if n == "eval" else (n,)))
-    return Node(
-        stage,
-        phases,
-        _wire(d.name, "reads", d.reads, tuple(n for n in d.optional if n not in d.reads), reads),
-        _wire(d.name, "writes", d.writes, (), writes),
-        stream,
-    )
-
-
-def _wire(
-    stage: str,
-    verb: str,
-    declared: tuple[str, ...],
-    optional: tuple[str, ...],
-    given: Sequence[str] | Mapping[str, str] | None,
-) -> dict[str, str]:
-    if given is None:
-        given = {}
-    elif not isinstance(given, Mapping):
-        if len(given) != len(declared):
-            raise ValueError(
-                f"{stage} {verb} {len(declared)} names, {list(declared)}, but {verb}={list(given)} has "
-                f"{len(given)}"
-            )
-        given = dict(zip(declared, given, strict=True))
-    for name in given:
-        if name not in (*declared, *optional):
-            raise ValueError(f"{stage} {verb} no {name!r}; {nearest(name, (*declared, *optional))}")
-    return {name: given.get(name, name) for name in (*declared, *optional)}
+from fpatch.wiring import check_wiring, filled
 
 
 class Pipeline(Mapping[str, Node]):
@@ -135,13 +27,10 @@ class Pipeline(Mapping[str, Node]):
     """
 
     def __init__(self, nodes: Mapping[str, Node], phase: str | None = None) -> None:
-        self._given, self._nodes = dict(nodes), _filled(dict(nodes))
+        self._given, self._nodes = dict(nodes), filled(nodes)
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
-        _check_streams(self._nodes)
-        phases = {p for n in self._nodes.values() for p in n.phases or ()}
-        for p in (*PHASES, *sorted(phases - set(PHASES))) if phase is None else (phase,):
-            _check_phase(self._nodes, p)
+        check_wiring(self._nodes, phase)
 
     # -- the graph as a mapping ---------------------------------------------------------------------------
 
@@ -157,15 +46,15 @@ class Pipeline(Mapping[str, Node]):
         return len(self._nodes)
 
     def __or__(self, other: Mapping[str, Part]) -> "Pipeline":
-        """Replace nodes in their place, and append new ones."""
-        return Pipeline({**self._nodes, **_flatten(other, "")}, self._phase)
+        """Replace nodes in their place, and append new ones; what follows from the patches follows anew."""
+        return Pipeline({**self._given, **flatten(other)}, self._phase)
 
     def without(self, *paths: str) -> "Pipeline":
         """The same without these nodes, or groups of nodes; the draws of the others do not change."""
         for path in paths:
-            if not any(_inside(p, path) for p in self):
+            if not any(inside(p, path) for p in self):
                 raise KeyError(f"no node {path!r}; {nearest(path, self)}")
-        kept = {p: n for p, n in self.items() if not any(_inside(p, path) for path in paths)}
+        kept = {p: n for p, n in self.items() if not any(inside(p, path) for path in paths)}
         return Pipeline(kept, self._phase)
 
     def upto(self, path: str) -> "Pipeline":
@@ -189,7 +78,8 @@ class Pipeline(Mapping[str, Node]):
         if phase == "eval":
             raise ValueError("'eval' stands for two phases; choose 'validation' or 'test'")
         if not alive or phase not in known:
-            raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, known)}")
+            others = {q for q in known - {phase} if any(n.alive(q) for n in self.values())}
+            raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, others)}")
         return Pipeline(alive, phase)
 
     def to(self, device: torch.device | str) -> "Pipeline":
@@ -202,7 +92,7 @@ class Pipeline(Mapping[str, Node]):
         written: set[str] = set()
         needed: dict[str, None] = {}
         for n in (self if phase is None else self.at(phase)).values():
-            needed.update({r: None for r in _required_reads(n) if r not in written})
+            needed.update({r: None for r in n.required if r not in written})
             written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
         return tuple(needed)
 
@@ -333,7 +223,7 @@ class Pipeline(Mapping[str, Node]):
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             try:
                 own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
-            except (ValueError, TypeError, RuntimeError, KeyError) as error:
+            except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise
             yield path, n, {n.writes[name]: value for name, value in own.items()}
@@ -354,12 +244,12 @@ class Pipeline(Mapping[str, Node]):
     @property
     def config(self) -> dict[str, Any]:
         """JSON values from which `fpatch.build` makes the same pipeline."""
-        return {path: _encode_node(n) for path, n in self.items()}
+        return {path: encode_node(n) for path, n in self.items()}
 
     @property
     def given_config(self) -> dict[str, Any]:
         """The same as it was given: settings that follow from the patches are still None where they were."""
-        return {path: _encode_node(n) for path, n in self._given.items()}
+        return {path: encode_node(n) for path, n in self._given.items()}
 
     def describe(self) -> str:
         """One line per node: path, stage, what it reads (`name?`: if it is there) and writes, phases."""
@@ -433,7 +323,7 @@ def pipeline(parts: Mapping[str, Part]) -> Pipeline:
             and the second does not read it, a geometric stage would leave boxes behind, or the patch could
             reach the image past any control.
     """
-    return Pipeline(_flatten(parts, ""))
+    return Pipeline(flatten(parts))
 
 
 def fold_path(keys: Tensor, path: str) -> Tensor:
@@ -443,178 +333,9 @@ def fold_path(keys: Tensor, path: str) -> Tensor:
     return keys
 
 
-def stream_path(path: str, n: Node) -> str:
-    """The path that a node's keys are derived from."""
-    return path if n.stream is None else n.stream
-
-
 def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
     """The same sample with every opacity 0: same photographs, cameras and noise, and no patch."""
     return {
         path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
         for path, fields in sample.items()
     }
-
-
-def _flatten(parts: Mapping[str, Part], group: str) -> dict[str, Node]:
-    nodes: dict[str, Node] = {}
-    for name, part in parts.items():
-        path = f"{group}{name}"
-        if not name or any(c in name for c in "*."):
-            raise ValueError(f"pipeline: {path!r} is no name for a node; leave out '.' and '*'")
-        if isinstance(part, Mapping):
-            nodes |= _flatten(part, f"{path}/")
-            continue
-        if not isinstance(part, (Stage, Node)):
-            if not callable(part):
-                raise ValueError(
-                    f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {part!r}"
-                )
-            part = node(part, writes=(name,))
-        n = part if isinstance(part, Node) else node(part)
-        base = path.rpartition("/")[0]
-        nodes[path] = dataclasses.replace(
-            n,
-            reads={own: _absolute(path, base, name) for own, name in n.reads.items()},
-            writes={own: _absolute(path, base, name) for own, name in n.writes.items()},
-        )
-    return nodes
-
-
-def _absolute(path: str, base: str, name: str) -> str:
-    if not name.startswith(("./", "../")):
-        return name
-    segments = base.split("/") if base else []
-    for segment in name.split("/"):
-        if segment == "..":
-            if not segments:
-                raise ValueError(
-                    f"node {path!r}: {name!r} leads above the top of the pipeline; drop one '../'"
-                )
-            segments.pop()
-        elif segment != ".":
-            segments.append(segment)
-    return "/".join(segments)
-
-
-def _inside(path: str, group: str) -> bool:
-    return path == group or path.startswith(f"{group}/")
-
-
-def _required_reads(n: Node) -> list[str]:
-    return [n.reads[own] for own in n.stage.definition.reads if own != ALL]
-
-
-def _encode_node(n: Node) -> dict[str, Any]:
-    d = n.stage.definition
-    written: dict[str, Any] = {"stage": d.name, **encode(n.stage.config)}
-    if n.phases is not None:
-        written["phases"] = sorted(n.phases)
-    for verb, wiring in (("reads", n.reads), ("writes", n.writes)):
-        renamed = {own: name for own, name in wiring.items() if own != name}
-        written |= {verb: renamed} if renamed else {}
-    return written | ({"stream": n.stream} if n.stream is not None else {})
-
-
-def _filled(nodes: dict[str, Node]) -> dict[str, Node]:
-    """Settings left None that follow from the names of the patches; `only` must be among them."""
-    names = tuple(
-        name for n in nodes.values() if n.stage.definition.init is not None for name in n.stage.config.names
-    )
-    if not names:
-        return nodes
-    for path, n in nodes.items():
-        check_only(f"{n.stage.definition.name}(only)", getattr(n.stage.config, "only", None), names)
-        if n.stage.definition.fill is not None:
-            config = n.stage.definition.fill(n.stage.config, names)
-            nodes[path] = dataclasses.replace(n, stage=n.stage.definition.configured(config))
-    return nodes
-
-
-def _check_streams(nodes: Mapping[str, Node]) -> None:
-    seen: dict[tuple[int, ...], tuple[str, str]] = {}
-    for path, n in nodes.items():
-        stream = stream_path(path, n)
-        crc = tuple(zlib.crc32(s.encode()) for s in stream.split("/"))
-        other, other_stream = seen.setdefault(crc, (path, stream))
-        if other_stream != stream:
-            raise ValueError(f"nodes {other!r} and {path!r} have one crc32 and would share draws; rename one")
-        group = next((p for p in nodes if p != path and _inside(path, p)), None)
-        if group is not None:
-            raise ValueError(
-                f"nodes {group!r} and {path!r}: one is inside the other, and their draws could be the same; "
-                f"rename {group!r}"
-            )
-
-
-def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
-    """The laws of wiring, for the nodes alive in one phase."""
-    alive = {p: n for p, n in nodes.items() if n.alive(phase)}
-    writers: dict[str, str] = {}
-    carries_patch: dict[str, str] = {"patch": "the patch"}
-    for index, (path, n) in enumerate(alive.items()):
-        d = n.stage.definition
-        later = [(p, m) for p, m in list(alive.items())[index + 1 :]]
-        for name in n.reads.values():
-            maker = next(
-                (p for p, m in later if name in m.writes.values() and name not in m.reads.values()), None
-            )
-            if name not in writers and maker is not None:
-                raise ValueError(
-                    f"phase {phase!r}: node {path!r} reads {name!r}, which only the later node {maker!r} "
-                    f"writes; move {path!r} below {maker!r}"
-                )
-        for name in n.writes.values():
-            if name in writers and name not in n.reads.values():
-                raise ValueError(
-                    f"phase {phase!r}: nodes {writers[name]!r} and {path!r} both write {name!r}, and the "
-                    f"second does not read it; rename one with node(..., writes=...) or drop one"
-                )
-        _check_control(phase, path, n, carries_patch)
-        if d.geometric:
-            _check_moved(phase, path, n, later, writers)
-        for name in {"patch", "image"} & set(n.reads.values()) & set(writers):
-            if not d.gradient and phase == "train":
-                raise ValueError(
-                    f"phase 'train': node {path!r} passes no gradient on to {name!r} of {writers[name]!r}; "
-                    'take it out of training (phases = ["eval"] in TOML, node(..., phases="eval") in '
-                    "Python), or choose a differentiable stage"
-                )
-        writers.update(dict.fromkeys(n.writes.values(), path))
-
-
-def _check_control(phase: str, path: str, n: Node, carries: dict[str, str]) -> None:
-    """Whatever brings the patch into a picture must be able to leave it out."""
-    d = n.stage.definition
-    source = next((carries[r] for r in n.reads.values() if r in carries), None)
-    if source is None and ALL in n.reads.values() and d.role == "stage":
-        source = "all values, the patch among them,"
-    if source is None or "opacity" in d.fields:
-        return
-    for name in n.writes.values():
-        if name in ("image", "scene"):
-            raise ValueError(
-                f"phase {phase!r}: node {path!r} ({d.name}) reads {source} and writes {name!r}, so that no "
-                "control could take the patch out; declare `opacity` [b, k] in its sample and honor it"
-            )
-        carries[name] = f"{name!r}, made from the patch,"
-
-
-def _check_moved(
-    phase: str, path: str, n: Node, later: list[tuple[str, Node]], writers: Mapping[str, str]
-) -> None:
-    """A stage that moves pixels must move the corners and boxes that somebody reads after it."""
-    moved = n.writes.values()
-    if "scene" in moved and "image" in writers and "image" not in moved:
-        raise ValueError(
-            f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) moves 'scene', of which "
-            f"{writers['image']!r} has made 'image' before; move {path!r} above it, or have it "
-            "move the image: node(..., reads={'scene': 'image'}, writes={'scene': 'image'})"
-        )
-    for name in ("quads", "boxes"):
-        reader = next((p for p, m in later if name in m.reads.values()), None)
-        if reader is not None and name not in n.writes.values():
-            raise ValueError(
-                f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) moves the pixels but not "
-                f"{name!r}, which {reader!r} reads; use a stage that moves both, or put it after {reader!r}"
-            )

@@ -16,9 +16,9 @@ from torchopt.base import GradientTransformation
 from fpatch import random
 from fpatch.checks import check_number
 from fpatch.data import Loader
+from fpatch.descent import Transformation
 from fpatch.graph import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
-from fpatch.optim import Transformation
 from fpatch.parallel import ALONE, Ranks
 from fpatch.stage import row_keys
 from fpatch.tree import device_of, place

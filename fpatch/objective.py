@@ -3,6 +3,7 @@
 Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,7 @@ class Objective:
 
     Attributes:
         pipeline: Of the training phase; its loss nodes write the terms.
-        weights: By term name; terms without a weight are computed and logged, and count 0.
+        weights: By term name; terms without a weight, or of weight 0, are computed and logged, and count 0.
     """
 
     pipeline: Pipeline
@@ -42,9 +43,11 @@ class Objective:
         terms = self.pipeline.terms
         if not terms:
             raise ValueError("objective: the pipeline has no loss; add one, e.g. losses.vanish()")
-        for name in self.weights:
+        for name, weight in self.weights.items():
             if name not in terms:
                 raise ValueError(f"objective(weights): no loss term {name!r}; {nearest(name, terms)}")
+            if not math.isfinite(weight):
+                raise ValueError(f"objective(weights): that of {name!r} must be finite, got {weight}")
         if not any(self.weights.values()):
             raise ValueError(f"objective(weights): at least one term must count; terms: {', '.join(terms)}")
 
@@ -54,7 +57,7 @@ class Objective:
 
     def weigh(self, terms: Mapping[str, Tensor]) -> Loss:
         """The loss of terms already computed, [b] each."""
-        value = sum(weight * terms[name].mean() for name, weight in self.weights.items())
+        value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
         return Loss(value, dict(terms))  # type: ignore[arg-type]
 
 

@@ -1,341 +1,24 @@
-"""Optimizers as torchopt transformations: pairs of pure functions, closed under composition.
+"""Optimizers: the settings, and the direction and the learning rate that they name."""
 
-Each is a direction, scale-free maths on a tree of gradients, and a rate that it is followed at; the state
-goes in and comes out, and the parameters are never written in place. They vmap and compile, which torchopt's
-own Adam and schedules do not.
-"""
-
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Literal, get_args, get_type_hints
 
-import optree
-import torch
 import torchopt
-from torch import Tensor
-from torchopt.base import EmptyState, GradientTransformation
 
-from fpatch.checks import check_number
-
-Schedule = Callable[[Tensor], Tensor]
-"""From the number of updates made so far, a tensor, to the learning rate."""
-
-_map = optree.tree_map
-
-
-# -- schedules ---------------------------------------------------------------------------------------------
-
-
-def constant(learning_rate: float) -> Schedule:
-    """The same learning rate at every step."""
-    return lambda step: torch.full_like(step, learning_rate, dtype=torch.float32)
-
-
-def cosine(learning_rate: float, num_steps: int, final_frac: float = 0.0) -> Schedule:
-    """Fall along half a cosine to `final_frac` of the start.
-
-    References:
-        Loshchilov and Hutter (2017), SGDR, equation 5, without restarts.
-    """
-
-    def schedule(step: Tensor) -> Tensor:
-        progress = (step.float() / num_steps).clamp(0.0, 1.0)
-        fall = 0.5 * (1.0 + torch.cos(torch.pi * progress))
-        return learning_rate * (final_frac + (1.0 - final_frac) * fall)
-
-    return schedule
-
-
-def exponential(learning_rate: float, num_steps: int, final_frac: float = 1e-3) -> Schedule:
-    """Fall by the same factor at every step, to `final_frac` of the start after `num_steps`."""
-    slope = math.log(final_frac) / num_steps
-    return lambda step: learning_rate * (slope * step.float()).exp()
-
-
-def stairs(learning_rate: float, every: int, factor: float, steps_per_unit: Fraction | int = 1) -> Schedule:
-    """Fall by `factor` whenever `every` steps, or units of `steps_per_unit` steps, are over."""
-    unit = Fraction(steps_per_unit)
-
-    def schedule(step: Tensor) -> Tensor:
-        num_falls = step * unit.denominator // (every * unit.numerator)
-        return learning_rate * torch.full_like(step, factor, dtype=torch.float32) ** num_falls
-
-    return schedule
-
-
-def milestones(
-    learning_rate: float, at: tuple[int, ...], factor: float, steps_per_unit: Fraction | int = 1
-) -> Schedule:
-    """Fall by `factor` after each of these numbers of steps, or of units of `steps_per_unit` steps."""
-    unit = Fraction(steps_per_unit)
-
-    def schedule(step: Tensor) -> Tensor:
-        num_falls = sum(step * unit.denominator >= number * unit.numerator for number in at)
-        return learning_rate * torch.full_like(step, factor, dtype=torch.float32) ** num_falls
-
-    return schedule
-
-
-def warmup(schedule: Schedule, num_steps: int) -> Schedule:
-    """Multiply the first `num_steps` rates by 1/(n+1), 2/(n+1), ..., n/(n+1)."""
-    return lambda step: schedule(step) * ((step.float() + 1.0) / (num_steps + 1)).clamp(max=1.0)
-
-
-class Rate(NamedTuple):
-    """A learning rate with a state of its own, which lives in the optimizer's.
-
-    Attributes:
-        init: () -> state.
-        now: state -> the rate of the next update.
-        after: (state, loss of the update or None) -> state.
-    """
-
-    init: Callable[[], Any]
-    now: Callable[[Any], Tensor]
-    after: Callable[[Any, Tensor | None], Any]
-
-
-class ScheduleState(NamedTuple):
-    """Number of updates made."""
-
-    step: Tensor
-
-
-def scheduled(schedule: Schedule) -> Rate:
-    """A rate that depends on nothing but the step."""
-    return Rate(
-        lambda: ScheduleState(torch.zeros((), dtype=torch.int64)),
-        lambda state: schedule(state.step),
-        lambda state, value: ScheduleState(state.step + 1),
-    )
-
-
-class PlateauState(NamedTuple):
-    """Updates made, the factor by now, the best reading, readings since then, and the sum of losses since."""
-
-    step: Tensor
-    scale: Tensor
-    best: Tensor
-    num_bad: Tensor
-    total: Tensor
-
-
-def plateau(
-    schedule: Schedule,
-    factor: float = 0.1,
-    patience: int = 10,
-    threshold: float = 1e-4,
-    every: int = 1,
-    final_frac: float = 0.0,
-) -> Rate:
-    """A schedule that also falls by `factor` when the loss has stopped falling, as torch's ReduceLROnPlateau.
-
-    Args:
-        schedule: What is multiplied.
-        factor: Of each fall.
-        patience: Readings without a new best that are borne; one more, and the rate falls.
-        threshold: A new best is lower than the last by at least this fraction of it.
-        every: A reading is the mean loss of so many steps.
-        final_frac: The product of all factors stays at least this.
-    """
-
-    def init() -> PlateauState:
-        count, sum_ = torch.zeros((), dtype=torch.int64), torch.zeros(())
-        return PlateauState(
-            count, torch.ones(()), torch.full((), torch.finfo(torch.float32).max), count, sum_
-        )
-
-    def after(state: PlateauState, value: Tensor | None) -> PlateauState:
-        if value is None:
-            raise ValueError("plateau: update must be given the loss of the step; call it with value=loss")
-        total = state.total + value.to(state.total)
-        due = (state.step + 1) % every == 0
-        reading = total / every
-        better = due & (reading < state.best - threshold * state.best.abs())
-        num_bad = torch.where(better, 0, state.num_bad + due)
-        falls = num_bad > patience
-        return PlateauState(
-            step=state.step + 1,
-            scale=torch.where(falls, (state.scale * factor).clamp(min=final_frac), state.scale),
-            best=torch.where(better, reading, state.best),
-            num_bad=torch.where(falls, 0, num_bad),
-            total=torch.where(due, 0.0, total),
-        )
-
-    return Rate(init, lambda state: state.scale * schedule(state.step), after)
-
-
-# -- directions --------------------------------------------------------------------------------------------
-
-
-class AdamState(NamedTuple):
-    """Running means of the gradient and of its square, and the number of updates."""
-
-    mean: Any
-    square: Any
-    step: Tensor
-
-
-def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
-    """Adam's direction.
-
-    References:
-        Kingma and Ba (2015), Adam, algorithm 1.
-    """
-
-    def init(params: Any) -> AdamState:
-        zeros = _map(torch.zeros_like, params)
-        return AdamState(zeros, zeros, torch.zeros((), dtype=torch.int64))
-
-    def update(updates: Any, state: AdamState, *, params: Any = None, inplace: bool = False) -> Any:
-        step = state.step + 1
-        mean = _map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
-        square = _map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
-        correct1, correct2 = (
-            1 - torch.full_like(step, b, dtype=torch.float64) ** step for b in (beta1, beta2)
-        )
-        direction = _map(
-            lambda m, v: (m / correct1.to(m.dtype)) / ((v / correct2.to(v.dtype)).sqrt() + eps), mean, square
-        )
-        return direction, AdamState(mean, square, step)
-
-    return GradientTransformation(init, update)
-
-
-def sign() -> GradientTransformation:
-    """The sign of every gradient; 0 where it is 0.
-
-    References:
-        Kurakin, Goodfellow and Bengio (2016), Adversarial examples in the physical world, section 2.2.
-    """
-
-    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
-        return _map(torch.sign, updates), state
-
-    return GradientTransformation(lambda params: EmptyState(), update)
-
-
-class MomentumState(NamedTuple):
-    """Accumulated gradient."""
-
-    velocity: Any
-
-
-def momentum(decay: float, normalize: bool = False) -> GradientTransformation:
-    """Accumulate gradients: `v = decay * v + g`.
-
-    Args:
-        decay: Share of the past that stays.
-        normalize: Divide each gradient by its L1 norm first (of each leaf), as MI-FGSM does; a zero gradient
-            adds nothing.
-
-    References:
-        Dong et al. (2018), Boosting adversarial attacks with momentum, equation 6.
-    """
-
-    def init(params: Any) -> MomentumState:
-        return MomentumState(_map(torch.zeros_like, params))
-
-    def update(updates: Any, state: MomentumState, *, params: Any = None, inplace: bool = False) -> Any:
-        if normalize:
-            updates = _map(_normalized, updates)
-        velocity = _map(lambda v, g: decay * v + g, state.velocity, updates)
-        return velocity, MomentumState(velocity)
-
-    return GradientTransformation(init, update)
-
-
-def _normalized(gradient: Tensor) -> Tensor:
-    norm = gradient.abs().sum()
-    return gradient / torch.where(norm > 0, norm, 1.0)
-
-
-class SquareState(NamedTuple):
-    """Running mean of the square of the gradient."""
-
-    square: Any
-
-
-def scale_by_rms(decay: float = 0.99, eps: float = 1e-8) -> GradientTransformation:
-    """Divide by the root of the running mean square, `v = decay * v + (1 - decay) * g^2`.
-
-    References:
-        Tieleman and Hinton (2012), Neural networks for machine learning, lecture 6.5.
-    """
-
-    def init(params: Any) -> SquareState:
-        return SquareState(_map(torch.zeros_like, params))
-
-    def update(updates: Any, state: SquareState, *, params: Any = None, inplace: bool = False) -> Any:
-        square = _map(lambda v, g: decay * v + (1 - decay) * g * g, state.square, updates)
-        return _map(lambda g, v: g / (v.sqrt() + eps), updates, square), SquareState(square)
-
-    return GradientTransformation(init, update)
-
-
-def decay_weights(weight_decay: float) -> GradientTransformation:
-    """Add `weight_decay` times the parameters.
-
-    References:
-        Loshchilov and Hutter (2019), Decoupled weight decay regularization, algorithm 2, line 12.
-    """
-
-    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
-        if params is None:
-            raise ValueError("decay_weights: update must be given the parameters; call it with params=params")
-        return _map(lambda u, p: u + weight_decay * p, updates, params), state
-
-    return GradientTransformation(lambda params: EmptyState(), update)
-
-
-# -- optimizers --------------------------------------------------------------------------------------------
-
-
-class Transformation(GradientTransformation):
-    """A torchopt transformation that may ask for more than gradients.
-
-    Its `update` also takes `value`, the loss of the step. `look_ahead`, unless it is None, says from the
-    parameters and the state at which parameters the gradient is to be taken.
-    """
-
-    look_ahead: Callable[[Any, Any], Any] | None
-
-    def __new__(cls, init: Any, update: Any, look_ahead: Any = None) -> "Transformation":
-        """From the three functions."""
-        self = super().__new__(cls, init, update)
-        self.look_ahead = look_ahead
-        return self
-
-
-def descend(direction: GradientTransformation, rate: Rate, look_ahead_frac: float = 0.0) -> Transformation:
-    """Follow a direction, downwards.
-
-    Args:
-        direction: From gradients to directions; with `look_ahead_frac`, `momentum` comes first in it.
-        rate: The learning rate.
-        look_ahead_frac: Share of an update by the momentum alone, unsigned, that the gradient is taken ahead.
-    """
-
-    def init(params: Any) -> Any:
-        return direction.init(params), rate.init()
-
-    def update(
-        updates: Any, state: Any, *, params: Any = None, inplace: bool = False, value: Tensor | None = None
-    ) -> Any:
-        direction_state, rate_state = state
-        now = rate.now(rate_state)
-        updates, direction_state = direction.update(updates, direction_state, params=params, inplace=False)
-        return _map(lambda u: -now.to(u) * u, updates), (direction_state, rate.after(rate_state, value))
-
-    def look_ahead(params: Any, state: Any) -> Any:
-        (momentum_state, *_), rate_state = state
-        reach = look_ahead_frac * rate.now(rate_state)
-        return _map(lambda p, v: p - reach.to(p) * v, params, momentum_state.velocity)
-
-    return Transformation(init, update, look_ahead if look_ahead_frac else None)
-
+from fpatch.checks import check_choice, check_number
+from fpatch.descent import Transformation, decay_weights, descend, momentum, scale_by_adam, scale_by_rms, sign
+from fpatch.schedules import (
+    Rate,
+    constant,
+    cosine,
+    exponential,
+    milestones,
+    plateau,
+    scheduled,
+    stairs,
+    warmup,
+)
 
 _APPLIES = {
     "betas": ("adam", "adamw"),
@@ -408,6 +91,11 @@ class Optimizer:
     threshold: float = 1e-4
 
     def __post_init__(self) -> None:
+        for choice in ("name", "schedule", "unit"):
+            options = get_args(get_type_hints(Optimizer)[choice])
+            check_choice(f"optimizer.{choice}", getattr(self, choice), options)
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas must be two numbers, got {self.betas!r}")
         check_number("optimizer.learning_rate", self.learning_rate, 0.0)
         check_number("optimizer.momentum", self.momentum, 0.0, 1.0)
         for beta in self.betas:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fpatch.checks import nearest
 from fpatch.color import luma
 from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
 from fpatch.interpolation import is_deterministic_gpu, sample_in_order
@@ -63,12 +64,12 @@ def implant_quads(
         Images, differentiable in the patches and the scene.
 
     Raises:
-        ValueError: For a patch without three channels, a mask of no known patch, an index of no patch, or a
-            placement of opacity above 0 whose corners are not finite. Where values cannot be read, that
+        ValueError: For a name or a mask of no patch, a patch without three channels, an index of no name, or
+            a placement of opacity above 0 whose corners are not finite. Where values cannot be read, that
             placement is left out.
     """
     b, _, h, w = scene.shape
-    _check_patches(quad_patch, names)
+    _check_patches(patches, quad_patch, names)
     present = _find_present(quads, opacity)
     unit = constant([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], quads)
     quads = torch.where(present[..., None, None], quads, unit)
@@ -96,7 +97,7 @@ def implant_quads(
     alpha = seen[:, :, 3:] if masks else covered[:, :, None].to(seen)
     color, alpha = (x * (opacity * present)[..., None, None, None] for x in (seen[:, :, :3], alpha.detach()))
 
-    base = (top * w + left).long()
+    base = top.long() * w + left.long()  # in float32 it would be exact up to 2**24 pixels only
     offset = (torch.arange(region_h, device=scene.device)[:, None] * w) + torch.arange(
         region_w, device=scene.device
     )
@@ -109,7 +110,10 @@ def implant_quads(
     return image.unflatten(-1, (h, w))
 
 
-def _check_patches(quad_patch: Tensor, names: tuple[str, ...]) -> None:
+def _check_patches(patches: Mapping[str, Tensor], quad_patch: Tensor, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in patches:
+            raise ValueError(f"implant(names): no patch {name!r}; {nearest(name, patches)}")
     if is_concrete(quad_patch) and bool(((quad_patch < 0) | (quad_patch >= len(names))).any()):
         raise ValueError(
             f"implant: quad_patch must count the {len(names)} patches {list(names)} from 0, got "

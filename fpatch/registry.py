@@ -49,16 +49,20 @@ def lookup(identity: str, kind: type, where: str) -> Any:
         ValueError: If there is no such module, no such name in it, or it is of another kind.
     """
     module = identity.partition(":")[0] if ":" in identity else f"fpatch.{identity.partition('.')[0]}"
+    there = all(module.split("."))
     try:
-        importlib.import_module(module)
+        if there:
+            importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # of something that the module imports
+        there = False
+    if not there:
         raise ValueError(
             f"{where}: {identity!r} needs the module {module!r}, which cannot be imported; "
             "ids are 'family.name' inside fpatch and 'module:name' elsewhere: run from the folder of the "
             "module, or put that into PYTHONPATH"
-        ) from None
+        )
     value = _REGISTRY.get(identity)
     if not isinstance(value, kind):
         known = [name for name, other in _REGISTRY.items() if isinstance(other, kind)]

@@ -64,18 +64,17 @@ class Resource:
             return self._load(load)
 
     def _load(self, load: Callable[..., Any]) -> Any:
-        if self.weights is None:
-            return load(**self.arguments)
-        if self.sha256 is not None and (found := file_digest(self.weights)) != self.sha256:
+        given = () if self.weights is None else (self.weights,)
+        if given and self.sha256 is not None and (found := file_digest(*given)) != self.sha256:
             raise ValueError(
                 f"resource {self.loader!r}: {self.weights} has changed: sha256 {found[:16]}..., "
                 f"but {self.sha256[:16]}... was recorded; restore the file or train again"
             )
         try:
-            return load(self.weights, **self.arguments)
+            return load(*given, **self.arguments)
         except Exception as error:
-            what = f"resource {self.loader!r} cannot be loaded from {self.weights}"
-            raise ValueError(f"{what}: {error}") from error
+            source = f" from {self.weights}" if given else ""
+            raise ValueError(f"resource {self.loader!r} cannot be loaded{source}: {error}") from error
 
 
 def define_loader(name: str, load: Callable[..., Any]) -> Loader:

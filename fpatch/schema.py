@@ -62,7 +62,7 @@ def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str
 
 
 def _toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_string(name)
 
 
 def _toml_value(value: Any) -> str:
@@ -74,7 +74,11 @@ def _toml_value(value: Any) -> str:
         return "false"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
-    return json.dumps(value, ensure_ascii=False)
+    return _toml_string(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _toml_string(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON leaves as it is
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:

@@ -49,6 +49,6 @@ def _cosines(n: int, like: Tensor) -> Float[Tensor, "n n"]:
 
 def _product(left: Tensor, image: Tensor, right: Tensor) -> Tensor:
     """`left @ image @ right` in one product per image: a joint one may sum otherwise with their number."""
-    images = image.flatten(0, -3)
+    images = image.reshape(-1, *image.shape[-2:])
     half = torch.bmm(left.expand(len(images), -1, -1), images)
     return torch.bmm(half, right.expand(len(images), -1, -1)).reshape(image.shape)

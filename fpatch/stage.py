@@ -209,7 +209,7 @@ def check_uses(batch: Batch) -> None:
                 f"batch must hold {name!r} [b], which keys are derived from; {nearest(name, batch)}"
             )
     image_id, draw = batch["image_id"], batch["draw"]
-    if is_concrete(image_id) and image_id.device.type == "cpu":
+    if is_concrete(image_id):
         pairs = list(zip(image_id.tolist(), draw.tolist(), strict=True))
         if len(set(pairs)) < len(pairs):
             pair = next(p for p in pairs if pairs.count(p) > 1)
@@ -239,6 +239,11 @@ class Stage:
         """
         keys = row_keys(key, batch)
         drawn = dict(self.definition.sample(self.config, keys, batch))
+        if set(drawn) != set(self.definition.fields):
+            raise ValueError(
+                f"{self.definition.name}: sample must draw {sorted(self.definition.fields)}, as declared, "
+                f"but drew {sorted(drawn)}"
+            )
         for field, value in drawn.items():
             has_rows = isinstance(value, Tensor) and value.shape[:1] == keys.shape[:1]
             if not has_rows or value.dtype not in SAMPLE_DTYPES:

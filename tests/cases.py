@@ -14,7 +14,8 @@ from torchvision_victims import ARCHITECTURES, make_victim
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.detections import ABSENT
-from fpatch.graph import Pipeline, node, pipeline
+from fpatch.graph import Pipeline, pipeline
+from fpatch.nodes import node
 from fpatch.resource import define_loader
 from fpatch.stage import Stage
 from fpatch.tree import constant

@@ -26,7 +26,8 @@ from typecheck import unchecked
 from fpatch import random
 from fpatch.columns import from_columns, to_columns
 from fpatch.config import build
-from fpatch.graph import Pipeline, control, node
+from fpatch.graph import Pipeline, control
+from fpatch.nodes import node
 from fpatch.stage import Stage
 from fpatch.tree import place
 

@@ -20,7 +20,8 @@ from fpatch import compose, create, implant, random
 from fpatch.color import blackbody, linear_to_srgb, srgb_to_linear
 from fpatch.columns import override
 from fpatch.compose.jpeg import _round
-from fpatch.graph import node, pipeline
+from fpatch.graph import pipeline
+from fpatch.nodes import node
 from fpatch.types import Range
 
 KEY = random.key(3)

@@ -479,6 +479,12 @@ def test_batch_refuses_rows_it_cannot_tell_apart(folder):
         data.digest(4)
     with pytest.raises(ValueError, match="distinct, got 2 twice"):
         data.select([2, 2])
+    for ids in (torch.tensor([False, True]), [0.5], [[1]]):
+        with (
+            pytest.raises(ValueError, match="image_ids must be one or more ids, whole"),
+            unchecked(),
+        ):
+            data.select(ids)
 
 
 def test_a_broken_photograph_is_named_when_it_is_used(folder):
@@ -645,14 +651,22 @@ def test_wrong_choices_are_refused(folder):
             read(folder, patches=chosen)
     with pytest.raises(ValueError, match="classes must be a list"):
         read(folder, classes=["car", "car"])
-    with pytest.raises(ValueError, match=r"size must be \(height, width\)"):
-        read(folder, size=(0, 5))
+    for size in ((0, 5), (24.5, 32), (8, 8, 3)):
+        with pytest.raises(ValueError, match=r"size must be \(height, width\) in whole pixels"), unchecked():
+            read(folder, size=size)
     with pytest.raises(ValueError, match="outside_frac must be at least 0"):
         read(folder, outside_frac=float("nan"))
     with pytest.raises(ValueError, match=r"no test rows .* train \(3\), eval \(1\)"):
         read(folder).split("test")
     with pytest.raises(ValueError, match="no eval rows for the patches door"):
         read(folder, patches=["door"]).split("eval")
+
+
+def test_a_table_of_other_separators_is_refused_in_one_sentence(folder):
+    path = folder / "placements.csv"
+    path.write_text(path.read_text().replace(",", ";"))
+    with pytest.raises(ValueError, match=r"line 1: cells are separated by ';'; save it with commas$"):
+        read(folder)
 
 
 def test_huge_coordinates_are_outside(folder):

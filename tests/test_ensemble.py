@@ -7,7 +7,8 @@ from laws import assert_equal
 from typecheck import unchecked
 
 from fpatch import config, infer, losses, metrics, random
-from fpatch.graph import node, pipeline
+from fpatch.graph import pipeline
+from fpatch.nodes import node
 
 KEY = random.key(5)
 TERMS = {"a": torch.tensor([1.0, -2.0, 3.0]), "b": torch.tensor([0.5, 4.0, 3.0])}

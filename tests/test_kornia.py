@@ -14,7 +14,8 @@ from laws import assert_equal, take
 from fpatch import compose, implant, random
 from fpatch.columns import from_columns, override, to_columns
 from fpatch.compose.augmentation import LARGE, NOT_DIFFERENTIABLE, REFUSED, UNTRACKED
-from fpatch.graph import node, pipeline
+from fpatch.graph import pipeline
+from fpatch.nodes import node
 
 KEY = random.key(11)
 ARGUMENTS = {

@@ -24,9 +24,13 @@ ROWS = """
     random region patches detections
     resource
     stage
+    nodes
+    wiring
     graph
     create implant compose infer
     losses metrics
+    schedules
+    descent
     objective optim data
     loop
     population

@@ -16,9 +16,10 @@ from study_fixture import STEPS, logged_steps, make_study, parameters
 from torch import Tensor
 
 from fpatch import create, pipeline, random, row_keys
+from fpatch.descent import Transformation
 from fpatch.loop import TrainState, make_state, make_step
 from fpatch.objective import Objective, value_and_grad
-from fpatch.optim import Optimizer, Transformation, make_optimizer
+from fpatch.optim import Optimizer, make_optimizer
 from fpatch.parts import make_parts
 from fpatch.registry import lookup
 from fpatch.reopen import open_run

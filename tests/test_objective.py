@@ -12,8 +12,9 @@ from study_fixture import environment
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
-from fpatch.graph import control, node, pipeline
+from fpatch.graph import control, pipeline
 from fpatch.loop import make_step
+from fpatch.nodes import node
 from fpatch.objective import Loss, Objective, _cut, check_terms, compiled, value_and_grad
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.stage import Stage
@@ -42,6 +43,8 @@ def test_terms_without_a_weight_are_computed_and_count_nothing():
     loss = objective(subject.params, sample, subject.batch)
     assert set(loss.terms) == set(WEIGHTS)
     torch.testing.assert_close(loss.value, 2 * loss.terms["total_variation"].mean())
+    zero = Objective(subject.subject, {"total_variation": 2.0, "vanish": 0.0})
+    assert float(zero.weigh({**loss.terms, "vanish": torch.full((3,), torch.nan)}).value) == float(loss.value)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,7 @@ def test_terms_without_a_weight_are_computed_and_count_nothing():
         ({"vanis": 1.0}, "no loss term 'vanis'; did you mean 'vanish'"),
         ({}, "at least one term must count; terms: total_variation, non_printability, vanish"),
         ({"vanish": 0.0}, "at least one term must count"),
+        ({"vanish": float("nan")}, "that of 'vanish' must be finite, got nan"),
     ],
 )
 def test_wrong_weights_are_refused(weights, message):

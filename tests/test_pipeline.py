@@ -12,7 +12,8 @@ from typecheck import unchecked
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.columns import override
 from fpatch.config import build
-from fpatch.graph import Pipeline, control, fold_path, node, pipeline
+from fpatch.graph import Pipeline, control, fold_path, pipeline
+from fpatch.nodes import node
 from fpatch.stage import define, deterministic, row_keys
 from fpatch.types import Range
 
@@ -165,6 +166,8 @@ def test_suppression_declares_that_it_cuts_the_gradient():
     [
         ({"a.b": compose.blur()}, "'a.b' is no name for a node; leave out"),
         ({"": compose.blur()}, "is no name for a node"),
+        ({"camera/": compose.blur()}, "'camera/' is no name for a node"),
+        ({"a": {"b": compose.blur()}, "a/b": compose.hue()}, "there are two nodes 'a/b'; rename one"),
         ({"camera": {"blur": 3}}, "'camera/blur'.*: expected a stage, node, function or mapping, got 3"),
         ({"x": node(compose.blur(), reads=["../image"])}, "'x': '../image' leads above the top"),
     ],
@@ -212,6 +215,12 @@ def test_an_unknown_phase_is_refused(phase, hint):
         demo().at(phase)
 
 
+def test_a_phase_without_a_node_is_refused():
+    made = pipeline({"blur": node(compose.blur(), phases="train")})
+    with pytest.raises(ValueError, match="no node is made for phase 'test'; known: train"):
+        made.at("test")
+
+
 def test_eval_stands_for_two_phases():
     with pytest.raises(ValueError, match="choose 'validation' or 'test'"):
         demo().at("eval")
@@ -256,6 +265,12 @@ def test_names_of_patches_are_filled_in_the_order_written():
     assert two_implants()["sticker"].stage.config.names == ("hood", "roof")
     given = pipeline({"pixels": PIXELS, "implant": implant.warp(names=("roof",))})
     assert given["implant"].stage.config.names == ("roof",)
+
+
+def test_names_of_patches_follow_a_parameterization_that_is_exchanged():
+    other = two_implants() | {"pixels": create.pixels({"door": (3, 4, 4), "roof": (3, 4, 4)})}
+    assert other["sticker"].stage.config.names == ("door", "roof")
+    assert two_implants().since("poster")["poster"].stage.config.names == ("hood", "roof")
 
 
 # -- edits

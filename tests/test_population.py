@@ -10,10 +10,11 @@ from laws import assert_equal
 from torch import Tensor, nn
 
 from fpatch import compose, create, define, deterministic, implant, infer, losses, node, pipeline, random
+from fpatch.descent import Transformation
 from fpatch.graph import Pipeline
 from fpatch.loop import StepInfo, TrainState, make_state, make_step
 from fpatch.objective import Objective
-from fpatch.optim import Optimizer, Transformation, make_optimizer
+from fpatch.optim import Optimizer, make_optimizer
 from fpatch.population import make_population_step, split
 from fpatch.types import Range
 

@@ -447,6 +447,22 @@ def test_errors():
         draw([TILTED], [0], patches=gray)
     with pytest.raises(ValueError, match="there is a mask for 'door', which is no patch"):
         draw([TILTED], [0], masks={"door": torch.ones(1, 2, 2)})
+    with pytest.raises(ValueError, match=r"implant\(names\): no patch 'hood'; known: door, roof"):
+        draw([TILTED], [0], patches={"door": gray["hood"], "roof": gray["hood"]})
+
+
+def test_a_place_in_a_frame_of_many_pixels_is_exact():
+    """More than float32 counts one by one."""
+    height, width, left, top = 4201, 4001, 3001, 4181
+    corners = [[left, top], [left + 4, top], [left + 4, top + 5], [left, top + 5]]
+    quads = torch.tensor(corners, dtype=torch.float32)[None, None]
+    index = torch.zeros(1, 1, dtype=torch.int64)
+    patches = {"hood": torch.ones(3, 5, 4)}
+    scene = torch.zeros(1, 3, height, width)
+    image = implant_quads(scene, patches, ("hood",), quads, index, torch.ones(1, 1))
+    found = image[0, 0].nonzero()
+    assert found.amin(0).tolist() == [top, left]
+    assert found.amax(0).tolist() == [top + 4, left + 3]
 
 
 def test_the_homography_takes_the_unit_square_to_the_quad():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fpatch import compose, create
 from fpatch.checks import check_number, check_range, nearest
 from fpatch.registry import identify, lookup, register
 from fpatch.resource import Loader, Resource, define_loader, file_digest, live
-from fpatch.schema import decode, encode
+from fpatch.schema import decode, encode, to_toml
 from fpatch.stage import Definition
 from fpatch.types import Range
 
@@ -72,6 +73,18 @@ def test_numbers_and_strings_survive(rate, count, name):
     assert decode(float, through_json(rate), "x") == rate
     assert decode(int, through_json(count), "x") == count
     assert decode(str, through_json(name), "x") == name
+
+
+def test_toml_of_a_config_is_read_back():
+    config = {"a": 1, "b": {"c": [1.5, 'x"y\n'], "d": {"e": {"f": True}}, "g/h": {"i": 1e-9}}, "none": None}
+    assert tomllib.loads(to_toml(config)) == config | {"none": False}
+
+
+@given(st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False) | st.booleans()))
+@example({"\x7f": "\x7f"})
+def test_any_settings_are_read_back_from_toml(settings):
+    config = {**settings, "table": settings}
+    assert tomllib.loads(to_toml(config)) == config
 
 
 def test_a_whole_number_is_a_number_but_not_the_reverse():
@@ -137,6 +150,13 @@ def test_wrong_ranges(value):
     check_range("scale", Range(0.5, 0.5), 0.0, 1.0)
 
 
+def test_infinity_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be \(low, high\) .* both finite, got \(1.0, inf\)"):
+        check_range("scale", Range(1.0, float("inf")), 0.0)
+    with pytest.raises(ValueError, match="rate must be finite, got inf"):
+        check_number("rate", float("inf"), 0.0)
+
+
 def test_a_turned_range_is_told_to_swap():
     with pytest.raises(ValueError, match=r"within \[0, 1\], got \(1.0, 0.5\); swap the two"):
         check_range("scale", Range(1.0, 0.5), 0.0, 1.0)
@@ -168,6 +188,8 @@ def test_ids_name_their_module():
         ),
         ("no_such_module:mine", "needs the module 'no_such_module'"),
         ("create.mask_image", "no definition 'create.mask_image'"),
+        (":blur", "':blur' needs the module '', which cannot be imported"),
+        (".lab:blur", "'.lab:blur' needs the module '.lab', which cannot be imported"),
         ("test_schema:mine", "no definition 'test_schema:mine'"),
     ],
 )
@@ -177,9 +199,9 @@ def test_unknown_ids_are_refused(identity, message):
 
 
 def test_an_import_that_fails_inside_a_module_is_not_hidden(tmp_path, monkeypatch):
-    (tmp_path / "lab_with_missing_parts.py").write_text("import no_such_part\n")
+    (tmp_path / "lab_with_missing_parts.py").write_text("import lab_with\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="no_such_part"):
+    with pytest.raises(ModuleNotFoundError, match="'lab_with'"):
         lookup("lab_with_missing_parts:mine", Definition, "x")
 
 
@@ -254,6 +276,14 @@ def test_a_path_is_pinned_where_it_starts(weights):
     assert pinned == Resource("test_schema:number", str(weights), file_digest(weights))
     assert pinned.value == 21
     assert Resource("test_schema:counter").pinned(weights.parent) == Resource("test_schema:counter")
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_loader_that_fails_is_named(weights, with_weights):
+    made = number(weights, time=2) if with_weights else counter(begin=2)
+    source = f" from {weights}" if with_weights else ""
+    with pytest.raises(ValueError, match=f"resource '{made.loader}' cannot be loaded{source}: .* unexpected"):
+        _ = made.value
 
 
 def test_an_unknown_loader_is_refused():

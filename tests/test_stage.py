@@ -10,6 +10,7 @@ import torch
 from cases import CASES, make_inputs
 from jaxtyping import Float
 from torch import Tensor
+from typecheck import unchecked
 
 from fpatch import compose, create, implant, random
 from fpatch.config import build
@@ -160,6 +161,21 @@ def test_a_sample_of_another_form_is_refused(value):
 
     with pytest.raises(
         ValueError, match=r"test_stage:made: sample\['x'\] must be a float32.* of 3 rows, got"
+    ):
+        made(sample=wrong).sample(KEY, make_inputs())
+
+
+def test_a_sample_of_other_fields_is_refused():
+    """A control would leave the patch in, if `opacity` were declared and something else drawn."""
+
+    def wrong(config, keys, batch) -> Drawn:
+        return {"X": torch.zeros(len(keys))}  # type: ignore[typeddict-unknown-key]
+
+    with (
+        pytest.raises(
+            ValueError, match=r"test_stage:made: sample must draw \['x'\], as declared, but drew \['X'\]"
+        ),
+        unchecked(),
     ):
         made(sample=wrong).sample(KEY, make_inputs())
 

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from fpatch import tune
 from fpatch.cli import main
 from fpatch.parts import make_parts
 from fpatch.runs import Run, RunError
-from fpatch.schema import decode, to_toml
+from fpatch.schema import decode
 from fpatch.stage import define, deterministic
 from fpatch.study import load_study, vary
 from fpatch.training import resume, train
@@ -573,8 +572,3 @@ def test_commands_that_look_at_a_sweep(swept, capsys, tmp_path):
         capsys.readouterr()
         assert main(["sweep", *words]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_toml_of_a_config_is_read_back(tmp_path):
-    config = {"a": 1, "b": {"c": [1.5, 'x"y\n'], "d": {"e": {"f": True}}, "g/h": {"i": 1e-9}}, "none": None}
-    assert tomllib.loads(to_toml(config)) == config | {"none": False}

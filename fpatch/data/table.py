@@ -102,6 +102,8 @@ class _Table:
             what = "has a header but no rows" if lines else "is empty"
             raise ValueError(f"{path}: the file {what}; it needs a header and at least one row")
         self.header = lines[0][1]
+        if len(self.header) == 1 and (other := next((c for c in ";\t|" if c in self.header[0]), "")):
+            raise ValueError(f"{path}, line 1: cells are separated by {other!r}; save it with commas")
         if twice := [name for name in self.header if self.header.count(name) > 1]:
             raise ValueError(f"{path}, line 1: column {twice[0]!r} stands twice; rename or delete one")
         width = len(self.header)

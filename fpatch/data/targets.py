@@ -210,9 +210,10 @@ class TargetSet:
         return shown
 
     def _check_ids(self, image_ids: Int64[Tensor, "n"] | Sequence[int]) -> Int64[Tensor, "n"]:
-        ids = torch.as_tensor(image_ids, dtype=torch.int64).cpu()
-        if ids.ndim != 1 or not len(ids):
-            raise ValueError(f"image_ids must be one or more ids in a row, got {ids.tolist()}")
+        ids = torch.as_tensor(image_ids).cpu()
+        if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"image_ids must be one or more ids, whole numbers in a row, got {ids.tolist()}")
+        ids = ids.long()
         known = (ids >= 0) & (ids < len(self.paths))
         if len(foreign := ids[~(known & self._shown[ids.clamp(0, len(self.paths) - 1)])]):
             raise ValueError(
@@ -258,8 +259,8 @@ def targets(
         FileNotFoundError: A CSV is missing.
         ValueError: Everything that is wrong with a file, by line and column.
     """
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"targets: size must be (height, width) in pixels, both at least 1, got {size!r}")
+    if len(size) != 2 or min(size) < 1 or any(side % 1 for side in size):
+        raise ValueError(f"targets: size must be (height, width) in whole pixels, at least 1, got {size!r}")
     check_number("targets: outside_frac", outside_frac, 0.0)
     check_choice("targets: resident", resident, ("device", "host", "disk"))
     for option, chosen in (("patches", patches), ("classes", classes)):

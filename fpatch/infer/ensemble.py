@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
-from fpatch.graph import Node, node
+from fpatch.nodes import Node, node
 from fpatch.stage import Stage
 
 
