@@ -416,6 +416,8 @@ def test_the_gradient_leads_to_the_goal(name, inputs):
         (lambda: losses.hallucinate(1, (0.5, 0, 0.2, 1)), r"hallucinate\(box\) must be .* got \(0.5, 0, 0.2"),
         (lambda: losses.hallucinate(1, (0, 0, 40, 60)), r"hallucinate\(box\) must be .* in fractions"),
         (lambda: losses.hallucinate(1, (0, 0, 1)), r"hallucinate\(box\) must be .* got \(0, 0, 1\)"),
+        (lambda: losses.misclassify(-1), r"misclassify\(target\) must be at least 0, got -1"),
+        (lambda: losses.misclassify(margin=math.nan), r"misclassify\(margin\) must be at least 0, got nan"),
         (lambda: losses.latency(1.0), r"latency\(score\) must be between 0.001 and 0.999, got 1"),
         (lambda: losses.latency(on="box"), r"latency\(on\) must be 'logit' or 'probability', got 'box'"),
     ],
