@@ -217,7 +217,7 @@ def run(stage: Stage, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """What the stage writes for a batch, and what it drew."""
     definition = stage.definition
     params = {} if definition.init is None else definition.init(stage.config, random.key(0))
-    out, sample = stage(params, random.key(3), batch)
+    out, sample = stage(params, random.key(219), batch)  # three draws far apart
     return {name: out[name] for name in definition.writes if name in out}, sample
 
 
@@ -230,7 +230,9 @@ def caption(sample: dict[str, Tensor], row: int) -> str:
         if value[row].numel() <= 2 and not hidden and not everywhere:
             numbers = [f"{float(v):.2f}".rstrip("0").rstrip(".") for v in value[row].flatten()]
             parts.append(f"{name} {' '.join(numbers)}")
-    return ", ".join(parts)[:34] or f"draw {row}"
+    while len(", ".join(parts)) > 34:  # what fits above a picture
+        parts.pop()
+    return ", ".join(parts) or f"draw {row}"
 
 
 def draw_mask(stage: Stage) -> list[list[Panel]]:
@@ -495,7 +497,7 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         (0.95, 0.95, 0.9),
     )
     flower = photograph("flower.jpg", 60, 90)
-    often = {"p": 1.0}
+    often, anywhere = {"p": 1.0}, Range(0.0, 1.0)
     gray = {"patch": {"flower": flower.mean(0, keepdim=True)}}
     return {
         "create.pixels": (create.pixels(shapes), draw_create),
@@ -519,7 +521,10 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "create.save": (create.save(), draw_create),
         "implant.warp": (implant.warp(jitter_frac=0.08, scale=Range(0.8, 1.2), names=names), draw_pictures),
         "implant.rectangle": (implant.rectangle(names=names), draw_pictures),
-        "implant.fixed_ratio": (implant.fixed_ratio(0.5, names=names), draw_pictures),
+        "implant.fixed_ratio": (
+            implant.fixed_ratio(0.5, offset_x_frac=anywhere, offset_y_frac=anywhere, names=names),
+            draw_pictures,
+        ),
         "implant.fill_box": (implant.fill_box(boxes="one", names=names), draw_pictures),
         "compose.affine": (compose.affine(), draw_pictures),
         "compose.tilt": (compose.tilt(Range(-25.0, 25.0), Range(-25.0, 25.0)), draw_pictures),

@@ -24,8 +24,8 @@ from torch import Tensor
 ABSENT = -30.0
 """Log-odds of what is not there: the score and its gradient are below 1e-13."""
 
-SMALLEST, LARGEST = 1e-30, 1 - 2**-24
-"""Probabilities outside these have no finite log-odds in float32."""
+SMALLEST = 1e-30
+"""Probabilities below it have no finite log-odds in float32."""
 
 Score = Literal["class", "objectness", "product"]
 """Which score of a box is meant; without objectness the product is that of the class."""
@@ -60,15 +60,24 @@ def boxes_of(dense: Mapping[str, Tensor], labels: Int64[Tensor, "b n"]) -> Float
 
 
 def log_odds(probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`log(p / (1 - p))`: undoes a sigmoid that is already part of the victim, gradient included."""
-    p = probability.clamp(SMALLEST, LARGEST)
+    """`log(p / (1 - p))`: undoes a sigmoid that is already part of the victim, gradient included.
+
+    What was rounded to 1 counts as the largest number below 1 of its type, 1 - 2^-24 or in bfloat16 1 - 2^-8,
+    and has no gradient any more. At least in float32.
+    """
+    p = _full(probability).clamp(SMALLEST, 1 - torch.finfo(probability.dtype).eps / 2)
     return p.log() - torch.log1p(-p)
 
 
 def log_odds_of_log(log_probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`log(p / (1 - p))` from `log p`, exact where p is so near 1 that only its logarithm can tell."""
-    log_p = log_probability.clamp(max=-SMALLEST)
+    log_p = _full(log_probability).clamp(max=-SMALLEST)
     return log_p - (-torch.expm1(log_p)).log()
+
+
+def _full(x: Tensor) -> Tensor:
+    """In float32, where a victim of less precision (`infer.lighter`) answers in that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def softmax_log_odds(logits: Float[Tensor, "*shape c"]) -> Float[Tensor, "*shape c"]:

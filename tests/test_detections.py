@@ -85,6 +85,15 @@ def test_log_odds_of_what_is_certain_are_finite():
     assert bool(gradient(log_odds, p).isfinite().all())
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.bfloat16, 1 - 2**-8), (torch.float16, 1 - 2**-11)])
+def test_log_odds_of_half_precision_are_finite(dtype, largest):
+    p = torch.tensor([0.0, 0.5, largest, 1.0], dtype=dtype)
+    expected = [math.log(1e-30), 0.0, *2 * [math.log(largest / (1 - largest))]]
+    torch.testing.assert_close(log_odds(p), torch.tensor(expected))
+    assert bool(log_odds_of_log(torch.tensor([-1e-9, -90.0], dtype=dtype)).isfinite().all())
+    assert bool(gradient(log_odds, p).isfinite().all())
+
+
 def test_log_odds_of_a_logarithm_are_exact_at_both_ends():
     log_p = -torch.logspace(-29, 4, 200)
     exact = log_p.double() - (-torch.expm1(log_p.double())).log()

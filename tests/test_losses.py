@@ -379,6 +379,10 @@ def test_content_from_image_files(tmp_path):
         ({"p": 0.5}, r"lp_distance\(p\) must be at least 1, got 0.5"),
         ({"p": math.nan}, r"lp_distance\(p\) must be at least 1, got nan"),
         (
+            {"content": {"roof": torch.full((3, 16, 9), 255, dtype=torch.uint8)}},
+            r"lp_distance\(content\): 'roof' must be within 0..1, got 255 to 255; divide 8-bit levels by 255",
+        ),
+        (
             {"masks": {"rof": torch.ones(16, 9)}},
             r"lp_distance\(masks\): no content for 'rof'; did you mean 'roof'",
         ),

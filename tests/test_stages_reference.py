@@ -23,10 +23,12 @@ from cases import (
 )
 from PIL import Image
 from torch import Tensor, nn
+from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.color import LUMA
 from fpatch.geometry import box_corners
+from fpatch.infer.boundary import run_victim
 from fpatch.losses.non_printability import PRINTABLE
 from fpatch.types import Range
 
@@ -299,6 +301,8 @@ def test_resize_equals_interpolate_and_stays_in_range(mode):
 
 
 def test_resize_of_an_unknown_patch_is_refused():
+    with unchecked(), pytest.raises(ValueError, match=r"resize\(interpolation\) must be .* got 'linear'"):
+        create.resize({"hood": (2, 2)}, interpolation="linear")
     with pytest.raises(ValueError, match=r"resize\(sizes\): no patch 'hod'; did you mean 'hood'"):
         apply(create.resize({"hod": (3, 3)}))
 
@@ -402,6 +406,48 @@ def test_a_victim_in_training_mode_is_refused():
         apply(infer.classifier(model), image=IMAGES)
 
 
+def boxes_and_logits(x):
+    return {"boxes": x.flatten(2).mT, "logits": x.flatten(2).mT}
+
+
+@pytest.mark.parametrize(
+    ("stage", "answer", "found"),
+    [
+        (infer.classifier, lambda x: x, r"logits \[3, c\], got \[3, 4, 12, 16\]; wrap it"),
+        (infer.classifier, lambda x: {"logits": x.mean((2, 3))}, r"got {logits: \[3, 4\]}"),
+        (infer.classifier, lambda x: x.mean((0, 2, 3))[None], r"got \[1, 4\]"),
+        (
+            infer.detector,
+            lambda x: (x.flatten(2).mT, x[:, 0]),
+            r"before suppression, got \(\[3, 192, 4\], \[",
+        ),
+        (infer.detector, lambda x: {"boxes": x.flatten(2).mT}, r"got {boxes: \[3, 192, 4\]}; wrap it"),
+        (
+            infer.detector,
+            lambda x: {"boxes": x.flatten(2), "logits": x.flatten(2)},
+            r"got {boxes: \[3, 4, 192\]",
+        ),
+        (
+            infer.detector,
+            lambda x: [boxes_and_logits(row[None]) for row in x],
+            r"got \({boxes: \[1, 192, 4\]",
+        ),
+        (
+            infer.detector,
+            lambda x: {**boxes_and_logits(x), "objectness": x[:, :1].flatten(2).mT},
+            r"objectness: \[3, 192, 1\]}",
+        ),
+    ],
+)
+def test_a_victim_that_answers_in_another_form_is_refused(stage, answer, found):
+    class Other(nn.Sequential):
+        def forward(self, images):
+            return answer(super().forward(images))
+
+    with pytest.raises(ValueError, match=found):
+        apply(stage(Other(nn.Conv2d(3, 4, 8, 8)).eval()), image=IMAGES)
+
+
 def test_whole_numbers_of_a_victim_pass_the_boundary():
     class Counting(nn.Module):
         def forward(self, images):
@@ -409,7 +455,7 @@ def test_whole_numbers_of_a_victim_pass_the_boundary():
             return {"logits": images.mean((2, 3)), "bright": bright, "constant": torch.zeros(len(images))}
 
     images = IMAGES.clone().requires_grad_()
-    out = apply(infer.classifier(Counting().eval()), image=images)["logits"]
+    out = run_victim(Counting().eval(), images)
     assert out["bright"].dtype == torch.int64
     assert not out["bright"].requires_grad
     (out["logits"].sum() + out["constant"].sum()).backward()
@@ -564,6 +610,23 @@ def test_misclassify_by_a_loop(target, margin):
         lead = logits[goal] - rival if target is None else rival - logits[goal]
         assert float(out[row]) == pytest.approx(max(lead + margin, 0.0), rel=1e-5, abs=1e-6)
     assert len(set(out.tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "message"),
+    [
+        ({}, {"target": torch.tensor([0, 5, 1])}, "a target is 5, but the victim has 5 classes, 0 to 4"),
+        ({"target": 7}, {}, r"misclassify\(target\) is 7, but the victim has 5 classes"),
+        (
+            {"target": 0},
+            {"logits": torch.zeros(NUM_ROWS, 1)},
+            "one class only, and no other to answer; give it",
+        ),
+    ],
+)
+def test_a_class_that_cannot_be_answered_is_refused(settings, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        apply(losses.misclassify(**settings), **inputs)
 
 
 def test_total_variation_by_a_loop():

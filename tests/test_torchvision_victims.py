@@ -3,9 +3,8 @@
 import hashlib
 import inspect
 import re
-import subprocess
 import sys
-import textwrap
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torchvision
 from cases import SHAPES as PATCHES
 from cases import make_inputs, noise
 from safetensors.torch import save_file
-from study_fixture import environment, make_study
+from study_fixture import make_study
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim, spread
@@ -434,20 +433,16 @@ def test_a_file_runs_no_code(tmp_path):
         infer.torchvision_model(tmp_path / "malice.pt", **TINY).value  # noqa: B018
 
 
-def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path):
-    """A process of its own, whose proxy does not exist."""
-    code = """
-    from fpatch import infer
-    infer.torchvision_model(architecture="ssdlite320_mobilenet_v3_large", download="COCO_V1").value
-    """
-    env = environment() | {"TORCH_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
+def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
+    """Behind a proxy that does not exist."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxy that it was made with
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    with pytest.raises(OSError, match="_large: the weights COCO_V1 cannot be downloaded") as caught:
+        _ = infer.torchvision_model(architecture="ssdlite320_mobilenet_v3_large", download="COCO_V1").value
     file = "ssdlite320_mobilenet_v3_large_coco-a79551df.pth"
-    assert last.startswith("OSError: ssdlite320_mobilenet_v3_large: the weights COCO_V1 cannot be downloaded")
-    assert f"fetch https://download.pytorch.org/models/{file} elsewhere" in last
-    assert f"put it at {tmp_path}/hub/checkpoints/{file}, or anywhere and give weights" in last
+    assert f"fetch https://download.pytorch.org/models/{file} elsewhere" in str(caught.value)
+    assert f"put it at {tmp_path}/checkpoints/{file}, or anywhere and give weights" in str(caught.value)
 
 
 @pytest.mark.parametrize("architecture", ["fasterrcnn_resnet50_fpn", "googlenet"])

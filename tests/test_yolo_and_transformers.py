@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import TinyYolo, noise, tiny_yolo
+from laws import NoWaiting, fake_devices
 from library_victims import (
     make_detr,
     make_transformer,
@@ -29,7 +30,8 @@ from fpatch import infer
 from fpatch.config import build
 from fpatch.detections import ABSENT, log_scores
 from fpatch.infer.transformers_detector import target_size
-from fpatch.infer.yolo import fit_images
+from fpatch.infer.yolo import decode_one_to_one, fit_images
+from fpatch.tree import place
 
 ODD = noise("odd image", 2, 3, 97, 131)
 """Not square, and of a size that nothing divides."""
@@ -195,6 +197,17 @@ def test_distributions_over_distances_by_hand():
     expected = np.stack([x - left, y - top, x + right, y + bottom], axis=-1) * stride[:, None]
     close(dense["boxes"], expected, atol=1e-4)
     assert torch.equal(dense["logits"], scores.mT)
+
+
+def test_cells_are_made_where_the_head_is_and_keep_their_place_in_half_precision():
+    maps = [torch.zeros(1, 1, 1, 600)]
+    head = {"boxes": torch.zeros(1, 4, 600), "scores": torch.zeros(1, 2, 600), "feats": maps}
+    with fake_devices():
+        there = place(head, "cuda")
+        with NoWaiting():
+            assert decode_one_to_one(there, (8, 4800))["boxes"].device.type == "cuda"
+    boxes = decode_one_to_one({**head, "boxes": head["boxes"].bfloat16()}, (8, 4800))["boxes"]
+    assert torch.equal(boxes[0, :, 2], 8 * torch.arange(600) + 4.0)
 
 
 @pytest.mark.parametrize("name", ["v4", "v5", "v8", "v10"])

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TypedDict
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,8 +12,8 @@ from fpatch.color import clip
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Range, Values
 
-SMALLEST = 1e-7
-"""Below it a pixel is black, where the slope of the power law has no bound."""
+TOE = 1e-3
+"""Up to here, a quarter of an 8-bit level, the curve is a line: a power has slope 0 at black, or infinite."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,9 @@ def sample(config: Gamma, keys: Tensor, batch: Batch) -> GammaSample:
 
 def apply(config: Gamma, patch_params: Params, sample: GammaSample, values: Values) -> Values:
     """Gonzalez and Woods (2018), Digital Image Processing, equation 3-5."""
-    image = values["image"]
-    log = image.clamp(min=SMALLEST).log()  # a power changes bits with position, exp and log do not
-    curved = (sample["gamma"][:, None, None, None] * log).exp()
-    return {"image": clip(torch.where(image > SMALLEST, curved, 0.0))}
+    image, gamma = values["image"], sample["gamma"][:, None, None, None]
+    gain = ((gamma - 1) * image.clamp(min=TOE).log()).exp()  # a power changes bits with position
+    return {"image": clip(image * gain)}
 
 
 gamma = define("gamma", Gamma, sample, apply, reads=("image",), writes=("image",))

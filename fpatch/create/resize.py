@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 
-from fpatch.checks import nearest
+from fpatch.checks import check_choice, nearest
 from fpatch.color import clip
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
+
+Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,10 @@ class Resize:
     """
 
     sizes: Mapping[str, tuple[int, int]]
-    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
+        check_choice("resize(interpolation)", self.interpolation, get_args(Interpolation))
         for name, size in self.sizes.items():
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"resize(sizes): {name!r} must be (height, width), got {tuple(size)}")

@@ -5,7 +5,7 @@ written, whatever transformation runs outside; operators that know nothing of `t
 work under it, because inside there is only plain autograd.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optree
@@ -72,6 +72,17 @@ def run_victim(
 
     outputs: Any = _Boundary.apply(flat, images)
     return optree.tree_unflatten(structure[0], outputs)
+
+
+def describe(answer: Any) -> str:
+    """The shapes of an answer, for errors."""
+    if isinstance(answer, Tensor):
+        return str(list(answer.shape))
+    if isinstance(answer, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in answer.items()) + "}"
+    if isinstance(answer, (list, tuple)):
+        return "(" + ", ".join(map(describe, answer)) + ")"
+    return type(answer).__name__
 
 
 def show_logits(config: Any, values: Values, control_values: Values) -> Values:

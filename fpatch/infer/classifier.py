@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from fpatch.infer.boundary import check_victim, run_victim
+from fpatch.infer.boundary import check_victim, describe, run_victim
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
@@ -23,7 +23,14 @@ class Classifier:
 
 
 def apply(config: Classifier, patch_params: Params, sample: Sample, values: Values) -> Values:
-    return {"logits": run_victim(check_victim("classifier", live(config.model)), values["image"])}
+    logits = run_victim(check_victim("classifier", live(config.model)), values["image"])
+    b = len(values["image"])
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != b:
+        raise ValueError(
+            f"classifier: the model must answer logits [{b}, c], got {describe(logits)}; wrap it in a module "
+            "that does"
+        )
+    return {"logits": logits}
 
 
 def show(config: Classifier, values: Values, control_values: Values) -> Values:

@@ -1,10 +1,12 @@
 """A detector as victim: dense boxes and logits, before any suppression, with no gradient cut."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fpatch.infer.boundary import check_victim, run_victim, show_logits
+from fpatch.infer.boundary import check_victim, describe, run_victim, show_logits
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
@@ -16,15 +18,34 @@ class Detector:
 
     Attributes:
         model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> {"boxes" [b, n, 4] xyxy in pixels
-            of the image, "logits" [b, n, c]}; or the `Resource` that makes one.
+            of the image, or [b, n, c, 4] where every class has its own; "logits" [b, n, c]; "objectness"
+            [b, n], if it has one}. Or the `Resource` that makes one.
     """
 
     model: Resource | nn.Module
 
 
 def apply(config: Detector, patch_params: Params, sample: Sample, values: Values) -> Values:
-    dense = run_victim(check_victim("detector", live(config.model)), values["image"])
-    return {"detections": {"dense": dense}}
+    answer = run_victim(check_victim("detector", live(config.model)), values["image"])
+    return {"detections": {"dense": _check_dense(answer, len(values["image"]))}}
+
+
+def _check_dense(answer: Any, num_rows: int) -> Mapping[str, Tensor]:
+    """Refuse an answer of another form, before a loss stumbles over it."""
+    parts = answer if isinstance(answer, Mapping) else {}
+    shapes = {name: tuple(part.shape) for name, part in parts.items() if isinstance(part, Tensor)}
+    logits = shapes.get("logits", ())
+    if (
+        len(logits) != 3
+        or logits[0] != num_rows
+        or shapes.get("boxes") not in ((*logits[:2], 4), (*logits, 4))
+        or shapes.get("objectness", logits[:2]) != logits[:2]
+    ):
+        raise ValueError(
+            f"detector: the model must answer {{boxes: [{num_rows}, n, 4], logits: [{num_rows}, n, c]}}, all "
+            f"boxes before suppression, got {describe(answer)}; wrap it in a module that does"
+        )
+    return parts
 
 
 detector = define(

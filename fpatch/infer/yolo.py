@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from fpatch.checks import check_number
 from fpatch.detections import ABSENT, log_odds
-from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
+from fpatch.infer.boundary import check_victim, describe, run_victim, show_log_scores
 from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
 from fpatch.tree import constant, is_concrete
@@ -216,10 +216,10 @@ def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str,
     left_top, right_bottom = distances[:, :, 0].transpose(1, 2).chunk(2, dim=-1)
     centers, strides = [], []
     for rows, columns in (features.shape[-2:] for features in head["feats"]):
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        centers.append(torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5)
-        strides.append(torch.full((rows * columns, 1), size[0] / rows))
-    center, stride = torch.cat(centers).to(distances), torch.cat(strides).to(distances)
+        y, x = (torch.arange(n, device=distances.device) + 0.5 for n in (rows, columns))
+        centers.append(torch.cartesian_prod(y, x).flip(-1))
+        strides.append(torch.full((rows * columns, 1), size[0] / rows, device=distances.device))
+    center, stride = torch.cat(centers), torch.cat(strides)  # float32, whatever the head is in
     corners = torch.cat([center - left_top, center + right_bottom], dim=-1)
     return {"boxes": corners * stride, "logits": head["scores"].transpose(1, 2)}
 
@@ -268,17 +268,6 @@ def refusal(answer: Any, config: Yolo) -> ValueError:
         f"yolo(format={config.format!r}): the model must answer {EXPECTED[config.format]}{classes}, "
         f"got {describe(answer)}"
     )
-
-
-def describe(answer: Any) -> str:
-    """The shapes of an answer."""
-    if isinstance(answer, Tensor):
-        return str(list(answer.shape))
-    if isinstance(answer, Mapping):
-        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in answer.items()) + "}"
-    if isinstance(answer, (list, tuple)):
-        return "(" + ", ".join(map(describe, answer)) + ")"
-    return type(answer).__name__
 
 
 yolo = define(

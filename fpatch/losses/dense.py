@@ -83,10 +83,15 @@ def object_labels(stage: str, values: Values, num_classes: int) -> Int64[Tensor,
         ValueError: If a valid object is of a class that the victim does not have.
     """
     labels = torch.where(values["box_valid"], values["labels"], 0)
+    check_labels(f"{stage}: a label", labels, num_classes)
+    return labels
+
+
+def check_labels(field: str, labels: Int64[Tensor, "*shape"], num_classes: int) -> None:
+    """`check_label` of each, where values can be read."""
     if is_concrete(labels):
         for label in labels.unique().tolist():
-            check_label(f"{stage}: a label", label, num_classes)
-    return labels
+            check_label(field, label, num_classes)
 
 
 def check_label(field: str, label: int, num_classes: int) -> None:

@@ -62,6 +62,7 @@ def apply(config: LpDistance, patch_params: Params, sample: Sample, values: Valu
                 f"lp_distance(content): {name!r} must have the shape of its patch, "
                 f"{list(patch.shape[-3:])}, got {list(content.shape)}; resize the image to that"
             )
+        _check_range(f"lp_distance(content): {name!r}", content)
         mask = live(config.masks[name]) if name in config.masks else torch.ones(patch.shape[-2:])
         weights = _checked(name, mask, patch).to(patch, non_blocking=True)
         return mean_norm(patch - content, weights, config.p)
@@ -73,11 +74,16 @@ def _checked(name: str, mask: Tensor, patch: Tensor) -> Tensor:
     where = f"lp_distance(masks): {name!r}"
     if mask.shape != patch.shape[-2:]:
         raise ValueError(f"{where} must be {list(patch.shape[-2:])}, as its patch, got {list(mask.shape)}")
-    if is_concrete(mask) and not 0 <= float(mask.min()) <= float(mask.max()) <= 1:
-        raise ValueError(f"{where} must be within 0..1, got {float(mask.min()):g} to {float(mask.max()):g}")
+    _check_range(where, mask)
     if is_concrete(mask) and not mask.any():
         raise ValueError(f"{where} is 0 everywhere; leave the patch out of content")
     return mask
+
+
+def _check_range(where: str, image: Tensor) -> None:
+    if is_concrete(image) and not 0 <= float(image.min()) <= float(image.max()) <= 1:
+        found = f"{float(image.min()):g} to {float(image.max()):g}"
+        raise ValueError(f"{where} must be within 0..1, got {found}; divide 8-bit levels by 255")
 
 
 def mean_norm(difference: Tensor, mask: Tensor, p: float) -> Tensor:

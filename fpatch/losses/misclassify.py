@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from fpatch.checks import check_number
+from fpatch.losses.dense import check_label, check_labels
 from fpatch.stage import define, deterministic
 from fpatch.types import Params, Sample, Values
 
@@ -21,11 +23,25 @@ class Misclassify:
     target: int | None = None
     margin: float = 10.0
 
+    def __post_init__(self) -> None:
+        check_number("misclassify(target)", 0 if self.target is None else self.target, 0)
+        check_number("misclassify(margin)", self.margin, 0.0)
+
 
 def apply(config: Misclassify, patch_params: Params, sample: Sample, values: Values) -> Values:
-    logits = values["logits"]
-    label = values["target"] if config.target is None else torch.full_like(values["target"], config.target)
-    chosen = F.one_hot(label, logits.shape[-1]).bool()
+    logits, label = values["logits"], values["target"]
+    num_classes = logits.shape[-1]
+    if num_classes < 2:
+        raise ValueError(
+            "misclassify: this victim has one class only, and no other to answer; give it a second logit, of "
+            "0 for the opposite"
+        )
+    if config.target is None:
+        check_labels("misclassify: a target", label, num_classes)
+    else:
+        check_label("misclassify(target)", config.target, num_classes)
+        label = torch.full_like(label, config.target)
+    chosen = F.one_hot(label, num_classes).bool()
     own = logits.masked_fill(~chosen, 0.0).sum(-1)
     rival = logits.masked_fill(chosen, float("-inf")).amax(-1)
     lead = own - rival if config.target is None else rival - own

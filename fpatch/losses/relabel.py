@@ -8,7 +8,6 @@ does, as a second term.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fpatch.checks import check_number
@@ -60,9 +59,10 @@ def apply(config: Relabel, patch_params: Params, sample: Sample, values: Values)
         check_label("relabel(target)", config.target, num_classes)
     labels = object_labels("relabel", values, num_classes)
     goal = labels if config.target is None else torch.full_like(labels, config.target)
-    chosen = F.one_hot(goal, num_classes).bool()[:, :, None]
-    own = logits[:, None].masked_fill(~chosen, 0.0).sum(-1)
-    rival = logits[:, None].masked_fill(chosen, float("-inf")).amax(-1)
+    own = logits.transpose(1, 2).gather(1, goal[..., None].expand(-1, -1, num_boxes))
+    two = logits.topk(2, dim=-1)  # of which one is the rival
+    first, second = two.values[:, None].unbind(-1)
+    rival = torch.where(two.indices[:, None, :, 0] == goal[..., None], second, first)
     lead = own - rival if config.target is None else rival - own
     term = (lead + config.margin).clamp(min=0.0)
     best = score_logits(dense).detach().amax(-1)[:, None].masked_fill(~claims, float("-inf"))
