@@ -31,7 +31,6 @@ and scale, `summary.json` and `examples.png`. With this file's folder on PYTHONP
 import argparse
 import csv
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +49,7 @@ from fpatch.console import TITLES, console, percent, progress_bars, success_tabl
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
 from fpatch.evaluation import CONTROLS, NONE, PATCH, measure
 from fpatch.geometry import box_corners
+from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.optim import Optimizer
 from fpatch.progress import Report
@@ -458,7 +458,7 @@ def run_experiment(data: Path, runs: Path, settings: Settings, report: Report) -
         ],
         "photographs": [{"path": str(p), "viewpoint": v, "fold": f} for p, v, f in dealt],
     }
-    (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "summary.json").write_bytes(to_json(facts))
     return folder, pooled
 
 

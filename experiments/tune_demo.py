@@ -23,7 +23,6 @@ The folder `runs/<time>-tune-demo/` keeps the sweep, a run folder per patch, and
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ from fpatch.console import console, percent, progress_bars
 from fpatch.demo.main import FULL, QUICK, cache_folder, cached_victim, open_scenes, write_study
 from fpatch.demo.scenes import cached_scenes
 from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
+from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.rates import Table, success
 from fpatch.run_evaluation import load_trained
@@ -187,7 +187,7 @@ def main() -> None:
                 f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points",
                 markup=False,
             )
-    (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "tune.json").write_bytes(to_json(result))
     console.print(f"  {folder}", markup=False, soft_wrap=True)
 
 

@@ -1,6 +1,5 @@
 """Does a patch fool victims that it was not trained on? Every patch against every victim."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from fpatch.evaluation import (
 )
 from fpatch.graph import Pipeline
 from fpatch.log.records import write_atomic
+from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.progress import Report
 from fpatch.rates import success
@@ -172,7 +172,7 @@ def transfer_runs(
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
-    """Write the rates as `<path>.json`, and as a heat map, `<path>.png`."""
+    """Write the rates as `<path>.json`, null for what there is not, and as a heat map, `<path>.png`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {
@@ -187,7 +187,7 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
         [[found.rates[name][condition] for name in names] for condition in conditions],
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
-    write_atomic(files[0], (json.dumps(numbers, indent=2) + "\n").encode())
+    write_atomic(files[0], to_json(numbers))
     plot_heat_maps(files[1], [panel])
     return files
 

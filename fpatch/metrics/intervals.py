@@ -128,7 +128,7 @@ def bootstrap_mean(
 
 @functools.lru_cache(maxsize=1)
 def resample(groups: int, num_resamples: int, seed: int) -> np.ndarray:
-    """The photographs of each bootstrap sample [num_resamples, groups], drawn once for all rates of a table."""
+    """The photographs [num_resamples, groups] of bootstrap samples, drawn once for all rates of a table."""
     picks = random.randint(random.key(seed), (num_resamples, groups), 0, groups).numpy()
     picks.setflags(write=False)
     return picks
