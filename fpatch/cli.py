@@ -21,7 +21,7 @@ from fpatch.console import (
     transfer_table,
     trials_table,
 )
-from fpatch.memory import keep_freed_memory
+from fpatch.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
     if arguments is None:  # the process is ours
         keep_freed_memory()
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
+        os.environ.setdefault(*CUBLAS_WORKSPACE)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
