@@ -54,8 +54,10 @@ from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.optim import Optimizer
 from fpatch.progress import Report
 from fpatch.rates import Success
+from fpatch.run_evaluation import load_trained
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train
 from fpatch.stage import define, deterministic
+from fpatch.tree import place
 from fpatch.types import Params, Sample, Values
 
 PANELS = ("hood", "roof", "door")
@@ -384,9 +386,10 @@ def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: 
         )
         run = fpatch.train(study, tell)
         fpatch.evaluate_run(run.folder, report=tell)
-        patches, own = run.load_conditions("test"), random.fold_in(key, "grounds")
-        pipeline = study.pipeline.at("test")
-        on_grounds = fpatch.evaluate(pipeline, {}, grounds.split("test"), own, conditions=patches)
+        own = random.fold_in(key, "grounds")
+        with load_trained(run.folder) as trained:
+            patches = place(run.load_conditions("test"), trained.study.place)
+            on_grounds = fpatch.evaluate(trained.pipeline, {}, grounds.split("test"), own, conditions=patches)
         return Trial(study, run, run.load_table("test"), on_grounds.table)
 
     return [try_scale(scale) for scale in settings.scales]

@@ -34,8 +34,7 @@ from scipy import stats
 import fpatch
 from fpatch import random
 from fpatch.console import console, percent, progress_bars
-from fpatch.demo.main import FULL, QUICK, cache_folder, cached_victim, open_scenes, write_study
-from fpatch.demo.scenes import cached_scenes
+from fpatch.demo.main import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
 from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
@@ -138,18 +137,12 @@ def main() -> None:
         size = dataclasses.replace(QUICK, num_steps=6)
         options.trials, options.seeds = 4, [1]
     folder = options.runs.resolve() / f"{time.strftime('%Y%m%d-%H%M%S')}-tune-demo"
-    cache, seed, fresh = cache_folder(), options.seed, {"test": size.splits["test"]}
+    seed, fresh = options.seed, dataclasses.replace(size, splits={"test": size.splits["test"]})
     with progress_bars() as report:
-
-        def rendering(done: int, total: int) -> None:
-            report("rendering scenes", done, total, "")
-
-        scenes = cached_scenes(cache, seed, size.splits, size.sizes_hw, progress=rendering)
-        unseen = cached_scenes(cache, seed + 1, fresh, size.sizes_hw, progress=rendering)
+        scenes, unseen = prepare_scenes(size, seed, report), prepare_scenes(fresh, seed + 1, report)
         studies = []
         for i in range(NUM_VICTIMS):
-            weights = cached_victim(cache, scenes, size, seed + i, f"victim{i}", report)
-            file = write_study(folder, f"victim{i}", scenes, weights, size, False, seed)
+            file = prepare_study(folder, f"victim{i}", scenes, size, False, seed, i, report)
             studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
         if options.sweep is None:
             found = fpatch.sweep(
