@@ -45,9 +45,10 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
+from fpatch.conditions import CONTROLS, NONE, PATCH
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
-from fpatch.evaluation import CONTROLS, NONE, PATCH, measure
+from fpatch.evaluation import measure
 from fpatch.geometry import box_corners
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson

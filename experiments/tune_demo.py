@@ -33,9 +33,10 @@ from scipy import stats
 
 import fpatch
 from fpatch import random
+from fpatch.conditions import NONE, PATCH, make_controls, make_patches
 from fpatch.console import console, percent, progress_bars
 from fpatch.demo.main import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
-from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
+from fpatch.evaluation import evaluate
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.rates import Table, success

@@ -301,7 +301,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fpatch.evaluation import PATCH
+    from fpatch.conditions import PATCH
     from fpatch.metrics import num_photographs
     from fpatch.rates import of_objects
     from fpatch.run_evaluation import evaluate_run, table_name
@@ -416,7 +416,7 @@ def _transfer(options: argparse.Namespace) -> int:
 def _analyze(options: argparse.Namespace) -> int:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
-    from fpatch.evaluation import make_patches
+    from fpatch.conditions import make_patches
     from fpatch.reopen import open_run
 
     run, study = open_run(options.run_folder)

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation import NONE, PATCH, Evaluation, split_group
+from fpatch.conditions import NONE, PATCH
+from fpatch.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.metrics.intervals import TOO_FEW_PHOTOGRAPHS, Z
+from fpatch.results import split_group
 
 Table = Mapping[str, np.ndarray]
 

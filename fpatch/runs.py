@@ -31,7 +31,8 @@ from torch import Tensor
 
 from fpatch import __version__
 from fpatch.checks import nearest
-from fpatch.evaluation import Evaluation, Execution
+from fpatch.evaluation import Evaluation
+from fpatch.execution import Execution
 from fpatch.log.records import write_atomic
 from fpatch.log.values import to_json, to_png
 from fpatch.loop import TrainState

@@ -29,7 +29,8 @@ ROWS = """
     losses metrics
     objective optim data
     loop
-    population
+    population conditions execution diagnosis
+    results
     evaluation
     rates rerun
     log

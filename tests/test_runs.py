@@ -12,7 +12,8 @@ from safetensors import safe_open
 from study_fixture import parameters
 
 from fpatch import random
-from fpatch.evaluation import Evaluation, Execution
+from fpatch.evaluation import Evaluation
+from fpatch.execution import Execution
 from fpatch.loop import TrainState
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.parts import make_parts

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from fpatch.columns import override
+from fpatch.conditions import NONE, PATCH
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
 from fpatch.data import TargetSet, targets, write_image
 from fpatch.demo import victim as victim_module
 from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
 from fpatch.demo.victim import save_victim, train_victim
-from fpatch.evaluation import NONE, PATCH, Evaluation, evaluate
+from fpatch.evaluation import Evaluation, evaluate
 from fpatch.geometry import box_area, quad_area
 from fpatch.graph import Pipeline
 from fpatch.metrics import Rate, average_precision
