@@ -133,10 +133,19 @@ def test_a_rate_prints_with_its_denominator():
 
 
 def test_equal_values_have_no_bootstrap_interval():
-    rate = bootstrap_mean(np.zeros(60), np.repeat(np.arange(20), 3))
-    assert rate.value == 0.0
-    assert math.isnan(rate.low)
-    assert math.isnan(rate.high)
+    for kind in (np.float32, bool):
+        rate = bootstrap_mean(np.zeros(60, kind), np.repeat(np.arange(20), 3))
+        assert rate.value == 0.0
+        assert math.isnan(rate.low)
+        assert math.isnan(rate.high)
+
+
+def test_equal_values_have_no_standard_error():
+    """A search that is told 0 takes the trial for certain."""
+    table = {"image_id": np.arange(20), "found/none": np.ones(20, bool), "found/patch": np.zeros(20, bool)}
+    result = Evaluation(table | {"found/delta": np.full(20, -0.1, np.float32)}, {}, {})
+    assert np.isnan([standard_errors(result)[n] for n in ("found/patch", "found/delta")]).all()
+    assert scalars(result)["found/delta"] == pytest.approx(-0.1)
 
 
 def test_certain_rates_end_at_the_end_of_the_scale():

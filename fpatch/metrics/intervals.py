@@ -98,7 +98,7 @@ def bootstrap_mean(
     """A mean (of paired differences, say) with a percentile interval, resampling whole photographs.
 
     Args:
-        values: [n].
+        values: [n], numbers or booleans.
         image_id: [n]; all rows of a photograph are drawn together.
         num_resamples: Bootstrap samples.
         seed: Of the key that they are drawn from.
@@ -110,13 +110,13 @@ def bootstrap_mean(
     References:
         Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.3 (resampling of clusters).
     """
-    n = len(values)
+    n, values = len(values), values.astype(np.float64)
     if n == 0:
         return Rate(float("nan"), float("nan"), float("nan"), 0, 0)
     _, group = np.unique(image_id, return_inverse=True)
     groups = int(group.max()) + 1
-    sums = np.bincount(group, weights=values.astype(np.float64), minlength=groups)
-    counts = np.bincount(group, minlength=groups).astype(np.float64)
+    sums = np.bincount(group, weights=values)
+    counts = np.bincount(group)
     mean = float(values.mean())
     if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
         return Rate(mean, float("nan"), float("nan"), n, groups)
