@@ -31,7 +31,6 @@ and scale, `summary.json` and `examples.png`. With this file's folder on PYTHONP
 import argparse
 import csv
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,16 +45,20 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
+from fpatch.conditions import CONTROLS, NONE, PATCH
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
-from fpatch.evaluation import CONTROLS, NONE, PATCH, measure
+from fpatch.evaluation import measure
 from fpatch.geometry import box_corners
+from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.optim import Optimizer
 from fpatch.progress import Report
 from fpatch.rates import Success
+from fpatch.run_evaluation import load_trained
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train
 from fpatch.stage import define, deterministic
+from fpatch.tree import place
 from fpatch.types import Params, Sample, Values
 
 PANELS = ("hood", "roof", "door")
@@ -384,9 +387,10 @@ def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: 
         )
         run = fpatch.train(study, tell)
         fpatch.evaluate_run(run.folder, report=tell)
-        patches, own = run.load_conditions("test"), random.fold_in(key, "grounds")
-        pipeline = study.pipeline.at("test")
-        on_grounds = fpatch.evaluate(pipeline, {}, grounds.split("test"), own, conditions=patches)
+        own = random.fold_in(key, "grounds")
+        with load_trained(run.folder) as trained:
+            patches = place(run.load_conditions("test"), trained.study.place)
+            on_grounds = fpatch.evaluate(trained.pipeline, {}, grounds.split("test"), own, conditions=patches)
         return Trial(study, run, run.load_table("test"), on_grounds.table)
 
     return [try_scale(scale) for scale in settings.scales]
@@ -458,7 +462,7 @@ def run_experiment(data: Path, runs: Path, settings: Settings, report: Report) -
         ],
         "photographs": [{"path": str(p), "viewpoint": v, "fold": f} for p, v, f in dealt],
     }
-    (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "summary.json").write_bytes(to_json(facts))
     return folder, pooled
 
 

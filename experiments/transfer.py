@@ -25,8 +25,7 @@ from pathlib import Path
 
 from fpatch import infer, losses
 from fpatch.console import console, progress_bars, transfer_table
-from fpatch.demo.main import FULL, QUICK, cache_folder, cached_victim, write_study
-from fpatch.demo.scenes import cached_scenes
+from fpatch.demo.main import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.sections import Goal
 from fpatch.study import Study, load_study
 from fpatch.training import train
@@ -66,20 +65,12 @@ def main() -> None:
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     folder = options.runs / f"{time.strftime('%Y%m%d-%H%M%S')}-transfer"
-    cache = cache_folder()
     with progress_bars() as report:
-        scenes = cached_scenes(
-            cache,
-            options.seed,
-            size.splits,
-            size.sizes_hw,
-            progress=lambda i, n: report("rendering scenes", i, n, ""),
-        )
+        scenes = prepare_scenes(size, options.seed, report)
         studies = {}
         for i in range(NUM_VICTIMS):
             name = f"victim{i}"
-            weights = cached_victim(cache, scenes, size, options.seed + i, name, report)
-            file = write_study(folder, name, scenes, weights, size, False, options.seed)
+            file = prepare_study(folder, name, scenes, size, False, options.seed, i, report)
             studies[name] = load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False})
         both = {
             f"{a}+{b}": against_both((studies[a], studies[b]), f"{a}+{b}", options.how)

@@ -23,7 +23,6 @@ The folder `runs/<time>-tune-demo/` keeps the sweep, a run folder per patch, and
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,10 +33,11 @@ from scipy import stats
 
 import fpatch
 from fpatch import random
+from fpatch.conditions import NONE, PATCH, make_controls, make_patches
 from fpatch.console import console, percent, progress_bars
-from fpatch.demo.main import FULL, QUICK, cache_folder, cached_victim, open_scenes, write_study
-from fpatch.demo.scenes import cached_scenes
-from fpatch.evaluation import NONE, PATCH, evaluate, make_controls, make_patches
+from fpatch.demo.main import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
+from fpatch.evaluation import evaluate
+from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.rates import Table, success
 from fpatch.run_evaluation import load_trained
@@ -138,18 +138,12 @@ def main() -> None:
         size = dataclasses.replace(QUICK, num_steps=6)
         options.trials, options.seeds = 4, [1]
     folder = options.runs.resolve() / f"{time.strftime('%Y%m%d-%H%M%S')}-tune-demo"
-    cache, seed, fresh = cache_folder(), options.seed, {"test": size.splits["test"]}
+    seed, fresh = options.seed, dataclasses.replace(size, splits={"test": size.splits["test"]})
     with progress_bars() as report:
-
-        def rendering(done: int, total: int) -> None:
-            report("rendering scenes", done, total, "")
-
-        scenes = cached_scenes(cache, seed, size.splits, size.sizes_hw, progress=rendering)
-        unseen = cached_scenes(cache, seed + 1, fresh, size.sizes_hw, progress=rendering)
+        scenes, unseen = prepare_scenes(size, seed, report), prepare_scenes(fresh, seed + 1, report)
         studies = []
         for i in range(NUM_VICTIMS):
-            weights = cached_victim(cache, scenes, size, seed + i, f"victim{i}", report)
-            file = write_study(folder, f"victim{i}", scenes, weights, size, False, seed)
+            file = prepare_study(folder, f"victim{i}", scenes, size, False, seed, i, report)
             studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
         if options.sweep is None:
             found = fpatch.sweep(
@@ -187,7 +181,7 @@ def main() -> None:
                 f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] points",
                 markup=False,
             )
-    (folder / "tune.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "tune.json").write_bytes(to_json(result))
     console.print(f"  {folder}", markup=False, soft_wrap=True)
 
 

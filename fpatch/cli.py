@@ -21,7 +21,7 @@ from fpatch.console import (
     transfer_table,
     trials_table,
 )
-from fpatch.memory import keep_freed_memory
+from fpatch.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
     if arguments is None:  # the process is ours
         keep_freed_memory()
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
+        os.environ.setdefault(*CUBLAS_WORKSPACE)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
@@ -301,7 +301,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fpatch.evaluation import PATCH
+    from fpatch.conditions import PATCH
     from fpatch.metrics import num_photographs
     from fpatch.rates import of_objects
     from fpatch.run_evaluation import evaluate_run, table_name
@@ -416,7 +416,7 @@ def _transfer(options: argparse.Namespace) -> int:
 def _analyze(options: argparse.Namespace) -> int:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
-    from fpatch.evaluation import make_patches
+    from fpatch.conditions import make_patches
     from fpatch.reopen import open_run
 
     run, study = open_run(options.run_folder)

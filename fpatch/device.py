@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from fpatch.memory import CUBLAS_WORKSPACE
+
 
 def check_device(field: str, name: str) -> None:
     """Refuse what no device is called.
@@ -45,7 +47,7 @@ def describe_device(device: torch.device) -> str:
 
 _TOO_LATE = (
     "cuBLAS was called in this process before anything deterministic was asked for, or the environment asks "
-    "it for something else; set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts, as fpatch's own "
+    f"it for something else; set {'='.join(CUBLAS_WORKSPACE)} before the program starts, as fpatch's own "
     "commands do"
 )
 
@@ -65,7 +67,7 @@ def deterministic_algorithms(asked: bool) -> Iterator[None]:
     if not asked:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(*CUBLAS_WORKSPACE)
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)

@@ -1,195 +1,29 @@
 """Measure a patch against its controls on the same samples.
 
-A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled, and
-any picture of the user's. They replace the *output of the parameterization*, so that all pass the same print,
-size, place and camera. The condition "none" is the trained patch with every opacity 0.
-
 Rows run in blocks of a fixed number, one condition per block, because a network's rows have other last bits
 in a batch of another size. `measure` is the only code that does so; `evaluate` hands it fresh samples and
 `replay` hands it logged ones.
 """
 
-import hashlib
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import optree
-import PIL
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fpatch import __version__, random
+from fpatch import random
 from fpatch.checks import check_number
-from fpatch.color import luma
 from fpatch.columns import to_columns
+from fpatch.conditions import NONE, Patches, make_conditions
 from fpatch.data import Dataset, rows
 from fpatch.graph import Pipeline, control
 from fpatch.loop import take_rows
+from fpatch.results import metric_names, object_columns, result_columns, row_digests, tensor_digest
 from fpatch.stage import Summary, row_keys
 from fpatch.tree import device_of, place
 from fpatch.types import Batch, Params, Sample, Values
-
-PATCH, NONE = "patch", "none"
-"""The conditions that every evaluation has: the trained patch, and no patch."""
-CONTROLS = ("noise", "flat", "shuffled")
-
-Patches = Mapping[str, Any]
-"""What the parameterizations wrote: names to pytrees of patches."""
-
-
-class Execution(NamedTuple):
-    """What images and results depend on beside their sample, in the last bits.
-
-    Attributes:
-        block: Rows that run together.
-        threads: Threads of the math library.
-        cpu: Instruction set that it chose.
-        device: Where it ran: "cpu", or the name of a GPU.
-        torch: Version.
-        torchvision: Version.
-        numpy: Version.
-        pillow: Version.
-        python: Version.
-        fpatch: Version.
-    """
-
-    block: int
-    threads: int
-    cpu: str
-    device: str
-    torch: str
-    torchvision: str
-    numpy: str
-    pillow: str
-    python: str
-    fpatch: str
-
-    @staticmethod
-    def current(block: int, device: str = "cpu") -> "Execution":
-        """This process's."""
-        import torchvision  # takes a second, and most victims do without
-
-        return Execution(
-            block=block,
-            threads=torch.get_num_threads(),
-            cpu=torch.backends.cpu.get_cpu_capability(),
-            device=device,
-            torch=torch.__version__,
-            torchvision=torchvision.__version__,
-            numpy=np.__version__,
-            pillow=PIL.__version__,
-            python=platform.python_version(),
-            fpatch=__version__,
-        )
-
-    def differences(self, other: "Execution") -> list[str]:
-        """What is not the same, a sentence each."""
-        pairs = zip(self._asdict().items(), other, strict=True)
-        return [
-            f"{name}: {mine} was recorded, {theirs} is here"
-            for (name, mine), theirs in pairs
-            if mine != theirs
-        ]
-
-    @contextmanager
-    def recreated(self, device: str = "cpu") -> Iterator[list[str]]:
-        """Run as recorded, as far as this process can; yields what is not the same, a sentence each.
-
-        Args:
-            device: Where it will run.
-        """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            yield self.differences(Execution.current(self.block, device))
-        finally:
-            torch.set_num_threads(threads)
-
-
-def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
-    """What the parameterizations of a pipeline write for these parameters."""
-    values: Values = {}
-    for path in pipeline.parameterizations:
-        n = pipeline[path]
-        written = n.stage.written(patch_params, {}, n.inputs(values))
-        values |= {n.writes[own]: value for own, value in written.items()}
-    return optree.tree_map(lambda x: x.detach(), values)  # type: ignore[return-value]
-
-
-def check_control_name(field: str, name: str) -> None:
-    """Refuse a name that another condition has, or that would look like something else in a table.
-
-    Raises:
-        ValueError: With the name.
-    """
-    taken = (PATCH, NONE, *CONTROLS, "delta", "clean")
-    if name in taken or not name or "/" in name:
-        raise ValueError(
-            f"{field}: a control cannot be called {name!r}; choose a name without '/' that is none of "
-            f"{', '.join(taken)}"
-        )
-
-
-def make_controls(
-    patches: Patches, key: Tensor, pictures: Mapping[str, Tensor] | None = None
-) -> dict[str, Patches]:
-    """Benign prints of each patch's size: uniform noise, its mean color, its own pixels in random order.
-
-    Args:
-        patches: What the parameterizations wrote.
-        key: Of the noise and the order of pixels, from which each patch has its own by its name.
-        pictures: Further prints, [3, h, w] in 0..1 by the name of the control; every patch becomes the
-            picture, stretched to its size, in gray where it is.
-    """
-    for name in pictures or {}:
-        check_control_name("make_controls(pictures)", name)
-    on_host = place(patches, "cpu")  # whose bits they have on every device
-    paths, leaves, tree = optree.tree_flatten_with_path(on_host)
-    made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
-    for path, patch in zip(paths, leaves, strict=True):
-        own = key
-        for segment in path:
-            own = random.fold_in(own, str(segment))
-        order = random.permutation(random.fold_in(own, "shuffled"), patch.shape[-2] * patch.shape[-1])
-        made["noise"].append(random.uniform(random.fold_in(own, "noise"), tuple(patch.shape)))
-        made["flat"].append(patch.mean((-2, -1), keepdim=True).expand_as(patch).contiguous())
-        made["shuffled"].append(patch.flatten(-2)[..., order].unflatten(-1, patch.shape[-2:]))
-        for name, picture in (pictures or {}).items():
-            made[name].append(_fit_picture(picture, patch))
-    controls = {name: optree.tree_unflatten(tree, entries) for name, entries in made.items()}
-    return place(controls, device_of(patches))
-
-
-def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
-    """A picture [3, h, w] in the shape of a patch [..., c, h, w]."""
-    colored = picture if patch.shape[-3] == 3 else luma(picture)
-    size = [int(side) for side in patch.shape[-2:]]
-    fitted = F.interpolate(colored[None], size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
-    return fitted.expand_as(patch).contiguous()
-
-
-def make_conditions(
-    pipeline: Pipeline, patch_params: Params, key: Tensor, pictures: Mapping[str, Tensor] | None = None
-) -> dict[str, Patches]:
-    """The trained patch first, then no patch, then the benign prints of `make_controls`."""
-    patches = make_patches(pipeline, patch_params)
-    return {PATCH: patches, NONE: patches, **make_controls(patches, key, pictures)}
-
-
-def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
-    """What the metric and loss nodes of a pipeline write: one number per row, or per object, each."""
-    measured = (n for n in pipeline.values() if n.stage.definition.role in ("loss", "metric"))
-    return tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
-
-
-def split_group(metric: str) -> tuple[str, str]:
-    """The group of a metric, with its slash, and its own name: ("victims/small/", "found"); ("", "found")."""
-    group, slash, own = metric.rpartition("/")
-    return group + slash, own
 
 
 def measure(
@@ -320,6 +154,41 @@ class Evaluation(NamedTuple):
     summaries: dict[str, dict[str, float]] = {}  # noqa: RUF012
 
 
+def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+    ids = batch["image_id"].tolist()
+    drawn = to_columns(sample)
+    return {
+        "image_id": batch["image_id"].numpy(),
+        "draw": batch["draw"].numpy(),
+        "path": np.array([str(dataset.paths[i]) for i in ids]),
+        "photograph": np.array([dataset.digest(i) for i in ids]),
+        "key/0": keys[:, 0].numpy(),
+        "key/1": keys[:, 1].numpy(),
+        **{f"sample/{path}": column for path, column in drawn.items()},
+        "sample": row_digests(drawn),
+    }
+
+
+class _NoParams(dict[str, Tensor]):
+    """Patch parameters where there are none: an evaluation shows prints, and most have no parameters."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"evaluation: the parameters {name!r} are read, but only patches are there; read `patch` "
+            'instead, or give the node phases = ["train"]'
+        )
+
+
+def _pad_rows(tree: Any, block: int) -> Any:
+    """Every tensor [n, ...] with its last row repeated up to [block, ...]."""
+    return optree.tree_map(lambda x: torch.cat([x, x[-1:].expand(block - len(x), *x.shape[1:])]), tree)
+
+
+def blocks(count: int, block: int) -> Iterator[slice]:
+    """Slices of at most `block` rows."""
+    return (slice(start, min(start + block, count)) for start in range(0, count, block))
+
+
 # -- metrics that gather rows ------------------------------------------------------------------------------
 
 
@@ -361,158 +230,3 @@ def _summaries(pipeline: Pipeline) -> Iterator[tuple[str, Summary, Any]]:
         stage = pipeline[path].stage
         assert stage.definition.summary is not None
         yield path, stage.definition.summary, stage.config
-
-
-# -- looking closely ---------------------------------------------------------------------------------------
-
-
-class Diagnosis(NamedTuple):
-    """A batch looked at closely.
-
-    Attributes:
-        phase: Of the pipeline.
-        shown: What the stages have to show: images [c, h, w], scalars, and arrays [n] for histograms.
-        patched: All values with the patch.
-        without: All values with every opacity 0.
-    """
-
-    phase: str
-    shown: dict[str, Tensor]
-    patched: Values
-    without: Values
-
-
-def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Batch, phase: str) -> Diagnosis:
-    """Let every stage that has a `show` look at what it read and wrote, with the patch and without.
-
-    It runs where the parameters are; what comes out is on the host.
-
-    Args:
-        pipeline: Of the phase.
-        patch_params: What was trained.
-        sample: Rows [b, ...].
-        batch: The same rows.
-        phase: Its name.
-    """
-    shown: dict[str, Tensor] = {}
-    patched, without = dict(batch), dict(batch)
-    device = device_of(patch_params)
-    given = place(batch, device)
-    with torch.no_grad():
-        traces = (pipeline.trace(patch_params, place(s, device), given) for s in (sample, control(sample)))
-        with_patch, with_none = place(tuple(traces), "cpu")
-    for path, n in pipeline.items():
-        patched.update(with_patch[path])
-        without.update(with_none[path])
-        if n.stage.definition.show is not None:
-            names = {**n.reads, **n.writes}
-            views = [{own: v[r] for own, r in names.items() if r in v} for v in (patched, without)]
-            for name, value in n.stage.definition.show(n.stage.config, *views).items():
-                shown[f"{path}/{name}"] = torch.as_tensor(value)
-    return Diagnosis(phase, shown, patched, without)
-
-
-def result_columns(results: Mapping[str, Values]) -> dict[str, np.ndarray]:
-    """Columns of results: `<metric>/<condition>`, deltas of the patch, `digest/<condition>`."""
-    columns: dict[str, np.ndarray] = {}
-    metrics = [n for n, v in results[PATCH].items() if isinstance(v, Tensor) and v.ndim == 1]
-    for metric in metrics:
-        columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
-    return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
-
-
-OBJECT = "object_"
-"""How the metrics of objects start; the table of objects leaves it out."""
-
-
-def object_columns(
-    results: Mapping[str, Values], batch: Batch, metrics: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Columns of the metrics that write [n, m], one entry per object, row after row.
-
-    They are `image_id`, `draw`, `object` (its place among the m), `label` (if something writes
-    `object_label`), and `<metric>/<condition>` with deltas as in `result_columns`, `object_found` as `found`.
-    Places that `object_valid` says are empty without a patch are left out.
-    """
-    every = {n: results[PATCH][n] for n in metrics if results[PATCH][n].ndim == 2}
-    if not every:
-        return {}
-    rows, places = next(iter(every.values())).shape
-    if odd := [n for n, v in every.items() if v.shape[1] != places]:
-        raise ValueError(
-            f"metrics of objects must have one number of places: {odd[0]!r} has {every[odd[0]].shape[1]}, "
-            f"{next(iter(every))!r} has {places}; evaluate them apart"
-        )
-    # several victims have the same objects, and say so each in its group
-    own = {n: split_group(n)[1].removeprefix(OBJECT) for n in every}
-    valid = next((n for n in every if own[n] == "valid"), None)
-    label = next((n for n in every if own[n] == "label"), None)
-    everywhere = torch.ones(rows, places, dtype=torch.bool)
-    real = everywhere if valid is None else results.get(NONE, results[PATCH])[valid]
-    row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
-    columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
-    if label is not None:
-        columns["label"] = every[label].cpu().numpy()[row, place]
-    for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
-        found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
-        columns |= _paired(split_group(metric)[0] + own[metric], found)
-    return columns
-
-
-def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`<metric>/<condition>`, and the patch minus each of the others."""
-    columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
-    numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
-    for c in numbers:
-        if c == NONE:
-            columns[f"{metric}/delta"] = numbers[PATCH] - numbers[c]
-        elif c != PATCH:
-            columns[f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
-    return columns
-
-
-def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
-    ids = batch["image_id"].tolist()
-    drawn = to_columns(sample)
-    return {
-        "image_id": batch["image_id"].numpy(),
-        "draw": batch["draw"].numpy(),
-        "path": np.array([str(dataset.paths[i]) for i in ids]),
-        "photograph": np.array([dataset.digest(i) for i in ids]),
-        "key/0": keys[:, 0].numpy(),
-        "key/1": keys[:, 1].numpy(),
-        **{f"sample/{path}": column for path, column in drawn.items()},
-        "sample": row_digests(drawn),
-    }
-
-
-def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """sha256 of the values of every row, as hex: an edit too small to change an image changes it."""
-    names = sorted(columns)
-    rows = zip(*(columns[name] for name in names), strict=True)
-    return np.array([hashlib.sha256(b"".join(value.tobytes() for value in row)).hexdigest() for row in rows])
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of the values of a tensor, as hex."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-class _NoParams(dict[str, Tensor]):
-    """Patch parameters where there are none: an evaluation shows prints, and most have no parameters."""
-
-    def __missing__(self, name: str) -> Tensor:
-        raise ValueError(
-            f"evaluation: the parameters {name!r} are read, but only patches are there; read `patch` "
-            'instead, or give the node phases = ["train"]'
-        )
-
-
-def _pad_rows(tree: Any, block: int) -> Any:
-    """Every tensor [n, ...] with its last row repeated up to [block, ...]."""
-    return optree.tree_map(lambda x: torch.cat([x, x[-1:].expand(block - len(x), *x.shape[1:])]), tree)
-
-
-def blocks(count: int, block: int) -> Iterator[slice]:
-    """Slices of at most `block` rows."""
-    return (slice(start, min(start + block, count)) for start in range(0, count, block))

@@ -1,4 +1,4 @@
-"""The C library's allocator, which otherwise hands every large tensor back to the system.
+"""Memory, as a process is told to use it before its first step.
 
 A step allocates some hundred tensors of the size of a batch. By default glibc maps each of them anew and
 unmaps it when it is freed, and the kernel clears every page at its first touch: on a CPU that can take longer
@@ -8,6 +8,10 @@ than the arithmetic.
 import ctypes
 import os
 import sys
+
+CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""The memory that cuBLAS works in, for the same bits every time; it reads the environment once, at its first
+call in a process. See `fpatch.device.deterministic_algorithms`."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")

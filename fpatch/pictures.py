@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fpatch.data import TargetSet
-from fpatch.evaluation import Diagnosis, diagnose
+from fpatch.diagnosis import Diagnosis, diagnose
 from fpatch.log import Log
 from fpatch.rates import effects
 from fpatch.rerun import logged_rows

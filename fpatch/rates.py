@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation import NONE, PATCH, Evaluation, split_group
+from fpatch.conditions import NONE, PATCH
+from fpatch.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.metrics.intervals import TOO_FEW_PHOTOGRAPHS, Z
+from fpatch.results import split_group
 
 Table = Mapping[str, np.ndarray]
 
@@ -156,7 +158,7 @@ def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, floa
 
     For rates and bootstrapped means the half width of the 95 % interval over 1.96 (for rates too much where a
     photograph has several rows, since Wilson's interval counts photographs); for means of columns the spread
-    over photographs, all rows of one together. NaN under five photographs.
+    over photographs, all rows of one together. NaN under five photographs, and for a mean of equal values.
     """
     found = _interval_errors(success(result.table, metric))
     if (objects := of_objects(result.objects, metric)) is not None:
@@ -182,11 +184,10 @@ def _interval_errors(rates: Success) -> dict[str, float]:
 def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
     """Standard error of a mean whose rows come in groups, to first order in their sizes."""
     _, group = np.unique(image_id, return_inverse=True)
-    groups = int(group.max()) + 1
-    if groups < TOO_FEW_PHOTOGRAPHS:
+    groups, values = int(group.max()) + 1, values.astype(np.float64)
+    if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
         return float("nan")
-    centered = values.astype(np.float64) - values.astype(np.float64).mean()
-    sums = np.bincount(group, weights=centered)
+    sums = np.bincount(group, weights=values - values.mean())
     return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
 
 

@@ -43,16 +43,14 @@ def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(dataset.image_ids[:3], device=study.place)
     sample = parts.objective.pipeline.sample(key, batch)
-    given = parts.initial.params, *place((sample, batch), study.place)
-    with torch.no_grad():
-        loss = parts.objective(*given)
+    gradient = value_and_grad(parts.objective)
+    _, loss = gradient(parts.initial.params, *place((sample, batch), study.place))
     rows = len(batch["image_id"])
     if all(isinstance(t, torch.Tensor) and t.shape == (rows,) for t in loss.terms.values()):
         info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
             raise ValueError(f"before training, on the first photographs: {bad}")
     check_terms(loss.terms, rows)
-    value_and_grad(parts.objective)(*given)
     if study.data.validation is None:
         return {}
     check_metric(study, "validation")

@@ -10,7 +10,7 @@ from typing import Any
 
 from fpatch.data import TargetSet
 from fpatch.device import describe_device, deterministic_algorithms
-from fpatch.evaluation import Execution
+from fpatch.execution import Execution
 from fpatch.resource import file_digest
 from fpatch.runs import Run, RunError
 from fpatch.schema import flatten

@@ -8,9 +8,11 @@ import torch
 
 from fpatch.checks import nearest
 from fpatch.columns import from_columns, to_columns
+from fpatch.conditions import Patches
 from fpatch.data import Dataset
-from fpatch.evaluation import Patches, blocks, measure, result_columns, row_digests
+from fpatch.evaluation import blocks, measure
 from fpatch.graph import Pipeline
+from fpatch.results import result_columns, row_digests
 from fpatch.tree import device_of
 from fpatch.types import Batch, Sample
 

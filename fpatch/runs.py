@@ -31,9 +31,10 @@ from torch import Tensor
 
 from fpatch import __version__
 from fpatch.checks import nearest
-from fpatch.evaluation import Evaluation, Execution
+from fpatch.evaluation import Evaluation
+from fpatch.execution import Execution
 from fpatch.log.records import write_atomic
-from fpatch.log.values import to_png
+from fpatch.log.values import to_json, to_png
 from fpatch.loop import TrainState
 
 FORMAT = 1
@@ -176,8 +177,8 @@ class Run:
     # -- JSON -----------------------------------------------------------------------------------------------
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write JSON, atomically."""
-        self._write(name, (json.dumps(value, indent=2) + "\n").encode())
+        """Write JSON, atomically; NaN becomes null."""
+        self._write(name, to_json(value))
 
     def read_json(self, name: str, *keys: str) -> dict[str, Any]:
         """Read a JSON object that has these keys.

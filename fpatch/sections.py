@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from fpatch.checks import check_number
+from fpatch.conditions import check_control_name
 from fpatch.data import TargetSet, image_file, targets
-from fpatch.evaluation import check_control_name
 from fpatch.objective import COMPILE_MODES
 from fpatch.resource import Resource, live
 

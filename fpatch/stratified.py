@@ -17,16 +17,10 @@ from torch import Tensor
 from fpatch import random
 from fpatch.checks import nearest
 from fpatch.columns import override
+from fpatch.conditions import NONE, PATCH, Patches, make_conditions
 from fpatch.data import Dataset
-from fpatch.evaluation import (
-    NONE,
-    PATCH,
-    Evaluation,
-    Patches,
-    diagnose,
-    evaluate,
-    make_conditions,
-)
+from fpatch.diagnosis import diagnose
+from fpatch.evaluation import Evaluation, evaluate
 from fpatch.graph import Pipeline
 from fpatch.pictures import make_figure
 from fpatch.progress import Report

@@ -13,7 +13,7 @@ import torch
 from fpatch.checks import nearest
 from fpatch.config import build
 from fpatch.device import check_device, describe_device, find_device
-from fpatch.evaluation import Execution
+from fpatch.execution import Execution
 from fpatch.graph import Pipeline
 from fpatch.optim import Optimizer
 from fpatch.resource import Resource

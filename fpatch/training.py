@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fpatch.conditions import make_patches
 from fpatch.data import Loader
 from fpatch.device import deterministic_algorithms
-from fpatch.evaluation import make_patches
 from fpatch.log import Log
 from fpatch.loop import StepInfo, TrainState, find_bad_row, fit
 from fpatch.parallel import ALONE, Ranks, joined

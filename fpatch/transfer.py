@@ -1,6 +1,5 @@
 """Does a patch fool victims that it was not trained on? Every patch against every victim."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,23 +8,16 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from fpatch import random
+from fpatch.conditions import NONE, PATCH, Patches, check_control_name, make_controls, make_patches
 from fpatch.data import Dataset, TargetSet
-from fpatch.evaluation import (
-    NONE,
-    PATCH,
-    Evaluation,
-    Patches,
-    check_control_name,
-    evaluate,
-    make_controls,
-    make_patches,
-    tensor_digest,
-)
+from fpatch.evaluation import Evaluation, evaluate
 from fpatch.graph import Pipeline
 from fpatch.log.records import write_atomic
+from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.progress import Report
 from fpatch.rates import success
+from fpatch.results import tensor_digest
 from fpatch.run_evaluation import evaluation_key, load_trained
 from fpatch.tree import place
 from fpatch.viz import HeatMap, plot_heat_maps
@@ -64,7 +56,7 @@ def transfer(
     Args:
         pipelines: Of the evaluated phase, by the name of their victim.
         patches: By the name of what they were trained on: for every pipeline its own, from
-            `fpatch.evaluation.make_patches`, which the benign prints are made after, and any others.
+            `fpatch.conditions.make_patches`, which the benign prints are made after, and any others.
         dataset: The photographs.
         key: What samples are drawn from, the same in every pipeline.
         metric: The boolean metric whose failure is a success.
@@ -172,7 +164,7 @@ def transfer_runs(
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
-    """Write the rates as `<path>.json`, and as a heat map, `<path>.png`."""
+    """Write the rates as `<path>.json`, null for what there is not, and as a heat map, `<path>.png`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {
@@ -187,7 +179,7 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
         [[found.rates[name][condition] for name in names] for condition in conditions],
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
-    write_atomic(files[0], (json.dumps(numbers, indent=2) + "\n").encode())
+    write_atomic(files[0], to_json(numbers))
     plot_heat_maps(files[1], [panel])
     return files
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from study_fixture import make_study, parameters
 
-import fpatch.evaluation
+import fpatch.conditions
 import fpatch.reopen
 from fpatch.cli import _take_overrides, main
 from fpatch.console import console, success_table
@@ -75,7 +75,7 @@ def test_analyze(run, capsys, monkeypatch):
     with Image.open(animation) as frames:
         assert frames.n_frames == 4
     # what is animated are the patches, not the parameters that they are made from
-    monkeypatch.setattr(fpatch.evaluation, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}})
+    monkeypatch.setattr(fpatch.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}})
     said = out(capsys, "analyze", run.folder, "--metric", "best_score/delta")
     assert said.startswith("test, best_score/delta ")
     with Image.open(animation) as frames:

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, data, implant, infer, losses, make_optimizer, random
+from fpatch.conditions import make_patches
 from fpatch.config import build
 from fpatch.create import icc as icc_module
-from fpatch.evaluation import diagnose, make_patches
+from fpatch.diagnosis import diagnose
 from fpatch.graph import control, pipeline
 from fpatch.loop import TrainState, make_step
 from fpatch.nodes import node

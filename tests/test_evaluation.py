@@ -12,19 +12,10 @@ from rich.console import Console
 from study_fixture import make_study, parameters
 
 from fpatch import random
+from fpatch.conditions import CONTROLS, make_conditions, make_controls, make_patches
 from fpatch.console import success_table
-from fpatch.evaluation import (
-    CONTROLS,
-    Execution,
-    evaluate,
-    make_conditions,
-    make_controls,
-    make_patches,
-    measure,
-    object_columns,
-    result_columns,
-    tensor_digest,
-)
+from fpatch.evaluation import evaluate, measure
+from fpatch.execution import Execution
 from fpatch.graph import control
 from fpatch.loop import fit, make_state, make_step, take_rows
 from fpatch.metrics import bootstrap_mean
@@ -33,6 +24,7 @@ from fpatch.pictures import picture_effects
 from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.reopen import open_run
 from fpatch.resource import file_digest
+from fpatch.results import object_columns, result_columns, tensor_digest
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
 from fpatch.study import load_study

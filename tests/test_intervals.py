@@ -8,7 +8,8 @@ import scipy.stats
 
 from fpatch.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.rates import scalars, standard_errors
+from fpatch.metrics.intervals import resample
+from fpatch.rates import scalars, standard_errors, success
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,15 @@ def test_wilson_counts_photographs():
     assert rate.high - rate.low > 1.8 * (alone.high - alone.low)
 
 
+def test_wilson_covers_where_photographs_have_unequal_rows_that_share_their_fate():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        image_id = np.repeat(np.arange(50), rng.geometric(1 / 7, 50))  # as many as COCO's have objects
+        rate = wilson((rng.uniform(size=50) < 0.5)[image_id], image_id)
+        covered += rate.low <= 0.5 <= rate.high
+    assert 0.93 <= covered / 400 <= 0.98
+
+
 def test_a_rate_of_zero_is_not_certain():
     rate = wilson(np.zeros(114, bool), np.arange(114))
     assert rate.low == pytest.approx(0.0, abs=1e-12)
@@ -62,14 +72,14 @@ def coverage(cluster: bool, num_simulations: int = 300) -> float:
     covered = 0
     for seed in range(num_simulations):
         values, image_id = simulate(seed)
-        rate = bootstrap_mean(values, image_id if cluster else np.arange(len(values)), 400, seed)
+        rate = bootstrap_mean(values, image_id if cluster else np.arange(len(values)), 400)
         covered += rate.low <= 0.2 <= rate.high
     return covered / num_simulations
 
 
 def test_the_bootstrap_covers_when_photographs_are_resampled_and_not_rows():
     assert 0.90 <= coverage(cluster=True) <= 0.98
-    assert coverage(cluster=False) < 0.70
+    assert coverage(cluster=False, num_simulations=60) < 0.70
 
 
 def test_the_bootstrap_agrees_with_the_normal_interval():
@@ -89,6 +99,15 @@ def test_photographs_of_unequal_size_keep_the_mean_of_rows():
     assert rate.value == 0.5
     assert rate.low == 0.0
     assert rate.high > 0.8
+
+
+def test_photographs_are_drawn_once_for_all_rates_of_a_table():
+    rng = np.random.default_rng(0)
+    table = {"image_id": np.arange(30), **{f"found/{c}": rng.random(30) < 0.5 for c in ("patch", "noise")}}
+    table |= {f"best_score/{c}": rng.random(30) for c in ("patch", "noise", "none")}
+    resample.cache_clear()
+    success(table | {"found/none": np.ones(30, bool)})
+    assert (resample.cache_info().misses, resample.cache_info().hits) == (1, 2)
 
 
 def test_the_order_and_the_names_of_photographs_do_not_matter():
@@ -114,10 +133,19 @@ def test_a_rate_prints_with_its_denominator():
 
 
 def test_equal_values_have_no_bootstrap_interval():
-    rate = bootstrap_mean(np.zeros(60), np.repeat(np.arange(20), 3))
-    assert rate.value == 0.0
-    assert math.isnan(rate.low)
-    assert math.isnan(rate.high)
+    for kind in (np.float32, bool):
+        rate = bootstrap_mean(np.zeros(60, kind), np.repeat(np.arange(20), 3))
+        assert rate.value == 0.0
+        assert math.isnan(rate.low)
+        assert math.isnan(rate.high)
+
+
+def test_equal_values_have_no_standard_error():
+    """A search that is told 0 takes the trial for certain."""
+    table = {"image_id": np.arange(20), "found/none": np.ones(20, bool), "found/patch": np.zeros(20, bool)}
+    result = Evaluation(table | {"found/delta": np.full(20, -0.1, np.float32)}, {}, {})
+    assert np.isnan([standard_errors(result)[n] for n in ("found/patch", "found/delta")]).all()
+    assert scalars(result)["found/delta"] == pytest.approx(-0.1)
 
 
 def test_certain_rates_end_at_the_end_of_the_scale():

@@ -33,7 +33,8 @@ ROWS = """
     descent
     objective optim data
     loop
-    population
+    population conditions execution diagnosis
+    results
     evaluation
     rates rerun
     log

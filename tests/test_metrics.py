@@ -22,14 +22,8 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from fpatch import build, metrics, node, pipeline, random
 from fpatch.cli import main
-from fpatch.evaluation import (
-    compute_states,
-    evaluate,
-    init_states,
-    make_conditions,
-    merge_states,
-    update_states,
-)
+from fpatch.conditions import make_conditions
+from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
 from fpatch.graph import Pipeline
 from fpatch.loop import take_rows
 from fpatch.metrics.matching import answered_scores

@@ -1,6 +1,7 @@
 """Run folders: whole files or none, and nothing in them that could run."""
 
 import io
+import json
 import pickle
 import zipfile
 
@@ -11,7 +12,8 @@ from safetensors import safe_open
 from study_fixture import parameters
 
 from fpatch import random
-from fpatch.evaluation import Evaluation, Execution
+from fpatch.evaluation import Evaluation
+from fpatch.execution import Execution
 from fpatch.loop import TrainState
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.parts import make_parts
@@ -174,6 +176,18 @@ def test_what_a_run_leaves(trained):
         "tables/test.summary.json", "figures/test.png",
     }  # fmt: skip
     assert parameters(trained, "step-00000006") == parameters(trained)
+
+
+def test_any_reader_of_json_takes_what_a_run_leaves(trained):
+    """There are no intervals from four photographs: null, since JSON has no NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    files = [*trained.folder.glob("*.json"), *trained.folder.glob("tables/*.json")]
+    read = {f.name: json.loads(f.read_text(), parse_constant=refuse) for f in files}
+    assert read["test.summary.json"]["rates"]["patch"]["low"] is None
+    assert read["test.summary.json"]["clean"]["value"] == 1.0
 
 
 def test_patches_of_a_checkpoint_are_loaded_in_part(trained, tmp_path):

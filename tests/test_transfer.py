@@ -10,7 +10,8 @@ from PIL import Image
 from study_fixture import make_study, run_fpatch
 
 from fpatch import random
-from fpatch.evaluation import evaluate, make_conditions, make_patches
+from fpatch.conditions import make_conditions, make_patches
+from fpatch.evaluation import evaluate
 from fpatch.rates import success
 from fpatch.run_evaluation import evaluation_key, load_trained
 from fpatch.study import load_study

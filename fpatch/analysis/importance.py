@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpatch import random
 from fpatch.checks import check_number, nearest
 from fpatch.metrics import Rate
-from fpatch.metrics.intervals import FEW_PHOTOGRAPHS
+from fpatch.metrics.intervals import FEW_PHOTOGRAPHS, resample
 
 NUM_FOLDS = 5
 MAX_CATEGORIES = 10
@@ -199,7 +198,7 @@ def _score(error: np.ndarray, baseline: np.ndarray, photographs: np.ndarray, see
     """One less the ratio of two sums of squared errors, bootstrapped over photographs."""
     _, group = np.unique(photographs, return_inverse=True)
     sums, sums_baseline = (np.bincount(group, weights=rows) for rows in (error, baseline))
-    picks = random.randint(random.key(seed), (_NUM_RESAMPLES, len(sums)), 0, len(sums)).numpy()
+    picks = resample(len(sums), _NUM_RESAMPLES, seed)
     low, high = np.quantile(1 - sums[picks].sum(1) / sums_baseline[picks].sum(1), [0.025, 0.975])
     return Rate(1 - float(error.sum() / baseline.sum()), float(low), float(high), len(error), len(sums))
 

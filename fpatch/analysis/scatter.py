@@ -15,8 +15,8 @@ from PIL import Image
 from fpatch.analysis.importance import is_key
 from fpatch.analysis.page import PAGE
 from fpatch.checks import nearest
+from fpatch.conditions import PATCH
 from fpatch.data import read_image
-from fpatch.evaluation import PATCH
 from fpatch.log.records import write_atomic
 from fpatch.rates import conditions_of
 

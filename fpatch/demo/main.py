@@ -9,7 +9,7 @@ import json
 import os
 import string
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,21 +19,23 @@ import numpy as np
 import torch
 
 from fpatch.columns import override
+from fpatch.conditions import NONE, PATCH
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
 from fpatch.data import TargetSet, targets, write_image
 from fpatch.demo import victim as victim_module
 from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
-from fpatch.demo.victim import load_victim, save_victim, train_victim
-from fpatch.evaluation import NONE, PATCH, Evaluation, evaluate
+from fpatch.demo.victim import save_victim, train_victim
+from fpatch.evaluation import Evaluation, evaluate
 from fpatch.geometry import box_area, quad_area
+from fpatch.graph import Pipeline
 from fpatch.metrics import Rate, average_precision
 from fpatch.progress import Report
 from fpatch.rates import Success, success, threshold_curve
-from fpatch.reopen import open_run
-from fpatch.run_evaluation import evaluate_run, evaluation_key
+from fpatch.run_evaluation import Trained, evaluate_run, evaluation_key, load_trained
 from fpatch.runs import Run
 from fpatch.study import Study, load_study
 from fpatch.training import train
+from fpatch.tree import place
 from fpatch.types import Sample
 from fpatch.viz import Panel, plot_curves, side_by_side
 
@@ -80,23 +82,15 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
         seed: Of scenes, victims and patches.
     """
     size = QUICK if quick else FULL
-    cache = cache_folder()
     results = []
     with progress_bars() as report:
-        scenes = cached_scenes(
-            cache,
-            seed,
-            size.splits,
-            size.sizes_hw,
-            progress=lambda i, n: report("rendering scenes", i, n, ""),
-        )
+        scenes = prepare_scenes(size, seed, report)
         for number in range(size.num_victims):
-            name = f"demo-victim{number}"
-            weights = cached_victim(cache, scenes, size, seed + number, name, report)
-            config = write_study(runs, name, scenes, weights, size, mlflow, seed)
-            run = train(load_study(config), _renamed(report, f"patch {number}"))
-            run, _ = evaluate_run(run.folder, report=_renamed(report, f"patch {number}"))
-            results.append(look_closer(run, scenes, weights, size, _renamed(report, f"patch {number}")))
+            config = prepare_study(runs, f"demo-victim{number}", scenes, size, mlflow, seed, number, report)
+            told = _renamed(report, f"patch {number}")
+            run = train(load_study(config), told)
+            evaluate_run(run.folder, report=told)
+            results.append(look_closer(run.folder, scenes, size, told))
     for number, result in enumerate(results):
         print_result(number, result, config=runs / f"demo-victim{number}.toml")
     print_commands(results[0].run, runs, mlflow)
@@ -112,6 +106,41 @@ def cache_folder() -> Path:
 
 def _renamed(report: Report, prefix: str) -> Report:
     return lambda task, done, total, note="": report(f"{prefix}: {task}", done, total, note)
+
+
+def prepare_scenes(size: Size, seed: int, report: Report) -> Path:
+    """The folder of the rendered scenes, from the cache if they are there."""
+
+    def rendering(done: int, total: int) -> None:
+        report("rendering scenes", done, total, "")
+
+    return cached_scenes(cache_folder(), seed, size.splits, size.sizes_hw, progress=rendering)
+
+
+def prepare_study(
+    runs: Path,
+    name: str,
+    scenes: Path,
+    size: Size,
+    mlflow: str | bool,
+    seed: int,
+    number: int,
+    report: Report,
+) -> Path:
+    """The study of a patch against a victim of its own, which is trained if the cache does not have it.
+
+    Args:
+        runs: Folder of the study's file and of its runs.
+        name: Of the study.
+        scenes: What both are trained on.
+        size: Of the demo.
+        mlflow: Tracking URI; true: a local SQLite file; false: none.
+        seed: Of the patch.
+        number: Of the victim, whose seed it is added to.
+        report: Told of progress.
+    """
+    weights = cached_victim(cache_folder(), scenes, size, seed + number, name, report)
+    return write_study(runs, name, scenes, weights, size, mlflow, seed)
 
 
 def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, report: Report) -> Path:
@@ -170,19 +199,25 @@ def write_study(
     return path
 
 
-def look_closer(run: Run, scenes: Path, weights: Path, size: Size, report: Report) -> Result:
+def look_closer(folder: Path, scenes: Path, size: Size, report: Report) -> Result:
     """The demo's own measurements of a run: AP, curves over thresholds and area, and the rendered trial."""
-    _, study = open_run(run.folder)
-    whole = open_scenes(scenes, size)
-    test = whole.split("test")
-    pipeline = study.pipeline.at("test")
+    with load_trained(folder) as trained:
+        return _look_closer(trained, scenes, size, report)
+
+
+def _look_closer(trained: Trained, scenes: Path, size: Size, report: Report) -> Result:
+    run, study, test = trained.run, trained.study, trained.dataset
     key = evaluation_key(study, "test")
-    conditions = run.load_conditions("test")
+    conditions = place(run.load_conditions("test"), study.place)
     table = run.load_table("test")
     kept = ("image", "detections", "boxes", "labels", "box_valid")
 
     def measured(
-        dataset: TargetSet, task: str, names: tuple[str, ...], side: float | None = None
+        dataset: TargetSet,
+        task: str,
+        names: tuple[str, ...],
+        side: float | None = None,
+        pipeline: Pipeline = trained.pipeline,
     ) -> Evaluation:
         def resized(sample: Sample) -> Sample:
             return sample if side is None else override(sample, {"implant_exactly/scale": side})
@@ -195,9 +230,8 @@ def look_closer(run: Run, scenes: Path, weights: Path, size: Size, report: Repor
 
     same = measured(test, "average precision", tuple(conditions))
     precision = {name: _precision(values) for name, values in same.kept.items()}
-    with torch.no_grad():
-        clean = load_victim(weights)
-        clean_precision = _clean_precision(study, clean, test)
+    camera = [path for path in trained.pipeline if path.startswith("camera/")]
+    clean = measured(test, "without the camera", (PATCH, NONE), pipeline=trained.pipeline.without(*camera))
 
     textures = {name: patch.permute(1, 2, 0).numpy() for name, patch in conditions[PATCH]["patch"].items()}
     with tempfile.TemporaryDirectory(prefix="fpatch-") as folder:
@@ -221,8 +255,8 @@ def look_closer(run: Run, scenes: Path, weights: Path, size: Size, report: Repor
         for name in area:
             area[name].append(found.rates[name])
     shares = [side**2 * covered_share(test) for side in size.sides]
-    result = Result(run, study, rates, precision, clean_precision, area, shares)
-    save_figures(result, table, same, rendered, whole)
+    result = Result(run, study, rates, precision, _precision(clean.kept[NONE]), area, shares)
+    save_figures(result, table, same, rendered, test.class_names)
     run.write_json("tables/demo.json", to_json(result))
     return result
 
@@ -231,20 +265,6 @@ def _precision(values: Mapping[str, Any]) -> float:
     return average_precision(
         values["detections"]["final"], values["boxes"], values["labels"], values["box_valid"]
     )
-
-
-def _clean_precision(study: Study, model: torch.nn.Module, test: TargetSet) -> float:
-    """AP on the scenes as they are, without camera noise."""
-    suppress = study.pipeline["suppress"].stage
-    values = []
-    for ids in test.image_ids.split(64):
-        batch = test.batch(ids)
-        values.append(suppress.apply({}, {}, {**batch, "detections": {"dense": model(batch["scene"])}}))
-    merged = {n: torch.cat([v[n] for v in values]) for n in ("boxes", "labels", "box_valid")}
-    final = {
-        n: torch.cat([v["detections"]["final"][n] for v in values]) for n in values[0]["detections"]["final"]
-    }
-    return _precision({"detections": {"final": final}, **merged})
 
 
 def covered_share(test: TargetSet) -> float:
@@ -258,7 +278,11 @@ def covered_share(test: TargetSet) -> float:
 
 
 def save_figures(
-    result: Result, table: Mapping[str, np.ndarray], same: Evaluation, rendered: Evaluation, whole: TargetSet
+    result: Result,
+    table: Mapping[str, np.ndarray],
+    same: Evaluation,
+    rendered: Evaluation,
+    class_names: Sequence[str],
 ) -> None:
     """Curves, and scenes without the patch, with it implanted, and with it rendered."""
     names = [c for c in TITLES if f"best_score/{c}" in table]
@@ -285,7 +309,7 @@ def save_figures(
         ]
         for i in picked
     ]
-    write_image(result.run.path("figures/demo.png"), side_by_side(rows, whole.class_names, panel_px=256))
+    write_image(result.run.path("figures/demo.png"), side_by_side(rows, class_names, panel_px=256))
 
 
 def to_json(result: Result) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fpatch.demo import canvas, paints, solids, surroundings, truck
 from fpatch.demo import render as renderer
 from fpatch.demo.render import PANELS, render, scene_rng
 
@@ -109,7 +110,7 @@ def cached_scenes(
     progress: Progress | None = None,
 ) -> Path:
     """The folder in `cache` with these scenes, rendered if it is not there; see `write_scenes`."""
-    code = [renderer, sys.modules[__name__]]
+    code = [solids, paints, canvas, truck, surroundings, renderer, sys.modules[__name__]]
     name = digest(code, seed=seed, splits=dict(splits), sizes_hw=sizes_hw, numpy=np.__version__)
     folder = Path(cache) / f"scenes-{name}"
     if not folder.exists():

@@ -63,6 +63,19 @@ def to_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def to_json(value: Any) -> bytes:
+    """A file of JSON, with null for NaN, which JSON does not have: no interval, or nothing counted."""
+    return (json.dumps(_without_nan(value), indent=2) + "\n").encode()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def to_text(value: Any) -> str:
     """A JSON value as one string; a string is itself."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

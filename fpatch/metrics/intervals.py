@@ -1,5 +1,6 @@
 """Rates and differences with intervals, every one with its denominator."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -43,8 +44,8 @@ class Rate(NamedTuple):
 def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = Z) -> Rate:
     """A single rate with Wilson's score interval, which is honest at 0 of n.
 
-    Rows of one photograph are not independent; the interval counts photographs, not rows: n in the formula is
-    the number of photographs.
+    Rows of one photograph may all share its fate, so n in the formula is not the number of rows but that of
+    photographs; or less where some have more rows than others, and so more of a say in the rate.
 
     Args:
         successes: [n] bool.
@@ -56,18 +57,19 @@ def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = Z) -> Rate:
 
     References:
         Wilson (1927), Probable inference, the law of succession, and statistical inference.
+        Kish (1965), Survey Sampling, section 11.7 (the effective number of unequal weights).
     """
-    n, groups = len(successes), len(np.unique(image_id))
-    if n == 0:
+    rows, (_, sizes) = len(successes), np.unique(image_id, return_counts=True)
+    groups = len(sizes)
+    if rows == 0:
         return Rate(float("nan"), float("nan"), float("nan"), 0, 0)
     p = float(np.mean(successes))
     if groups < TOO_FEW_PHOTOGRAPHS:
-        return Rate(p, float("nan"), float("nan"), n, groups)
-    center = (p + z * z / (2 * groups)) / (1 + z * z / groups)
-    half = z / (1 + z * z / groups) * np.sqrt(p * (1 - p) / groups + z * z / (4 * groups * groups))
-    return Rate(
-        p, 0.0 if p == 0 else float(center - half), 1.0 if p == 1 else float(center + half), n, groups
-    )
+        return Rate(p, float("nan"), float("nan"), rows, groups)
+    n = float(rows**2 / (sizes**2).sum())
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Rate(p, 0.0 if p == 0 else center - half, 1.0 if p == 1 else center + half, rows, groups)
 
 
 def num_photographs(rate: float, width: float, z: float = Z) -> int:
@@ -79,7 +81,7 @@ def num_photographs(rate: float, width: float, z: float = Z) -> int:
         z: Normal quantile; the default gives 95 %.
 
     Returns:
-        At least five, under which there is no interval.
+        At least five, under which there is no interval; as many rows are taken of each.
     """
     check_number("num_photographs(rate)", rate, 0.0, 1.0)
     check_number("num_photographs(width)", width, 1e-6, 1.0)
@@ -96,7 +98,7 @@ def bootstrap_mean(
     """A mean (of paired differences, say) with a percentile interval, resampling whole photographs.
 
     Args:
-        values: [n].
+        values: [n], numbers or booleans.
         image_id: [n]; all rows of a photograph are drawn together.
         num_resamples: Bootstrap samples.
         seed: Of the key that they are drawn from.
@@ -108,17 +110,25 @@ def bootstrap_mean(
     References:
         Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.3 (resampling of clusters).
     """
-    n = len(values)
+    n, values = len(values), values.astype(np.float64)
     if n == 0:
         return Rate(float("nan"), float("nan"), float("nan"), 0, 0)
     _, group = np.unique(image_id, return_inverse=True)
     groups = int(group.max()) + 1
-    sums = np.bincount(group, weights=values.astype(np.float64), minlength=groups)
-    counts = np.bincount(group, minlength=groups).astype(np.float64)
+    sums = np.bincount(group, weights=values)
+    counts = np.bincount(group)
     mean = float(values.mean())
     if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
         return Rate(mean, float("nan"), float("nan"), n, groups)
-    picks = random.randint(random.key(seed), (num_resamples, groups), 0, groups).numpy()
+    picks = resample(groups, num_resamples, seed)
     means = sums[picks].sum(1) / counts[picks].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Rate(mean, float(low), float(high), n, groups)
+
+
+@functools.lru_cache(maxsize=1)
+def resample(groups: int, num_resamples: int, seed: int) -> np.ndarray:
+    """The photographs [num_resamples, groups] of bootstrap samples, drawn once for all rates of a table."""
+    picks = random.randint(random.key(seed), (num_resamples, groups), 0, groups).numpy()
+    picks.setflags(write=False)
+    return picks

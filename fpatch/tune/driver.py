@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fpatch.memory import CUBLAS_WORKSPACE
 from fpatch.tune.journal import Journal, Outcome
 from fpatch.tune.plan import Plan, is_behind, next_trial, pack_size
 from fpatch.tune.settings import Sweep
@@ -300,7 +301,7 @@ def _trainable(ray: Any) -> Any:
             import torch
 
             torch.set_num_threads(max(1, int(sweep.cpus)))
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: see fpatch/device.py
+            os.environ.setdefault(*CUBLAS_WORKSPACE)
             self._folder, self._sweep, self._resources = folder, sweep, resources
             self.reset_config(config)
 
