@@ -211,11 +211,22 @@ def test_a_torn_journal_is_read(tmp_path):
     assert entry.trial == Trial("0000", {"a": 1.5, "b": [1, 2]}, 7)
     assert entry.points == [Point(3, 0.25, 0.2), Point(6, 0.8, 0.1)]
     assert entry.outcome is None
+    journal.add_point("0000", Point(9, 0.85, 0.1))  # by who takes the trial up again
+    assert journal.entry("0000").points[2:] == [Point(9, 0.85, 0.1)]
+    journal.add_point("0000", Point(6, 0.8, 0.1))
     assert entry.seen(1.0).value is None
     journal.add_outcome("0000", Outcome("finished", 1.0, 2.0))
-    assert (journal.entry("0000").seen(-1.0).value, journal.entry("0000").seen(1.0).error) == (-0.8, 0.1)
+    assert (journal.entry("0000").seen(-1.0).value, journal.entry("0000").seen(1.0).error) == (-0.85, 0.1)
     journal.add_outcome("0000", Outcome("failed", 1.0, 2.0, "Error: x", "..."))
     assert math.isnan(journal.entry("0000").seen(1.0).value)
+
+
+def test_trials_stand_in_their_order(tmp_path):
+    """Beyond four digits, too: who goes on from another knows it by its place."""
+    (tmp_path / "journal").mkdir()
+    for name in ("9999", "10000", "0002"):
+        Journal(tmp_path).add(Trial(name, {}, 7))
+    assert Journal(tmp_path).names() == ["0002", "9999", "10000"]
 
 
 def test_one_driver_at_a_time(swept):
