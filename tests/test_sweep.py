@@ -454,6 +454,12 @@ def test_a_population_needs_states_that_fit(tmp_path):
         ({"optimizer.learning_rate": (-1, 1)}, {}, r"learning_rate = -1.0: .*must be at least 0, got -1.0"),
         ({"optimizer.name": ["adam", "sdg"]}, {}, r"space.optimizer.name = 'sdg': .*expected one of"),
         ({"train.batch_size": (2, 4)}, {}, "expected a whole number, got 2.0"),
+        (
+            {**RATES, "train.num_stps": 9},
+            {},
+            "space: train: unknown key 'num_stps'; did you mean 'num_steps'",
+        ),
+        ({**RATES, "train.num_steps": -3}, {}, "space: train: train.num_steps must be at least 1, got -3"),
         ({"pipeline.implant.scale": (0.5, 1.0)}, {}, r"space.pipeline.implant.scale = 0.5: "),
         (RATES, {"objective": "success/pach"}, "no scalar 'success/pach'; did you mean 'success/patch'"),
         (RATES, {"search": "grid", "grid_points": 2}, "the grid has 2 points, got 3"),
@@ -464,6 +470,11 @@ def test_a_population_needs_states_that_fit(tmp_path):
         (RATES, {"mode": "maximum"}, "sweep.mode: expected one of 'max', 'min'"),
         (RATES, {"population": {"size": 4, "every": 3}}, "belongs to search = 'population'"),
         (RATES, {"search": "population"}, "belongs to search = 'population'"),
+        (
+            RATES,
+            {"search": "population", "num_trials": 9, "population": {"size": 4, "every": 3}},
+            r"sweep.num_trials: 6 steps \(train.num_steps\) in generations of 3 .* are 8 trials, .* got 9",
+        ),
         (RATES, {"gpus": 2}, "a process uses one GPU, got 2; .* set sweep.processes = 2 and sweep.gpus = 1"),
         (RATES, {"gpus": 1.5}, "got 1.5; .* set sweep.processes = 2 and sweep.gpus = 1"),
         (RATES, {"processes": 0}, "sweep.processes must be at least 1"),
@@ -483,6 +494,15 @@ def test_bad_plans_are_refused(tmp_path, space, settings, message):
     with pytest.raises(ValueError, match=message):
         begin(make_plan(tmp_path, space, **settings))
     assert not (tmp_path / "runs").exists()
+
+
+def test_both_ends_of_a_range_may_lie_beyond_those_of_the_study(tmp_path):
+    """Each with the other is right, and neither with what the study has."""
+    scale = "pipeline.affine.angle_deg"
+    space = {f"{scale}.low": (4.0, 6.0), f"{scale}.high": (6.0, 9.0)}
+    check_plan(make_plan(tmp_path, space))
+    with pytest.raises(tune.SpaceError, match=rf"space.{scale}.low = 6.0: .*must be \(low, high\)"):
+        check_plan(make_plan(tmp_path, {f"{scale}.low": (2.0, 6.0)}))
 
 
 @pytest.mark.parametrize(("settings", "device"), [({"gpus": 0.0}, "cpu"), ({"gpus": 1.0}, "auto")])

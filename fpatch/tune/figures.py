@@ -85,12 +85,7 @@ def _label_axis(axis: Any, x: int, kind: Varied) -> None:
 
 def place(space: Space, name: str, settings: dict[str, Any]) -> float:
     """Where a setting stands between its ends, in [0, 1]; -0.08 if it is not there."""
-    kind = space.varied[name]
-    if name not in settings:
-        return -0.08
-    if isinstance(kind, Choice):
-        return (kind.options.index(settings[name]) + 0.5) / len(kind.options)
-    return kind.unit(settings[name])
+    return space.varied[name].unit(settings[name]) if name in settings else -0.08
 
 
 def importance(plan: Plan, entries: Sequence[Entry]) -> Any:
