@@ -6,9 +6,11 @@ import json
 import math
 import re
 import shutil
+import socket
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -26,7 +28,7 @@ from fpatch.stage import define, deterministic
 from fpatch.study import load_study, vary
 from fpatch.training import resume, train
 from fpatch.tune import Sweep, parse_space
-from fpatch.tune.driver import Dispatcher
+from fpatch.tune.driver import Dispatcher, _places
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.pack import run_trials
 from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
@@ -37,8 +39,8 @@ RATES = {"optimizer.learning_rate": (0.01, 0.3, "log")}
 
 
 def make_plan(folder: Path, space=None, **settings) -> Plan:
-    """A plan for the tiny study, in whose folder the sweep will be."""
-    study = load_study(make_study(folder, **settings.pop("study", {})))
+    """A plan for the tiny study, measured once per photograph, in whose folder the sweep will be."""
+    study = load_study(make_study(folder, **{"num_draws": 1} | settings.pop("study", {})))
     sweep = decode(Sweep, {"num_trials": 3, "search": "random", **settings}, "sweep")
     return Plan(study, parse_space(space or RATES), sweep)
 
@@ -477,6 +479,7 @@ def test_a_population_needs_states_that_fit(tmp_path):
         ),
         (RATES, {"gpus": 2}, "a process uses one GPU, got 2; .* set sweep.processes = 2 and sweep.gpus = 1"),
         (RATES, {"gpus": 1.5}, "got 1.5; .* set sweep.processes = 2 and sweep.gpus = 1"),
+        (RATES, {"cpus": 0}, "sweep.cpus must be more than 0 where sweep.gpus is 0"),
         (RATES, {"processes": 0}, "sweep.processes must be at least 1"),
         (RATES, {"processes": 2, "pack": 2}, "sweep.processes = 2: the trials of a pack have one process"),
         (RATES, {"processes": 2, "gpus": 0.5}, "cannot share a GPU, got sweep.gpus = 0.5"),
@@ -513,6 +516,43 @@ def test_processes_of_a_trial_without_gpus_run_on_the_cpu(tmp_path, settings, de
     assert trial_study(plan, Trial("0000", {}, 1), tmp_path).device == device
 
 
+def test_more_gpus_than_there_are_are_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    path = sweep_file(tmp_path)
+    assert main(["sweep", str(path), "--sweep.gpus", "1", "--sweep.processes", "2"]) == 2
+    assert (
+        "a trial asks for GPUs, 2 in all, and this machine has 1; set sweep.gpus = 0"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_address_where_nobody_listens_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    """Ray would try for minutes."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{deaf.getsockname()[1]}"
+        path = sweep_file(tmp_path)
+        for address, given in ((place, ""), ("auto", place)):
+            monkeypatch.setenv("RAY_ADDRESS", given)
+            assert main(["sweep", str(path), "--sweep.address", address]) == 2
+            said = capsys.readouterr().err
+            assert "sweep.address: there is no Ray cluster at " in said
+            assert f"{place.partition(':')[2]}': [Errno" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_places_are_counted_as_ray_counts_them(tmp_path):
+    """In parts of a device that are no binary fractions, too."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 0.3}},
+        {"Alive": False, "Resources": {"CPU": 9.0}},
+    ]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    assert _places(make_plan(tmp_path, cpus=0.2), ray) == 5
+    assert _places(make_plan(tmp_path, cpus=0.1, gpus=0.1), ray) == 3
+
+
 def test_a_study_without_validation_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a sweep needs a validation split"):
         begin(make_plan(tmp_path, study={"validation": False}))
@@ -531,7 +571,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
 
 def sweep_file(folder: Path, sweep: str = 'num_trials = 2\nsearch = "random"', **settings) -> Path:
     """A study with a sweep, each of whose trials is trained by itself unless `pack` is given."""
-    path = make_study(folder, **settings)
+    path = make_study(folder, **{"num_draws": 1} | settings)
     if "pack = " not in sweep:
         sweep += "\npack = 1"
     path.write_text(
@@ -546,12 +586,20 @@ def test_a_file_is_read(tmp_path):
     plan = tune.load_plan(path, {"sweep.num_trials": 5, "train.num_steps": 4})
     assert (plan.sweep.num_trials, plan.study.train.num_steps) == (5, 4)
     assert dict(plan.space.varied) == dict(parse_space(RATES).varied)
+    nested = {"sweep.halving.first": 3, "sweep.population": False}
+    assert tune.load_plan(path, nested).sweep.halving == tune.Halving(3)
+    with pytest.raises(ValueError, match=r"sweep.halving: unknown key 'frst'; did you mean 'first'"):
+        tune.load_plan(path, {"sweep.halving.frst": 3})
     with pytest.raises(ValueError, match=r"study.toml: unknown section 'space'"):
         load_study(path)
-    for name in ("space", "sweep"):
-        broken = tmp_path / f"{name}.toml"
-        broken.write_text(path.read_text().replace(f"[{name}]", f"[{name}s]"))
-        with pytest.raises(ValueError, match=rf"{name}.toml: a sweep needs the section \[{name}\]"):
+    for name, wrong, message in (
+        ("space", "spac", "unknown section 'spac'; did you mean 'space'"),
+        ("optimizer", "optimiser", "unknown section 'optimiser'; did you mean 'optimizer'"),
+        ("sweep", "log.extra", r"a sweep needs the section \[sweep\]; add it"),
+    ):
+        broken = tmp_path / "broken.toml"
+        broken.write_text(path.read_text().replace(f"[{name}]", f"[{wrong}]"))
+        with pytest.raises(ValueError, match=rf"broken.toml: {message}"):
             tune.load_plan(broken)
 
 
@@ -600,6 +648,14 @@ def test_commands_that_look_at_a_sweep(swept, capsys, tmp_path):
         (["status", str(tmp_path)], "lacks sweep.json"),
         (["export", str(journal.folder), "--trial", "0009"], "has no trial '0009'"),
         (["sttus.toml"], "no such config file"),
+        (["stauts", str(journal.folder)], "there is no 'stauts'; did you mean 'status'?"),
+        (["study.toml", "--num-trials", "9"], "study.toml takes no --num-trials; set --sweep.num_trials"),
+        (["best", str(journal.folder), "--trial", "0001"], "fpatch sweep best takes no --trial"),
+        (
+            ["resume", str(journal.folder), "--sweep.cpus", "2"],
+            "takes no --sweep.cpus; only resume --config",
+        ),
+        (["a.toml", "b.toml"], "a sweep is one file, got 'b.toml', too"),
     ):
         capsys.readouterr()
         assert main(["sweep", *words]) == 2
