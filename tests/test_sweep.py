@@ -151,7 +151,8 @@ def test_tensorboard_shows_settings_beside_the_objective(swept):
         assert events.Scalars("success/patch")[0].value == pytest.approx(entry.value)
 
 
-def test_figures(swept, tmp_path):
+def test_figures(swept, tmp_path, monkeypatch):
+    from fpatch.tune import figures
     from fpatch.tune.figures import plot_importance, plot_parallel
 
     plan, journal = swept
@@ -160,15 +161,17 @@ def test_figures(swept, tmp_path):
     space = {"a": (0.0, 1.0), "kind": ["x", "y"], "b": {"low": 1, "high": 9, "when": {"kind": "y"}}}
     plan = plan._replace(space=parse_space(space))
     from fpatch import random
-    from fpatch.tune.figures import importance
     from fpatch.tune.journal import Entry
 
     drawn = plan.space.draw(random.key(0), 60)
     entries = [
         Entry(Trial(f"{i:04d}", s, 0), [Point(6, s["a"] ** 2, 0.1)], None) for i, s in enumerate(drawn)
     ]
-    assert importance(plan, entries).columns[0].column == "sample/a"
-    plot_importance(tmp_path / "importance.png", plan, entries)
+    found = figures.importance(plan, entries)
+    assert found.columns[0].column == "sample/a"
+    with monkeypatch.context() as patched:
+        patched.setattr(figures, "importance", lambda *_: found)
+        plot_importance(tmp_path / "importance.png", plan, entries)
     plot_parallel(tmp_path / "parallel.png", plan, entries)
     same = [e._replace(points=[Point(6, 0.5, 0.1)]) for e in entries]
     plot_importance(tmp_path / "nothing.png", plan, same)
