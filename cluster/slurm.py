@@ -62,6 +62,10 @@ class TrainJob(Requeued):
             print(f"{self.folder}: evaluated at step {measured.step}", flush=True)
         return self.folder
 
+    def ended(self) -> str:
+        """What has come of it, and how to go on."""
+        return f"trained; fpatch evaluate {self.folder}"
+
 
 @dataclass(frozen=True)
 class SweepJob(Requeued):
@@ -97,12 +101,22 @@ class SweepJob(Requeued):
                 self._follow(meeting)
         return self.folder
 
+    def ended(self) -> str:
+        """What has come of it, and how to go on."""
+        from fpatch.tune import Journal
+
+        ends = [entry.outcome.status for entry in Journal.open(self.folder).entries() if entry.outcome]
+        counts = ", ".join(f"{ends.count(status)} {status}" for status in dict.fromkeys(ends))
+        return f"trials: {counts}; fpatch sweep best {self.folder}"
+
     def _lead(self, ray: Any, meeting: Path, num_nodes: int) -> None:
         from fpatch.tune import resume_sweep
 
         ip = "127.0.0.1" if self.loopback else ray.util.get_node_ip_address()
-        port = _free_port(ip)
-        with self._node("--head", f"--node-ip-address={ip}", f"--port={port}", "--include-dashboard=false"):
+        with (
+            _kept_port(ip) as port,
+            self._node("--head", f"--node-ip-address={ip}", f"--port={port}", "--include-dashboard=false"),
+        ):
             _wait_until(lambda: _listens(ip, port), "Ray did not start")
             draft = meeting.with_suffix(".draft")
             draft.write_text(f"{ip}:{port}")
@@ -147,10 +161,13 @@ def _num_nodes(ray: Any) -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def _free_port(ip: str) -> int:
-    with socket.socket() as free:
-        free.bind((ip, 0))
-        return free.getsockname()[1]
+@contextmanager
+def _kept_port(ip: str) -> Iterator[int]:
+    """A port that the system gives to nobody else; Ray can listen there meanwhile, as it reuses addresses."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind((ip, 0))
+        yield kept.getsockname()[1]
 
 
 def _listens(ip: str, port: int) -> bool:
@@ -327,8 +344,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for job, one in zip(jobs, submitted, strict=True):
         print(f"{one.job_id}: {job.folder}", flush=True)
     if here:
-        for one in submitted:
+        for job, one in zip(jobs, submitted, strict=True):
             one.results()
+            print(f"{job.folder}: {job.ended()}", flush=True)
 
 
 if __name__ == "__main__":

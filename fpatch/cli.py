@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch import __version__
+from fpatch.checks import nearest
 from fpatch.console import (
     cells_table,
     console,
@@ -212,7 +213,7 @@ def _make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", metavar="FILE", help="export: where to (default: the terminal)")
     sweep.add_argument("--config", metavar="CONFIG.toml", help="resume: refuse if this is another sweep now")
     sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: so many in all")
-    sweep.add_argument("--runs", default="runs", help="fetch: the folder that will hold it (default: runs)")
+    sweep.add_argument("--runs", metavar="FOLDER", help="fetch: the folder that will hold it (default: runs)")
 
     describe = _add(commands, "describe", _describe, "say what a study is, stage by stage", _OVERRIDES)
     describe.add_argument("config", metavar="CONFIG.toml", help="the study")
@@ -449,16 +450,34 @@ def _analyze(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    verbs = {
+        "status": (_sweep_status, ()),
+        "best": (_sweep_best, ()),
+        "export": (_sweep_export, ("trial", "out")),
+        "resume": (_sweep_resume, ("config", "num_trials")),
+        "fetch": (_sweep_fetch, ("runs",)),
+    }
+    what = options.what
+    if what not in verbs and not Path(what).suffix and not Path(what).exists():
+        raise ValueError(f"fpatch sweep: there is no {what!r}; {nearest(what, [*verbs, 'CONFIG.toml'])}")
+    run, takes = verbs.get(what, (_sweep_begin, ()))
+    for name in ("trial", "out", "config", "num_trials", "runs"):
+        if getattr(options, name) is not None and name not in takes:
+            instead = "; set --sweep.num_trials" if (run, name) == (_sweep_begin, "num_trials") else ""
+            raise ValueError(f"fpatch sweep {what} takes no --{name.replace('_', '-')}{instead}")
+    if what in verbs and options.run_folder is None:
+        raise ValueError(f"fpatch sweep {what} RUN: the folder of a sweep must follow")
+    if what in verbs and options.overrides and options.config is None:
+        name = next(iter(options.overrides))
+        raise ValueError(f"fpatch sweep {what} takes no --{name}; only resume --config CONFIG.toml does")
+    return run(options)
+
+
+def _sweep_begin(options: argparse.Namespace) -> int:
     from fpatch import tune
 
-    verbs = {
-        "status": _sweep_status, "best": _sweep_best, "export": _sweep_export, "resume": _sweep_resume,
-        "fetch": _sweep_fetch,
-    }  # fmt: skip
-    if options.what in verbs:
-        if options.run_folder is None:
-            raise ValueError(f"fpatch sweep {options.what} RUN: the folder of a sweep must follow")
-        return verbs[options.what](options)
+    if options.run_folder is not None:
+        raise ValueError(f"fpatch sweep {options.what}: a sweep is one file, got {options.run_folder!r}, too")
     plan = tune.load_plan(options.what, options.overrides)
     with progress_bars(lines="trial ") as report:
         journal = tune.run_plan(plan, report)
@@ -477,7 +496,7 @@ def _sweep_resume(options: argparse.Namespace) -> int:
 def _sweep_fetch(options: argparse.Namespace) -> int:
     from fpatch import tune
 
-    journal = tune.fetch_sweep(options.run_folder, options.runs)
+    journal = tune.fetch_sweep(options.run_folder, options.runs or "runs")
     for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
         console.print(line, markup=False, soft_wrap=True)
     return 0

@@ -145,6 +145,17 @@ def test_a_machine_without_slurm_is_told_so(slurm, tmp_path, monkeypatch):
 # Jobs
 
 
+def test_a_port_is_kept_until_ray_listens_there(slurm):
+    with slurm._kept_port("127.0.0.1") as port:
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind(("127.0.0.1", port))
+        with socket.socket() as ray:
+            ray.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            ray.bind(("127.0.0.1", port))
+            ray.listen()
+            assert slurm._listens("127.0.0.1", port)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its log open
 def test_runs_in_this_process(slurm, tmp_path, capsys):
     """The debug executor, which needs no second process; the patch is that of `fpatch train`."""
@@ -156,7 +167,7 @@ def test_runs_in_this_process(slurm, tmp_path, capsys):
     said = capsys.readouterr().out
     whole = train(load_study(path))
     for folder in folders:
-        assert str(folder) in said
+        assert f"{folder}: trained; fpatch evaluate {folder}" in said
         assert parameters(Run.open(folder)) == parameters(whole)
     assert torch.get_num_threads() == threads
 
@@ -275,9 +286,10 @@ def test_a_preempted_sweep_goes_on_to_the_same_bits(submit, tmp_path):
         if c.status == psutil.CONN_LISTEN
     }
     tasks(process)[0].send_signal(signal.SIGUSR2)
-    _, err = process.communicate()
+    out, err = process.communicate()
     assert process.returncode == 0, err
     journal = the_sweep(tmp_path / "study")
+    assert out.endswith(f"{journal.folder}: trials: 4 finished; fpatch sweep best {journal.folder}\n")
     assert [e.trial.pack for e in journal.entries()] == [["0000", "0001"]] * 2 + [["0002", "0003"]] * 2
     assert_same(journal, trained_here(tmp_path / "here", LONG, RANDOM, pack=2), 60)
     said = "".join(p.read_text() for p in (tmp_path / "slurm").glob("*_0_log.out"))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,32 +53,34 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class InTurns:
-    """A sweep that is worked on in another thread, a piece of news at a time."""
+    """A sweep that is worked on in another thread, a piece of news at a time, until the machine is gone."""
 
     def __init__(self, journal: Journal, plan: Plan) -> None:
         self._go, self._came = threading.Semaphore(0), threading.Semaphore(0)
-        self._free = False
+        self._ended = self._gone = False
         self._thread = threading.Thread(target=self._run, args=(journal, plan))
         self._thread.start()
         self._came.acquire()
 
     def _run(self, journal: Journal, plan: Plan) -> None:
-        work(journal, plan, self._pause)
-        self._free = True
+        with suppress(CutError):
+            work(journal, plan, self._pause)
+        self._ended = True
         self._came.release()
 
     def _pause(self, name: str) -> None:
-        if not self._free:
-            self._came.release()
-            self._go.acquire()
+        self._came.release()
+        self._go.acquire()
+        if self._gone:
+            raise CutError
 
     def advance(self) -> None:
-        if not self._free:
+        if not self._ended:
             self._go.release()
             self._came.acquire()
 
-    def finish(self) -> None:
-        self._free = True
+    def cut(self) -> None:
+        self._gone = True
         self._go.release()
         self._thread.join()
 
@@ -112,7 +115,7 @@ def test_a_copy_that_is_cut_off_goes_on_to_the_same_bits(whole, tmp_path, monkey
     except CutError:
         pass
     finally:
-        working.finish()
+        working.cut()
     assert len(sent) == cut
     restored = tune.fetch_sweep(f"{uri}/{journal.folder.name}", tmp_path / "elsewhere")
     assert restored.folder == tmp_path / "elsewhere" / journal.folder.name

@@ -158,7 +158,11 @@ def test_members_share_the_networks_that_are_placed(tmp_path, monkeypatch):
     assert studies[1].config["pipeline"] == plan.study.config["pipeline"]
 
 
-@pytest.mark.parametrize("kills", [(1,), (2,), (4,), (5,), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "kills",
+    [(4,), (1, 2, 2), *(pytest.param(k, marks=pytest.mark.slow) for k in ((1,), (2,), (5,)))],
+    ids=str,
+)
 def test_a_killed_pack_goes_on_to_the_same_bits(packed, tmp_path, kills):
     """Also where some have ended or are a checkpoint ahead."""
     journal = run_sweep(tmp_path, 3, kills=kills)
@@ -171,8 +175,8 @@ def test_a_killed_pack_goes_on_to_the_same_bits(packed, tmp_path, kills):
 
 
 def test_a_pack_whose_noting_was_cut_off_is_completed(packed, tmp_path):
-    plan = make_plan(tmp_path, study={"checkpoint_every": 3}, space=MEMBERS)
-    journal = begin(plan)
+    plan = plan_from_config(packed.config)
+    journal = Journal.create(tmp_path, plan.study.name, plan.config)
     first = next_trial(plan, [])
     assert first is not None
     journal.add(first._replace(pack=["0000", "0001", "0002"]))

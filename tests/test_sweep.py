@@ -6,8 +6,11 @@ import json
 import math
 import re
 import shutil
+import socket
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -25,7 +28,7 @@ from fpatch.stage import define, deterministic
 from fpatch.study import load_study, vary
 from fpatch.training import resume, train
 from fpatch.tune import Sweep, parse_space
-from fpatch.tune.driver import Dispatcher
+from fpatch.tune.driver import Dispatcher, _places
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.pack import run_trials
 from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
@@ -36,8 +39,8 @@ RATES = {"optimizer.learning_rate": (0.01, 0.3, "log")}
 
 
 def make_plan(folder: Path, space=None, **settings) -> Plan:
-    """A plan for the tiny study, in whose folder the sweep will be."""
-    study = load_study(make_study(folder, **settings.pop("study", {})))
+    """A plan for the tiny study, measured once per photograph, in whose folder the sweep will be."""
+    study = load_study(make_study(folder, **{"num_draws": 1} | settings.pop("study", {})))
     sweep = decode(Sweep, {"num_trials": 3, "search": "random", **settings}, "sweep")
     return Plan(study, parse_space(space or RATES), sweep)
 
@@ -148,7 +151,8 @@ def test_tensorboard_shows_settings_beside_the_objective(swept):
         assert events.Scalars("success/patch")[0].value == pytest.approx(entry.value)
 
 
-def test_figures(swept, tmp_path):
+def test_figures(swept, tmp_path, monkeypatch):
+    from fpatch.tune import figures
     from fpatch.tune.figures import plot_importance, plot_parallel
 
     plan, journal = swept
@@ -157,15 +161,17 @@ def test_figures(swept, tmp_path):
     space = {"a": (0.0, 1.0), "kind": ["x", "y"], "b": {"low": 1, "high": 9, "when": {"kind": "y"}}}
     plan = plan._replace(space=parse_space(space))
     from fpatch import random
-    from fpatch.tune.figures import importance
     from fpatch.tune.journal import Entry
 
     drawn = plan.space.draw(random.key(0), 60)
     entries = [
         Entry(Trial(f"{i:04d}", s, 0), [Point(6, s["a"] ** 2, 0.1)], None) for i, s in enumerate(drawn)
     ]
-    assert importance(plan, entries).columns[0].column == "sample/a"
-    plot_importance(tmp_path / "importance.png", plan, entries)
+    found = figures.importance(plan, entries)
+    assert found.columns[0].column == "sample/a"
+    with monkeypatch.context() as patched:
+        patched.setattr(figures, "importance", lambda *_: found)
+        plot_importance(tmp_path / "importance.png", plan, entries)
     plot_parallel(tmp_path / "parallel.png", plan, entries)
     same = [e._replace(points=[Point(6, 0.5, 0.1)]) for e in entries]
     plot_importance(tmp_path / "nothing.png", plan, same)
@@ -210,11 +216,22 @@ def test_a_torn_journal_is_read(tmp_path):
     assert entry.trial == Trial("0000", {"a": 1.5, "b": [1, 2]}, 7)
     assert entry.points == [Point(3, 0.25, 0.2), Point(6, 0.8, 0.1)]
     assert entry.outcome is None
+    journal.add_point("0000", Point(9, 0.85, 0.1))  # by who takes the trial up again
+    assert journal.entry("0000").points[2:] == [Point(9, 0.85, 0.1)]
+    journal.add_point("0000", Point(6, 0.8, 0.1))
     assert entry.seen(1.0).value is None
     journal.add_outcome("0000", Outcome("finished", 1.0, 2.0))
-    assert (journal.entry("0000").seen(-1.0).value, journal.entry("0000").seen(1.0).error) == (-0.8, 0.1)
+    assert (journal.entry("0000").seen(-1.0).value, journal.entry("0000").seen(1.0).error) == (-0.85, 0.1)
     journal.add_outcome("0000", Outcome("failed", 1.0, 2.0, "Error: x", "..."))
     assert math.isnan(journal.entry("0000").seen(1.0).value)
+
+
+def test_trials_stand_in_their_order(tmp_path):
+    """Beyond four digits, too: who goes on from another knows it by its place."""
+    (tmp_path / "journal").mkdir()
+    for name in ("9999", "10000", "0002"):
+        Journal(tmp_path).add(Trial(name, {}, 7))
+    assert Journal(tmp_path).names() == ["0002", "9999", "10000"]
 
 
 def test_one_driver_at_a_time(swept):
@@ -442,6 +459,12 @@ def test_a_population_needs_states_that_fit(tmp_path):
         ({"optimizer.learning_rate": (-1, 1)}, {}, r"learning_rate = -1.0: .*must be at least 0, got -1.0"),
         ({"optimizer.name": ["adam", "sdg"]}, {}, r"space.optimizer.name = 'sdg': .*expected one of"),
         ({"train.batch_size": (2, 4)}, {}, "expected a whole number, got 2.0"),
+        (
+            {**RATES, "train.num_stps": 9},
+            {},
+            "space: train: unknown key 'num_stps'; did you mean 'num_steps'",
+        ),
+        ({**RATES, "train.num_steps": -3}, {}, "space: train: train.num_steps must be at least 1, got -3"),
         ({"pipeline.implant.scale": (0.5, 1.0)}, {}, r"space.pipeline.implant.scale = 0.5: "),
         (RATES, {"objective": "success/pach"}, "no scalar 'success/pach'; did you mean 'success/patch'"),
         (RATES, {"search": "grid", "grid_points": 2}, "the grid has 2 points, got 3"),
@@ -452,8 +475,14 @@ def test_a_population_needs_states_that_fit(tmp_path):
         (RATES, {"mode": "maximum"}, "sweep.mode: expected one of 'max', 'min'"),
         (RATES, {"population": {"size": 4, "every": 3}}, "belongs to search = 'population'"),
         (RATES, {"search": "population"}, "belongs to search = 'population'"),
+        (
+            RATES,
+            {"search": "population", "num_trials": 9, "population": {"size": 4, "every": 3}},
+            r"sweep.num_trials: 6 steps \(train.num_steps\) in generations of 3 .* are 8 trials, .* got 9",
+        ),
         (RATES, {"gpus": 2}, "a process uses one GPU, got 2; .* set sweep.processes = 2 and sweep.gpus = 1"),
         (RATES, {"gpus": 1.5}, "got 1.5; .* set sweep.processes = 2 and sweep.gpus = 1"),
+        (RATES, {"cpus": 0}, "sweep.cpus must be more than 0 where sweep.gpus is 0"),
         (RATES, {"processes": 0}, "sweep.processes must be at least 1"),
         (RATES, {"processes": 2, "pack": 2}, "sweep.processes = 2: the trials of a pack have one process"),
         (RATES, {"processes": 2, "gpus": 0.5}, "cannot share a GPU, got sweep.gpus = 0.5"),
@@ -473,12 +502,58 @@ def test_bad_plans_are_refused(tmp_path, space, settings, message):
     assert not (tmp_path / "runs").exists()
 
 
+def test_both_ends_of_a_range_may_lie_beyond_those_of_the_study(tmp_path):
+    """Each with the other is right, and neither with what the study has."""
+    scale = "pipeline.affine.angle_deg"
+    space = {f"{scale}.low": (4.0, 6.0), f"{scale}.high": (6.0, 9.0)}
+    check_plan(make_plan(tmp_path, space))
+    with pytest.raises(tune.SpaceError, match=rf"space.{scale}.low = 6.0: .*must be \(low, high\)"):
+        check_plan(make_plan(tmp_path, {f"{scale}.low": (2.0, 6.0)}))
+
+
 @pytest.mark.parametrize(("settings", "device"), [({"gpus": 0.0}, "cpu"), ({"gpus": 1.0}, "auto")])
 def test_processes_of_a_trial_without_gpus_run_on_the_cpu(tmp_path, settings, device):
     """On a machine with a GPU, too: all would take the same, which NCCL refuses."""
     plan = make_plan(tmp_path, processes=2, **settings)
     assert plan.study.device == "auto"
     assert trial_study(plan, Trial("0000", {}, 1), tmp_path).device == device
+
+
+def test_more_gpus_than_there_are_are_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    path = sweep_file(tmp_path)
+    assert main(["sweep", str(path), "--sweep.gpus", "1", "--sweep.processes", "2"]) == 2
+    assert (
+        "a trial asks for GPUs, 2 in all, and this machine has 1; set sweep.gpus = 0"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_address_where_nobody_listens_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    """Ray would try for minutes."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{deaf.getsockname()[1]}"
+        path = sweep_file(tmp_path)
+        for address, given in ((place, ""), ("auto", place)):
+            monkeypatch.setenv("RAY_ADDRESS", given)
+            assert main(["sweep", str(path), "--sweep.address", address]) == 2
+            said = capsys.readouterr().err
+            assert "sweep.address: there is no Ray cluster at " in said
+            assert f"{place.partition(':')[2]}': [Errno" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_places_are_counted_as_ray_counts_them(tmp_path):
+    """In parts of a device that are no binary fractions, too."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 0.3}},
+        {"Alive": False, "Resources": {"CPU": 9.0}},
+    ]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    assert _places(make_plan(tmp_path, cpus=0.2), ray) == 5
+    assert _places(make_plan(tmp_path, cpus=0.1, gpus=0.1), ray) == 3
 
 
 def test_a_study_without_validation_is_refused(tmp_path):
@@ -499,7 +574,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
 
 def sweep_file(folder: Path, sweep: str = 'num_trials = 2\nsearch = "random"', **settings) -> Path:
     """A study with a sweep, each of whose trials is trained by itself unless `pack` is given."""
-    path = make_study(folder, **settings)
+    path = make_study(folder, **{"num_draws": 1} | settings)
     if "pack = " not in sweep:
         sweep += "\npack = 1"
     path.write_text(
@@ -514,12 +589,20 @@ def test_a_file_is_read(tmp_path):
     plan = tune.load_plan(path, {"sweep.num_trials": 5, "train.num_steps": 4})
     assert (plan.sweep.num_trials, plan.study.train.num_steps) == (5, 4)
     assert dict(plan.space.varied) == dict(parse_space(RATES).varied)
+    nested = {"sweep.halving.first": 3, "sweep.population": False}
+    assert tune.load_plan(path, nested).sweep.halving == tune.Halving(3)
+    with pytest.raises(ValueError, match=r"sweep.halving: unknown key 'frst'; did you mean 'first'"):
+        tune.load_plan(path, {"sweep.halving.frst": 3})
     with pytest.raises(ValueError, match=r"study.toml: unknown section 'space'"):
         load_study(path)
-    for name in ("space", "sweep"):
-        broken = tmp_path / f"{name}.toml"
-        broken.write_text(path.read_text().replace(f"[{name}]", f"[{name}s]"))
-        with pytest.raises(ValueError, match=rf"{name}.toml: a sweep needs the section \[{name}\]"):
+    for name, wrong, message in (
+        ("space", "spac", "unknown section 'spac'; did you mean 'space'"),
+        ("optimizer", "optimiser", "unknown section 'optimiser'; did you mean 'optimizer'"),
+        ("sweep", "log.extra", r"a sweep needs the section \[sweep\]; add it"),
+    ):
+        broken = tmp_path / "broken.toml"
+        broken.write_text(path.read_text().replace(f"[{name}]", f"[{wrong}]"))
+        with pytest.raises(ValueError, match=rf"broken.toml: {message}"):
             tune.load_plan(broken)
 
 
@@ -568,6 +651,14 @@ def test_commands_that_look_at_a_sweep(swept, capsys, tmp_path):
         (["status", str(tmp_path)], "lacks sweep.json"),
         (["export", str(journal.folder), "--trial", "0009"], "has no trial '0009'"),
         (["sttus.toml"], "no such config file"),
+        (["stauts", str(journal.folder)], "there is no 'stauts'; did you mean 'status'?"),
+        (["study.toml", "--num-trials", "9"], "study.toml takes no --num-trials; set --sweep.num_trials"),
+        (["best", str(journal.folder), "--trial", "0001"], "fpatch sweep best takes no --trial"),
+        (
+            ["resume", str(journal.folder), "--sweep.cpus", "2"],
+            "takes no --sweep.cpus; only resume --config",
+        ),
+        (["a.toml", "b.toml"], "a sweep is one file, got 'b.toml', too"),
     ):
         capsys.readouterr()
         assert main(["sweep", *words]) == 2

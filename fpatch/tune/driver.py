@@ -3,12 +3,15 @@
 import logging
 import math
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fpatch.memory import CUBLAS_WORKSPACE
 from fpatch.tune.journal import Journal, Outcome
@@ -83,10 +86,32 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
+def find_ray(plan: Plan) -> Any:
+    """Ray with Tune, for a sweep that it could run, as far as can be told before it is started.
+
+    Raises:
+        ImportError: Without the extra `sweep`.
+        ValueError: If this machine has fewer GPUs than a trial asks for.
+        ConnectionError: If nobody listens at the cluster's address.
+    """
+    sweep = plan.sweep
+    ray = import_ray(sweep.address)
+    if ray.is_initialized():
+        return ray
+    if sweep.address is not None:
+        _check_listens(sweep.address)
+    elif (asked := math.ceil(sweep.processes * sweep.gpus)) > (there := torch.cuda.device_count()):
+        raise ValueError(
+            f"sweep.gpus = {sweep.gpus:g}: a trial asks for GPUs, {asked} in all, and this machine has "
+            f"{there}; set sweep.gpus = 0, or sweep.address to a cluster that has them"
+        )
+    return ray
+
+
 @contextmanager
 def connected(plan: Plan) -> Iterator[Any]:
     """Ray on this machine's loopback, or the cluster of `sweep.address`; one that runs already is left."""
-    ray, address = import_ray(plan.sweep.address), plan.sweep.address
+    ray, address = find_ray(plan), plan.sweep.address
     if ray.is_initialized():
         yield ray
         return
@@ -114,9 +139,25 @@ def _connect(ray: Any, address: str, **quiet: Any) -> None:
         ) from error
 
 
+def _check_listens(address: str) -> None:
+    """Refuse an address where nobody listens; Ray would try it for minutes, and say nothing."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if "://" in address or (address == "auto" and "://" in os.environ.get("RAY_ADDRESS", "")):
+        return  # Ray's client gives up by itself
+    place = address
+    try:
+        place = canonicalize_bootstrap_address(address)
+        ip, _, port = place.rpartition(":")
+        socket.create_connection((ip.strip("[]"), int(port)), timeout=10.0).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"sweep.address: there is no Ray cluster at {place!r}: {error}") from error
+
+
 def _cores(plan: Plan) -> int:
     """All that this process may use; at least what one trial asks for."""
-    return max(len(os.sched_getaffinity(0)), -int(-plan.sweep.processes * plan.sweep.cpus // 1))
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(mine, math.ceil(plan.sweep.processes * plan.sweep.cpus))
 
 
 def _places(plan: Plan, ray: Any) -> int:
@@ -128,7 +169,7 @@ def _places(plan: Plan, ray: Any) -> int:
     sweep = plan.sweep
     asked = {kind: n for kind, n in (("CPU", sweep.cpus), ("GPU", sweep.gpus)) if n}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    counts = ([int(node.get(kind, 0.0) // n) for kind, n in asked.items()] for node in nodes)
+    counts = ([int(node.get(kind, 0.0) / n + 1e-6) for kind, n in asked.items()] for node in nodes)
     room = sum(min(each, default=sweep.processes) for each in counts)  # a process is on one machine
     if room < sweep.processes:
         there = " and ".join(f"{sum(n.get(k, 0.0) for n in nodes):g} {k}s" for k in ("CPU", "GPU"))
@@ -298,8 +339,6 @@ def _trainable(ray: Any) -> Any:
         """A step is training up to the next evaluation."""
 
         def setup(self, config: dict[str, Any], folder: str, sweep: Sweep, resources: Any) -> None:
-            import torch
-
             torch.set_num_threads(max(1, int(sweep.cpus)))
             os.environ.setdefault(*CUBLAS_WORKSPACE)
             self._folder, self._sweep, self._resources = folder, sweep, resources

@@ -12,6 +12,10 @@ from fpatch.tune.space import Choice, Space, Varied
 
 _FEWEST = 10
 """Trials from which importances are learned."""
+_FOOT = -0.15
+"""Where a setting stands that a trial does not have."""
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+"""Behind labels, so that they can be read on lines."""
 
 
 def save_figures(journal: Journal, plan: Plan) -> list[str]:
@@ -59,38 +63,36 @@ def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         axis.plot(range(len(places)), places, color=colors(scale(entry.value)), alpha=0.8, lw=1.5)
     for x, name in enumerate(names):
         _label_axis(axis, x, plan.space.varied[name])
-    axis.text(len(names), 1.02, f"{high:.3g}", ha="center", va="bottom", fontsize=8)
-    axis.text(len(names), -0.02, f"{low:.3g}", ha="center", va="top", fontsize=8)
+    _label_ends(axis, len(names), f"{low:.3g}", f"{high:.3g}")
     for x in range(len(names) + 1):
         axis.axvline(x, color="0.6", lw=0.8, zorder=0)
-    axis.set(xlim=(-0.3, len(names) + 0.3), ylim=(-0.12, 1.12), yticks=[])
+    foot = _FOOT if plan.space.when else 0.0
+    axis.set(xlim=(-0.3, len(names) + 0.3), ylim=(foot - 0.12, 1.12), yticks=[])
     labels = [*(n.removeprefix("objective.") for n in names), plan.sweep.objective]
     axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
     for side in ("top", "left", "right", "bottom"):
         axis.spines[side].set_visible(False)
-    said = f"{plan.study.name}: {len(entries)} trials; a setting that a trial does not have is at the foot"
-    figure.suptitle(said, fontsize=10)
+    said = "; a setting that a trial does not have is at the foot" if plan.space.when else ""
+    figure.suptitle(f"{plan.study.name}: {len(entries)} trials{said}", fontsize=10)
     figure.savefig(path, dpi=140)
 
 
 def _label_axis(axis: Any, x: int, kind: Varied) -> None:
     if isinstance(kind, Choice):
-        for i, option in enumerate(kind.options):
-            axis.text(x + 0.03, (i + 0.5) / len(kind.options), str(option), fontsize=7, va="center")
+        for option in kind.options:
+            axis.text(x + 0.03, kind.unit(option), str(option), fontsize=7, va="center", bbox=_PAPER)
         return
-    log = " log" if kind.log else ""
-    axis.text(x, 1.02, f"{kind.high:.3g}{log}", ha="center", va="bottom", fontsize=8)
-    axis.text(x, -0.02, f"{kind.low:.3g}", ha="center", va="top", fontsize=8)
+    _label_ends(axis, x, f"{kind.low:.3g}", f"{kind.high:.3g}{' log' if kind.log else ''}")
+
+
+def _label_ends(axis: Any, x: int, low: str, high: str) -> None:
+    axis.text(x, 1.02, high, ha="center", va="bottom", fontsize=8, bbox=_PAPER)
+    axis.text(x, -0.02, low, ha="center", va="top", fontsize=8, bbox=_PAPER)
 
 
 def place(space: Space, name: str, settings: dict[str, Any]) -> float:
-    """Where a setting stands between its ends, in [0, 1]; -0.08 if it is not there."""
-    kind = space.varied[name]
-    if name not in settings:
-        return -0.08
-    if isinstance(kind, Choice):
-        return (kind.options.index(settings[name]) + 0.5) / len(kind.options)
-    return kind.unit(settings[name])
+    """Where a setting stands between its ends, in [0, 1]; below them if it is not there."""
+    return space.varied[name].unit(settings[name]) if name in settings else _FOOT
 
 
 def importance(plan: Plan, entries: Sequence[Entry]) -> Any:
@@ -118,8 +120,12 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     axis = figure.subplots()
     try:
         found = importance(plan, entries)
-    except NothingToExplain as error:
-        axis.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8)
+    except NothingToExplain:
+        why = (
+            "all have the same" if np.ptp([e.value for e in entries]) == 0 else "nothing but the seed varies"
+        )
+        said = f"nothing can be said of {plan.sweep.objective} from {len(entries)} trials: {why}"
+        axis.text(0.5, 0.5, said, ha="center", wrap=True, fontsize=8)
         axis.set_axis_off()
     else:
         columns = found.columns[::-1]
@@ -127,10 +133,10 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         axis.barh(names, [c.mean for c in columns], xerr=[c.std for c in columns], color="#4477aa")
         axis.set_xlabel("share of the variance lost when shuffled")
         score = found.score
-        verdict = "nothing can be said of" if score.high <= 0 else "what is said of"
+        verdict = "; it may be 0, so these bars mean nothing" if score.low <= 0 else ""
         figure.suptitle(
-            f"{verdict} {plan.sweep.objective} from {len(entries)} trials: share of the variance predicted\n"
-            f"in trials held out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]",
+            f"{plan.sweep.objective}, {len(entries)} trials: share of the variance predicted in trials\n"
+            f"held out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]{verdict}",
             fontsize=9,
         )
     figure.savefig(path, dpi=140)

@@ -173,7 +173,7 @@ class Journal:
         """Note an evaluation."""
         line = json.dumps([point.step, repr(float(point.value)), repr(float(point.error))])
         with self._path(name, "points.jsonl").open("a") as file:
-            file.write(f"{line}\n")
+            file.write(f"\n{line}\n")  # a line of its own, whatever a kill left before it
 
     def add_outcome(self, name: str, outcome: Outcome) -> None:
         """Note how a trial ended."""
@@ -190,7 +190,7 @@ class Journal:
     def names(self) -> list[str]:
         """Of all trials, in their order."""
         paths = (self.folder / "journal").glob("*.json")
-        return sorted(path.stem for path in paths if path.stem.isdigit())
+        return sorted((path.stem for path in paths if path.stem.isdigit()), key=int)
 
     def entry(self, name: str) -> Entry:
         """What is known of a trial."""

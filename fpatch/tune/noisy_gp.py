@@ -134,8 +134,7 @@ def _moved(space: Space, name: str, about: Settings, by: float, fresh: float) ->
         return fresh
     if isinstance(kind, Interval):
         return min(max(kind.unit(about[name]) + by, 0.0), 1.0)
-    place = (kind.options.index(about[name]) + 0.5) / len(kind.options)
-    return place if fresh < 0.8 else (fresh - 0.8) * 5.0
+    return kind.unit(about[name]) if fresh < 0.8 else (fresh - 0.8) * 5.0
 
 
 def _filled(error: np.ndarray) -> np.ndarray:

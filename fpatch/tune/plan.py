@@ -16,10 +16,10 @@ from fpatch.study import Study, study_from_config, vary
 from fpatch.tune.halving import should_stop
 from fpatch.tune.journal import Entry, Journal, Trial
 from fpatch.tune.noisy_gp import propose_noisy_gp
-from fpatch.tune.population import propose_child
+from fpatch.tune.population import Population, propose_child
 from fpatch.tune.search import propose_grid, propose_optuna, propose_random
 from fpatch.tune.settings import Sweep
-from fpatch.tune.space import Space, SpaceError, encode_space, parse_space
+from fpatch.tune.space import Settings, Space, SpaceError, encode_space, parse_space
 
 
 class Plan(NamedTuple):
@@ -76,11 +76,7 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         raise ValueError("a sweep needs a validation split to measure its objective on; set data.validation")
     first = None
     for settings in plan.space.extremes():
-        try:
-            varied = vary(plan.study, {**plan.space.fixed, **settings}, resources)
-        except ValueError as error:
-            name = next(reversed(settings))
-            raise SpaceError(f"space.{name} = {settings[name]!r}: {str(error).removeprefix('--')}") from error
+        varied = _vary(plan, settings, resources)
         _check_weights(varied)
         if varied.train.batch_size < plan.sweep.processes:
             raise ValueError(
@@ -88,10 +84,6 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
                 f"are batches of {varied.train.batch_size}; set fewer, or a larger train.batch_size"
             )
         first = first or varied
-        if plan.sweep.search == "population" and "train.num_steps" in plan.space.varied:
-            raise SpaceError(
-                "space.train.num_steps cannot vary in a population: its members share their steps"
-            )
     assert first is not None
     parts, known = rehearse(first)
     if plan.sweep.objective not in known:
@@ -107,10 +99,12 @@ def check_how(plan: Plan) -> None:
     """Refuse what cannot be run in the way that the sweep says.
 
     Raises:
-        ValueError: For trials of a grid that there are not, packs that cannot be, and processes of a trial
-            that would share a GPU.
+        ValueError: For trials of a grid that there are not, generations for which there are no steps, packs
+            that cannot be, and processes of a trial that would share a GPU.
     """
-    plan.sweep.count(plan.space)
+    count = plan.sweep.count(plan.space)
+    if plan.sweep.population is not None:
+        _check_generations(plan, plan.sweep.population, count)
     if plan.sweep.pack not in ("auto", 1) and (why := why_not_packed(plan)) is not None:
         raise ValueError(f"sweep.pack = {plan.sweep.pack}: {why}; leave sweep.pack out, or set it to 1")
     device = plan.space.fixed.get("device", plan.study.device)
@@ -119,6 +113,41 @@ def check_how(plan: Plan) -> None:
             f"sweep.processes = {plan.sweep.processes}: with sweep.gpus = 0 the processes of a trial run on "
             f'the CPU, got device = "{device}"; set sweep.gpus = 1, or device = "cpu"'
         )
+
+
+def _check_generations(plan: Plan, rule: Population, num_trials: int) -> None:
+    if "train.num_steps" in plan.space.varied:
+        raise SpaceError("space.train.num_steps cannot vary in a population: its members share their steps")
+    steps = plan.space.fixed.get("train.num_steps", plan.study.train.num_steps)
+    most = rule.size * -(-steps // rule.every)
+    if num_trials > most:
+        raise ValueError(
+            f"sweep.num_trials: {steps} steps (train.num_steps) in generations of {rule.every} "
+            f"(sweep.population.every) are {most} trials, {rule.size} in each, got {num_trials}; set fewer "
+            "trials, or more steps"
+        )
+
+
+def _vary(plan: Plan, settings: Settings, resources: Mapping[str, Any] | None) -> Study:
+    """The study with the fixed settings and these; with the middle of all others, where they need others.
+
+    Raises:
+        SpaceError: That blames the last of them, or what is fixed.
+    """
+    fixed, error = plan.space.fixed, None
+    for some in (settings, plan.space.around(settings)):
+        try:
+            return vary(plan.study, {**fixed, **some}, resources)
+        except ValueError as caught:
+            error = error or caught
+    said = str(error).removeprefix("--")
+    try:
+        vary(plan.study, fixed, resources)
+    except ValueError as caught:
+        if str(caught) == str(error):
+            raise SpaceError(f"space: {said}") from error
+    name = next(reversed(settings))
+    raise SpaceError(f"space.{name} = {settings[name]!r}: {said}") from error
 
 
 def _on_cpu(sweep: Sweep) -> bool:
@@ -177,7 +206,7 @@ def _check_states(plan: Plan, like: Any, resources: Mapping[str, Any] | None) ->
         return optree.tree_structure(tree), [tuple(leaf.shape) for leaf in optree.tree_leaves(tree)]
 
     for settings in plan.space.extremes():
-        made = make_parts(vary(plan.study, {**plan.space.fixed, **settings}, resources)).initial
+        made = make_parts(_vary(plan, settings, resources)).initial
         if form(made) != form(like):
             name = next(reversed(settings))
             raise SpaceError(

@@ -94,7 +94,8 @@ def explore(space: Space, settings: Settings, key: Tensor) -> Settings:
         own = random.fold_in(key, name)
         anew = float(random.uniform(random.fold_in(own, "anew"), ())) < _AFRESH
         if name not in settings or (anew and name in fresh):
-            moved[name] = fresh.get(name, _any(space, name, own))
+            anywhere = float(random.uniform(random.fold_in(own, "any"), ()))
+            moved[name] = fresh.get(name, kind.at(anywhere))
         elif isinstance(kind, Choice):
             moved[name] = settings[name]
         else:
@@ -102,10 +103,3 @@ def explore(space: Space, settings: Settings, key: Tensor) -> Settings:
             value = min(max(settings[name] * factor, kind.low), kind.high)
             moved[name] = round(value) if kind.integer else value
     return moved
-
-
-def _any(space: Space, name: str, key: Tensor) -> object:
-    """A value of a setting, whatever it depends on."""
-    kind = space.varied[name]
-    unit = float(random.uniform(random.fold_in(key, "any"), ()))
-    return kind.options[int(unit * len(kind.options))] if isinstance(kind, Choice) else kind.at(unit)

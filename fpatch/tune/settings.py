@@ -77,6 +77,8 @@ class Sweep:
         check_number("sweep.grid_points", self.grid_points, 2)
         check_number("sweep.cpus", self.cpus, 0.0)
         check_number("sweep.gpus", self.gpus, 0.0)
+        if not self.cpus and not self.gpus:
+            raise ValueError("sweep.cpus must be more than 0 where sweep.gpus is 0, got 0 for both")
         if self.gpus > 1:
             raise ValueError(
                 f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "

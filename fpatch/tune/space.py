@@ -64,9 +64,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values."""
+    """One of a few values, which share [0, 1] evenly."""
 
     options: tuple[Any, ...]
+
+    def at(self, unit: float) -> Any:
+        """The value at a place in [0, 1]."""
+        return self.options[min(int(unit * len(self.options)), len(self.options) - 1)]
+
+    def unit(self, value: Any) -> float:
+        """The middle of a value's part of [0, 1]."""
+        return (self.options.index(value) + 0.5) / len(self.options)
+
+    def points(self, count: int) -> list[Any]:
+        """All values, however many are asked for."""
+        return list(self.options)
 
 
 Varied = Interval | Choice
@@ -98,12 +110,7 @@ class Space:
         settings: Settings = {}
         for name, kind in self.varied.items():
             if self.active(name, settings):
-                if isinstance(kind, Choice):
-                    settings[name] = kind.options[
-                        min(int(units[name] * len(kind.options)), len(kind.options) - 1)
-                    ]
-                else:
-                    settings[name] = kind.at(units[name])
+                settings[name] = kind.at(units[name])
         return settings
 
     def draw(self, key: Tensor, count: int) -> list[Settings]:
@@ -122,8 +129,7 @@ class Space:
             if not self.active(name, settings):
                 yield from below(tuple(rest), settings)
                 return
-            kind = self.varied[name]
-            for value in kind.options if isinstance(kind, Choice) else kind.points(count):
+            for value in self.varied[name].points(count):
                 yield from below(tuple(rest), settings | {name: value})
 
         return below(tuple(self.varied), {})
@@ -155,8 +161,16 @@ class Space:
     def extremes(self) -> Iterator[Settings]:
         """Both ends of every interval and every option, each under the conditions that it needs."""
         for name, kind in self.varied.items():
-            for value in kind.options if isinstance(kind, Choice) else (_end(kind, 0), _end(kind, 1)):
+            for value in kind.points(2):
                 yield self._supported(name) | {name: value}
+
+    def around(self, settings: Mapping[str, Any]) -> Settings:
+        """These, and of all else that is there with them the middle."""
+        found: Settings = {}
+        for name, kind in self.varied.items():
+            if name in settings or self.active(name, found):
+                found[name] = settings[name] if name in settings else kind.at(0.5)
+        return found
 
     def _supported(self, name: str) -> Settings:
         """The first values of other settings under which one is there."""
@@ -165,10 +179,6 @@ class Space:
             if parent in self.varied:
                 settings |= self._supported(parent) | {parent: values[0]}
         return settings
-
-
-def _end(kind: Interval, which: int) -> float | int:
-    return kind.points(2)[-which]
 
 
 # -- reading one -------------------------------------------------------------------------------------------

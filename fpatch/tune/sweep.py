@@ -11,7 +11,7 @@ from fpatch.progress import Report
 from fpatch.runs import RunError
 from fpatch.schema import decode, flatten, to_toml
 from fpatch.study import Study, read_toml, study_from_config, vary
-from fpatch.tune.driver import drive, import_ray
+from fpatch.tune.driver import drive, find_ray
 from fpatch.tune.journal import Entry, Journal
 from fpatch.tune.mirror import mirrored
 from fpatch.tune.plan import Plan, best_entry, check_how, check_plan, plan_from_config, trial_study
@@ -74,19 +74,34 @@ def load_plan(
     path = Path(path)
     raw = read_toml(path)
     try:
-        space, settings = raw.pop("space", None), raw.pop("sweep", None)
-        for name, section in (("space", space), ("sweep", settings)):
-            if not isinstance(section, Mapping):
+        sections = [*(field.name for field in dataclasses.fields(Study)), "space", "sweep"]
+        for name in raw:
+            if name not in sections:
+                raise ValueError(f"unknown section {name!r}; {nearest(name, sections)}")
+        for name in ("space", "sweep"):
+            if not isinstance(raw.get(name), Mapping):
                 raise ValueError(f"a sweep needs the section [{name}]; add it")
-        mine = {n.removeprefix("sweep."): v for n, v in (overrides or {}).items() if n.startswith("sweep.")}
-        others = {n: v for n, v in (overrides or {}).items() if not n.startswith("sweep.")}
+        space, settings = raw.pop("space"), raw.pop("sweep")
+        others = dict(overrides or {})
+        for name in [name for name in others if name.startswith("sweep.")]:
+            _assign(settings, name.removeprefix("sweep."), others.pop(name))
         study = study_from_config(raw, path.parent.resolve(), resources)
         study = vary(study, others, resources) if others else study
-        return Plan(study, parse_space(space or {}, toml=True), decode(Sweep, {**settings, **mine}, "sweep"))
+        return Plan(study, parse_space(space, toml=True), decode(Sweep, settings, "sweep"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _assign(table: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by dotted name, in tables that need not be there yet."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        if not isinstance(table.get(parent), dict):
+            table[parent] = {}
+        table = table[parent]
+    table[last] = value
 
 
 def run_plan(plan: Plan, report: Report, resources: Mapping[str, Any] | None = None) -> Journal:
@@ -94,9 +109,9 @@ def run_plan(plan: Plan, report: Report, resources: Mapping[str, Any] | None = N
 
     Raises:
         ValueError: For anything wrong, before the folder is made.
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be written, or there is no cluster at `sweep.address`.
     """
-    import_ray(plan.sweep.address)  # before anything is made
+    find_ray(plan)  # before anything is made
     journal = create_sweep(plan, resources)
     _run(journal, plan_from_config(journal.config, resources), report, resources)
     return journal
