@@ -318,9 +318,13 @@ def brief(value: Any) -> str:
     """A setting on one line, ranges as (low, high) and live objects by their type."""
     if isinstance(value, tuple):
         shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
-        return f"({', '.join(shown)})"
+        return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {brief(part)}' for name, part in value.items())}}}"
     if isinstance(value, torch.nn.Module):
         return type(value).__name__
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}"
     return str(value) if isinstance(value, Resource) else repr(value)
 
 

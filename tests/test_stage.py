@@ -94,6 +94,8 @@ def test_an_unknown_setting_is_a_type_error():
 def test_a_config_prints_compares_and_pickles():
     stage = compose.exposure(Range(-1, 2))
     assert repr(stage) == "compose.exposure(stops=(-1, 2))"
+    assert repr(create.mask({"a": torch.ones(8, 9)})) == "create.mask(masks={'a': tensor [8, 9]})"
+    assert "names=('a',)" in repr(implant.warp(names=("a",)))
     assert pickle.loads(pickle.dumps(stage.config)) == stage.config
     assert compose.exposure() == compose.exposure() != stage
     with pytest.raises(dataclasses.FrozenInstanceError):
