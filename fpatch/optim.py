@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import optree
 import torch
@@ -17,7 +17,7 @@ import torchopt
 from torch import Tensor
 from torchopt.base import EmptyState, GradientTransformation
 
-from fpatch.checks import check_number
+from fpatch.checks import check_choice, check_number
 
 Schedule = Callable[[Tensor], Tensor]
 """From the number of updates made so far, a tensor, to the learning rate."""
@@ -408,6 +408,9 @@ class Optimizer:
     threshold: float = 1e-4
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Optimizer).items():
+            if get_origin(kind) is Literal:
+                check_choice(f"optimizer.{name}", getattr(self, name), get_args(kind))
         check_number("optimizer.learning_rate", self.learning_rate, 0.0)
         check_number("optimizer.momentum", self.momentum, 0.0, 1.0)
         for beta in self.betas:

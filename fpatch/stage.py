@@ -189,8 +189,10 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
     A row's draws therefore do not change with the size of the batch, its order, a shard or a worker.
 
     Raises:
-        ValueError: If the batch lacks `image_id` or `draw`, or repeats a pair of them.
+        ValueError: If `key` is none, or if the batch lacks `image_id` or `draw`, or repeats a pair of them.
     """
+    if not isinstance(key, Tensor):
+        raise ValueError(f"key must be a key, which fpatch.random.key(seed) makes, got {key!r}")
     if key.ndim == 2:
         return key
     check_uses(batch)

@@ -11,6 +11,7 @@ import torch
 import torchopt
 from laws import assert_equal
 from torch import Tensor
+from typecheck import unchecked
 
 from fpatch import random
 from fpatch.optim import Optimizer, constant, cosine, make_optimizer, momentum, plateau, scale_by_adam
@@ -485,6 +486,8 @@ WRONG = [
     ({"schedule": "multi_step"}, "optimizer.milestones is required by schedule 'multi_step'; add it"),
     ({"schedule": "multi_step", "milestones": (3, 0)}, "optimizer.milestones must be at least 1, got 0"),
     ({"patience": -1}, "optimizer.patience must be at least 0, got -1"),
+    ({"name": "Adam"}, "optimizer.name must be 'adam' or 'adamw' or .*, got 'Adam'"),
+    ({"schedule": "linear"}, "optimizer.schedule must be 'cosine' or .*, got 'linear'"),
     ({"threshold": 2.0}, "optimizer.threshold must be between 0 and 1, got 2.0"),
     (
         {"name": "rmsprop", "momentum": 0.5},
@@ -499,7 +502,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("settings", "message"), WRONG)
 def test_wrong_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message), unchecked():
         Optimizer(**settings)
 
 

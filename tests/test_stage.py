@@ -10,6 +10,7 @@ import torch
 from cases import CASES, make_inputs
 from jaxtyping import Float
 from torch import Tensor
+from typecheck import unchecked
 
 from fpatch import compose, create, implant, random
 from fpatch.config import build
@@ -143,7 +144,9 @@ def test_a_repeated_use_of_a_photograph_is_refused():
         row_keys(KEY, batch)
 
 
-def test_a_batch_without_draws_is_refused():
+def test_a_batch_without_draws_and_a_seed_for_a_key_are_refused():
+    with pytest.raises(ValueError, match=r"fpatch\.random\.key\(seed\) makes, got 0"), unchecked():
+        row_keys(0, make_inputs())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch must hold 'draw'"):
         row_keys(KEY, {"image_id": torch.arange(3)})
 
@@ -215,6 +218,14 @@ def test_what_a_stage_declares_may_depend_on_its_settings():
 def test_an_implant_needs_to_know_the_order_of_the_patches():
     with pytest.raises(ValueError, match=r"warp\(names\) must say what quad_patch counts"):
         implant.warp()({}, KEY, make_inputs())
+
+
+def test_an_implant_refuses_photographs_in_bytes():
+    levels = (255 * make_inputs()["scene"]).byte()
+    with pytest.raises(ValueError, match=r"floats in 0\.\.1, got torch\.uint8; divide levels by 255"):
+        implant.warp(names=("a",))(
+            {}, KEY, make_inputs() | {"scene": levels, "patch": {"a": torch.rand(3, 8, 8)}}
+        )
 
 
 # -- plain functions
