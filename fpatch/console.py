@@ -176,6 +176,7 @@ def transfer_table(found: "Transfer") -> Table:
         f"success: not found with the print, among the rows found without ({counted}; {photographs} "
         "photographs); brackets are 95 % intervals over photographs"
     )
+    table.caption_justify = "left"
     return table
 
 
@@ -198,7 +199,7 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
         values = (f"{value:g}" for value in cell.values.values())
         counted = f"{rates['patch'].count} of {clean.count}"
         table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
-    table.caption = "brackets are 95 % intervals over photographs"
+    table.caption, table.caption_justify = "brackets are 95 % intervals over photographs", "left"
     return table
 
 

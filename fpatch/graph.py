@@ -323,6 +323,10 @@ def pipeline(parts: Mapping[str, Part]) -> Pipeline:
             and the second does not read it, a geometric stage would leave boxes behind, or the patch could
             reach the image past any control.
     """
+    if not isinstance(parts, Mapping):
+        raise ValueError(
+            f"pipeline: expected a mapping, {{name: stage}}, got a {type(parts).__name__}; name each stage"
+        )
     return Pipeline(flatten(parts))
 
 

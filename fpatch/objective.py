@@ -56,7 +56,14 @@ class Objective:
         return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
 
     def weigh(self, terms: Mapping[str, Tensor]) -> Loss:
-        """The loss of terms already computed, [b] each."""
+        """The loss of terms already computed, [b] each.
+
+        Raises:
+            ValueError: If one is reduced already, or has more axes.
+        """
+        for name, term in terms.items():
+            if term.ndim != 1:
+                raise ValueError(_not_per_row(name, term))
         value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
         return Loss(value, dict(terms))  # type: ignore[arg-type]
 
@@ -71,15 +78,19 @@ def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
         if not isinstance(term, Tensor):
             raise ValueError(f"loss term {name!r} must be a tensor [{num_rows}], got {type(term).__name__}")
         if tuple(term.shape) != (num_rows,):
-            raise ValueError(
-                f"loss term {name!r} must be unreduced, one number per row [{num_rows}], got shape "
-                f"{list(term.shape)}; leave the mean to the objective"
-            )
+            raise ValueError(_not_per_row(name, term, num_rows))
         if not term.is_floating_point():
             raise ValueError(f"loss term {name!r} must be floating point, got {term.dtype}")
         if not bool(torch.isfinite(term).all()):
             row = int((~torch.isfinite(term)).nonzero()[0])
             raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
+
+
+def _not_per_row(name: str, term: Tensor, num_rows: int | str = "b") -> str:
+    return (
+        f"loss term {name!r} must be unreduced, one number per row [{num_rows}], got shape "
+        f"{list(term.shape)}; leave the mean to the objective"
+    )
 
 
 def value_and_grad(

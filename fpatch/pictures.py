@@ -53,8 +53,14 @@ def picture_effects(
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
     diagnosis = diagnose(study.placed.at(phase), params, sample, batch, phase)
-    captions = [f"patch: takes {effect[row]:.2f} of the score" for row in rows]
+    captions = [f"patch, score {_change(effect[row])}" for row in rows]
     return make_figure(study, diagnosis, dataset.class_names, captions)
+
+
+def _change(effect: float) -> str:
+    """What an effect does to the score, in words of a caption."""
+    size = f"{abs(effect):.2f}"
+    return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
 
 
 def make_figure(

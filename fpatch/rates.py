@@ -48,6 +48,11 @@ class Success(NamedTuple):
     missed: dict[str, Rate]
     drop: dict[str, Rate]
 
+    def __str__(self) -> str:
+        lines = self.rates | {f"{PATCH} minus {c}": rate for c, rate in self.over.items()}
+        width = max(map(len, lines))
+        return "\n".join(f"{name:<{width}}  {rate}" for name, rate in lines.items())
+
     def scalars(self) -> dict[str, float]:
         """Flat numbers for a log."""
         flat = {f"success/{c}": rate.value for c, rate in self.rates.items()}

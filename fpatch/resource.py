@@ -49,7 +49,8 @@ class Resource:
         return dataclasses.replace(self, weights=str(path), sha256=self.sha256 or file_digest(path))
 
     def __str__(self) -> str:
-        return f"{self.loader}({'' if self.weights is None else Path(self.weights).name})"
+        weights = [] if self.weights is None else [Path(self.weights).name]
+        return f"{self.loader}({', '.join([*weights, *(f'{n}={v!r}' for n, v in self.arguments.items())])})"
 
     @cached_property
     def value(self) -> Any:

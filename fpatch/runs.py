@@ -89,6 +89,9 @@ class Run:
         """Refer to a run folder, which need not exist yet."""
         self.folder = Path(folder)
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @staticmethod
     def create(
         root: str | Path, name: str, config: Mapping[str, Any], environment: Mapping[str, Any]

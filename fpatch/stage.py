@@ -189,8 +189,10 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
     A row's draws therefore do not change with the size of the batch, its order, a shard or a worker.
 
     Raises:
-        ValueError: If the batch lacks `image_id` or `draw`, or repeats a pair of them.
+        ValueError: If `key` is none, or if the batch lacks `image_id` or `draw`, or repeats a pair of them.
     """
+    if not isinstance(key, Tensor):
+        raise ValueError(f"key must be a key, which fpatch.random.key(seed) makes, got {key!r}")
     if key.ndim == 2:
         return key
     check_uses(batch)
@@ -323,9 +325,13 @@ def brief(value: Any) -> str:
     """A setting on one line, ranges as (low, high) and live objects by their type."""
     if isinstance(value, tuple):
         shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
-        return f"({', '.join(shown)})"
+        return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {brief(part)}' for name, part in value.items())}}}"
     if isinstance(value, torch.nn.Module):
         return type(value).__name__
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}"
     return str(value) if isinstance(value, Resource) else repr(value)
 
 

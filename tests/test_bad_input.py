@@ -118,7 +118,7 @@ CSV = {
     "gone": (Path.unlink, "placements.csv: no such file"),
     "no test rows": (lambda p: p.write_text(p.read_text().replace(",test,", ",train,")), "no test rows"),
     "no eval rows": (
-        lambda p: p.write_text(p.read_text().replace(",validation,", ",train,")), "no validation rows",
+        lambda p: p.write_text(p.read_text().replace(",validation,", ",train,")), "validation = false",
     ),
 }  # fmt: skip
 

@@ -272,6 +272,9 @@ def test_the_table_for_people_has_denominators_and_counts():
         "missed %, of all 30 rows with an object: trained patch 80.0 (24), noise 33.3 (10)",
     ):  # fmt: skip
         assert text in said, said
+    lines = str(success(table)).splitlines()
+    assert lines[0].startswith("patch              75.0 % [")
+    assert lines[-1].startswith("patch minus noise  58.3 % [")
 
 
 def test_nothing_found_is_no_rate_but_no_crash():
@@ -365,7 +368,8 @@ def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkey
     table = run.load_table("test")
     picture_effects(opened, state.params, make_parts(opened).dataset.split("test"), table, "test")
     effect = np.sort(effects(table))[::-1]
-    expected = [f"patch: takes {e:.2f} of the score" for e in (*effect[:3], *effect[-3:])]
+    ends = (*effect[:3], *effect[-3:])
+    expected = [f"patch, score {abs(e):.2f} {'lower' if e > 0 else 'higher'}" for e in ends]
     assert captions == [expected]
     assert (run.folder / "figures/test-effects.png").stat().st_size > 5000
 

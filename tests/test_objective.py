@@ -81,6 +81,9 @@ def test_a_pipeline_without_a_loss_is_refused():
 def test_wrong_terms_are_refused(term, message):
     with pytest.raises(ValueError, match=message):
         check_terms({"fine": torch.zeros(3), "size": term}, 3)
+    if isinstance(term, torch.Tensor) and term.ndim != 1:
+        with pytest.raises(ValueError, match="must be unreduced, one number per row"):
+            prepared()[1].weigh({"size": term})
 
 
 def test_right_terms_pass():

@@ -495,6 +495,8 @@ WRONG = [
     ({"schedule": "multi_step"}, "optimizer.milestones is required by schedule 'multi_step'; add it"),
     ({"schedule": "multi_step", "milestones": (3, 0)}, "optimizer.milestones must be at least 1, got 0"),
     ({"patience": -1}, "optimizer.patience must be at least 0, got -1"),
+    ({"name": "Adam"}, "optimizer.name must be 'adam' or 'adamw' or .*, got 'Adam'"),
+    ({"schedule": "linear"}, "optimizer.schedule must be 'cosine' or .*, got 'linear'"),
     ({"threshold": 2.0}, "optimizer.threshold must be between 0 and 1, got 2.0"),
     (
         {"name": "rmsprop", "momentum": 0.5},

@@ -276,6 +276,8 @@ def test_a_path_is_pinned_where_it_starts(weights):
     assert pinned == Resource("test_schema:number", str(weights), file_digest(weights))
     assert pinned.value == 21
     assert Resource("test_schema:counter").pinned(weights.parent) == Resource("test_schema:counter")
+    assert str(pinned) == "test_schema:number(weights.txt)"
+    assert str(Resource("a:b", arguments={"size": 3, "kind": "x"})) == "a:b(size=3, kind='x')"
 
 
 @pytest.mark.parametrize("with_weights", [True, False])

@@ -95,6 +95,8 @@ def test_an_unknown_setting_is_a_type_error():
 def test_a_config_prints_compares_and_pickles():
     stage = compose.exposure(Range(-1, 2))
     assert repr(stage) == "compose.exposure(stops=(-1, 2))"
+    assert repr(create.mask({"a": torch.ones(8, 9)})) == "create.mask(masks={'a': tensor [8, 9]})"
+    assert "names=('a',)" in repr(implant.warp(names=("a",)))
     assert pickle.loads(pickle.dumps(stage.config)) == stage.config
     assert compose.exposure() == compose.exposure() != stage
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -142,7 +144,9 @@ def test_a_repeated_use_of_a_photograph_is_refused():
         row_keys(KEY, batch)
 
 
-def test_a_batch_without_draws_is_refused():
+def test_a_batch_without_draws_and_a_seed_for_a_key_are_refused():
+    with pytest.raises(ValueError, match=r"fpatch\.random\.key\(seed\) makes, got 0"), unchecked():
+        row_keys(0, make_inputs())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch must hold 'draw'"):
         row_keys(KEY, {"image_id": torch.arange(3)})
 
@@ -229,6 +233,14 @@ def test_what_a_stage_declares_may_depend_on_its_settings():
 def test_an_implant_needs_to_know_the_order_of_the_patches():
     with pytest.raises(ValueError, match=r"warp\(names\) must say what quad_patch counts"):
         implant.warp()({}, KEY, make_inputs())
+
+
+def test_an_implant_refuses_photographs_in_bytes():
+    levels = (255 * make_inputs()["scene"]).byte()
+    with pytest.raises(ValueError, match=r"floats in 0\.\.1, got torch\.uint8; divide levels by 255"):
+        implant.warp(names=("a",))(
+            {}, KEY, make_inputs() | {"scene": levels, "patch": {"a": torch.rand(3, 8, 8)}}
+        )
 
 
 # -- plain functions

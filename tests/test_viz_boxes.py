@@ -9,7 +9,7 @@ import torch
 from cases import make_inputs
 from PIL import Image
 
-from fpatch.viz import plot_boxes
+from fpatch.viz import Panel, plot_boxes, side_by_side
 
 GREEN, RED = (0x40, 0xDC, 0x78), (0xFF, 0x40, 0x40)
 
@@ -87,3 +87,11 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'fpatch\[plot\]'"):
         plot_boxes(tmp_path / "none.png", make_batch())
+
+
+def test_a_long_caption_is_smaller_and_not_cut_off():
+    for caption in ("patch", "patch, score 0.80 lower: 0.05 for the true class of so many classes"):
+        (strip,) = side_by_side([[Panel(torch.ones(3, 20, 20), caption + "|")]]).mean(0, keepdim=True)
+        written = (strip < 0.5).any(0).nonzero()[:, 0]
+        assert 8 < int(written.min()) < 16
+        assert int(written.max()) < 8 + 320 - 1, caption

@@ -141,7 +141,8 @@ class TargetSet:
             found = ", ".join(f"{split} ({count})" for split, count in counts.items())
             raise ValueError(
                 f"{self.source}: no {name} rows for the patches {', '.join(self.names)}; photographs by "
-                f"split: {found}; correct the column 'split', or ask for another split"
+                f"split: {found}; correct the column 'split', or ask for another split (in a study, [data] "
+                "names them, and validation = false does without one)"
             )
         return self.select([i for i in self.image_ids.tolist() if self.splits[i] == name])
 

@@ -286,8 +286,10 @@ def save_figures(
 ) -> None:
     """Curves, and scenes without the patch, with it implanted, and with it rendered."""
     names = [c for c in TITLES if f"best_score/{c}" in table]
+    counted = [i for i, rate in enumerate(threshold_curve(table, THRESHOLDS, PATCH)) if rate.low == rate.low]
+    thresholds = [THRESHOLDS[i] for i in counted]  # beyond, the rates of one or two scenes are no curve
     panels: dict[str, Any] = {
-        "score threshold": (THRESHOLDS, {c: threshold_curve(table, THRESHOLDS, c) for c in names})
+        "score threshold": (thresholds, {c: threshold_curve(table, thresholds, c) for c in names})
     }
     if result.shares:
         panels["share of the box covered (%)"] = ([100 * s for s in result.shares], result.area)

@@ -65,6 +65,8 @@ def placement_box(values: Values) -> tuple[Float[Tensor, "b k 2"], Float[Tensor,
 
 def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Values:
     """The image with the sampled placements filled: patches in `quads`, through the region kernel."""
+    if not values["scene"].is_floating_point():
+        raise ValueError(f"scene must be floats in 0..1, got {values['scene'].dtype}; divide levels by 255")
     opacity = sample["opacity"] * values["quad_valid"]
     if "placement" in sample:
         chosen = sample["placement"][:, None]

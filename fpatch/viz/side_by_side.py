@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _FOUND, _TRUTH, _INK, _PAPER = (255, 64, 64), (64, 220, 120), (20, 20, 20), (255, 255, 255)
+_FONT_PX = 14
 
 
 class Panel(NamedTuple):
@@ -57,16 +58,24 @@ def side_by_side(
     return torch.from_numpy(np.array(figure)).permute(2, 0, 1).float() / 255
 
 
+def _font(text: str, width: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
+    """The font of a line, smaller where the line is too long for the width."""
+    px = _FONT_PX
+    while px > 6 and ImageFont.load_default(size=px).getlength(text) > width:
+        px -= 1
+    return ImageFont.load_default(size=px)
+
+
 def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) -> Image.Image:
     array = (panel.image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     scale = width / array.shape[1]
-    font = ImageFont.load_default(size=14)
+    font = ImageFont.load_default(size=_FONT_PX)
     strip = 22
     picture = Image.new("RGB", (width, strip + round(array.shape[0] * scale)), _PAPER)
     enlarged = Image.fromarray(array).resize((width, picture.height - strip), Image.Resampling.BICUBIC)
     picture.paste(enlarged, (0, strip))
     canvas = ImageDraw.Draw(picture)
-    canvas.text((2, 2), panel.caption, fill=_INK, font=font)
+    canvas.text((2, 2), panel.caption, fill=_INK, font=_font(panel.caption, width - 4))
 
     def place(box: Tensor) -> list[float]:
         x0, y0, x1, y1 = (box * scale).tolist()
