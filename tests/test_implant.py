@@ -419,3 +419,10 @@ def test_names_are_needed(factory):
     name = factory().definition.name.rpartition(".")[2]
     with pytest.raises(ValueError, match=rf"^{name}\(names\) must say what quad_patch counts"):
         draw(factory())
+    with pytest.raises(ValueError, match=rf"^{name}\(names\): no patch 'hod'; "):
+        draw(factory(names=("hod", NAMES[1])))
+    with (
+        unchecked(),
+        pytest.raises(ValueError, match=rf"^{name}\(names\) must be names of patches, got 'hood'"),
+    ):
+        draw(factory(names="hood"))

@@ -69,6 +69,16 @@ def test_unknown_patches_are_refused_when_the_pipeline_is_built(name):
         pipeline({"pixels": create.pixels(SHAPES), "loss": wrong})
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("name", [*STAGES, "lp_distance"])
+def test_a_patch_of_nan_has_no_score(name, p):
+    stage = losses.lp_distance(CONTENT, p=p) if name == "lp_distance" else STAGES[name]()
+    nan = {
+        n: torch.where(torch.arange(patch.shape[-1]) == 3, math.nan, patch) for n, patch in PATCHES.items()
+    }
+    assert bool(score(stage, **nan).isnan().all())
+
+
 @pytest.mark.parametrize("name", [*STAGES, "lp_distance"])
 def test_every_row_has_the_score_of_its_patch(name):
     content = {"hood": noise("content", *SHAPES["hood"])}

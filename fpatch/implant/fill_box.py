@@ -1,14 +1,15 @@
 """Stretch each patch to the upright box around its placement."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fpatch.checks import check_choice
 from fpatch.geometry import box_corners, quad_bounds
-from fpatch.implant.placement import Boxes, check_boxes, draw_placement, fill_names, find_small, implant
+from fpatch.implant.placement import Boxes, draw_placement, fill_names, find_small, implant
 from fpatch.random import fold_in
 from fpatch.stage import define
 from fpatch.types import Batch, Params, Values
@@ -31,7 +32,7 @@ class FillBox:
     names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_boxes("fill_box(boxes)", self.boxes)
+        check_choice("fill_box(boxes)", self.boxes, get_args(Boxes))
 
 
 class FillBoxSample(TypedDict):

@@ -1,18 +1,17 @@
 """Place each patch upright, sized as a fixed fraction of the box around its placement."""
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number, check_range
+from fpatch.checks import check_choice, check_number, check_range
 from fpatch.geometry import box_corners
 from fpatch.implant.placement import (
     Boxes,
-    check_boxes,
     draw_placement,
     fill_names,
     find_small,
@@ -56,7 +55,7 @@ class FixedRatio:
             raise ValueError(f"fixed_ratio(by) must be 'width', 'height' or 'min', got {self.by!r}")
         check_range("fixed_ratio(offset_x_frac)", self.offset_x_frac, 0.0, 1.0)
         check_range("fixed_ratio(offset_y_frac)", self.offset_y_frac, 0.0, 1.0)
-        check_boxes("fixed_ratio(boxes)", self.boxes)
+        check_choice("fixed_ratio(boxes)", self.boxes, get_args(Boxes))
 
 
 class FixedRatioSample(TypedDict):

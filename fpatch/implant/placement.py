@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.geometry import quad_bounds
+from fpatch.patches import check_only
 from fpatch.region import implant_quads
 from fpatch.tree import constant
 from fpatch.types import Batch, Sample, Values
@@ -17,16 +18,6 @@ Boxes = Literal["all", "one"]
 ALL_PLACEMENTS = -1
 SMALLEST_PX = 4.0
 """A patch with a shorter side is reported: a victim sees next to nothing of it."""
-
-
-def check_boxes(field: str, boxes: str) -> None:
-    """Refuse what is neither "all" nor "one".
-
-    Raises:
-        ValueError: With the field, the rule and the value.
-    """
-    if boxes not in ("all", "one"):
-        raise ValueError(f"{field} must be 'all' or 'one', got {boxes!r}")
 
 
 def draw_placement(boxes: Boxes, keys: Tensor, batch: Batch) -> Int64[Tensor, " b"]:
@@ -38,22 +29,23 @@ def draw_placement(boxes: Boxes, keys: Tensor, batch: Batch) -> Int64[Tensor, " 
     return (valid.cumsum(-1) <= rank[:, None]).sum(-1) % valid.shape[-1]
 
 
-def patch_names(config: Any) -> tuple[str, ...]:
+def patch_names(config: Any, values: Values) -> tuple[str, ...]:
     """What `quad_patch` counts.
 
     Raises:
-        ValueError: If neither the setting nor a parameterization says it.
+        ValueError: If neither the setting nor a parameterization says it, or one of them is no patch.
     """
+    field = f"{type(config).__module__.rpartition('.')[2]}(names)"
     if config.names is None:
-        stage = type(config).__module__.rpartition(".")[2]
-        raise ValueError(f"{stage}(names) must say what quad_patch counts, where no parameterization does")
+        raise ValueError(f"{field} must say what quad_patch counts, where no parameterization does")
+    check_only(field, config.names, tuple(values["patch"]))
     return config.names
 
 
 def patch_size(config: Any, values: Values) -> Float[Tensor, "b k 2"]:
     """Width and height of the patch that each placement shows, in its own pixels."""
     patches, quads = values["patch"], values["quads"]
-    sizes = [[patches[name].shape[-1], patches[name].shape[-2]] for name in patch_names(config)]
+    sizes = [[patches[name].shape[-1], patches[name].shape[-2]] for name in patch_names(config, values)]
     return constant(sizes, quads)[values["quad_patch"]]
 
 
@@ -75,7 +67,7 @@ def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Value
     image = implant_quads(
         values["scene"],
         values["patch"],
-        patch_names(config),
+        patch_names(config, values),
         quads,
         values["quad_patch"],
         opacity,

@@ -1,18 +1,17 @@
 """Place each patch upright, at a random size and position within the box around its placement."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
+from fpatch.checks import check_choice, check_range
 from fpatch.geometry import box_corners
 from fpatch.implant.placement import (
     Boxes,
-    check_boxes,
     draw_placement,
     fill_names,
     find_small,
@@ -51,7 +50,7 @@ class Rectangle:
         check_range("rectangle(scale)", self.scale, low=1e-3, high=1.0)
         check_range("rectangle(offset_x_frac)", self.offset_x_frac, 0.0, 1.0)
         check_range("rectangle(offset_y_frac)", self.offset_y_frac, 0.0, 1.0)
-        check_boxes("rectangle(boxes)", self.boxes)
+        check_choice("rectangle(boxes)", self.boxes, get_args(Boxes))
 
 
 class RectangleSample(TypedDict):

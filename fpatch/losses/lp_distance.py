@@ -101,14 +101,14 @@ def mean_norm(difference: Tensor, mask: Tensor, p: float) -> Tensor:
     if math.isinf(p):
         return largest
     # in units of the largest, a constant: no power of a small number vanishes, and the gradient is the same
-    unit = torch.where(largest > 0, largest, 1.0).detach()
+    unit = torch.where(largest == 0, 1.0, largest).detach()
     weights = mask.expand(difference.shape[-3:]).flatten()
-    differs = magnitude > 0
-    logarithm = torch.where(differs, magnitude / unit[..., None], 1.0).log()
-    power = torch.where(differs, (p * logarithm).exp(), 0.0)
+    same = magnitude == 0
+    logarithm = torch.where(same, 1.0, magnitude / unit[..., None]).log()
+    power = torch.where(same, 0.0, (p * logarithm).exp())
     mean = (weights * power).sum(-1) / weights.sum()
-    moved = mean > 0
-    return torch.where(moved, unit * (torch.where(moved, mean, 1.0).log() / p).exp(), 0.0)
+    none = mean == 0
+    return torch.where(none, 0.0, unit * (torch.where(none, 1.0, mean).log() / p).exp())
 
 
 lp_distance = define(

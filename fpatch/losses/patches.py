@@ -32,5 +32,5 @@ def mean_over_patches(
 
 def root(x: Tensor) -> Tensor:
     """The square root, with gradient 0 at 0: of the norms through it, the subgradient of least length."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+    none = x == 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
