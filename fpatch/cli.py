@@ -125,8 +125,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "measure a run's patch against its controls, held out",
         "Every photograph of the split is shown with the trained patch, without, and with benign prints "
         "(noise, a flat print, the patch's pixels shuffled), on the same samples. It prints success with "
-        "intervals, and leaves in the run folder tables/test.csv and .parquet, a row per photograph and draw, "
-        "tables/test.summary.json, figures/test.png and figures/test-effects.png.",
+        "intervals, and leaves in the run folder tables/test.csv and .parquet, a row per photograph and "
+        "draw, tables/test.summary.json, figures/test.png and figures/test-effects.png.",
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")

@@ -66,8 +66,8 @@ def lookup(identity: str, kind: type, where: str) -> Any:
         if ":" in identity:
             hint = (
                 f"{nearest(identity, [name for name in known if name.startswith(f'{module}:')])}; "
-                "fpatch.define and define_loader make what can be found, in a module that can be imported: no "
-                "plain function can, and nothing that a script defines"
+                "fpatch.define and define_loader make what can be found, in a module that can be imported: "
+                "no plain function can, and nothing that a script defines"
             )
         raise ValueError(f"{where}: no {kind.__name__.lower()} {identity!r}; {hint}")
     return value
