@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fpatch import random
 from fpatch.infer.transformers_detector import MEAN, STD
+from fpatch.resource import Resource
 from fpatch.stage import Stage, deterministic
 from fpatch.types import Range
 from fpatch.viz import Panel, side_by_side
@@ -453,7 +454,9 @@ def show_default(field: Any) -> str:
     if isinstance(value, tuple):
         shown = tuple(value)
         return str(shown) if len(shown) <= 4 else f"<{len(shown)} values>"
-    return repr(value)
+    if isinstance(value, float) and len(repr(value)) > 8:
+        return f"{value:.4g}"
+    return str(value) if isinstance(value, Resource) else repr(value)
 
 
 def parse_attributes(doc: str) -> dict[str, str]:

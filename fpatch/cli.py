@@ -118,7 +118,16 @@ def _make_parser() -> argparse.ArgumentParser:
     resume = _add(commands, "resume", _resume, "go on with a run that was stopped, to the bit")
     resume.add_argument("run_folder", metavar="RUN", help="the run folder")
 
-    evaluate = _add(commands, "evaluate", _evaluate, "measure a run's patch against its controls, held out")
+    evaluate = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a run's patch against its controls, held out",
+        "Every photograph of the split is shown with the trained patch, without, and with benign prints "
+        "(noise, a flat print, the patch's pixels shuffled), on the same samples. It prints success with "
+        "intervals, and leaves in the run folder tables/test.csv and .parquet, a row per photograph and "
+        "draw, tables/test.summary.json, figures/test.png and figures/test-effects.png.",
+    )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
     evaluate.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
@@ -138,9 +147,19 @@ def _make_parser() -> argparse.ArgumentParser:
     score.add_argument("--iou", type=float, default=0.5, help="overlap of a match (default: 0.5)")
     score.add_argument("--score", type=float, default=0.5, help="threshold for recall (default: 0.5)")
 
-    replay = _add(commands, "replay", _replay, "rerun logged images from their logged samples")
+    replay = _add(
+        commands,
+        "replay",
+        _replay,
+        "rerun logged images from their logged samples",
+        "Photographs, samples, results and composed images are compared, images by their digests, which is "
+        "what a table holds of them. How to look at one, or at what it would be with another value sampled, "
+        'stands in docs/analysis.md, "One logged image again"; fpatch grid does that to all.',
+    )
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
-    replay.add_argument("--rows", metavar="A:B", help="rows of the table, e.g. 0:16 (default: all)")
+    replay.add_argument(
+        "--rows", metavar="A:B", help="rows of the table, e.g. 0:16, or one, e.g. 3 (default: all)"
+    )
     replay.add_argument(
         "--table", default="test", help="test, test-last, validation-00000100 and the like (default: test)"
     )

@@ -78,7 +78,7 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
     if tuple(made) != dataset.names:
         raise ValueError(
             f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same, in "
-            "one order: quad_patch counts them"
+            f"one order: quad_patch counts them; give data.patches = {made}"
         )
     for path, n in study.pipeline.items():
         names = getattr(n.stage.config, "names", dataset.names)

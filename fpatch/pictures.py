@@ -53,7 +53,7 @@ def picture_effects(
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
     diagnosis = diagnose(study.placed.at(phase), params, sample, batch, phase)
-    captions = [f"patch, score {_change(effect[row])}" for row in rows]
+    captions = [f"patch, score {_change(float(effect[row]))}" for row in rows]
     return make_figure(study, diagnosis, dataset.class_names, captions)
 
 

@@ -66,5 +66,12 @@ def lookup(identity: str, kind: type, where: str) -> Any:
     value = _REGISTRY.get(identity)
     if not isinstance(value, kind):
         known = [name for name, other in _REGISTRY.items() if isinstance(other, kind)]
-        raise ValueError(f"{where}: no {kind.__name__.lower()} {identity!r}; {nearest(identity, known)}")
+        hint = nearest(identity, known)
+        if ":" in identity:
+            hint = (
+                f"{nearest(identity, [name for name in known if name.startswith(f'{module}:')])}; "
+                "fpatch.define and define_loader make what can be found, in a module that can be imported: "
+                "no plain function can, and nothing that a script defines"
+            )
+        raise ValueError(f"{where}: no {kind.__name__.lower()} {identity!r}; {hint}")
     return value

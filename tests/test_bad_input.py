@@ -166,6 +166,7 @@ def test_patches_that_the_table_or_the_pipeline_lacks(study, capsys):
     assert "ask for the patch 'rear', which the pipeline does not make" in message
     message = refuse_to_train(capsys, study, "--data.patches", '["rear", "side"]')
     assert "must be the same, in one order" in message
+    assert "give data.patches = [" in message
 
 
 # Configs

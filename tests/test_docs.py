@@ -38,7 +38,8 @@ def test_the_study_of_a_model_of_ones_own_is_trained_and_replayed(tmp_path, monk
     assert code
     assert study
     (tmp_path / "my_models.py").write_text(code[1])
-    (tmp_path / "study.toml").write_text(study[1] + "\n[log]\nmlflow = false\n")
+    few = study[1].replace("num_draws = 10", "num_draws = 2\nblock = 2")
+    (tmp_path / "study.toml").write_text(few + "\n[log]\nmlflow = false\n")
     random = np.random.default_rng(0)
     for name in "abcd":
         pixels = random.integers(0, 255, (96, 96, 3), dtype=np.uint8)
@@ -54,6 +55,17 @@ def test_the_study_of_a_model_of_ones_own_is_trained_and_replayed(tmp_path, monk
     (run,) = (tmp_path / "runs").iterdir()
     for words in (["evaluate", str(run)], ["replay", str(run), "--verify"]):
         assert main(words) == 0
+    look = (ROOT / "docs" / "analysis.md").read_text().replace("runs/<time>-poster", str(run))
+    code = "\n".join(re.findall(r"```py\n(.*?)```", text + look, re.DOTALL))
+    for long, short in (
+        ("1000}", "1}"),
+        ("num_steps = 300", "num_steps = 1"),
+        ("num_draws=10", "num_draws=1, block=1"),
+    ):
+        assert code.count(long) == 1
+        code = code.replace(long, short)
+    exec(compile(code, "your-own-model.md and analysis.md", "exec"), {})
+    assert (tmp_path / "what-if.png").exists()
     monkeypatch.delitem(sys.modules, "my_models")
 
 
