@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch import __version__
-from fpatch.checks import nearest
 from fpatch.console import (
     cells_table,
     console,
@@ -459,6 +458,8 @@ def _sweep(options: argparse.Namespace) -> int:
     }
     what = options.what
     if what not in verbs and not Path(what).suffix and not Path(what).exists():
+        from fpatch.checks import nearest
+
         raise ValueError(f"fpatch sweep: there is no {what!r}; {nearest(what, [*verbs, 'CONFIG.toml'])}")
     run, takes = verbs.get(what, (_sweep_begin, ()))
     for name in ("trial", "out", "config", "num_trials", "runs"):
