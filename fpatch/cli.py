@@ -527,7 +527,9 @@ def _say_sweep(folder: Path) -> int:
 
     journal = tune.Journal.open(folder)
     console.print(trials_table(tune.read_plan(journal), journal.entries()))
-    commands = (f"fpatch sweep best {folder}", f"tensorboard --logdir {folder / 'hparams'}")
+    commands = [f"fpatch sweep best {folder}"]
+    if (folder / "hparams").is_dir():
+        commands.append(f"tensorboard --logdir {folder / 'hparams'}")
     for line in (f"sweep folder: {folder}", *(f"  {command}" for command in commands)):
         console.print(line, markup=False, soft_wrap=True)
     return 0

@@ -86,8 +86,7 @@ def beside(study: Study, folder: Path) -> None:
     with joined() as ranks:
         assert ranks[:2] == (dist.get_rank(), 2)
         assert ranks.tell("hello" if ranks.rank == 0 else "nothing") == "hello"
-        state, infos = run(study, "even", ranks)
-        save_file(tensors(state, infos), folder / f"even-{ranks.rank}.safetensors")
+        save_file(tensors(*run(study, "uneven", ranks)), folder / f"uneven-{ranks.rank}.safetensors")
     assert dist.is_initialized()
     dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import socket
+import threading
 import time
 
 import psutil
@@ -82,6 +83,14 @@ def test_a_process_that_ends_before_it_comes_is_not_waited_for(plan, monkeypatch
             processes._wait_for_all(store, ends)
         store.set(processes._here(1), "")
         processes._wait_for_all(store, ends)
+        codes: list[int] = []  # one is lost after it came: the first is ended, unless it has left
+        monkeypatch.setattr(processes.os, "_exit", codes.append)
+        lost, left = die.options(max_retries=0).remote(), threading.Event()
+        processes._end_all_with_one([lost], [], left)
+        assert codes == [1]
+        left.set()
+        processes._end_all_with_one([lost], [], left)
+        assert codes == [1]
 
 
 @pytest.mark.slow

@@ -203,6 +203,7 @@ def test_halving_by_hand():
     assert should_stop(rule, 40, [(10, float("nan"))], others)
     assert not should_stop(rule, 40, [(10, 0.0)], {})  # the first there
     assert not should_stop(rule, 10, [(10, 0.0)], others)  # no comparison at the end
+    assert not should_stop(rule, 15, [(15, 0.0)], others)  # nor one that is late by then
 
 
 # A population

@@ -494,6 +494,7 @@ def test_a_population_needs_states_that_fit(tmp_path):
         ),
         (RATES, {"processes": 5}, "sweep.processes = 5: .* batches of 4; set fewer"),
         (RATES, {"halving": {"first": 0}}, "sweep.halving.first must be at least 1"),
+        (RATES, {"halving": {"first": 4}}, r"Halving\(first=4.* stops no trial.*num_steps = 6.*every = 3"),
     ],
 )
 def test_bad_plans_are_refused(tmp_path, space, settings, message):

@@ -147,7 +147,7 @@ def _check_listens(address: str) -> None:
         return  # Ray's client gives up by itself
     place = address
     try:
-        place = canonicalize_bootstrap_address(address)
+        place = canonicalize_bootstrap_address(address) or address
         ip, _, port = place.rpartition(":")
         socket.create_connection((ip.strip("[]"), int(port)), timeout=10.0).close()
     except (OSError, ValueError) as error:

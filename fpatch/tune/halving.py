@@ -37,7 +37,7 @@ def should_stop(rule: Halving, num_steps: int, points: Points, others: Mapping[s
 
     Args:
         rule: Where trials are compared.
-        num_steps: Of a whole trial; there is no comparison at its end.
+        num_steps: Of a whole trial, which is not stopped at its end.
         points: Of this trial.
         others: Of all other trials, by name, as far as they are known.
 
@@ -53,7 +53,7 @@ def should_stop(rule: Halving, num_steps: int, points: Points, others: Mapping[s
         if before < rung <= step:
             passed.append(rung)
         rung = rung * rule.factor
-    if not passed:
+    if not passed or step >= num_steps:
         return False
     arrived = [next((v for s, v in other if s >= passed[-1]), None) for other in others.values()]
     known = [v for v in arrived if v is not None and np.isfinite(v)]

@@ -74,9 +74,10 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
     check_how(plan)
     if plan.study.data.validation is None:
         raise ValueError("a sweep needs a validation split to measure its objective on; set data.validation")
-    first = None
+    first, compared = None, False
     for settings in plan.space.extremes():
         varied = _vary(plan, settings, resources)
+        compared = compared or _is_compared(plan.sweep, varied)
         _check_weights(varied)
         if varied.train.batch_size < plan.sweep.processes:
             raise ValueError(
@@ -85,6 +86,12 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
             )
         first = first or varied
     assert first is not None
+    if not compared:
+        raise ValueError(
+            f"{plan.sweep.halving} stops no trial: none is evaluated from sweep.halving.first on and before "
+            f"its end (train.num_steps = {first.train.num_steps}, evaluate.every = {first.evaluate.every}); "
+            "set it lower, or evaluate more often"
+        )
     parts, known = rehearse(first)
     if plan.sweep.objective not in known:
         raise ValueError(
@@ -113,6 +120,13 @@ def check_how(plan: Plan) -> None:
             f"sweep.processes = {plan.sweep.processes}: with sweep.gpus = 0 the processes of a trial run on "
             f'the CPU, got device = "{device}"; set sweep.gpus = 1, or device = "cpu"'
         )
+
+
+def _is_compared(sweep: Sweep, study: Study) -> bool:
+    """Whether a trial of this study is evaluated where it may be stopped, if any is to be."""
+    every = study.evaluate.every
+    last_before_end = (study.train.num_steps - 1) // every * every
+    return sweep.halving is None or last_before_end >= sweep.halving.first
 
 
 def _check_generations(plan: Plan, rule: Population, num_trials: int) -> None:

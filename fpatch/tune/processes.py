@@ -19,7 +19,7 @@ from fpatch.tune.plan import plan_from_config, trial_study
 from fpatch.tune.trial import PATIENCE_S, LostProcessError, News, Work, noted, train_trial
 
 _MEETING_S = 300.0
-"""How long processes that have been started wait for one another before they step."""
+"""How long processes wait for one another: until all have come, and once one is lost."""
 
 
 class Told(NamedTuple):
@@ -71,7 +71,8 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
     told = Told(str(folder), name, resources, device, ip, store.port, size)
     with _others(size, plan.sweep.cpus, plan.sweep.gpus) as others:
         ends = [other.follow.remote(rank, told) for rank, other in enumerate(others, 1)]
-        threading.Thread(target=_end_all_with_one, args=(ends, others), daemon=True).start()
+        left = threading.Event()
+        threading.Thread(target=_end_all_with_one, args=(ends, others, left), daemon=True).start()
         try:
             _wait_for_all(store, ends)
             with _interface_of(ip), joined(device=device, meeting=Meeting(store, 0, size)) as ranks:
@@ -79,6 +80,8 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
         except ConnectionError:
             _raise_cause(ends)
             raise
+        finally:
+            left.set()
 
 
 def _wait_for_all(store: TCPStore, ends: list[Any]) -> None:
@@ -103,8 +106,11 @@ def _here(rank: int) -> str:
     return f"fpatch/here/{rank}"
 
 
-def _end_all_with_one(ends: list[Any], others: list[Any]) -> None:
-    """Once one process has failed, kill the others, so that the first does not wait for them."""
+def _end_all_with_one(ends: list[Any], others: list[Any], left: threading.Event) -> None:
+    """Once one process has failed, kill the others, so that the first does not wait for them.
+
+    Where it waits all the same, by NCCL or for a group that will never be, it ends as if killed.
+    """
     import ray
     from ray.exceptions import RayError
 
@@ -115,6 +121,8 @@ def _end_all_with_one(ends: list[Any], others: list[Any]) -> None:
         except RayError:
             for other in others:
                 ray.kill(other)
+            if not left.wait(_MEETING_S):
+                os._exit(1)
             return
 
 
