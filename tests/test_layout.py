@@ -47,6 +47,7 @@ ROWS = """
     tune
     launch console
     demo
+    commands
     cli
     __main__
 """
