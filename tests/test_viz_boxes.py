@@ -9,7 +9,7 @@ import torch
 from cases import make_inputs
 from PIL import Image
 
-from fpatch.viz import plot_boxes
+from fpatch.viz import Panel, plot_boxes, side_by_side
 
 GREEN, RED = (0x40, 0xDC, 0x78), (0xFF, 0x40, 0x40)
 
@@ -87,3 +87,13 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'fpatch\[plot\]'"):
         plot_boxes(tmp_path / "none.png", make_batch())
+
+
+def test_boxes_of_a_victim_that_has_run_wild_are_drawn_as_far_as_they_can_be():
+    boxes = torch.tensor([[math.nan] * 4, [-1e30, 10.0, 1e30, 20.0], [4.0, -math.inf, 9.0, 9.0]])
+    found = {"boxes": boxes, "scores": torch.full((3,), 0.9), "labels": torch.tensor([0, -1, 0])}
+    panel = Panel(torch.zeros(3, 40, 40), "", found | {"valid": torch.ones(3, dtype=torch.bool)})
+    figure = (255 * side_by_side([[panel]], ("truck",), panel_px=40)).byte()
+    red = (figure == torch.tensor([255, 64, 64], dtype=torch.uint8)[:, None, None]).all(0)
+    assert red[8 + 22 + 10, 8:48].all()  # from side to side, and nothing of the two others
+    assert not red[:8].any()
