@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
 from fpatch.conditions import CONTROLS, NONE, PATCH
-from fpatch.console import TITLES, console, percent, progress_bars, success_table
+from fpatch.console import TITLES, console, percent, progress_bars, say, success_table
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
 from fpatch.evaluation import measure
 from fpatch.geometry import box_corners
@@ -489,7 +489,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         console.print(success_table(f"held out, scale {scale:g}", p.by_photograph, extra))
         low, high = p.lead["noise minus patch"][1:3]
-        console.print(
+        say(
             f"lead without patch {p.lead[NONE].value:.2f}; noise minus patch "
             f"{p.lead['noise minus patch'].value:.2f} [{low:.2f}, {high:.2f}]"
         )

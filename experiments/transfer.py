@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from fpatch import infer, losses
-from fpatch.console import console, progress_bars, transfer_table
+from fpatch.console import console, progress_bars, say, transfer_table
 from fpatch.demo.main import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.sections import Goal
 from fpatch.study import Study, load_study
@@ -88,7 +88,7 @@ def main() -> None:
         )
     console.print(transfer_table(found))
     for file in save_transfer(folder / "transfer", found):
-        console.print(f"  {file}", markup=False, soft_wrap=True)
+        say(f"  {file}")
 
 
 if __name__ == "__main__":

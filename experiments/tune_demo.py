@@ -34,7 +34,7 @@ from scipy import stats
 import fpatch
 from fpatch import random
 from fpatch.conditions import NONE, PATCH, make_controls, make_patches
-from fpatch.console import console, percent, progress_bars
+from fpatch.console import console, percent, progress_bars, say
 from fpatch.demo.main import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
 from fpatch.evaluation import evaluate
 from fpatch.log.values import to_json
@@ -182,7 +182,7 @@ def main() -> None:
                 markup=False,
             )
     (folder / "tune.json").write_bytes(to_json(result))
-    console.print(f"  {folder}", markup=False, soft_wrap=True)
+    say(f"  {folder}")
 
 
 if __name__ == "__main__":

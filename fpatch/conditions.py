@@ -60,9 +60,15 @@ def make_controls(
         key: Of the noise and the order of pixels, from which each patch has its own by its name.
         pictures: Further prints, [3, h, w] in 0..1 by the name of the control; every patch becomes the
             picture, stretched to its size, in gray where it is.
+
+    Raises:
+        ValueError: For a name that a condition has, or what is no such picture.
     """
-    for name in pictures or {}:
+    for name, picture in (pictures or {}).items():
         check_control_name("make_controls(pictures)", name)
+        if picture.ndim != 3 or len(picture) != 3:
+            shape = list(picture.shape)
+            raise ValueError(f"make_controls(pictures): {name!r} must be [3, h, w], in color, got {shape}")
     on_host = place(patches, "cpu")  # whose bits they have on every device
     paths, leaves, tree = optree.tree_flatten_with_path(on_host)
     made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}

@@ -35,6 +35,11 @@ if not console.is_terminal:
     console.width = max(console.width, 110)  # a file or a pipe has no width of its own
 
 
+def say(line: str) -> None:
+    """Print a line as it is, whatever its length and whatever is in it."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def progress_bars(lines: str | None = None) -> "Iterator[Report]":
     """A bar per task, on a terminal; elsewhere a line when a task is done.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.causes import Finding, judge_patches
+from fpatch.checks import check_number
 from fpatch.data import TargetSet
 from fpatch.evaluation import blocks
 from fpatch.graph import control
@@ -82,8 +83,9 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         All findings at once, and the table of what was measured stage by stage.
 
     Raises:
-        ValueError: If there is nothing to run: the data or the pipeline cannot be made at all.
+        ValueError: If there is nothing to run: no row, or the data or the pipeline cannot be made at all.
     """
+    check_number("examine(num_rows)", num_rows, 1)
     study = dataclasses.replace(study, device="cpu")  # it reads what it finds, a number at a time
     parts = make_parts(study)
     dataset = parts.dataset.split(study.data.train)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.checks import check_number
 from fpatch.columns import to_columns
-from fpatch.conditions import NONE, Patches, make_conditions
+from fpatch.conditions import NONE, PATCH, Patches, make_conditions
 from fpatch.data import Dataset, rows
 from fpatch.graph import Pipeline, control
 from fpatch.loop import take_rows
@@ -94,7 +94,7 @@ def evaluate(
         key: What samples are drawn from; it does not depend on the step of training.
         num_draws: Samples per photograph.
         block: Rows that run together, part of the recorded execution.
-        conditions: By default those of `make_conditions`.
+        conditions: "patch" and any others; by default those of `make_conditions`.
         pictures: Further controls for those, [3, h, w] by name.
         edit: Changes every sample, e.g. by `override`, to ask what if.
         keep: Further values to keep for all rows, e.g. "detections".
@@ -102,6 +102,10 @@ def evaluate(
 
     Returns:
         The table of rows, that of objects, what was kept and what was gathered.
+
+    Raises:
+        ValueError: For a block or a number of draws under 1, conditions without "patch", or a value to keep
+            that is not there.
     """
     check_number("evaluate.block", block, 1)
     made = (
@@ -109,6 +113,10 @@ def evaluate(
         if conditions is None
         else conditions
     )
+    if PATCH not in made:
+        raise ValueError(
+            f"evaluate(conditions) must hold {PATCH!r}, which the others are compared with, got {[*made]}"
+        )
     image_id, draw = rows(dataset.image_ids, num_draws)
     parts, objects, kept = [], [], []
     states = {c: init_states(pipeline) for c in made}

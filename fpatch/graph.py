@@ -181,13 +181,7 @@ class Pipeline(Mapping[str, Node]):
         values = dict(batch)
         for _, _, written in self._run(patch_params, sample, values, want):
             values.update(written)
-        if want is None:
-            return values
-        missing = [name for name in want if name not in values]
-        if missing:
-            known = {*batch, *(name for n in self.values() for name in n.writes.values())}
-            raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
-        return {name: values[name] for name in want}
+        return values if want is None else self._pick(values, want)
 
     def observe(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
@@ -198,7 +192,14 @@ class Pipeline(Mapping[str, Node]):
             if path in self.summaries:
                 seen[path] = n.inputs(values)
             values.update(written)
-        return {name: values[name] for name in want}, seen
+        return self._pick(values, want), seen
+
+    def _pick(self, values: Values, want: Sequence[str]) -> Values:
+        missing = [name for name in want if name not in values]
+        if missing:
+            known = {*values, *(name for n in self.values() for name in n.writes.values())}
+            raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
+        return {name: values[name] for name in want}
 
     def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
         """What each node wrote, `{path: {name: value}}`."""

@@ -292,6 +292,11 @@ def test_a_term_of_another_phase_is_no_unknown_one(study):
         examine(load_study(path))
 
 
+def test_no_rows_are_refused(study):
+    with pytest.raises(ValueError, match=r"examine\(num_rows\) must be at least 1, got 0"):
+        examine(load_study(study), num_rows=0)
+
+
 def test_a_gradient_that_ends_in_a_stage_names_it(study):
     findings, stages = find(insert(study, "blind", "[pipeline.victim]"))
     assert stages["camera/noise"].gradient == 0.0

@@ -191,6 +191,17 @@ def test_edits_conditions_and_what_is_kept(parts):
     assert tensor_digest(result.kept["none"]["image"][1]) == result.table["digest/none"][1]
 
 
+def test_what_cannot_be_evaluated_is_refused(parts):
+    pipeline, params, dataset = parts
+    none = {"none": make_patches(pipeline, params)}
+    with pytest.raises(ValueError, match=r"evaluate\(conditions\) must hold 'patch', .*, got \['none'\]"):
+        evaluate(pipeline, params, dataset, random.key(0), conditions=none)
+    with pytest.raises(ValueError, match="no value 'imgae'; did you mean 'image'"):
+        evaluate(pipeline, params, dataset, random.key(0), keep=["imgae"])
+    with pytest.raises(ValueError, match=r"'logo' must be \[3, h, w\], in color, got \[4, 5, 6\]"):
+        evaluate(pipeline, params, dataset, random.key(0), pictures={"logo": torch.zeros(4, 5, 6)})
+
+
 def test_execution():
     here = Execution.current(16)
     with here._replace(threads=2, torch="1.0").recreated() as differences:

@@ -51,6 +51,7 @@ ROWS = """
     tune
     launch console
     demo
+    commands
     cli
     __main__
 """

@@ -26,7 +26,7 @@ from PIL import Image
 from fpatch.log import Records, checksum, open_log, records
 from fpatch.log import mlflow as mlflow_sink
 from fpatch.log.records import AppendFile
-from fpatch.log.values import safe_name, to_png
+from fpatch.log.values import safe_name, to_histogram, to_png
 
 STEPS = 8
 CHECKPOINT_EVERY = 2
@@ -154,6 +154,13 @@ def test_channels_that_are_no_colors_stand_side_by_side():
 def test_an_image_of_another_form_is_refused(image):
     with pytest.raises(ValueError, match=r"'x' must be floats \[3, h, w\] or \[1, h, w\]"):
         to_png("x", image)
+
+
+@pytest.mark.parametrize("values", [[1e30, 1e30], [1.0, 1.0 + 2**-52], [-1e16, -1e16]])
+def test_a_histogram_of_what_is_hardly_apart(values):
+    made = to_histogram("x", np.array(values))
+    assert (sum(made["counts"]), made["min"], made["max"]) == (2, *values)
+    assert made["range"][0] < values[0] <= values[1] < made["range"][1]
 
 
 def test_safe_names():

@@ -200,6 +200,8 @@ def test_rows_that_do_not_exist(trained, capsys):
     for rows in ("50:60", "x", "3:1"):
         assert main(["replay", str(trained.folder), "--rows", rows]) == 2
         assert capsys.readouterr().err.startswith("fpatch: error: ")
+    assert main(["replay", str(trained.folder), "--rows", "-1"]) == 0
+    assert capsys.readouterr().out.endswith("\nrows 1 identical 1 different 0\n")
     run, study = open_run(trained.folder)
     with pytest.raises(ValueError, match="row 8 does not exist; the table has rows 0 to 7"):
         replay(study.pipeline.at("test"), {}, study.data.open(), run.load_table("test"), [8])

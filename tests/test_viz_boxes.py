@@ -95,3 +95,13 @@ def test_a_long_caption_is_smaller_and_not_cut_off():
         written = (strip < 0.5).any(0).nonzero()[:, 0]
         assert 8 < int(written.min()) < 16
         assert int(written.max()) < 8 + 320 - 1, caption
+
+
+def test_boxes_of_a_victim_that_has_run_wild_are_drawn_as_far_as_they_can_be():
+    boxes = torch.tensor([[math.nan] * 4, [-1e30, 10.0, 1e30, 20.0], [4.0, -math.inf, 9.0, 9.0]])
+    found = {"boxes": boxes, "scores": torch.full((3,), 0.9), "labels": torch.tensor([0, -1, 0])}
+    panel = Panel(torch.zeros(3, 40, 40), "", found | {"valid": torch.ones(3, dtype=torch.bool)})
+    figure = (255 * side_by_side([[panel]], ("truck",), panel_px=40)).byte()
+    red = (figure == torch.tensor([255, 64, 64], dtype=torch.uint8)[:, None, None]).all(0)
+    assert red[8 + 22 + 10, 8:48].all()  # from side to side, and nothing of the two others
+    assert not red[:8].any()

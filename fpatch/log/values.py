@@ -114,7 +114,12 @@ def to_histogram(name: str, value: Any) -> dict[str, Any]:
         raise ValueError(f"histograms: {name!r} must hold real numbers, got {array.dtype}")
     array = array.astype(np.float64).ravel()
     finite = array[np.isfinite(array)]
-    counts, edges = np.histogram(finite, NUM_BINS)
+    try:
+        counts, edges = np.histogram(finite, NUM_BINS)
+    except ValueError:  # too near to each other for so many edges between them
+        low, high = finite.min(), finite.max()
+        apart = 2.0**-40 * max(abs(low), abs(high))
+        counts, edges = np.histogram(finite, NUM_BINS, (low - apart, high + apart))
     return {
         "range": [float(edges[0]), float(edges[-1])],
         "counts": counts.tolist(),

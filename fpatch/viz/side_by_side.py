@@ -19,7 +19,7 @@ class Panel(NamedTuple):
     Attributes:
         image: [3, h, w] in 0..1.
         caption: A line above it.
-        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]} drawn in red, or None.
+        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]} drawn in red if finite, or None.
         truth: Boxes [k, 4] drawn in green, or None.
     """
 
@@ -78,16 +78,18 @@ def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) ->
     canvas.text((2, 2), panel.caption, fill=_INK, font=_font(panel.caption, width - 4))
 
     def place(box: Tensor) -> list[float]:
-        x0, y0, x1, y1 = (box * scale).tolist()
+        far = 2.0 * max(picture.size)  # Pillow draws no coordinate beyond 32 bits
+        x0, y0, x1, y1 = (box * scale).clamp(-far, far).tolist()
         return [x0, y0 + strip, max(x1, x0), max(y1, y0) + strip]
 
     for box in panel.truth if panel.truth is not None else ():
         canvas.rectangle(place(box), outline=_TRUTH, width=1)
     found = panel.detections
     if found is not None:
-        for i in (found["valid"] & (found["scores"] >= score)).nonzero()[:, 0].tolist():
+        shown = found["valid"] & (found["scores"] >= score) & found["boxes"].isfinite().all(-1)
+        for i in shown.nonzero()[:, 0].tolist():
             corners, label = place(found["boxes"][i]), int(found["labels"][i])
-            name = class_names[label] if label < len(class_names) else str(label)
+            name = class_names[label] if 0 <= label < len(class_names) else str(label)
             canvas.rectangle(corners, outline=_FOUND, width=3)
             text = f"{name} {float(found['scores'][i]):.2f}"
             corner = (corners[0] + 3, corners[1] + 2)
