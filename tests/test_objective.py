@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from cases import NUM_ROWS, SHAPES, Case, case, demo, detector, make_inputs, three_patches
-from laws import assert_equal, stack_rows, take
+from laws import assert_equal
 from study_fixture import environment
 from typecheck import unchecked
 
@@ -134,25 +134,6 @@ def test_control_has_no_gradient():
     for transform in ("autograd", "func"):
         grads, _ = value_and_grad(objective, transform)(subject.params, control(sample), subject.batch)
         assert not any(bool(grad.any()) for grad in grads.values())
-
-
-def test_accumulating_4_times_5_rows_equals_20():
-    subject, objective, _ = prepared()
-    batches = []
-    for use in range(7):
-        batches.append({**subject.batch, "draw": subject.batch["draw"] + 2 * use})
-    batch = take(stack_rows(batches), list(range(20)))
-    differentiate = value_and_grad(objective)
-    whole, loss = differentiate(subject.params, subject.subject.sample(KEY, batch), batch)
-    total = {name: torch.zeros_like(value) for name, value in subject.params.items()}
-    terms = []
-    for start in range(0, 20, 5):
-        part = take(batch, list(range(start, start + 5)))
-        grads, part_loss = differentiate(subject.params, subject.subject.sample(KEY, part), part)
-        total = {name: total[name] + grads[name] / 4 for name in total}
-        terms.append(part_loss.terms["vanish"])
-    assert_equal(total, whole, 1e-6)
-    torch.testing.assert_close(torch.cat(terms), loss.terms["vanish"])
 
 
 def test_a_plain_loss_of_the_parameters_is_a_term():
