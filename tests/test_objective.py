@@ -246,6 +246,30 @@ def test_color_matrices_are_compiled_with_their_neighbors(backend):
         assert bool((grad != 0).any())
 
 
+def test_a_compiled_function_is_given_all_values():
+    """Those of the batch, and what was written before as far as it is there: no boxes to move, say."""
+
+    def brightness(values, patch_params):
+        return {"brightness": values["image"].mean((1, 2, 3)) * values["scene"].mean((1, 2, 3))}
+
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "view": compose.affine(),
+            "implant": implant.warp(),
+            "exposure": compose.exposure(),
+            "brightness": brightness,
+        }
+    )
+    subject, objective = case(made), Objective(made, {"brightness": 1.0})
+    batch = {name: value for name, value in subject.batch.items() if name not in ("boxes", "box_valid")}
+    sample = made.sample(KEY, batch)
+    torch._dynamo.reset()
+    with unchecked():
+        found = compiled(objective, backend="aot_eager")(subject.params, sample, batch)
+    torch.testing.assert_close(found.value, objective(subject.params, sample, batch).value)
+
+
 def test_a_control_of_a_compiled_objective_has_no_gradient():
     subject, _, sample = prepared()
     torch._dynamo.reset()
