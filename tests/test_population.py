@@ -318,6 +318,18 @@ def test_a_patch_that_is_replaced_after_rows_have_read_it():
     assert_as_alone(population, num_steps=2)
 
 
+def apply_look(config, patch_params, sample, values):
+    return {"seen": torch.stack([patch.flatten(-3).mean(-1) for patch in values["patch"].values()], dim=-1)}
+
+
+look = define("look", Own, deterministic, apply_look, reads=("*",), writes=("seen",))
+
+
+def test_a_patch_that_is_replaced_after_a_stage_has_seen_all_values():
+    made = pipeline({"pixels": create.pixels(SHAPES), "look": look(), "low": create.low_pass(0.2)})
+    assert paths_of_members(made) == ["pixels"]
+
+
 def apply_plain(config, patch_params, sample, values):
     return {"patch": {**values["patch"], "plain": torch.full((3, 8, 9), 0.4)}}
 
