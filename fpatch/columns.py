@@ -87,11 +87,18 @@ def override(sample: Sample, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cast(path: str, value: np.ndarray, like: np.ndarray) -> np.ndarray:
     try:
-        cast = np.broadcast_to(value, like.shape).astype(like.dtype)
+        given = np.broadcast_to(value, like.shape)
     except ValueError:
         shape = list(value.shape)
         raise ValueError(f"override: {path!r} takes one value or {len(like)}, got shape {shape}") from None
-    if like.dtype != np.float32 and not np.array_equal(cast, np.broadcast_to(value, like.shape)):
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            cast = given.astype(like.dtype)
+        exact = like.dtype != np.float32
+        held = np.array_equal(cast, given) if exact else np.array_equal(np.isinf(cast), np.isinf(given))
+    except (TypeError, ValueError, OverflowError):  # no number, or one of too many digits
+        held = False
+    if not held:
         raise ValueError(f"override: {path!r} holds {like.dtype} values, got {value.tolist()!r}")
     return cast
 

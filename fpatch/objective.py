@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from fpatch.checks import nearest
 from fpatch.graph import Pipeline
+from fpatch.stage import ALL
 from fpatch.types import Batch, Params, Sample, Values
 
 
@@ -135,11 +136,15 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 
 class _Part(NamedTuple):
-    """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for."""
+    """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for.
+
+    Some of these, `if_there`, are written only where they are there already.
+    """
 
     nodes: Pipeline
     reads: tuple[str, ...]
     wants: tuple[str, ...]
+    if_there: frozenset[str]
     form: Literal["eager", "compiled", "pixelwise"]
 
 
@@ -173,8 +178,9 @@ def compiled(
         values = dict(batch)
         for part, apply in parts:
             drawn = {path: sample[path] for path in part.nodes if path in sample}
-            given = {name: values[name] for name in part.reads if name in values}
-            values |= apply(patch_params, drawn, given, want=part.wants)
+            given = {name: values[name] for name in values if name in part.reads or ALL in part.reads}
+            want = tuple(name for name in part.wants if name in values or name not in part.if_there)
+            values |= apply(patch_params, drawn, given, want=want)
         # what a CUDA graph returns is overwritten by the next call, of another micro-batch say
         return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
 
@@ -195,9 +201,13 @@ def _cut(pipeline: Pipeline) -> list[_Part]:
     wanted = set(pipeline.terms)
     for form, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
-        written = {name for n in nodes.values() for name in n.writes.values()}
+        written = {
+            name: own in n.stage.definition.optional for n in nodes.values() for own, name in n.writes.items()
+        }
         reads = {name for n in nodes.values() for name in n.reads.values()}
-        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(sorted(wanted & written)), form))
+        wants = sorted(name for name in written if name in wanted or ALL in wanted)
+        if_there = frozenset(name for name in wants if written[name])
+        parts.append(_Part(nodes, tuple(sorted(reads)), tuple(wants), if_there, form))
         wanted |= reads
     return parts[::-1]
 

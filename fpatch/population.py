@@ -17,7 +17,7 @@ from fpatch.checks import check_number
 from fpatch.graph import Pipeline
 from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, take_rows, uphill
 from fpatch.objective import Loss, Objective, value_and_grad
-from fpatch.stage import Function, check_uses
+from fpatch.stage import ALL, Function, check_uses
 from fpatch.tree import device_of, place
 from fpatch.types import Batch, Params, Sample
 
@@ -85,7 +85,7 @@ def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
         d, writes = n.stage.definition, set(n.writes.values())
         reads = set(n.reads.values()) - ({"image_id"} if d.of_patch else set())
         on_patches = d.of_patch or (d.writes == ("patch",) and not d.fields)
-        if on_patches and reads <= known and not writes & used_by_rows:
+        if on_patches and reads <= known and not {*writes, ALL} & used_by_rows:
             of_members.append(path)
             known |= writes
         else:

@@ -192,16 +192,6 @@ def draws_do_not_depend_on_the_batch(case: Case) -> None:
     assert_equal(take(more, [3, 4, 5]), sample)
 
 
-@law()
-def declared_fields_are_drawn(case: Case) -> None:
-    sample = case.subject.sample(KEY, case.batch)
-    if isinstance(case.subject, Stage):
-        assert set(sample) == set(case.subject.definition.fields)
-    else:
-        fields = {path: n.stage.definition.fields for path, n in case.subject.items()}
-        assert {path: set(s) for path, s in sample.items()} == {p: set(f) for p, f in fields.items() if f}
-
-
 # -- apply
 
 

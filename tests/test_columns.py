@@ -128,6 +128,11 @@ def test_override_keeps_what_it_was_told_in_a_pipeline():
         ({"tilt/angle_deg": [1.0, 2.0]}, r"'tilt/angle_deg' takes one value or 3, got shape \[2\]"),
         ({"camera/noise/key": 0.5}, "'camera/noise/key' holds int64 values, got 0.5"),
         ({"tilt/on": 2}, "'tilt/on' holds bool values, got 2"),
+        ({"camera/noise/key": float("nan")}, "'camera/noise/key' holds int64 values, got nan"),
+        ({"camera/noise/key": 2**70}, "'camera/noise/key' holds int64 values, got 1180"),
+        ({"tilt/angle_deg": 1e40}, r"'tilt/angle_deg' holds float32 values, got 1e\+40"),
+        ({"tilt/angle_deg": "left"}, "'tilt/angle_deg' holds float32 values, got 'left'"),
+        ({"tilt/angle_deg": None}, "'tilt/angle_deg' holds float32 values, got None"),
     ],
 )
 def test_wrong_overrides_are_refused(values, message):

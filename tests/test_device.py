@@ -38,15 +38,15 @@ def objective():
     return Objective(pipeline, {"vanish": 1.0, "total_variation": 0.1})
 
 
-@pytest.mark.parametrize("settings", [{}, {"micro_batch": 2}, {"rho": 0.1}, {"transform": "func"}], ids=str)
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "settings"),
     [
-        Optimizer("adam"),
-        Optimizer("nifgsm", schedule="constant"),
-        Optimizer("rmsprop", schedule="plateau"),
+        (Optimizer("adam"), {"micro_batch": 2}),
+        (Optimizer("adam"), {"transform": "func"}),
+        (Optimizer("nifgsm", schedule="constant"), {"rho": 0.1}),
+        (Optimizer("rmsprop", schedule="plateau"), {}),
     ],
-    ids=lambda o: o.name,
+    ids=lambda given: getattr(given, "name", str(given)),
 )
 def test_a_step_runs_where_the_parameters_are(objective, optimizer, settings):
     batch = make_batch()

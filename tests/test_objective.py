@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from cases import NUM_ROWS, SHAPES, Case, case, demo, detector, make_inputs, three_patches
-from laws import assert_equal, stack_rows, take
+from laws import assert_equal
 from study_fixture import environment
 from typecheck import unchecked
 
@@ -139,25 +139,6 @@ def test_control_has_no_gradient():
         assert not any(bool(grad.any()) for grad in grads.values())
 
 
-def test_accumulating_4_times_5_rows_equals_20():
-    subject, objective, _ = prepared()
-    batches = []
-    for use in range(7):
-        batches.append({**subject.batch, "draw": subject.batch["draw"] + 2 * use})
-    batch = take(stack_rows(batches), list(range(20)))
-    differentiate = value_and_grad(objective)
-    whole, loss = differentiate(subject.params, subject.subject.sample(KEY, batch), batch)
-    total = {name: torch.zeros_like(value) for name, value in subject.params.items()}
-    terms = []
-    for start in range(0, 20, 5):
-        part = take(batch, list(range(start, start + 5)))
-        grads, part_loss = differentiate(subject.params, subject.subject.sample(KEY, part), part)
-        total = {name: total[name] + grads[name] / 4 for name in total}
-        terms.append(part_loss.terms["vanish"])
-    assert_equal(total, whole, 1e-6)
-    torch.testing.assert_close(torch.cat(terms), loss.terms["vanish"])
-
-
 def test_a_plain_loss_of_the_parameters_is_a_term():
     def ink(values, patch_params):
         return {"ink": (1 - patch_params["hood"]).mean().expand(len(values["image_id"]))}
@@ -266,6 +247,30 @@ def test_color_matrices_are_compiled_with_their_neighbors(backend):
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()))
         assert bool((grad != 0).any())
+
+
+def test_a_compiled_function_is_given_all_values():
+    """Those of the batch, and what was written before as far as it is there: no boxes to move, say."""
+
+    def brightness(values, patch_params):
+        return {"brightness": values["image"].mean((1, 2, 3)) * values["scene"].mean((1, 2, 3))}
+
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "view": compose.affine(),
+            "implant": implant.warp(),
+            "exposure": compose.exposure(),
+            "brightness": brightness,
+        }
+    )
+    subject, objective = case(made), Objective(made, {"brightness": 1.0})
+    batch = {name: value for name, value in subject.batch.items() if name not in ("boxes", "box_valid")}
+    sample = made.sample(KEY, batch)
+    torch._dynamo.reset()
+    with unchecked():
+        found = compiled(objective, backend="aot_eager")(subject.params, sample, batch)
+    torch.testing.assert_close(found.value, objective(subject.params, sample, batch).value)
 
 
 def test_a_control_of_a_compiled_objective_has_no_gradient():

@@ -152,12 +152,13 @@ def test_members_may_have_optimizers_of_other_kinds(rho):
     assert_as_alone(population, rho=rho)
 
 
-@pytest.mark.parametrize("members_at_once", [1, 2, 3, 10])
-def test_so_many_members_at_once_change_nothing(members_at_once):
+def test_so_many_members_at_once_change_nothing():
     population = Population(case(camera().at("train")))
-    found, expected = population.together(members_at_once=members_at_once), population.together()
-    for i in range(len(RUNS)):
-        assert_same_run((found[0][i], found[1][i]), (expected[0][i], expected[1][i]))
+    states, infos = population.together(num_steps=2)
+    for members_at_once in (1, 2, 10):
+        found, own = population.together(num_steps=2, members_at_once=members_at_once)
+        for i in range(len(RUNS)):
+            assert_same_run((found[i], own[i]), (states[i], infos[i]))
 
 
 class Counting(nn.Module):
@@ -280,7 +281,7 @@ def test_a_loss_that_may_read_more_is_computed_for_every_row():
     made = demo().at("train") | {"by_photograph": by_photograph(), "size": size()}
     assert paths_of_members(made) == ["pixels", "total_variation", "non_printability"]
     population = Population(case(made))
-    assert_as_alone(population)
+    assert_as_alone(population, num_steps=2)
 
 
 def test_a_patch_that_depends_on_the_photograph_is_computed_for_every_row():
@@ -296,7 +297,7 @@ def test_a_patch_that_depends_on_the_photograph_is_computed_for_every_row():
     )
     assert paths_of_members(made) == ["pixels"]
     population = Population(case(made), sgd)
-    assert_as_alone(population)
+    assert_as_alone(population, num_steps=2)
 
 
 def test_a_patch_that_is_replaced_after_rows_have_read_it():
@@ -314,7 +315,19 @@ def test_a_patch_that_is_replaced_after_rows_have_read_it():
     )
     assert paths_of_members(made) == ["pixels"]
     population = Population(case(made), sgd)
-    assert_as_alone(population)
+    assert_as_alone(population, num_steps=2)
+
+
+def apply_look(config, patch_params, sample, values):
+    return {"seen": torch.stack([patch.flatten(-3).mean(-1) for patch in values["patch"].values()], dim=-1)}
+
+
+look = define("look", Own, deterministic, apply_look, reads=("*",), writes=("seen",))
+
+
+def test_a_patch_that_is_replaced_after_a_stage_has_seen_all_values():
+    made = pipeline({"pixels": create.pixels(SHAPES), "look": look(), "low": create.low_pass(0.2)})
+    assert paths_of_members(made) == ["pixels"]
 
 
 def apply_plain(config, patch_params, sample, values):
@@ -336,7 +349,7 @@ def test_a_patch_that_no_parameters_went_into():
     )
     assert paths_of_members(made) == ["pixels", "plain"]
     population = Population(case(made), sgd)
-    assert_as_alone(population)
+    assert_as_alone(population, num_steps=2)
 
 
 def test_losses_on_the_patch_alone():
@@ -346,7 +359,7 @@ def test_losses_on_the_patch_alone():
     )
     assert paths_of_members(made) == ["tanh", "smooth", "color"]
     population = Population(case(made))
-    assert_as_alone(population)
+    assert_as_alone(population, num_steps=2)
 
 
 # -- what is refused
