@@ -1,9 +1,10 @@
 """Run logged rows again, from their logged samples and nothing else, and say what differs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import optree
 import torch
 
 from fpatch.checks import nearest
@@ -24,15 +25,19 @@ class Replay(NamedTuple):
 
     Attributes:
         rows: Numbers of the rows in the logged table.
-        columns: The results, as columns like the logged ones.
+        rerun: Those of them whose photograph can be read.
+        columns: The results of these, as columns like the logged ones.
         differences: Per row that differs, a sentence per column.
         largest: The largest difference of a number.
+        kept: `{condition: {name: [n, ...]}}` of the rows that were rerun.
     """
 
     rows: np.ndarray
+    rerun: np.ndarray
     columns: dict[str, np.ndarray]
     differences: dict[int, list[str]]
     largest: float
+    kept: dict[str, dict[str, Any]]
 
 
 def replay(
@@ -43,6 +48,8 @@ def replay(
     rows: Sequence[int] | None = None,
     *,
     block: int = 16,
+    edit: Callable[[Sample], Sample] | None = None,
+    keep: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Replay:
     """Rerun rows of a table and compare samples, photographs, composed images and results.
@@ -57,6 +64,8 @@ def replay(
         table: Columns of `fpatch.evaluation.Evaluation`.
         rows: Which, in any order; None for all.
         block: Rows that run together, as recorded.
+        edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
+        keep: Further values to keep, e.g. "image".
         progress: Called with the rows done and their total.
 
     Raises:
@@ -67,6 +76,8 @@ def replay(
     if outside := [int(r) for r in chosen if not 0 <= r < total]:
         raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
     parts: list[dict[str, np.ndarray]] = []
+    kept: list[Any] = []
+    is_rerun = np.ones(len(chosen), dtype=bool)
     differences: dict[int, list[str]] = {}
     largest = 0.0
     device = device_of(conditions)
@@ -75,20 +86,25 @@ def replay(
         is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))
         for row in chosen[part][is_lost].tolist():
             differences[row] = [unreadable[int(table["image_id"][row])]]
+        is_rerun[part] = ~is_lost
         picked = chosen[part][~is_lost]
         if len(picked):
             sample, batch = logged_rows(dataset, table, picked, device)
-            found = result_columns(measure(pipeline, conditions, sample, batch, block))
+            sample = sample if edit is None else edit(sample)
+            results = measure(pipeline, conditions, sample, batch, block, keep)
+            found = result_columns(results)
             found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
             found["sample"] = row_digests(to_columns(sample))
             for row, sentence, gap in compare(table, found, picked):
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
             parts.append(found)
+            kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
         if progress is not None:
             progress(part.stop, len(chosen))
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
-    return Replay(chosen, merged, differences, largest)
+    whole: Any = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep and kept else {}
+    return Replay(chosen, chosen[is_rerun], merged, differences, largest, whole)
 
 
 def logged_rows(

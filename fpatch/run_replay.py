@@ -3,12 +3,14 @@
 `fpatch.rerun` knows pipelines and tables; what a run folder and a study add to it stands here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
+from fpatch.columns import override
 from fpatch.loop import StepInfo, fit
 from fpatch.parts import make_loader, make_parts, make_training_step
 from fpatch.progress import Report, silent
@@ -49,8 +51,20 @@ def replay_run(
     table: str = "test",
     report: Report = silent,
     resources: Mapping[str, Any] | None = None,
+    *,
+    edits: Mapping[str, float | Tensor] | None = None,
+    keep: Sequence[str] = (),
 ) -> tuple[Replay, list[str]]:
     """Rerun evaluated rows from their logged samples, in the recorded execution.
+
+    Args:
+        folder: The run.
+        rows: Of the table; None for all.
+        table: Its name.
+        report: Told of progress.
+        resources: Live objects by "path/setting" of the pipeline.
+        edits: Values to take instead of the sampled ones, by path, as `fpatch.override` takes them.
+        keep: Further values to keep, e.g. "image".
 
     Returns:
         What came out, and what of the environment is not as recorded, a sentence each.
@@ -72,6 +86,8 @@ def replay_run(
             logged,
             chosen,
             block=recorded.block,
+            edit=(lambda sample: override(sample, edits)) if edits else None,
+            keep=keep,
             progress=lambda done, total: report("replaying", done, total, ""),
         )
     return result, differences

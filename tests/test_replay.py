@@ -12,7 +12,8 @@ from PIL import Image, PngImagePlugin
 from study_fixture import SPLITS, run_fpatch
 
 from fpatch.cli import main
-from fpatch.data import targets
+from fpatch.data import read_image, targets
+from fpatch.data.images import to_pixels
 from fpatch.reopen import open_run
 from fpatch.rerun import replay
 from fpatch.run_replay import replay_run, replay_step
@@ -57,6 +58,47 @@ def test_a_subset_of_the_rows(trained, capsys, rows, count):
     assert verify(trained, capsys, "--rows", rows) == (
         0, f"replaying: {count} done\nrows {count} identical {count} different 0\n",
     )  # fmt: skip
+
+
+def test_the_images_of_rows_are_written(trained, capsys, tmp_path):
+    code, printed = verify(trained, capsys, "--rows", "2:4", "--out", str(tmp_path / "seen"))
+    conditions = trained.load_conditions("test")
+    names = {f"row-{row:05d}-{condition}.png" for row in (2, 3) for condition in conditions}
+    assert code == 0
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == names
+    assert all(f"  {tmp_path / 'seen' / name}" in printed for name in names)
+    result, _ = replay_run(trained.folder, slice(3, 4), keep=("image",))
+    for condition in conditions:
+        written = read_image(tmp_path / "seen" / f"row-00003-{condition}.png")
+        assert torch.equal(written, to_pixels("image", result.kept[condition]["image"][0]))
+    assert not torch.equal(result.kept["patch"]["image"], result.kept["none"]["image"])
+
+
+def test_what_if_another_value_had_been_sampled(trained, capsys):
+    path = next(n for n in trained.load_table("test") if n.endswith("stops")).removeprefix("sample/")
+    logged = float(trained.load_table("test")[f"sample/{path}"][4])
+    assert verify(trained, capsys, "--rows", "4", "--set", f"{path}={logged!r}")[0] == 0
+    code, printed = verify(trained, capsys, "--rows", "4", "--set", f"{path}=-9")
+    assert code == 1
+    assert printed.count("row 4: ") == 1
+    assert "; digest/none: " in printed
+    (dark, _), (bright, _) = (
+        replay_run(trained.folder, slice(4, 5), edits={path: stops}, keep=("image",)) for stops in (-9.0, 1.0)
+    )
+    assert dark.kept["none"]["image"].mean() < 0.1 * bright.kept["none"]["image"].mean()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--set", "stops"), "--set must be PATH=NUMBER, got 'stops'"),
+        (("--set", "camera/exposure/stop=1"), "no sampled value 'camera/exposure/stop'; did you mean"),
+        (("--step", "1", "--out", "x"), "an update has no images to show"),
+    ],
+)
+def test_edits_that_cannot_be_made(trained, capsys, words, message):
+    assert main(["replay", str(trained.folder), *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_every_evaluation_of_a_run_can_be_replayed(trained, capsys):

@@ -2,10 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fpatch.commands.form import add_command
 from fpatch.console import console, progress_bars, say
+
+if TYPE_CHECKING:
+    from fpatch.rerun import Replay
 
 
 def add(commands: Any) -> None:
@@ -16,8 +20,9 @@ def add(commands: Any) -> None:
         _replay,
         "rerun logged images from their logged samples",
         "Photographs, samples, results and composed images are compared, images by their digests, which is "
-        "what a table holds of them. How to look at one, or at what it would be with another value sampled, "
-        'stands in docs/analysis.md, "One logged image again"; fpatch grid does that to all.',
+        "what a table holds of them. With --set, other values are taken than were sampled: what differs then "
+        "is what they change. Paths are those of the columns `sample/...`; fpatch grid does so to every "
+        "photograph, with intervals.",
     )
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
     replay.add_argument(
@@ -26,6 +31,11 @@ def add(commands: Any) -> None:
     replay.add_argument(
         "--table", default="test", help="test, test-last, validation-00000100 and the like (default: test)"
     )
+    replay.add_argument(
+        "--set", metavar="PATH=VALUE", action="append", default=[],
+        help="what if: e.g. camera/exposure/stops=-2; true and false are 1 and 0; may be repeated",
+    )  # fmt: skip
+    replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
     replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify", action="store_true", help="exit 1 if anything is not bit for bit as logged"
@@ -36,6 +46,8 @@ def _replay(options: argparse.Namespace) -> int:
     from fpatch.run_replay import replay_run, replay_step
 
     if options.step is not None:
+        if options.set or options.out:
+            raise ValueError("replay --step: an update has no images to show; leave out --set and --out")
         again = replay_step(options.run_folder, options.step)
         _say_environment(again.environment)
         console.print(f"update {again.step}, from the checkpoint of step {again.start}")
@@ -44,7 +56,14 @@ def _replay(options: argparse.Namespace) -> int:
             say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
         return 0 if again.identical or not options.verify else 1
     with progress_bars() as report:
-        result, environment = replay_run(options.run_folder, _read_slice(options.rows), options.table, report)
+        result, environment = replay_run(
+            options.run_folder,
+            _read_slice(options.rows),
+            options.table,
+            report,
+            edits=dict(map(_read_edit, options.set)),
+            keep=("image",) if options.out else (),
+        )
     _say_environment(environment)
     for row, found in sorted(result.differences.items()):
         say(f"row {row}: {'; '.join(found)}")
@@ -52,12 +71,33 @@ def _replay(options: argparse.Namespace) -> int:
     if different:
         console.print(f"largest difference of a number: {result.largest:g}")
     console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
+    if options.out:
+        _write_images(Path(options.out), result)
     return 1 if different and options.verify else 0
+
+
+def _write_images(folder: Path, result: "Replay") -> None:
+    from fpatch.data import write_image
+
+    for condition, values in result.kept.items():
+        for row, image in zip(result.rerun.tolist(), values["image"], strict=True):
+            path = folder / f"row-{row:05d}-{condition}.png"
+            write_image(path, image)
+            say(f"  {path}")
 
 
 def _say_environment(differences: Sequence[str]) -> None:
     for sentence in differences:
         say(f"not the recorded execution: {sentence}")
+
+
+def _read_edit(text: str) -> tuple[str, float]:
+    path, _, value = text.partition("=")
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        return path, words[value] if value in words else float(value)
+    except ValueError:
+        raise ValueError(f"--set must be PATH=NUMBER, got {text!r}") from None
 
 
 def _read_slice(text: str | None) -> slice | None:
