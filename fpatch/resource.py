@@ -57,7 +57,8 @@ class Resource:
         """The object.
 
         Raises:
-            FileNotFoundError: If the weights are missing.
+            ImportError: If a package is missing.
+            OSError: If the weights are missing or cannot be read.
             ValueError: If the loader is unknown or fails, or the weights are not those that were recorded.
         """
         load = lookup(self.loader, Loader, "resource").load
@@ -71,10 +72,13 @@ class Resource:
                 f"resource {self.loader!r}: {self.weights} has changed: sha256 {found[:16]}..., "
                 f"but {self.sha256[:16]}... was recorded; restore the file or train again"
             )
+        source = f" from {self.weights}" if given else ""
         try:
             return load(*given, **self.arguments)
+        except (ImportError, OSError) as error:
+            error.add_note(f"in resource {self.loader!r}{source}")
+            raise
         except Exception as error:
-            source = f" from {self.weights}" if given else ""
             raise ValueError(f"resource {self.loader!r} cannot be loaded{source}: {error}") from error
 
 
