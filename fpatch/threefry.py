@@ -29,8 +29,9 @@ _FEW_BLOCKS = 128  # up to which Python's integers are faster than numpy
 
 def encrypt(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt the counters (high, low) with the keys: int64 tensors of 32-bit words that broadcast."""
-    rounds = _encrypt_tensors if torch.compiler.is_compiling() else _encrypt
-    return rounds(key0, key1, high, low)
+    # a compiler takes seconds for the rounds, which few blocks are not worth
+    traced = torch.compiler.is_compiling() and low.numel() > _FEW_BLOCKS
+    return (_encrypt_tensors if traced else _encrypt)(key0, key1, high, low)
 
 
 def is_few(key: Tensor, num: int = 1) -> bool:
