@@ -97,7 +97,7 @@ def evaluate(
         conditions: "patch" and any others; by default those of `make_conditions`.
         pictures: Further controls for those, [3, h, w] by name.
         edit: Changes every sample, e.g. by `override`, to ask what if.
-        keep: Further values to keep for all rows, e.g. "detections".
+        keep: Further values [n, ...] to keep for all rows, e.g. "detections".
         progress: Called with the rows done and their total.
 
     Returns:
@@ -118,7 +118,7 @@ def evaluate(
             f"evaluate(conditions) must hold {PATCH!r}, which the others are compared with, got {[*made]}"
         )
     image_id, draw = rows(dataset.image_ids, num_draws)
-    parts, objects, kept = [], [], []
+    parts, objects, kept, metrics = [], [], [], metric_names(pipeline)
     states = {c: init_states(pipeline) for c in made}
     for part in blocks(len(image_id), block):
         batch = dataset.batch(image_id[part], draw[part], device_of(made))
@@ -126,8 +126,8 @@ def evaluate(
         sample = pipeline.sample(keys, batch)
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
-        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results))
-        objects.append(object_columns(results, batch, metric_names(pipeline)))
+        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
+        objects.append(object_columns(results, batch, metrics))
         states = {c: update_states(pipeline, states[c], values["seen"]) for c, values in results.items()}
         kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
         if progress is not None:

@@ -46,7 +46,10 @@ class Pipeline(Mapping[str, Node]):
         return len(self._nodes)
 
     def __or__(self, other: Mapping[str, Part]) -> "Pipeline":
-        """Replace nodes in their place, and append new ones; what follows from the patches follows anew."""
+        """Replace nodes in their place, and append new ones; what follows from the patches follows anew.
+
+        Of a part of a pipeline (`at`, `since`, ...) it stays what it was in the whole.
+        """
         return Pipeline({**self._given, **flatten(other)}, self._phase)
 
     def without(self, *paths: str) -> "Pipeline":
@@ -84,7 +87,7 @@ class Pipeline(Mapping[str, Node]):
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """The same with copies of its networks on a device, to run there: see `fpatch.stage.Stage.to`."""
-        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self.items()}
+        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
         return Pipeline(moved, self._phase)
 
     def required(self, phase: str | None = None) -> tuple[str, ...]:

@@ -56,14 +56,14 @@ class Objective:
         """The loss on samples already held."""
         return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
 
-    def weigh(self, terms: Mapping[str, Tensor]) -> Loss:
+    def weigh(self, terms: Mapping[str, Any]) -> Loss:
         """The loss of terms already computed, [b] each.
 
         Raises:
-            ValueError: If one is reduced already, or has more axes.
+            ValueError: If one is no tensor, is reduced already, or has more axes.
         """
         for name, term in terms.items():
-            if term.ndim != 1:
+            if not isinstance(term, Tensor) or term.ndim != 1:
                 raise ValueError(_not_per_row(name, term))
         value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
         return Loss(value, dict(terms))  # type: ignore[arg-type]
@@ -76,9 +76,7 @@ def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
         ValueError: Naming the term.
     """
     for name, term in terms.items():
-        if not isinstance(term, Tensor):
-            raise ValueError(f"loss term {name!r} must be a tensor [{num_rows}], got {type(term).__name__}")
-        if tuple(term.shape) != (num_rows,):
+        if not isinstance(term, Tensor) or tuple(term.shape) != (num_rows,):
             raise ValueError(_not_per_row(name, term, num_rows))
         if not term.is_floating_point():
             raise ValueError(f"loss term {name!r} must be floating point, got {term.dtype}")
@@ -87,10 +85,11 @@ def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
             raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
 
 
-def _not_per_row(name: str, term: Tensor, num_rows: int | str = "b") -> str:
+def _not_per_row(name: str, term: Any, num_rows: int | str = "b") -> str:
+    got = f"shape {list(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
     return (
-        f"loss term {name!r} must be unreduced, one number per row [{num_rows}], got shape "
-        f"{list(term.shape)}; leave the mean to the objective"
+        f"loss term {name!r} must be a tensor, unreduced, one number per row [{num_rows}], got {got}; leave "
+        "the mean to the objective"
     )
 
 
@@ -201,9 +200,10 @@ def _cut(pipeline: Pipeline) -> list[_Part]:
     wanted = set(pipeline.terms)
     for form, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
-        written = {
-            name: own in n.stage.definition.optional for n in nodes.values() for own, name in n.writes.items()
-        }
+        written: dict[str, bool] = {}  # and whether it is written only where it is there already
+        for n in nodes.values():
+            for own, name in n.writes.items():
+                written[name] = written.get(name, True) and own in n.stage.definition.optional
         reads = {name for n in nodes.values() for name in n.reads.values()}
         wants = sorted(name for name in written if name in wanted or ALL in wanted)
         if_there = frozenset(name for name in wants if written[name])

@@ -282,6 +282,7 @@ def _gaussian(key: Tensor, num: int) -> Tensor:
 
 def _gaussian_tensors(key: Tensor, num: int) -> Tensor:
     word0, word1 = _blocks(key, (-(-num // 4),))
+    # the lower half of the lower word first, as it lies in memory
     return _quantiles((word1 << 32 | word0).view(torch.int16)[..., :num].int() & 0xFFFF)
 
 

@@ -1,10 +1,9 @@
 """Run logged rows again, from their logged samples and nothing else, and say what differs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import optree
 import torch
 
 from fpatch.checks import nearest
@@ -13,9 +12,9 @@ from fpatch.conditions import Patches
 from fpatch.data import Dataset
 from fpatch.evaluation import blocks, measure
 from fpatch.graph import Pipeline
-from fpatch.results import result_columns, row_digests
+from fpatch.results import metric_names, result_columns, row_digests
 from fpatch.tree import device_of
-from fpatch.types import Batch, Sample
+from fpatch.types import Batch, Sample, Values
 
 _PREFIX = "sample/"
 
@@ -25,19 +24,15 @@ class Replay(NamedTuple):
 
     Attributes:
         rows: Numbers of the rows in the logged table.
-        rerun: Those of them whose photograph can be read.
-        columns: The results of these, as columns like the logged ones.
+        columns: The results of those whose photograph can be read, as columns like the logged ones.
         differences: Per row that differs, a sentence per column.
         largest: The largest difference of a number.
-        kept: `{condition: {name: [n, ...]}}` of the rows that were rerun.
     """
 
     rows: np.ndarray
-    rerun: np.ndarray
     columns: dict[str, np.ndarray]
     differences: dict[int, list[str]]
     largest: float
-    kept: dict[str, dict[str, Any]]
 
 
 def replay(
@@ -50,6 +45,7 @@ def replay(
     block: int = 16,
     edit: Callable[[Sample], Sample] | None = None,
     keep: Sequence[str] = (),
+    see: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Replay:
     """Rerun rows of a table and compare samples, photographs, composed images and results.
@@ -65,7 +61,8 @@ def replay(
         rows: Which, in any order; None for all.
         block: Rows that run together, as recorded.
         edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
-        keep: Further values to keep, e.g. "image".
+        keep: Further values [n, ...] to show to `see`, e.g. "image".
+        see: Called with the numbers of some rows and what became of them, as `measure` returns it.
         progress: Called with the rows done and their total.
 
     Raises:
@@ -76,8 +73,6 @@ def replay(
     if outside := [int(r) for r in chosen if not 0 <= r < total]:
         raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
     parts: list[dict[str, np.ndarray]] = []
-    kept: list[Any] = []
-    is_rerun = np.ones(len(chosen), dtype=bool)
     differences: dict[int, list[str]] = {}
     largest = 0.0
     device = device_of(conditions)
@@ -86,25 +81,24 @@ def replay(
         is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))
         for row in chosen[part][is_lost].tolist():
             differences[row] = [unreadable[int(table["image_id"][row])]]
-        is_rerun[part] = ~is_lost
         picked = chosen[part][~is_lost]
         if len(picked):
             sample, batch = logged_rows(dataset, table, picked, device)
             sample = sample if edit is None else edit(sample)
             results = measure(pipeline, conditions, sample, batch, block, keep)
-            found = result_columns(results)
+            found = result_columns(results, metric_names(pipeline))
             found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
             found["sample"] = row_digests(to_columns(sample))
             for row, sentence, gap in compare(table, found, picked):
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
             parts.append(found)
-            kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
+            if see is not None:
+                see(picked, results)
         if progress is not None:
             progress(part.stop, len(chosen))
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
-    whole: Any = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep and kept else {}
-    return Replay(chosen, chosen[is_rerun], merged, differences, largest, whole)
+    return Replay(chosen, merged, differences, largest)
 
 
 def logged_rows(

@@ -24,11 +24,10 @@ def split_group(metric: str) -> tuple[str, str]:
     return group + slash, own
 
 
-def result_columns(results: Mapping[str, Values]) -> dict[str, np.ndarray]:
-    """Columns of results: `<metric>/<condition>`, deltas of the patch, `digest/<condition>`."""
+def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns `<metric>/<condition>` of metrics of rows, deltas of the patch, and `digest/<condition>`."""
     columns: dict[str, np.ndarray] = {}
-    metrics = [n for n, v in results[PATCH].items() if isinstance(v, Tensor) and v.ndim == 1]
-    for metric in metrics:
+    for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
         columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
 

@@ -3,7 +3,7 @@
 `fpatch.rerun` knows pipelines and tables; what a run folder and a study add to it stands here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from fpatch.run_evaluation import split_name
 from fpatch.run_log import logged_scalars, step_scalars
 from fpatch.runs import RunError
 from fpatch.tree import place
+from fpatch.types import Values
 
 
 class StepReplay(NamedTuple):
@@ -54,6 +55,7 @@ def replay_run(
     *,
     edits: Mapping[str, float | Tensor] | None = None,
     keep: Sequence[str] = (),
+    see: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
 ) -> tuple[Replay, list[str]]:
     """Rerun evaluated rows from their logged samples, in the recorded execution.
 
@@ -64,7 +66,8 @@ def replay_run(
         report: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
         edits: Values to take instead of the sampled ones, by path, as `fpatch.override` takes them.
-        keep: Further values to keep, e.g. "image".
+        keep: Further values to show to `see`, e.g. "image".
+        see: Called with the numbers of some rows, and with what became of them under every condition.
 
     Returns:
         What came out, and what of the environment is not as recorded, a sentence each.
@@ -88,6 +91,7 @@ def replay_run(
             block=recorded.block,
             edit=(lambda sample: override(sample, edits)) if edits else None,
             keep=keep,
+            see=see,
             progress=lambda done, total: report("replaying", done, total, ""),
         )
     return result, differences

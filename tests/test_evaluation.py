@@ -24,7 +24,7 @@ from fpatch.pictures import picture_effects
 from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.reopen import open_run
 from fpatch.resource import file_digest
-from fpatch.results import object_columns, result_columns, tensor_digest
+from fpatch.results import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
 from fpatch.study import load_study
@@ -144,8 +144,13 @@ def test_deltas(table):
 
 def test_a_delta_of_booleans_is_a_number():
     result = result_columns(
-        {c: {"digest": [c], "found": torch.tensor([c == "none"])} for c in ("patch", "none", "noise")}
+        {
+            c: {"digest": [c], "found": torch.tensor([c == "none"]), "target": torch.ones(1)}
+            for c in ("patch", "none", "noise")
+        },
+        ("found",),
     )
+    assert {name.partition("/")[0] for name in result} == {"found", "digest"}
     assert result["found/delta"].tolist() == [-1.0]
     assert result["found/delta/noise"].tolist() == [0.0]
 
@@ -158,11 +163,12 @@ def test_a_row_is_the_same_wherever_it_stands_in_a_block(parts):
     batch = dataset.batch(dataset.image_ids)
     sample = pipeline.sample(random.key(1), batch)
     conditions = make_conditions(pipeline, params, random.key(2))
-    whole = result_columns(measure(pipeline, conditions, sample, batch, block=4))
+    metrics = metric_names(pipeline)
+    whole = result_columns(measure(pipeline, conditions, sample, batch, block=4), metrics)
     for order in ([3, 2, 1, 0], [2], [1, 3], [3, 0, 2]):
         rows = torch.tensor(order)
         part = measure(pipeline, conditions, take_rows(sample, rows), take_rows(batch, rows), block=4)
-        for name, column in result_columns(part).items():
+        for name, column in result_columns(part, metrics).items():
             assert column.tolist() == whole[name][order].tolist(), (name, order)
 
 

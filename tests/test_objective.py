@@ -69,20 +69,23 @@ def test_a_pipeline_without_a_loss_is_refused():
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        (torch.zeros(()), r"must be unreduced, one number per row \[3\], got shape \[\]; leave the mean"),
+        (
+            torch.zeros(()),
+            r"must be a tensor, unreduced, one number per row \[3\], got shape \[\]; leave the mean",
+        ),
         (torch.zeros(3, 2), r"got shape \[3, 2\]"),
         (torch.zeros(2), r"got shape \[2\]"),
         (torch.zeros(3, dtype=torch.int64), "must be floating point, got torch.int64"),
         (torch.tensor([0.0, float("nan"), 1.0]), "'size' is nan in row 1 of the test batch"),
         (torch.tensor([0.0, 1.0, -float("inf")]), "'size' is -inf in row 2 of the test batch"),
-        (3.0, r"must be a tensor \[3\], got float"),
+        (3.0, r"must be a tensor, unreduced, one number per row \[3\], got a float; leave the mean"),
     ],
 )
 def test_wrong_terms_are_refused(term, message):
     with pytest.raises(ValueError, match=message):
         check_terms({"fine": torch.zeros(3), "size": term}, 3)
-    if isinstance(term, torch.Tensor) and term.ndim != 1:
-        with pytest.raises(ValueError, match="must be unreduced, one number per row"):
+    if not isinstance(term, torch.Tensor) or term.ndim != 1:
+        with pytest.raises(ValueError, match="unreduced, one number per row"):
             prepared()[1].weigh({"size": term})
 
 
@@ -315,6 +318,27 @@ def test_what_is_compiled_follows_the_implants_and_can_be_traced():
         ("image",),
         ("vanish",),
     ]
+
+
+def test_boxes_that_one_stage_writes_and_another_moves_are_handed_on():
+    def find(patch_params, key, batch):
+        b = len(batch["scene"])
+        return {"boxes": torch.ones(b, 1, 4), "box_valid": torch.ones(b, 1, dtype=torch.bool)}, {"key": key}
+
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "stack": create.stack(3),
+            "find": node(find, reads=["scene"], writes=["boxes", "box_valid"]),
+            "view": compose.affine(),
+            "implant": implant.warp(),
+            "victim": infer.detector(detector()),
+            "vanish": losses.vanish(),
+        }
+    )
+    before, _ = _cut(made)
+    assert before.wants == ("box_valid", "boxes", "image")
+    assert not before.if_there
 
 
 def test_a_compiled_step_is_no_torch_func():

@@ -67,12 +67,20 @@ def test_the_images_of_rows_are_written(trained, capsys, tmp_path):
     assert code == 0
     assert {path.name for path in (tmp_path / "seen").iterdir()} == names
     assert all(f"  {tmp_path / 'seen' / name}" in printed for name in names)
-    result, _ = replay_run(trained.folder, slice(3, 4), keep=("image",))
+    seen = images(trained, slice(3, 4))
     for condition in conditions:
         written = read_image(tmp_path / "seen" / f"row-00003-{condition}.png")
-        levels = to_pixels(result.kept[condition]["image"][0], condition)
-        assert np.array_equal(written.permute(1, 2, 0), levels)
-    assert not torch.equal(result.kept["patch"]["image"], result.kept["none"]["image"])
+        assert np.array_equal(written.permute(1, 2, 0), to_pixels(seen[condition][0], condition))
+    assert not torch.equal(seen["patch"], seen["none"])
+
+
+def images(run, rows, **settings):
+    """Of some rows, at most a block of them, by condition."""
+    found = {}
+    replay_run(
+        run.folder, rows, see=lambda _, by: found.update({c: v["image"] for c, v in by.items()}), **settings
+    )
+    return found
 
 
 def test_what_if_another_value_had_been_sampled(trained, capsys):
@@ -83,10 +91,8 @@ def test_what_if_another_value_had_been_sampled(trained, capsys):
     assert code == 1
     assert printed.count("row 4: ") == 1
     assert "; digest/none: " in printed
-    (dark, _), (bright, _) = (
-        replay_run(trained.folder, slice(4, 5), edits={path: stops}, keep=("image",)) for stops in (-9.0, 1.0)
-    )
-    assert dark.kept["none"]["image"].mean() < 0.1 * bright.kept["none"]["image"].mean()
+    dark, bright = (images(trained, slice(4, 5), edits={path: stops})["none"] for stops in (-9.0, 1.0))
+    assert dark.mean() < 0.1 * bright.mean()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,9 @@ def test_what_if_another_value_had_been_sampled(trained, capsys):
     [
         (("--set", "stops"), "--set must be PATH=NUMBER, got 'stops'"),
         (("--set", "camera/exposure/stop=1"), "no sampled value 'camera/exposure/stop'; did you mean"),
-        (("--step", "1", "--out", "x"), "an update has no images to show"),
+        (("--set", "camera/exposure/stops=nan"), "--set must be PATH=NUMBER"),
+        (("--step", "1", "--out", "x"), "--step takes no --out, which is for evaluated rows"),
+        (("--step", "1", "--table", "test"), "--step takes no --table"),
     ],
 )
 def test_edits_that_cannot_be_made(trained, capsys, words, message):

@@ -1,7 +1,8 @@
 """What was logged is run again."""
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ from fpatch.commands.form import add_command
 from fpatch.console import console, progress_bars, say
 
 if TYPE_CHECKING:
-    from fpatch.rerun import Replay
+    import numpy as np
+
+    from fpatch.types import Values
 
 
 def add(commands: Any) -> None:
@@ -28,9 +31,7 @@ def add(commands: Any) -> None:
     replay.add_argument(
         "--rows", metavar="A:B", help="rows of the table, e.g. 0:16, or one, e.g. 3 (default: all)"
     )
-    replay.add_argument(
-        "--table", default="test", help="test, test-last, validation-00000100 and the like (default: test)"
-    )
+    replay.add_argument("--table", help="test, test-last, validation-00000100 and the like (default: test)")
     replay.add_argument(
         "--set", metavar="PATH=VALUE", action="append", default=[],
         help="what if: e.g. camera/exposure/stops=-2; true and false are 1 and 0; may be repeated",
@@ -43,26 +44,28 @@ def add(commands: Any) -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from fpatch.run_replay import replay_run, replay_step
+    from fpatch.run_replay import replay_run
 
     if options.step is not None:
-        if options.set or options.out:
-            raise ValueError("replay --step: an update has no images to show; leave out --set and --out")
-        again = replay_step(options.run_folder, options.step)
-        _say_environment(again.environment)
-        console.print(f"update {again.step}, from the checkpoint of step {again.start}")
-        for name, (logged, found) in again.scalars.items():
-            mark = "identical" if logged == found or (logged != logged and found != found) else "DIFFERENT"
-            say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
-        return 0 if again.identical or not options.verify else 1
+        return _replay_step(options)
+    written: list[Path] = []
+
+    def write(rows: "np.ndarray", results: "Mapping[str, Values]") -> None:
+        from fpatch.data import write_image
+
+        for condition, values in results.items():
+            for row, image in zip(rows.tolist(), values["image"], strict=True):
+                written.append(Path(options.out, f"row-{row:05d}-{condition}.png"))
+                write_image(written[-1], image)
+
     with progress_bars() as report:
         result, environment = replay_run(
             options.run_folder,
             _read_slice(options.rows),
-            options.table,
+            options.table or "test",
             report,
             edits=dict(map(_read_edit, options.set)),
-            keep=("image",) if options.out else (),
+            see=write if options.out else None,
         )
     _say_environment(environment)
     for row, found in sorted(result.differences.items()):
@@ -70,20 +73,25 @@ def _replay(options: argparse.Namespace) -> int:
     different = len(result.differences)
     if different:
         console.print(f"largest difference of a number: {result.largest:g}")
+    for path in sorted(written):
+        say(f"  {path}")
     console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
-    if options.out:
-        _write_images(Path(options.out), result)
     return 1 if different and options.verify else 0
 
 
-def _write_images(folder: Path, result: "Replay") -> None:
-    from fpatch.data import write_image
+def _replay_step(options: argparse.Namespace) -> int:
+    from fpatch.run_replay import replay_step
 
-    for condition, values in result.kept.items():
-        for row, image in zip(result.rerun.tolist(), values["image"], strict=True):
-            path = folder / f"row-{row:05d}-{condition}.png"
-            write_image(path, image)
-            say(f"  {path}")
+    for name in ("rows", "table", "set", "out"):
+        if getattr(options, name):
+            raise ValueError(f"fpatch replay --step takes no --{name}, which is for evaluated rows")
+    again = replay_step(options.run_folder, options.step)
+    _say_environment(again.environment)
+    console.print(f"update {again.step}, from the checkpoint of step {again.start}")
+    for name, (logged, found) in again.scalars.items():
+        mark = "identical" if logged == found or (logged != logged and found != found) else "DIFFERENT"
+        say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
+    return 0 if again.identical or not options.verify else 1
 
 
 def _say_environment(differences: Sequence[str]) -> None:
@@ -92,12 +100,15 @@ def _say_environment(differences: Sequence[str]) -> None:
 
 
 def _read_edit(text: str) -> tuple[str, float]:
-    path, _, value = text.partition("=")
+    path, _, text_of_value = text.partition("=")
     words = {"true": 1.0, "false": 0.0}
     try:
-        return path, words[value] if value in words else float(value)
+        value = words[text_of_value] if text_of_value in words else float(text_of_value)
     except ValueError:
-        raise ValueError(f"--set must be PATH=NUMBER, got {text!r}") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"--set must be PATH=NUMBER, got {text!r}")
+    return path, value
 
 
 def _read_slice(text: str | None) -> slice | None:
