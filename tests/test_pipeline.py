@@ -269,8 +269,9 @@ def test_names_of_patches_are_filled_in_the_order_written():
 
 
 def test_names_of_patches_follow_a_parameterization_that_is_exchanged():
-    other = two_implants() | {"pixels": create.pixels({"door": (3, 4, 4), "roof": (3, 4, 4)})}
-    assert other["sticker"].stage.config.names == ("door", "roof")
+    for made in (two_implants(), two_implants().to("cpu")):
+        other = made | {"pixels": create.pixels({"door": (3, 4, 4), "roof": (3, 4, 4)})}
+        assert other["sticker"].stage.config.names == ("door", "roof")
     assert two_implants().since("poster")["poster"].stage.config.names == ("hood", "roof")
 
 
