@@ -69,7 +69,7 @@ def _replay(options: argparse.Namespace) -> int:
         )
     _say_environment(environment)
     for row, found in sorted(result.differences.items()):
-        say(f"row {row}: {'; '.join(found)}")
+        say("\n  ".join([f"row {row}:", *found]) if len(found) > 1 else f"row {row}: {found[0]}")
     different = len(result.differences)
     if different:
         console.print(f"largest difference of a number: {result.largest:g}")
