@@ -74,6 +74,16 @@ def interpolation_step(num: int, side: int, in_order: bool, device: str) -> Call
     return step
 
 
+def compare(
+    workload: str, name: str, step: Callable[[], object], plain: Callable[[], object], record: Record
+) -> None:
+    """A step over the plain one, in turn."""
+    options = record.options
+    times = interleave({name: step, "plain": plain}, options.repeats, device=options.device)
+    figures = {f"{name}_ms": times.ms(name), "plain_ms": times.ms("plain")}
+    record.add(workload, **figures, ratio=times.ratio(name, "plain"))
+
+
 def main(argv: list[str] | None = None) -> None:
     """A line per part."""
     options = read_options(__doc__, argv, ("cpu", "cuda"))
@@ -85,22 +95,10 @@ def main(argv: list[str] | None = None) -> None:
         record.add(f"{stage.definition.name}, {num} x 3 x {side} x {side}", step_ms=times.ms("step"))
     for width in (12.0,) if options.small else (40.0, 150.0):
         filtered, plain = (implant_step(num, width, antialias, options.device) for antialias in (True, False))
-        times = interleave({"filtered": filtered, "plain": plain}, options.repeats, device=options.device)
-        record.add(
-            f"implant, 300 px drawn {width:.0f} px wide",
-            filtered_ms=times.ms("filtered"),
-            plain_ms=times.ms("plain"),
-            ratio=times.ratio("filtered", "plain"),
-        )
+        compare(f"implant, 300 px drawn {width:.0f} px wide", "filtered", filtered, plain, record)
     num, side = (2, 16) if options.small else (24, 64)
     in_order, plain = (interpolation_step(num, side, asked, options.device) for asked in (True, False))
-    times = interleave({"in order": in_order, "plain": plain}, options.repeats, device=options.device)
-    record.add(
-        f"interpolation, {num} x 4 x {side} x {side}",
-        in_order_ms=times.ms("in order"),
-        plain_ms=times.ms("plain"),
-        ratio=times.ratio("in order", "plain"),
-    )
+    compare(f"interpolation, {num} x 4 x {side} x {side}", "in_order", in_order, plain, record)
 
 
 if __name__ == "__main__":

@@ -103,11 +103,9 @@ def show(title: str, table: Table) -> dict[str, Any]:
     def line(rate: Rate) -> str:
         return " ".join(percent(rate).split())
 
-    console.print(
+    say(
         f"{title}: best {line(rates.rates[PATCH])}, defaults {line(rates.rates[DEFAULTS])}, "
-        f"noise {line(rates.rates[NOISE])}; best - defaults {line(rates.over[DEFAULTS])} points",
-        soft_wrap=True,
-        markup=False,
+        f"noise {line(rates.rates[NOISE])}; best - defaults {line(rates.over[DEFAULTS])} points"
     )
     return rates.to_json()
 

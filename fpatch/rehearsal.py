@@ -46,7 +46,7 @@ def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:
     gradient = value_and_grad(parts.objective)
     _, loss = gradient(parts.initial.params, *place((sample, batch), study.place))
     rows = len(batch["image_id"])
-    if all(isinstance(t, torch.Tensor) and t.shape == (rows,) for t in loss.terms.values()):
+    if all(term.shape == (rows,) for term in loss.terms.values()):
         info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
             raise ValueError(f"before training, on the first photographs: {bad}")

@@ -17,3 +17,12 @@ def add_command(
     parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", epilog=epilog)
     parser.set_defaults(run=run)
     return parser
+
+
+def read_number(text: str) -> float:
+    """A sampled value, as it is typed: a number, or true or false for 1 and 0.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    return {"true": 1.0, "false": 0.0}[text] if text in ("true", "false") else float(text)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpatch.commands.form import add_command
+from fpatch.commands.form import add_command, read_number
 from fpatch.console import (
     cells_table,
     console,
@@ -167,8 +167,7 @@ def _read_axis(text: str) -> tuple[str, list[float]]:
             low, high, count = values.split(":")
             span, steps = float(high) - float(low), int(count)
             return path, [float(low) + span * i / max(steps - 1, 1) for i in range(steps)]
-        words = {"true": 1.0, "false": 0.0}
-        return path, [words[v] if v in words else float(v) for v in values.split(",")]
+        return path, [read_number(value) for value in values.split(",")]
     except ValueError:
         raise ValueError(f"--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT, got {text!r}") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpatch.commands.form import add_command
+from fpatch.commands.form import add_command, read_number
 from fpatch.console import console, progress_bars, say
 
 if TYPE_CHECKING:
@@ -100,10 +100,9 @@ def _say_environment(differences: Sequence[str]) -> None:
 
 
 def _read_edit(text: str) -> tuple[str, float]:
-    path, _, text_of_value = text.partition("=")
-    words = {"true": 1.0, "false": 0.0}
+    path, _, typed = text.partition("=")
     try:
-        value = words[text_of_value] if text_of_value in words else float(text_of_value)
+        value = read_number(typed)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
