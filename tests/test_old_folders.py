@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from study_fixture import STEPS, logged_steps, read_records
+from study_fixture import STEPS, logged_steps, read_records, run_fpatch
 from test_sweep import work
 
 from fpatch.cli import main
@@ -20,7 +20,7 @@ from fpatch.runs import Run
 from fpatch.stratified import stratify_run
 from fpatch.study import load_study, study_from_config
 from fpatch.training import resume, train
-from fpatch.tune import Journal, read_plan, resume_sweep
+from fpatch.tune import Journal, read_plan
 
 DATA = Path(__file__).parent / "data"
 OLD = "/fpatch-old"
@@ -151,7 +151,7 @@ def test_the_table_of_the_sweep_is_read(old, capsys):
         assert config["optimizer"]["learning_rate"] == entry.trial.settings["optimizer.learning_rate"]
 
 
-def check_went_on(old, journal):
+def check_went_on(journal):
     entries = journal.entries()
     assert [e.outcome.status for e in entries] == ["finished"] * 4
     assert [[p.step for p in e.points] for e in entries] == [[3, 6]] * 4
@@ -167,9 +167,11 @@ def test_the_sweep_goes_on(old):
     journal = Journal.open(old / "sweep")
     plan = read_plan(journal)
     work(journal, plan._replace(sweep=plan.sweep.__class__(num_trials=4, search="random")))
-    check_went_on(old, journal)
+    check_went_on(journal)
 
 
 @pytest.mark.slow
 def test_the_sweep_goes_on_by_ray(old):
-    check_went_on(old, resume_sweep(old / "sweep", num_trials=4))
+    done = run_fpatch("sweep", "resume", old / "sweep", "--num-trials", "4", cwd=old)
+    assert done.returncode == 0, done.stderr
+    check_went_on(Journal.open(old / "sweep"))
