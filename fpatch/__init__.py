@@ -6,15 +6,15 @@ The names here are loaded when they are first used, so that `import fpatch` cost
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fpatch.core.version import __version__
 
 _NAMES = {
     "Node": "nodes",
     "Objective": "objective",
     "Optimizer": "optim",
     "Pipeline": "graph",
-    "Range": "types",
-    "Resource": "resource",
+    "Range": "core.types",
+    "Resource": "core.resource",
     "Run": "runs",
     "Stage": "stage",
     "Study": "study",
@@ -22,7 +22,7 @@ _NAMES = {
     "build": "config",
     "control": "graph",
     "define": "stage",
-    "define_loader": "resource",
+    "define_loader": "core.resource",
     "deterministic": "stage",
     "evaluate": "evaluation",
     "evaluate_run": "run_evaluation",
@@ -110,6 +110,8 @@ if TYPE_CHECKING:
     from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, tune, viz
     from fpatch.columns import from_columns, override, to_columns
     from fpatch.config import build
+    from fpatch.core.resource import Resource, define_loader
+    from fpatch.core.types import Range
     from fpatch.evaluation import evaluate
     from fpatch.graph import Pipeline, control, pipeline
     from fpatch.loop import TrainState, fit, make_state, make_step
@@ -120,7 +122,6 @@ if TYPE_CHECKING:
     from fpatch.population import make_population_step
     from fpatch.rates import success
     from fpatch.rerun import replay
-    from fpatch.resource import Resource, define_loader
     from fpatch.run_evaluation import evaluate_run
     from fpatch.run_replay import replay_run
     from fpatch.runs import Run
@@ -128,7 +129,6 @@ if TYPE_CHECKING:
     from fpatch.study import Study, load_study
     from fpatch.training import resume, train
     from fpatch.tune import resume_sweep, sweep
-    from fpatch.types import Range
 
 
 def __getattr__(name: str) -> Any:

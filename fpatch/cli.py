@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from fpatch import __version__
 from fpatch.commands import measurements, replays, studies, sweeps
+from fpatch.core.version import __version__
 from fpatch.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
 _EPILOG = """\

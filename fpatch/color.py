@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch.tree import constant, flatten_rows
+from fpatch.core.tree import constant, flatten_rows
 
 LN2 = math.log(2.0)
 LUMA = (0.299, 0.587, 0.114)

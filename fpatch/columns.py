@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpatch.checks import nearest
-from fpatch.types import Sample
+from fpatch.core.checks import nearest
+from fpatch.core.types import Sample
 
 
 def to_columns(sample: Sample) -> dict[str, np.ndarray]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.color import luma
+from fpatch.core.tree import device_of, place
+from fpatch.core.types import Params, Values
 from fpatch.graph import Pipeline
-from fpatch.tree import device_of, place
-from fpatch.types import Params, Values
 
 PATCH, NONE = "patch", "none"
 """The conditions that every evaluation has: the trained patch, and no patch."""

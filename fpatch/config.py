@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.registry import lookup
+from fpatch.core.schema import decode
 from fpatch.graph import Pipeline, pipeline
 from fpatch.nodes import Part, node
-from fpatch.registry import lookup
-from fpatch.schema import decode
 from fpatch.stage import RESERVED, Definition
 
 _NAMES = tuple[str, ...] | dict[str, str]

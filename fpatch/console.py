@@ -11,10 +11,10 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fpatch.analysis import Importances
+    from fpatch.core.progress import Report
     from fpatch.doctor import Diagnosis
     from fpatch.metrics import Rate
     from fpatch.metrics.score import DetectionScore
-    from fpatch.progress import Report
     from fpatch.rates import Success
     from fpatch.stratified import Cell
     from fpatch.transfer import Transfer

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fpatch.core.tree import device_of, place
+from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import Pipeline, control
-from fpatch.tree import device_of, place
-from fpatch.types import Batch, Params, Sample, Values
 
 
 class Diagnosis(NamedTuple):

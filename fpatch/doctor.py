@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.causes import Finding, judge_patches
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.types import Batch, Values
 from fpatch.data import TargetSet
 from fpatch.evaluation import blocks
 from fpatch.graph import control
@@ -40,7 +41,6 @@ from fpatch.symptoms import (
     measure_stage,
     view_patches,
 )
-from fpatch.types import Batch, Values
 
 CLIPPED_FRAC = 0.5
 """More than this share of the patch's values at 0 or 1 is worth a warning: no gradient passes them."""

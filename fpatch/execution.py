@@ -9,7 +9,7 @@ import numpy as np
 import PIL
 import torch
 
-from fpatch import __version__
+from fpatch.core.version import __version__
 
 
 class Execution(NamedTuple):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fpatch.types import Values
+from fpatch.core.types import Values
 
 LABELS = ("quads", "quad_valid", "boxes", "box_valid")
 """What a stage that moves the pixels must move with them, where it is there."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.nodes import PHASES, Node, Part, encode_node, flatten, inside, stream_path
 from fpatch.stage import ALL, row_keys
-from fpatch.types import Batch, Params, Sample, Values
 from fpatch.wiring import check_wiring, filled
 
 

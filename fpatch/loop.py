@@ -8,21 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 from torchopt.base import GradientTransformation
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.tree import device_of, place, take_rows
+from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Loader
 from fpatch.descent import Transformation
 from fpatch.graph import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.parallel import ALONE, Ranks
 from fpatch.stage import row_keys
-from fpatch.tree import device_of, place
-from fpatch.types import Batch, Params, Sample
 
 
 class TrainState(NamedTuple):
@@ -248,11 +247,6 @@ def fit(
                 return
     finally:
         batches.close()  # type: ignore[attr-defined]
-
-
-def take_rows(tree: Any, rows: Any) -> Any:
-    """The rows of every tensor in a batch or a sample."""
-    return optree.tree_map(lambda x: x[rows], tree)
 
 
 def find_bad_row(info: StepInfo, paths: Sequence[Path]) -> str | None:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
-from fpatch.checks import nearest
-from fpatch.schema import encode
+from fpatch.core.checks import nearest
+from fpatch.core.schema import encode
+from fpatch.core.types import Batch
 from fpatch.stage import ALL, Stage, from_function
-from fpatch.types import Batch
 
 PHASES = ("train", "validation", "test", "inference", "export")
 """The standard phases; any other string names a phase of one's own."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import Pipeline
 from fpatch.stage import ALL
-from fpatch.types import Batch, Params, Sample, Values
 
 
 class Loss(NamedTuple):

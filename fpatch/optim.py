@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 
 import torchopt
 
-from fpatch.checks import check_choice, check_number
+from fpatch.core.checks import check_choice, check_number
 from fpatch.descent import Transformation, decay_weights, descend, momentum, scale_by_adam, scale_by_rms, sign
 from fpatch.schedules import (
     Rate,

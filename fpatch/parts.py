@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from fpatch import random
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
 from fpatch.data import Loader, TargetSet
 from fpatch.infer.lighter import lighter
 from fpatch.loop import Step, TrainState, make_state, make_step

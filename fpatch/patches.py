@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
 
 
 def map_patches(

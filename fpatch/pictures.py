@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.diagnosis import Diagnosis, diagnose
 from fpatch.log import Log
 from fpatch.rates import effects
 from fpatch.rerun import logged_rows
 from fpatch.study import Study
-from fpatch.types import Params
 from fpatch.viz.side_by_side import Panel, side_by_side
 
 _PICTURED = 3

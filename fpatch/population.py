@@ -13,13 +13,13 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.tree import device_of, place, take_rows
+from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph import Pipeline
-from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, take_rows, uphill
+from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, uphill
 from fpatch.objective import Loss, Objective, value_and_grad
 from fpatch.stage import ALL, Function, check_uses
-from fpatch.tree import device_of, place
-from fpatch.types import Batch, Params, Sample
 
 PopulationStep = Callable[
     [Sequence[TrainState], Sequence[Batch]], tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]

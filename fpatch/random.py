@@ -28,8 +28,8 @@ from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fpatch.core.tree import is_concrete
 from fpatch.threefry import CACHED_WORDS, MASK, encrypt, encrypt_few, encrypt_into, is_few
-from fpatch.tree import is_concrete
 
 Key: TypeAlias = Tensor
 """A key, or an array of keys: int64 `[..., 2]`, each entry in [0, 2**32)."""

@@ -3,7 +3,8 @@
 import torch
 
 from fpatch import random
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.tree import place
 from fpatch.device import deterministic_algorithms
 from fpatch.evaluation import evaluate
 from fpatch.loop import StepInfo, find_bad_row
@@ -12,7 +13,6 @@ from fpatch.parts import Parts, make_parts
 from fpatch.rates import scalars
 from fpatch.run_evaluation import check_metric
 from fpatch.study import Study
-from fpatch.tree import place
 
 
 def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.files import file_digest
+from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
 from fpatch.device import describe_device, deterministic_algorithms
 from fpatch.execution import Execution
-from fpatch.resource import file_digest
 from fpatch.runs import Run, RunError
-from fpatch.schema import flatten
 from fpatch.study import Study, study_from_config
 
 _logger = logging.getLogger(__name__)

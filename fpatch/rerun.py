@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fpatch.checks import nearest
 from fpatch.columns import from_columns, to_columns
 from fpatch.conditions import Patches
+from fpatch.core.checks import nearest
+from fpatch.core.tree import device_of
+from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
 from fpatch.evaluation import blocks, measure
 from fpatch.graph import Pipeline
 from fpatch.results import metric_names, result_columns, row_digests
-from fpatch.tree import device_of
-from fpatch.types import Batch, Sample, Values
 
 _PREFIX = "sample/"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fpatch.conditions import NONE, PATCH
+from fpatch.core.types import Batch, Values
 from fpatch.graph import Pipeline
-from fpatch.types import Batch, Values
 
 
 def metric_names(pipeline: Pipeline) -> tuple[str, ...]:

@@ -11,21 +11,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fpatch import random
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.progress import Report, silent
+from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.device import deterministic_algorithms
 from fpatch.evaluation import Evaluation, evaluate
 from fpatch.graph import Pipeline
 from fpatch.parts import make_parts
 from fpatch.pictures import diagnose_first_block, log_diagnostics, make_figure, picture_effects
-from fpatch.progress import Report, silent
 from fpatch.rates import Success, of_objects, scalars, success
 from fpatch.reopen import open_run
 from fpatch.results import metric_names
 from fpatch.run_log import open_study_log
 from fpatch.runs import Run
 from fpatch.study import Study
-from fpatch.types import Params
 
 
 def evaluate_run(

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from fpatch import __version__
+from fpatch.core.files import file_digest
+from fpatch.core.schema import flatten
+from fpatch.core.version import __version__
 from fpatch.data import TargetSet
 from fpatch.log import Log, Records, open_log
 from fpatch.loop import StepInfo
-from fpatch.resource import file_digest
 from fpatch.runs import Run
-from fpatch.schema import flatten
 from fpatch.study import Study
 
 

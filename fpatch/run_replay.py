@@ -11,16 +11,16 @@ import numpy as np
 from torch import Tensor
 
 from fpatch.columns import override
+from fpatch.core.progress import Report, silent
+from fpatch.core.tree import place
+from fpatch.core.types import Values
 from fpatch.loop import StepInfo, fit
 from fpatch.parts import make_loader, make_parts, make_training_step
-from fpatch.progress import Report, silent
 from fpatch.reopen import open_run, recreated
 from fpatch.rerun import Replay, replay
 from fpatch.run_evaluation import split_name
 from fpatch.run_log import logged_scalars, step_scalars
 from fpatch.runs import RunError
-from fpatch.tree import place
-from fpatch.types import Values
 
 
 class StepReplay(NamedTuple):

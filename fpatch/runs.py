@@ -29,11 +29,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fpatch import __version__
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.files import write_atomic
+from fpatch.core.version import __version__
 from fpatch.evaluation import Evaluation
 from fpatch.execution import Execution
-from fpatch.log.records import write_atomic
 from fpatch.log.values import to_json, to_png
 from fpatch.loop import TrainState
 

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from fpatch.checks import check_number
 from fpatch.conditions import check_control_name
+from fpatch.core.checks import check_number
+from fpatch.core.resource import Resource, live
 from fpatch.data import TargetSet, image_file, targets
 from fpatch.objective import COMPILE_MODES
-from fpatch.resource import Resource, live
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import nearest
-from fpatch.registry import identify, register
-from fpatch.resource import Resource, live
-from fpatch.tree import is_concrete
-from fpatch.types import Batch, Params, Sample, Values
+from fpatch.core.checks import nearest
+from fpatch.core.registry import identify, register
+from fpatch.core.resource import Resource, live
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Batch, Params, Sample, Values
 
 P = ParamSpec("P")
 

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import nearest
 from fpatch.columns import override
 from fpatch.conditions import NONE, PATCH, Patches, make_conditions
+from fpatch.core.checks import nearest
+from fpatch.core.progress import Report
+from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
 from fpatch.diagnosis import diagnose
 from fpatch.evaluation import Evaluation, evaluate
 from fpatch.graph import Pipeline
 from fpatch.pictures import make_figure
-from fpatch.progress import Report
 from fpatch.rates import Success, effects, success
 from fpatch.rerun import logged_rows
 from fpatch.run_evaluation import Trained, evaluation_key, load_trained, table_name
 from fpatch.runs import Run
-from fpatch.types import Params, Sample
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 
 _PREFIX = "grid/"

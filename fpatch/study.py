@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from fpatch.checks import nearest
 from fpatch.config import build
+from fpatch.core.checks import nearest
+from fpatch.core.resource import Resource
+from fpatch.core.schema import decode, encode
 from fpatch.device import check_device, describe_device, find_device
 from fpatch.execution import Execution
 from fpatch.graph import Pipeline
 from fpatch.optim import Optimizer
-from fpatch.resource import Resource
-from fpatch.schema import decode, encode
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train
 
 

@@ -7,12 +7,12 @@ import optree
 import torch
 from torch import Tensor
 
+from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import TargetSet
 from fpatch.graph import Pipeline, control
 from fpatch.objective import Loss
 from fpatch.parts import Parts
 from fpatch.study import Study
-from fpatch.types import Batch, Sample, Values
 
 VISIBLE = 1 / 510
 """Half a step of 8 bits: a smaller difference between two pictures is none."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpatch.tree import is_concrete
+from fpatch.core.tree import is_concrete
 
 MASK = 2**32 - 1
 """Of a word."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fpatch.conditions import make_patches
+from fpatch.core.progress import Report, silent
 from fpatch.data import Loader
 from fpatch.device import deterministic_algorithms
 from fpatch.log import Log
@@ -21,7 +22,6 @@ from fpatch.loop import StepInfo, TrainState, find_bad_row, fit
 from fpatch.parallel import ALONE, Ranks, joined
 from fpatch.parts import Parts, make_loader, make_parts, make_training_step
 from fpatch.pictures import diagnose_first_block, log_diagnostics
-from fpatch.progress import Report, silent
 from fpatch.rates import scalars, standard_errors
 from fpatch.rehearsal import rehearse_parts
 from fpatch.reopen import check_data, check_study, data_digests, open_run, recreated, warn

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.conditions import NONE, PATCH, Patches, check_control_name, make_controls, make_patches
+from fpatch.core.files import write_atomic
+from fpatch.core.progress import Report
+from fpatch.core.tree import place
 from fpatch.data import Dataset, TargetSet
 from fpatch.evaluation import Evaluation, evaluate
 from fpatch.graph import Pipeline
-from fpatch.log.records import write_atomic
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
-from fpatch.progress import Report
 from fpatch.rates import success
 from fpatch.results import tensor_digest
 from fpatch.run_evaluation import evaluation_key, load_trained
-from fpatch.tree import place
 from fpatch.viz import HeatMap, plot_heat_maps
 
 

@@ -26,10 +26,10 @@ from typecheck import unchecked
 from fpatch import random
 from fpatch.columns import from_columns, to_columns
 from fpatch.config import build
+from fpatch.core.tree import place
 from fpatch.graph import Pipeline, control
 from fpatch.nodes import node
 from fpatch.stage import Stage
-from fpatch.tree import place
 
 KEY = random.key(5)
 Tree = Any

@@ -28,6 +28,8 @@ from typecheck import unchecked
 from fpatch import compose, create, data, implant, infer, losses, make_optimizer, random
 from fpatch.conditions import make_patches
 from fpatch.config import build
+from fpatch.core.files import file_digest
+from fpatch.core.types import Range
 from fpatch.create import icc as icc_module
 from fpatch.diagnosis import diagnose
 from fpatch.graph import control, pipeline
@@ -35,9 +37,7 @@ from fpatch.loop import TrainState, make_step
 from fpatch.nodes import node
 from fpatch.objective import Objective
 from fpatch.optim import Optimizer
-from fpatch.resource import file_digest
 from fpatch.spectrum import dct2, gaussian_response, idct2
-from fpatch.types import Range
 
 KEY = random.key(2)
 INTENTS = ("perceptual", "relative", "saturation", "absolute")

@@ -14,6 +14,7 @@ from test_device import NAMES
 from typecheck import unchecked
 
 from fpatch import random
+from fpatch.core.tree import place
 from fpatch.data import Loader
 from fpatch.device import deterministic_algorithms
 from fpatch.infer import lighter
@@ -27,7 +28,6 @@ from fpatch.run_replay import replay_run, replay_step
 from fpatch.stage import Stage
 from fpatch.study import load_study
 from fpatch.training import resume, train
-from fpatch.tree import place
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

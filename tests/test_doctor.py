@@ -407,7 +407,7 @@ def _load_in_training(weights):
 
 
 def _register():
-    from fpatch.resource import define_loader
+    from fpatch.core.resource import define_loader
 
     return define_loader("in_training", _load_in_training)
 

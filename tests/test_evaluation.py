@@ -14,16 +14,17 @@ from study_fixture import make_study, parameters
 from fpatch import random
 from fpatch.conditions import CONTROLS, make_conditions, make_controls, make_patches
 from fpatch.console import success_table
+from fpatch.core.files import file_digest
+from fpatch.core.tree import take_rows
 from fpatch.evaluation import evaluate, measure
 from fpatch.execution import Execution
 from fpatch.graph import control
-from fpatch.loop import fit, make_state, make_step, take_rows
+from fpatch.loop import fit, make_state, make_step
 from fpatch.metrics import bootstrap_mean
 from fpatch.parts import make_loader, make_parts
 from fpatch.pictures import picture_effects
 from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.reopen import open_run
-from fpatch.resource import file_digest
 from fpatch.results import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run

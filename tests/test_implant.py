@@ -10,8 +10,8 @@ from typecheck import unchecked
 from fpatch import create, implant, random, region
 from fpatch.columns import to_columns
 from fpatch.config import build
+from fpatch.core.types import Range
 from fpatch.graph import pipeline
-from fpatch.types import Range
 
 H, W = 97, 131
 NAMES = ("wide", "high")

@@ -16,16 +16,16 @@ from study_fixture import STEPS, logged_steps, make_study, parameters
 from torch import Tensor
 
 from fpatch import create, pipeline, random, row_keys
+from fpatch.core.registry import lookup
+from fpatch.core.schema import decode
 from fpatch.descent import Transformation
 from fpatch.loop import TrainState, make_state, make_step
 from fpatch.objective import Objective, value_and_grad
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.parts import make_parts
-from fpatch.registry import lookup
 from fpatch.reopen import open_run
 from fpatch.run_replay import replay_step
 from fpatch.runs import Run
-from fpatch.schema import decode
 from fpatch.sections import Train
 from fpatch.stage import Definition
 from fpatch.study import load_study

@@ -23,9 +23,9 @@ from torchmetrics.detection import MeanAveragePrecision
 from fpatch import build, metrics, node, pipeline, random
 from fpatch.cli import main
 from fpatch.conditions import make_conditions
+from fpatch.core.tree import take_rows
 from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
 from fpatch.graph import Pipeline
-from fpatch.loop import take_rows
 from fpatch.metrics.matching import answered_scores
 from fpatch.parts import make_parts
 from fpatch.rates import success

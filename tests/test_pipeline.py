@@ -12,10 +12,10 @@ from typecheck import unchecked
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.columns import override
 from fpatch.config import build
+from fpatch.core.types import Range
 from fpatch.graph import Pipeline, control, fold_path, pipeline
 from fpatch.nodes import node
 from fpatch.stage import define, deterministic, row_keys
-from fpatch.types import Range
 
 KEY = random.key(11)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fpatch import random, threefry
-from fpatch.tree import is_concrete
+from fpatch.core.tree import is_concrete
 
 jax = pytest.importorskip("jax")
 

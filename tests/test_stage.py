@@ -14,9 +14,9 @@ from typecheck import unchecked
 
 from fpatch import compose, create, implant, random
 from fpatch.config import build
-from fpatch.schema import encode
+from fpatch.core.schema import encode
+from fpatch.core.types import Range
 from fpatch.stage import Stage, define, deterministic, from_function, row_keys
-from fpatch.types import Range
 
 KEY = random.key(3)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpatch.checks import check_number, nearest
+from fpatch.core.checks import check_number, nearest
 from fpatch.metrics import Rate
 from fpatch.metrics.intervals import FEW_PHOTOGRAPHS, resample
 

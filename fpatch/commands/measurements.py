@@ -19,7 +19,7 @@ from fpatch.console import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fpatch.types import Params
+    from fpatch.core.types import Params
 
 _ANALYZE = (
     "How to read it: a forest learns the metric from what was sampled (angles, stops, ...) and is asked "

@@ -12,7 +12,7 @@ from fpatch.console import console, progress_bars, say
 if TYPE_CHECKING:
     import numpy as np
 
-    from fpatch.types import Values
+    from fpatch.core.types import Values
 
 
 def add(commands: Any) -> None:

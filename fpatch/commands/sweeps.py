@@ -38,7 +38,7 @@ def _sweep(options: argparse.Namespace) -> int:
     }
     what = options.what
     if what not in verbs and not Path(what).suffix and not Path(what).exists():
-        from fpatch.checks import nearest
+        from fpatch.core.checks import nearest
 
         raise ValueError(f"fpatch sweep: there is no {what!r}; {nearest(what, [*verbs, 'CONFIG.toml'])}")
     run, takes = verbs.get(what, (_sweep_begin, ()))

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
+from fpatch.core.checks import check_range
+from fpatch.core.tree import check_sampled
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.stage import define
-from fpatch.tree import check_sampled
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

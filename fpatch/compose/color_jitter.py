@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number, check_range
 from fpatch.color import clip, each_channel, hue_rotation, mix_channels, saturation_matrix
+from fpatch.core.checks import check_number, check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.random import fold_in
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
 from fpatch.color import clip
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 TOE = 1e-3
 """Up to here, a quarter of an 8-bit level, the curve is a line: a power has slope 0 at black, or infinite."""

@@ -8,9 +8,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.types import Batch, Params, Values
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Values
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number, check_range
 from fpatch.color import clip
+from fpatch.core.checks import check_number, check_range
+from fpatch.core.tree import constant
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.random import fold_in
 from fpatch.stage import define
-from fpatch.tree import constant
-from fpatch.types import Batch, Params, Range, Values
 
 TABLES = (
     (

@@ -7,11 +7,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
 from fpatch.color import clip, each_channel
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.random import fold_in
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

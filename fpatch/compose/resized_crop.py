@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number, check_range
+from fpatch.core.checks import check_number, check_range
+from fpatch.core.tree import constant
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.geometry import LABELS, move_view, scale_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
-from fpatch.tree import constant
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
 from fpatch.color import clip, each_channel, mix_channels, saturation_matrix
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.tree import constant
+from fpatch.core.types import Batch, Params, Values
 from fpatch.geometry import LABELS, move_labels, scale_matrix
 from fpatch.stage import define
-from fpatch.tree import constant
-from fpatch.types import Batch, Params, Values
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
 from fpatch.color import LUMINANCE, blackbody, clip, linear_to_srgb, srgb_to_linear
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 BALANCED_KELVIN = 6500.0
 

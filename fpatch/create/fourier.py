@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import Shapes, check_names, check_shapes, describe_shapes, view_patches
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch.func import functional_call
 
 from fpatch import random
 from fpatch.color import clip
+from fpatch.core.resource import Resource, live
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import check_names, view_patches
-from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
-from fpatch.tree import is_concrete
-from fpatch.types import Params, Sample, Values
 
 ROUNDING = 1e-4
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fpatch.checks import check_number
 from fpatch.color import clip
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
 from fpatch.patches import map_patches
 from fpatch.spectrum import dct2, gaussian_response, idct2
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 MIDDLE_GRAY = 0.5
 """Stands for zero, since a print cannot show less than nothing."""

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from fpatch.color import clip
-from fpatch.resource import define_loader
+from fpatch.core.resource import define_loader
 
 Intent = Literal["perceptual", "relative", "saturation", "absolute"]
 INTENTS = {

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fpatch.resource import Resource, define_loader, live
+from fpatch.core.resource import Resource, define_loader, live
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Params, Sample, Values
 from fpatch.stage import define, deterministic
-from fpatch.tree import is_concrete
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
 from fpatch.color import clip
+from fpatch.core.checks import check_number
+from fpatch.core.tree import constant
+from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import check_names, view_patches
 from fpatch.stage import define, deterministic
-from fpatch.tree import constant
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fpatch import random
-from fpatch.types import Range, Values
+from fpatch.core.types import Range, Values
 
 Shapes = Mapping[str, tuple[int, int, int]]
 """`{name: (channels, height, width)}`."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fpatch.checks import check_range
+from fpatch.core.checks import check_range
+from fpatch.core.resource import Resource, live
+from fpatch.core.types import Params, Range, Sample, Values
 from fpatch.create.patches import (
     Shapes,
     check_names,
@@ -15,9 +17,7 @@ from fpatch.create.patches import (
     draw_uniform,
     view_patches,
 )
-from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Range, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor
 
+from fpatch.core.resource import Resource
+from fpatch.core.types import Params, Sample, Values
 from fpatch.create.icc import Intent, bake_table, check_intent, icc_profile, look_up
 from fpatch.patches import check_color, map_patches
-from fpatch.resource import Resource
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

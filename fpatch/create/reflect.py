@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_range
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.create.shift import shift_rows
 from fpatch.patches import map_patches
 from fpatch.random import fold_in
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 import torch.nn.functional as F
 
-from fpatch.checks import check_choice, nearest
 from fpatch.color import clip
+from fpatch.core.checks import check_choice, nearest
+from fpatch.core.types import Params, Sample, Values
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
 

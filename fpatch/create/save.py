@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import view_patches
 from fpatch.patches import map_patches
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

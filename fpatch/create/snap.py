@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fpatch.core.tree import constant
+from fpatch.core.types import Params, Sample, Values
 from fpatch.patches import check_color, map_patches
 from fpatch.stage import define, deterministic
-from fpatch.tree import constant
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from fpatch.core.resource import Resource
+from fpatch.core.types import Params, Sample, Values
 from fpatch.create.icc import Intent, check_intent, icc_profile, proof
 from fpatch.patches import check_color, map_patches
-from fpatch.resource import Resource
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
 from fpatch.color import clip
+from fpatch.core.checks import check_number
+from fpatch.core.types import Batch, Params, Values
 from fpatch.create.patches import to_rows
 from fpatch.patches import map_patches
 from fpatch.random import fold_in
 from fpatch.spectrum import dct2, idct2
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Values
 
 
 @dataclass(frozen=True)

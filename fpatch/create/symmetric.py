@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from fpatch.core.types import Params, Sample, Values
 from fpatch.patches import map_patches
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 _FLIPS = {"x": ([-1],), "y": ([-2],), "both": ([-1], [-2])}
 

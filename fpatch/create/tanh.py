@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpatch.checks import check_range
+from fpatch.core.checks import check_range
+from fpatch.core.types import Params, Range, Sample, Values
 from fpatch.create.patches import (
     Shapes,
     check_names,
@@ -15,7 +16,6 @@ from fpatch.create.patches import (
     view_patches,
 )
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Range, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
 from fpatch.data.images import read_size
 
 CORNER_COLUMNS = ("ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly")

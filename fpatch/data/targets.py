@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from fpatch.checks import check_choice, check_number, nearest
+from fpatch.core.checks import check_choice, check_number, nearest
 from fpatch.data.images import (
     decode_picture,
     fit,

@@ -21,6 +21,9 @@ import torch
 from fpatch.columns import override
 from fpatch.conditions import NONE, PATCH
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
+from fpatch.core.progress import Report
+from fpatch.core.tree import place
+from fpatch.core.types import Sample
 from fpatch.data import TargetSet, targets, write_image
 from fpatch.demo import victim as victim_module
 from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
@@ -29,14 +32,11 @@ from fpatch.evaluation import Evaluation, evaluate
 from fpatch.geometry import box_area, quad_area
 from fpatch.graph import Pipeline
 from fpatch.metrics import Rate, average_precision
-from fpatch.progress import Report
 from fpatch.rates import Success, success, threshold_curve
 from fpatch.run_evaluation import Trained, evaluate_run, evaluation_key, load_trained
 from fpatch.runs import Run
 from fpatch.study import Study, load_study
 from fpatch.training import train
-from fpatch.tree import place
-from fpatch.types import Sample
 from fpatch.viz import Panel, plot_curves, side_by_side
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))

@@ -8,11 +8,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.tree import constant
+from fpatch.core.types import Batch, Sample, Values
 from fpatch.geometry import quad_bounds
 from fpatch.patches import check_only
 from fpatch.region import implant_quads
-from fpatch.tree import constant
-from fpatch.types import Batch, Sample, Values
 
 Boxes = Literal["all", "one"]
 ALL_PLACEMENTS = -1

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_choice, check_range
+from fpatch.core.checks import check_choice, check_range
+from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.geometry import box_corners
 from fpatch.implant.placement import (
     Boxes,
@@ -21,7 +22,6 @@ from fpatch.implant.placement import (
 )
 from fpatch.random import fold_in
 from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from fpatch.core.tree import flatten_rows
+from fpatch.core.types import Values
 from fpatch.detections import log_scores
-from fpatch.tree import flatten_rows
-from fpatch.types import Values
 
 
 def check_victim(stage: str, model: Any) -> nn.Module:

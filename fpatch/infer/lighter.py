@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.resource import live
+from fpatch.core.types import Params, Sample, Values
 from fpatch.graph import Pipeline
-from fpatch.resource import live
 from fpatch.stage import Stage, copy_network
-from fpatch.types import Params, Sample, Values
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 

@@ -32,10 +32,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fpatch.core.resource import Resource, live
+from fpatch.core.types import Params, Sample, Values
 from fpatch.infer.boundary import check_victim, run_victim, show_logits
-from fpatch.resource import Resource, live
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Values
 from fpatch.detections import ABSENT, boxes_of
 from fpatch.geometry import pairwise_iou
-from fpatch.tree import is_concrete
-from fpatch.types import Values
 
 
 def can_claim(

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fpatch.core.resource import Resource, define_loader, live
+from fpatch.core.types import Params, Sample, Values
 from fpatch.losses.patches import mean_over_patches, root
 from fpatch.patches import check_color
-from fpatch.resource import Resource, define_loader, live
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 Colors = tuple[tuple[float, float, float], ...]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fpatch.core.types import Values
 from fpatch.patches import check_only
-from fpatch.types import Values
 
 
 def mean_over_patches(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
 from fpatch.detections import ABSENT, score_logits
 from fpatch.losses.dense import (
     best_boxes,
@@ -22,7 +23,6 @@ from fpatch.losses.dense import (
     present,
 )
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from fpatch.checks import check_choice, check_number
+from fpatch.core.checks import check_choice, check_number
+from fpatch.core.types import Params, Sample, Values
 from fpatch.detections import ABSENT, Score, score_logits
 from fpatch.losses.dense import (
     best_boxes,
@@ -24,7 +25,6 @@ from fpatch.losses.dense import (
     softplus,
 )
 from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

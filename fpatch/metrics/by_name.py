@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from fpatch.checks import nearest
-from fpatch.registry import lookup
+from fpatch.core.checks import nearest
+from fpatch.core.registry import lookup
 from fpatch.stage import Definition, Stage
 
 EVALUATIONS = {"detection": "metrics.mean_average_precision"}

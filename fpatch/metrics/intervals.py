@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
 
 FEW_PHOTOGRAPHS = 20
 """Fewer photographs than this: an interval comes with a warning."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fpatch.checks import check_number, nearest
+from fpatch.core.checks import check_number, nearest
 from fpatch.metrics.intervals import Rate, wilson
 from fpatch.metrics.matching import answered_scores, coco_precision
 

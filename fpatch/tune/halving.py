@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fpatch import __version__
-from fpatch.log.records import write_atomic
+from fpatch.core.files import write_atomic
+from fpatch.core.version import __version__
 from fpatch.runs import RunError, hold, new_folder
 from fpatch.tune.search import Seen
 

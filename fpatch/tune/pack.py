@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.types import Batch
 from fpatch.data import Loader
 from fpatch.device import deterministic_algorithms
 from fpatch.loop import StepInfo, TrainState
@@ -18,7 +19,6 @@ from fpatch.training import Steps, train_in
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 from fpatch.tune.trial import News, failure, follow, noted, run_trial, wait_for
-from fpatch.types import Batch
 
 _ROWS_AT_ONCE = 64
 """Rows whose graph is held at a time, at least those of one trial. Another number changes last bits."""

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import optree
 
 from fpatch import random
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
+from fpatch.core.schema import decode, encode
 from fpatch.parts import make_parts
 from fpatch.rehearsal import rehearse
-from fpatch.schema import decode, encode
 from fpatch.stage import Function
 from fpatch.study import Study, study_from_config, vary
 from fpatch.tune.halving import should_stop

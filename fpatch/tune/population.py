@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
 from fpatch.tune.search import Seen, propose_random
 from fpatch.tune.space import Choice, Settings, Space
 

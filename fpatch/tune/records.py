@@ -4,10 +4,10 @@ import logging
 import time
 from pathlib import Path
 
+from fpatch.core.files import file_digest
+from fpatch.core.progress import Report
+from fpatch.core.schema import flatten
 from fpatch.log import Log, Records, open_log
-from fpatch.progress import Report
-from fpatch.resource import file_digest
-from fpatch.schema import flatten
 from fpatch.tune.figures import save_figures
 from fpatch.tune.journal import Entry, Journal
 from fpatch.tune.plan import Plan, best_entry, num_steps

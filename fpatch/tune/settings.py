@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
 from fpatch.tune.halving import Halving
 from fpatch.tune.population import Population
 from fpatch.tune.space import Space, combinations

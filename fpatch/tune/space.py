@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
 
 _INTERVAL = ("low", "high", "scale", "type", "when")
 _CHOICE = ("choices", "when")

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fpatch.checks import nearest
-from fpatch.progress import Report
+from fpatch.core.checks import nearest
+from fpatch.core.progress import Report
+from fpatch.core.schema import decode, flatten, to_toml
 from fpatch.runs import RunError
-from fpatch.schema import decode, flatten, to_toml
 from fpatch.study import Study, read_toml, study_from_config, vary
 from fpatch.tune.driver import drive, find_ray
 from fpatch.tune.journal import Entry, Journal

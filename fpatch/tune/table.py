@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from fpatch.log.records import write_atomic
+from fpatch.core.files import write_atomic
 from fpatch.tune.journal import Entry, Journal
 from fpatch.tune.plan import Plan
 

@@ -79,3 +79,8 @@ def check_sampled(field: str, sampled: Tensor, largest: float) -> None:
     if is_concrete(sampled) and bool((sampled > largest).any()):
         found = float(sampled.max())
         raise ValueError(f"{field} must be at most {largest:g}, as configured, got {found:g}")
+
+
+def take_rows(tree: Any, rows: Any) -> Any:
+    """The rows of every tensor in a batch or a sample."""
+    return optree.tree_map(lambda x: x[rows], tree)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from fpatch.types import Range
+from fpatch.core.types import Range
 
 
 def nearest(name: str, options: Iterable[str], count: int = 1) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fpatch.checks import nearest
-from fpatch.types import Range
+from fpatch.core.checks import nearest
+from fpatch.core.types import Range
 
 
 def encode(value: Any) -> Any:

@@ -6,7 +6,6 @@ only if the file is still the one that was recorded.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from fpatch.registry import identify, lookup, register
+from fpatch.core.files import file_digest
+from fpatch.core.registry import identify, lookup, register
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,3 @@ def define_loader(name: str, load: Callable[..., Any]) -> Loader:
 def live(value: Any) -> Any:
     """The object itself, whether it was given or is a `Resource`."""
     return value.value if isinstance(value, Resource) else value
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file, as hex.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path, or make it again")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ config knows which module to import for it.
 import importlib
 from typing import Any, Protocol, runtime_checkable
 
-from fpatch.checks import nearest
+from fpatch.core.checks import nearest
 
 
 @runtime_checkable
