@@ -145,7 +145,7 @@ def test_every_wing_says_what_it_is_as_the_design_does():
     [
         ("compose/blur.py", "from fpatch.compose.hue import hue"),
         ("compose/blur.py", "from fpatch import losses"),
-        ("random.py", "import fpatch.stage"),
+        ("random/draws.py", "import fpatch.stage"),
         ("stage.py", "from fpatch.legacy import old"),
         ("stage.py", "from fpatch import __version__"),
         ("runs.py", "from fpatch.create._shapes import check_shapes"),
