@@ -28,7 +28,7 @@ _NAMES = {
     "evaluate_run": "run_evaluation",
     "fit": "loop",
     "from_columns": "columns",
-    "keep_freed_memory": "memory",
+    "keep_freed_memory": "runtime.memory",
     "load_study": "study",
     "make_optimizer": "optim",
     "make_population_step": "population",
@@ -115,7 +115,6 @@ if TYPE_CHECKING:
     from fpatch.evaluation import evaluate
     from fpatch.graph import Pipeline, control, pipeline
     from fpatch.loop import TrainState, fit, make_state, make_step
-    from fpatch.memory import keep_freed_memory
     from fpatch.nodes import Node, node
     from fpatch.objective import Objective, value_and_grad
     from fpatch.optim import Optimizer, make_optimizer
@@ -125,6 +124,7 @@ if TYPE_CHECKING:
     from fpatch.run_evaluation import evaluate_run
     from fpatch.run_replay import replay_run
     from fpatch.runs import Run
+    from fpatch.runtime.memory import keep_freed_memory
     from fpatch.stage import Stage, define, deterministic, row_keys
     from fpatch.study import Study, load_study
     from fpatch.training import resume, train

@@ -9,7 +9,7 @@ from typing import Any
 
 from fpatch.commands import measurements, replays, studies, sweeps
 from fpatch.core.version import __version__
-from fpatch.memory import CUBLAS_WORKSPACE, keep_freed_memory
+from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
 _EPILOG = """\
 typical use:

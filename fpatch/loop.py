@@ -20,7 +20,7 @@ from fpatch.data import Loader
 from fpatch.descent import Transformation
 from fpatch.graph import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
-from fpatch.parallel import ALONE, Ranks
+from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.stage import row_keys
 
 
@@ -103,7 +103,7 @@ def make_step(
             reported is that of the first.
         ranks: The processes that step together. Each gives its own rows of the batch, with the `draw` that
             they have in the whole, and gets the state and info of the whole, as from one process to float
-            tolerance; see `fpatch.parallel`.
+            tolerance; see `fpatch.runtime.parallel`.
         processes: Sum rows as so many processes would, and get their bits: for replays in one process.
 
     References:

@@ -10,7 +10,7 @@ from fpatch.infer.lighter import lighter
 from fpatch.loop import Step, TrainState, make_state, make_step
 from fpatch.objective import Objective
 from fpatch.optim import make_optimizer
-from fpatch.parallel import ALONE, Ranks
+from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study import Study
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from fpatch.core.files import file_digest
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
-from fpatch.device import describe_device, deterministic_algorithms
-from fpatch.execution import Execution
 from fpatch.runs import Run, RunError
+from fpatch.runtime.device import describe_device, deterministic_algorithms
+from fpatch.runtime.execution import Execution
 from fpatch.study import Study, study_from_config
 
 _logger = logging.getLogger(__name__)

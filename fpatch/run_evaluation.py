@@ -15,7 +15,6 @@ from fpatch.core.checks import nearest
 from fpatch.core.progress import Report, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
-from fpatch.device import deterministic_algorithms
 from fpatch.evaluation import Evaluation, evaluate
 from fpatch.graph import Pipeline
 from fpatch.parts import make_parts
@@ -25,6 +24,7 @@ from fpatch.reopen import open_run
 from fpatch.results import metric_names
 from fpatch.run_log import open_study_log
 from fpatch.runs import Run
+from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study import Study
 
 

@@ -33,9 +33,9 @@ from fpatch.core.checks import nearest
 from fpatch.core.files import write_atomic
 from fpatch.core.version import __version__
 from fpatch.evaluation import Evaluation
-from fpatch.execution import Execution
 from fpatch.log.values import to_json, to_png
 from fpatch.loop import TrainState
+from fpatch.runtime.execution import Execution
 
 FORMAT = 1
 """Version of the layout of a run folder; a reader refuses another one."""

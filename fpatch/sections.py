@@ -96,7 +96,7 @@ class Train:
         channels_last: Layout of the victims, while training.
         recompute: Keep less of what the victims compute, and compute it again in the backward.
         deterministic: Only operations that give the same bits every time, in evaluations and replays too:
-            slower on a GPU, and nothing new on a CPU. See `fpatch.device.deterministic_algorithms`.
+            slower on a GPU, and nothing new on a CPU. See `fpatch.runtime.device.deterministic_algorithms`.
         replace: Draw photographs with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
     """

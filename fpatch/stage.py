@@ -11,7 +11,6 @@ derived from the two functions:
 Control, replay and counterfactuals are then nothing but `apply` with another sample.
 """
 
-import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from fpatch.core.registry import identify, register
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.runtime.device import _copy_to
 
 P = ParamSpec("P")
 
@@ -304,21 +304,6 @@ class Stage:
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
         return f"{self.definition.name}({', '.join(f'{k}={brief(v)}' for k, v in fields)})"
-
-
-def _copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """A copy on a device, around those tensors that are there already; the model itself, if all are."""
-    if all(t.to(device) is t for t in (*model.parameters(), *model.buffers())):
-        return model
-    copied = copy_network(model, lambda t: t.to(device))
-    return copied.to(device)  # some models move more than these tensors
-
-
-def copy_network(model: torch.nn.Module, change: Callable[[Tensor], Tensor]) -> torch.nn.Module:
-    """A copy of the modules around what becomes of every parameter and buffer; the same tensor is shared."""
-    tensors: dict[int, Tensor] = {id(t): change(t.detach()) for t in (*model.parameters(), *model.buffers())}
-    tensors |= {id(t): torch.nn.Parameter(tensors[id(t)], t.requires_grad) for t in model.parameters()}
-    return copy.deepcopy(model, tensors)
 
 
 def brief(value: Any) -> str:

@@ -14,10 +14,10 @@ from fpatch.config import build
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
-from fpatch.device import check_device, describe_device, find_device
-from fpatch.execution import Execution
 from fpatch.graph import Pipeline
 from fpatch.optim import Optimizer
+from fpatch.runtime.device import check_device, describe_device, find_device
+from fpatch.runtime.execution import Execution
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train
 
 

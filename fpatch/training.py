@@ -16,10 +16,8 @@ import torch
 from fpatch.conditions import make_patches
 from fpatch.core.progress import Report, silent
 from fpatch.data import Loader
-from fpatch.device import deterministic_algorithms
 from fpatch.log import Log
 from fpatch.loop import StepInfo, TrainState, find_bad_row, fit
-from fpatch.parallel import ALONE, Ranks, joined
 from fpatch.parts import Parts, make_loader, make_parts, make_training_step
 from fpatch.pictures import diagnose_first_block, log_diagnostics
 from fpatch.rates import scalars, standard_errors
@@ -28,6 +26,8 @@ from fpatch.reopen import check_data, check_study, data_digests, open_run, recre
 from fpatch.run_evaluation import evaluate_split
 from fpatch.run_log import log_study, open_study_log, step_scalars
 from fpatch.runs import Run, describe_environment, state_bytes
+from fpatch.runtime.device import deterministic_algorithms
+from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study import Study
 
 
@@ -113,7 +113,7 @@ def train(study: Study, report: Report = silent) -> Run:
     """Train, and leave a run folder.
 
     Started by torchrun, or in the workers of Ray Train, all processes train one patch together, and process 0
-    writes the folder; see `fpatch.parallel`.
+    writes the folder; see `fpatch.runtime.parallel`.
 
     Returns:
         The run, with `last`, `best` and numbered checkpoints.

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from fpatch.data import Loader
 from fpatch.loop import StepInfo, TrainState, fit, make_state, make_step
 from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parallel import ALONE, Ranks, joined
 from fpatch.parts import make_parts
+from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study import Study, load_study
 
 SGD = Optimizer("sgd", 0.5, "constant")

@@ -17,7 +17,6 @@ from fpatch.console import success_table
 from fpatch.core.files import file_digest
 from fpatch.core.tree import take_rows
 from fpatch.evaluation import evaluate, measure
-from fpatch.execution import Execution
 from fpatch.graph import control
 from fpatch.loop import fit, make_state, make_step
 from fpatch.metrics import bootstrap_mean
@@ -28,6 +27,7 @@ from fpatch.reopen import open_run
 from fpatch.results import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
+from fpatch.runtime.execution import Execution
 from fpatch.study import load_study
 from fpatch.training import train
 

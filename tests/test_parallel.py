@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from study_fixture import STEPS, change, copy_run, environment, logged_steps, make_study, parameters
 
 from fpatch.data import Loader
-from fpatch.parallel import ALONE, Ranks, joined
 from fpatch.run_replay import replay_step
 from fpatch.runs import Run
+from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study import load_study
 from fpatch.training import resume, train
 

@@ -13,12 +13,12 @@ from study_fixture import parameters
 
 from fpatch import random
 from fpatch.evaluation import Evaluation
-from fpatch.execution import Execution
 from fpatch.loop import TrainState
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.parts import make_parts
 from fpatch.reopen import open_run
 from fpatch.runs import Run, RunError, describe_environment
+from fpatch.runtime.execution import Execution
 from fpatch.training import train_in
 
 

@@ -55,7 +55,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from fpatch.parallel import joined
+    from fpatch.runtime.parallel import joined
     from fpatch.study import load_study
     from fpatch.training import train
 
@@ -69,8 +69,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from fpatch.parallel import joined
     from fpatch.runs import Run
+    from fpatch.runtime.parallel import joined
     from fpatch.training import resume
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]

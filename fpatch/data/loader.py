@@ -14,7 +14,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.data.targets import Dataset, draws
-from fpatch.parallel import ALONE, Ranks
+from fpatch.runtime.parallel import ALONE, Ranks
 
 
 def indices(

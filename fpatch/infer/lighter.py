@@ -13,7 +13,8 @@ from fpatch.core.checks import nearest
 from fpatch.core.resource import live
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph import Pipeline
-from fpatch.stage import Stage, copy_network
+from fpatch.runtime.device import copy_network
+from fpatch.stage import Stage
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 

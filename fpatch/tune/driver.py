@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fpatch.memory import CUBLAS_WORKSPACE
+from fpatch.runtime.memory import CUBLAS_WORKSPACE
 from fpatch.tune.journal import Journal, Outcome
 from fpatch.tune.plan import Plan, is_behind, next_trial, pack_size
 from fpatch.tune.settings import Sweep

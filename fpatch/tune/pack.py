@@ -9,11 +9,11 @@ from typing import Any
 
 from fpatch.core.types import Batch
 from fpatch.data import Loader
-from fpatch.device import deterministic_algorithms
 from fpatch.loop import StepInfo, TrainState
 from fpatch.parts import Parts, make_parts
 from fpatch.population import make_population_step
 from fpatch.runs import Run
+from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study import Study
 from fpatch.training import Steps, train_in
 from fpatch.tune.journal import Journal

@@ -1,4 +1,4 @@
-"""A trial that several processes train together: Ray starts them, and they step as `fpatch.parallel` says."""
+"""A trial that several processes train: Ray starts them, and they step as `fpatch.runtime.parallel` says."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]  # documented, not in __all__
 
-from fpatch.parallel import Meeting, joined
+from fpatch.runtime.parallel import Meeting, joined
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 from fpatch.tune.trial import PATIENCE_S, LostProcessError, News, Work, noted, train_trial

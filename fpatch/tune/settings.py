@@ -26,7 +26,7 @@ class Sweep:
         population: For the search of that name.
         cpus: CPU cores of each process of a trial.
         gpus: GPUs of each process of a trial: 0, 1, or a fraction, of which several share one.
-        processes: That train each trial together, by rows; see `fpatch.parallel`.
+        processes: That train each trial together, by rows; see `fpatch.runtime.parallel`.
         pack: Trials that one process trains together, in the steps of one population, on the resources of
             one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
             members may, so many that all places are taken, at most 16.

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from fpatch.parallel import ALONE, Ranks
 from fpatch.parts import make_parts
 from fpatch.runs import HeldError, Run
+from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study import Study
 from fpatch.training import Training, train_in
 from fpatch.tune.journal import Journal, Outcome, Point, Trial

@@ -11,7 +11,7 @@ import sys
 
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """The memory that cuBLAS works in, for the same bits every time; it reads the environment once, at its first
-call in a process. See `fpatch.device.deterministic_algorithms`."""
+call in a process. See `fpatch.runtime.device.deterministic_algorithms`."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")

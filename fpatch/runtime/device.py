@@ -1,13 +1,15 @@
 """Where a study runs, by its setting, and what a record calls it."""
 
+import copy
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from fpatch.memory import CUBLAS_WORKSPACE
+from fpatch.runtime.memory import CUBLAS_WORKSPACE
 
 
 def check_device(field: str, name: str) -> None:
@@ -79,3 +81,18 @@ def deterministic_algorithms(asked: bool) -> Iterator[None]:
         raise
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def _copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A copy on a device, around those tensors that are there already; the model itself, if all are."""
+    if all(t.to(device) is t for t in (*model.parameters(), *model.buffers())):
+        return model
+    copied = copy_network(model, lambda t: t.to(device))
+    return copied.to(device)  # some models move more than these tensors
+
+
+def copy_network(model: torch.nn.Module, change: Callable[[Tensor], Tensor]) -> torch.nn.Module:
+    """A copy of the modules around what becomes of every parameter and buffer; the same tensor is shared."""
+    tensors: dict[int, Tensor] = {id(t): change(t.detach()) for t in (*model.parameters(), *model.buffers())}
+    tensors |= {id(t): torch.nn.Parameter(tensors[id(t)], t.requires_grad) for t in model.parameters()}
+    return copy.deepcopy(model, tensors)
