@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.text import metadata as text_metadata
 
 from fpatch.core.files import AppendFile
-from fpatch.log import checksum
+from fpatch.log import crc32c as checksum
 from fpatch.log.records import Record, Records
 from fpatch.log.values import to_text
 
