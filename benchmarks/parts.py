@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fpatch import implant, losses, random
 from fpatch.core.tree import place
-from fpatch.interpolation import sample_in_order
+from fpatch.ops.sampling import sample_in_order
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.stage import Stage
 

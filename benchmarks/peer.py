@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import create, implant, infer, random
-from fpatch.geometry import affine_matrix, project_points
+from fpatch.ops.geometry import affine_matrix, project_points
 from fpatch.stage import define
 
 NUM_CLASSES = 1000

@@ -33,10 +33,10 @@ from fpatch import Range, create, implant, infer, losses, pipeline, random
 from fpatch.console import console
 from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
-from fpatch.geometry import quad_bounds
 from fpatch.infer.boundary import check_victim
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
+from fpatch.ops.geometry import quad_bounds
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.stage import Stage
 

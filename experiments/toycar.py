@@ -52,9 +52,9 @@ from fpatch.core.tree import place
 from fpatch.core.types import Params, Sample, Values
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
 from fpatch.evaluation import measure
-from fpatch.geometry import box_corners
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
+from fpatch.ops.geometry import box_corners
 from fpatch.optim import Optimizer
 from fpatch.rates import Success
 from fpatch.run_evaluation import load_trained

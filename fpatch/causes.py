@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from fpatch.geometry import quad_bounds
+from fpatch.ops.geometry import quad_bounds
 from fpatch.stage import ALL
 from fpatch.study import Study
 from fpatch.symptoms import VISIBLE, Burnt, StageFacts, Views, count_pixels, count_placed, is_placed

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import luma
 from fpatch.core.tree import device_of, place
 from fpatch.core.types import Params, Values
 from fpatch.graph import Pipeline
+from fpatch.ops.color import luma
 
 PATCH, NONE = "patch", "none"
 """The conditions that every evaluation has: the trained patch, and no patch."""

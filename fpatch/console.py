@@ -97,7 +97,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         rates: What is shown.
         extra: Further columns, by heading, one entry per condition.
     """
-    from fpatch.metrics.intervals import FEW_PHOTOGRAPHS
+    from fpatch.ops.intervals import FEW_PHOTOGRAPHS
 
     clean = rates.clean
     found = next(iter(rates.rates.values())).count

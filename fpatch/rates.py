@@ -16,7 +16,7 @@ import numpy as np
 from fpatch.conditions import NONE, PATCH
 from fpatch.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.metrics.intervals import TOO_FEW_PHOTOGRAPHS, Z
+from fpatch.ops.intervals import TOO_FEW_PHOTOGRAPHS, Z
 from fpatch.results import split_group
 
 Table = Mapping[str, np.ndarray]

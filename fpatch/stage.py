@@ -139,9 +139,9 @@ def define(
             `gradient=False`, `compile=False` (whole); `eager=True` for a stage whose values decide how much
             it computes, which a compiled step therefore leaves as it is; `pixelwise=True` for a stage that
             makes each pixel of `image` from that pixel alone, and reads and writes nothing else: it takes an
-            image in its channels too (`fpatch.color.each_channel`), of which a compiled step makes one loop;
-            `geometric=True` for a stage that moves pixels; `of_patch=True` for a loss on the patch alone,
-            which reads `patch`, and `image_id` for nothing but the number of rows.
+            image in its channels too (`fpatch.ops.color.each_channel`), of which a compiled step makes one
+            loop; `geometric=True` for a stage that moves pixels; `of_patch=True` for a loss on the patch
+            alone, which reads `patch`, and `image_id` for nothing but the number of rows.
             `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
             of what is drawn.
 

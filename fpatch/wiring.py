@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 
 from fpatch.nodes import PHASES, Node, inside, stream_path
-from fpatch.patches import check_only
+from fpatch.ops.patches import check_only
 from fpatch.stage import ALL
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import each_channel
+from fpatch.ops.color import each_channel
 from fpatch.stage import Stage, Summary, define, deterministic
 
 

@@ -16,9 +16,9 @@ from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.core.resource import define_loader
 from fpatch.core.tree import constant
 from fpatch.core.types import Range
-from fpatch.detections import ABSENT
 from fpatch.graph import Pipeline, pipeline
 from fpatch.nodes import node
+from fpatch.ops.detections import ABSENT
 from fpatch.stage import Stage
 
 NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131

@@ -36,8 +36,8 @@ from fpatch.graph import control, pipeline
 from fpatch.loop import TrainState, make_step
 from fpatch.nodes import node
 from fpatch.objective import Objective
+from fpatch.ops.spectrum import dct2, gaussian_response, idct2
 from fpatch.optim import Optimizer
-from fpatch.spectrum import dct2, gaussian_response, idct2
 
 KEY = random.key(2)
 INTENTS = ("perceptual", "relative", "saturation", "absolute")

@@ -171,7 +171,7 @@ def assert_close_params(found, expected):
 
 
 def test_a_step_waits_only_for_the_size_of_its_regions(moved, batch, monkeypatch):
-    from fpatch import region
+    from fpatch.ops import region
 
     monkeypatch.setattr(region, "_region_size", lambda bounds, h, w: (h, w))
     optimizer = make_optimizer(Optimizer(), 10)

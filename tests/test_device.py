@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fpatch import create, infer, random
 from fpatch.core.tree import constant, device_of, place
-from fpatch.interpolation import is_deterministic_gpu
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
+from fpatch.ops.sampling import is_deterministic_gpu
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.population import make_population_step
 from fpatch.runtime.device import check_device, describe_device, deterministic_algorithms, find_device

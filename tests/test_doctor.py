@@ -9,7 +9,7 @@ from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
 from fpatch.causes import Finding
 from fpatch.doctor import examine
-from fpatch.geometry import quad_bounds
+from fpatch.ops.geometry import quad_bounds
 from fpatch.stage import define, deterministic
 from fpatch.study import load_study
 

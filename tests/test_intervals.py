@@ -8,7 +8,7 @@ import scipy.stats
 
 from fpatch.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.metrics.intervals import resample
+from fpatch.ops.intervals import resample
 from fpatch.rates import scalars, standard_errors, success
 
 

@@ -19,10 +19,10 @@ from torchvision.models import detection
 from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim, spread
 
 from fpatch import build, create, implant, infer, node, pipeline, random
-from fpatch.detections import ABSENT
 from fpatch.infer.torchvision_model import load_model
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
+from fpatch.ops.detections import ABSENT
 from fpatch.optim import Optimizer, make_optimizer
 from fpatch.study import load_study
 

@@ -11,7 +11,7 @@ import torch
 from study_fixture import environment
 
 from fpatch import random
-from fpatch.geometry import quad_bounds
+from fpatch.ops.geometry import quad_bounds
 from fpatch.reopen import open_run
 from fpatch.run_replay import replay_run
 

@@ -29,9 +29,9 @@ from torch import nn
 from fpatch import infer
 from fpatch.config import build
 from fpatch.core.tree import place
-from fpatch.detections import ABSENT, log_scores
 from fpatch.infer.transformers_detector import target_size
 from fpatch.infer.yolo import decode_one_to_one, fit_images
+from fpatch.ops.detections import ABSENT, log_scores
 
 ODD = noise("odd image", 2, 3, 97, 131)
 """Not square, and of a size that nothing divides."""

@@ -13,7 +13,7 @@ from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Params, Range, Values
-from fpatch.geometry import LABELS, affine_matrix, move_view
+from fpatch.ops.geometry import LABELS, affine_matrix, move_view
 from fpatch.random import fold_in
 from fpatch.stage import define
 

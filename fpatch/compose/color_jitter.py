@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import clip, each_channel, hue_rotation, mix_channels, saturation_matrix
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.ops.color import clip, each_channel, hue_rotation, mix_channels, saturation_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
 

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import LN2, clip, each_channel
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.ops.color import LN2, clip, each_channel
 from fpatch.stage import define
 
 

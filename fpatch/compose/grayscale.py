@@ -8,9 +8,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import luma
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Params, Values
+from fpatch.ops.color import luma
 from fpatch.stage import define
 
 

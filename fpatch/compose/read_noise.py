@@ -7,9 +7,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import clip, each_channel
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.ops.color import clip, each_channel
 from fpatch.random import fold_in
 from fpatch.stage import define
 

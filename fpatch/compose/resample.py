@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import clip
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.tree import check_sampled
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.ops.color import clip
 from fpatch.random import fold_in
 from fpatch.stage import define
 

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import clip, each_channel, mix_channels, saturation_matrix
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.ops.color import clip, each_channel, mix_channels, saturation_matrix
 from fpatch.stage import define
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
-from fpatch.geometry import LABELS, move_view, tilt_matrix
+from fpatch.ops.geometry import LABELS, move_view, tilt_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
 

@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Params, Range, Values
-from fpatch.geometry import LABELS, move_view, scale_matrix
+from fpatch.ops.geometry import LABELS, move_view, scale_matrix
 from fpatch.random import fold_in
 from fpatch.stage import define
 

@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Params, Values
-from fpatch.geometry import LABELS, move_labels, scale_matrix
+from fpatch.ops.geometry import LABELS, move_labels, scale_matrix
 from fpatch.stage import define
 
 

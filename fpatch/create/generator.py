@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fpatch import random
-from fpatch.color import clip
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import check_names, view_patches
+from fpatch.ops.color import clip
 from fpatch.stage import define, deterministic
 
 ROUNDING = 1e-4

@@ -19,8 +19,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from fpatch.color import clip
 from fpatch.core.resource import define_loader
+from fpatch.ops.color import clip
 
 Intent = Literal["perceptual", "relative", "saturation", "absolute"]
 INTENTS = {

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fpatch.color import clip
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.patches import map_patches
-from fpatch.spectrum import dct2, gaussian_response, idct2
+from fpatch.ops.color import clip
+from fpatch.ops.patches import map_patches
+from fpatch.ops.spectrum import dct2, gaussian_response, idct2
 from fpatch.stage import define, deterministic
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import clip
 from fpatch.core.checks import check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import check_names, view_patches
+from fpatch.ops.color import clip
 from fpatch.stage import define, deterministic
 
 

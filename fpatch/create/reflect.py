@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.create.shift import shift_rows
-from fpatch.patches import map_patches
+from fpatch.ops.patches import map_patches
 from fpatch.random import fold_in
 from fpatch.stage import define
 

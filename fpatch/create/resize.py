@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 import torch.nn.functional as F
 
-from fpatch.color import clip
 from fpatch.core.checks import check_choice, nearest
 from fpatch.core.types import Params, Sample, Values
+from fpatch.ops.color import clip
 from fpatch.stage import define, deterministic
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]

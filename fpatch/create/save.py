@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import view_patches
-from fpatch.patches import map_patches
+from fpatch.ops.patches import map_patches
 from fpatch.stage import define, deterministic
 
 

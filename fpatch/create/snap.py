@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
-from fpatch.patches import check_color, map_patches
+from fpatch.ops.patches import check_color, map_patches
 from fpatch.stage import define, deterministic
 
 

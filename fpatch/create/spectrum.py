@@ -7,13 +7,13 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import clip
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Params, Values
 from fpatch.create.patches import to_rows
-from fpatch.patches import map_patches
+from fpatch.ops.color import clip
+from fpatch.ops.patches import map_patches
+from fpatch.ops.spectrum import dct2, idct2
 from fpatch.random import fold_in
-from fpatch.spectrum import dct2, idct2
 from fpatch.stage import define
 
 

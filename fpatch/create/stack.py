@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.patches import map_patches
+from fpatch.ops.patches import map_patches
 from fpatch.stage import define, deterministic
 
 

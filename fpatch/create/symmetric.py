@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
-from fpatch.patches import map_patches
+from fpatch.ops.patches import map_patches
 from fpatch.stage import define, deterministic
 
 _FLIPS = {"x": ([-1],), "y": ([-2],), "both": ([-1], [-2])}

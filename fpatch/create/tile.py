@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
-from fpatch.patches import map_patches
+from fpatch.ops.patches import map_patches
 from fpatch.stage import define, deterministic
 
 

@@ -29,9 +29,9 @@ from fpatch.demo import victim as victim_module
 from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
 from fpatch.demo.victim import save_victim, train_victim
 from fpatch.evaluation import Evaluation, evaluate
-from fpatch.geometry import box_area, quad_area
 from fpatch.graph import Pipeline
 from fpatch.metrics import Rate, average_precision
+from fpatch.ops.geometry import box_area, quad_area
 from fpatch.rates import Success, success, threshold_curve
 from fpatch.run_evaluation import Trained, evaluate_run, evaluation_key, load_trained
 from fpatch.runs import Run

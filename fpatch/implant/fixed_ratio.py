@@ -10,7 +10,6 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_choice, check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
-from fpatch.geometry import box_corners
 from fpatch.implant.placement import (
     Boxes,
     draw_placement,
@@ -20,6 +19,7 @@ from fpatch.implant.placement import (
     patch_size,
     placement_box,
 )
+from fpatch.ops.geometry import box_corners
 from fpatch.random import fold_in
 from fpatch.stage import define
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Sample, Values
-from fpatch.geometry import quad_bounds
-from fpatch.patches import check_only
-from fpatch.region import implant_quads
+from fpatch.ops.geometry import quad_bounds
+from fpatch.ops.patches import check_only
+from fpatch.ops.region import implant_quads
 
 Boxes = Literal["all", "one"]
 ALL_PLACEMENTS = -1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fpatch.core.tree import flatten_rows
 from fpatch.core.types import Values
-from fpatch.detections import log_scores
+from fpatch.ops.detections import log_scores
 
 
 def check_victim(stage: str, model: Any) -> nn.Module:

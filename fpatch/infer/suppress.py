@@ -15,8 +15,8 @@ from torch import Tensor
 from fpatch.core.checks import check_number
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
-from fpatch.detections import log_scores
-from fpatch.geometry import pairwise_iou
+from fpatch.ops.detections import log_scores
+from fpatch.ops.geometry import pairwise_iou
 from fpatch.stage import define, deterministic
 
 

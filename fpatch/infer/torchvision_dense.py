@@ -14,7 +14,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import clip_boxes_to_image
 
 from fpatch.core.tree import constant
-from fpatch.detections import ABSENT, log_odds_of_log, softmax_log_odds
+from fpatch.ops.detections import ABSENT, log_odds_of_log, softmax_log_odds
 
 SMALLEST_BOX_PX = 1e-2
 """Faster R-CNN drops smaller boxes (`RoIHeads.postprocess_detections`), in pixels of the resized image."""

@@ -42,8 +42,8 @@ from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import constant, is_concrete
 from fpatch.core.types import Params, Sample, Values
-from fpatch.detections import ABSENT, log_odds
 from fpatch.infer.boundary import check_victim, describe, run_victim, show_log_scores
+from fpatch.ops.detections import ABSENT, log_odds
 from fpatch.stage import define, deterministic
 
 GRAY = 114 / 255

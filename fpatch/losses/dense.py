@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Values
-from fpatch.detections import ABSENT, boxes_of
-from fpatch.geometry import pairwise_iou
+from fpatch.ops.detections import ABSENT, boxes_of
+from fpatch.ops.geometry import pairwise_iou
 
 
 def can_claim(
@@ -64,16 +63,6 @@ def mean_over_places(per_place: Float[Tensor, "b m"], valid: Bool[Tensor, "b m"]
     """The mean over the places that are there; 0 where none is."""
     weight = valid.to(per_place)
     return (per_place * weight).sum(-1) / weight.sum(-1).clamp(min=1)
-
-
-def softplus(x: Tensor) -> Tensor:
-    """`log(1 + exp(x))`, by way of logsigmoid: its own bits change with the position in the tensor."""
-    return -F.logsigmoid(-x)
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    """`1 / (1 + exp(-x))`, by way of logsigmoid: its own bits change with the position in the tensor."""
-    return F.logsigmoid(x).exp()
 
 
 def object_labels(stage: str, values: Values, num_classes: int) -> Int64[Tensor, "b m"]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.types import Values
-from fpatch.patches import check_only
+from fpatch.ops.patches import check_only
 
 
 def mean_over_patches(
@@ -28,9 +28,3 @@ def mean_over_patches(
         if n in (only or patches)
     ]
     return torch.stack(terms).mean(0)
-
-
-def root(x: Tensor) -> Tensor:
-    """The square root, with gradient 0 at 0: of the norms through it, the subgradient of least length."""
-    none = x == 0
-    return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.detections import ABSENT, score_logits
 from fpatch.losses.dense import (
     best_boxes,
     can_claim,
@@ -22,6 +21,7 @@ from fpatch.losses.dense import (
     object_labels,
     present,
 )
+from fpatch.ops.detections import ABSENT, score_logits
 from fpatch.stage import define, deterministic
 
 

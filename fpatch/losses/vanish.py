@@ -13,7 +13,6 @@ import torch
 
 from fpatch.core.checks import check_choice, check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.detections import ABSENT, Score, score_logits
 from fpatch.losses.dense import (
     best_boxes,
     can_claim,
@@ -21,6 +20,9 @@ from fpatch.losses.dense import (
     mean_over_places,
     object_labels,
     of_labels,
+)
+from fpatch.ops.detections import ABSENT, Score, score_logits
+from fpatch.ops.stable import (
     sigmoid,
     softplus,
 )

@@ -4,11 +4,11 @@ from fpatch.metrics.average_precision import average_precision
 from fpatch.metrics.by_name import by_name
 from fpatch.metrics.class_hit import class_hit
 from fpatch.metrics.detection_hit import detection_hit
-from fpatch.metrics.intervals import Rate, bootstrap_mean, num_photographs, wilson
 from fpatch.metrics.mean_average_precision import mean_average_precision
 from fpatch.metrics.object_hit import object_hit
 from fpatch.metrics.score import score_detections
 from fpatch.metrics.torchmetric import torchmetric, torchmetrics
+from fpatch.ops.intervals import Rate, bootstrap_mean, num_photographs, wilson
 
 __all__ = [
     "Rate",

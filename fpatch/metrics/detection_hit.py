@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.geometry import pairwise_iou, quad_bounds
+from fpatch.ops.geometry import pairwise_iou, quad_bounds
 from fpatch.stage import define, deterministic
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpatch.geometry import pairwise_iou
+from fpatch.ops.geometry import pairwise_iou
 
 Answers = Mapping[str, Tensor]
 """Of one image: `boxes` [n, 4] xyxy, `labels`; of detections also `scores`, of objects maybe `iscrowd`."""

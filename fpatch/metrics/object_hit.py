@@ -6,7 +6,7 @@ import torch
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.geometry import pairwise_iou
+from fpatch.ops.geometry import pairwise_iou
 from fpatch.stage import define, deterministic
 
 

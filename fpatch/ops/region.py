@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpatch.color import luma
 from fpatch.core.checks import nearest
 from fpatch.core.tree import constant, flatten_rows, is_concrete, is_traced
-from fpatch.geometry import adjugate, quad_bounds, quad_to_homography
-from fpatch.interpolation import is_deterministic_gpu, sample_in_order
+from fpatch.ops.color import luma
+from fpatch.ops.geometry import adjugate, quad_bounds, quad_to_homography
+from fpatch.ops.sampling import is_deterministic_gpu, sample_in_order
 
 REGION_STEP_PX = 16
 """Sides of regions are multiples of it, so that few shapes are met in a run."""
