@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fpatch import implant, losses, random
 from fpatch.core.tree import place
+from fpatch.graph.stage import Stage
 from fpatch.ops.sampling import sample_in_order
 from fpatch.runtime.device import deterministic_algorithms
-from fpatch.stage import Stage
 
 
 def loss_step(stage: Stage, num: int, side: int, device: str) -> Callable[[], object]:

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from fpatch import random
 from fpatch.core.resource import Resource
 from fpatch.core.types import Range
+from fpatch.graph.stage import Stage, deterministic
 from fpatch.infer.transformers_detector import MEAN, STD
-from fpatch.stage import Stage, deterministic
 from fpatch.viz import Panel, side_by_side
 
 DOCS = Path(__file__).parent

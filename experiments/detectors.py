@@ -33,12 +33,12 @@ from fpatch import Range, create, implant, infer, losses, pipeline, random
 from fpatch.console import console
 from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
+from fpatch.graph.stage import Stage
 from fpatch.infer.boundary import check_victim
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
 from fpatch.ops.geometry import quad_bounds
 from fpatch.optim import Optimizer, make_optimizer
-from fpatch.stage import Stage
 
 PANELS = ("hood", "roof", "door")
 SIZE = (320, 320)

@@ -52,6 +52,7 @@ from fpatch.core.tree import place
 from fpatch.core.types import Params, Sample, Values
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
 from fpatch.evaluation import measure
+from fpatch.graph.stage import define, deterministic
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.geometry import box_corners
@@ -59,7 +60,6 @@ from fpatch.optim import Optimizer
 from fpatch.rates import Success
 from fpatch.run_evaluation import load_trained
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train
-from fpatch.stage import define, deterministic
 
 PANELS = ("hood", "roof", "door")
 BACKGROUND, CAR = 0, 1

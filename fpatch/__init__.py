@@ -9,42 +9,42 @@ from typing import TYPE_CHECKING, Any
 from fpatch.core.version import __version__
 
 _NAMES = {
-    "Node": "nodes",
+    "Node": "graph.node",
     "Objective": "objective",
     "Optimizer": "optim",
-    "Pipeline": "graph",
+    "Pipeline": "graph.pipeline",
     "Range": "core.types",
     "Resource": "core.resource",
     "Run": "runs",
-    "Stage": "stage",
+    "Stage": "graph.stage",
     "Study": "study",
     "TrainState": "loop",
-    "build": "config",
-    "control": "graph",
-    "define": "stage",
+    "build": "graph.build",
+    "control": "graph.samples",
+    "define": "graph.stage",
     "define_loader": "core.resource",
-    "deterministic": "stage",
+    "deterministic": "graph.stage",
     "evaluate": "evaluation",
     "evaluate_run": "run_evaluation",
     "fit": "loop",
-    "from_columns": "columns",
+    "from_columns": "graph.samples",
     "keep_freed_memory": "runtime.memory",
     "load_study": "study",
     "make_optimizer": "optim",
     "make_population_step": "population",
     "make_state": "loop",
     "make_step": "loop",
-    "node": "nodes",
-    "override": "columns",
-    "pipeline": "graph",
+    "node": "graph.node",
+    "override": "graph.samples",
+    "pipeline": "graph.pipeline",
     "replay": "rerun",
     "replay_run": "run_replay",
     "resume": "training",
-    "row_keys": "stage",
+    "row_keys": "graph.keys",
     "resume_sweep": "tune",
     "success": "rates",
     "sweep": "tune",
-    "to_columns": "columns",
+    "to_columns": "graph.samples",
     "train": "training",
     "value_and_grad": "objective",
 }
@@ -108,14 +108,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, tune, viz
-    from fpatch.columns import from_columns, override, to_columns
-    from fpatch.config import build
     from fpatch.core.resource import Resource, define_loader
     from fpatch.core.types import Range
     from fpatch.evaluation import evaluate
-    from fpatch.graph import Pipeline, control, pipeline
+    from fpatch.graph.build import build
+    from fpatch.graph.keys import row_keys
+    from fpatch.graph.node import Node, node
+    from fpatch.graph.pipeline import Pipeline, pipeline
+    from fpatch.graph.samples import control, from_columns, override, to_columns
+    from fpatch.graph.stage import Stage, define, deterministic
     from fpatch.loop import TrainState, fit, make_state, make_step
-    from fpatch.nodes import Node, node
     from fpatch.objective import Objective, value_and_grad
     from fpatch.optim import Optimizer, make_optimizer
     from fpatch.population import make_population_step
@@ -125,7 +127,6 @@ if TYPE_CHECKING:
     from fpatch.run_replay import replay_run
     from fpatch.runs import Run
     from fpatch.runtime.memory import keep_freed_memory
-    from fpatch.stage import Stage, define, deterministic, row_keys
     from fpatch.study import Study, load_study
     from fpatch.training import resume, train
     from fpatch.tune import resume_sweep, sweep

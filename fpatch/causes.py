@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from fpatch.graph.stage import ALL
 from fpatch.ops.geometry import quad_bounds
-from fpatch.stage import ALL
 from fpatch.study import Study
 from fpatch.symptoms import VISIBLE, Burnt, StageFacts, Views, count_pixels, count_placed, is_placed
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.tree import device_of, place
 from fpatch.core.types import Params, Values
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
 from fpatch.ops.color import luma
 
 PATCH, NONE = "patch", "none"

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fpatch.core.tree import device_of, place
 from fpatch.core.types import Batch, Params, Sample, Values
-from fpatch.graph import Pipeline, control
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control
 
 
 class Diagnosis(NamedTuple):

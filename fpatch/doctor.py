@@ -22,7 +22,7 @@ from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Values
 from fpatch.data import TargetSet
 from fpatch.evaluation import blocks
-from fpatch.graph import control
+from fpatch.graph.samples import control
 from fpatch.loop import make_step
 from fpatch.objective import Loss
 from fpatch.parts import Parts, make_parts

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.columns import to_columns
 from fpatch.conditions import NONE, PATCH, Patches, make_conditions
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, place, take_rows
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.data import Dataset, rows
-from fpatch.graph import Pipeline, control
+from fpatch.graph.keys import row_keys
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control, to_columns
+from fpatch.graph.stage import Summary
 from fpatch.results import metric_names, object_columns, result_columns, row_digests, tensor_digest
-from fpatch.stage import Summary, row_keys
 
 
 def measure(

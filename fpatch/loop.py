@@ -18,10 +18,10 @@ from fpatch.core.tree import device_of, place, take_rows
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Loader
 from fpatch.descent import Transformation
-from fpatch.graph import Pipeline
+from fpatch.graph.keys import row_keys
+from fpatch.graph.pipeline import Pipeline
 from fpatch.objective import Loss, Objective, compiled, value_and_grad
 from fpatch.runtime.parallel import ALONE, Ranks
-from fpatch.stage import row_keys
 
 
 class TrainState(NamedTuple):

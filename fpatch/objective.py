@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
-from fpatch.graph import Pipeline
-from fpatch.stage import ALL
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import ALL
 
 
 class Loss(NamedTuple):

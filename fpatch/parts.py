@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.data import Loader, TargetSet
-from fpatch.infer.lighter import lighter
+from fpatch.graph.precision import lighter
 from fpatch.loop import Step, TrainState, make_state, make_step
 from fpatch.objective import Objective
 from fpatch.optim import make_optimizer

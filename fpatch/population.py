@@ -16,10 +16,12 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, place, take_rows
 from fpatch.core.types import Batch, Params, Sample
-from fpatch.graph import Pipeline
+from fpatch.graph.functions import Function
+from fpatch.graph.keys import check_uses
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import ALL
 from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, uphill
 from fpatch.objective import Loss, Objective, value_and_grad
-from fpatch.stage import ALL, Function, check_uses
 
 PopulationStep = Callable[
     [Sequence[TrainState], Sequence[Batch]], tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fpatch.columns import from_columns, to_columns
 from fpatch.conditions import Patches
 from fpatch.core.checks import nearest
 from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
 from fpatch.evaluation import blocks, measure
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import from_columns, to_columns
 from fpatch.results import metric_names, result_columns, row_digests
 
 _PREFIX = "sample/"

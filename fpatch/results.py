@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpatch.conditions import NONE, PATCH
 from fpatch.core.types import Batch, Values
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
 
 
 def metric_names(pipeline: Pipeline) -> tuple[str, ...]:

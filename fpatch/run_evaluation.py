@@ -16,7 +16,7 @@ from fpatch.core.progress import Report, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation import Evaluation, evaluate
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
 from fpatch.parts import make_parts
 from fpatch.pictures import diagnose_first_block, log_diagnostics, make_figure, picture_effects
 from fpatch.rates import Success, of_objects, scalars, success

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fpatch.columns import override
 from fpatch.core.progress import Report, silent
 from fpatch.core.tree import place
 from fpatch.core.types import Values
+from fpatch.graph.samples import override
 from fpatch.loop import StepInfo, fit
 from fpatch.parts import make_loader, make_parts, make_training_step
 from fpatch.reopen import open_run, recreated

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.columns import override
 from fpatch.conditions import NONE, PATCH, Patches, make_conditions
 from fpatch.core.checks import nearest
 from fpatch.core.progress import Report
@@ -23,7 +22,8 @@ from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
 from fpatch.diagnosis import diagnose
 from fpatch.evaluation import Evaluation, evaluate
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import override
 from fpatch.pictures import make_figure
 from fpatch.rates import Success, effects, success
 from fpatch.rerun import logged_rows

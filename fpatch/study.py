@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from fpatch.config import build
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
-from fpatch.graph import Pipeline
+from fpatch.graph.build import build
+from fpatch.graph.pipeline import Pipeline
 from fpatch.optim import Optimizer
 from fpatch.runtime.device import check_device, describe_device, find_device
 from fpatch.runtime.execution import Execution

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import TargetSet
-from fpatch.graph import Pipeline, control
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control
 from fpatch.objective import Loss
 from fpatch.parts import Parts
 from fpatch.study import Study

@@ -14,7 +14,7 @@ from fpatch.core.progress import Report
 from fpatch.core.tree import place
 from fpatch.data import Dataset, TargetSet
 from fpatch.evaluation import Evaluation, evaluate
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.rates import success

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpatch import random
-from fpatch.columns import to_columns
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import to_columns
 from fpatch.run_evaluation import evaluate_run
 from fpatch.runs import Run
 from fpatch.stratified import stratify_run

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from fpatch import random
 from fpatch.core.resource import define_loader
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.runs import Run
-from fpatch.stage import define, deterministic
 
 SPLITS = ("train",) * 5 + ("validation",) * 3 + ("test",) * 4
 STEPS = 6

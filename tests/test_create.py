@@ -27,14 +27,15 @@ from typecheck import unchecked
 
 from fpatch import compose, create, data, implant, infer, losses, make_optimizer, random
 from fpatch.conditions import make_patches
-from fpatch.config import build
 from fpatch.core.files import file_digest
 from fpatch.core.types import Range
 from fpatch.create import icc as icc_module
 from fpatch.diagnosis import diagnose
-from fpatch.graph import control, pipeline
+from fpatch.graph.build import build
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import control
 from fpatch.loop import TrainState, make_step
-from fpatch.nodes import node
 from fpatch.objective import Objective
 from fpatch.ops.spectrum import dct2, gaussian_response, idct2
 from fpatch.optim import Optimizer

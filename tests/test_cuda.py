@@ -16,6 +16,7 @@ from typecheck import unchecked
 from fpatch import random
 from fpatch.core.tree import place
 from fpatch.data import Loader
+from fpatch.graph.stage import Stage
 from fpatch.infer import lighter
 from fpatch.loop import fit, make_state, make_step
 from fpatch.objective import Objective
@@ -25,7 +26,6 @@ from fpatch.population import make_population_step
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run, replay_step
 from fpatch.runtime.device import deterministic_algorithms
-from fpatch.stage import Stage
 from fpatch.study import load_study
 from fpatch.training import resume, train
 

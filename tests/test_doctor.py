@@ -9,8 +9,8 @@ from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
 from fpatch.causes import Finding
 from fpatch.doctor import examine
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.geometry import quad_bounds
-from fpatch.stage import define, deterministic
 from fpatch.study import load_study
 
 
@@ -115,7 +115,7 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     loaded = load_study(study)
     _, stages = find(study)
     from fpatch import random
-    from fpatch.graph import control
+    from fpatch.graph.samples import control
     from fpatch.objective import Objective, value_and_grad
     from fpatch.parts import make_parts
 

@@ -17,7 +17,7 @@ from fpatch.console import success_table
 from fpatch.core.files import file_digest
 from fpatch.core.tree import take_rows
 from fpatch.evaluation import evaluate, measure
-from fpatch.graph import control
+from fpatch.graph.samples import control
 from fpatch.loop import fit, make_state, make_step
 from fpatch.metrics import bootstrap_mean
 from fpatch.parts import make_loader, make_parts

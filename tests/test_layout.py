@@ -15,7 +15,7 @@ from cases import CASES
 
 import fpatch
 from fpatch.core import registry
-from fpatch.stage import Definition, deterministic
+from fpatch.graph.stage import Definition, deterministic
 
 ROOT = Path(fpatch.__file__).parent
 DESIGN = (ROOT.parent / "docs/design.md").read_text().partition("## Who may import whom")[2]
@@ -145,9 +145,9 @@ def test_every_wing_says_what_it_is_as_the_design_does():
     [
         ("compose/blur.py", "from fpatch.compose.hue import hue"),
         ("compose/blur.py", "from fpatch import losses"),
-        ("random/draws.py", "import fpatch.stage"),
-        ("stage.py", "from fpatch.legacy import old"),
-        ("stage.py", "from fpatch import __version__"),
+        ("random/draws.py", "import fpatch.graph.stage"),
+        ("graph/stage.py", "from fpatch.legacy import old"),
+        ("graph/stage.py", "from fpatch import __version__"),
         ("runs.py", "from fpatch.create._shapes import check_shapes"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
-from fpatch.graph import Pipeline, pipeline
+from fpatch.graph.pipeline import Pipeline, pipeline
 from fpatch.objective import Objective, value_and_grad
 
 KEY = random.key(6)

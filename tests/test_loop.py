@@ -19,6 +19,7 @@ from fpatch import create, pipeline, random, row_keys
 from fpatch.core.registry import lookup
 from fpatch.core.schema import decode
 from fpatch.descent import Transformation
+from fpatch.graph.stage import Definition
 from fpatch.loop import TrainState, make_state, make_step
 from fpatch.objective import Objective, value_and_grad
 from fpatch.optim import Optimizer, make_optimizer
@@ -27,7 +28,6 @@ from fpatch.reopen import open_run
 from fpatch.run_replay import replay_step
 from fpatch.runs import Run
 from fpatch.sections import Train
-from fpatch.stage import Definition
 from fpatch.study import load_study
 from fpatch.training import resume, train
 

@@ -25,7 +25,7 @@ from fpatch.cli import main
 from fpatch.conditions import make_conditions
 from fpatch.core.tree import take_rows
 from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
 from fpatch.metrics.matching import answered_scores
 from fpatch.parts import make_parts
 from fpatch.rates import success
@@ -293,7 +293,7 @@ def test_what_cannot_be_merged_is_said():
 
 
 def test_only_a_metric_may_gather():
-    from fpatch.stage import define, deterministic
+    from fpatch.graph.stage import define, deterministic
 
     d = metrics.mean_average_precision
     for reads, role in ((("x",), "stage"), (("*",), "metric")):

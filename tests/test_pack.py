@@ -10,8 +10,8 @@ from study_fixture import STEPS, logged_steps, parameters
 from test_sweep import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
 from fpatch import tune
+from fpatch.graph.stage import define, deterministic
 from fpatch.runs import Run
-from fpatch.stage import define, deterministic
 from fpatch.study import load_study, vary
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal

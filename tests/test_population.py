@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fpatch import compose, create, define, deterministic, implant, infer, losses, node, pipeline, random
 from fpatch.core.types import Range
 from fpatch.descent import Transformation
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
 from fpatch.loop import StepInfo, TrainState, make_state, make_step
 from fpatch.objective import Objective
 from fpatch.optim import Optimizer, make_optimizer

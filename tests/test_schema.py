@@ -20,7 +20,7 @@ from fpatch.core.registry import identify, lookup, register
 from fpatch.core.resource import Loader, Resource, define_loader, live
 from fpatch.core.schema import decode, encode, to_toml
 from fpatch.core.types import Range
-from fpatch.stage import Definition
+from fpatch.graph.stage import Definition
 
 
 @dataclass(frozen=True)

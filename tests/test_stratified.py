@@ -8,8 +8,8 @@ import torch
 from study_fixture import run_fpatch
 
 from fpatch import compose, random
-from fpatch.columns import override
 from fpatch.evaluation import evaluate
+from fpatch.graph.samples import override
 from fpatch.metrics import wilson
 from fpatch.rates import success
 from fpatch.run_evaluation import load_trained

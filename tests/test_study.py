@@ -13,12 +13,12 @@ from test_log import read_events
 
 from fpatch import Study
 from fpatch.evaluation import evaluate
+from fpatch.graph.stage import define, deterministic
 from fpatch.parts import make_parts
 from fpatch.rehearsal import rehearse
 from fpatch.reopen import open_run
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
-from fpatch.stage import define, deterministic
 from fpatch.study import load_study, study_from_config
 from fpatch.training import resume, train
 

@@ -22,9 +22,9 @@ from study_fixture import STEPS, make_study, parameters, read_records
 from fpatch import tune
 from fpatch.cli import main
 from fpatch.core.schema import decode
+from fpatch.graph.stage import define, deterministic
 from fpatch.parts import make_parts
 from fpatch.runs import Run, RunError
-from fpatch.stage import define, deterministic
 from fpatch.study import load_study, vary
 from fpatch.training import resume, train
 from fpatch.tune import Sweep, parse_space

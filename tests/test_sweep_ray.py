@@ -22,8 +22,8 @@ from test_sweep import sweep_file, work
 
 from fpatch import tune
 from fpatch.cli import main
+from fpatch.graph.stage import define, deterministic
 from fpatch.runs import Run
-from fpatch.stage import define, deterministic
 from fpatch.study import vary
 from fpatch.training import train
 from fpatch.tune.journal import Journal

@@ -27,8 +27,8 @@ from study_fixture import environment
 from torch import nn
 
 from fpatch import infer
-from fpatch.config import build
 from fpatch.core.tree import place
+from fpatch.graph.build import build
 from fpatch.infer.transformers_detector import target_size
 from fpatch.infer.yolo import decode_one_to_one, fit_images
 from fpatch.ops.detections import ABSENT, log_scores

@@ -17,10 +17,10 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
 from fpatch.ops.color import clip
 from fpatch.ops.geometry import LABELS, move_labels
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 REFUSED = {
     **dict.fromkeys(

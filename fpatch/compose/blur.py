@@ -12,7 +12,7 @@ from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.tree import check_sampled
 from fpatch.core.types import Batch, Params, Range, Values
-from fpatch.stage import define
+from fpatch.graph.stage import define
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
 from fpatch.ops.color import clip
-from fpatch.stage import define
 
 TOE = 1e-3
 """Up to here, a quarter of an 8-bit level, the curve is a line: a power has slope 0 at black, or infinite."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
 from fpatch.ops.color import luma
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

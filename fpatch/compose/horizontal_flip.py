@@ -11,8 +11,8 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
 from fpatch.ops.geometry import LABELS, move_labels, scale_matrix
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Params, Values
-from fpatch.stage import define
+from fpatch.graph.stage import define
 
 
 @dataclass(frozen=True)

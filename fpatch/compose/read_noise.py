@@ -9,9 +9,9 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
 from fpatch.ops.color import clip, each_channel
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

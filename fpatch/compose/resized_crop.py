@@ -12,9 +12,9 @@ from fpatch import random
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
 from fpatch.ops.geometry import LABELS, move_view, scale_matrix
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

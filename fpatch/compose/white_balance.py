@@ -10,8 +10,8 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
 from fpatch.ops.color import LUMINANCE, blackbody, clip, linear_to_srgb, srgb_to_linear
-from fpatch.stage import define
 
 BALANCED_KELVIN = 6500.0
 

@@ -10,7 +10,7 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import Shapes, check_names, check_shapes, describe_shapes, view_patches
-from fpatch.stage import define, deterministic
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.color import clip
 from fpatch.ops.patches import map_patches
 from fpatch.ops.spectrum import dct2, gaussian_response, idct2
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fpatch.core.resource import Resource, define_loader, live
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
-from fpatch.stage import define, deterministic
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from fpatch.core.checks import check_choice, nearest
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.color import clip
-from fpatch.stage import define, deterministic
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
 

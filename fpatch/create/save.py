@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create.patches import view_patches
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import map_patches
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

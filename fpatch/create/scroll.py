@@ -11,9 +11,9 @@ from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.create.shift import shift_rows
+from fpatch.graph.stage import define
 from fpatch.ops.patches import map_patches
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import check_color, map_patches
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

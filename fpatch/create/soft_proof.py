@@ -7,8 +7,8 @@ from torch import Tensor
 from fpatch.core.resource import Resource
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create.icc import Intent, check_intent, icc_profile, proof
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import check_color, map_patches
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

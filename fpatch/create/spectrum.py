@@ -10,11 +10,11 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Params, Values
 from fpatch.create.patches import to_rows
+from fpatch.graph.stage import define
 from fpatch.ops.color import clip
 from fpatch.ops.patches import map_patches
 from fpatch.ops.spectrum import dct2, idct2
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

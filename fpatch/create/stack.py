@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import map_patches
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

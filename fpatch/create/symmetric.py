@@ -6,8 +6,8 @@ from typing import Literal
 from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import map_patches
-from fpatch.stage import define, deterministic
 
 _FLIPS = {"x": ([-1],), "y": ([-2],), "both": ([-1], [-2])}
 

@@ -15,7 +15,7 @@ from fpatch.create.patches import (
     draw_uniform,
     view_patches,
 )
-from fpatch.stage import define, deterministic
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import map_patches
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

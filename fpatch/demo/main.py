@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fpatch.columns import override
 from fpatch.conditions import NONE, PATCH
 from fpatch.console import TITLES, console, percent, progress_bars, success_table
 from fpatch.core.progress import Report
@@ -29,7 +28,8 @@ from fpatch.demo import victim as victim_module
 from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
 from fpatch.demo.victim import save_victim, train_victim
 from fpatch.evaluation import Evaluation, evaluate
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import override
 from fpatch.metrics import Rate, average_precision
 from fpatch.ops.geometry import box_area, quad_area
 from fpatch.rates import Success, success, threshold_curve

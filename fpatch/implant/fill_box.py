@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fpatch.core.checks import check_choice
 from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
 from fpatch.implant.placement import Boxes, draw_placement, fill_names, find_small, implant
 from fpatch.ops.geometry import box_corners, quad_bounds
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_choice, check_range
 from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
 from fpatch.implant.placement import (
     Boxes,
     draw_placement,
@@ -21,7 +22,6 @@ from fpatch.implant.placement import (
 )
 from fpatch.ops.geometry import box_corners
 from fpatch.random import fold_in
-from fpatch.stage import define
 
 
 @dataclass(frozen=True)

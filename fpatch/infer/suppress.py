@@ -15,9 +15,9 @@ from torch import Tensor
 from fpatch.core.checks import check_number
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.detections import log_scores
 from fpatch.ops.geometry import pairwise_iou
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from torch import nn
 
 from fpatch.core.resource import Resource, live
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.infer.boundary import check_victim, run_victim, show_logits
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
 from fpatch.ops.detections import softmax_log_odds
-from fpatch.stage import define, deterministic
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet."""

@@ -42,9 +42,9 @@ from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import constant, is_concrete
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.infer.boundary import check_victim, describe, run_victim, show_log_scores
 from fpatch.ops.detections import ABSENT, log_odds
-from fpatch.stage import define, deterministic
 
 GRAY = 114 / 255
 """What a letterbox pads with."""

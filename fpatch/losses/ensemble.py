@@ -8,7 +8,7 @@ import torch
 from fpatch.core.checks import check_choice, check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
-from fpatch.stage import define, deterministic
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

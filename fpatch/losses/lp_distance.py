@@ -11,9 +11,9 @@ from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.losses.patches import mean_over_patches
 from fpatch.ops.patches import check_only
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.losses.dense import (
     best_boxes,
     can_claim,
@@ -22,7 +23,6 @@ from fpatch.losses.dense import (
     present,
 )
 from fpatch.ops.detections import ABSENT, score_logits
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 from fpatch.core.checks import check_choice, check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.losses.dense import (
     best_boxes,
     can_claim,
@@ -26,7 +27,6 @@ from fpatch.ops.stable import (
     sigmoid,
     softplus,
 )
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

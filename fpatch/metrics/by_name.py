@@ -4,7 +4,7 @@ from typing import Any
 
 from fpatch.core.checks import nearest
 from fpatch.core.registry import lookup
-from fpatch.stage import Definition, Stage
+from fpatch.graph.stage import Definition, Stage
 
 EVALUATIONS = {"detection": "metrics.mean_average_precision"}
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fpatch.core.types import Params, Sample, Values
-from fpatch.stage import define, deterministic
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.geometry import pairwise_iou, quad_bounds
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

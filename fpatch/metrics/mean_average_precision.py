@@ -15,8 +15,8 @@ import torch
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import Summary, define, deterministic
 from fpatch.metrics.matching import answered_scores, coco_precision, split_rows
-from fpatch.stage import Summary, define, deterministic
 
 FOUND, TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
 

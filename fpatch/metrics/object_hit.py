@@ -6,8 +6,8 @@ import torch
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 from fpatch.ops.geometry import pairwise_iou
-from fpatch.stage import define, deterministic
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource, define_loader, live
 from fpatch.core.types import Params, Sample, Values
-from fpatch.stage import Summary, define, deterministic
+from fpatch.graph.stage import Summary, define, deterministic
 
 
 @dataclass(frozen=True)

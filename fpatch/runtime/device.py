@@ -83,7 +83,7 @@ def deterministic_algorithms(asked: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-def _copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """A copy on a device, around those tensors that are there already; the model itself, if all are."""
     if all(t.to(device) is t for t in (*model.parameters(), *model.buffers())):
         return model

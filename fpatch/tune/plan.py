@@ -9,9 +9,9 @@ import optree
 from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.schema import decode, encode
+from fpatch.graph.functions import Function
 from fpatch.parts import make_parts
 from fpatch.rehearsal import rehearse
-from fpatch.stage import Function
 from fpatch.study import Study, study_from_config, vary
 from fpatch.tune.halving import should_stop
 from fpatch.tune.journal import Entry, Journal, Trial

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
-from fpatch.nodes import PHASES, Node, Part, encode_node, flatten, inside, stream_path
-from fpatch.stage import ALL, row_keys
-from fpatch.wiring import check_wiring, filled
+from fpatch.graph.keys import fold_path, row_keys
+from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, stream_path
+from fpatch.graph.stage import ALL
+from fpatch.graph.wiring import check_wiring, filled
 
 
 class Pipeline(Mapping[str, Node]):
@@ -86,7 +86,7 @@ class Pipeline(Mapping[str, Node]):
         return Pipeline(alive, phase)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """The same with copies of its networks on a device, to run there: see `fpatch.stage.Stage.to`."""
+        """The same with copies of its networks on a device, to run there; see `Stage.to`."""
         moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
         return Pipeline(moved, self._phase)
 
@@ -106,7 +106,7 @@ class Pipeline(Mapping[str, Node]):
 
     @property
     def summaries(self) -> tuple[str, ...]:
-        """Paths of the metrics that gather rows; see `fpatch.stage.Summary`."""
+        """Paths of the metrics that gather rows; see `fpatch.graph.stage.Summary`."""
         return tuple(p for p, n in self.items() if n.stage.definition.summary is not None)
 
     @property
@@ -332,18 +332,3 @@ def pipeline(parts: Mapping[str, Part]) -> Pipeline:
             f"pipeline: expected a mapping, {{name: stage}}, got a {type(parts).__name__}; name each stage"
         )
     return Pipeline(flatten(parts))
-
-
-def fold_path(keys: Tensor, path: str) -> Tensor:
-    """Fold a path into keys, once per segment."""
-    for segment in path.split("/"):
-        keys = random.fold_in(keys, segment)
-    return keys
-
-
-def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
-    """The same sample with every opacity 0: same photographs, cameras and noise, and no patch."""
-    return {
-        path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
-        for path, fields in sample.items()
-    }

@@ -8,7 +8,8 @@ from typing import Any, Union
 from fpatch.core.checks import nearest
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch
-from fpatch.stage import ALL, Stage, from_function
+from fpatch.graph.functions import from_function
+from fpatch.graph.stage import ALL, Stage
 
 PHASES = ("train", "validation", "test", "inference", "export")
 """The standard phases; any other string names a phase of one's own."""
@@ -67,8 +68,8 @@ def node(
     """Wire a stage into a pipeline; a bare stage means `node(stage)` with the names that it declares.
 
     Args:
-        stage: A stage, or a plain function (see `fpatch.stage.from_function`), for which `writes` is
-            required.
+        stage: A stage, or a plain function (see `fpatch.graph.functions.from_function`), for which `writes`
+            is required.
         phases: Phases in which it is alive; `"eval"` means validation and test. None: all.
         reads: The pipeline's names of what it reads: a list is positional, a mapping goes by the stage's
             names.

@@ -125,3 +125,11 @@ def _split(column: str) -> tuple[str, tuple[int, ...]]:
 
 def _tensors(sample: Sample) -> list[Tensor]:
     return [t for v in sample.values() for t in (_tensors(v) if isinstance(v, Mapping) else [v])]
+
+
+def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
+    """The same sample with every opacity 0: same photographs, cameras and noise, and no patch."""
+    return {
+        path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
+        for path, fields in sample.items()
+    }

@@ -12,22 +12,19 @@ Control, replay and counterfactuals are then nothing but `apply` with another sa
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypedDict, get_type_hints
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
-from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import Resource, live
-from fpatch.core.tree import is_concrete
 from fpatch.core.types import Batch, Params, Sample, Values
-from fpatch.runtime.device import _copy_to
+from fpatch.graph.keys import row_keys
+from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
 
@@ -159,7 +156,7 @@ def define(
     if not (isinstance(declared, type) and issubclass(declared, dict) and hasattr(declared, "__total__")):
         raise ValueError(
             f"define({name!r}): sample must declare what it draws; annotate its return type with a TypedDict "
-            "(a stage that draws nothing uses fpatch.stage.deterministic)"
+            "(a stage that draws nothing uses fpatch.graph.stage.deterministic)"
         )
     if "opacity" in declared.__annotations__ and "patch" not in reads and ALL not in reads:
         raise ValueError(
@@ -181,44 +178,6 @@ def define(
     definition = Definition(identity, module, config, sample, apply, reads, writes, fields, optional, **parts)
     register(identity, definition)
     return definition
-
-
-def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2"]:
-    """The key of every row: `fold_in(fold_in(key, image_id), draw)`; row keys [b, 2] pass through.
-
-    A row's draws therefore do not change with the size of the batch, its order, a shard or a worker.
-
-    Raises:
-        ValueError: If `key` is none, or if the batch lacks `image_id` or `draw`, or repeats a pair of them.
-    """
-    if not isinstance(key, Tensor):
-        raise ValueError(f"key must be a key, which fpatch.random.key(seed) makes, got {key!r}")
-    if key.ndim == 2:
-        return key
-    check_uses(batch)
-    return random.fold_in(random.fold_in(key, batch["image_id"]), batch["draw"])
-
-
-def check_uses(batch: Batch) -> None:
-    """Refuse a batch in which two rows would have the same draws.
-
-    Raises:
-        ValueError: If it lacks `image_id` or `draw`, or repeats a pair of them.
-    """
-    for name in ("image_id", "draw"):
-        if name not in batch:
-            raise ValueError(
-                f"batch must hold {name!r} [b], which keys are derived from; {nearest(name, batch)}"
-            )
-    image_id, draw = batch["image_id"], batch["draw"]
-    if is_concrete(image_id):
-        pairs = list(zip(image_id.tolist(), draw.tolist(), strict=True))
-        if len(set(pairs)) < len(pairs):
-            pair = next(p for p in pairs if pairs.count(p) > 1)
-            raise ValueError(
-                f"batch repeats (image_id, draw) = {pair}: both rows would have the same draws; "
-                "number the uses of a photograph in `draw` (0, 1, ...)"
-            )
 
 
 @dataclass(frozen=True)
@@ -291,7 +250,7 @@ class Stage:
             return self
         settings = {f.name: live(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
         networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
-        copies = {name: _copy_to(model, torch.device(device)) for name, model in networks.items()}
+        copies = {name: copy_to(model, torch.device(device)) for name, model in networks.items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     def load(self) -> None:
@@ -318,67 +277,3 @@ def brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"tensor {list(value.shape)}"
     return str(value) if isinstance(value, Resource) else repr(value)
-
-
-class KeySample(TypedDict):
-    """The sample of a plain function: its row keys."""
-
-    key: Int64[Tensor, "b 2"]
-
-
-@dataclass(frozen=True)
-class Function:
-    """The config of a plain function used as a node, and what it writes."""
-
-    function: Callable[..., Any]
-    names: tuple[str, ...]
-
-
-def _sample_key(config: Function, keys: Tensor, batch: Batch) -> KeySample:
-    return {"key": keys}
-
-
-def _apply_stage_function(config: Function, patch_params: Params, sample: Sample, values: Values) -> Any:
-    out, _ = config.function(patch_params, sample["key"], values)
-    return {n: v for n, v in out.items() if n in config.names or n not in values or v is not values[n]}
-
-
-def _apply_loss_function(config: Function, patch_params: Params, sample: Sample, values: Values) -> Any:
-    return config.function(values, patch_params)
-
-
-def from_function(
-    function: Callable[..., Any], reads: tuple[str, ...] | None, writes: tuple[str, ...]
-) -> Stage:
-    """A stage from a plain function, told apart by its number of arguments.
-
-    Args:
-        function: `(patch_params, key, batch) -> (out, sample)`, whose sample is its row keys and which
-            replays by them; or a loss, `(values, patch_params) -> {term: [b]}`.
-        reads: What it is given; None for all values so far.
-        writes: What it writes.
-
-    Raises:
-        ValueError: If it takes another number of arguments.
-    """
-    count = len(inspect.signature(function).parameters)
-    name = getattr(function, "__qualname__", type(function).__name__)
-    if count not in (2, 3):
-        raise ValueError(
-            f"{name}: a plain function takes (patch_params, key, batch), or (values, patch_params) as a "
-            f"loss; this one takes {count} arguments"
-        )
-    is_loss = count == 2
-    definition: Definition[...] = Definition(
-        name=f"{function.__module__}:{name}",
-        module=function.__module__,
-        config=Function,
-        sample=deterministic if is_loss else _sample_key,
-        apply=_apply_loss_function if is_loss else _apply_stage_function,
-        reads=reads or (ALL,),
-        writes=writes,
-        fields=() if is_loss else ("key",),
-        role="loss" if is_loss else "stage",
-        vmap=False,
-    )
-    return Stage(definition, Function(function, writes))

@@ -4,9 +4,9 @@ import dataclasses
 import zlib
 from collections.abc import Mapping
 
-from fpatch.nodes import PHASES, Node, inside, stream_path
+from fpatch.graph.node import PHASES, Node, inside, stream_path
+from fpatch.graph.stage import ALL
 from fpatch.ops.patches import check_only
-from fpatch.stage import ALL
 
 
 def filled(nodes: Mapping[str, Node]) -> dict[str, Node]:

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from fpatch.core.checks import nearest
 from fpatch.core.resource import live
 from fpatch.core.types import Params, Sample, Values
-from fpatch.graph import Pipeline
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import Stage
 from fpatch.runtime.device import copy_network
-from fpatch.stage import Stage
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 

@@ -7,9 +7,9 @@ from typing import Any, get_type_hints
 from fpatch.core.checks import nearest
 from fpatch.core.registry import lookup
 from fpatch.core.schema import decode
-from fpatch.graph import Pipeline, pipeline
-from fpatch.nodes import Part, node
-from fpatch.stage import RESERVED, Definition
+from fpatch.graph.node import Part, node
+from fpatch.graph.pipeline import Pipeline, pipeline
+from fpatch.graph.stage import RESERVED, Definition
 
 _NAMES = tuple[str, ...] | dict[str, str]
 _WIRING = {"phases": str | tuple[str, ...], "reads": _NAMES, "writes": _NAMES, "stream": str}
