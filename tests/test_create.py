@@ -29,7 +29,7 @@ from fpatch import compose, create, data, implant, infer, losses, make_optimizer
 from fpatch.conditions import make_patches
 from fpatch.core.files import file_digest
 from fpatch.core.types import Range
-from fpatch.create import icc as icc_module
+from fpatch.create.print import _icc as icc_module
 from fpatch.diagnosis import diagnose
 from fpatch.graph.build import build
 from fpatch.graph.node import node

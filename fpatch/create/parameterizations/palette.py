@@ -10,7 +10,7 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
-from fpatch.create.patches import check_names, view_patches
+from fpatch.create._shapes import check_names, view_patches
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.color import clip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_range
 from fpatch.core.types import Batch, Params, Range, Values
-from fpatch.create.shift import shift_rows
+from fpatch.create.transforms._shift import shift_rows
 from fpatch.graph.stage import define
 from fpatch.ops.patches import map_patches
 from fpatch.random import fold_in

@@ -9,7 +9,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
-from fpatch.create.patches import Shapes, check_names, check_shapes, describe_shapes, view_patches
+from fpatch.create._shapes import Shapes, check_names, check_shapes, describe_shapes, view_patches
 from fpatch.graph.stage import define, deterministic
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fpatch.core.checks import check_range
 from fpatch.core.resource import Resource, live
 from fpatch.core.types import Params, Range, Sample, Values
-from fpatch.create.patches import (
+from fpatch.create._shapes import (
     Shapes,
     check_names,
     check_shapes,

@@ -9,7 +9,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Params, Values
-from fpatch.create.patches import to_rows
+from fpatch.create._shapes import to_rows
 from fpatch.graph.stage import define
 from fpatch.ops.color import clip
 from fpatch.ops.patches import map_patches

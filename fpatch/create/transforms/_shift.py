@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpatch.create.patches import to_rows
+from fpatch.create._shapes import to_rows
 
 Fold = Callable[[Tensor, int], Tensor]
 """From places anywhere on a line, and its length n, to places in [0, n)."""

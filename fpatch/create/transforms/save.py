@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fpatch.core.types import Params, Sample, Values
-from fpatch.create.patches import view_patches
+from fpatch.create._shapes import view_patches
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import map_patches
 

@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.resource import Resource, live
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
-from fpatch.create.patches import check_names, view_patches
+from fpatch.create._shapes import check_names, view_patches
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.color import clip
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fpatch.core.resource import Resource
 from fpatch.core.types import Params, Sample, Values
-from fpatch.create.icc import Intent, check_intent, icc_profile, proof
+from fpatch.create.print._icc import Intent, check_intent, icc_profile, proof
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import check_color, map_patches
 
