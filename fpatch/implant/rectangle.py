@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_choice, check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
-from fpatch.implant.placement import (
+from fpatch.implant._placement import (
     Boxes,
     draw_placement,
     fill_names,

@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
-from fpatch.implant.placement import fill_names, find_small, implant
+from fpatch.implant._placement import fill_names, find_small, implant
 from fpatch.random import fold_in
 
 
