@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fpatch import compose, create, implant, random
-from fpatch.compose.jpeg import _round
+from fpatch.compose.camera.jpeg import _round
 from fpatch.core.types import Range
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline

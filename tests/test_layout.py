@@ -143,8 +143,8 @@ def test_every_wing_says_what_it_is_as_the_design_does():
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("compose/blur.py", "from fpatch.compose.hue import hue"),
-        ("compose/blur.py", "from fpatch import losses"),
+        ("compose/camera/blur.py", "from fpatch.compose.color.hue import hue"),
+        ("compose/camera/blur.py", "from fpatch import losses"),
         ("random/draws.py", "import fpatch.graph.stage"),
         ("graph/stage.py", "from fpatch.legacy import old"),
         ("graph/stage.py", "from fpatch import __version__"),
