@@ -34,7 +34,7 @@ from fpatch.console import console
 from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
 from fpatch.graph.stage import Stage
-from fpatch.infer.boundary import check_victim
+from fpatch.infer._boundary import check_victim
 from fpatch.loop import make_state, make_step
 from fpatch.objective import Objective
 from fpatch.ops.geometry import quad_bounds

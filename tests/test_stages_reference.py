@@ -27,7 +27,7 @@ from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.core.types import Range
-from fpatch.infer.boundary import run_victim
+from fpatch.infer._boundary import run_victim
 from fpatch.losses.non_printability import PRINTABLE
 from fpatch.ops.color import LUMA
 from fpatch.ops.geometry import box_corners

@@ -1,4 +1,4 @@
-"""Victims, and what is read from them."""
+"""Victims as stages, and the detections or logits that they answer."""
 
 from fpatch.graph.precision import lighter
 from fpatch.infer.classifier import classifier

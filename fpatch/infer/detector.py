@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fpatch.core.resource import Resource, live
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer.boundary import check_victim, describe, run_victim, show_logits
+from fpatch.infer._boundary import check_victim, describe, run_victim, show_logits
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from fpatch.core.resource import Resource, live
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
+from fpatch.infer._boundary import check_victim, run_victim, show_log_scores
 from fpatch.ops.detections import softmax_log_odds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

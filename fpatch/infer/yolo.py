@@ -43,7 +43,7 @@ from fpatch.core.resource import Resource, live
 from fpatch.core.tree import constant, is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer.boundary import check_victim, describe, run_victim, show_log_scores
+from fpatch.infer._boundary import check_victim, describe, run_victim, show_log_scores
 from fpatch.ops.detections import ABSENT, log_odds
 
 GRAY = 114 / 255
