@@ -17,7 +17,7 @@ from fpatch.core.checks import check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.dense import can_claim, check_label, find_unclaimed, mean_over_places
+from fpatch.losses._detections import can_claim, check_label, find_unclaimed, mean_over_places
 from fpatch.ops.detections import ABSENT, boxes_of, score_logits
 from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.stable import softplus

@@ -22,7 +22,7 @@ from typing import Literal
 from fpatch.core.checks import check_choice, check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.dense import best_boxes, mean_over_places, present
+from fpatch.losses._detections import best_boxes, mean_over_places, present
 from fpatch.ops.detections import score_logits
 from fpatch.ops.geometry import box_area
 from fpatch.ops.stable import sigmoid

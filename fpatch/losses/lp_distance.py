@@ -12,7 +12,7 @@ from fpatch.core.resource import Resource, live
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.patches import mean_over_patches
+from fpatch.losses._patches import mean_over_patches
 from fpatch.ops.patches import check_only
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.dense import check_label, check_labels
+from fpatch.losses._detections import check_label, check_labels
 
 
 @dataclass(frozen=True)

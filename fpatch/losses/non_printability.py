@@ -10,7 +10,7 @@ from torch import Tensor
 from fpatch.core.resource import Resource, define_loader, live
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.patches import mean_over_patches
+from fpatch.losses._patches import mean_over_patches
 from fpatch.ops.patches import check_color
 from fpatch.ops.stable import root
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.dense import (
+from fpatch.losses._detections import (
     best_boxes,
     can_claim,
     check_label,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.patches import mean_over_patches
+from fpatch.losses._patches import mean_over_patches
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from fpatch.core.checks import check_choice, check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses.dense import (
+from fpatch.losses._detections import (
     best_boxes,
     can_claim,
     find_unclaimed,
