@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fpatch.core.progress import Report
     from fpatch.doctor import Diagnosis
     from fpatch.metrics import Rate
-    from fpatch.metrics.score import DetectionScore
+    from fpatch.metrics.detection_files import DetectionScore
     from fpatch.rates import Success
     from fpatch.stratified import Cell
     from fpatch.transfer import Transfer

@@ -26,7 +26,7 @@ from fpatch.conditions import make_conditions
 from fpatch.core.tree import take_rows
 from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
 from fpatch.graph.pipeline import Pipeline
-from fpatch.metrics.matching import answered_scores
+from fpatch.metrics._matching import answered_scores
 from fpatch.parts import make_parts
 from fpatch.rates import success
 from fpatch.study import load_study

@@ -16,7 +16,7 @@ import torch
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
-from fpatch.metrics.matching import answered_scores, coco_precision, split_rows
+from fpatch.metrics._matching import answered_scores, coco_precision, split_rows
 
 FOUND, TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fpatch.core.checks import check_number, nearest
-from fpatch.metrics.matching import answered_scores, coco_precision
+from fpatch.metrics._matching import answered_scores, coco_precision
 from fpatch.ops.intervals import Rate, wilson
 
 IOU_THRESHOLDS, RECALL_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0.0, 1.0, 101).tolist()
