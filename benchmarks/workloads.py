@@ -12,7 +12,7 @@ import fpatch
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.core.tree import device_of, place
 from fpatch.demo.victim import TinyDetector
-from fpatch.loop import Step, TrainState
+from fpatch.optim.step import Step, TrainState
 
 NAMES = ("hood", "roof", "door")
 

@@ -35,10 +35,10 @@ from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
 from fpatch.graph.stage import Stage
 from fpatch.infer._boundary import check_victim
-from fpatch.loop import make_state, make_step
-from fpatch.objective import Objective
 from fpatch.ops.geometry import quad_bounds
-from fpatch.optim import Optimizer, make_optimizer
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import make_state, make_step
 
 PANELS = ("hood", "roof", "door")
 SIZE = (320, 320)

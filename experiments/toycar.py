@@ -56,7 +56,7 @@ from fpatch.graph.stage import define, deterministic
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.geometry import box_corners
-from fpatch.optim import Optimizer
+from fpatch.optim.optimizer import Optimizer
 from fpatch.rates import Success
 from fpatch.run_evaluation import load_trained
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train

@@ -10,15 +10,15 @@ from fpatch.core.version import __version__
 
 _NAMES = {
     "Node": "graph.node",
-    "Objective": "objective",
-    "Optimizer": "optim",
+    "Objective": "optim.objective",
+    "Optimizer": "optim.optimizer",
     "Pipeline": "graph.pipeline",
     "Range": "core.types",
     "Resource": "core.resource",
     "Run": "runs",
     "Stage": "graph.stage",
     "Study": "study",
-    "TrainState": "loop",
+    "TrainState": "optim.step",
     "build": "graph.build",
     "control": "graph.samples",
     "define": "graph.stage",
@@ -26,14 +26,14 @@ _NAMES = {
     "deterministic": "graph.stage",
     "evaluate": "evaluation",
     "evaluate_run": "run_evaluation",
-    "fit": "loop",
+    "fit": "optim.loop",
     "from_columns": "graph.samples",
     "keep_freed_memory": "runtime.memory",
     "load_study": "study",
-    "make_optimizer": "optim",
-    "make_population_step": "population",
-    "make_state": "loop",
-    "make_step": "loop",
+    "make_optimizer": "optim.optimizer",
+    "make_population_step": "optim.population",
+    "make_state": "optim.step",
+    "make_step": "optim.step",
     "node": "graph.node",
     "override": "graph.samples",
     "pipeline": "graph.pipeline",
@@ -46,7 +46,7 @@ _NAMES = {
     "sweep": "tune",
     "to_columns": "graph.samples",
     "train": "training",
-    "value_and_grad": "objective",
+    "value_and_grad": "optim.gradient",
 }
 _MODULES = (
     *("analysis", "compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "tune"),
@@ -117,10 +117,12 @@ if TYPE_CHECKING:
     from fpatch.graph.pipeline import Pipeline, pipeline
     from fpatch.graph.samples import control, from_columns, override, to_columns
     from fpatch.graph.stage import Stage, define, deterministic
-    from fpatch.loop import TrainState, fit, make_state, make_step
-    from fpatch.objective import Objective, value_and_grad
-    from fpatch.optim import Optimizer, make_optimizer
-    from fpatch.population import make_population_step
+    from fpatch.optim.gradient import value_and_grad
+    from fpatch.optim.loop import fit
+    from fpatch.optim.objective import Objective
+    from fpatch.optim.optimizer import Optimizer, make_optimizer
+    from fpatch.optim.population import make_population_step
+    from fpatch.optim.step import TrainState, make_state, make_step
     from fpatch.rates import success
     from fpatch.rerun import replay
     from fpatch.run_evaluation import evaluate_run

@@ -23,8 +23,8 @@ from fpatch.core.types import Batch, Values
 from fpatch.data import TargetSet
 from fpatch.evaluation import blocks
 from fpatch.graph.samples import control
-from fpatch.loop import make_step
-from fpatch.objective import Loss
+from fpatch.optim.objective import Loss
+from fpatch.optim.step import make_step
 from fpatch.parts import Parts, make_parts
 from fpatch.run_evaluation import evaluation_key
 from fpatch.study import Study

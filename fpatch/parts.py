@@ -7,9 +7,9 @@ from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.data import Loader, TargetSet
 from fpatch.graph.precision import lighter
-from fpatch.loop import Step, TrainState, make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import make_optimizer
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import make_optimizer
+from fpatch.optim.step import Step, TrainState, make_state, make_step
 from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study import Study
 
@@ -96,7 +96,7 @@ def make_loader(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Loader:
 
 
 def make_training_step(study: Study, parts: Parts, ranks: Ranks = ALONE, processes: int = 1) -> Step:
-    """The update of a training; `ranks` and `processes` are those of `fpatch.loop.make_step`."""
+    """The update of a training; `ranks` and `processes` are those of `fpatch.optim.step.make_step`."""
     return make_step(
         parts.objective,
         parts.optimizer,

@@ -6,8 +6,10 @@ from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.tree import place
 from fpatch.evaluation import evaluate
-from fpatch.loop import StepInfo, find_bad_row
-from fpatch.objective import check_terms, value_and_grad
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.loop import find_bad_row
+from fpatch.optim.objective import check_terms
+from fpatch.optim.step import StepInfo
 from fpatch.parts import Parts, make_parts
 from fpatch.rates import scalars
 from fpatch.run_evaluation import check_metric

@@ -7,7 +7,7 @@ from fpatch.core.schema import flatten
 from fpatch.core.version import __version__
 from fpatch.data import TargetSet
 from fpatch.log import Log, Records, open_log
-from fpatch.loop import StepInfo
+from fpatch.optim.step import StepInfo
 from fpatch.runs import Run
 from fpatch.study import Study
 

@@ -14,7 +14,8 @@ from fpatch.core.progress import Report, silent
 from fpatch.core.tree import place
 from fpatch.core.types import Values
 from fpatch.graph.samples import override
-from fpatch.loop import StepInfo, fit
+from fpatch.optim.loop import fit
+from fpatch.optim.step import StepInfo
 from fpatch.parts import make_loader, make_parts, make_training_step
 from fpatch.reopen import open_run, recreated
 from fpatch.rerun import Replay, replay

@@ -34,7 +34,7 @@ from fpatch.core.files import write_atomic
 from fpatch.core.version import __version__
 from fpatch.evaluation import Evaluation
 from fpatch.log.values import to_json, to_png
-from fpatch.loop import TrainState
+from fpatch.optim.step import TrainState
 from fpatch.runtime.execution import Execution
 
 FORMAT = 1

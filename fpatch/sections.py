@@ -12,7 +12,7 @@ from fpatch.conditions import check_control_name
 from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, live
 from fpatch.data import TargetSet, image_file, targets
-from fpatch.objective import COMPILE_MODES
+from fpatch.optim.compiled import COMPILE_MODES
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Goal:
 
     Attributes:
         weights: Weight of each loss term, by name.
-        transform: How the gradient is taken; see `fpatch.objective.value_and_grad`.
+        transform: How the gradient is taken; see `fpatch.optim.gradient.value_and_grad`.
     """
 
     weights: Mapping[str, float]
@@ -89,8 +89,8 @@ class Train:
         batch_size: Rows per update.
         micro_batch: Rows held in memory at a time, whose gradients add up to that of the update; None: all.
         rho: Distance that a sharpness-aware step looks uphill, in a second pass; 0: none. See
-            `fpatch.loop.make_step`.
-        compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.objective.compiled`.
+            `fpatch.optim.step.make_step`.
+        compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.optim.compiled.compiled`.
             Evaluations and replays of rows run uncompiled, always.
         precision: Of the victims, while training; see `fpatch.infer.lighter`.
         channels_last: Layout of the victims, while training.

@@ -15,7 +15,7 @@ from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
 from fpatch.graph.pipeline import Pipeline
-from fpatch.optim import Optimizer
+from fpatch.optim.optimizer import Optimizer
 from fpatch.runtime.device import check_device, describe_device, find_device
 from fpatch.runtime.execution import Execution
 from fpatch.sections import Data, Evaluate, Goal, Logging, Train

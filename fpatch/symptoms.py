@@ -11,7 +11,7 @@ from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import TargetSet
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
-from fpatch.objective import Loss
+from fpatch.optim.objective import Loss
 from fpatch.parts import Parts
 from fpatch.study import Study
 

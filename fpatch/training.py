@@ -17,7 +17,8 @@ from fpatch.conditions import make_patches
 from fpatch.core.progress import Report, silent
 from fpatch.data import Loader
 from fpatch.log import Log
-from fpatch.loop import StepInfo, TrainState, find_bad_row, fit
+from fpatch.optim.loop import find_bad_row, fit
+from fpatch.optim.step import StepInfo, TrainState
 from fpatch.parts import Parts, make_loader, make_parts, make_training_step
 from fpatch.pictures import diagnose_first_block, log_diagnostics
 from fpatch.rates import scalars, standard_errors

@@ -35,10 +35,10 @@ from fpatch.graph.build import build
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
 from fpatch.graph.samples import control
-from fpatch.loop import TrainState, make_step
-from fpatch.objective import Objective
 from fpatch.ops.spectrum import dct2, gaussian_response, idct2
-from fpatch.optim import Optimizer
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer
+from fpatch.optim.step import TrainState, make_step
 
 KEY = random.key(2)
 INTENTS = ("perceptual", "relative", "saturation", "absolute")

@@ -18,11 +18,12 @@ from fpatch.core.tree import place
 from fpatch.data import Loader
 from fpatch.graph.stage import Stage
 from fpatch.infer import lighter
-from fpatch.loop import fit, make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
+from fpatch.optim.loop import fit
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import make_state, make_step
 from fpatch.parts import make_parts
-from fpatch.population import make_population_step
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run, replay_step
 from fpatch.runtime.device import deterministic_algorithms

@@ -116,7 +116,8 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     _, stages = find(study)
     from fpatch import random
     from fpatch.graph.samples import control
-    from fpatch.objective import Objective, value_and_grad
+    from fpatch.optim.gradient import value_and_grad
+    from fpatch.optim.objective import Objective
     from fpatch.parts import make_parts
 
     parts = make_parts(loaded)

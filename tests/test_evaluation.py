@@ -18,8 +18,9 @@ from fpatch.core.files import file_digest
 from fpatch.core.tree import take_rows
 from fpatch.evaluation import evaluate, measure
 from fpatch.graph.samples import control
-from fpatch.loop import fit, make_state, make_step
 from fpatch.metrics import bootstrap_mean
+from fpatch.optim.loop import fit
+from fpatch.optim.step import make_state, make_step
 from fpatch.parts import make_loader, make_parts
 from fpatch.pictures import picture_effects
 from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve

@@ -11,7 +11,8 @@ from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
 from fpatch.graph.pipeline import Pipeline, pipeline
-from fpatch.objective import Objective, value_and_grad
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Objective
 
 KEY = random.key(6)
 

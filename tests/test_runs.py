@@ -13,8 +13,8 @@ from study_fixture import parameters
 
 from fpatch import random
 from fpatch.evaluation import Evaluation
-from fpatch.loop import TrainState
-from fpatch.optim import Optimizer, make_optimizer
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import TrainState
 from fpatch.parts import make_parts
 from fpatch.reopen import open_run
 from fpatch.runs import Run, RunError, describe_environment

@@ -9,9 +9,9 @@ from typing import Any
 
 from fpatch.core.types import Batch
 from fpatch.data import Loader
-from fpatch.loop import StepInfo, TrainState
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import StepInfo, TrainState
 from fpatch.parts import Parts, make_parts
-from fpatch.population import make_population_step
 from fpatch.runs import Run
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study import Study

@@ -1,11 +1,6 @@
-"""From the loss terms of a pipeline to one number, and to its gradient in the patch parameters.
+"""The same objective with camera, victim and losses compiled."""
 
-Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
-"""
-
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -15,120 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
-
-
-class Loss(NamedTuple):
-    """The weighted sum of mean terms, and every term unweighted, [b]."""
-
-    value: Tensor
-    terms: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Weights by term, for a pipeline of one phase.
-
-    Attributes:
-        pipeline: Of the training phase; its loss nodes write the terms.
-        weights: By term name; terms without a weight, or of weight 0, are computed and logged, and count 0.
-    """
-
-    pipeline: Pipeline
-    weights: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        terms = self.pipeline.terms
-        if not terms:
-            raise ValueError("objective: the pipeline has no loss; add one, e.g. losses.vanish()")
-        for name, weight in self.weights.items():
-            if name not in terms:
-                raise ValueError(f"objective(weights): no loss term {name!r}; {nearest(name, terms)}")
-            if not math.isfinite(weight):
-                raise ValueError(f"objective(weights): that of {name!r} must be finite, got {weight}")
-        if not any(self.weights.values()):
-            raise ValueError(f"objective(weights): at least one term must count; terms: {', '.join(terms)}")
-
-    def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        """The loss on samples already held."""
-        return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
-
-    def weigh(self, terms: Mapping[str, Any]) -> Loss:
-        """The loss of terms already computed, [b] each.
-
-        Raises:
-            ValueError: If one is no tensor, is reduced already, or has more axes.
-        """
-        for name, term in terms.items():
-            if not isinstance(term, Tensor) or term.ndim != 1:
-                raise ValueError(_not_per_row(name, term))
-        value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
-        return Loss(value, dict(terms))  # type: ignore[arg-type]
-
-
-def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
-    """Refuse terms that are not one finite number per row; run on a test batch before training.
-
-    Raises:
-        ValueError: Naming the term.
-    """
-    for name, term in terms.items():
-        if not isinstance(term, Tensor) or tuple(term.shape) != (num_rows,):
-            raise ValueError(_not_per_row(name, term, num_rows))
-        if not term.is_floating_point():
-            raise ValueError(f"loss term {name!r} must be floating point, got {term.dtype}")
-        if not bool(torch.isfinite(term).all()):
-            row = int((~torch.isfinite(term)).nonzero()[0])
-            raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
-
-
-def _not_per_row(name: str, term: Any, num_rows: int | str = "b") -> str:
-    got = f"shape {list(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
-    return (
-        f"loss term {name!r} must be a tensor, unreduced, one number per row [{num_rows}], got {got}; leave "
-        "the mean to the objective"
-    )
-
-
-def value_and_grad(
-    objective: Callable[[Params, Sample, Batch], Loss], transform: Literal["func", "autograd"] = "autograd"
-) -> Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]:
-    """The gradient of an objective, and its value.
-
-    Args:
-        objective: `(patch_params, sample, batch) -> Loss`.
-        transform: "autograd" is the quick way in eager mode on a CPU, where `torch.func.grad`, which always
-            keeps the graph of the backward, takes up to twice as long; "func" is for vmap and compilation.
-
-    Returns:
-        `(patch_params, sample, batch) -> (gradients, Loss)`; nothing that comes out is attached to a graph.
-    """
-    if transform == "func":
-        wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
-
-        def by_func(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-            grads, (value, terms) = wrapped(dict(patch_params), sample, batch)
-            return grads, Loss(value, terms)
-
-        return by_func
-
-    def by_autograd(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        leaves = {name: value.detach().requires_grad_() for name, value in patch_params.items()}
-        loss = objective(leaves, sample, batch)
-        if not loss.value.requires_grad:
-            raise ValueError("objective: no weighted term depends on the patch; `fpatch doctor` says why")
-        found = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
-        grads = {
-            name: torch.zeros_like(leaf) if grad is None else grad
-            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
-        }
-        return grads, Loss(loss.value.detach(), {name: term.detach() for name, term in loss.terms.items()})
-
-    return by_autograd
-
+from fpatch.optim.objective import Loss, Objective
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of `torch.compile`."""
@@ -238,14 +123,3 @@ def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
         return checkpoint(by_channels, dict(batch), **settings)
 
     return apply
-
-
-def _with_aux(
-    objective: Callable[[Params, Sample, Batch], Loss],
-) -> Callable[[Params, Sample, Batch], tuple[Tensor, dict[str, Tensor]]]:
-    """The form that `torch.func.grad_and_value(has_aux=True)` asks for."""
-
-    def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return tuple(objective(patch_params, sample, batch))  # type: ignore[return-value]
-
-    return function

@@ -20,8 +20,9 @@ from fpatch.graph.functions import Function
 from fpatch.graph.keys import check_uses
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
-from fpatch.loop import StepInfo, TrainState, finish, point_of_gradient, uphill
-from fpatch.objective import Loss, Objective, value_and_grad
+from fpatch.optim.gradient import uphill, value_and_grad
+from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.step import StepInfo, TrainState, finish, point_of_gradient
 
 PopulationStep = Callable[
     [Sequence[TrainState], Sequence[Batch]], tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]

@@ -1,11 +1,6 @@
-"""The training loop, in the open: a pure step, and a generator that takes one after another.
+"""One update as a pure function of the state and a batch."""
 
-`fit` yields after every step. Logging, evaluation, checkpoints and progress bars belong to whoever iterates,
-so that none of them can touch what is trained. `fpatch.training.train` is the ready-made caller.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,13 +9,14 @@ from torchopt.base import GradientTransformation
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.core.tree import device_of, place, take_rows
-from fpatch.core.types import Batch, Params, Sample
-from fpatch.data import Loader
-from fpatch.descent import Transformation
+from fpatch.core.tree import device_of, place
+from fpatch.core.types import Batch, Sample
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
-from fpatch.objective import Loss, Objective, compiled, value_and_grad
+from fpatch.optim.compiled import compiled
+from fpatch.optim.gradient import accumulated, in_shares, norm, reduced, uphill, value_and_grad
+from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.transforms import Transformation
 from fpatch.runtime.parallel import ALONE, Ranks
 
 
@@ -94,8 +90,8 @@ def make_step(
     Args:
         objective: The loss.
         optimizer: A torchopt transformation; it never writes in place.
-        transform: See `fpatch.objective.value_and_grad`.
-        compile: True, or a mode of `torch.compile`: see `fpatch.objective.compiled`.
+        transform: See `fpatch.optim.gradient.value_and_grad`.
+        compile: True, or a mode of `torch.compile`: see `fpatch.optim.compiled.compiled`.
         micro_batch: Rows whose graph is held at a time; None for all. The update is that of the whole batch,
             to float tolerance, because a row's draws do not depend on the rows beside it.
         rho: Sharpness-aware: the gradient is that at parameters moved uphill by this Euclidean distance, over
@@ -163,113 +159,3 @@ def finish(
         batch={"image_id": batch["image_id"], "draw": batch["draw"]},
     )
     return TrainState(pipeline.project(moved), opt_state, state.step + 1, state.key), info
-
-
-Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
-
-
-def accumulated(gradient: Gradient, micro_batch: int | None) -> Gradient:
-    """The same gradient and loss, from so many rows at a time."""
-
-    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        rows = len(batch["image_id"])
-        size = micro_batch or rows
-        parts = [slice(start, start + size) for start in range(0, rows, size)]
-        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
-
-    return whole
-
-
-def in_shares(gradient: Gradient, processes: int) -> Gradient:
-    """The same gradient and loss, to the bit those of `reduced` in so many processes."""
-
-    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        parts = [Ranks(rank, processes).rows(len(batch["image_id"])) for rank in range(processes)]
-        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
-
-    return whole
-
-
-def reduced(gradient: Gradient, ranks: Ranks) -> Gradient:
-    """The same gradient and loss, of the rows of all processes, each of which holds its own."""
-    if ranks.size == 1:
-        return gradient
-
-    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        grads, loss = gradient(params, sample, batch)
-        terms = ranks.gather(loss.terms)
-        sums = ranks.gather(({name: grad[None] for name, grad in grads.items()}, loss.value[None]))
-        return average([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
-
-    return whole
-
-
-def average(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
-    """Gradient and loss of all rows from those of some rows each, summed in the order given."""
-    counts = [len(next(iter(loss.terms.values()))) for _, loss in parts]
-    shares = [count / sum(counts) for count in counts]
-    results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
-    zero = torch.zeros(())
-    grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in parts[0][0]}
-    value = sum((share * loss.value for share, _, loss in results), zero)
-    terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
-    return grads, Loss(value, terms)
-
-
-def norm(grads: Params) -> Tensor:
-    """Euclidean norm over all tensors together."""
-    return torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
-
-
-def uphill(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
-    """Move by a Euclidean distance along the gradient; nowhere if it is 0."""
-    length = norm(grads)
-    scale = distance / torch.where(length > 0, length, 1.0)
-    return {name: value + scale * grads[name] for name, value in params.items()}
-
-
-def fit(
-    state: TrainState, step: Step, loader: Loader, num_steps: int
-) -> Iterator[tuple[TrainState, StepInfo]]:
-    """Take steps until `num_steps` have been made, from wherever the state stands.
-
-    Yields:
-        The state after each step, and what there is to see of it.
-    """
-    if state.step >= num_steps:
-        return
-    batches = loader.batches(state.step)
-    try:
-        for batch in batches:
-            state, info = step(state, batch)
-            yield state, info
-            if state.step >= num_steps:
-                return
-    finally:
-        batches.close()  # type: ignore[attr-defined]
-
-
-def find_bad_row(info: StepInfo, paths: Sequence[Path]) -> str | None:
-    """Where a loss is not finite: the term, the row, its photograph and what was drawn; None if it is.
-
-    Args:
-        info: Of the step.
-        paths: Files of photographs by id.
-    """
-    for name, term in info.terms.items():
-        bad = (~torch.isfinite(term)).nonzero()
-        if len(bad):
-            row = int(bad[0])
-            drawn = {
-                f"{path}/{field}": value[row].tolist()
-                for path, fields in info.sample.items()
-                for field, value in fields.items()
-            }
-            return (
-                f"the loss term {name!r} is {float(term[row])} in row {row}, "
-                f"{paths[int(info.batch['image_id'][row])]}, draw {int(info.batch['draw'][row])}, "
-                f"with the sample {drawn}"
-            )
-    if not bool(torch.isfinite(info.grad_norm)):
-        return "the gradient is not finite, though every loss term is"
-    return None

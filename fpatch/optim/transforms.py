@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchopt.base import EmptyState, GradientTransformation
 
-from fpatch.schedules import Rate
+from fpatch.optim.schedules import Rate
 
 _map = optree.tree_map
 

@@ -7,8 +7,7 @@ from typing import Literal, get_args, get_type_hints
 import torchopt
 
 from fpatch.core.checks import check_choice, check_number
-from fpatch.descent import Transformation, decay_weights, descend, momentum, scale_by_adam, scale_by_rms, sign
-from fpatch.schedules import (
+from fpatch.optim.schedules import (
     Rate,
     constant,
     cosine,
@@ -18,6 +17,15 @@ from fpatch.schedules import (
     scheduled,
     stairs,
     warmup,
+)
+from fpatch.optim.transforms import (
+    Transformation,
+    decay_weights,
+    descend,
+    momentum,
+    scale_by_adam,
+    scale_by_rms,
+    sign,
 )
 
 _APPLIES = {
