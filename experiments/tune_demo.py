@@ -33,13 +33,13 @@ from scipy import stats
 
 import fpatch
 from fpatch import random
-from fpatch.conditions import NONE, PATCH, make_controls, make_patches
 from fpatch.console import console, percent, progress_bars, say
 from fpatch.demo.main import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
-from fpatch.evaluation import evaluate
+from fpatch.evaluation.conditions import NONE, PATCH, make_controls, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import Table, success
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
-from fpatch.rates import Table, success
 from fpatch.run_evaluation import load_trained
 from fpatch.study import Study, load_study, vary
 from fpatch.training import train

@@ -24,7 +24,7 @@ _NAMES = {
     "define": "graph.stage",
     "define_loader": "core.resource",
     "deterministic": "graph.stage",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluation",
     "evaluate_run": "run_evaluation",
     "fit": "optim.loop",
     "from_columns": "graph.samples",
@@ -37,12 +37,12 @@ _NAMES = {
     "node": "graph.node",
     "override": "graph.samples",
     "pipeline": "graph.pipeline",
-    "replay": "rerun",
+    "replay": "evaluation.replaying",
     "replay_run": "run_replay",
     "resume": "training",
     "row_keys": "graph.keys",
     "resume_sweep": "tune",
-    "success": "rates",
+    "success": "evaluation.rates",
     "sweep": "tune",
     "to_columns": "graph.samples",
     "train": "training",
@@ -110,7 +110,9 @@ if TYPE_CHECKING:
     from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, tune, viz
     from fpatch.core.resource import Resource, define_loader
     from fpatch.core.types import Range
-    from fpatch.evaluation import evaluate
+    from fpatch.evaluation.evaluation import evaluate
+    from fpatch.evaluation.rates import success
+    from fpatch.evaluation.replaying import replay
     from fpatch.graph.build import build
     from fpatch.graph.keys import row_keys
     from fpatch.graph.node import Node, node
@@ -123,8 +125,6 @@ if TYPE_CHECKING:
     from fpatch.optim.optimizer import Optimizer, make_optimizer
     from fpatch.optim.population import make_population_step
     from fpatch.optim.step import TrainState, make_state, make_step
-    from fpatch.rates import success
-    from fpatch.rerun import replay
     from fpatch.run_evaluation import evaluate_run
     from fpatch.run_replay import replay_run
     from fpatch.runs import Run

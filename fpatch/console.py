@@ -9,26 +9,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from fpatch.evaluation.conditions import TITLES
+
 if TYPE_CHECKING:
     from fpatch.analysis import Importances
     from fpatch.core.progress import Report
     from fpatch.doctor import Diagnosis
+    from fpatch.evaluation.grid import Cell
+    from fpatch.evaluation.rates import Success
+    from fpatch.evaluation.transfer import Transfer
     from fpatch.metrics import Rate
     from fpatch.metrics.detection_files import DetectionScore
-    from fpatch.rates import Success
-    from fpatch.stratified import Cell
-    from fpatch.transfer import Transfer
     from fpatch.tune.journal import Entry
     from fpatch.tune.plan import Plan
 
-TITLES = {
-    "patch": "trained patch",
-    "noise": "noise",
-    "flat": "flat print",
-    "shuffled": "shuffled pixels",
-    "rendered": "rendered trial",
-}
-"""What conditions are called in tables and figures."""
 
 console = Console(highlight=False)
 if not console.is_terminal:

@@ -21,7 +21,7 @@ from fpatch.causes import Finding, judge_patches
 from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Values
 from fpatch.data import TargetSet
-from fpatch.evaluation import blocks
+from fpatch.evaluation.blocks import blocks
 from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
 from fpatch.optim.step import make_step

@@ -8,10 +8,10 @@ import torch
 
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
-from fpatch.diagnosis import Diagnosis, diagnose
+from fpatch.evaluation.rates import effects
+from fpatch.evaluation.replaying import logged_rows
+from fpatch.evaluation.stage_views import Diagnosis, diagnose
 from fpatch.log import Log
-from fpatch.rates import effects
-from fpatch.rerun import logged_rows
 from fpatch.study import Study
 from fpatch.viz.side_by_side import Panel, side_by_side
 

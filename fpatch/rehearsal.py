@@ -5,13 +5,13 @@ import torch
 from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.tree import place
-from fpatch.evaluation import evaluate
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import scalars
 from fpatch.optim.gradient import value_and_grad
 from fpatch.optim.loop import find_bad_row
 from fpatch.optim.objective import check_terms
 from fpatch.optim.step import StepInfo
 from fpatch.parts import Parts, make_parts
-from fpatch.rates import scalars
 from fpatch.run_evaluation import check_metric
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study import Study

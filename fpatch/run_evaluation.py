@@ -15,13 +15,13 @@ from fpatch.core.checks import nearest
 from fpatch.core.progress import Report, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
-from fpatch.evaluation import Evaluation, evaluate
+from fpatch.evaluation.columns import metric_names
+from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.rates import Success, of_objects, scalars, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.parts import make_parts
 from fpatch.pictures import diagnose_first_block, log_diagnostics, make_figure, picture_effects
-from fpatch.rates import Success, of_objects, scalars, success
 from fpatch.reopen import open_run
-from fpatch.results import metric_names
 from fpatch.run_log import open_study_log
 from fpatch.runs import Run
 from fpatch.runtime.device import deterministic_algorithms

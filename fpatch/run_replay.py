@@ -1,6 +1,6 @@
 """Replay a run: evaluated rows from their logged samples, and training updates from checkpoints.
 
-`fpatch.rerun` knows pipelines and tables; what a run folder and a study add to it stands here.
+`fpatch.evaluation.replaying` knows pipelines and tables; what a run folder and a study add to it stands here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from torch import Tensor
 from fpatch.core.progress import Report, silent
 from fpatch.core.tree import place
 from fpatch.core.types import Values
+from fpatch.evaluation.replaying import Replay, replay
 from fpatch.graph.samples import override
 from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo
 from fpatch.parts import make_loader, make_parts, make_training_step
 from fpatch.reopen import open_run, recreated
-from fpatch.rerun import Replay, replay
 from fpatch.run_evaluation import split_name
 from fpatch.run_log import logged_scalars, step_scalars
 from fpatch.runs import RunError

@@ -32,7 +32,7 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.files import write_atomic
 from fpatch.core.version import __version__
-from fpatch.evaluation import Evaluation
+from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.values import to_json, to_png
 from fpatch.optim.step import TrainState
 from fpatch.runtime.execution import Execution

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from fpatch.conditions import check_control_name
 from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, live
 from fpatch.data import TargetSet, image_file, targets
+from fpatch.evaluation.conditions import check_control_name
 from fpatch.optim.compiled import COMPILE_MODES
 
 

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fpatch.conditions import make_patches
 from fpatch.core.progress import Report, silent
 from fpatch.data import Loader
+from fpatch.evaluation.conditions import make_patches
+from fpatch.evaluation.rates import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.loop import find_bad_row, fit
 from fpatch.optim.step import StepInfo, TrainState
 from fpatch.parts import Parts, make_loader, make_parts, make_training_step
 from fpatch.pictures import diagnose_first_block, log_diagnostics
-from fpatch.rates import scalars, standard_errors
 from fpatch.rehearsal import rehearse_parts
 from fpatch.reopen import check_data, check_study, data_digests, open_run, recreated, warn
 from fpatch.run_evaluation import evaluate_split

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from study_fixture import make_study, parameters
 
-import fpatch.conditions
+import fpatch.evaluation.conditions
 import fpatch.reopen
 from fpatch.cli import _take_overrides, main
 from fpatch.console import console, success_table
-from fpatch.evaluation import Evaluation
-from fpatch.rates import success
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.evaluation.rates import success
 from fpatch.runs import Run
 from fpatch.study import load_study
 
@@ -75,7 +75,9 @@ def test_analyze(run, capsys, monkeypatch):
     with Image.open(animation) as frames:
         assert frames.n_frames == 4
     # what is animated are the patches, not the parameters that they are made from
-    monkeypatch.setattr(fpatch.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}})
+    monkeypatch.setattr(
+        fpatch.evaluation.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}}
+    )
     said = out(capsys, "analyze", run.folder, "--metric", "best_score/delta")
     assert said.startswith("test, best_score/delta ")
     with Image.open(animation) as frames:

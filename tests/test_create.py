@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, data, implant, infer, losses, make_optimizer, random
-from fpatch.conditions import make_patches
 from fpatch.core.files import file_digest
 from fpatch.core.types import Range
 from fpatch.create.print import _icc as icc_module
-from fpatch.diagnosis import diagnose
+from fpatch.evaluation.conditions import make_patches
+from fpatch.evaluation.stage_views import diagnose
 from fpatch.graph.build import build
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline

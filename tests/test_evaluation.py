@@ -12,20 +12,21 @@ from rich.console import Console
 from study_fixture import make_study, parameters
 
 from fpatch import random
-from fpatch.conditions import CONTROLS, make_conditions, make_controls, make_patches
 from fpatch.console import success_table
 from fpatch.core.files import file_digest
 from fpatch.core.tree import take_rows
-from fpatch.evaluation import evaluate, measure
+from fpatch.evaluation.blocks import measure
+from fpatch.evaluation.columns import metric_names, object_columns, result_columns, tensor_digest
+from fpatch.evaluation.conditions import CONTROLS, make_conditions, make_controls, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.graph.samples import control
 from fpatch.metrics import bootstrap_mean
 from fpatch.optim.loop import fit
 from fpatch.optim.step import make_state, make_step
 from fpatch.parts import make_loader, make_parts
 from fpatch.pictures import picture_effects
-from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.reopen import open_run
-from fpatch.results import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
 from fpatch.runtime.execution import Execution

@@ -22,13 +22,14 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from fpatch import build, metrics, node, pipeline, random
 from fpatch.cli import main
-from fpatch.conditions import make_conditions
 from fpatch.core.tree import take_rows
-from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
+from fpatch.evaluation.conditions import make_conditions
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import success
+from fpatch.evaluation.summaries import compute_states, init_states, merge_states, update_states
 from fpatch.graph.pipeline import Pipeline
 from fpatch.metrics._matching import answered_scores
 from fpatch.parts import make_parts
-from fpatch.rates import success
 from fpatch.study import load_study
 
 COCO_KEYS = ("map", "map_50", "map_75")

@@ -14,8 +14,8 @@ from study_fixture import SPLITS, run_fpatch
 from fpatch.cli import main
 from fpatch.data import read_image, targets
 from fpatch.data.images import to_pixels
+from fpatch.evaluation.replaying import replay
 from fpatch.reopen import open_run
-from fpatch.rerun import replay
 from fpatch.run_replay import replay_run, replay_step
 from fpatch.study import load_study
 from fpatch.training import train

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from study_fixture import parameters
 
 from fpatch import random
-from fpatch.evaluation import Evaluation
+from fpatch.evaluation.evaluation import Evaluation
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.step import TrainState
 from fpatch.parts import make_parts

@@ -12,7 +12,7 @@ from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, r
 from test_log import read_events
 
 from fpatch import Study
-from fpatch.evaluation import evaluate
+from fpatch.evaluation.evaluation import evaluate
 from fpatch.graph.stage import define, deterministic
 from fpatch.parts import make_parts
 from fpatch.rehearsal import rehearse

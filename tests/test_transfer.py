@@ -10,13 +10,14 @@ from PIL import Image
 from study_fixture import make_study, run_fpatch
 
 from fpatch import random
-from fpatch.conditions import make_conditions, make_patches
-from fpatch.evaluation import evaluate
-from fpatch.rates import success
+from fpatch.evaluation.conditions import make_conditions, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import success
+from fpatch.evaluation.transfer import transfer
 from fpatch.run_evaluation import evaluation_key, load_trained
 from fpatch.study import load_study
 from fpatch.training import train
-from fpatch.transfer import transfer, transfer_runs
+from fpatch.transfer import transfer_runs
 
 
 @pytest.fixture(scope="module")

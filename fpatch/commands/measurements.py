@@ -113,9 +113,9 @@ def _take_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fpatch.conditions import PATCH
+    from fpatch.evaluation.conditions import PATCH
+    from fpatch.evaluation.rates import of_objects
     from fpatch.metrics import num_photographs
-    from fpatch.rates import of_objects
     from fpatch.run_evaluation import evaluate_run, table_name
 
     with progress_bars() as report:
@@ -187,7 +187,7 @@ def _transfer(options: argparse.Namespace) -> int:
 def _analyze(options: argparse.Namespace) -> int:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
-    from fpatch.conditions import make_patches
+    from fpatch.evaluation.conditions import make_patches
     from fpatch.reopen import open_run
 
     run, study = open_run(options.run_folder)

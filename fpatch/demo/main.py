@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fpatch.conditions import NONE, PATCH
-from fpatch.console import TITLES, console, percent, progress_bars, success_table
+from fpatch.console import console, percent, progress_bars, success_table
 from fpatch.core.progress import Report
 from fpatch.core.tree import place
 from fpatch.core.types import Sample
@@ -27,12 +26,13 @@ from fpatch.data import TargetSet, targets, write_image
 from fpatch.demo import victim as victim_module
 from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
 from fpatch.demo.victim import save_victim, train_victim
-from fpatch.evaluation import Evaluation, evaluate
+from fpatch.evaluation.conditions import NONE, PATCH, TITLES
+from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.rates import Success, success, threshold_curve
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 from fpatch.metrics import Rate, average_precision
 from fpatch.ops.geometry import box_area, quad_area
-from fpatch.rates import Success, success, threshold_curve
 from fpatch.run_evaluation import Trained, evaluate_run, evaluation_key, load_trained
 from fpatch.runs import Run
 from fpatch.study import Study, load_study

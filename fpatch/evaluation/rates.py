@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.conditions import NONE, PATCH
-from fpatch.evaluation import Evaluation
+from fpatch.evaluation.columns import split_group
+from fpatch.evaluation.conditions import NONE, PATCH
+from fpatch.evaluation.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.intervals import TOO_FEW_PHOTOGRAPHS, Z
-from fpatch.results import split_group
 
 Table = Mapping[str, np.ndarray]
 
@@ -81,7 +81,7 @@ def success(table: Table, metric: str = "found") -> Success:
     """Success rates over a table of rows.
 
     Args:
-        table: Columns of `fpatch.evaluation.Evaluation`, its `table` or its `objects`.
+        table: Columns of `fpatch.evaluation.evaluation.Evaluation`, its `table` or its `objects`.
         metric: A boolean metric that says whether the victim is right. That of one of several victims has
             its group before it, `victims/small/found`, and so have the metrics beside it.
 

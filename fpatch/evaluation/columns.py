@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpatch.conditions import NONE, PATCH
 from fpatch.core.types import Batch, Values
+from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.graph.pipeline import Pipeline
 
 

@@ -5,7 +5,7 @@ in a batch of another size. `measure` is the only code that does so; `evaluate` 
 `replay` hands it logged ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,61 +14,22 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.conditions import NONE, PATCH, Patches, make_conditions
 from fpatch.core.checks import check_number
-from fpatch.core.tree import device_of, place, take_rows
-from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.core.tree import device_of
+from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Dataset, rows
+from fpatch.evaluation.blocks import blocks, measure
+from fpatch.evaluation.columns import (
+    metric_names,
+    object_columns,
+    result_columns,
+    row_digests,
+)
+from fpatch.evaluation.conditions import PATCH, Patches, make_conditions
+from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
-from fpatch.graph.samples import control, to_columns
-from fpatch.graph.stage import Summary
-from fpatch.results import metric_names, object_columns, result_columns, row_digests, tensor_digest
-
-
-def measure(
-    pipeline: Pipeline,
-    conditions: Mapping[str, Patches],
-    sample: Sample,
-    batch: Batch,
-    block: int,
-    keep: Sequence[str] = (),
-) -> dict[str, Values]:
-    """Results of some rows under every condition, at most one block of them, on the host.
-
-    It runs where the patches are, and the networks of the pipeline must be there too.
-
-    Args:
-        pipeline: Of the evaluated phase.
-        conditions: Patches by condition; "none" is run with every opacity 0.
-        sample: Rows [n, ...].
-        batch: The same rows, n <= block.
-        block: Rows that run together; a short block repeats its last row.
-        keep: Further names to return.
-
-    Returns:
-        Per condition `{metric: [n] or [n, m], "digest": [n strings], "seen": {path: {name: [n, ...]}}, name
-        kept: [n, ...]}`, where "seen" is what metrics with a summary read.
-    """
-    n = len(batch["image_id"])
-    assert n <= block, "measure runs one block"
-    body = pipeline.without(*pipeline.parameterizations)
-    metrics = metric_names(pipeline)
-    filled, padded = place(_pad_rows((sample, batch), block), device_of(conditions))
-    results: dict[str, Values] = {}
-    for name, patches in conditions.items():
-        drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
-        with torch.no_grad():
-            values, seen = body.observe(
-                _NoParams(),
-                drawn,  # type: ignore[arg-type]
-                {**padded, **patches},  # type: ignore[dict-item]
-                want=(*metrics, "image", *keep),
-            )
-        values, seen = place(take_rows((values, seen), slice(0, n)), "cpu")
-        digests = [tensor_digest(image) for image in values["image"]]
-        results[name] = values | {"digest": digests, "seen": seen}
-    return results
+from fpatch.graph.samples import to_columns
 
 
 def evaluate(
@@ -177,64 +138,4 @@ def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample)
     }
 
 
-class _NoParams(dict[str, Tensor]):
-    """Patch parameters where there are none: an evaluation shows prints, and most have no parameters."""
-
-    def __missing__(self, name: str) -> Tensor:
-        raise ValueError(
-            f"evaluation: the parameters {name!r} are read, but only patches are there; read `patch` "
-            'instead, or give the node phases = ["train"]'
-        )
-
-
-def _pad_rows(tree: Any, block: int) -> Any:
-    """Every tensor [n, ...] with its last row repeated up to [block, ...]."""
-    return optree.tree_map(lambda x: torch.cat([x, x[-1:].expand(block - len(x), *x.shape[1:])]), tree)
-
-
-def blocks(count: int, block: int) -> Iterator[slice]:
-    """Slices of at most `block` rows."""
-    return (slice(start, min(start + block, count)) for start in range(0, count, block))
-
-
 # -- metrics that gather rows ------------------------------------------------------------------------------
-
-
-def init_states(pipeline: Pipeline) -> dict[str, Any]:
-    """The state of every metric with a summary before any row, by path."""
-    return {path: summary.init(config) for path, summary, config in _summaries(pipeline)}
-
-
-def update_states(
-    pipeline: Pipeline, states: Mapping[str, Any], seen: Mapping[str, Values]
-) -> dict[str, Any]:
-    """The states with some rows more, as `measure` gives them under "seen"."""
-    updated = {}
-    for path, summary, config in _summaries(pipeline):
-        try:
-            updated[path] = summary.update(config, states[path], seen[path])
-        except (ValueError, TypeError, RuntimeError) as error:
-            error.add_note(f"in node {path!r}: {pipeline[path].stage!r}")
-            raise
-    return updated
-
-
-def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of the rows of one shard followed by those of another."""
-    return {p: summary.merge(config, a[p], b[p]) for p, summary, config in _summaries(pipeline)}
-
-
-def compute_states(pipeline: Pipeline, states: Mapping[str, Any]) -> dict[str, float]:
-    """What the states amount to: `{path/name: number}`."""
-    return {
-        f"{path}/{name}": float(value)
-        for path, summary, config in _summaries(pipeline)
-        for name, value in summary.compute(config, states[path]).items()
-    }
-
-
-def _summaries(pipeline: Pipeline) -> Iterator[tuple[str, Summary, Any]]:
-    for path in pipeline.summaries:
-        stage = pipeline[path].stage
-        assert stage.definition.summary is not None
-        yield path, stage.definition.summary, stage.config

@@ -6,7 +6,7 @@ size, place and camera. The condition "none" is the trained patch with every opa
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optree
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from fpatch.core.tree import device_of, place
 from fpatch.core.types import Params, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.ops.color import luma
+
+if TYPE_CHECKING:
+    pass
 
 PATCH, NONE = "patch", "none"
 """The conditions that every evaluation has: the trained patch, and no patch."""
@@ -100,3 +103,13 @@ def make_conditions(
     """The trained patch first, then no patch, then the benign prints of `make_controls`."""
     patches = make_patches(pipeline, patch_params)
     return {PATCH: patches, NONE: patches, **make_controls(patches, key, pictures)}
+
+
+TITLES = {
+    "patch": "trained patch",
+    "noise": "noise",
+    "flat": "flat print",
+    "shuffled": "shuffled pixels",
+    "rendered": "rendered trial",
+}
+"""What conditions are called in tables and figures."""

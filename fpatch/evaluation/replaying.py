@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fpatch.conditions import Patches
 from fpatch.core.checks import nearest
 from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
-from fpatch.evaluation import blocks, measure
+from fpatch.evaluation.blocks import blocks, measure
+from fpatch.evaluation.columns import metric_names, result_columns, row_digests
+from fpatch.evaluation.conditions import Patches
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import from_columns, to_columns
-from fpatch.results import metric_names, result_columns, row_digests
 
 _PREFIX = "sample/"
 
@@ -57,7 +57,7 @@ def replay(
         pipeline: Of the evaluated phase.
         conditions: The patches that were shown.
         dataset: Where the photographs are.
-        table: Columns of `fpatch.evaluation.Evaluation`.
+        table: Columns of `fpatch.evaluation.evaluation.Evaluation`.
         rows: Which, in any order; None for all.
         block: Rows that run together, as recorded.
         edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
