@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fpatch.analysis._scatter_page import PAGE
 from fpatch.analysis.importance import is_key
-from fpatch.analysis.page import PAGE
 from fpatch.core.checks import nearest
 from fpatch.core.files import write_atomic
 from fpatch.data import read_image
