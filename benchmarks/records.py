@@ -28,7 +28,7 @@ from fpatch.demo.scenes import cached_scenes
 from fpatch.demo.victim import TinyDetector, save_victim
 from fpatch.log import Log
 from fpatch.runs import Run
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 
 FULL = Size({"train": 64, "validation": 32, "test": 2}, ((128, 128),), 0, 1, 150, ())
 SMALL = Size({"train": 4, "validation": 2, "test": 2}, ((64, 64),), 0, 1, 3, ())

@@ -19,7 +19,7 @@ from harness import Options, Record, interleave, quartiles, read_options
 from fpatch.demo.main import Size, write_study
 from fpatch.demo.scenes import write_scenes
 from fpatch.demo.victim import TinyDetector, save_victim
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.tune import Journal, parse_space
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.pack import run_trials

@@ -54,7 +54,7 @@ class TrainJob(Requeued):
 
     def __call__(self) -> str:
         """Train from wherever the run stands; returns its folder."""
-        from fpatch.study import study_from_config
+        from fpatch.study.config import study_from_config
         from fpatch.training import train_in
 
         for measured in train_in(self.folder, study_from_config(self.config, Path.cwd())):
@@ -193,8 +193,8 @@ def read_studies(paths: Sequence[str]) -> list[Any]:
     Raises:
         ValueError: For anything wrong in one of them.
     """
-    from fpatch.rehearsal import rehearse
-    from fpatch.study import load_study
+    from fpatch.study.config import load_study
+    from fpatch.study.dry_run import rehearse
 
     studies = [load_study(path) for path in paths]
     for study in studies:
@@ -209,7 +209,7 @@ def train_jobs(paths: Sequence[str]) -> list[TrainJob]:
         ValueError: For anything wrong in one of them.
     """
     from fpatch.runs import new_folder
-    from fpatch.study import vary
+    from fpatch.study.config import vary
 
     jobs = []
     for study in read_studies(paths):

@@ -59,7 +59,7 @@ from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.geometry import box_corners
 from fpatch.optim.optimizer import Optimizer
 from fpatch.run_evaluation import load_trained
-from fpatch.sections import Data, Evaluate, Goal, Logging, Train
+from fpatch.study.settings import Data, Evaluate, Goal, Logging, Train
 
 PANELS = ("hood", "roof", "door")
 BACKGROUND, CAR = 0, 1

@@ -41,7 +41,8 @@ from fpatch.evaluation.rates import Table, success
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.run_evaluation import load_trained
-from fpatch.study import Study, load_study, vary
+from fpatch.study.config import load_study, vary
+from fpatch.study.study import Study
 from fpatch.training import train
 from fpatch.tune import Journal
 from fpatch.tune.plan import best_entry

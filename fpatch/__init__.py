@@ -17,7 +17,7 @@ _NAMES = {
     "Resource": "core.resource",
     "Run": "runs",
     "Stage": "graph.stage",
-    "Study": "study",
+    "Study": "study.study",
     "TrainState": "optim.step",
     "build": "graph.build",
     "control": "graph.samples",
@@ -29,7 +29,7 @@ _NAMES = {
     "fit": "optim.loop",
     "from_columns": "graph.samples",
     "keep_freed_memory": "runtime.memory",
-    "load_study": "study",
+    "load_study": "study.config",
     "make_optimizer": "optim.optimizer",
     "make_population_step": "optim.population",
     "make_state": "optim.step",
@@ -129,7 +129,8 @@ if TYPE_CHECKING:
     from fpatch.run_replay import replay_run
     from fpatch.runs import Run
     from fpatch.runtime.memory import keep_freed_memory
-    from fpatch.study import Study, load_study
+    from fpatch.study.config import load_study
+    from fpatch.study.study import Study
     from fpatch.training import resume, train
     from fpatch.tune import resume_sweep, sweep
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from fpatch.graph.stage import ALL
 from fpatch.ops.geometry import quad_bounds
-from fpatch.study import Study
+from fpatch.study.study import Study
 from fpatch.symptoms import VISIBLE, Burnt, StageFacts, Views, count_pixels, count_placed, is_placed
 
 LOST_FRAC = 0.01

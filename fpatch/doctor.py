@@ -25,9 +25,9 @@ from fpatch.evaluation.blocks import blocks
 from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
 from fpatch.optim.step import make_step
-from fpatch.parts import Parts, make_parts
-from fpatch.run_evaluation import evaluation_key
-from fpatch.study import Study
+from fpatch.study.setup import Parts, make_parts
+from fpatch.study.splits import evaluation_key
+from fpatch.study.study import Study
 from fpatch.symptoms import (
     Burnt,
     StageFacts,

@@ -12,7 +12,7 @@ from fpatch.evaluation.rates import effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import Diagnosis, diagnose
 from fpatch.log import Log
-from fpatch.study import Study
+from fpatch.study.study import Study
 from fpatch.viz.side_by_side import Panel, side_by_side
 
 _PICTURED = 3

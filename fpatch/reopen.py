@@ -14,7 +14,8 @@ from fpatch.data import TargetSet
 from fpatch.runs import Run, RunError
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.execution import Execution
-from fpatch.study import Study, study_from_config
+from fpatch.study.config import study_from_config
+from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
 _ELSEWHERE = ("name", "device", "log")

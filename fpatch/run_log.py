@@ -9,7 +9,7 @@ from fpatch.data import TargetSet
 from fpatch.log import Log, Records, open_log
 from fpatch.optim.step import StepInfo
 from fpatch.runs import Run
-from fpatch.study import Study
+from fpatch.study.study import Study
 
 
 def open_study_log(study: Study, run: Run, resume_step: int | None) -> Log:

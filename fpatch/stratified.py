@@ -20,8 +20,9 @@ from fpatch.evaluation.rates import effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import diagnose
 from fpatch.pictures import make_figure
-from fpatch.run_evaluation import Trained, evaluation_key, load_trained, table_name
+from fpatch.run_evaluation import Trained, load_trained, table_name
 from fpatch.runs import Run
+from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 
 _PICTURED = 3

@@ -12,8 +12,8 @@ from fpatch.data import TargetSet
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
-from fpatch.parts import Parts
-from fpatch.study import Study
+from fpatch.study.setup import Parts
+from fpatch.study.study import Study
 
 VISIBLE = 1 / 510
 """Half a step of 8 bits: a smaller difference between two pictures is none."""

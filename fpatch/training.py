@@ -20,16 +20,16 @@ from fpatch.evaluation.rates import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.loop import find_bad_row, fit
 from fpatch.optim.step import StepInfo, TrainState
-from fpatch.parts import Parts, make_loader, make_parts, make_training_step
 from fpatch.pictures import diagnose_first_block, log_diagnostics
-from fpatch.rehearsal import rehearse_parts
 from fpatch.reopen import check_data, check_study, data_digests, open_run, recreated, warn
-from fpatch.run_evaluation import evaluate_split
 from fpatch.run_log import log_study, open_study_log, step_scalars
 from fpatch.runs import Run, describe_environment, state_bytes
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
-from fpatch.study import Study
+from fpatch.study.dry_run import rehearse_parts
+from fpatch.study.setup import Parts, make_loader, make_parts, make_training_step
+from fpatch.study.splits import evaluate_split
+from fpatch.study.study import Study
 
 
 class Measured(NamedTuple):

@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     from study_fixture import make_study
 
     from fpatch.run_evaluation import evaluate_run
-    from fpatch.study import load_study
+    from fpatch.study.config import load_study
     from fpatch.training import train
 
     run = train(load_study(make_study(tmp_path_factory.mktemp("trained"), tensorboard=True)))

@@ -25,7 +25,7 @@ from fpatch.graph.samples import to_columns
 from fpatch.run_evaluation import evaluate_run
 from fpatch.runs import Run
 from fpatch.stratified import stratify_run
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import resume, train
 
 FILE = Path(__file__).with_suffix(".json")

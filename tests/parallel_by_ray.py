@@ -7,7 +7,7 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import train
 
 

@@ -26,7 +26,7 @@ from test_log import empty_store, file_size_limit, mlflow_server, read_mlflow, r
 
 from fpatch.cli import main
 from fpatch.runs import Run
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import resume, train
 
 

@@ -15,7 +15,7 @@ from fpatch.console import console, success_table
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import success
 from fpatch.runs import Run
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 
 
 def out(capsys, *words) -> str:

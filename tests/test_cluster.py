@@ -20,7 +20,7 @@ from test_sweep import sweep_file
 from test_sweep_ray import LONG, assert_same, the_sweep, trained_here, wait_until
 
 from fpatch.runs import Run
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import resume, train
 from fpatch.tune import Journal
 

@@ -11,7 +11,7 @@ from fpatch.causes import Finding
 from fpatch.doctor import examine
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.geometry import quad_bounds
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     from fpatch.graph.samples import control
     from fpatch.optim.gradient import value_and_grad
     from fpatch.optim.objective import Objective
-    from fpatch.parts import make_parts
+    from fpatch.study.setup import make_parts
 
     parts = make_parts(loaded)
     dataset = parts.dataset.split("train")

@@ -24,13 +24,13 @@ from fpatch.graph.samples import control
 from fpatch.metrics import bootstrap_mean
 from fpatch.optim.loop import fit
 from fpatch.optim.step import make_state, make_step
-from fpatch.parts import make_loader, make_parts
 from fpatch.pictures import picture_effects
 from fpatch.reopen import open_run
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
 from fpatch.runtime.execution import Execution
-from fpatch.study import load_study
+from fpatch.study.config import load_study
+from fpatch.study.setup import make_loader, make_parts
 from fpatch.training import train
 
 

@@ -29,8 +29,8 @@ from fpatch.evaluation.rates import success
 from fpatch.evaluation.summaries import compute_states, init_states, merge_states, update_states
 from fpatch.graph.pipeline import Pipeline
 from fpatch.metrics._matching import answered_scores
-from fpatch.parts import make_parts
-from fpatch.study import load_study
+from fpatch.study.config import load_study
+from fpatch.study.setup import make_parts
 
 COCO_KEYS = ("map", "map_50", "map_75")
 

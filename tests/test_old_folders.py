@@ -18,7 +18,7 @@ from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run, replay_step
 from fpatch.runs import Run
 from fpatch.stratified import stratify_run
-from fpatch.study import load_study, study_from_config
+from fpatch.study.config import load_study, study_from_config
 from fpatch.training import resume, train
 from fpatch.tune import Journal, read_plan
 

@@ -20,7 +20,7 @@ from fpatch.data import Loader
 from fpatch.run_replay import replay_step
 from fpatch.runs import Run
 from fpatch.runtime.parallel import ALONE, Ranks, joined
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import resume, train
 
 

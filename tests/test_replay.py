@@ -17,7 +17,7 @@ from fpatch.data.images import to_pixels
 from fpatch.evaluation.replaying import replay
 from fpatch.reopen import open_run
 from fpatch.run_replay import replay_run, replay_step
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import train
 
 NUM_ROWS = 8  # four photographs, two draws

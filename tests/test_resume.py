@@ -29,7 +29,7 @@ from fpatch.reopen import open_run
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run, replay_step
 from fpatch.runs import Run, RunError
-from fpatch.study import load_study, vary
+from fpatch.study.config import load_study, vary
 from fpatch.training import resume, train, train_in
 
 SETTINGS = {"tensorboard": True}
@@ -294,7 +294,7 @@ def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpatch.parts.make_step", stop)
+    monkeypatch.setattr("fpatch.study.setup.make_step", stop)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):

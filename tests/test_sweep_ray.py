@@ -24,7 +24,7 @@ from fpatch import tune
 from fpatch.cli import main
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs import Run
-from fpatch.study import vary
+from fpatch.study.config import vary
 from fpatch.training import train
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study

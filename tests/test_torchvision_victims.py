@@ -24,7 +24,7 @@ from fpatch.ops.detections import ABSENT
 from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.step import make_state, make_step
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 
 SHAPES = {"resized": (100, 140), "tall": (150, 90), "as it is": (112, 160)}
 IMAGES = {name: noise(name, 3, 3, *shape) for name, shape in SHAPES.items()}

@@ -14,8 +14,9 @@ from fpatch.evaluation.conditions import make_conditions, make_patches
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import success
 from fpatch.evaluation.transfer import transfer
-from fpatch.run_evaluation import evaluation_key, load_trained
-from fpatch.study import load_study
+from fpatch.run_evaluation import load_trained
+from fpatch.study.config import load_study
+from fpatch.study.splits import evaluation_key
 from fpatch.training import train
 from fpatch.transfer import transfer_runs
 

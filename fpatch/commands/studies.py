@@ -56,7 +56,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from fpatch.runtime.parallel import joined
-    from fpatch.study import load_study
+    from fpatch.study.config import load_study
     from fpatch.training import train
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
@@ -82,8 +82,8 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    from fpatch.parts import make_objective
-    from fpatch.study import load_study
+    from fpatch.study.config import load_study
+    from fpatch.study.setup import make_objective
 
     loaded = load_study(options.config, options.overrides)
     make_objective(loaded)  # names that nothing writes are wrong here already
@@ -101,7 +101,7 @@ def _describe(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from fpatch.doctor import examine
-    from fpatch.study import load_study
+    from fpatch.study.config import load_study
 
     diagnosis = examine(load_study(options.config, options.overrides), options.rows)
     if diagnosis.stages:

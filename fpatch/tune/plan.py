@@ -10,9 +10,10 @@ from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.schema import decode, encode
 from fpatch.graph.functions import Function
-from fpatch.parts import make_parts
-from fpatch.rehearsal import rehearse
-from fpatch.study import Study, study_from_config, vary
+from fpatch.study.config import study_from_config, vary
+from fpatch.study.dry_run import rehearse
+from fpatch.study.setup import make_parts
+from fpatch.study.study import Study
 from fpatch.tune.halving import should_stop
 from fpatch.tune.journal import Entry, Journal, Trial
 from fpatch.tune.noisy_gp import propose_noisy_gp

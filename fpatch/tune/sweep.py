@@ -10,7 +10,8 @@ from fpatch.core.checks import nearest
 from fpatch.core.progress import Report
 from fpatch.core.schema import decode, flatten, to_toml
 from fpatch.runs import RunError
-from fpatch.study import Study, read_toml, study_from_config, vary
+from fpatch.study.config import read_toml, study_from_config, vary
+from fpatch.study.study import Study
 from fpatch.tune.driver import drive, find_ray
 from fpatch.tune.journal import Entry, Journal
 from fpatch.tune.mirror import mirrored

@@ -13,7 +13,7 @@ from PIL import Image
 from study_fixture import make_study
 
 from fpatch.run_evaluation import evaluate_run
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 from fpatch.training import train
 from fpatch.tune import parse_space
 from fpatch.tune.driver import Dispatcher

@@ -11,7 +11,7 @@ from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import make_optimizer
 from fpatch.optim.step import Step, TrainState, make_state, make_step
 from fpatch.runtime.parallel import ALONE, Ranks
-from fpatch.study import Study
+from fpatch.study.study import Study
 
 
 class Parts(NamedTuple):

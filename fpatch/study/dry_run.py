@@ -11,10 +11,10 @@ from fpatch.optim.gradient import value_and_grad
 from fpatch.optim.loop import find_bad_row
 from fpatch.optim.objective import check_terms
 from fpatch.optim.step import StepInfo
-from fpatch.parts import Parts, make_parts
-from fpatch.run_evaluation import check_metric
 from fpatch.runtime.device import deterministic_algorithms
-from fpatch.study import Study
+from fpatch.study.setup import Parts, make_parts
+from fpatch.study.splits import check_metric
+from fpatch.study.study import Study
 
 
 def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
