@@ -54,8 +54,8 @@ class TrainJob(Requeued):
 
     def __call__(self) -> str:
         """Train from wherever the run stands; returns its folder."""
+        from fpatch.runs.training import train_in
         from fpatch.study.config import study_from_config
-        from fpatch.training import train_in
 
         for measured in train_in(self.folder, study_from_config(self.config, Path.cwd())):
             assert measured is not None
@@ -208,7 +208,7 @@ def train_jobs(paths: Sequence[str]) -> list[TrainJob]:
     Raises:
         ValueError: For anything wrong in one of them.
     """
-    from fpatch.runs import new_folder
+    from fpatch.runs.locks import new_folder
     from fpatch.study.config import vary
 
     jobs = []

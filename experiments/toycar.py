@@ -58,7 +58,7 @@ from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.geometry import box_corners
 from fpatch.optim.optimizer import Optimizer
-from fpatch.run_evaluation import load_trained
+from fpatch.runs.evaluating import load_trained
 from fpatch.study.settings import Data, Evaluate, Goal, Logging, Train
 
 PANELS = ("hood", "roof", "door")

@@ -26,11 +26,11 @@ from pathlib import Path
 from fpatch import infer, losses
 from fpatch.console import console, progress_bars, say, transfer_table
 from fpatch.demo.main import FULL, QUICK, prepare_scenes, prepare_study
+from fpatch.runs.training import train
+from fpatch.runs.transfer import save_transfer, transfer_runs
 from fpatch.study.config import load_study
 from fpatch.study.settings import Goal
 from fpatch.study.study import Study
-from fpatch.training import train
-from fpatch.transfer import save_transfer, transfer_runs
 
 NUM_VICTIMS = 3
 

@@ -40,10 +40,10 @@ from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import Table, success
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
-from fpatch.run_evaluation import load_trained
+from fpatch.runs.evaluating import load_trained
+from fpatch.runs.training import train
 from fpatch.study.config import load_study, vary
 from fpatch.study.study import Study
-from fpatch.training import train
 from fpatch.tune import Journal
 from fpatch.tune.plan import best_entry
 from fpatch.tune.sweep import read_plan

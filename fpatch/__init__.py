@@ -15,7 +15,7 @@ _NAMES = {
     "Pipeline": "graph.pipeline",
     "Range": "core.types",
     "Resource": "core.resource",
-    "Run": "runs",
+    "Run": "runs.folder",
     "Stage": "graph.stage",
     "Study": "study.study",
     "TrainState": "optim.step",
@@ -25,7 +25,7 @@ _NAMES = {
     "define_loader": "core.resource",
     "deterministic": "graph.stage",
     "evaluate": "evaluation.evaluation",
-    "evaluate_run": "run_evaluation",
+    "evaluate_run": "runs.evaluating",
     "fit": "optim.loop",
     "from_columns": "graph.samples",
     "keep_freed_memory": "runtime.memory",
@@ -38,14 +38,14 @@ _NAMES = {
     "override": "graph.samples",
     "pipeline": "graph.pipeline",
     "replay": "evaluation.replaying",
-    "replay_run": "run_replay",
-    "resume": "training",
+    "replay_run": "runs.replaying",
+    "resume": "runs.training",
     "row_keys": "graph.keys",
     "resume_sweep": "tune",
     "success": "evaluation.rates",
     "sweep": "tune",
     "to_columns": "graph.samples",
-    "train": "training",
+    "train": "runs.training",
     "value_and_grad": "optim.gradient",
 }
 _MODULES = (
@@ -125,13 +125,13 @@ if TYPE_CHECKING:
     from fpatch.optim.optimizer import Optimizer, make_optimizer
     from fpatch.optim.population import make_population_step
     from fpatch.optim.step import TrainState, make_state, make_step
-    from fpatch.run_evaluation import evaluate_run
-    from fpatch.run_replay import replay_run
-    from fpatch.runs import Run
+    from fpatch.runs.evaluating import evaluate_run
+    from fpatch.runs.folder import Run
+    from fpatch.runs.replaying import replay_run
+    from fpatch.runs.training import resume, train
     from fpatch.runtime.memory import keep_freed_memory
     from fpatch.study.config import load_study
     from fpatch.study.study import Study
-    from fpatch.training import resume, train
     from fpatch.tune import resume_sweep, sweep
 
 

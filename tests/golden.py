@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fpatch import random
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import to_columns
-from fpatch.run_evaluation import evaluate_run
-from fpatch.runs import Run
-from fpatch.stratified import stratify_run
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.folder import Run
+from fpatch.runs.grid import stratify_run
+from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
-from fpatch.training import resume, train
 
 FILE = Path(__file__).with_suffix(".json")
 

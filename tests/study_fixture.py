@@ -24,7 +24,7 @@ from fpatch import random
 from fpatch.core.resource import define_loader
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
 
 SPLITS = ("train",) * 5 + ("validation",) * 3 + ("test",) * 4
 STEPS = 6

@@ -9,12 +9,12 @@ from PIL import Image
 from study_fixture import make_study, parameters
 
 import fpatch.evaluation.conditions
-import fpatch.reopen
+import fpatch.runs.opening
 from fpatch.cli import _take_overrides, main
 from fpatch.console import console, success_table
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import success
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
 from fpatch.study.config import load_study
 
 
@@ -46,8 +46,8 @@ def test_train_evaluate_replay_resume(tmp_path, trained, capsys):
 
 def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
     opened = []
-    made = fpatch.reopen.study_from_config
-    monkeypatch.setattr(fpatch.reopen, "study_from_config", lambda *a: opened.append(a) or made(*a))
+    made = fpatch.runs.opening.study_from_config
+    monkeypatch.setattr(fpatch.runs.opening, "study_from_config", lambda *a: opened.append(a) or made(*a))
     assert main(["evaluate", str(run.folder)]) == 0
     assert len(opened) == 1
     assert run.read_json("tables/test.summary.json")["metric"] == "found"

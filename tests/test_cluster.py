@@ -19,9 +19,9 @@ from study_fixture import environment, logged_steps, make_study, parameters
 from test_sweep import sweep_file
 from test_sweep_ray import LONG, assert_same, the_sweep, trained_here, wait_until
 
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
+from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
-from fpatch.training import resume, train
 from fpatch.tune import Journal
 
 FOLDER = Path(__file__).parents[1] / "cluster"

@@ -23,12 +23,12 @@ from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.population import make_population_step
 from fpatch.optim.step import make_state, make_step
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run, replay_step
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.training import resume, train
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.config import load_study
 from fpatch.study.setup import make_parts
-from fpatch.training import resume, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

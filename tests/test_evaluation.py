@@ -24,14 +24,14 @@ from fpatch.graph.samples import control
 from fpatch.metrics import bootstrap_mean
 from fpatch.optim.loop import fit
 from fpatch.optim.step import make_state, make_step
-from fpatch.pictures import picture_effects
-from fpatch.reopen import open_run
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.figures import picture_effects
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run
+from fpatch.runs.training import train
 from fpatch.runtime.execution import Execution
 from fpatch.study.config import load_study
 from fpatch.study.setup import make_loader, make_parts
-from fpatch.training import train
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +381,7 @@ def test_metrics_of_one_of_several_victims_go_by_their_group():
 def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkeypatch):
     captions = []
     monkeypatch.setattr(
-        "fpatch.pictures.make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4)
+        "fpatch.runs.figures.make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4)
     )
     run, opened = open_run(trained.folder)
     state, _ = run.load_checkpoint("best", make_parts(opened).initial)

@@ -13,7 +13,7 @@ import torch
 from cases import CASES
 from study_fixture import parameters
 
-from fpatch.run_replay import replay_run
+from fpatch.runs.replaying import replay_run
 
 EXPECTED = json.loads(golden.FILE.read_text())
 OPTIONAL = {"yolos", "yolo11n"}

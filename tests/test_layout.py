@@ -148,7 +148,7 @@ def test_every_wing_says_what_it_is_as_the_design_does():
         ("random/draws.py", "import fpatch.graph.stage"),
         ("graph/stage.py", "from fpatch.legacy import old"),
         ("graph/stage.py", "from fpatch import __version__"),
-        ("runs.py", "from fpatch.create._shapes import check_shapes"),
+        ("runs/folder.py", "from fpatch.create._shapes import check_shapes"),
     ],
 )
 def test_a_wrong_import_is_refused(file, line):
@@ -173,7 +173,7 @@ def test_heavy_packages_are_imported_where_they_are_needed():
         ("sys", "fpatch fpatch.cli", ("torch", "numpy")),
         (
             "torch",
-            "fpatch.training fpatch.run_replay fpatch.doctor fpatch.compose fpatch.infer",
+            "fpatch.runs.training fpatch.runs.replaying fpatch.doctor fpatch.compose fpatch.infer",
             ("torchvision", "torch._dynamo"),
         ),
     ],

@@ -24,13 +24,13 @@ from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.step import TrainState, make_state, make_step
 from fpatch.optim.transforms import Transformation
-from fpatch.reopen import open_run
-from fpatch.run_replay import replay_step
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_step
+from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
 from fpatch.study.settings import Train
 from fpatch.study.setup import make_parts
-from fpatch.training import resume, train
 
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
 SUBJECT = case(demo().at("train"))

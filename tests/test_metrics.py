@@ -470,7 +470,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     assert summary["objects"]["missed"]["none"]["count"] == summary["objects"]["clean"]["count"] == 8
     assert set(summary["summaries"]["patch"]) >= {"precision/map", "precision/map_50", "precision/recall/0"}
     assert set(summary["missed"]) == set(summary["summaries"])
-    from fpatch.runs import Run
+    from fpatch.runs.folder import Run
 
     objects = Run(folder).load_objects("test")
     assert len(objects["found/patch"]) == 8

@@ -17,7 +17,8 @@ from test_sweep_ray import LONG, assert_same, start, the_sweep, trained_here, wa
 
 from fpatch import tune
 from fpatch.cli import main
-from fpatch.runs import Run, RunError
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
 from fpatch.tune import mirror
 from fpatch.tune.journal import Journal
 from fpatch.tune.mirror import Mirror, mirrored

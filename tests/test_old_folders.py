@@ -13,13 +13,13 @@ from study_fixture import STEPS, logged_steps, read_records, run_fpatch
 from test_sweep import work
 
 from fpatch.cli import main
-from fpatch.reopen import open_run
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run, replay_step
-from fpatch.runs import Run
-from fpatch.stratified import stratify_run
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.folder import Run
+from fpatch.runs.grid import stratify_run
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study, study_from_config
-from fpatch.training import resume, train
 from fpatch.tune import Journal, read_plan
 
 DATA = Path(__file__).parent / "data"

@@ -11,7 +11,7 @@ from test_sweep import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
 from fpatch import tune
 from fpatch.graph.stage import define, deterministic
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
 from fpatch.study.config import load_study, vary
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal

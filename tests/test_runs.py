@@ -15,11 +15,12 @@ from fpatch import random
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.step import TrainState
-from fpatch.reopen import open_run
-from fpatch.runs import Run, RunError, describe_environment
+from fpatch.runs.folder import Run, describe_environment
+from fpatch.runs.locks import RunError
+from fpatch.runs.opening import open_run
+from fpatch.runs.training import train_in
 from fpatch.runtime.execution import Execution
 from fpatch.study.setup import make_parts
-from fpatch.training import train_in
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from fpatch.evaluation.grid import cells_of, stratify
 from fpatch.evaluation.rates import success
 from fpatch.graph.samples import override
 from fpatch.metrics import wilson
-from fpatch.run_evaluation import load_trained
-from fpatch.stratified import stratify_run
+from fpatch.runs.evaluating import load_trained
+from fpatch.runs.grid import stratify_run
 from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)

@@ -23,10 +23,11 @@ from fpatch import tune
 from fpatch.cli import main
 from fpatch.core.schema import decode
 from fpatch.graph.stage import define, deterministic
-from fpatch.runs import Run, RunError
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
+from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study, vary
 from fpatch.study.setup import make_parts
-from fpatch.training import resume, train
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.driver import Dispatcher, _places
 from fpatch.tune.journal import Journal, Outcome, Point, Trial

@@ -23,9 +23,9 @@ from test_sweep import sweep_file, work
 from fpatch import tune
 from fpatch.cli import main
 from fpatch.graph.stage import define, deterministic
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
+from fpatch.runs.training import train
 from fpatch.study.config import vary
-from fpatch.training import train
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 

@@ -116,7 +116,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fpatch.evaluation.conditions import PATCH
     from fpatch.evaluation.rates import of_objects
     from fpatch.metrics import num_photographs
-    from fpatch.run_evaluation import evaluate_run, table_name
+    from fpatch.runs.evaluating import evaluate_run, table_name
 
     with progress_bars() as report:
         run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, report)
@@ -144,8 +144,8 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _grid(options: argparse.Namespace) -> int:
-    from fpatch.run_evaluation import table_name
-    from fpatch.stratified import stratify_run
+    from fpatch.runs.evaluating import table_name
+    from fpatch.runs.grid import stratify_run
 
     axes = [_read_axis(text) for text in options.over]
     if len(dict(axes)) < len(axes):
@@ -173,7 +173,7 @@ def _read_axis(text: str) -> tuple[str, list[float]]:
 
 
 def _transfer(options: argparse.Namespace) -> int:
-    from fpatch.transfer import save_transfer, transfer_runs
+    from fpatch.runs.transfer import save_transfer, transfer_runs
 
     with progress_bars() as report:
         found = transfer_runs(options.run_folders, options.also, options.split, options.checkpoint, report)
@@ -188,7 +188,7 @@ def _analyze(options: argparse.Namespace) -> int:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation.conditions import make_patches
-    from fpatch.reopen import open_run
+    from fpatch.runs.opening import open_run
 
     run, study = open_run(options.run_folder)
     table = run.load_table(options.table)

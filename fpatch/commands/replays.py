@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from fpatch.run_replay import replay_run
+    from fpatch.runs.replaying import replay_run
 
     if options.step is not None:
         return _replay_step(options)
@@ -80,7 +80,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _replay_step(options: argparse.Namespace) -> int:
-    from fpatch.run_replay import replay_step
+    from fpatch.runs.replaying import replay_step
 
     for name in ("rows", "table", "set", "out"):
         if getattr(options, name):

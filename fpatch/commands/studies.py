@@ -55,9 +55,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from fpatch.runs.training import train
     from fpatch.runtime.parallel import joined
     from fpatch.study.config import load_study
-    from fpatch.training import train
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     study = load_study(options.config, overrides)
@@ -69,9 +69,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from fpatch.runs import Run
+    from fpatch.runs.folder import Run
+    from fpatch.runs.training import resume
     from fpatch.runtime.parallel import joined
-    from fpatch.training import resume
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
     with joined(device=device) as ranks, progress_bars() as report:

@@ -33,12 +33,12 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 from fpatch.metrics import Rate, average_precision
 from fpatch.ops.geometry import box_area, quad_area
-from fpatch.run_evaluation import Trained, evaluate_run, load_trained
-from fpatch.runs import Run
+from fpatch.runs.evaluating import Trained, evaluate_run, load_trained
+from fpatch.runs.folder import Run
+from fpatch.runs.training import train
 from fpatch.study.config import load_study
 from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
-from fpatch.training import train
 from fpatch.viz import Panel, plot_curves, side_by_side
 
 THRESHOLDS = tuple(round(0.1 + 0.05 * i, 2) for i in range(17))

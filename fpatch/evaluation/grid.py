@@ -22,7 +22,7 @@ from fpatch.evaluation.rates import Success, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 
-_PREFIX = "grid/"
+AXIS_PREFIX = "grid/"
 
 
 Grid = Mapping[str, Sequence[float]]
@@ -96,7 +96,7 @@ def stratify(
             edit=lambda sample, cell=cell: _place(sample, cell),
             progress=report,
         )
-        axes = {f"{_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
+        axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
         tables.append(result.table | axes)
     table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
     return Evaluation(table, result.conditions, {})
@@ -115,14 +115,14 @@ def cells_of(
     Raises:
         ValueError: If the table has no such axis.
     """
-    known = [name.removeprefix(_PREFIX) for name in table if name.startswith(_PREFIX)]
+    known = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     if not known:
         raise ValueError("cells_of: the table has no axis; take one that `stratify` or `fpatch grid` made")
     chosen = known if axes is None else list(axes)
     for path in chosen:
         if path not in known:
             raise ValueError(f"cells_of: the table has no axis {path!r}; {nearest(path, known)}")
-    values = np.stack([table[f"{_PREFIX}{path}"] for path in chosen], axis=1)
+    values = np.stack([table[f"{AXIS_PREFIX}{path}"] for path in chosen], axis=1)
     different, first, number = np.unique(values, axis=0, return_index=True, return_inverse=True)
     cells = []
     for i in np.argsort(first):

@@ -1,7 +1,7 @@
 """The training loop, in the open: a pure step, and a generator that takes one after another.
 
 `fit` yields after every step. Logging, evaluation, checkpoints and progress bars belong to whoever iterates,
-so that none of them can touch what is trained. `fpatch.training.train` is the ready-made caller.
+so that none of them can touch what is trained. `fpatch.runs.training.train` is the ready-made caller.
 """
 
 from collections.abc import Iterator, Sequence

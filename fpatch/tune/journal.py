@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from fpatch.core.files import write_atomic
 from fpatch.core.version import __version__
-from fpatch.runs import RunError, hold, new_folder
+from fpatch.runs.locks import RunError, hold, new_folder
 from fpatch.tune.search import Seen
 
 FORMAT = 1

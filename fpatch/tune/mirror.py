@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
-from fpatch.runs import RunError
+from fpatch.runs.locks import RunError
 from fpatch.tune.journal import Journal
 from fpatch.tune.storage import check_uri, open_storage, write_file
 

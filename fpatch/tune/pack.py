@@ -11,11 +11,11 @@ from fpatch.core.types import Batch
 from fpatch.data import Loader
 from fpatch.optim.population import make_population_step
 from fpatch.optim.step import StepInfo, TrainState
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
+from fpatch.runs.training import Steps, train_in
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.setup import Parts, make_parts
 from fpatch.study.study import Study
-from fpatch.training import Steps, train_in
 from fpatch.tune.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 from fpatch.tune.trial import News, failure, follow, noted, run_trial, wait_for

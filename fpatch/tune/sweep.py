@@ -9,7 +9,7 @@ from typing import Any
 from fpatch.core.checks import nearest
 from fpatch.core.progress import Report
 from fpatch.core.schema import decode, flatten, to_toml
-from fpatch.runs import RunError
+from fpatch.runs.locks import RunError
 from fpatch.study.config import read_toml, study_from_config, vary
 from fpatch.study.study import Study
 from fpatch.tune.driver import drive, find_ray

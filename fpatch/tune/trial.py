@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from fpatch.runs import HeldError, Run
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import HeldError
+from fpatch.runs.training import Training, train_in
 from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study.setup import make_parts
 from fpatch.study.study import Study
-from fpatch.training import Training, train_in
 from fpatch.tune.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.plan import Plan, plan_from_config, trial_study
 from fpatch.tune.settings import Sweep

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from study_fixture import make_study
 
-from fpatch.run_evaluation import evaluate_run
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.training import train
 from fpatch.study.config import load_study
-from fpatch.training import train
 from fpatch.tune import parse_space
 from fpatch.tune.driver import Dispatcher
 from fpatch.tune.journal import Journal

@@ -15,7 +15,7 @@ from fpatch.evaluation.conditions import (
 )
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
-from fpatch.run_evaluation import load_trained
+from fpatch.runs.evaluating import load_trained
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_heat_maps
 

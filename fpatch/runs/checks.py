@@ -1,34 +1,22 @@
-"""A run folder opened again: the study that it was made from, and what is not as it was then."""
+"""What a run folder recorded, compared with what is here."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from fpatch.core.files import file_digest
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
-from fpatch.runs import Run, RunError
-from fpatch.runtime.device import describe_device, deterministic_algorithms
-from fpatch.runtime.execution import Execution
-from fpatch.study.config import study_from_config
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
+
+
 _ELSEWHERE = ("name", "device", "log")
 """Settings that no patch depends on; the device is compared as part of the recorded execution."""
-
-
-def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
-    """A run folder, and the study that it was made from."""
-    run = Run.open(folder)
-    try:
-        return run, study_from_config(run.read_json("config.json"), run.folder, resources)
-    except ValueError as error:
-        raise RunError(f"{run.folder}/config.json: {error}") from error
 
 
 def check_study(run: Run, study: Study) -> list[str]:
@@ -63,14 +51,6 @@ def warn(run: Run, differences: Sequence[str], processes: int) -> None:
         differences = [*differences, f"processes: {said} was recorded, {processes} is here"]
     for what in differences:
         _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
-
-
-@contextmanager
-def recreated(recorded: Execution, study: Study) -> Iterator[list[str]]:
-    """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
-    here = describe_device(study.place)
-    with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):
-        yield differences
 
 
 def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:

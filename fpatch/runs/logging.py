@@ -8,7 +8,7 @@ from fpatch.core.version import __version__
 from fpatch.data import TargetSet
 from fpatch.log import Log, Records, open_log
 from fpatch.optim.step import StepInfo
-from fpatch.runs import Run
+from fpatch.runs.folder import Run
 from fpatch.study.study import Study
 
 

@@ -14,10 +14,10 @@ from fpatch.data import TargetSet
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import Success, of_objects, scalars, success
 from fpatch.graph.pipeline import Pipeline
-from fpatch.pictures import diagnose_first_block, log_diagnostics, make_figure, picture_effects
-from fpatch.reopen import open_run
-from fpatch.run_log import open_study_log
-from fpatch.runs import Run
+from fpatch.runs.figures import diagnose_first_block, log_diagnostics, make_figure, picture_effects
+from fpatch.runs.folder import Run
+from fpatch.runs.logging import open_study_log
+from fpatch.runs.opening import open_run
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.setup import make_parts
 from fpatch.study.splits import check_metric, evaluate_split, split_name

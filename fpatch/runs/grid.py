@@ -15,13 +15,13 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.progress import Report
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
-from fpatch.evaluation.grid import _PREFIX, Cell, Grid, cells_of, stratify
+from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, stratify
 from fpatch.evaluation.rates import effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import diagnose
-from fpatch.pictures import make_figure
-from fpatch.run_evaluation import Trained, load_trained, table_name
-from fpatch.runs import Run
+from fpatch.runs.evaluating import Trained, load_trained, table_name
+from fpatch.runs.figures import make_figure
+from fpatch.runs.folder import Run
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 
@@ -76,7 +76,7 @@ def stratify_run(
 
 
 def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
-    axes = [name.removeprefix(_PREFIX) for name in table if name.startswith(_PREFIX)]
+    axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     if len(axes) == 1:
         cells = cells_of(table, metric)
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
@@ -85,7 +85,7 @@ def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
     panels = []
     for y, x in itertools.combinations(axes, 2):
         rates = {tuple(c.values.values()): c.success.rates[PATCH] for c in cells_of(table, metric, (y, x))}
-        ys, xs = (list(dict.fromkeys(table[f"{_PREFIX}{path}"].tolist())) for path in (y, x))
+        ys, xs = (list(dict.fromkeys(table[f"{AXIS_PREFIX}{path}"].tolist())) for path in (y, x))
         panels.append(HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys]))
     plot_heat_maps(path, panels)
 

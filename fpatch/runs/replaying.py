@@ -17,9 +17,9 @@ from fpatch.evaluation.replaying import Replay, replay
 from fpatch.graph.samples import override
 from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo
-from fpatch.reopen import open_run, recreated
-from fpatch.run_log import logged_scalars, step_scalars
-from fpatch.runs import RunError
+from fpatch.runs.locks import RunError
+from fpatch.runs.logging import logged_scalars, step_scalars
+from fpatch.runs.opening import open_run, recreated
 from fpatch.study.setup import make_loader, make_parts, make_training_step
 from fpatch.study.splits import split_name
 

@@ -20,10 +20,12 @@ from fpatch.evaluation.rates import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.loop import find_bad_row, fit
 from fpatch.optim.step import StepInfo, TrainState
-from fpatch.pictures import diagnose_first_block, log_diagnostics
-from fpatch.reopen import check_data, check_study, data_digests, open_run, recreated, warn
-from fpatch.run_log import log_study, open_study_log, step_scalars
-from fpatch.runs import Run, describe_environment, state_bytes
+from fpatch.runs.checkpoints import state_bytes
+from fpatch.runs.checks import check_data, check_study, data_digests, warn
+from fpatch.runs.figures import diagnose_first_block, log_diagnostics
+from fpatch.runs.folder import Run, describe_environment
+from fpatch.runs.logging import log_study, open_study_log, step_scalars
+from fpatch.runs.opening import open_run, recreated
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.dry_run import rehearse_parts

@@ -8,12 +8,9 @@
 Every file is replaced whole or not at all, so that a run killed at any moment can be resumed and replayed.
 """
 
-import fcntl
-import itertools
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +18,6 @@ from typing import Any
 
 import numpy as np
 import optree
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -35,51 +29,13 @@ from fpatch.core.version import __version__
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.values import to_json, to_png
 from fpatch.optim.step import TrainState
+from fpatch.runs.checkpoints import state_bytes, unshared
+from fpatch.runs.locks import HeldError, RunError, hold, new_folder
+from fpatch.runs.tables import read_table, write_table
 from fpatch.runtime.execution import Execution
 
 FORMAT = 1
 """Version of the layout of a run folder; a reader refuses another one."""
-
-
-class RunError(ValueError):
-    """A run folder that cannot be used as it is."""
-
-
-class HeldError(RunError):
-    """A folder that another process writes to."""
-
-
-@contextmanager
-def hold(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
-    """Hold a folder for one process, and raise the error if another does what is said to it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise error(f"{folder} is being {what} by another process; wait for it, or end it") from None
-        yield
-
-
-def new_folder(root: Path, name: str) -> Path:
-    """Make `root/<time>-<name>/`, with a number behind if there is one already.
-
-    Raises:
-        OSError: If it cannot be made.
-    """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for i in itertools.count():
-        folder = root / f"{stamp}-{name}{f'-{i}' if i else ''}"
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except FileExistsError:
-            if root.is_dir():
-                continue
-            raise
-        except OSError as error:
-            raise type(error)(f"log.runs: {root} cannot be written: {error.strerror}") from error
-        return folder
-    raise AssertionError
 
 
 class Run:
@@ -288,9 +244,9 @@ class Run:
             for patch, tensor in entries.items()
         }
         files = {
-            **_write_table("", evaluation.table),
-            **(_write_table("objects.", evaluation.objects) if evaluation.objects else {}),
-            "patches.safetensors": save(_unshared(patches)),
+            **write_table("", evaluation.table),
+            **(write_table("objects.", evaluation.objects) if evaluation.objects else {}),
+            "patches.safetensors": save(unshared(patches)),
         }
         for suffix, data in files.items():  # a full disk is met here, while an older evaluation still stands
             self._write(f"tables/{name}.{suffix}.tmp", data)
@@ -309,7 +265,7 @@ class Run:
         Raises:
             RunError: If there is none of that name, or it is broken.
         """
-        return _read_table(self._find_table(name))
+        return read_table(self._find_table(name))
 
     def load_objects(self, name: str) -> dict[str, np.ndarray]:
         """The columns of a table's objects; none if no metric wrote any.
@@ -318,7 +274,7 @@ class Run:
             RunError: If there is no table of that name, or its objects are broken.
         """
         path = self._find_table(name).with_suffix(".objects.parquet")
-        return _read_table(path) if path.is_file() else {}
+        return read_table(path) if path.is_file() else {}
 
     def _find_table(self, name: str) -> Path:
         path = self.folder / f"tables/{name}.parquet"
@@ -390,37 +346,6 @@ class Run:
             raise RunError(
                 f"{path} is broken ({error}); restore it, or put a copy of an older one in its place"
             ) from error
-
-
-def state_bytes(state: TrainState, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The tensors of a state as a safetensors file, with this header."""
-    leaves = optree.tree_leaves(state.opt_state)
-    tensors = {f"params/{n}": v for n, v in state.params.items()} | {"key": state.key}
-    tensors |= {f"opt/{i}": leaf for i, leaf in enumerate(leaves)}
-    return save(_unshared(tensors), dict(metadata or {}))
-
-
-def _write_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """A table as Parquet and CSV, by suffix."""
-    table = pa.table({n: pa.array(c) for n, c in columns.items()})
-    parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
-    pyarrow.parquet.write_table(table, parquet)
-    pyarrow.csv.write_csv(table, text)
-    files = {"parquet": parquet, "csv": text}
-    return {f"{prefix}{suffix}": file.getvalue().to_pybytes() for suffix, file in files.items()}
-
-
-def _read_table(path: Path) -> dict[str, np.ndarray]:
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
-    return {n: table[n].to_numpy() for n in table.column_names}
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory, as the file format demands."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def describe_environment(seed: int, execution: Execution) -> dict[str, Any]:
