@@ -14,7 +14,7 @@ from fpatch.evaluation.conditions import TITLES
 if TYPE_CHECKING:
     from fpatch.analysis import Importances
     from fpatch.core.progress import Report
-    from fpatch.doctor import Diagnosis
+    from fpatch.doctor.examine import Diagnosis
     from fpatch.evaluation.grid import Cell
     from fpatch.evaluation.rates import Success
     from fpatch.evaluation.transfer import Transfer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
-from fpatch.causes import Finding
-from fpatch.doctor import examine
+from fpatch.doctor.causes import Finding
+from fpatch.doctor.examine import examine
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.geometry import quad_bounds
 from fpatch.study.config import load_study
@@ -322,7 +322,7 @@ def test_every_photograph_is_checked_whatever_the_batch(study, monkeypatch):
     path = load_study(insert(study, "root", "[pipeline.victim]"))
     said = [[f.what for f in examine(path, n).findings if f.where == "root"] for n in (16, 2)]
     assert said[0] == said[1]
-    monkeypatch.setattr("fpatch.doctor.MAX_SHOWN", 3)
+    monkeypatch.setattr("fpatch.doctor.judgements.MAX_SHOWN", 3)
     (short,) = [f.what for f in examine(path).findings if f.where == "root"]
     assert short.endswith("; and 2 more")
     assert said[0][0].startswith(short.removesuffix("; and 2 more"))

@@ -173,7 +173,7 @@ def test_heavy_packages_are_imported_where_they_are_needed():
         ("sys", "fpatch fpatch.cli", ("torch", "numpy")),
         (
             "torch",
-            "fpatch.runs.training fpatch.runs.replaying fpatch.doctor fpatch.compose fpatch.infer",
+            "fpatch.runs.training fpatch.runs.replaying fpatch.doctor.examine fpatch.compose fpatch.infer",
             ("torchvision", "torch._dynamo"),
         ),
     ],

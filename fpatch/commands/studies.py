@@ -100,7 +100,7 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from fpatch.doctor import examine
+    from fpatch.doctor.examine import examine
     from fpatch.study.config import load_study
 
     diagnosis = examine(load_study(options.config, options.overrides), options.rows)

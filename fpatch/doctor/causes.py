@@ -4,10 +4,18 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from fpatch.doctor.observations import (
+    VISIBLE,
+    Burnt,
+    StageFacts,
+    Views,
+    count_pixels,
+    count_placed,
+    is_placed,
+)
 from fpatch.graph.stage import ALL
 from fpatch.ops.geometry import quad_bounds
 from fpatch.study.study import Study
-from fpatch.symptoms import VISIBLE, Burnt, StageFacts, Views, count_pixels, count_placed, is_placed
 
 LOST_FRAC = 0.01
 """A stage after which no row shows more than this share of a patch's pixels is the end of that patch."""

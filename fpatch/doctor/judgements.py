@@ -1,34 +1,16 @@
-"""Why a patch does nothing: a study looked at on one batch of its training photographs.
+"""What is found wrong with a study, a sentence each."""
 
-The patch is sent through every stage, and the control too (the same samples at opacity 0), and the gradient
-of the loss is followed back through every stage. What a person would look for by hand stands in one
-report: where the gradient is lost, how many pixels the patch reaches, how many are clipped, which loss sees
-it, whether the victim sees the object at all, and what the stages' own checks say. What stops a patch is
-judged for each patch by itself, and said once: the first cause, without what follows from it.
-"""
-
-import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fpatch import random
-from fpatch.causes import Finding, judge_patches
-from fpatch.core.checks import check_number
 from fpatch.core.types import Batch, Values
 from fpatch.data import TargetSet
-from fpatch.evaluation.blocks import blocks
-from fpatch.graph.samples import control
-from fpatch.optim.objective import Loss
-from fpatch.optim.step import make_step
-from fpatch.study.setup import Parts, make_parts
-from fpatch.study.splits import evaluation_key
-from fpatch.study.study import Study
-from fpatch.symptoms import (
+from fpatch.doctor.causes import Finding
+from fpatch.doctor.observations import (
     Burnt,
     StageFacts,
     Trace,
@@ -36,117 +18,48 @@ from fpatch.symptoms import (
     count_pixels,
     count_placed,
     find_burnt,
-    follow,
     is_placed,
-    measure_stage,
-    view_patches,
 )
+from fpatch.evaluation.blocks import blocks
+from fpatch.graph.samples import control
+from fpatch.optim.objective import Loss
+from fpatch.optim.step import make_step
+from fpatch.study.setup import Parts
+from fpatch.study.splits import evaluation_key
+from fpatch.study.study import Study
 
 CLIPPED_FRAC = 0.5
 """More than this share of the patch's values at 0 or 1 is worth a warning: no gradient passes them."""
+
+
 COVERED_FRAC = 0.005
 """A patch that covers less than this share of a picture (median) is worth a warning."""
+
+
 KEPT_FRAC = 0.5
 """A stage after which fewer of the patch's pixels show is worth a warning."""
+
+
 MAX_SHOWN = 3
 """Places that a finding lists."""
+
+
 FOUND_FRAC = 0.5
 """A victim that is right in fewer rows than this, without a patch, is worth a warning."""
 
 
-class Diagnosis(NamedTuple):
-    """The report on a study.
-
-    Attributes:
-        findings: Errors first.
-        stages: What was measured, by path of the training phase, in order.
-    """
-
-    findings: tuple[Finding, ...]
-    stages: dict[str, StageFacts]
-
-    @property
-    def can_learn(self) -> bool:
-        """Whether nothing was found that stops the patch from learning."""
-        return all(f.level != "error" for f in self.findings)
-
-
-def examine(study: Study, num_rows: int = 16) -> Diagnosis:
-    """Look for every reason why the patch of a study would not learn, or could not be measured.
-
-    Args:
-        study: What would be trained.
-        num_rows: Photographs in the test batch, and rows of each evaluated split that are looked at; the
-            stages' own checks see all training photographs, so many at a time.
-
-    Returns:
-        All findings at once, and the table of what was measured stage by stage.
-
-    Raises:
-        ValueError: If there is nothing to run: no row, or the data or the pipeline cannot be made at all.
-    """
-    check_number("examine(num_rows)", num_rows, 1)
-    study = dataclasses.replace(study, device="cpu")  # it reads what it finds, a number at a time
-    parts = make_parts(study)
-    dataset = parts.dataset.split(study.data.train)
-    batch = dataset.batch(_choose(dataset, num_rows))
-    key = random.fold_in(random.fold_in(parts.initial.key, "train"), 0)
-    findings = list(_judge_weights(study))
-    stages: dict[str, StageFacts] = {}
-    burnt: dict[str, dict[str, Burnt]] = {}
-    pipeline = parts.objective.pipeline
-    try:
-        sample = pipeline.sample(key, batch)
-        patched, without, loss, gradients = follow(study, parts, sample, batch)
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        findings.append(Finding("error", "train", _sentence(error)))
-    else:
-        stages = {path: measure_stage(path, patched, without, gradients, pipeline) for path in pipeline}
-        burnt["train"] = find_burnt(without, batch)
-        views = view_patches(parts, sample, batch, patched, without, gradients)
-        causes = [*judge_patches(study, views, stages, burnt["train"])]
-        findings += [*causes, *_judge_numbers(stages, loss, gradients)]
-        ended = {path for path, b in burnt["train"].items() if b.everywhere}
-        if not causes and not ended:
-            findings += _judge_terms(study, patched, without)
-        findings += _judge_pictures(views, stages, {f.where for f in causes} | ended)
-        findings += _judge_step(study, parts, batch, gradients)
-        findings += _ask_stages(parts, dataset, key, num_rows)
-    for phase, split in (("validation", study.data.validation), ("test", study.data.test)):
-        if split is not None:
-            findings += _judge_victim(study, parts, parts.dataset.split(split), phase, num_rows, burnt)
-    return Diagnosis(tuple(_merge([*_judge_burnt(burnt), *findings])), stages)
-
-
-def _choose(dataset: TargetSet, num_rows: int) -> list[int]:
-    """The first photographs, and where they lack a patch, the first one that has it."""
-    chosen = dataset.image_ids[:num_rows].tolist()
-    for patch in range(len(dataset.names)):
-        having = dataset.image_ids[is_placed(dataset.tables, patch)[dataset.image_ids]].tolist()
-        if having and not set(having) & set(chosen):
-            chosen.append(having[0])
-    return chosen
-
-
-def _merge(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first, and what is said of several places once."""
-    places: dict[tuple[str, str], dict[str, None]] = {}
-    for level, where, what in findings:
-        places.setdefault((level, what), {})[where] = None
-    merged = [Finding(level, ", ".join(where), what) for (level, what), where in places.items()]  # type: ignore[arg-type]
-    return sorted(merged, key=lambda f: f.level)
-
-
-def _judge_weights(study: Study) -> Iterator[Finding]:
+def judge_weights(study: Study) -> Iterator[Finding]:
+    """Negative weights, which may be a slip."""
     for name, weight in study.objective.weights.items():
         if weight < 0:
             what = f"{name} = {weight:g}: training makes a term of negative weight larger; is that meant?"
             yield Finding("warning", "objective.weights", what)
 
 
-def _judge_numbers(
+def judge_numbers(
     stages: dict[str, StageFacts], loss: Loss, gradients: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
+    """Loss terms and gradients that are not finite."""
     for name, term in loss.terms.items():
         if not bool(torch.isfinite(term).all()):
             row = int((~torch.isfinite(term)).nonzero()[0])
@@ -165,7 +78,7 @@ def _is_bad(path: str, gradients: Mapping[str, Tensor]) -> bool:
     return any(n.startswith(f"{path}/") and not bool(torch.isfinite(g).all()) for n, g in gradients.items())
 
 
-def _judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: set[str]) -> Iterator[Finding]:
+def judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: set[str]) -> Iterator[Finding]:
     """What weakens a patch, but at the places already explained."""
     for index, name in enumerate(views.dataset.names if views.implants else ()):
         placed = is_placed(views.batch, index)
@@ -201,7 +114,7 @@ def _judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: s
             yield Finding("warning", path, what)
 
 
-def _judge_burnt(burnt: Mapping[str, Mapping[str, Burnt]]) -> Iterator[Finding]:
+def judge_burnt(burnt: Mapping[str, Mapping[str, Burnt]]) -> Iterator[Finding]:
     """One finding for each stage, whatever the number of phases."""
     for path in dict.fromkeys(p for stages in burnt.values() for p in stages):
         phases = {phase: stages[path] for phase, stages in burnt.items() if path in stages}
@@ -213,7 +126,8 @@ def _judge_burnt(burnt: Mapping[str, Mapping[str, Burnt]]) -> Iterator[Finding]:
         yield Finding("error" if any(b.everywhere for b in phases.values()) else "warning", path, what)
 
 
-def _judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Finding]:
+def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Finding]:
+    """Weighted terms that the patch does not change."""
     moved = {
         name: bool((term != without[path][name]).any())
         for path, written in patched.items()
@@ -229,7 +143,7 @@ def _judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Findi
         yield Finding("error", "objective.weights", what)
 
 
-def _judge_step(
+def judge_step(
     study: Study, parts: Parts, batch: Batch, gradients: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
     """Take one step, and see whether the parameters that have a gradient moved."""
@@ -247,7 +161,7 @@ def _judge_step(
             yield Finding("error", "optimizer", what)
 
 
-def _ask_stages(parts: Parts, dataset: TargetSet, key: Tensor, num_rows: int) -> Iterator[Finding]:
+def ask_stages(parts: Parts, dataset: TargetSet, key: Tensor, num_rows: int) -> Iterator[Finding]:
     """Each stage's own checks, on what it reads for every photograph."""
     pipeline = parts.objective.pipeline
     asked = [path for path, n in pipeline.items() if n.stage.definition.check is not None]
@@ -276,7 +190,7 @@ def _shorten(places: list[str]) -> str:
     return f"{'; '.join(places[:MAX_SHOWN])}{more}"
 
 
-def _judge_victim(
+def judge_victim(
     study: Study,
     parts: Parts,
     dataset: TargetSet,
@@ -292,7 +206,7 @@ def _judge_victim(
             sample = pipeline.sample(evaluation_key(study, phase), batch)
             trace = pipeline.trace(parts.initial.params, control(sample), batch)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        yield Finding("error", phase, _sentence(error))
+        yield Finding("error", phase, to_sentence(error))
         return
     burnt[phase] = find_burnt(trace, batch)
     metric = study.evaluate.metric
@@ -311,5 +225,6 @@ def _judge_victim(
         yield Finding("warning", phase, f"{what}: little is left to measure")
 
 
-def _sentence(error: Exception) -> str:
+def to_sentence(error: Exception) -> str:
+    """The message of an error with its notes."""
     return "; ".join([str(error), *getattr(error, "__notes__", ())])
