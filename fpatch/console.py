@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fpatch.evaluation.transfer import Transfer
     from fpatch.metrics import Rate
     from fpatch.metrics.detection_files import DetectionScore
-    from fpatch.tune.journal import Entry
+    from fpatch.tune.folder.journal import Entry
     from fpatch.tune.plan import Plan
 
 

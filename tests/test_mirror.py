@@ -19,11 +19,11 @@ from fpatch import tune
 from fpatch.cli import main
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
-from fpatch.tune import mirror
-from fpatch.tune.journal import Journal
-from fpatch.tune.mirror import Mirror, mirrored
+from fpatch.tune.folder import mirror
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.folder.mirror import Mirror, mirrored
+from fpatch.tune.folder.stores import check_storage, open_storage
 from fpatch.tune.plan import Plan
-from fpatch.tune.storage import check_storage, open_storage
 
 GENERATIONS = {
     "search": "population",

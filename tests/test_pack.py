@@ -13,11 +13,11 @@ from fpatch import tune
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study, vary
-from fpatch.tune.driver import Dispatcher
-from fpatch.tune.journal import Journal
-from fpatch.tune.pack import with_one_pipeline
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.output.table import trial_columns
 from fpatch.tune.plan import Plan, next_trial, pack_size, plan_from_config
-from fpatch.tune.table import trial_columns
+from fpatch.tune.trials.pack import with_one_pipeline
+from fpatch.tune.trials.ray_driver import Dispatcher
 
 MEMBERS = {
     "optimizer.learning_rate": (0.02, 0.2, "log"),

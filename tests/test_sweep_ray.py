@@ -26,7 +26,7 @@ from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.runs.training import train
 from fpatch.study.config import vary
-from fpatch.tune.journal import Journal
+from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fpatch.core.checks import check_number
-from fpatch.tune.halving import Halving
-from fpatch.tune.population import Population
-from fpatch.tune.space import Space, combinations
+from fpatch.tune.search.generations import Population
+from fpatch.tune.search.halving import Halving
+from fpatch.tune.search.space import Space, combinations
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.training import train
 from fpatch.study.config import load_study
 from fpatch.tune import parse_space
-from fpatch.tune.driver import Dispatcher
-from fpatch.tune.journal import Journal
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.output.sweep_log import SweepLog
 from fpatch.tune.plan import Plan, check_plan
-from fpatch.tune.records import SweepLog
 from fpatch.tune.settings import Sweep
-from fpatch.tune.trial import run_trial
+from fpatch.tune.trials.ray_driver import Dispatcher
+from fpatch.tune.trials.trial import run_trial
 
 HERE, OLD = Path(__file__).parent, Path("/fpatch-old")
 SMALLER = {

@@ -16,9 +16,9 @@ from fpatch.runs.training import Steps, train_in
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.setup import Parts, make_parts
 from fpatch.study.study import Study
-from fpatch.tune.journal import Journal
+from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
-from fpatch.tune.trial import News, failure, follow, noted, run_trial, wait_for
+from fpatch.tune.trials.trial import News, failure, follow, noted, run_trial, wait_for
 
 _ROWS_AT_ONCE = 64
 """Rows whose graph is held at a time, at least those of one trial. Another number changes last bits."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fpatch import random
-from fpatch.tune.space import Choice, Settings, Space
+from fpatch.tune.search.space import Choice, Settings, Space
 
 NUM_RANDOM = 8
 """Trials at random before a model is asked."""

@@ -14,9 +14,9 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]  # documented, not in __all__
 
 from fpatch.runtime.parallel import Meeting, joined
-from fpatch.tune.journal import Journal
+from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
-from fpatch.tune.trial import PATIENCE_S, LostProcessError, News, Work, noted, train_trial
+from fpatch.tune.trials.trial import PATIENCE_S, LostProcessError, News, Work, noted, train_trial
 
 _MEETING_S = 300.0
 """How long processes wait for one another: until all have come, and once one is lost."""

@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
-from fpatch.tune.search import NUM_RANDOM, Seen, propose_random
-from fpatch.tune.space import Interval, Settings, Space
+from fpatch.tune.search.proposers import NUM_RANDOM, Seen, propose_random
+from fpatch.tune.search.space import Interval, Settings, Space
 
 _NUM_CANDIDATES = 1024
 _NUM_NEAR = 256

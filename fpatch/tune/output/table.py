@@ -8,7 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fpatch.core.files import write_atomic
-from fpatch.tune.journal import Entry, Journal
+from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.plan import Plan
 
 

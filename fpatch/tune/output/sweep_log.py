@@ -8,10 +8,10 @@ from fpatch.core.files import file_digest
 from fpatch.core.progress import Report
 from fpatch.core.schema import flatten
 from fpatch.log import Log, Records, open_log
-from fpatch.tune.figures import save_figures
-from fpatch.tune.journal import Entry, Journal
+from fpatch.tune.folder.journal import Entry, Journal
+from fpatch.tune.output.figures import save_figures
+from fpatch.tune.output.table import save_table
 from fpatch.tune.plan import Plan, best_entry, num_steps
-from fpatch.tune.table import save_table
 
 _logger = logging.getLogger(__name__)
 

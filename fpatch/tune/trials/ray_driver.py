@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fpatch.runtime.memory import CUBLAS_WORKSPACE
-from fpatch.tune.journal import Journal, Outcome
+from fpatch.tune.folder.journal import Journal, Outcome
 from fpatch.tune.plan import Plan, is_behind, next_trial, pack_size
 from fpatch.tune.settings import Sweep
 
@@ -345,8 +345,8 @@ def _trainable(ray: Any) -> Any:
             self.reset_config(config)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            from fpatch.tune.pack import run_trials
-            from fpatch.tune.processes import run_together
+            from fpatch.tune.trials.pack import run_trials
+            from fpatch.tune.trials.processes import run_together
 
             name = new_config["trial"]
             run = run_trials if self._sweep.processes == 1 else run_together

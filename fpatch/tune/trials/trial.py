@@ -16,7 +16,7 @@ from fpatch.runs.training import Training, train_in
 from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study.setup import make_parts
 from fpatch.study.study import Study
-from fpatch.tune.journal import Journal, Outcome, Point, Trial
+from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.plan import Plan, plan_from_config, trial_study
 from fpatch.tune.settings import Sweep
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fpatch.tune.journal import Entry, Journal
+from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.plan import Plan
-from fpatch.tune.space import Choice, Space, Varied
+from fpatch.tune.search.space import Choice, Space, Varied
 
 _FEWEST = 10
 """Trials from which importances are learned."""

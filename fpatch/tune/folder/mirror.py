@@ -17,8 +17,8 @@ import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from fpatch.runs.locks import RunError
-from fpatch.tune.journal import Journal
-from fpatch.tune.storage import check_uri, open_storage, write_file
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.folder.stores import check_uri, open_storage, write_file
 
 _logger = logging.getLogger(__name__)
 

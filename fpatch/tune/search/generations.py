@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.tune.search import Seen, propose_random
-from fpatch.tune.space import Choice, Settings, Space
+from fpatch.tune.search.proposers import Seen, propose_random
+from fpatch.tune.search.space import Choice, Settings, Space
 
 _SHARE = 0.25
 """Of a generation that is replaced, and that it is replaced from."""

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 from fpatch.core.files import write_atomic
 from fpatch.core.version import __version__
 from fpatch.runs.locks import RunError, hold, new_folder
-from fpatch.tune.search import Seen
+from fpatch.tune.search.proposers import Seen
 
 FORMAT = 1
 """Version of the layout; a reader refuses another one."""
