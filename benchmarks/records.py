@@ -22,9 +22,9 @@ from unittest.mock import patch
 import torch
 from harness import Options, Record, quartiles, read_options
 
-from fpatch.demo.main import Size, write_study
-from fpatch.demo.scenes import cached_scenes
+from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
+from fpatch.demo.world.scenes import cached_scenes
 from fpatch.log import Log
 from fpatch.runs import figures as pictures
 from fpatch.runs import training

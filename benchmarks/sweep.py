@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from harness import Options, Record, interleave, quartiles, read_options
 
-from fpatch.demo.main import Size, write_study
-from fpatch.demo.scenes import write_scenes
+from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
+from fpatch.demo.world.scenes import write_scenes
 from fpatch.study.config import load_study
 from fpatch.tune import Journal, parse_space
 from fpatch.tune.plan import Plan

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fpatch import infer, losses
 from fpatch.console import console, progress_bars, say, transfer_table
-from fpatch.demo.main import FULL, QUICK, prepare_scenes, prepare_study
+from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.runs.training import train
 from fpatch.runs.transfer import save_transfer, transfer_runs
 from fpatch.study.config import load_study

@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from fpatch.demo.main import run_demo
+    from fpatch.demo.study import run_demo
 
     run_demo(Path(options.runs), quick=options.quick, mlflow=options.mlflow_uri or True, seed=options.seed)
     return 0

@@ -1,4 +1,4 @@
-"""The embedded demo: rendered scenes and a small detector to attack. Nothing else imports it."""
+"""The embedded demo: rendered scenes and a small detector to attack."""
 
 from fpatch.core.resource import define_loader
 from fpatch.demo.victim import load_victim

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fpatch.demo.canvas import Canvas
-from fpatch.demo.paints import GLASS, GROUNDS, POLES, SKIES, WALLS, draw_paint, draw_print, grain
-from fpatch.demo.solids import Camera, Solid, at_height, bounds_of, direction, overlap
-from fpatch.demo.truck import Truck
+from fpatch.demo.world.canvas import Canvas
+from fpatch.demo.world.paints import GLASS, GROUNDS, POLES, SKIES, WALLS, draw_paint, draw_print, grain
+from fpatch.demo.world.solids import Camera, Solid, at_height, bounds_of, direction, overlap
+from fpatch.demo.world.truck import Truck
 
 
 class Thing(NamedTuple):

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fpatch.demo import canvas, paints, solids, surroundings, truck
-from fpatch.demo import render as renderer
-from fpatch.demo.render import PANELS, render, scene_rng
+from fpatch.demo.world import canvas, paints, solids, surroundings, truck
+from fpatch.demo.world import render as renderer
+from fpatch.demo.world.render import PANELS, render, scene_rng
 
 SPLITS: Mapping[str, int] = {"train": 2400, "validation": 64, "test": 300}
 SIZES_HW = ((128, 128), (112, 144), (144, 112))
@@ -74,7 +74,7 @@ def write_scenes(
         seed: Non-negative.
         splits: Number of scenes by split.
         sizes_hw: Image sizes, taken in turn.
-        textures: Prints for the panels, see `fpatch.demo.render.render`.
+        textures: Prints for the panels, see `fpatch.demo.world.render.render`.
         workers: Number of processes.
         progress: Told after each scene.
 

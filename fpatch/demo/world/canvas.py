@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fpatch.demo.paints import RUBBER
-from fpatch.demo.solids import Camera, Face, Solid, at_height, bounds_of, cross, hull
+from fpatch.demo.world.paints import RUBBER
+from fpatch.demo.world.solids import Camera, Face, Solid, at_height, bounds_of, cross, hull
 
 
 class Sun(NamedTuple):

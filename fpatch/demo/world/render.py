@@ -5,7 +5,7 @@ kind of shadow, and one truck. The sides and the rear of its cargo box carry fla
 a panel is lit, hidden behind poles, blurred and made noisy like everything else, so that one scene can be
 photographed again with another print and nothing else changed.
 
-For the frames of the world and of the picture see `fpatch.demo.solids`.
+For the frames of the world and of the picture see `fpatch.demo.world.solids`.
 """
 
 import math
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fpatch.demo.canvas import Canvas, Sun
-from fpatch.demo.paints import draw_print
-from fpatch.demo.solids import direction
-from fpatch.demo.surroundings import draw_things, paint_poles, paint_surroundings
-from fpatch.demo.truck import draw_pose, paint_truck
+from fpatch.demo.world.canvas import Canvas, Sun
+from fpatch.demo.world.paints import draw_print
+from fpatch.demo.world.solids import direction
+from fpatch.demo.world.surroundings import draw_things, paint_poles, paint_surroundings
+from fpatch.demo.world.truck import draw_pose, paint_truck
 
 PANELS = ("side", "rear")
 LABEL = "truck"

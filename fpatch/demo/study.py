@@ -24,8 +24,8 @@ from fpatch.core.tree import place
 from fpatch.core.types import Sample
 from fpatch.data import TargetSet, targets, write_image
 from fpatch.demo import victim as victim_module
-from fpatch.demo.scenes import SIZES_HW, cached_scenes, digest, render_textured
 from fpatch.demo.victim import save_victim, train_victim
+from fpatch.demo.world.scenes import SIZES_HW, cached_scenes, digest, render_textured
 from fpatch.evaluation.conditions import NONE, PATCH, TITLES
 from fpatch.evaluation.evaluation import Evaluation, evaluate
 from fpatch.evaluation.rates import Success, success, threshold_curve

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fpatch.demo.canvas import Canvas
-from fpatch.demo.paints import GLASS, LAMP, POLES, RUBBER, STEEL, TAIL_LAMP, draw_paint
-from fpatch.demo.solids import Camera, Solid, at_height, bounds_of, cross, direction
+from fpatch.demo.world.canvas import Canvas
+from fpatch.demo.world.paints import GLASS, LAMP, POLES, RUBBER, STEEL, TAIL_LAMP, draw_paint
+from fpatch.demo.world.solids import Camera, Solid, at_height, bounds_of, cross, direction
 
 MARGIN_PX = 2.0
 """Free border around the truck."""
