@@ -30,7 +30,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.ssd import SSD
 
 from fpatch import Range, create, implant, infer, losses, pipeline, random
-from fpatch.console import console
+from fpatch.cli.console import console
 from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
 from fpatch.graph.stage import Stage

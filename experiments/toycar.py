@@ -45,7 +45,8 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
-from fpatch.console import console, percent, progress_bars, say, success_table
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import percent, success_table
 from fpatch.core.progress import Report
 from fpatch.core.tree import place
 from fpatch.core.types import Params, Sample, Values

@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 
 from fpatch import infer, losses
-from fpatch.console import console, progress_bars, say, transfer_table
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import transfer_table
 from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.runs.training import train
 from fpatch.runs.transfer import save_transfer, transfer_runs

@@ -33,7 +33,8 @@ from scipy import stats
 
 import fpatch
 from fpatch import random
-from fpatch.console import console, percent, progress_bars, say
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import percent
 from fpatch.demo.study import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
 from fpatch.evaluation.conditions import NONE, PATCH, make_controls, make_patches
 from fpatch.evaluation.evaluation import evaluate

@@ -24,7 +24,7 @@ from study_fixture import (
 )
 from test_log import empty_store, file_size_limit, mlflow_server, read_mlflow, runs  # noqa: F401
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.runs.folder import Run
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study

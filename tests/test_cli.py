@@ -10,8 +10,9 @@ from study_fixture import make_study, parameters
 
 import fpatch.evaluation.conditions
 import fpatch.runs.opening
-from fpatch.cli import _take_overrides, main
-from fpatch.console import console, success_table
+from fpatch.cli.console import console
+from fpatch.cli.main import _take_overrides, main
+from fpatch.cli.tables import success_table
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import success
 from fpatch.runs.folder import Run

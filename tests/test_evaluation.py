@@ -12,7 +12,7 @@ from rich.console import Console
 from study_fixture import make_study, parameters
 
 from fpatch import random
-from fpatch.console import success_table
+from fpatch.cli.tables import success_table
 from fpatch.core.files import file_digest
 from fpatch.core.tree import take_rows
 from fpatch.evaluation.blocks import measure

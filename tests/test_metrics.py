@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from fpatch import build, metrics, node, pipeline, random
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.core.tree import take_rows
 from fpatch.evaluation.conditions import make_conditions
 from fpatch.evaluation.evaluation import evaluate

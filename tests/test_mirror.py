@@ -16,7 +16,7 @@ from test_sweep import begin, make_plan, sweep_file, work
 from test_sweep_ray import LONG, assert_same, start, the_sweep, trained_here, wait_until  # noqa: F401
 
 from fpatch import tune
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.tune.folder import mirror

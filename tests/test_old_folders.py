@@ -12,7 +12,7 @@ import torch
 from study_fixture import STEPS, logged_steps, read_records, run_fpatch
 from test_sweep import work
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.grid import stratify_run

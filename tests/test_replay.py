@@ -11,7 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from study_fixture import SPLITS, run_fpatch
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.data import read_image, targets
 from fpatch.data.images import to_pixels
 from fpatch.evaluation.replaying import replay

@@ -24,7 +24,7 @@ from study_fixture import (
 )
 from test_log import empty_store, killed_in_fork, read_events, read_mlflow  # noqa: F401
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError

@@ -20,7 +20,7 @@ from PIL import Image
 from study_fixture import STEPS, make_study, parameters, read_records
 
 from fpatch import tune
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.core.schema import decode
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run

@@ -21,7 +21,7 @@ from test_log import empty_store, local_uri, mlflow_client, mlflow_server  # noq
 from test_sweep import sweep_file, work
 
 from fpatch import tune
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.runs.training import train

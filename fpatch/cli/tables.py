@@ -1,19 +1,14 @@
-"""What the command line prints: progress bars and tables."""
+"""Tables that the command line prints."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fpatch.evaluation.conditions import TITLES
-
 if TYPE_CHECKING:
     from fpatch.analysis import Importances
-    from fpatch.core.progress import Report
     from fpatch.doctor.examine import Diagnosis
     from fpatch.evaluation.grid import Cell
     from fpatch.evaluation.rates import Success
@@ -22,48 +17,6 @@ if TYPE_CHECKING:
     from fpatch.metrics.detection_files import DetectionScore
     from fpatch.tune.folder.journal import Entry
     from fpatch.tune.plan import Plan
-
-
-console = Console(highlight=False)
-if not console.is_terminal:
-    console.width = max(console.width, 110)  # a file or a pipe has no width of its own
-
-
-def say(line: str) -> None:
-    """Print a line as it is, whatever its length and whatever is in it."""
-    console.print(line, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def progress_bars(lines: str | None = None) -> "Iterator[Report]":
-    """A bar per task, on a terminal; elsewhere a line when a task is done.
-
-    Args:
-        lines: Tasks whose name begins so become a line on a terminal, too, when they are done.
-    """
-    columns = [
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}", style="dim"),
-    ]
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-
-        def report(task: str, done: int, total: int, note: str = "") -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total, note=note)
-            elif bars.tasks[tasks[task]].finished and done < total:
-                bars.reset(tasks[task], total=total)
-            bars.update(tasks[task], completed=done, total=total, note=note)
-            is_line = lines is not None and task.startswith(lines)
-            if done == total and (is_line or not console.is_terminal):
-                what = note if is_line else f"{total} done {note}"
-                console.print(f"{task}: {what}".rstrip(), markup=False)
-                bars.update(tasks[task], visible=not is_line)
-
-        yield report
 
 
 def percent(rate: "Rate") -> str:
@@ -75,6 +28,8 @@ def percent(rate: "Rate") -> str:
 
 
 def _title(condition: str) -> str:
+    from fpatch.evaluation.conditions import TITLES
+
     return "no patch" if condition == "none" else TITLES.get(condition, condition)
 
 
@@ -166,7 +121,7 @@ def transfer_table(found: "Transfer") -> Table:
         table.add_column(f"measured on {name}", justify="right")
     for condition in next(iter(found.rates.values())):
         cells = (percent(rates[condition]) for rates in found.rates.values())
-        table.add_row(TITLES.get(condition, condition), *cells)
+        table.add_row(_title(condition), *cells)
     counted = ", ".join(
         f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
     )
@@ -186,7 +141,7 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
     for path in shown[0].values:
         table.add_column(path, justify="right")
     for heading in ("patch", "noise"):
-        table.add_column(TITLES.get(heading, heading), justify="right", no_wrap=True)
+        table.add_column(_title(heading), justify="right", no_wrap=True)
     table.add_column("found without", justify="right", no_wrap=True)
     half = num_rows // 2
     for i, cell in enumerate(shown):

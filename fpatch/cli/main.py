@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from fpatch.commands import measurements, replays, studies, sweeps
+from fpatch.cli import measurements, replays, studies, sweeps
 from fpatch.core.version import __version__
 from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
 

@@ -4,17 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpatch.commands.form import add_command, read_number
-from fpatch.console import (
-    cells_table,
-    console,
-    importance_table,
-    progress_bars,
-    say,
-    score_table,
-    success_table,
-    transfer_table,
-)
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.options import add_command, read_number
+from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fpatch.commands.form import OVERRIDES, add_command
-from fpatch.console import console, progress_bars, say, stage_table
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.options import OVERRIDES, add_command
+from fpatch.cli.tables import stage_table
 
 
 def add(commands: Any) -> None:
@@ -48,7 +49,7 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from fpatch.demo.study import run_demo
+    from fpatch.cli.demo import run_demo
 
     run_demo(Path(options.runs), quick=options.quick, mlflow=options.mlflow_uri or True, seed=options.seed)
     return 0

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fpatch.commands.form import add_command, read_number
-from fpatch.console import console, progress_bars, say
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.options import add_command, read_number
 
 if TYPE_CHECKING:
     import numpy as np

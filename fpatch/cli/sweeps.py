@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fpatch.commands.form import OVERRIDES, add_command
-from fpatch.console import console, progress_bars, say, settings_table, trials_table
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.options import OVERRIDES, add_command
+from fpatch.cli.tables import settings_table, trials_table
 
 
 def add(commands: Any) -> None:
