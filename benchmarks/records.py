@@ -42,7 +42,7 @@ RECORDING: Mapping[str, list[tuple[Any, str]]] = {
             for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")
         ),
     ],
-    "pictures": [(training, "diagnose_first_block"), (pictures, "make_figure")],
+    "pictures": [(training, "view_first_block"), (pictures, "make_figure")],
     "tables": [(Run, "save_evaluation")],
     "checkpoints": [(Run, "save_checkpoint")],
 }

@@ -194,11 +194,11 @@ def read_studies(paths: Sequence[str]) -> list[Any]:
         ValueError: For anything wrong in one of them.
     """
     from fpatch.study.config import load_study
-    from fpatch.study.dry_run import rehearse
+    from fpatch.study.dry_run import dry_run
 
     studies = [load_study(path) for path in paths]
     for study in studies:
-        rehearse(study)
+        dry_run(study)
     return studies
 
 

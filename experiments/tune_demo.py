@@ -147,7 +147,7 @@ def main() -> None:
             studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
         if options.sweep is None:
             found = fpatch.sweep(
-                studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, report=report
+                studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, on_progress=report
             )
         else:
             found = Journal.open(options.sweep)

@@ -24,7 +24,7 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import to_columns
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
-from fpatch.runs.grid import stratify_run
+from fpatch.runs.grid import evaluate_grid_run
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
 
@@ -147,7 +147,7 @@ def train_study(folder: Path, stop_at: int | None = None, micro_batch: int | Non
 def measure(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """The tables that `fpatch evaluate` and `fpatch grid` make."""
     evaluate_run(run.folder)
-    stratify_run(run.folder, GRID)
+    evaluate_grid_run(run.folder, GRID)
     tables = {"evaluated": run.load_table("test"), "grid": run.load_table("test-grid")}
     return {name: {c: v for c, v in table.items() if c != "path"} for name, table in tables.items()}
 

@@ -30,7 +30,7 @@ from fpatch.core.files import file_digest
 from fpatch.core.types import Range
 from fpatch.create.print import _icc as icc_module
 from fpatch.evaluation.conditions import make_patches
-from fpatch.evaluation.stage_views import diagnose
+from fpatch.evaluation.stage_views import view_stages
 from fpatch.graph.build import build
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
@@ -492,7 +492,7 @@ def test_save_shows_the_patch_where_it_stands_and_changes_nothing():
     )
     params, batch = made.init(KEY), {k: make_inputs()[k] for k in ("image_id", "draw")}
     out, sample = made(params, KEY, batch)
-    shown = diagnose(made, params, sample, batch, "test").shown
+    shown = view_stages(made, params, sample, batch, "test").shown
     assert torch.equal(shown["before/hood"], params["hood"])
     assert torch.equal(shown["before/roof"], params["roof"])
     assert torch.equal(shown["before/roof values"], params["roof"].flatten())
@@ -726,7 +726,7 @@ def test_names_reach_the_implant_and_patches_reach_the_controls(name):
     params = made.init(KEY)
     assert list(params) == ["hood", "roof"]
     patches = make_patches(made, params)["patch"]
-    shown = diagnose(made.upto("p"), params, {}, make_inputs(), "test").shown
+    shown = view_stages(made.upto("p"), params, {}, make_inputs(), "test").shown
     for patch_name, patch in patches.items():
         assert 0 <= float(patch.min()) <= float(patch.max()) <= 1
         assert torch.equal(shown[f"p/{patch_name}"], patch)

@@ -25,7 +25,7 @@ from fpatch.ops.detections import ABSENT, log_odds_of_log, log_scores, score_log
 from fpatch.optim.gradient import value_and_grad
 from fpatch.optim.objective import Objective
 from fpatch.optim.schedules import constant, scheduled
-from fpatch.optim.transforms import descend, scale_by_adam
+from fpatch.optim.transforms import scale_by_adam, scale_by_learning_rate
 
 OWN, TARGET = 1, 2
 DENSE = {
@@ -627,7 +627,7 @@ def moves(goal: Stage, victim: Stage, steps: int) -> tuple[list[float], float]:
     }
     objective = Objective(whole, {term: 1.0})
     step = value_and_grad(objective)
-    optimizer = descend(scale_by_adam(), scheduled(constant(0.01)))
+    optimizer = scale_by_learning_rate(scale_by_adam(), scheduled(constant(0.01)))
     params = whole.init(random.key(3))
     state, sample = optimizer.init(params), whole.sample(random.key(4), batch)
     values, norms = [], []

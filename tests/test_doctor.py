@@ -118,9 +118,9 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     from fpatch.graph.samples import control
     from fpatch.optim.gradient import value_and_grad
     from fpatch.optim.objective import Objective
-    from fpatch.study.setup import make_parts
+    from fpatch.study.setup import set_up
 
-    parts = make_parts(loaded)
+    parts = set_up(loaded)
     dataset = parts.dataset.split("train")
     batch = dataset.batch(dataset.image_ids)
     train = loaded.pipeline.at("train")

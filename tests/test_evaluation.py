@@ -31,14 +31,14 @@ from fpatch.runs.replaying import replay_run
 from fpatch.runs.training import train
 from fpatch.runtime.execution import Execution
 from fpatch.study.config import load_study
-from fpatch.study.setup import make_loader, make_parts
+from fpatch.study.setup import make_loader, set_up
 
 
 @pytest.fixture(scope="module")
 def parts(trained):
     """Pipeline, trained parameters and test photographs."""
     run, study = open_run(trained.folder)
-    made = make_parts(study)
+    made = set_up(study)
     state, _ = run.load_checkpoint("best", made.initial)
     return study.pipeline.at("test"), state.params, made.dataset.split("test")
 
@@ -335,7 +335,7 @@ def test_logging_and_evaluation_on_or_off_give_the_same_patch(trained, tmp_path)
 
 def test_the_ready_made_caller_is_the_loop_in_the_open(trained):
     study = open_run(trained.folder)[1]
-    made = make_parts(study)
+    made = set_up(study)
     state = make_state(made.objective, made.optimizer, random.key(study.seed))
     step = make_step(made.objective, made.optimizer)
     *_, (state, _) = fit(state, step, make_loader(study, made), 6)
@@ -384,9 +384,9 @@ def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkey
         "fpatch.runs.figures.make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4)
     )
     run, opened = open_run(trained.folder)
-    state, _ = run.load_checkpoint("best", make_parts(opened).initial)
+    state, _ = run.load_checkpoint("best", set_up(opened).initial)
     table = run.load_table("test")
-    picture_effects(opened, state.params, make_parts(opened).dataset.split("test"), table, "test")
+    picture_effects(opened, state.params, set_up(opened).dataset.split("test"), table, "test")
     effect = np.sort(effects(table))[::-1]
     ends = (*effect[:3], *effect[-3:])
     expected = [f"patch, score {abs(e):.2f} {'lower' if e > 0 else 'higher'}" for e in ends]

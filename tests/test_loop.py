@@ -29,8 +29,8 @@ from fpatch.runs.opening import open_run
 from fpatch.runs.replaying import replay_step
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
-from fpatch.study.settings import Train
-from fpatch.study.setup import make_parts
+from fpatch.study.settings import TrainConfig
+from fpatch.study.setup import set_up
 
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
 SUBJECT = case(demo().at("train"))
@@ -293,7 +293,7 @@ def study(folder, name: str):
 @pytest.mark.parametrize("name", STUDIES)
 def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, name):
     whole = train(study(tmp_path / "whole", name))
-    last, _ = whole.load_checkpoint("last", make_parts(open_run(whole.folder)[1]).initial)
+    last, _ = whole.load_checkpoint("last", set_up(open_run(whole.folder)[1]).initial)
 
     def stop(task, done, total, note=""):
         if task == "training" and done == 5:
@@ -303,7 +303,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, name):
         train(study(tmp_path / "stopped", name), stop)
     (folder,) = (tmp_path / "stopped/runs").iterdir()
     run = Run(folder)
-    like = make_parts(open_run(folder)[1]).initial
+    like = set_up(open_run(folder)[1]).initial
     state, _ = run.load_checkpoint("last", like)
     assert state.step == 4
     if name == "plateau":
@@ -334,7 +334,7 @@ def test_a_study_has_two_passes_of_two_parts(tmp_path, monkeypatch):
 
 def test_an_epoch_is_every_photograph_once(tmp_path):
     """Five photographs in batches of four: after steps 2, 3, 4, 5 and 7 of the run, counted from 1."""
-    parts = make_parts(study(tmp_path, "epochs"))
+    parts = set_up(study(tmp_path, "epochs"))
     assert parts.dataset.split("train").image_ids.tolist() == [0, 1, 2, 3, 4]
     state, rates = parts.initial.opt_state, []
     for _ in range(6):
@@ -370,8 +370,8 @@ def test_the_sections_in_the_documentation_are_valid():
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     optimizer, training, faster = blocks
     assert decode(Optimizer, optimizer["optimizer"], "optimizer").fall_every == 20
-    assert decode(Train, training["train"], "train").rho == 0.5
-    assert decode(Train, faster["train"], "train").precision == "bfloat16"
+    assert decode(TrainConfig, training["train"], "train").rho == 0.5
+    assert decode(TrainConfig, faster["train"], "train").precision == "bfloat16"
     plain = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     indented = re.findall(r"(?:^    .*\n)+", plain, re.MULTILINE)
     for block in map(tomllib.loads, map(textwrap.dedent, indented)):

@@ -30,7 +30,7 @@ from fpatch.evaluation.summaries import compute_states, init_states, merge_state
 from fpatch.graph.pipeline import Pipeline
 from fpatch.metrics._matching import answered_scores
 from fpatch.study.config import load_study
-from fpatch.study.setup import make_parts
+from fpatch.study.setup import set_up
 
 COCO_KEYS = ("map", "map_50", "map_75")
 
@@ -342,7 +342,7 @@ def parts(tmp_path_factory):
     with (path.parent / "objects.csv").open("a") as file:  # some photographs have two, the others padding
         file.writelines(f"photograph-{i:02d}.png,vehicle,test,3,4,20,19\n" for i in (8, 10))
     study = load_study(path)
-    made = make_parts(study)
+    made = set_up(study)
     return study.pipeline.at("test"), made.initial.params, made.dataset.split("test")
 
 

@@ -15,7 +15,7 @@ from test_sweep import work
 from fpatch.cli.main import main
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
-from fpatch.runs.grid import stratify_run
+from fpatch.runs.grid import evaluate_grid_run
 from fpatch.runs.opening import open_run
 from fpatch.runs.replaying import replay_run, replay_step
 from fpatch.runs.training import resume, train
@@ -124,7 +124,7 @@ def test_the_run_is_evaluated_again(old):
         elif not name.startswith("digest/") and name != "path":
             assert after[name].tolist() == column.tolist(), name
     assert run.read_json("tables/test.summary.json").keys() == recorded.keys()
-    _, cells = stratify_run(run.folder, {"camera/exposure/stops": [-0.2, 0.2]})
+    _, cells = evaluate_grid_run(run.folder, {"camera/exposure/stops": [-0.2, 0.2]})
     assert [cell.values["camera/exposure/stops"] for cell in cells] == [-0.2, 0.2]
 
 

@@ -78,7 +78,10 @@ def images(run, rows, **settings):
     """Of some rows, at most a block of them, by condition."""
     found = {}
     replay_run(
-        run.folder, rows, see=lambda _, by: found.update({c: v["image"] for c, v in by.items()}), **settings
+        run.folder,
+        rows,
+        on_block=lambda _, by: found.update({c: v["image"] for c, v in by.items()}),
+        **settings,
     )
     return found
 

@@ -27,7 +27,7 @@ from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study, vary
-from fpatch.study.setup import make_parts
+from fpatch.study.setup import set_up
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.output.sweep_log import SweepLog
@@ -428,7 +428,7 @@ def test_a_member_that_is_never_replaced_trains_as_one_long_run(tmp_path):
     whole = train(trial_study(plan, first, tmp_path / "whole"))
     assert parameters(Run(journal.run_folder(last.name))) == parameters(whole)
     child = replaced[0][0].trial
-    like = make_parts(trial_study(plan, child, tmp_path)).initial
+    like = set_up(trial_study(plan, child, tmp_path)).initial
     start, _ = Run(journal.run_folder(child.name)).load_checkpoint("step-00000003", like)
     end, _ = Run(journal.run_folder(child.parent)).load_checkpoint("last", like)
     assert all(torch.equal(start.params[n], end.params[n]) for n in end.params)

@@ -83,7 +83,7 @@ def test_one_deterministic_study_makes_all_deterministic(runs, tmp_path):
     config["train"]["deterministic"] = True
     (folders[1] / "config.json").write_text(json.dumps(config))
     asked = []
-    transfer_runs(folders, report=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
+    transfer_runs(folders, on_progress=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
     assert set(asked) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from fpatch.core.progress import Report
+    from fpatch.core import progress
 
 
 console = Console(highlight=False)
@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress_bars(lines: str | None = None) -> "Iterator[Report]":
+def progress_bars(lines: str | None = None) -> "Iterator[progress.Progress]":
     """A bar per task, on a terminal; elsewhere a line when a task is done.
 
     Args:
@@ -38,7 +38,7 @@ def progress_bars(lines: str | None = None) -> "Iterator[Report]":
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
-        def report(task: str, done: int, total: int, note: str = "") -> None:
+        def on_progress(task: str, done: int, total: int, note: str = "") -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, note=note)
             elif bars.tasks[tasks[task]].finished and done < total:
@@ -50,4 +50,4 @@ def progress_bars(lines: str | None = None) -> "Iterator[Report]":
                 console.print(f"{task}: {what}".rstrip(), markup=False)
                 bars.update(tasks[task], visible=not is_line)
 
-        yield report
+        yield on_progress

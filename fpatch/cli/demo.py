@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fpatch.cli.console import console, progress_bars
 from fpatch.cli.tables import percent, success_table
-from fpatch.core.progress import Report
+from fpatch.core.progress import Progress
 from fpatch.demo.study import FULL, QUICK, Result, look_closer, prepare_scenes, prepare_study
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.runs.evaluating import evaluate_run
@@ -24,13 +24,15 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
     """
     size = QUICK if quick else FULL
     results = []
-    with progress_bars() as report:
-        scenes = prepare_scenes(size, seed, report)
+    with progress_bars() as on_progress:
+        scenes = prepare_scenes(size, seed, on_progress)
         for number in range(size.num_victims):
-            config = prepare_study(runs, f"demo-victim{number}", scenes, size, mlflow, seed, number, report)
-            told = _renamed(report, f"patch {number}")
+            config = prepare_study(
+                runs, f"demo-victim{number}", scenes, size, mlflow, seed, number, on_progress
+            )
+            told = _renamed(on_progress, f"patch {number}")
             run = train(load_study(config), told)
-            evaluate_run(run.folder, report=told)
+            evaluate_run(run.folder, on_progress=told)
             results.append(look_closer(run.folder, scenes, size, told))
     for number, result in enumerate(results):
         print_result(number, result, config=runs / f"demo-victim{number}.toml")
@@ -38,8 +40,8 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
     return results
 
 
-def _renamed(report: Report, prefix: str) -> Report:
-    return lambda task, done, total, note="": report(f"{prefix}: {task}", done, total, note)
+def _renamed(on_progress: Progress, prefix: str) -> Progress:
+    return lambda task, done, total, note="": on_progress(f"{prefix}: {task}", done, total, note)
 
 
 def print_result(number: int, result: Result, config: Path) -> None:

@@ -110,8 +110,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fpatch.metrics import num_photographs
     from fpatch.runs.evaluating import evaluate_run, table_name
 
-    with progress_bars() as report:
-        run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, report)
+    with progress_bars() as on_progress:
+        run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, on_progress)
     title = f"{options.split}, checkpoint {options.checkpoint}"
     console.print(success_table(title, rates))
     table = table_name(options.split, options.checkpoint)
@@ -137,13 +137,15 @@ def _score(options: argparse.Namespace) -> int:
 
 def _grid(options: argparse.Namespace) -> int:
     from fpatch.runs.evaluating import table_name
-    from fpatch.runs.grid import stratify_run
+    from fpatch.runs.grid import evaluate_grid_run
 
     axes = [_read_axis(text) for text in options.over]
     if len(dict(axes)) < len(axes):
         raise ValueError("--over: each path may be given once, with all its values")
-    with progress_bars() as report:
-        run, cells = stratify_run(options.run_folder, dict(axes), options.split, options.checkpoint, report)
+    with progress_bars() as on_progress:
+        run, cells = evaluate_grid_run(
+            options.run_folder, dict(axes), options.split, options.checkpoint, on_progress
+        )
     console.print(cells_table(cells))
     name = f"{table_name(options.split, options.checkpoint)}-grid"
     for file in (f"tables/{name}.csv", f"figures/{name}.png", f"figures/{name}-cells.png"):
@@ -167,8 +169,10 @@ def _read_axis(text: str) -> tuple[str, list[float]]:
 def _transfer(options: argparse.Namespace) -> int:
     from fpatch.runs.transfer import save_transfer, transfer_runs
 
-    with progress_bars() as report:
-        found = transfer_runs(options.run_folders, options.also, options.split, options.checkpoint, report)
+    with progress_bars() as on_progress:
+        found = transfer_runs(
+            options.run_folders, options.also, options.split, options.checkpoint, on_progress
+        )
     console.print(transfer_table(found))
     out = Path(options.out or Path(options.run_folders[0]).resolve().parent / "transfer")
     for file in save_transfer(out, found):

@@ -58,14 +58,14 @@ def _replay(options: argparse.Namespace) -> int:
                 written.append(Path(options.out, f"row-{row:05d}-{condition}.png"))
                 write_image(written[-1], image)
 
-    with progress_bars() as report:
+    with progress_bars() as on_progress:
         result, environment = replay_run(
             options.run_folder,
             _read_slice(options.rows),
             options.table or "test",
-            report,
+            on_progress,
             edits=dict(map(_read_edit, options.set)),
-            see=write if options.out else None,
+            on_block=write if options.out else None,
         )
     _say_environment(environment)
     for row, found in sorted(result.differences.items()):

@@ -62,8 +62,8 @@ def _train(options: argparse.Namespace) -> int:
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     study = load_study(options.config, overrides)
-    with joined(device=study.device) as ranks, progress_bars() as report:
-        run = train(study, report)
+    with joined(device=study.device) as ranks, progress_bars() as on_progress:
+        run = train(study, on_progress)
         if not ranks.rank:
             _say_where(run.folder)
     return 0
@@ -75,8 +75,8 @@ def _resume(options: argparse.Namespace) -> int:
     from fpatch.runtime.parallel import joined
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
-    with joined(device=device) as ranks, progress_bars() as report:
-        run = resume(options.run_folder, report)
+    with joined(device=device) as ranks, progress_bars() as on_progress:
+        run = resume(options.run_folder, on_progress)
         if not ranks.rank:
             _say_where(run.folder)
     return 0

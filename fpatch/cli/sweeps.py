@@ -61,8 +61,8 @@ def _sweep_begin(options: argparse.Namespace) -> int:
     if options.run_folder is not None:
         raise ValueError(f"fpatch sweep {options.what}: a sweep is one file, got {options.run_folder!r}, too")
     plan = tune.load_plan(options.what, options.overrides)
-    with progress_bars(lines="trial ") as report:
-        journal = tune.run_plan(plan, report)
+    with progress_bars(lines="trial ") as on_progress:
+        journal = tune.run_plan(plan, on_progress)
     return _say_sweep(journal.folder)
 
 
@@ -70,8 +70,8 @@ def _sweep_resume(options: argparse.Namespace) -> int:
     from fpatch import tune
 
     plan = tune.load_plan(options.config, options.overrides) if options.config else None
-    with progress_bars(lines="trial ") as report:
-        journal = tune.resume_sweep(options.run_folder, report, plan=plan, num_trials=options.num_trials)
+    with progress_bars(lines="trial ") as on_progress:
+        journal = tune.resume_sweep(options.run_folder, on_progress, plan=plan, num_trials=options.num_trials)
     return _say_sweep(journal.folder)
 
 

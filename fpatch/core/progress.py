@@ -1,9 +1,9 @@
-"""Who is told how far a long task is."""
+"""Progress callbacks."""
 
 from collections.abc import Callable
 
-Report = Callable[[str, int, int, str], None]
-"""Told of progress: the task, how much is done, of how much, and a note."""
+Progress = Callable[[str, int, int, str], None]
+"""Called with the task, the amount done, the total and a note."""
 
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:

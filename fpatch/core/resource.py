@@ -89,6 +89,6 @@ def define_loader(name: str, load: Callable[..., Any]) -> Loader:
     return loader
 
 
-def live(value: Any) -> Any:
+def resolve(value: Any) -> Any:
     """The object itself, whether it was given or is a `Resource`."""
     return value.value if isinstance(value, Resource) else value

@@ -31,7 +31,7 @@ def device_of(tree: Any) -> torch.device:
     return next((leaf.device for leaf in optree.tree_leaves(tree)), torch.device("cpu"))
 
 
-def place(tree: Any, device: torch.device | str) -> Any:
+def to_device(tree: Any, device: torch.device | str) -> Any:
     """The same tree with every tensor on a device; those that are there already are not copied.
 
     A copy to a GPU does not wait for what the GPU is doing; one to the CPU does, so that it can be read.

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fpatch.core.progress import Report
-from fpatch.core.tree import place
+from fpatch.core.progress import Progress
+from fpatch.core.tree import to_device
 from fpatch.core.types import Sample
 from fpatch.data import TargetSet, targets, write_image
 from fpatch.demo import victim as victim_module
@@ -78,11 +78,11 @@ def cache_folder() -> Path:
     return cache
 
 
-def prepare_scenes(size: Size, seed: int, report: Report) -> Path:
+def prepare_scenes(size: Size, seed: int, on_progress: Progress) -> Path:
     """The folder of the rendered scenes, from the cache if they are there."""
 
     def rendering(done: int, total: int) -> None:
-        report("rendering scenes", done, total, "")
+        on_progress("rendering scenes", done, total, "")
 
     return cached_scenes(cache_folder(), seed, size.splits, size.sizes_hw, progress=rendering)
 
@@ -95,7 +95,7 @@ def prepare_study(
     mlflow: str | bool,
     seed: int,
     number: int,
-    report: Report,
+    on_progress: Progress,
 ) -> Path:
     """The study of a patch against a victim of its own, which is trained if the cache does not have it.
 
@@ -107,13 +107,13 @@ def prepare_study(
         mlflow: Tracking URI; true: a local SQLite file; false: none.
         seed: Of the patch.
         number: Of the victim, whose seed it is added to.
-        report: Told of progress.
+        on_progress: Told of progress.
     """
-    weights = cached_victim(cache_folder(), scenes, size, seed + number, name, report)
+    weights = cached_victim(cache_folder(), scenes, size, seed + number, name, on_progress)
     return write_study(runs, name, scenes, weights, size, mlflow, seed)
 
 
-def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, report: Report) -> Path:
+def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, on_progress: Progress) -> Path:
     """Weights of a victim trained on these scenes, from the cache if they are there."""
     tag = digest(
         [victim_module], scenes=scenes.name, seed=seed, steps=size.victim_steps, torch=torch.__version__,
@@ -126,7 +126,7 @@ def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, r
         images = (batch["scene"] * 255).round().byte()
         model = train_victim(
             images, batch["boxes"], batch["labels"], batch["box_valid"], seed, size.victim_steps,
-            progress=lambda i, n: report(f"training {name.removeprefix('demo-')}", i, n, ""),
+            progress=lambda i, n: on_progress(f"training {name.removeprefix('demo-')}", i, n, ""),
         )  # fmt: skip
         save_victim(path, model)
     return path
@@ -169,16 +169,16 @@ def write_study(
     return path
 
 
-def look_closer(folder: Path, scenes: Path, size: Size, report: Report) -> Result:
+def look_closer(folder: Path, scenes: Path, size: Size, on_progress: Progress) -> Result:
     """The demo's own measurements of a run: AP, curves over thresholds and area, and the rendered trial."""
     with load_trained(folder) as trained:
-        return _look_closer(trained, scenes, size, report)
+        return _look_closer(trained, scenes, size, on_progress)
 
 
-def _look_closer(trained: Trained, scenes: Path, size: Size, report: Report) -> Result:
+def _look_closer(trained: Trained, scenes: Path, size: Size, on_progress: Progress) -> Result:
     run, study, test = trained.run, trained.study, trained.dataset
     key = evaluation_key(study, "test")
-    conditions = place(run.load_conditions("test"), study.place)
+    conditions = to_device(run.load_conditions("test"), study.place)
     table = run.load_table("test")
     kept = ("image", "detections", "boxes", "labels", "box_valid")
 
@@ -195,7 +195,7 @@ def _look_closer(trained: Trained, scenes: Path, size: Size, report: Report) -> 
         return evaluate(
             pipeline, {}, dataset, key, block=study.evaluate.block, edit=resized, keep=kept,
             conditions={name: conditions[name] for name in names},
-            progress=lambda i, n: report(task, i, n, ""),
+            progress=lambda i, n: on_progress(task, i, n, ""),
         )  # fmt: skip
 
     same = measured(test, "average precision", tuple(conditions))
@@ -207,7 +207,7 @@ def _look_closer(trained: Trained, scenes: Path, size: Size, report: Report) -> 
     with tempfile.TemporaryDirectory(prefix="fpatch-") as folder:
         root = Path(folder) / "scenes"
         render_textured(
-            scenes, root, "test", textures, progress=lambda i, n: report("rendering the patch", i, n, "")
+            scenes, root, "test", textures, progress=lambda i, n: on_progress("rendering the patch", i, n, "")
         )
         painted = open_scenes(scenes, size, root).split("test")
         rendered = measured(painted, "rendered trial", (PATCH, NONE))

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from fpatch.doctor.observations import (
     VISIBLE,
-    Burnt,
+    Saturation,
     StageFacts,
     Views,
     count_pixels,
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def judge_patches(
-    study: Study, views: Views, stages: Mapping[str, StageFacts], burnt: Mapping[str, Burnt]
+    study: Study, views: Views, stages: Mapping[str, StageFacts], saturated: Mapping[str, Saturation]
 ) -> Iterator[Finding]:
     """What stops each patch: the first cause of each, patches with the same one together."""
     if blind := _find_blind(study, views):
@@ -45,7 +45,7 @@ def judge_patches(
     causes: dict[tuple[str, str], list[str]] = {}
     for index, name in enumerate(views.dataset.names):
         cause = _find_cause(index, name, views, stages)
-        if cause is not None and not (cause[0] in burnt and burnt[cause[0]].everywhere):
+        if cause is not None and not (cause[0] in saturated and saturated[cause[0]].everywhere):
             causes.setdefault(cause, []).append(f"patch {name!r}")
     for (path, what), names in causes.items():
         label = ", ".join(names)

@@ -17,9 +17,9 @@ from fpatch.data import TargetSet
 from fpatch.doctor.causes import Finding, judge_patches
 from fpatch.doctor.judgements import (
     ask_stages,
-    judge_burnt,
     judge_numbers,
     judge_pictures,
+    judge_saturated,
     judge_step,
     judge_terms,
     judge_victim,
@@ -27,15 +27,15 @@ from fpatch.doctor.judgements import (
     to_sentence,
 )
 from fpatch.doctor.observations import (
-    Burnt,
+    Saturation,
     StageFacts,
-    find_burnt,
+    find_saturated,
     follow,
     is_placed,
     measure_stage,
     view_patches,
 )
-from fpatch.study.setup import make_parts
+from fpatch.study.setup import set_up
 from fpatch.study.study import Study
 
 
@@ -72,13 +72,13 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     """
     check_number("examine(num_rows)", num_rows, 1)
     study = dataclasses.replace(study, device="cpu")  # it reads what it finds, a number at a time
-    parts = make_parts(study)
+    parts = set_up(study)
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(_choose(dataset, num_rows))
     key = random.fold_in(random.fold_in(parts.initial.key, "train"), 0)
     findings = list(judge_weights(study))
     stages: dict[str, StageFacts] = {}
-    burnt: dict[str, dict[str, Burnt]] = {}
+    saturated: dict[str, dict[str, Saturation]] = {}
     pipeline = parts.objective.pipeline
     try:
         sample = pipeline.sample(key, batch)
@@ -87,11 +87,11 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         findings.append(Finding("error", "train", to_sentence(error)))
     else:
         stages = {path: measure_stage(path, patched, without, gradients, pipeline) for path in pipeline}
-        burnt["train"] = find_burnt(without, batch)
+        saturated["train"] = find_saturated(without, batch)
         views = view_patches(parts, sample, batch, patched, without, gradients)
-        causes = [*judge_patches(study, views, stages, burnt["train"])]
+        causes = [*judge_patches(study, views, stages, saturated["train"])]
         findings += [*causes, *judge_numbers(stages, loss, gradients)]
-        ended = {path for path, b in burnt["train"].items() if b.everywhere}
+        ended = {path for path, b in saturated["train"].items() if b.everywhere}
         if not causes and not ended:
             findings += judge_terms(study, patched, without)
         findings += judge_pictures(views, stages, {f.where for f in causes} | ended)
@@ -99,8 +99,8 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         findings += ask_stages(parts, dataset, key, num_rows)
     for phase, split in (("validation", study.data.validation), ("test", study.data.test)):
         if split is not None:
-            findings += judge_victim(study, parts, parts.dataset.split(split), phase, num_rows, burnt)
-    return Diagnosis(tuple(_merge([*judge_burnt(burnt), *findings])), stages)
+            findings += judge_victim(study, parts, parts.dataset.split(split), phase, num_rows, saturated)
+    return Diagnosis(tuple(_merge([*judge_saturated(saturated), *findings])), stages)
 
 
 def _choose(dataset: TargetSet, num_rows: int) -> list[int]:

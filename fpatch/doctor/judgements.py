@@ -11,20 +11,20 @@ from fpatch.core.types import Batch, Values
 from fpatch.data import TargetSet
 from fpatch.doctor.causes import Finding
 from fpatch.doctor.observations import (
-    Burnt,
+    Saturation,
     StageFacts,
     Trace,
     Views,
     count_pixels,
     count_placed,
-    find_burnt,
+    find_saturated,
     is_placed,
 )
 from fpatch.evaluation.blocks import blocks
 from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
 from fpatch.optim.step import make_step
-from fpatch.study.setup import Parts
+from fpatch.study.setup import Setup
 from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
 
@@ -114,10 +114,10 @@ def judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: se
             yield Finding("warning", path, what)
 
 
-def judge_burnt(burnt: Mapping[str, Mapping[str, Burnt]]) -> Iterator[Finding]:
+def judge_saturated(saturated: Mapping[str, Mapping[str, Saturation]]) -> Iterator[Finding]:
     """One finding for each stage, whatever the number of phases."""
-    for path in dict.fromkeys(p for stages in burnt.values() for p in stages):
-        phases = {phase: stages[path] for phase, stages in burnt.items() if path in stages}
+    for path in dict.fromkeys(p for stages in saturated.values() for p in stages):
+        phases = {phase: stages[path] for phase, stages in saturated.items() if path in stages}
         worst = max(phases.values(), key=lambda b: b.now)
         what = (
             f"{100 * worst.now:.0f} % of the picture is black or white after it "
@@ -144,7 +144,7 @@ def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Findin
 
 
 def judge_step(
-    study: Study, parts: Parts, batch: Batch, gradients: Mapping[str, Tensor]
+    study: Study, parts: Setup, batch: Batch, gradients: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
     """Take one step, and see whether the parameters that have a gradient moved."""
     pushed = [name for name in parts.initial.params if bool((gradients[f"params/{name}"] != 0).any())]
@@ -161,7 +161,7 @@ def judge_step(
             yield Finding("error", "optimizer", what)
 
 
-def ask_stages(parts: Parts, dataset: TargetSet, key: Tensor, num_rows: int) -> Iterator[Finding]:
+def ask_stages(parts: Setup, dataset: TargetSet, key: Tensor, num_rows: int) -> Iterator[Finding]:
     """Each stage's own checks, on what it reads for every photograph."""
     pipeline = parts.objective.pipeline
     asked = [path for path, n in pipeline.items() if n.stage.definition.check is not None]
@@ -192,13 +192,13 @@ def _shorten(places: list[str]) -> str:
 
 def judge_victim(
     study: Study,
-    parts: Parts,
+    parts: Setup,
     dataset: TargetSet,
     phase: str,
     num_rows: int,
-    burnt: dict[str, dict[str, Burnt]],
+    saturated: dict[str, dict[str, Saturation]],
 ) -> Iterator[Finding]:
-    """The evaluated phase, on a few photographs without a patch; adds what it burns to `burnt`."""
+    """The evaluated phase, on a few photographs without a patch; adds what it burns to `saturated`."""
     pipeline = study.pipeline.at(phase)
     batch = dataset.batch(dataset.image_ids[:num_rows])
     try:
@@ -208,7 +208,7 @@ def judge_victim(
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         yield Finding("error", phase, to_sentence(error))
         return
-    burnt[phase] = find_burnt(trace, batch)
+    saturated[phase] = find_saturated(trace, batch)
     metric = study.evaluate.metric
     right = next((written[metric] for written in trace.values() if metric in written), None)
     if right is None:
@@ -216,11 +216,15 @@ def judge_victim(
     share = float(right.float().mean())
     what = f"without a patch the victim is right in {int(right.sum())} of {len(right)} photographs"
     if share == 0:
-        way = f"mend {next(iter(burnt[phase]))!r} first" if burnt[phase] else "train it, or check the labels"
+        way = (
+            f"mend {next(iter(saturated[phase]))!r} first"
+            if saturated[phase]
+            else "train it, or check the labels"
+        )
         yield Finding("error", phase, f"{what}: there is nothing to attack; {way}")
         return
-    # what the victim can still read is not burnt everywhere
-    burnt[phase] = {path: b._replace(everywhere=False) for path, b in burnt[phase].items()}
+    # what the victim can still read is not saturated everywhere
+    saturated[phase] = {path: b._replace(everywhere=False) for path, b in saturated[phase].items()}
     if share < FOUND_FRAC:
         yield Finding("warning", phase, f"{what}: little is left to measure")
 

@@ -12,7 +12,7 @@ from fpatch.data import TargetSet
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
-from fpatch.study.setup import Parts
+from fpatch.study.setup import Setup
 from fpatch.study.study import Study
 
 VISIBLE = 1 / 510
@@ -78,7 +78,7 @@ class Views(NamedTuple):
         return float((whole.double() * self.shown[name][path][:, None]).norm())
 
 
-class Burnt(NamedTuple):
+class Saturation(NamedTuple):
     """The share of a picture, without a patch, that is black or white before a stage and after it.
 
     Attributes:
@@ -93,7 +93,7 @@ class Burnt(NamedTuple):
 
 
 def follow(
-    study: Study, parts: Parts, sample: Sample, batch: Batch
+    study: Study, parts: Setup, sample: Sample, batch: Batch
 ) -> tuple[Trace, Trace, Loss, dict[str, Tensor]]:
     """What every node writes with the patch and without, the loss, and its gradient.
 
@@ -152,7 +152,7 @@ def measure_stage(
 
 
 def view_patches(
-    parts: Parts,
+    parts: Setup,
     sample: Sample,
     batch: Batch,
     patched: Trace,
@@ -191,9 +191,9 @@ def _leave_out(pipeline: Pipeline, sample: Sample, batch: Batch, patch: int) -> 
     return changed
 
 
-def find_burnt(without: Trace, batch: Batch) -> dict[str, Burnt]:
+def find_saturated(without: Trace, batch: Batch) -> dict[str, Saturation]:
     """The stages that leave little of a picture but black and white, by path."""
-    found: dict[str, Burnt] = {}
+    found: dict[str, Saturation] = {}
     was = _burnt_frac(batch["scene"])
     for path, written in without.items():
         picture = written.get("image", written.get("scene"))
@@ -201,7 +201,7 @@ def find_burnt(without: Trace, batch: Batch) -> dict[str, Burnt]:
             now = _burnt_frac(picture)
             if float(now.mean()) > max(BURNT_FRAC, float(was.mean()) + 0.2):
                 everywhere = bool((now > ALL_BURNT_FRAC).all())
-                found[path] = Burnt(float(was.mean()), float(now.mean()), everywhere)
+                found[path] = Saturation(float(was.mean()), float(now.mean()), everywhere)
             was = now
     return found
 

@@ -7,7 +7,7 @@ import optree
 import torch
 from torch import Tensor
 
-from fpatch.core.tree import device_of, place, take_rows
+from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.evaluation.columns import (
     metric_names,
@@ -46,7 +46,7 @@ def measure(
     assert n <= block, "measure runs one block"
     body = pipeline.without(*pipeline.parameterizations)
     metrics = metric_names(pipeline)
-    filled, padded = place(_pad_rows((sample, batch), block), device_of(conditions))
+    filled, padded = to_device(_pad_rows((sample, batch), block), device_of(conditions))
     results: dict[str, Values] = {}
     for name, patches in conditions.items():
         drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def measure(
                 {**padded, **patches},  # type: ignore[dict-item]
                 want=(*metrics, "image", *keep),
             )
-        values, seen = place(take_rows((values, seen), slice(0, n)), "cpu")
+        values, seen = to_device(take_rows((values, seen), slice(0, n)), "cpu")
         digests = [tensor_digest(image) for image in values["image"]]
         results[name] = values | {"digest": digests, "seen": seen}
     return results

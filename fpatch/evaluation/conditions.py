@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fpatch import random
-from fpatch.core.tree import device_of, place
+from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Params, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.ops.color import luma
@@ -72,7 +72,7 @@ def make_controls(
         if picture.ndim != 3 or len(picture) != 3:
             shape = list(picture.shape)
             raise ValueError(f"make_controls(pictures): {name!r} must be [3, h, w], in color, got {shape}")
-    on_host = place(patches, "cpu")  # whose bits they have on every device
+    on_host = to_device(patches, "cpu")  # whose bits they have on every device
     paths, leaves, tree = optree.tree_flatten_with_path(on_host)
     made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
     for path, patch in zip(paths, leaves, strict=True):
@@ -86,7 +86,7 @@ def make_controls(
         for name, picture in (pictures or {}).items():
             made[name].append(_fit_picture(picture, patch))
     controls = {name: optree.tree_unflatten(tree, entries) for name, entries in made.items()}
-    return place(controls, device_of(patches))
+    return to_device(controls, device_of(patches))
 
 
 def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:

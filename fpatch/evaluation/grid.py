@@ -43,7 +43,7 @@ class Cell(NamedTuple):
     rows: np.ndarray
 
 
-def stratify(
+def evaluate_grid(
     pipeline: Pipeline,
     patch_params: Params,
     dataset: Dataset,
@@ -93,7 +93,7 @@ def stratify(
             num_draws=num_draws,
             block=block,
             conditions=conditions,
-            edit=lambda sample, cell=cell: _place(sample, cell),
+            edit=lambda sample, cell=cell: _set_cell(sample, cell),
             progress=report,
         )
         axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
@@ -108,7 +108,7 @@ def cells_of(
     """The cells of a stratified table, in order.
 
     Args:
-        table: Of `stratify`.
+        table: Of `evaluate_grid`.
         metric: The boolean metric whose failure is a success of the patch.
         axes: Some of the paths: rows that differ in the others only are counted together. None: all.
 
@@ -117,7 +117,9 @@ def cells_of(
     """
     known = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     if not known:
-        raise ValueError("cells_of: the table has no axis; take one that `stratify` or `fpatch grid` made")
+        raise ValueError(
+            "cells_of: the table has no axis; take one that `evaluate_grid` or `fpatch grid` made"
+        )
     chosen = known if axes is None else list(axes)
     for path in chosen:
         if path not in known:
@@ -132,7 +134,7 @@ def cells_of(
     return cells
 
 
-def _place(sample: Sample, cell: Mapping[str, float]) -> Sample:
+def _set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
     """The sample in a cell; what a stage skips at random cannot be stratified."""
     placed = override(sample, cell)
     for path in cell:

@@ -45,7 +45,7 @@ def replay(
     block: int = 16,
     edit: Callable[[Sample], Sample] | None = None,
     keep: Sequence[str] = (),
-    see: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
+    on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Replay:
     """Rerun rows of a table and compare samples, photographs, composed images and results.
@@ -62,7 +62,7 @@ def replay(
         block: Rows that run together, as recorded.
         edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
         keep: Further values [n, ...] to show to `see`, e.g. "image".
-        see: Called with the numbers of some rows and what became of them, as `measure` returns it.
+        on_block: Called with the numbers of some rows and what became of them, as `measure` returns it.
         progress: Called with the rows done and their total.
 
     Raises:
@@ -93,8 +93,8 @@ def replay(
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
             parts.append(found)
-            if see is not None:
-                see(picked, results)
+            if on_block is not None:
+                on_block(picked, results)
         if progress is not None:
             progress(part.stop, len(chosen))
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpatch.core.tree import device_of, place
+from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
 
 
-class Diagnosis(NamedTuple):
+class StageViews(NamedTuple):
     """A batch looked at closely.
 
     Attributes:
@@ -27,7 +27,9 @@ class Diagnosis(NamedTuple):
     without: Values
 
 
-def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Batch, phase: str) -> Diagnosis:
+def view_stages(
+    pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Batch, phase: str
+) -> StageViews:
     """Let every stage that has a `show` look at what it read and wrote, with the patch and without.
 
     It runs where the parameters are; what comes out is on the host.
@@ -42,10 +44,12 @@ def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Ba
     shown: dict[str, Tensor] = {}
     patched, without = dict(batch), dict(batch)
     device = device_of(patch_params)
-    given = place(batch, device)
+    given = to_device(batch, device)
     with torch.no_grad():
-        traces = (pipeline.trace(patch_params, place(s, device), given) for s in (sample, control(sample)))
-        with_patch, with_none = place(tuple(traces), "cpu")
+        traces = (
+            pipeline.trace(patch_params, to_device(s, device), given) for s in (sample, control(sample))
+        )
+        with_patch, with_none = to_device(tuple(traces), "cpu")
     for path, n in pipeline.items():
         patched.update(with_patch[path])
         without.update(with_none[path])
@@ -54,4 +58,4 @@ def diagnose(pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Ba
             views = [{own: v[r] for own, r in names.items() if r in v} for v in (patched, without)]
             for name, value in n.stage.definition.show(n.stage.config, *views).items():
                 shown[f"{path}/{name}"] = torch.as_tensor(value)
-    return Diagnosis(phase, shown, patched, without)
+    return StageViews(phase, shown, patched, without)

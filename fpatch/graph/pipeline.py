@@ -16,7 +16,7 @@ from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.keys import fold_path, row_keys
 from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, stream_path
 from fpatch.graph.stage import ALL
-from fpatch.graph.wiring import check_wiring, filled
+from fpatch.graph.wiring import check_wiring, fill_settings
 
 
 class Pipeline(Mapping[str, Node]):
@@ -27,7 +27,7 @@ class Pipeline(Mapping[str, Node]):
     """
 
     def __init__(self, nodes: Mapping[str, Node], phase: str | None = None) -> None:
-        self._given, self._nodes = dict(nodes), filled(nodes)
+        self._given, self._nodes = dict(nodes), fill_settings(nodes)
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
         check_wiring(self._nodes, phase)

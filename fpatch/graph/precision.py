@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fpatch.core.checks import nearest
-from fpatch.core.resource import live
+from fpatch.core.resource import resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import Stage
@@ -19,7 +19,7 @@ from fpatch.runtime.device import copy_network
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def lighter(
+def reduce_precision(
     pipeline: Pipeline,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     channels_last: bool = False,
@@ -56,7 +56,7 @@ def lighter(
 
 def _lighten(stage: Stage, precision: str, channels_last: bool, recompute: bool) -> Stage:
     inner = stage.definition.apply
-    model = copy_network(live(stage.config.model), _to_channels_last if channels_last else lambda t: t)
+    model = copy_network(resolve(stage.config.model), _to_channels_last if channels_last else lambda t: t)
     for block in _blocks(model) if recompute else ():
         block.forward = _Recomputed(block.forward)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fpatch.core.checks import nearest
 from fpatch.core.registry import identify, register
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.keys import row_keys
 from fpatch.runtime.device import copy_to
@@ -248,7 +248,7 @@ class Stage:
         """
         if self.definition.summary is not None:
             return self
-        settings = {f.name: live(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
+        settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
         networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
         copies = {name: copy_to(model, torch.device(device)) for name, model in networks.items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
@@ -258,7 +258,7 @@ class Stage:
         for f in dataclasses.fields(self.config):
             value = getattr(self.config, f.name)
             for part in value.values() if isinstance(value, Mapping) else (value,):
-                live(part)
+                resolve(part)
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]

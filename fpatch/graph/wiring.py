@@ -9,7 +9,7 @@ from fpatch.graph.stage import ALL
 from fpatch.ops.patches import check_only
 
 
-def filled(nodes: Mapping[str, Node]) -> dict[str, Node]:
+def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
     """The nodes, with those settings left None that follow from the names of the patches.
 
     Raises:

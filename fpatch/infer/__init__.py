@@ -1,6 +1,6 @@
 """Victims as stages, and the detections or logits that they answer."""
 
-from fpatch.graph.precision import lighter
+from fpatch.graph.precision import reduce_precision as lighter
 from fpatch.infer.classifier import classifier
 from fpatch.infer.detector import detector
 from fpatch.infer.ensemble import ensemble

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.infer._boundary import check_victim, run_victim, show_logits
@@ -53,7 +53,7 @@ class TorchvisionDetector:
 def apply(config: TorchvisionDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
     from fpatch.infer._torchvision_dense import FAMILIES, Dense
 
-    model = check_victim("torchvision_detector", live(config.model))
+    model = check_victim("torchvision_detector", resolve(config.model))
     if not isinstance(model, tuple(FAMILIES)):
         known = ", ".join(family.__name__ for family in FAMILIES)
         raise ValueError(

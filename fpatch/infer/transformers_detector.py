@@ -37,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fpatch.core.checks import check_number
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
@@ -97,7 +97,7 @@ class TransformersDetector:
 
 
 def apply(config: TransformersDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
-    model = check_victim("transformers_detector", live(config.model))
+    model = check_victim("transformers_detector", resolve(config.model))
     family, num_labels = family_of(model)
 
     def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fpatch.core.checks import check_number
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.core.tree import constant, is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
@@ -99,7 +99,7 @@ def apply(config: Yolo, patch_params: Params, sample: Sample, values: Values) ->
         dense = DECODERS[config.format](model(fitted), fitted.shape[-2:], config)
         return {**dense, "boxes": (dense["boxes"] - offset) / scale}
 
-    model = check_victim("yolo", live(config.model))
+    model = check_victim("yolo", resolve(config.model))
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
-from fpatch.core.resource import Resource, define_loader, live
+from fpatch.core.resource import Resource, define_loader, resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
 
@@ -137,7 +137,7 @@ def _fresh(config: Torchmetric) -> dict[str, Any]:
     """Copies of the metrics, each on its own: a collection lets some share the state of others."""
     from torchmetrics import MetricCollection
 
-    metric = _check_metric(live(config.metric)).clone()
+    metric = _check_metric(resolve(config.metric)).clone()
     metric.reset()
     if isinstance(metric, MetricCollection):
         return {name: m.clone() for name, m in metric.items(copy_state=True)}

@@ -63,29 +63,29 @@ def _with_aux(
 Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
 
 
-def accumulated(gradient: Gradient, micro_batch: int | None) -> Gradient:
+def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient:
     """The same gradient and loss, from so many rows at a time."""
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         rows = len(batch["image_id"])
         size = micro_batch or rows
         parts = [slice(start, start + size) for start in range(0, rows, size)]
-        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+        return combine([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
 
     return whole
 
 
-def in_shares(gradient: Gradient, processes: int) -> Gradient:
+def sharded_gradient(gradient: Gradient, processes: int) -> Gradient:
     """The same gradient and loss, to the bit those of `reduced` in so many processes."""
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         parts = [Ranks(rank, processes).rows(len(batch["image_id"])) for rank in range(processes)]
-        return average([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+        return combine([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
 
     return whole
 
 
-def reduced(gradient: Gradient, ranks: Ranks) -> Gradient:
+def all_reduced_gradient(gradient: Gradient, ranks: Ranks) -> Gradient:
     """The same gradient and loss, of the rows of all processes, each of which holds its own."""
     if ranks.size == 1:
         return gradient
@@ -94,12 +94,12 @@ def reduced(gradient: Gradient, ranks: Ranks) -> Gradient:
         grads, loss = gradient(params, sample, batch)
         terms = ranks.gather(loss.terms)
         sums = ranks.gather(({name: grad[None] for name, grad in grads.items()}, loss.value[None]))
-        return average([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
+        return combine([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
 
     return whole
 
 
-def average(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
+def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
     """Gradient and loss of all rows from those of some rows each, summed in the order given."""
     counts = [len(next(iter(loss.terms.values()))) for _, loss in parts]
     shares = [count / sum(counts) for count in counts]
@@ -116,7 +116,7 @@ def norm(grads: Params) -> Tensor:
     return torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
 
 
-def uphill(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
+def ascend(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
     """Move by a Euclidean distance along the gradient; nowhere if it is 0."""
     length = norm(grads)
     scale = distance / torch.where(length > 0, length, 1.0)

@@ -15,15 +15,15 @@ from fpatch.optim.schedules import (
     milestones,
     plateau,
     scheduled,
-    stairs,
+    step_decay,
     warmup,
 )
 from fpatch.optim.transforms import (
     Transformation,
     decay_weights,
-    descend,
     momentum,
     scale_by_adam,
+    scale_by_learning_rate,
     scale_by_rms,
     sign,
 )
@@ -167,7 +167,7 @@ def make_optimizer(
         "nifgsm": lambda: (momentum_, sign()),
     }[config.name]()
     ahead = config.momentum if config.name == "nifgsm" else 0.0
-    return descend(torchopt.chain(*links), _rate(config, num_steps, steps_per_epoch), ahead)
+    return scale_by_learning_rate(torchopt.chain(*links), _rate(config, num_steps, steps_per_epoch), ahead)
 
 
 def _rate(config: Optimizer, num_steps: int, steps_per_epoch: Fraction | None) -> Rate:
@@ -182,7 +182,7 @@ def _rate(config: Optimizer, num_steps: int, steps_per_epoch: Fraction | None) -
         "cosine": lambda: cosine(rate, num_steps, final or 0.0),
         "constant": lambda: constant(rate),
         "exponential": lambda: exponential(rate, num_steps, 1e-3 if final is None else final),
-        "step": lambda: stairs(rate, config.fall_every or 1, factor, unit),
+        "step": lambda: step_decay(rate, config.fall_every or 1, factor, unit),
         "multi_step": lambda: milestones(rate, config.milestones, factor, unit),
         "plateau": lambda: constant(rate),
     }[config.schedule]()

@@ -14,15 +14,15 @@ from torchopt.base import GradientTransformation
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.core.tree import device_of, place, take_rows
+from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.functions import Function
 from fpatch.graph.keys import check_uses
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
-from fpatch.optim.gradient import uphill, value_and_grad
+from fpatch.optim.gradient import ascend, value_and_grad
 from fpatch.optim.objective import Loss, Objective
-from fpatch.optim.step import StepInfo, TrainState, finish, point_of_gradient
+from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
 
 PopulationStep = Callable[
     [Sequence[TrainState], Sequence[Batch]], tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]
@@ -115,17 +115,19 @@ def _make_part(
     def part(states: Sequence[TrainState], batches: Sequence[Batch]) -> Iterator[tuple[TrainState, StepInfo]]:
         batch = _join_rows(batches)
         sample = pipeline.sample(_row_keys(states, batch), batch)
-        points = [point_of_gradient(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
-        placed = place((sample, batch), device_of(points))
+        points = [lookahead_params(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
+        placed = to_device((sample, batch), device_of(points))
         grads, terms = gradient(points, *placed)
         if rho:
-            above = [uphill(point, own, rho) for point, own in zip(points, grads, strict=True)]
+            above = [ascend(point, own, rho) for point, own in zip(points, grads, strict=True)]
             grads, _ = gradient(above, *placed)
         b = len(batches[0]["image_id"])
         for i, state in enumerate(states):
             rows = slice(i * b, (i + 1) * b)
             loss = objectives[i].weigh(take_rows(terms, rows))
-            yield finish(pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i])
+            yield apply_gradient(
+                pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i]
+            )
 
     return part
 

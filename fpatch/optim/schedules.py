@@ -41,7 +41,9 @@ def exponential(learning_rate: float, num_steps: int, final_frac: float = 1e-3) 
     return lambda step: learning_rate * (slope * step.float()).exp()
 
 
-def stairs(learning_rate: float, every: int, factor: float, steps_per_unit: Fraction | int = 1) -> Schedule:
+def step_decay(
+    learning_rate: float, every: int, factor: float, steps_per_unit: Fraction | int = 1
+) -> Schedule:
     """Fall by `factor` whenever `every` steps, or units of `steps_per_unit` steps, are over."""
     unit = Fraction(steps_per_unit)
 

@@ -9,12 +9,19 @@ from torchopt.base import GradientTransformation
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.core.tree import device_of, place
+from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Batch, Sample
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.compiled import compiled
-from fpatch.optim.gradient import accumulated, in_shares, norm, reduced, uphill, value_and_grad
+from fpatch.optim.gradient import (
+    accumulate_gradient,
+    all_reduced_gradient,
+    ascend,
+    norm,
+    sharded_gradient,
+    value_and_grad,
+)
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.transforms import Transformation
 from fpatch.runtime.parallel import ALONE, Ranks
@@ -67,7 +74,7 @@ def make_state(
 
     The key stays on the host, where samples are drawn.
     """
-    params = place(objective.pipeline.init(random.fold_in(key, "init")), device)
+    params = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
     return TrainState(params, optimizer.init(params), 0, key)
 
 
@@ -112,24 +119,26 @@ def make_step(
     if compile and transform == "func":
         raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
     minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
-    of_rows = accumulated(value_and_grad(minimized, transform), micro_batch)
-    gradient = reduced(of_rows, ranks) if processes == 1 else in_shares(of_rows, processes)
+    of_rows = accumulate_gradient(value_and_grad(minimized, transform), micro_batch)
+    gradient = (
+        all_reduced_gradient(of_rows, ranks) if processes == 1 else sharded_gradient(of_rows, processes)
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch)
-        point = point_of_gradient(pipeline, optimizer, state)
-        placed = place((sample, batch), device_of(point))
+        point = lookahead_params(pipeline, optimizer, state)
+        placed = to_device((sample, batch), device_of(point))
         grads, loss = gradient(point, *placed)
         if rho:
-            grads, _ = gradient(uphill(point, grads, rho), *placed)
+            grads, _ = gradient(ascend(point, grads, rho), *placed)
         rows = {name: batch[name] for name in ("image_id", "draw")}
-        return finish(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
+        return apply_gradient(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
 
     return step
 
 
-def point_of_gradient(
+def lookahead_params(
     pipeline: Pipeline, optimizer: GradientTransformation, state: TrainState
 ) -> dict[str, Tensor]:
     """Where an optimizer asks for the gradient: at the parameters, or where it looks ahead to."""
@@ -138,7 +147,7 @@ def point_of_gradient(
     return pipeline.project(optimizer.look_ahead(state.params, state.opt_state))
 
 
-def finish(
+def apply_gradient(
     pipeline: Pipeline,
     optimizer: GradientTransformation,
     state: TrainState,

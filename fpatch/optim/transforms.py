@@ -153,7 +153,9 @@ class Transformation(GradientTransformation):
         return self
 
 
-def descend(direction: GradientTransformation, rate: Rate, look_ahead_frac: float = 0.0) -> Transformation:
+def scale_by_learning_rate(
+    direction: GradientTransformation, rate: Rate, look_ahead_frac: float = 0.0
+) -> Transformation:
     """Follow a direction, downwards.
 
     Args:

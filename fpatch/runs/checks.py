@@ -43,7 +43,7 @@ def check_study(run: Run, study: Study) -> list[str]:
     return said
 
 
-def warn(run: Run, differences: Sequence[str], processes: int) -> None:
+def warn_if_inexact(run: Run, differences: Sequence[str], processes: int) -> None:
     """Say what keeps a run that so many processes go on with from the bits of an uninterrupted one."""
     recorded = run.stretches()
     if set(recorded) != {processes}:

@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fpatch.core.progress import Report, silent
+from fpatch.core.progress import Progress, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import Success, of_objects, scalars, success
 from fpatch.graph.pipeline import Pipeline
-from fpatch.runs.figures import diagnose_first_block, log_diagnostics, make_figure, picture_effects
+from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log
 from fpatch.runs.opening import open_run
 from fpatch.runtime.device import deterministic_algorithms
-from fpatch.study.setup import make_parts
+from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
 from fpatch.study.study import Study
 
@@ -28,7 +28,7 @@ def evaluate_run(
     folder: str | Path,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    report: Report = silent,
+    on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out photographs, and add the table, figures and rates to its folder.
@@ -37,14 +37,14 @@ def evaluate_run(
         folder: The run.
         split: Which split of the study's data.
         checkpoint: Name of a checkpoint.
-        report: Told of progress.
+        on_progress: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
     with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
         metric, table = study.evaluate.metric, table_name(split, checkpoint)
         last_step = run.checkpoint_step("last")
-        result = evaluate_split(study, trained.params, dataset, split, report)
+        result = evaluate_split(study, trained.params, dataset, split, on_progress)
         run.save_evaluation(table, result, study.execution(study.evaluate.block))
         rates = success(result.table, metric)
         facts = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
@@ -52,8 +52,8 @@ def evaluate_run(
         log = open_study_log(study, run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
-            diagnosis = diagnose_first_block(study, trained.params, dataset, result.table, split)
-            log_diagnostics(study, last_step, diagnosis, dataset.class_names, log, table)
+            diagnosis = view_first_block(study, trained.params, dataset, result.table, split)
+            log_stage_views(study, last_step, diagnosis, dataset.class_names, log, table)
             run.write_image(f"figures/{table}.png", make_figure(study, diagnosis, dataset.class_names))
             figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(f"figures/{table}-effects.png", figure)
@@ -104,7 +104,7 @@ def load_trained(
         resources: Live objects by "path/setting" of the pipeline.
     """
     run, study = open_run(folder, resources)
-    parts = make_parts(study)
+    parts = set_up(study)
     check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))

@@ -10,7 +10,7 @@ from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation.rates import effects
 from fpatch.evaluation.replaying import logged_rows
-from fpatch.evaluation.stage_views import Diagnosis, diagnose
+from fpatch.evaluation.stage_views import StageViews, view_stages
 from fpatch.log import Log
 from fpatch.study.study import Study
 from fpatch.viz.side_by_side import Panel, side_by_side
@@ -19,8 +19,8 @@ _PICTURED = 3
 """Rows at either end of the effects of which there is an image."""
 
 
-def log_diagnostics(
-    study: Study, step: int, diagnosis: Diagnosis, names: Sequence[str], log: Log, table: str
+def log_stage_views(
+    study: Study, step: int, diagnosis: StageViews, names: Sequence[str], log: Log, table: str
 ) -> None:
     """What every stage has to show, and a figure of what the victim says, under the name of the table."""
     for name, value in diagnosis.shown.items():
@@ -34,13 +34,13 @@ def log_diagnostics(
     log.images(step, {f"{table}/control and patched": make_figure(study, diagnosis, names)})
 
 
-def diagnose_first_block(
+def view_first_block(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
-) -> Diagnosis:
+) -> StageViews:
     """The first block of an evaluation, looked at closely."""
     rows = slice(0, study.evaluate.block)
     sample, batch = logged_rows(dataset, table, rows, study.place)
-    return diagnose(study.placed.at(phase), params, sample, batch, phase)
+    return view_stages(study.placed.at(phase), params, sample, batch, phase)
 
 
 def picture_effects(
@@ -52,7 +52,7 @@ def picture_effects(
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
-    diagnosis = diagnose(study.placed.at(phase), params, sample, batch, phase)
+    diagnosis = view_stages(study.placed.at(phase), params, sample, batch, phase)
     captions = [f"patch, score {_change(float(effect[row]))}" for row in rows]
     return make_figure(study, diagnosis, dataset.class_names, captions)
 
@@ -64,7 +64,7 @@ def _change(effect: float) -> str:
 
 
 def make_figure(
-    study: Study, diagnosis: Diagnosis, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
+    study: Study, diagnosis: StageViews, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
 ) -> torch.Tensor:
     """Control and patched images side by side, with what the victim says of them; a row per caption."""
 

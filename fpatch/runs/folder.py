@@ -30,7 +30,7 @@ from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.values import to_json, to_png
 from fpatch.optim.step import TrainState
 from fpatch.runs.checkpoints import state_bytes, unshared
-from fpatch.runs.locks import HeldError, RunError, hold, new_folder
+from fpatch.runs.locks import LockedError, RunError, lock, new_folder
 from fpatch.runs.tables import read_table, write_table
 from fpatch.runtime.execution import Execution
 
@@ -318,7 +318,7 @@ class Run:
         Raises:
             HeldError: If another process holds it.
         """
-        with hold(self.folder, HeldError, "written"):
+        with lock(self.folder, LockedError, "written"):
             for path in self.folder.rglob("*.tmp"):
                 path.unlink()
             yield

@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
-from fpatch.core.progress import Report
+from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
-from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, stratify
+from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, evaluate_grid
 from fpatch.evaluation.rates import effects
 from fpatch.evaluation.replaying import logged_rows
-from fpatch.evaluation.stage_views import diagnose
+from fpatch.evaluation.stage_views import view_stages
 from fpatch.runs.evaluating import Trained, load_trained, table_name
 from fpatch.runs.figures import make_figure
 from fpatch.runs.folder import Run
@@ -29,12 +29,12 @@ _PICTURED = 3
 """Cells at either end of which there is an image."""
 
 
-def stratify_run(
+def evaluate_grid_run(
     folder: str | Path,
     grid: Grid,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    report: Report = lambda task, done, total, note: None,
+    on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
 ) -> tuple[Run, list[Cell]]:
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
@@ -48,14 +48,14 @@ def stratify_run(
         grid: Values by path.
         split: Which split of the study's data.
         checkpoint: Name of a checkpoint.
-        report: Told of progress.
+        on_progress: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
     with load_trained(folder, split, checkpoint, resources) as trained:
         run, study = trained.run, trained.study
         key = evaluation_key(study, split)
         made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
-        result = stratify(
+        result = evaluate_grid(
             trained.pipeline,
             trained.params,
             trained.dataset,
@@ -64,7 +64,7 @@ def stratify_run(
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
             conditions={name: made[name] for name in (PATCH, NONE, "noise")},
-            progress=lambda done, total: report(f"grid ({split})", done, total, ""),
+            progress=lambda done, total: on_progress(f"grid ({split})", done, total, ""),
         )
         name = f"{table_name(split, checkpoint)}-grid"
         cells = cells_of(result.table, study.evaluate.metric)
@@ -102,5 +102,5 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
-    diagnosis = diagnose(trained.pipeline, trained.params, sample, batch, "test")
+    diagnosis = view_stages(trained.pipeline, trained.params, sample, batch, "test")
     return make_figure(trained.study, diagnosis, trained.dataset.class_names, captions)

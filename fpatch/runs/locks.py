@@ -12,12 +12,12 @@ class RunError(ValueError):
     """A run folder that cannot be used as it is."""
 
 
-class HeldError(RunError):
+class LockedError(RunError):
     """A folder that another process writes to."""
 
 
 @contextmanager
-def hold(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
+def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
     """Hold a folder for one process, and raise the error if another does what is said to it."""
     with (folder / ".lock").open("w") as file:
         try:

@@ -23,7 +23,7 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
 
 
 @contextmanager
-def recreated(recorded: Execution, study: Study) -> Iterator[list[str]]:
+def recorded_execution(recorded: Execution, study: Study) -> Iterator[list[str]]:
     """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
     here = describe_device(study.place)
     with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):

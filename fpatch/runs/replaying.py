@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fpatch.core.progress import Report, silent
-from fpatch.core.tree import place
+from fpatch.core.progress import Progress, silent
+from fpatch.core.tree import to_device
 from fpatch.core.types import Values
 from fpatch.evaluation.replaying import Replay, replay
 from fpatch.graph.samples import override
@@ -19,8 +19,8 @@ from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
-from fpatch.runs.opening import open_run, recreated
-from fpatch.study.setup import make_loader, make_parts, make_training_step
+from fpatch.runs.opening import open_run, recorded_execution
+from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
 
 
@@ -51,12 +51,12 @@ def replay_run(
     folder: str | Path,
     rows: slice | None = None,
     table: str = "test",
-    report: Report = silent,
+    on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
     *,
     edits: Mapping[str, float | Tensor] | None = None,
     keep: Sequence[str] = (),
-    see: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
+    on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
 ) -> tuple[Replay, list[str]]:
     """Rerun evaluated rows from their logged samples, in the recorded execution.
 
@@ -64,11 +64,11 @@ def replay_run(
         folder: The run.
         rows: Of the table; None for all.
         table: Its name.
-        report: Told of progress.
+        on_progress: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
         edits: Values to take instead of the sampled ones, by path, as `fpatch.override` takes them.
         keep: Further values to show to `see`, e.g. "image".
-        see: Called with the numbers of some rows, and with what became of them under every condition.
+        on_block: Called with the numbers of some rows, and with what became of them under every condition.
 
     Returns:
         What came out, and what of the environment is not as recorded, a sentence each.
@@ -82,18 +82,18 @@ def replay_run(
         raise ValueError(
             f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
         )
-    with recreated(recorded, study) as differences:
+    with recorded_execution(recorded, study) as differences:
         result = replay(
             study.placed.at(split),
-            place(run.load_conditions(table), study.place),
+            to_device(run.load_conditions(table), study.place),
             dataset,
             logged,
             chosen,
             block=recorded.block,
             edit=(lambda sample: override(sample, edits)) if edits else None,
             keep=keep,
-            see=see,
-            progress=lambda done, total: report("replaying", done, total, ""),
+            on_block=on_block,
+            progress=lambda done, total: on_progress("replaying", done, total, ""),
         )
     return result, differences
 
@@ -110,7 +110,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
         ValueError: If there is no record of that update.
     """
     run, study = open_run(folder, resources)
-    parts = make_parts(study)
+    parts = set_up(study)
     logged = logged_scalars(run, number)
     start = max((s for s in run.checkpoint_steps() if s < number), default=None)
     if start is None:
@@ -118,7 +118,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
     state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
     processes, at_start = run.processes_at(number), run.processes_at(start + 1)
     step = make_training_step(study, parts, processes=processes)
-    with recreated(run.execution, study) as differences:
+    with recorded_execution(run.execution, study) as differences:
         if at_start != processes:
             differences.append(
                 f"processes: {at_start} made update {start + 1}, {processes} made update {number}; restore "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fpatch.core.progress import Report, silent
+from fpatch.core.progress import Progress, silent
 from fpatch.data import Loader
 from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.rates import scalars, standard_errors
@@ -21,15 +21,15 @@ from fpatch.log import Log
 from fpatch.optim.loop import find_bad_row, fit
 from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.checkpoints import state_bytes
-from fpatch.runs.checks import check_data, check_study, data_digests, warn
-from fpatch.runs.figures import diagnose_first_block, log_diagnostics
+from fpatch.runs.checks import check_data, check_study, data_digests, warn_if_inexact
+from fpatch.runs.figures import log_stage_views, view_first_block
 from fpatch.runs.folder import Run, describe_environment
 from fpatch.runs.logging import log_study, open_study_log, step_scalars
-from fpatch.runs.opening import open_run, recreated
+from fpatch.runs.opening import open_run, recorded_execution
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
-from fpatch.study.dry_run import rehearse_parts
-from fpatch.study.setup import Parts, make_loader, make_parts, make_training_step
+from fpatch.study.dry_run import dry_run_setup
+from fpatch.study.setup import Setup, make_loader, make_training_step, set_up
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
 
@@ -63,9 +63,9 @@ def train_in(
     study: Study,
     start: TrainState | None = None,
     until: int | None = None,
-    report: Report = silent,
+    on_progress: Progress = silent,
     *,
-    parts: Parts | None = None,
+    parts: Setup | None = None,
     steps: Steps | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
@@ -76,7 +76,7 @@ def train_in(
         study: What to train; if the folder is there already, the one that it was made from.
         start: The state to begin with; None: the study's own.
         until: Updates after which to end; None: `train.num_steps`, which schedules count on in any case.
-        report: Told of progress.
+        on_progress: Told of progress.
         parts: Those of the study, where they are there already.
         steps: Who takes the steps; None: this study alone, by `fit`.
         ranks: The processes that train together, each of which calls this. Process 0 writes the folder and
@@ -85,7 +85,7 @@ def train_in(
     Raises:
         RunError: As for `resume`, and if the folder was begun with another study.
     """
-    parts = parts or make_parts(study)
+    parts = parts or set_up(study)
     digests = data_digests(study, parts.dataset)
     run = Run(folder)
     if not ranks.rank and not (run.folder / "config.json").is_file():
@@ -96,8 +96,8 @@ def train_in(
     check_data(run, digests)
     changed = check_study(run, study)
     held = nullcontext() if ranks.rank else run.locked()
-    with held, recreated(run.execution, study) as differences:
-        warn(run, changed + differences, ranks.size)
+    with held, recorded_execution(run.execution, study) as differences:
+        warn_if_inexact(run, changed + differences, ranks.size)
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
             state, facts = run.load_checkpoint("last", parts.initial)
@@ -108,11 +108,11 @@ def train_in(
             _follow(study, parts, state, ranks, until)
         else:
             yield from _train(
-                study, parts, run, state, facts, resume_step, report, ranks, until=until, steps=steps
+                study, parts, run, state, facts, resume_step, on_progress, ranks, until=until, steps=steps
             )
 
 
-def train(study: Study, report: Report = silent) -> Run:
+def train(study: Study, on_progress: Progress = silent) -> Run:
     """Train, and leave a run folder.
 
     Started by torchrun, or in the workers of Ray Train, all processes train one patch together, and process 0
@@ -128,9 +128,9 @@ def train(study: Study, report: Report = silent) -> Run:
     """
     with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
-        parts = make_parts(study)
+        parts = set_up(study)
         make_loader(study, parts, ranks)  # refuses a batch that is too small for all
-        rehearse_parts(study, parts)
+        dry_run_setup(study, parts)
         if ranks.rank:
             run = Run(ranks.tell(""))
             _follow(study, parts, parts.initial, ranks)
@@ -140,11 +140,13 @@ def train(study: Study, report: Report = silent) -> Run:
         run = Run.create(study.log.runs, study.name, study.config, environment)
         ranks.tell(str(run.folder))
         with run.locked():
-            _finish(_train(study, parts, run, parts.initial, {}, None, report, ranks))
+            _finish(_train(study, parts, run, parts.initial, {}, None, on_progress, ranks))
     return run
 
 
-def resume(folder: str | Path, report: Report = silent, resources: Mapping[str, Any] | None = None) -> Run:
+def resume(
+    folder: str | Path, on_progress: Progress = silent, resources: Mapping[str, Any] | None = None
+) -> Run:
     """Go on with a run that was stopped, from its last checkpoint; its patch will be the uninterrupted one's.
 
     Raises:
@@ -153,18 +155,18 @@ def resume(folder: str | Path, report: Report = silent, resources: Mapping[str, 
     """
     run, study = open_run(folder, resources)
     with joined(device=study.device) as ranks:
-        parts = make_parts(study)
+        parts = set_up(study)
         check_data(run, data_digests(study, parts.dataset))
         held = nullcontext() if ranks.rank else run.locked()
-        with held, recreated(run.execution, study) as differences:
-            warn(run, differences, ranks.size)
+        with held, recorded_execution(run.execution, study) as differences:
+            warn_if_inexact(run, differences, ranks.size)
             state, facts = parts.initial, {}
             if run.has_checkpoint("last"):
                 state, facts = run.load_checkpoint("last", parts.initial)
             if ranks.rank:
                 _follow(study, parts, state, ranks)
             else:
-                _finish(_train(study, parts, run, state, facts, state.step, report, ranks))
+                _finish(_train(study, parts, run, state, facts, state.step, on_progress, ranks))
     return run
 
 
@@ -184,7 +186,7 @@ def _together(
         yield after, info
 
 
-def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks, until: int | None = None) -> None:
+def _follow(study: Study, parts: Setup, state: TrainState, ranks: Ranks, until: int | None = None) -> None:
     """Take part in the steps of process 0, and stop where it stops."""
     num_steps = study.train.num_steps if until is None else until
     step, loader = make_training_step(study, parts, ranks), make_loader(study, parts, ranks)
@@ -196,12 +198,12 @@ def _follow(study: Study, parts: Parts, state: TrainState, ranks: Ranks, until: 
 
 def _train(
     study: Study,
-    parts: Parts,
+    parts: Setup,
     run: Run,
     state: TrainState,
     facts: dict[str, Any],
     resume_step: int | None,
-    report: Report,
+    on_progress: Progress,
     ranks: Ranks = ALONE,
     until: int | None = None,
     steps: Steps | None = None,
@@ -231,10 +233,10 @@ def _train(
                 raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
             state = after
             log.scalars(state.step, step_scalars(info))
-            report("training", state.step, num_steps, f"loss {float(info.loss):.4f}")
+            on_progress("training", state.step, num_steps, f"loss {float(info.loss):.4f}")
             at_end = state.step == num_steps
             if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
-                facts, measured = _validate(study, parts, run, log, state, facts, report)
+                facts, measured = _validate(study, parts, run, log, state, facts, on_progress)
                 at_end = bool((yield measured)) or at_end
             if at_end or state.step % settings.checkpoint_every == 0:
                 _checkpoint(run, log, state, facts)
@@ -262,17 +264,23 @@ def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any])
 
 
 def _validate(
-    study: Study, parts: Parts, run: Run, log: Log, state: TrainState, facts: dict[str, Any], report: Report
+    study: Study,
+    parts: Setup,
+    run: Run,
+    log: Log,
+    state: TrainState,
+    facts: dict[str, Any],
+    on_progress: Progress,
 ) -> tuple[dict[str, Any], Measured]:
     """Evaluate on the validation split, log it, and keep the best checkpoint; returns the new facts, too."""
     assert study.data.validation is not None
     dataset = parts.dataset.split(study.data.validation)
-    result = evaluate_split(study, state.params, dataset, "validation", report)
+    result = evaluate_split(study, state.params, dataset, "validation", on_progress)
     run.save_evaluation(f"validation-{state.step:08d}", result, study.execution(study.evaluate.block))
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
-    diagnosis = diagnose_first_block(study, state.params, dataset, result.table, "validation")
-    log_diagnostics(study, state.step, diagnosis, dataset.class_names, log, "validation")
+    diagnosis = view_first_block(study, state.params, dataset, result.table, "validation")
+    log_stage_views(study, state.step, diagnosis, dataset.class_names, log, "validation")
     value = found[study.evaluate.best]
     if not facts or math.isnan(facts["best"]) or value > facts["best"]:
         facts = {"best": value, "best_step": state.step}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fpatch.core.files import write_atomic
-from fpatch.core.progress import Report
-from fpatch.core.tree import place
+from fpatch.core.progress import Progress
+from fpatch.core.tree import to_device
 from fpatch.data import TargetSet
 from fpatch.evaluation.columns import tensor_digest
 from fpatch.evaluation.conditions import (
@@ -25,7 +25,7 @@ def transfer_runs(
     also: Sequence[str | Path] = (),
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    report: Report = lambda task, done, total, note: None,
+    on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
 ) -> Transfer:
     """The same for runs, by the names of their folders.
@@ -35,7 +35,7 @@ def transfer_runs(
         also: Runs whose patches are measured too, as of one that was trained on several victims.
         split: Which.
         checkpoint: Name of a checkpoint, in every run.
-        report: Told of progress.
+        on_progress: Told of progress.
         resources: Live objects by "path/setting" of the pipelines.
 
     Raises:
@@ -60,13 +60,13 @@ def transfer_runs(
         study = found[0].study
         return transfer(
             {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
-            place({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
+            to_device({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
             found[0].dataset,
             evaluation_key(study, split),
             metric=study.evaluate.metric,
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
-            progress=lambda done, total: report("transfer", done, total, ""),
+            progress=lambda done, total: on_progress("transfer", done, total, ""),
         )
 
 

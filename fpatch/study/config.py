@@ -11,7 +11,7 @@ from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
 from fpatch.optim.optimizer import Optimizer
-from fpatch.study.settings import Data, Evaluate, Goal, Logging, Train
+from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 from fpatch.study.study import Study
 
 
@@ -80,8 +80,8 @@ def study_from_config(
         if name not in config:
             raise ValueError(f"the section [{name}] is required")
     sections = {
-        "name": str, "seed": int, "device": str, "data": Data, "objective": Goal, "optimizer": Optimizer,
-        "train": Train, "evaluate": Evaluate, "log": Logging,
+        "name": str, "seed": int, "device": str, "data": DataConfig, "objective": ObjectiveConfig,
+        "optimizer": Optimizer, "train": TrainConfig, "evaluate": EvaluateConfig, "log": LogConfig,
     }  # fmt: skip
     decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
     decoded.setdefault("name", "study")

@@ -4,7 +4,7 @@ import torch
 
 from fpatch import random
 from fpatch.core.checks import nearest
-from fpatch.core.tree import place
+from fpatch.core.tree import to_device
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import scalars
 from fpatch.optim.gradient import value_and_grad
@@ -12,12 +12,12 @@ from fpatch.optim.loop import find_bad_row
 from fpatch.optim.objective import check_terms
 from fpatch.optim.step import StepInfo
 from fpatch.runtime.device import deterministic_algorithms
-from fpatch.study.setup import Parts, make_parts
+from fpatch.study.setup import Setup, set_up
 from fpatch.study.splits import check_metric
 from fpatch.study.study import Study
 
 
-def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
+def dry_run(study: Study) -> tuple[Setup, dict[str, float]]:
     """Train and validate on a few photographs, and leave nothing.
 
     Returns:
@@ -27,11 +27,11 @@ def rehearse(study: Study) -> tuple[Parts, dict[str, float]]:
         ValueError: For anything wrong in the study.
     """
     with deterministic_algorithms(study.train.deterministic):
-        parts = make_parts(study)
-        return parts, rehearse_parts(study, parts)
+        parts = set_up(study)
+        return parts, dry_run_setup(study, parts)
 
 
-def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:
+def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     """Train and validate on a few photographs: what is wrong shows before a folder is made.
 
     Returns:
@@ -46,7 +46,7 @@ def rehearse_parts(study: Study, parts: Parts) -> dict[str, float]:
     batch = dataset.batch(dataset.image_ids[:3], device=study.place)
     sample = parts.objective.pipeline.sample(key, batch)
     gradient = value_and_grad(parts.objective)
-    _, loss = gradient(parts.initial.params, *place((sample, batch), study.place))
+    _, loss = gradient(parts.initial.params, *to_device((sample, batch), study.place))
     rows = len(batch["image_id"])
     if all(term.shape == (rows,) for term in loss.terms.values()):
         info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))

@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 
 from fpatch.core.checks import check_number
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.data import TargetSet, image_file, targets
 from fpatch.evaluation.conditions import check_control_name
 from fpatch.optim.compiled import COMPILE_MODES
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """The photographs; see `fpatch.data.targets`.
 
     Attributes:
@@ -60,7 +60,7 @@ class Data:
             resident=self.resident,
         )
 
-    def pinned(self, root: Path) -> "Data":
+    def pinned(self, root: Path) -> "DataConfig":
         """The same with absolute paths; relative ones start at `root`."""
         paths = {n: getattr(self, n) for n in ("placements", "objects", "root")}
         found = {n: str((root / Path(p).expanduser()).resolve()) for n, p in paths.items() if p is not None}
@@ -68,7 +68,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Goal:
+class ObjectiveConfig:
     """What is minimized.
 
     Attributes:
@@ -81,7 +81,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """How long, and in what pieces.
 
     Attributes:
@@ -127,7 +127,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     """How the patch is measured.
 
     Attributes:
@@ -155,7 +155,7 @@ class Evaluate:
         for name in self.controls:
             check_control_name("evaluate.controls", name)
 
-    def pinned(self, root: Path) -> "Evaluate":
+    def pinned(self, root: Path) -> "EvaluateConfig":
         """The same with the digests of the controls' files; relative paths start at `root`."""
         found = {
             n: (Resource(image_file.name, c) if isinstance(c, str) else c).pinned(root)
@@ -167,11 +167,11 @@ class Evaluate:
     def pictures(self) -> dict[str, torch.Tensor]:
         """The images of the controls, [3, h, w] in 0..1."""
         made = {n: image_file(c) if isinstance(c, str) else c for n, c in self.controls.items()}
-        return {name: live(control) for name, control in made.items()}
+        return {name: resolve(control) for name, control in made.items()}
 
 
 @dataclass(frozen=True)
-class Logging:
+class LogConfig:
     """Where records go; `records.jsonl` in the run folder is always written.
 
     Attributes:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.data import Loader, TargetSet
-from fpatch.graph.precision import lighter
+from fpatch.graph.precision import reduce_precision
 from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import make_optimizer
 from fpatch.optim.step import Step, TrainState, make_state, make_step
@@ -14,7 +14,7 @@ from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study.study import Study
 
 
-class Parts(NamedTuple):
+class Setup(NamedTuple):
     """What a study is turned into to be run."""
 
     dataset: TargetSet
@@ -23,7 +23,7 @@ class Parts(NamedTuple):
     initial: TrainState
 
 
-def make_parts(study: Study, shared: Parts | None = None) -> Parts:
+def set_up(study: Study, shared: Setup | None = None) -> Setup:
     """Open the data, and make the objective, the optimizer and the state before the first step.
 
     Args:
@@ -46,7 +46,7 @@ def make_parts(study: Study, shared: Parts | None = None) -> Parts:
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
     initial = make_state(objective, optimizer, random.key(study.seed), study.place)
     _check_names(study, dataset)
-    return Parts(dataset, objective, optimizer, initial)
+    return Setup(dataset, objective, optimizer, initial)
 
 
 def make_objective(study: Study) -> Objective:
@@ -65,7 +65,9 @@ def make_objective(study: Study) -> Objective:
                 f"{phases} only; leave out its phases, or add 'train' to them"
             )
     t = study.train
-    return Objective(lighter(pipeline, t.precision, t.channels_last, t.recompute), study.objective.weights)
+    return Objective(
+        reduce_precision(pipeline, t.precision, t.channels_last, t.recompute), study.objective.weights
+    )
 
 
 def _check_names(study: Study, dataset: TargetSet) -> None:
@@ -89,13 +91,13 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
             )
 
 
-def make_loader(study: Study, parts: Parts, ranks: Ranks = ALONE) -> Loader:
+def make_loader(study: Study, parts: Setup, ranks: Ranks = ALONE) -> Loader:
     """The batches of a training: those rows of each that this process holds."""
     dataset, key = parts.dataset.split(study.data.train), random.fold_in(parts.initial.key, "data")
     return Loader(dataset, key, study.train.batch_size, study.train.replace, study.place, ranks)
 
 
-def make_training_step(study: Study, parts: Parts, ranks: Ranks = ALONE, processes: int = 1) -> Step:
+def make_training_step(study: Study, parts: Setup, ranks: Ranks = ALONE, processes: int = 1) -> Step:
     """The update of a training; `ranks` and `processes` are those of `fpatch.optim.step.make_step`."""
     return make_step(
         parts.objective,

@@ -4,7 +4,7 @@ import torch
 
 from fpatch import random
 from fpatch.core.checks import nearest
-from fpatch.core.progress import Report
+from fpatch.core.progress import Progress
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation.columns import metric_names
@@ -13,7 +13,7 @@ from fpatch.study.study import Study
 
 
 def evaluate_split(
-    study: Study, params: Params, dataset: TargetSet, split: str, report: Report
+    study: Study, params: Params, dataset: TargetSet, split: str, on_progress: Progress
 ) -> Evaluation:
     """Evaluate these parameters on the photographs of a split, whose name is that of the phase too."""
     return evaluate(
@@ -24,7 +24,7 @@ def evaluate_split(
         num_draws=study.evaluate.num_draws,
         block=study.evaluate.block,
         pictures=study.evaluate.pictures,
-        progress=lambda done, total: report(f"evaluating ({split})", done, total, ""),
+        progress=lambda done, total: on_progress(f"evaluating ({split})", done, total, ""),
     )
 
 

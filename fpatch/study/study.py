@@ -13,7 +13,7 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
 from fpatch.runtime.device import check_device, describe_device, find_device
 from fpatch.runtime.execution import Execution
-from fpatch.study.settings import Data, Evaluate, Goal, Logging, Train
+from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Study:
     """
 
     name: str
-    data: Data
+    data: DataConfig
     pipeline: Pipeline
-    objective: Goal
+    objective: ObjectiveConfig
     seed: int = 0
     device: str = "auto"
     optimizer: Optimizer = field(default_factory=Optimizer)
-    train: Train = field(default_factory=Train)
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    log: Logging = field(default_factory=Logging)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         if not self.name or self.name != Path(self.name).name:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fpatch import random
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.create._shapes import check_names, view_patches
@@ -51,7 +51,7 @@ def init(config: Generator, key: Tensor) -> dict[str, Tensor]:
 
 
 def apply(config: Generator, patch_params: Params, sample: Sample, values: Values) -> Values:
-    model = _check_model(live(config.model))
+    model = _check_model(resolve(config.model))
     frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def generated(name: str) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import check_range
-from fpatch.core.resource import Resource, live
+from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Params, Range, Sample, Values
 from fpatch.create._shapes import (
     Shapes,
@@ -55,7 +55,7 @@ class Pixels:
 
 
 def init(config: Pixels, key: Tensor) -> dict[str, Tensor]:
-    images = {name: _as_pixels(name, live(image)) for name, image in config.images.items()}
+    images = {name: _as_pixels(name, resolve(image)) for name, image in config.images.items()}
     return project(config, draw_uniform(key, config.shapes, config.start) | images)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fpatch.core.resource import Resource, define_loader, live
+from fpatch.core.resource import Resource, define_loader, resolve
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
@@ -29,7 +29,7 @@ class Mask:
 
 def apply(config: Mask, patch_params: Params, sample: Sample, values: Values) -> Values:
     like = next(iter(values["patch"].values()))
-    return {"masks": {name: _as_mask(name, live(m), like) for name, m in config.masks.items()}}
+    return {"masks": {name: _as_mask(name, resolve(m), like) for name, m in config.masks.items()}}
 
 
 def _as_mask(name: str, given: float | Tensor, like: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 from fpatch.core.files import write_atomic
 from fpatch.core.version import __version__
-from fpatch.runs.locks import RunError, hold, new_folder
-from fpatch.tune.search.proposers import Seen
+from fpatch.runs.locks import RunError, lock, new_folder
+from fpatch.tune.search.proposers import Observation
 
 FORMAT = 1
 """Version of the layout; a reader refuses another one."""
@@ -99,11 +99,11 @@ class Entry(NamedTuple):
         """The standard error of the last evaluation; NaN where that is not known."""
         return self.points[-1].error if self.points else math.nan
 
-    def seen(self, sign: float) -> Seen:
+    def seen(self, sign: float) -> Observation:
         """What a search may know: the objective times `sign`."""
         if self.outcome is None:
-            return Seen(self.trial.settings)
-        return Seen(self.trial.settings, sign * self.value, self.error)
+            return Observation(self.trial.settings)
+        return Observation(self.trial.settings, sign * self.value, self.error)
 
 
 class Journal:
@@ -226,7 +226,7 @@ class Journal:
         Raises:
             RunError: If another process holds it.
         """
-        with hold(self.folder, RunError, "run"):
+        with lock(self.folder, RunError, "run"):
             yield
 
     def _path(self, name: str, suffix: str) -> Path:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from fpatch.core.files import file_digest
-from fpatch.core.progress import Report
+from fpatch.core.progress import Progress
 from fpatch.core.schema import flatten
 from fpatch.log import Log, Records, open_log
 from fpatch.tune.folder.journal import Entry, Journal
@@ -26,9 +26,9 @@ class SweepLog:
     the journal, so that what a kill kept from being written is written when the sweep goes on.
     """
 
-    def __init__(self, journal: Journal, plan: Plan, report: Report) -> None:
+    def __init__(self, journal: Journal, plan: Plan, on_progress: Progress) -> None:
         """Begin, or go on with, the log of a sweep."""
-        self._journal, self._plan, self._report = journal, plan, report
+        self._journal, self._plan, self._report = journal, plan, on_progress
         self._linked: set[str] = set()
         self._no_link_before = 0.0
         folder, settings = journal.folder, plan.study.log

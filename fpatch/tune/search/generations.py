@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.tune.search.proposers import Seen, propose_random
+from fpatch.tune.search.proposers import Observation, propose_random
 from fpatch.tune.search.space import Choice, Settings, Space
 
 _SHARE = 0.25
@@ -53,7 +53,7 @@ class Child(NamedTuple):
     generation: int
 
 
-def propose_child(rule: Population, space: Space, seen: Sequence[Seen], key: Tensor) -> Child | None:
+def propose_child(rule: Population, space: Space, seen: Sequence[Observation], key: Tensor) -> Child | None:
     """The next member; None while the generation before is not complete.
 
     The last quarter by value, and whoever has none, copies one of the first quarter; its numbers are

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
-from fpatch.tune.search.proposers import NUM_RANDOM, Seen, propose_random
+from fpatch.tune.search.proposers import NUM_RANDOM, Observation, propose_random
 from fpatch.tune.search.space import Interval, Settings, Space
 
 _NUM_CANDIDATES = 1024
@@ -25,7 +25,7 @@ _NUM_DRAWS = 64
 _JITTER = 1e-6
 
 
-def propose_noisy_gp(space: Space, seen: Sequence[Seen], key: Tensor) -> Settings:
+def propose_noisy_gp(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
     """The candidate with the greatest noisy expected improvement; at random while there are few values.
 
     Trials that run count as points whose value is not known: their outcome is averaged over, too.
@@ -113,7 +113,7 @@ def fit_kernel(x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> Any:
         return process.fit(x, y).kernel_
 
 
-def _candidates(space: Space, measured: Sequence[Seen], key: Tensor) -> list[Seen]:
+def _candidates(space: Space, measured: Sequence[Observation], key: Tensor) -> list[Observation]:
     """Draws from the space, and from about the three best."""
     drawn = space.draw(random.fold_in(key, "anywhere"), _NUM_CANDIDATES)
     best = sorted(measured, key=lambda t: -(t.value or 0.0))[:3]
@@ -124,7 +124,7 @@ def _candidates(space: Space, measured: Sequence[Seen], key: Tensor) -> list[See
         about = best[i % len(best)].settings
         units = {n: _moved(space, n, about, near[i][j], fresh[i][j]) for j, n in enumerate(names)}
         drawn.append(space.at(units))
-    return [Seen(settings) for settings in drawn]
+    return [Observation(settings) for settings in drawn]
 
 
 def _moved(space: Space, name: str, about: Settings, by: float, fresh: float) -> float:

@@ -19,7 +19,7 @@ NUM_RANDOM = 8
 """Trials at random before a model is asked."""
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """What a search knows of a trial.
 
     Attributes:
@@ -38,11 +38,11 @@ class Seen(NamedTuple):
         return self.value is not None and math.isfinite(self.value)
 
 
-Propose = Callable[[Space, Sequence[Seen], Tensor], Settings]
+Propose = Callable[[Space, Sequence[Observation], Tensor], Settings]
 """(space, trials in their order, key) -> the settings of the next trial, whose number is their count."""
 
 
-def propose_random(space: Space, seen: Sequence[Seen], key: Tensor) -> Settings:
+def propose_random(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
     """Independent draws; trial n is the same whatever was tried before."""
     return space.draw(random.fold_in(key, len(seen)), 1)[0]
 
@@ -50,7 +50,7 @@ def propose_random(space: Space, seen: Sequence[Seen], key: Tensor) -> Settings:
 def propose_grid(points: int) -> Propose:
     """Every combination in turn."""
 
-    def propose(space: Space, seen: Sequence[Seen], key: Tensor) -> Settings:
+    def propose(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
         return next(settings for i, settings in enumerate(space.grid(points)) if i == len(seen))
 
     return propose
@@ -65,7 +65,7 @@ def propose_optuna(sampler: str) -> Propose:
         Bergstra et al. (2011), Algorithms for hyper-parameter optimization, section 4 (tpe).
     """
 
-    def propose(space: Space, seen: Sequence[Seen], key: Tensor) -> Settings:
+    def propose(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
         optuna = import_optuna()
         seed = int(random.bits(random.fold_in(key, len(seen))))
         with _quiet(optuna):
@@ -121,7 +121,7 @@ def _suggest(trial: Any, name: str, kind: Any) -> Any:
     return suggest(name, kind.low, kind.high, log=kind.log)
 
 
-def _to_optuna(optuna: Any, space: Space, trial: Seen) -> Any:
+def _to_optuna(optuna: Any, space: Space, trial: Observation) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     distributions: dict[str, Any] = {}

@@ -144,7 +144,7 @@ class Space:
                 columns += [float(name in settings and settings[name] == option) for option in kind.options]
         return np.array(columns)
 
-    def stranger(self, settings: Mapping[str, Any]) -> str | None:
+    def foreign_setting(self, settings: Mapping[str, Any]) -> str | None:
         """The first name whose value, or whose presence, is not of this space; None if there is none."""
         for name in dict.fromkeys([*self.varied, *settings]):
             kind = self.varied.get(name)

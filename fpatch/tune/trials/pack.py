@@ -14,11 +14,11 @@ from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.folder import Run
 from fpatch.runs.training import Steps, train_in
 from fpatch.runtime.device import deterministic_algorithms
-from fpatch.study.setup import Parts, make_parts
+from fpatch.study.setup import Setup, set_up
 from fpatch.study.study import Study
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
-from fpatch.tune.trials.trial import News, failure, follow, noted, run_trial, wait_for
+from fpatch.tune.trials.trial import Evaluation, failure, follow, record_outcome, run_trial, wait_for
 
 _ROWS_AT_ONCE = 64
 """Rows whose graph is held at a time, at least those of one trial. Another number changes last bits."""
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 64
 
 def run_trials(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
-) -> Generator[News, None, None]:
+) -> Generator[Evaluation, None, None]:
     """Train the trials of a pack from wherever they stand, or a trial by itself, as `run_trial` does.
 
     A trial that raises fails alone. What fails in the step that they share fails them all.
@@ -56,7 +56,7 @@ def run_trials(
 
 def _run_pack(
     journal: Journal, names: Sequence[str], resources: Mapping[str, Any] | None
-) -> Generator[News, None, None]:
+) -> Generator[Evaluation, None, None]:
     plan, entries = plan_from_config(journal.config, resources), [journal.entry(name) for name in names]
     folders = [journal.run_folder(name) for name in names]
     for folder in folders:
@@ -64,10 +64,10 @@ def _run_pack(
     studies = with_one_pipeline(
         [trial_study(plan, entry.trial, journal.folder / "trials", resources) for entry in entries]
     )
-    first = make_parts(studies[0])
-    pack = Pack(studies, [first, *(make_parts(study, first) for study in studies[1:])])
+    first = set_up(studies[0])
+    pack = Pack(studies, [first, *(set_up(study, first) for study in studies[1:])])
     living = {
-        i: noted(
+        i: record_outcome(
             journal,
             name,
             follow(
@@ -116,7 +116,7 @@ class Pack:
     for last is done once more, and dropped, so that the bits of the others do not depend on when it ended.
     """
 
-    def __init__(self, studies: Sequence[Study], parts: Sequence[Parts]) -> None:
+    def __init__(self, studies: Sequence[Study], parts: Sequence[Setup]) -> None:
         """Of studies that differ in seed, optimizer and weights, and their parts."""
         self.parts = parts
         train = studies[0].train

@@ -16,13 +16,20 @@ from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
 from fpatch.runtime.parallel import Meeting, joined
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
-from fpatch.tune.trials.trial import PATIENCE_S, LostProcessError, News, Work, noted, train_trial
+from fpatch.tune.trials.trial import (
+    PATIENCE_S,
+    Evaluation,
+    LostProcessError,
+    TrialWork,
+    record_outcome,
+    train_trial,
+)
 
 _MEETING_S = 300.0
 """How long processes wait for one another: until all have come, and once one is lost."""
 
 
-class Told(NamedTuple):
+class Rendezvous(NamedTuple):
     """What the first process of a trial tells the others.
 
     Attributes:
@@ -46,7 +53,7 @@ class Told(NamedTuple):
 
 def run_together(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
-) -> Generator[News, None, None]:
+) -> Generator[Evaluation, None, None]:
     """Train a trial from wherever it stands, as `run_trial` does, in as many processes as the sweep says.
 
     Called in a Ray actor, which is the first process; the others have the other bundles of its placement
@@ -55,12 +62,12 @@ def run_together(
     Raises:
         LostProcessError: If one of the others was killed. What one raises is the outcome of the trial.
     """
-    for point in noted(Journal.open(folder), name, _lead(folder, name, resources)):
+    for point in record_outcome(Journal.open(folder), name, _lead(folder, name, resources)):
         if point is not None:
             yield name, point
 
 
-def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) -> Work:
+def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) -> TrialWork:
     import ray
 
     journal = Journal.open(folder)
@@ -68,7 +75,7 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
     device = trial_study(plan, journal.entry(name).trial, Path(), resources).device
     ip, size = ray.util.get_node_ip_address(), plan.sweep.processes
     store = _listen(ip, size)
-    told = Told(str(folder), name, resources, device, ip, store.port, size)
+    told = Rendezvous(str(folder), name, resources, device, ip, store.port, size)
     with _others(size, plan.sweep.cpus, plan.sweep.gpus) as others:
         ends = [other.follow.remote(rank, told) for rank, other in enumerate(others, 1)]
         left = threading.Event()
@@ -172,7 +179,7 @@ class Follower:
         """With so many threads."""
         torch.set_num_threads(max(1, int(cpus)))
 
-    def follow(self, rank: int, told: Told) -> None:
+    def follow(self, rank: int, told: Rendezvous) -> None:
         """Take part in the steps of the first process."""
         import ray
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from fpatch.runs.folder import Run
-from fpatch.runs.locks import HeldError
+from fpatch.runs.locks import LockedError
 from fpatch.runs.training import Training, train_in
 from fpatch.runtime.parallel import ALONE, Ranks
-from fpatch.study.setup import make_parts
+from fpatch.study.setup import set_up
 from fpatch.study.study import Study
 from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.plan import Plan, plan_from_config, trial_study
@@ -23,17 +23,17 @@ from fpatch.tune.settings import Sweep
 PATIENCE_S = 60.0
 """How long to wait for a killed worker to let go of its run, or for what a lost process has to say."""
 
-News = tuple[str, Point]
+Evaluation = tuple[str, Point]
 """The name of a trial, and an evaluation of it."""
 
-Work = Generator[Point | None, None, bool]
+TrialWork = Generator[Point | None, None, bool]
 """Training of a trial that pauses after each evaluation, with it, and wherever its steps pause, with None;
 returns whether it was stopped early."""
 
 
 def run_trial(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
-) -> Generator[News, None, None]:
+) -> Generator[Evaluation, None, None]:
     """Train a trial from wherever it stands; pauses after each evaluation, and notes how it ended.
 
     Whether it should end early is read from the journal after each pause. What is wrong with it does not
@@ -48,7 +48,7 @@ def run_trial(
         The objective at each evaluation, which already stands in the journal.
     """
     journal = Journal.open(folder)
-    for point in noted(journal, name, train_trial(journal, name, resources)):
+    for point in record_outcome(journal, name, train_trial(journal, name, resources)):
         if point is not None:
             yield name, point
 
@@ -57,7 +57,7 @@ class LostProcessError(ConnectionError):
     """A process of a trial that was killed, so that the trial should be taken up again."""
 
 
-def noted(journal: Journal, name: str, work: Work) -> Generator[Point | None, None, None]:
+def record_outcome(journal: Journal, name: str, work: TrialWork) -> Generator[Point | None, None, None]:
     """Do the work on a trial, and note how it ended, unless that was by the loss of a process."""
     start = time.monotonic()
     try:
@@ -88,7 +88,7 @@ def wait_for(folder: Path) -> None:
         try:
             with Run(folder).locked():
                 return
-        except HeldError:
+        except LockedError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
@@ -96,7 +96,7 @@ def wait_for(folder: Path) -> None:
 
 def train_trial(
     journal: Journal, name: str, resources: Mapping[str, Any] | None, ranks: Ranks = ALONE
-) -> Work:
+) -> TrialWork:
     """Train a trial by itself, as one of the processes that do."""
     plan, trial = plan_from_config(journal.config, resources), journal.entry(name).trial
     folder = journal.run_folder(name)
@@ -131,10 +131,10 @@ def _start(journal: Journal, trial: Trial, study: Study) -> Any:
     if trial.parent is None:
         return None
     parent = Run.open(journal.run_folder(trial.parent))
-    return parent.load_checkpoint("last", make_parts(study).initial)[0]
+    return parent.load_checkpoint("last", set_up(study).initial)[0]
 
 
-def follow(journal: Journal, plan: Plan, name: str, training: Training) -> Work:
+def follow(journal: Journal, plan: Plan, name: str, training: Training) -> TrialWork:
     """Note every evaluation of a trial, and end early if the journal says so."""
     objective, stop = plan.sweep.objective, False
     with closing(training):
