@@ -19,7 +19,7 @@ ROOT = Path(fpatch.__file__).parent
 ROWS = """
     types
     checks memory parallel progress
-    tree device interpolation
+    tree device interpolation products
     geometry color spectrum registry schema columns threefry
     random region patches detections
     resource
