@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest lint bench clean
+.PHONY: demo test test-slow test-oldest test-processors lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fpatch demo
@@ -18,6 +18,18 @@ test-slow: $(VENV)/.test
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt
+
+# Other processors, imitated: the instructions that torch, oneDNN and MKL may use.
+PROCESSORS = ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
+	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+# Whatever compares bits, or numbers with those of a reference.
+BITS = $(addprefix tests/test_,$(addsuffix .py,laws stages_reference kornia compose create implant region \
+	detections detection_losses torchvision_victims yolo_and_transformers population replay resume))
+
+test-processors: $(VENV)/.test
+	for processor in $(PROCESSORS); do \
+		echo "$$processor"; env $$processor $(BIN)/pytest -q -n 2 --dist loadfile $(BITS) || exit 1; \
+	done
 
 bench: $(VENV)/.test
 	for suite in benchmarks/[!hw]*.py; do $(BIN)/python $$suite || exit 1; done

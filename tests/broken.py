@@ -101,8 +101,15 @@ def apply_batch_brightness(config: Any, patch_params: Any, sample: Any, values: 
     return {"image": values["image"] * values["image"].mean()}
 
 
-def apply_sigmoid(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
-    return {"image": values["image"].sigmoid()}
+def apply_by_row_count(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    """Last bits follow the number of rows, as those of a kernel for whole batches may."""
+    image = values["image"]
+    return {"image": image / len(image) * len(image)}
+
+
+def apply_joint_product(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    image = values["image"]
+    return {"image": image @ torch.eye(image.shape[-1])}
 
 
 def apply_unclamped(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
@@ -266,7 +273,8 @@ BROKEN = {
     "inputs_are_left_alone": photo_case("in_place", apply=apply_in_place),
     "global_generators_are_left_alone": photo_case("global_noise", apply=apply_global_noise),
     "rows_do_not_see_their_neighbors": photo_case("batch_brightness", apply=apply_batch_brightness),
-    "position_keeps_the_bits": photo_case("sigmoid", apply=apply_sigmoid),
+    "position_keeps_the_bits": photo_case("row_count", apply=apply_by_row_count),
+    "products_are_those_of_one_row": photo_case("joint_product", apply=apply_joint_product),
     "pictures_stay_pictures": photo_case("unclamped", apply=apply_unclamped),
     "losses_and_metrics_write_one_number_per_row": case(
         define(

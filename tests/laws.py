@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from typecheck import unchecked
 
 from fpatch import random
@@ -255,6 +256,38 @@ def position_keeps_the_bits(case: Case) -> None:
         found = run(case, row_leaves(case, batch), take(sample, rows), batch)
         tolerance = 0.0 if len(rows) == NUM_ROWS else case.tolerance
         assert_equal(found, take(expected, rows), tolerance)
+
+
+@law(applies=lambda case: case.tolerance == 0)
+def products_are_those_of_one_row(case: Case) -> None:
+    """Matrix products and convolutions see no more rows than one, whatever this processor's library does.
+
+    Some libraries sum otherwise with the size of a batch, and only on some processors.
+    """
+    sample = case.subject.sample(KEY, case.batch)
+    found = []
+    for rows in ([1], [0, 1, 2]):
+        batch = take(case.batch, rows)
+        with Products() as products:
+            run(case, row_leaves(case, batch), take(sample, rows), batch)
+        found.append(products.shapes)
+    assert found[1] == found[0]
+
+
+class Products(TorchDispatchMode):
+    """Shapes of what goes into a library of linear algebra or of convolutions."""
+
+    NAMES = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in self.NAMES or name.startswith("linalg"):
+            self.shapes.add((name, *(tuple(a.shape) for a in args if isinstance(a, Tensor))))
+        return function(*args, **(kwargs or {}))
 
 
 @law()

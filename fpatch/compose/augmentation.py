@@ -19,7 +19,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Values
 from fpatch.graph.stage import define
 from fpatch.ops.color import clip
-from fpatch.ops.geometry import LABELS, move_labels
+from fpatch.ops.geometry import LABELS, from_whole_centers, move_labels
 from fpatch.random import fold_in
 
 REFUSED = {
@@ -125,9 +125,7 @@ def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> 
     image = clip(torch.cat(moved)).to(images.device)
     if name == "image" or config.name in UNTRACKED:
         return {name: image}
-    half = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
-    matrix = half @ torch.cat(matrices) @ half.inverse()  # the centers of kornia's pixels are whole numbers
-    matrix = matrix.to(image)
+    matrix = from_whole_centers(torch.cat(matrices)).to(image)
     return {name: image, **move_labels(values, matrix, (image.shape[-2], image.shape[-1]), sample["on"])}
 
 

@@ -127,22 +127,28 @@ def saturation_matrix(factor: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
     return factor * torch.eye(3, device=factor.device) + (1.0 - factor) * constant(LUMA, factor)
 
 
+TO_YIQ = (LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+"""From red, green and blue to luma and the two axes of chroma of NTSC."""
+
+FROM_YIQ = (
+    (1.0000000000000002, 0.9562957197589482, 0.6210244164652613),
+    (1.0, -0.2721220993185104, -0.6473805968256952),
+    (1.0000000000000002, -1.1069890167364906, 1.7046149983646484),
+)
+"""Its inverse, written out: a library's would have other last bits on another processor."""
+
+
 def hue_rotation(degrees: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:
     """Rotation of chroma at constant luma, in the YIQ space of NTSC: linear, and smooth at gray.
 
     References:
         Haeberli (1993), Matrix operations for image processing, section on hue rotation.
     """
-    to_yiq = torch.tensor(
-        [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]],
-        dtype=torch.float64,
-    )
     # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail
     angle = torch.deg2rad(degrees.double())
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=-1).unflatten(-1, (3, 3))
-    # inverted on the host, which on a GPU waits for nothing
-    left, right = (m.to(angle.device, non_blocking=True) for m in (torch.linalg.inv(to_yiq), to_yiq))
+    left, right = constant(FROM_YIQ, angle), constant(TO_YIQ, angle)
     # written as sums: a matrix product may reorder them with the number of rows
     half = sum(left[:, j, None] * turn[:, j, None, :] for j in range(3))
     return sum(half[..., j, None] * right[j] for j in range(3)).float()  # type: ignore[union-attr]

@@ -117,6 +117,14 @@ def scale_matrix(
     return torch.stack([a, zero, c, zero, d, f, zero, zero, one], dim=-1).unflatten(-1, (3, 3))
 
 
+def from_whole_centers(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """A homography of coordinates in which pixel centers are whole numbers, as kornia's are, in ours."""
+    top, middle, bottom = matrix.unbind(-2)
+    rows = top + 0.5 * bottom, middle + 0.5 * bottom, bottom
+    a, b, c = torch.stack(rows, dim=-2).unbind(-1)
+    return torch.stack([a, b, -0.5 * a - 0.5 * b + c], dim=-1)
+
+
 def tilt_matrix(
     about_x_deg: Float[Tensor, " b"],
     about_y_deg: Float[Tensor, " b"],

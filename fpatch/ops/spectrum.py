@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpatch.ops.products import multiply_rows
+
 
 def dct2(image: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
     """Orthonormal DCT-II along the last two axes.
@@ -48,7 +50,7 @@ def _cosines(n: int, like: Tensor) -> Float[Tensor, "n n"]:
 
 
 def _product(left: Tensor, image: Tensor, right: Tensor) -> Tensor:
-    """`left @ image @ right` in one product per image: a joint one may sum otherwise with their number."""
+    """`left @ image @ right`."""
     images = image.reshape(-1, *image.shape[-2:])
-    half = torch.bmm(left.expand(len(images), -1, -1), images)
-    return torch.bmm(half, right.expand(len(images), -1, -1)).reshape(image.shape)
+    left, right = (m.expand(len(images), -1, -1) for m in (left, right))
+    return multiply_rows(left, images, right).reshape(image.shape)

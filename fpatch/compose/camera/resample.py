@@ -14,6 +14,7 @@ from fpatch.core.tree import check_sampled
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
 from fpatch.ops.color import clip
+from fpatch.ops.products import multiply_rows
 from fpatch.random import fold_in
 
 
@@ -53,7 +54,7 @@ def apply(config: Resample, patch_params: Params, sample: ResampleSample, values
     check_sampled("resample: scale", sample["scale"], config.scale.high)
     image = values["image"]
     rows, columns = (_there_and_back(size, config.scale.high, sample["scale"]) for size in image.shape[-2:])
-    resized = rows[:, None] @ image @ columns[:, None].transpose(-1, -2)
+    resized = multiply_rows(rows[:, None], image, columns[:, None].transpose(-1, -2))
     on = sample["on"][:, None, None, None]
     return {"image": torch.where(on, clip(resized), image)}
 
@@ -68,7 +69,7 @@ def _there_and_back(size: int, highest: float, scale: Float[Tensor, " b"]) -> Fl
     up = _triangle((fine / ratio - coarse) / (1 / ratio).clamp(min=1.0)) * exists
     down = down / down.sum(-1, keepdim=True).clamp(min=1e-9)
     up = up / up.sum(-2, keepdim=True)
-    return (up.transpose(-1, -2) @ down).float()
+    return multiply_rows(up.transpose(-1, -2), down).float()
 
 
 def _triangle(distance: Tensor) -> Tensor:
