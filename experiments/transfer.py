@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import time
 from pathlib import Path
+from typing import Literal
 
 from fpatch import infer, losses
 from fpatch.console import console, progress_bars, say, transfer_table
@@ -34,7 +35,7 @@ from fpatch.transfer import save_transfer, transfer_runs
 NUM_VICTIMS = 3
 
 
-def against_both(studies: tuple[Study, Study], name: str, how: str) -> Study:
+def against_both(studies: tuple[Study, Study], name: str, how: Literal["mean", "worst"]) -> Study:
     """The first study with the victims of both, and their losses joined."""
     first = studies[0]
     stages = {stage: first.pipeline[stage] for stage in ("vanish", "suppress", "hit")}

@@ -23,7 +23,7 @@ from fpatch.parts import make_loader, make_parts
 from fpatch.pictures import picture_effects
 from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
 from fpatch.reopen import open_run
-from fpatch.resource import file_digest
+from fpatch.resource import Resource, file_digest
 from fpatch.results import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.run_evaluation import evaluate_run
 from fpatch.run_replay import replay_run
@@ -95,7 +95,9 @@ def test_controls_of_a_study(tmp_path):
 
     run = train(load_study(write('{logo = "logo.png"}')))
     study = open_run(run.folder)[1]
-    assert study.evaluate.controls["logo"].sha256 == file_digest(tmp_path / "logo.png")
+    logo = study.evaluate.controls["logo"]
+    assert isinstance(logo, Resource)
+    assert logo.sha256 == file_digest(tmp_path / "logo.png")
     _, rates = evaluate_run(run.folder)
     assert list(rates.rates) == ["patch", "noise", "flat", "shuffled", "logo"]
     expected = make_controls(run.load_conditions("test")["patch"], random.key(0), study.evaluate.pictures)

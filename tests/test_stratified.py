@@ -1,15 +1,18 @@
 """Grids of sampled values: every cell is an evaluation of its own, and the rest is drawn alike in all."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from study_fixture import run_fpatch
+from torch import Tensor
 
 from fpatch import compose, random
 from fpatch.columns import override
 from fpatch.evaluation import evaluate
+from fpatch.graph import Pipeline
 from fpatch.metrics import wilson
 from fpatch.rates import success
 from fpatch.run_evaluation import load_trained
@@ -21,6 +24,9 @@ STOPS = "camera/exposure/stops"
 GRID = {"camera/noise/std_frac": [0.0, 0.05], STOPS: [-0.3, 0.0, 0.25]}
 
 
+Parts = tuple[Pipeline, dict[str, Tensor], Any]
+
+
 @pytest.fixture(scope="module")
 def parts(trained):
     """Pipeline, trained parameters and test photographs."""
@@ -29,7 +35,7 @@ def parts(trained):
 
 
 @pytest.fixture(scope="module")
-def stratified(parts):
+def stratified(parts: Parts):
     return stratify(*parts, KEY, GRID, num_draws=2, block=8)
 
 
@@ -72,7 +78,7 @@ def test_what_is_not_on_the_grid_is_drawn_alike_in_every_cell(stratified):
         assert all(np.array_equal(stratified.table[name][c.rows], first) for c in cells), name
 
 
-def test_progress_counts_all_cells(parts):
+def test_progress_counts_all_cells(parts: Parts):
     seen = []
     grid = {STOPS: [0.0, 1.0]}
     result = stratify(*parts, KEY, grid, block=8, progress=lambda done, total: seen.append((done, total)))
@@ -94,7 +100,7 @@ def test_progress_counts_all_cells(parts):
         ),
     ],
 )
-def test_bad_grids(parts, grid, message):
+def test_bad_grids(parts: Parts, grid, message):
     with pytest.raises(ValueError, match=message):
         stratify(*parts, KEY, grid, block=8)
 
