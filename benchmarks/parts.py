@@ -17,10 +17,10 @@ from harness import Record, interleave, read_options
 from torch import Tensor
 
 from fpatch import implant, losses, random
-from fpatch.device import deterministic_algorithms
-from fpatch.interpolation import sample_in_order
-from fpatch.stage import Stage
-from fpatch.tree import place
+from fpatch.core.tree import place
+from fpatch.graph.stage import Stage
+from fpatch.ops.sampling import sample_in_order
+from fpatch.runtime.device import deterministic_algorithms
 
 
 def loss_step(stage: Stage, num: int, side: int, device: str) -> Callable[[], object]:

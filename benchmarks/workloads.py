@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import compose, create, implant, infer, losses, random
+from fpatch.core.tree import device_of, place
 from fpatch.demo.victim import TinyDetector
-from fpatch.loop import Step, TrainState
-from fpatch.tree import device_of, place
+from fpatch.optim.step import Step, TrainState
 
 NAMES = ("hood", "roof", "door")
 

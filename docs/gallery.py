@@ -26,10 +26,10 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from fpatch import random
+from fpatch.core.resource import Resource
+from fpatch.core.types import Range, Sample
+from fpatch.graph.stage import Stage, deterministic
 from fpatch.infer.transformers_detector import MEAN, STD
-from fpatch.resource import Resource
-from fpatch.stage import Stage, deterministic
-from fpatch.types import Range, Sample
 from fpatch.viz import Panel, side_by_side
 
 DOCS = Path(__file__).parent

@@ -45,21 +45,22 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
-from fpatch.conditions import CONTROLS, NONE, PATCH
-from fpatch.console import TITLES, console, percent, progress_bars, say, success_table
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import percent, success_table
+from fpatch.core.progress import Report
+from fpatch.core.tree import place
+from fpatch.core.types import Params, Sample, Values
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
-from fpatch.evaluation import measure
-from fpatch.geometry import box_corners
+from fpatch.evaluation.blocks import measure
+from fpatch.evaluation.conditions import CONTROLS, NONE, PATCH, TITLES
+from fpatch.evaluation.rates import Success
+from fpatch.graph.stage import define, deterministic
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.optim import Optimizer
-from fpatch.progress import Report
-from fpatch.rates import Success
-from fpatch.run_evaluation import load_trained
-from fpatch.sections import Data, Evaluate, Goal, Logging, Train
-from fpatch.stage import define, deterministic
-from fpatch.tree import place
-from fpatch.types import Params, Sample, Values
+from fpatch.ops.geometry import box_corners
+from fpatch.optim.optimizer import Optimizer
+from fpatch.runs.evaluating import load_trained
+from fpatch.study.settings import Data, Evaluate, Goal, Logging, Train
 
 PANELS = ("hood", "roof", "door")
 BACKGROUND, CAR = 0, 1

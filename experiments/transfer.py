@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Literal
 
 from fpatch import infer, losses
-from fpatch.console import console, progress_bars, say, transfer_table
-from fpatch.demo.main import FULL, QUICK, prepare_scenes, prepare_study
-from fpatch.sections import Goal
-from fpatch.study import Study, load_study
-from fpatch.training import train
-from fpatch.transfer import save_transfer, transfer_runs
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import transfer_table
+from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
+from fpatch.runs.training import train
+from fpatch.runs.transfer import save_transfer, transfer_runs
+from fpatch.study.config import load_study
+from fpatch.study.settings import Goal
+from fpatch.study.study import Study
 
 NUM_VICTIMS = 3
 

@@ -24,12 +24,12 @@ from torch.overrides import TorchFunctionMode
 from typecheck import unchecked
 
 from fpatch import random
-from fpatch.columns import from_columns, to_columns
-from fpatch.config import build
-from fpatch.graph import Pipeline, control
-from fpatch.nodes import node
-from fpatch.stage import Stage
-from fpatch.tree import place
+from fpatch.core.tree import place
+from fpatch.graph.build import build
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control, from_columns, to_columns
+from fpatch.graph.stage import Stage
 
 KEY = random.key(5)
 Tree = Any

@@ -10,11 +10,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from fpatch.data import Loader
-from fpatch.loop import StepInfo, TrainState, fit, make_state, make_step
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parallel import ALONE, Ranks, joined
-from fpatch.parts import make_parts
-from fpatch.study import Study, load_study
+from fpatch.optim.loop import fit
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import StepInfo, TrainState, make_state, make_step
+from fpatch.runtime.parallel import ALONE, Ranks, joined
+from fpatch.study.config import load_study
+from fpatch.study.setup import make_parts
+from fpatch.study.study import Study
 
 SGD = Optimizer("sgd", 0.5, "constant")
 CASES: dict[str, tuple[Optimizer, int, int, dict[str, Any]]] = {

@@ -27,18 +27,19 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, data, implant, infer, losses, make_optimizer, random
-from fpatch.conditions import make_patches
-from fpatch.config import build
-from fpatch.create import icc as icc_module
-from fpatch.diagnosis import diagnose
-from fpatch.graph import control, pipeline
-from fpatch.loop import TrainState, make_step
-from fpatch.nodes import node
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer
-from fpatch.resource import file_digest
-from fpatch.spectrum import dct2, gaussian_response, idct2
-from fpatch.types import Range
+from fpatch.core.files import file_digest
+from fpatch.core.types import Range
+from fpatch.create.print import _icc as icc_module
+from fpatch.evaluation.conditions import make_patches
+from fpatch.evaluation.stage_views import diagnose
+from fpatch.graph.build import build
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import control
+from fpatch.ops.spectrum import dct2, gaussian_response, idct2
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer
+from fpatch.optim.step import TrainState, make_step
 
 KEY = random.key(2)
 INTENTS = ("perceptual", "relative", "saturation", "absolute")

@@ -14,20 +14,21 @@ from test_device import NAMES
 from typecheck import unchecked
 
 from fpatch import random
+from fpatch.core.tree import place
 from fpatch.data import Loader
-from fpatch.device import deterministic_algorithms
+from fpatch.graph.stage import Stage
 from fpatch.infer import lighter
-from fpatch.loop import fit, make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parts import make_parts
-from fpatch.population import make_population_step
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run, replay_step
-from fpatch.stage import Stage
-from fpatch.study import load_study
-from fpatch.training import resume, train
-from fpatch.tree import place
+from fpatch.optim.loop import fit
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import make_state, make_step
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.training import resume, train
+from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.config import load_study
+from fpatch.study.setup import make_parts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -171,7 +172,7 @@ def assert_close_params(found, expected):
 
 
 def test_a_step_waits_only_for_the_size_of_its_regions(moved, batch, monkeypatch):
-    from fpatch import region
+    from fpatch.ops import region
 
     monkeypatch.setattr(region, "_region_size", lambda bounds, h, w: (h, w))
     optimizer = make_optimizer(Optimizer(), 10)

@@ -19,12 +19,13 @@ from typecheck import unchecked
 
 from fpatch import create, implant, infer, losses, random
 from fpatch.demo.victim import TinyDetector
-from fpatch.descent import descend, scale_by_adam
-from fpatch.detections import ABSENT, log_odds_of_log, log_scores, score_logits, softmax_log_odds
-from fpatch.graph import pipeline
-from fpatch.objective import Objective, value_and_grad
-from fpatch.schedules import constant, scheduled
-from fpatch.stage import Stage
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.stage import Stage
+from fpatch.ops.detections import ABSENT, log_odds_of_log, log_scores, score_logits, softmax_log_odds
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Objective
+from fpatch.optim.schedules import constant, scheduled
+from fpatch.optim.transforms import descend, scale_by_adam
 
 OWN, TARGET = 1, 2
 DENSE = {

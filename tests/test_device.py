@@ -12,13 +12,13 @@ from laws import LAWS, fake_devices
 from torch import Tensor, nn
 
 from fpatch import create, infer, random
-from fpatch.device import check_device, describe_device, deterministic_algorithms, find_device
-from fpatch.interpolation import is_deterministic_gpu
-from fpatch.loop import make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.population import make_population_step
-from fpatch.tree import constant, device_of, place
+from fpatch.core.tree import constant, device_of, place
+from fpatch.ops.sampling import is_deterministic_gpu
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import make_state, make_step
+from fpatch.runtime.device import check_device, describe_device, deterministic_algorithms, find_device
 
 NAMES = ("image_id", "draw", "scene", "quads", "quad_patch", "quad_valid", "boxes", "box_valid", "labels")
 

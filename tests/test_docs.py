@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -16,20 +16,21 @@ from study_fixture import STEPS, logged_steps, make_study, parameters
 from torch import Tensor
 
 from fpatch import create, pipeline, random, row_keys
-from fpatch.descent import Transformation
-from fpatch.loop import TrainState, make_state, make_step
-from fpatch.objective import Objective, value_and_grad
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parts import make_parts
-from fpatch.registry import lookup
-from fpatch.reopen import open_run
-from fpatch.run_replay import replay_step
-from fpatch.runs import Run
-from fpatch.schema import decode
-from fpatch.sections import Train
-from fpatch.stage import Definition
-from fpatch.study import load_study
-from fpatch.training import resume, train
+from fpatch.core.registry import lookup
+from fpatch.core.schema import decode
+from fpatch.graph.stage import Definition
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import TrainState, make_state, make_step
+from fpatch.optim.transforms import Transformation
+from fpatch.runs.folder import Run
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_step
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study
+from fpatch.study.settings import Train
+from fpatch.study.setup import make_parts
 
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
 SUBJECT = case(demo().at("train"))
@@ -86,7 +87,7 @@ def test_no_more_rows_than_a_micro_batch_go_through_at_once(monkeypatch):
             seen.append(len(batch["image_id"])) or gradient(params, sample, batch)
         )
 
-    monkeypatch.setattr("fpatch.loop.value_and_grad", spied)
+    monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
     optimizer = make_optimizer(Optimizer(), 10)
     make_step(OBJECTIVE, optimizer, micro_batch=5, rho=1.0)(started(optimizer), batch_of(13))
     assert seen == [5, 5, 3] * 2
@@ -188,7 +189,7 @@ def test_nifgsm_looks_ahead_within_the_range_of_pixels(monkeypatch):
         gradient = value_and_grad(objective, transform)
         return lambda params, *others: seen.append(params) or gradient(params, *others)
 
-    monkeypatch.setattr("fpatch.loop.value_and_grad", spied)
+    monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
     optimizer = make_optimizer(Optimizer("nifgsm", 0.25, "constant", momentum=1.0), 40)
     state, step = started(optimizer, objective), make_step(objective, optimizer)
     for number in range(12):
@@ -326,7 +327,7 @@ def test_a_study_has_two_passes_of_two_parts(tmp_path, monkeypatch):
             seen.append(len(batch["image_id"])) or gradient(params, sample, batch)
         )
 
-    monkeypatch.setattr("fpatch.loop.value_and_grad", spied)
+    monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
     train(study(tmp_path, "plateau"))
     assert seen == [3, 1] * 2 * STEPS
 

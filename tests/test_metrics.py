@@ -24,16 +24,17 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from fpatch import build, metrics, node, pipeline, random
-from fpatch.cli import main
-from fpatch.conditions import make_conditions
-from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
-from fpatch.graph import Pipeline
-from fpatch.loop import take_rows
-from fpatch.metrics.matching import answered_scores
-from fpatch.parts import make_parts
-from fpatch.rates import success
-from fpatch.stage import Stage, Summary
-from fpatch.study import load_study
+from fpatch.cli.main import main
+from fpatch.core.tree import take_rows
+from fpatch.evaluation.conditions import make_conditions
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import success
+from fpatch.evaluation.summaries import compute_states, init_states, merge_states, update_states
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import Stage, Summary
+from fpatch.metrics._matching import answered_scores
+from fpatch.study.config import load_study
+from fpatch.study.setup import make_parts
 
 COCO_KEYS = ("map", "map_50", "map_75")
 
@@ -301,7 +302,7 @@ def test_what_cannot_be_merged_is_said():
 
 
 def test_only_a_metric_may_gather():
-    from fpatch.stage import define, deterministic
+    from fpatch.graph.stage import define, deterministic
 
     d = metrics.mean_average_precision
     for reads, role in ((("x",), "stage"), (("*",), "metric")):
@@ -477,7 +478,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     assert summary["objects"]["missed"]["none"]["count"] == summary["objects"]["clean"]["count"] == 8
     assert set(summary["summaries"]["patch"]) >= {"precision/map", "precision/map_50", "precision/recall/0"}
     assert set(summary["missed"]) == set(summary["summaries"])
-    from fpatch.runs import Run
+    from fpatch.runs.folder import Run
 
     objects = Run(folder).load_objects("test")
     assert len(objects["found/patch"]) == 8

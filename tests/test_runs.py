@@ -12,14 +12,15 @@ from safetensors import safe_open
 from study_fixture import parameters
 
 from fpatch import random
-from fpatch.evaluation import Evaluation
-from fpatch.execution import Execution
-from fpatch.loop import TrainState
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parts import make_parts
-from fpatch.reopen import open_run
-from fpatch.runs import Run, RunError, describe_environment
-from fpatch.training import train_in
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import TrainState
+from fpatch.runs.folder import Run, describe_environment
+from fpatch.runs.locks import RunError
+from fpatch.runs.opening import open_run
+from fpatch.runs.training import train_in
+from fpatch.runtime.execution import Execution
+from fpatch.study.setup import make_parts
 
 
 @pytest.fixture

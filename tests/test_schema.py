@@ -14,12 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fpatch import compose, create
-from fpatch.checks import check_number, check_range, nearest
-from fpatch.registry import identify, lookup, register
-from fpatch.resource import Loader, Resource, define_loader, file_digest, live
-from fpatch.schema import decode, encode, to_toml
-from fpatch.stage import Definition
-from fpatch.types import Range
+from fpatch.core.checks import check_number, check_range, nearest
+from fpatch.core.files import file_digest
+from fpatch.core.registry import identify, lookup, register
+from fpatch.core.resource import Loader, Resource, define_loader, live
+from fpatch.core.schema import decode, encode, to_toml
+from fpatch.core.types import Range
+from fpatch.graph.stage import Definition
 
 
 @dataclass(frozen=True)

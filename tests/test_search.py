@@ -8,10 +8,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 
 from fpatch import random
 from fpatch.tune import Halving, Population, parse_space
-from fpatch.tune.halving import should_stop
-from fpatch.tune.noisy_gp import fit_kernel, noisy_expected_improvement, propose_noisy_gp
-from fpatch.tune.population import explore, propose_child
-from fpatch.tune.search import NUM_RANDOM, Seen, propose_grid, propose_optuna, propose_random
+from fpatch.tune.search.generations import explore, propose_child
+from fpatch.tune.search.halving import should_stop
+from fpatch.tune.search.noisy_gp import fit_kernel, noisy_expected_improvement, propose_noisy_gp
+from fpatch.tune.search.proposers import NUM_RANDOM, Seen, propose_grid, propose_optuna, propose_random
 
 SQUARE = parse_space({"x": (0.0, 1.0), "y": (0.001, 1.0, "log")})
 

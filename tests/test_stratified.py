@@ -10,13 +10,14 @@ from study_fixture import run_fpatch
 from torch import Tensor
 
 from fpatch import compose, random
-from fpatch.columns import override
-from fpatch.evaluation import evaluate
-from fpatch.graph import Pipeline
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.grid import cells_of, stratify
+from fpatch.evaluation.rates import success
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import override
 from fpatch.metrics import wilson
-from fpatch.rates import success
-from fpatch.run_evaluation import load_trained
-from fpatch.stratified import cells_of, stratify, stratify_run
+from fpatch.runs.evaluating import load_trained
+from fpatch.runs.grid import stratify_run
 from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)

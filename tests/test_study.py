@@ -12,15 +12,15 @@ from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, r
 from test_log import read_events
 
 from fpatch import Study
-from fpatch.evaluation import evaluate
-from fpatch.parts import make_parts
-from fpatch.rehearsal import rehearse
-from fpatch.reopen import open_run
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run
-from fpatch.stage import define, deterministic
-from fpatch.study import load_study, study_from_config
-from fpatch.training import resume, train
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.graph.stage import define, deterministic
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study, study_from_config
+from fpatch.study.dry_run import rehearse
+from fpatch.study.setup import make_parts
 
 
 def test_a_study_is_its_config(tmp_path):
@@ -108,7 +108,7 @@ def test_what_is_best_by_a_named_scalar(tmp_path):
 
 def test_a_best_of_nan_is_replaced(tmp_path, monkeypatch):
     found = iter([0.5, math.nan, 0.25, math.nan, 0.75, 0.5, 0.7])
-    for module in ("rehearsal", "training"):
+    for module in ("study.dry_run", "runs.training"):
         monkeypatch.setattr(f"fpatch.{module}.scalars", lambda *_: {"success/patch": next(found)})
     run = train(load_study(make_study(tmp_path, every=1)))  # the first is of the rehearsal
     _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
@@ -212,7 +212,7 @@ def test_a_rehearsal_is_as_deterministic_as_its_study(tmp_path, monkeypatch):
         asked.append(torch.are_deterministic_algorithms_enabled())
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr("fpatch.rehearsal.evaluate", evaluated)
+    monkeypatch.setattr("fpatch.study.dry_run.evaluate", evaluated)
     rehearse(load_study(make_study(tmp_path), {"train.deterministic": True}))
     assert asked == [True]
     assert not torch.are_deterministic_algorithms_enabled()

@@ -29,11 +29,11 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from fpatch import infer
-from fpatch.config import build
-from fpatch.detections import ABSENT, log_scores
+from fpatch.core.tree import place
+from fpatch.graph.build import build
 from fpatch.infer.transformers_detector import target_size
 from fpatch.infer.yolo import decode_one_to_one, fit_images
-from fpatch.tree import place
+from fpatch.ops.detections import ABSENT, log_scores
 
 ODD = noise("odd image", 2, 3, 97, 131)
 """Not square, and of a size that nothing divides."""

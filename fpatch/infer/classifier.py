@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fpatch.infer.boundary import check_victim, describe, run_victim
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, live
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, describe, run_victim
 
 
 @dataclass(frozen=True)

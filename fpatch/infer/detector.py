@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpatch.infer.boundary import check_victim, describe, run_victim, show_logits
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, live
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, describe, run_victim, show_logits
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fpatch.checks import nearest
-from fpatch.losses.patches import mean_over_patches
-from fpatch.patches import check_only
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.tree import is_concrete
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import nearest
+from fpatch.core.resource import Resource, live
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._patches import mean_over_patches
+from fpatch.ops.patches import check_only
 
 
 @dataclass(frozen=True)

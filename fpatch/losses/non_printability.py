@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpatch.losses.patches import mean_over_patches, root
-from fpatch.patches import check_color
-from fpatch.resource import Resource, define_loader, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, define_loader, live
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._patches import mean_over_patches
+from fpatch.ops.patches import check_color
+from fpatch.ops.stable import root
 
 Colors = tuple[tuple[float, float, float], ...]
 

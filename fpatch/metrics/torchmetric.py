@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpatch.checks import nearest
-from fpatch.resource import Resource, define_loader, live
-from fpatch.stage import Summary, define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import nearest
+from fpatch.core.resource import Resource, define_loader, live
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import Summary, define, deterministic
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import optree
 
 from fpatch import random
-from fpatch.checks import nearest
-from fpatch.parts import make_parts
-from fpatch.rehearsal import rehearse
-from fpatch.schema import decode, encode
-from fpatch.stage import Function
-from fpatch.study import Study, study_from_config, vary
-from fpatch.tune.halving import should_stop
-from fpatch.tune.journal import Entry, Journal, Trial
-from fpatch.tune.noisy_gp import propose_noisy_gp
-from fpatch.tune.population import Population, propose_child
-from fpatch.tune.search import propose_grid, propose_optuna, propose_random
+from fpatch.core.checks import nearest
+from fpatch.core.schema import decode, encode
+from fpatch.graph.functions import Function
+from fpatch.study.config import study_from_config, vary
+from fpatch.study.dry_run import rehearse
+from fpatch.study.setup import make_parts
+from fpatch.study.study import Study
+from fpatch.tune.folder.journal import Entry, Journal, Trial
+from fpatch.tune.search.generations import Population, propose_child
+from fpatch.tune.search.halving import should_stop
+from fpatch.tune.search.noisy_gp import propose_noisy_gp
+from fpatch.tune.search.proposers import propose_grid, propose_optuna, propose_random
+from fpatch.tune.search.space import Settings, Space, SpaceError, encode_space, parse_space
 from fpatch.tune.settings import Sweep
-from fpatch.tune.space import Settings, Space, SpaceError, encode_space, parse_space
 
 
 class Plan(NamedTuple):

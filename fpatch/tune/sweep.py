@@ -6,19 +6,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fpatch.checks import nearest
-from fpatch.progress import Report
-from fpatch.runs import RunError
-from fpatch.schema import decode, flatten, to_toml
-from fpatch.study import Study, read_toml, study_from_config, vary
-from fpatch.tune.driver import drive, find_ray
-from fpatch.tune.journal import Entry, Journal
-from fpatch.tune.mirror import mirrored
+from fpatch.core.checks import nearest
+from fpatch.core.progress import Report
+from fpatch.core.schema import decode, flatten, to_toml
+from fpatch.runs.locks import RunError
+from fpatch.study.config import read_toml, study_from_config, vary
+from fpatch.study.study import Study
+from fpatch.tune.folder.journal import Entry, Journal
+from fpatch.tune.folder.mirror import mirrored
+from fpatch.tune.folder.stores import check_storage
+from fpatch.tune.output.sweep_log import SweepLog
 from fpatch.tune.plan import Plan, best_entry, check_how, check_plan, plan_from_config, trial_study
-from fpatch.tune.records import SweepLog
+from fpatch.tune.search.space import Space, parse_space
 from fpatch.tune.settings import Sweep
-from fpatch.tune.space import Space, parse_space
-from fpatch.tune.storage import check_storage
+from fpatch.tune.trials.ray_driver import drive, find_ray
 
 
 def sweep(
@@ -36,7 +37,7 @@ def sweep(
     Args:
         study: What every trial begins with.
         space: Settings by dotted name: a scalar is fixed; (low, high), (low, high, "log") and (low, high,
-            "int") are intervals; a list is a choice; see `fpatch.tune.space.parse_space`.
+            "int") are intervals; a list is a choice; see `fpatch.tune.search.space.parse_space`.
         objective: A scalar of the validation, measured at the last evaluation of a trial.
         mode: "max" or "min".
         report: Told of progress.
