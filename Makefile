@@ -2,22 +2,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# The lowest supported Python, where it is installed.
+OLDEST = $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 
-.PHONY: demo test test-slow test-oldest test-processors lint bench clean
+.PHONY: demo test lint pytest test-slow test-oldest test-processors bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fpatch demo
 
-test: $(VENV)/.test
-	$(BIN)/ruff check .
-	$(BIN)/pyright
+test: lint pytest
+
+pytest: $(VENV)/.test
 	$(BIN)/pytest -q -n 2 --dist loadfile
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/codespell
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
 
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest PYTHON=python3.12 CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) pytest VENV=.venv-oldest PYTHON=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
 
 # Other processors, imitated: the instructions that torch, oneDNN and MKL may use.
 PROCESSORS = ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
@@ -34,12 +42,12 @@ test-processors: $(VENV)/.test
 bench: $(VENV)/.test
 	for suite in benchmarks/[!hw]*.py; do $(BIN)/python $$suite || exit 1; done
 
-$(VENV)/.demo: pyproject.toml
+$(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[demo]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
-$(VENV)/.test: pyproject.toml
+$(VENV)/.test: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[test]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@

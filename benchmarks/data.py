@@ -74,7 +74,7 @@ def make_photographs(folder: Path, work: Workload) -> None:
     for i in range(work.files):
         # smooth, so that a file has the size of a photograph's, about 0.2 MB
         coarse = generator.integers(0, 256, (work.side_px // 32, work.side_px // 32, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((work.side_px,) * 2, Image.Resampling.BICUBIC)
+        image = Image.fromarray(coarse).resize((work.side_px, work.side_px), Image.Resampling.BICUBIC)
         image.save(folder / f"{i}.jpg", quality=90)
     for i in range(work.files, work.photographs):
         os.link(folder / f"{i % work.files}.jpg", folder / f"{i}.jpg")

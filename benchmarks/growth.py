@@ -73,7 +73,7 @@ def slope(times: Times, sizes: Mapping[str, float], of: slice) -> list[float]:
 
 
 def measure(
-    axis: str, functions: Mapping[float, Callable[[], object]], options: Options, record: Record
+    axis: str, functions: dict[int, Callable[[], object]] | dict[float, Any], options: Options, record: Record
 ) -> None:
     """One quantity; `functions` by its value."""
     sizes = {f"{size:g}": size for size in functions}

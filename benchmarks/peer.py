@@ -139,8 +139,9 @@ def make_theirs(scene: Tensor, scale: fpatch.Range, frozen: bool = True) -> Call
     Raises:
         ImportError: ART is not installed.
     """
-    from art.attacks.evasion import AdversarialPatchPyTorch
-    from art.estimators.classification import PyTorchClassifier
+    # it is no dependency, so it may not be there to be checked against
+    from art.attacks.evasion import AdversarialPatchPyTorch  # pyright: ignore[reportMissingImports]
+    from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
 
     shape = tuple(scene.shape[1:])
     estimator = PyTorchClassifier(
@@ -207,7 +208,7 @@ def follow(name: str, step: Callable[[], float], num_steps: int, record: Record)
 def has_art() -> bool:
     """Whether ART can be imported."""
     try:
-        import art.attacks.evasion  # noqa: F401
+        import art.attacks.evasion  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     return True

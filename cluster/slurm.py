@@ -35,6 +35,10 @@ _PATIENCE_S = 300.0
 class Requeued:
     """A job that needs nothing but itself to go on, because its folder holds the rest."""
 
+    def __call__(self) -> str:
+        """Run it, or go on with it; the folder where it did."""
+        raise NotImplementedError
+
     def checkpoint(self) -> DelayedSubmission:
         """What submitit submits again when the job is preempted or out of time."""
         return DelayedSubmission(self)
@@ -273,8 +277,10 @@ def dry_run(options: argparse.Namespace) -> str:
 
         check_plan(load_plan(options.configs[0], {"sweep.address": "auto"}))
     command = f"{sys.executable} -u -m submitit.core._submit {options.logs}"
-    count = {"map_count": len(options.configs)} if len(options.configs) > 1 else {}
-    return _make_sbatch_string(command, options.logs, **slurm_parameters(options), **count)
+    parameters = slurm_parameters(options)
+    if len(options.configs) > 1:
+        parameters["map_count"] = len(options.configs)
+    return _make_sbatch_string(command, options.logs, **parameters)
 
 
 def make_executor(options: argparse.Namespace) -> Any:

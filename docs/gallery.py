@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fpatch import random
 from fpatch.core.resource import Resource
-from fpatch.core.types import Range
+from fpatch.core.types import Range, Sample
 from fpatch.graph.stage import Stage, deterministic
 from fpatch.infer.transformers_detector import MEAN, STD
 from fpatch.viz import Panel, side_by_side
@@ -214,7 +214,7 @@ class Waves(nn.Module):
 # -- the pictures, by family
 
 
-def run(stage: Stage, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(stage: Stage, batch: dict[str, Any]) -> tuple[dict[str, Any], Sample]:
     """What the stage writes for a batch, and what it drew."""
     definition = stage.definition
     params = {} if definition.init is None else definition.init(stage.config, random.key(0))
@@ -222,7 +222,7 @@ def run(stage: Stage, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return {name: out[name] for name in definition.writes if name in out}, sample
 
 
-def caption(sample: dict[str, Tensor], row: int) -> str:
+def caption(sample: Sample, row: int) -> str:
     """What was drawn for a row, where it is a number or two."""
     parts = []
     for name, value in sample.items():
@@ -416,10 +416,11 @@ def make_index(stages: Iterable[str]) -> str:
 def make_section(family: str, name: str, stage: Stage) -> Iterator[str]:
     """What a stage says of itself."""
     d = stage.definition
+    config: Any = d.config  # a dataclass, typed as the function that makes one
     about = inspect.getdoc(importlib.import_module(d.module)) or ""
     yield from (f"## {name}", "", escape(about.split("References:")[0].strip()), "")
     signature = ", ".join(
-        f.name if has_no_default(f) else f"{f.name}={show_default(f)}" for f in dataclasses.fields(d.config)
+        f.name if has_no_default(f) else f"{f.name}={show_default(f)}" for f in dataclasses.fields(config)
     )
     yield from (f"`{family}.{name}({signature})`", "")
     reads = [*d.reads, *(f"{n}?" for n in d.optional if n not in d.reads)]
@@ -427,7 +428,7 @@ def make_section(family: str, name: str, stage: Stage) -> Iterator[str]:
     unable = [word for word, able in (("vmap", d.vmap), ("gradient", d.gradient)) if not able]
     yield from (wiring + (f"; without {' or '.join(unable)}" if unable else ""), "")
     doc = inspect.getdoc(d.config) or ""
-    if dataclasses.fields(d.config):
+    if dataclasses.fields(config):
         yield from (escape(re.split(r"\n(?:Attributes|References):\n", doc)[0].strip()), "")
     if settings := parse_attributes(doc):
         yield from ("| setting | |", "|---|---|")
@@ -500,7 +501,8 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         (0.95, 0.95, 0.9),
     )
     flower = photograph("flower.jpg", 60, 90)
-    often, anywhere = {"p": 1.0}, Range(0.0, 1.0)
+    often: dict[str, Any] = {"p": 1.0}
+    anywhere = Range(0.0, 1.0)
     gray = {"patch": {"flower": flower.mean(0, keepdim=True)}}
     return {
         "create.pixels": (create.pixels(shapes), draw_create),
@@ -597,7 +599,7 @@ def draw_answers_of(stage: Stage) -> list[list[Panel]]:
 
 def main() -> None:
     """Write the pages and their pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="a stage, e.g. compose.exposure")
     only = parser.parse_args().only
     torch.set_num_threads(1)

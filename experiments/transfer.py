@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import time
 from pathlib import Path
+from typing import Literal
 
 from fpatch import infer, losses
 from fpatch.cli.console import console, progress_bars, say
@@ -36,7 +37,7 @@ from fpatch.study.study import Study
 NUM_VICTIMS = 3
 
 
-def against_both(studies: tuple[Study, Study], name: str, how: str) -> Study:
+def against_both(studies: tuple[Study, Study], name: str, how: Literal["mean", "worst"]) -> Study:
     """The first study with the victims of both, and their losses joined."""
     first = studies[0]
     stages = {stage: first.pipeline[stage] for stage in ("vanish", "suppress", "hit")}

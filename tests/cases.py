@@ -119,8 +119,8 @@ def make_yolos() -> nn.Module:
     from transformers import YolosConfig, YolosForObjectDetection
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    tokens = {"image_size": [96, 128], "patch_size": 16, "num_detection_tokens": 16}
-    model = YolosForObjectDetection(YolosConfig(**sizes, **tokens, num_labels=4))
+    tokens = {"image_size": [96, 128], "patch_size": 16, "num_detection_tokens": 16, "num_labels": 4}
+    model = YolosForObjectDetection(YolosConfig(**sizes, **tokens))
     randomize(model, 8)
     return model
 
@@ -215,7 +215,7 @@ class Case:
         fake: Tensors without values can go through it: it neither counts nor checks what it was given.
     """
 
-    subject: Stage | Pipeline
+    subject: Any  # a Stage or a Pipeline
     params: dict[str, Tensor]
     batch: dict[str, Any]
     tolerance: float = 0.0

@@ -326,7 +326,9 @@ def summaries_are_pure_and_merge(case: Case) -> None:
     assert set(seen) == set(whole.summaries)
     for path, values in seen.items():
         stage = whole[path].stage
-        init, update, merge, compute = stage.definition.summary
+        summary = stage.definition.summary
+        assert summary is not None
+        init, update, merge, compute = summary
         first, second, third = (take(values, [i]) for i in range(NUM_ROWS))
         empty, read = init(stage.config), clone(values)
         a = update(stage.config, empty, first)

@@ -78,9 +78,9 @@ def make_transformer(kind):
 def resnet(stages):
     from transformers import ResNetConfig
 
-    names = [f"stage{i}" for i in stages]
+    names = {"out_features": [f"stage{i}" for i in stages]}
     return ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", out_features=names
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", **names
     )
 
 
@@ -102,10 +102,10 @@ def make_detr(kind):
 
     settings = {"use_timm_backbone": False, "use_pretrained_backbone": False, **SMALL}
     if kind == "yolos":
+        sizes = {"image_size": [96, 128], "num_detection_tokens": 40, "num_labels": 7}
         config = transformers.YolosConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-            image_size=[96, 128], num_detection_tokens=40, num_labels=7,
-        )  # fmt: skip
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, **sizes
+        )
         model = transformers.YolosForObjectDetection(config)
     elif kind == "detr":
         config = transformers.DetrConfig(backbone_config=resnet([4]), **settings)
@@ -118,15 +118,14 @@ def make_detr(kind):
         config = transformers.DeformableDetrConfig(backbone_config=resnet([2, 3, 4]), **settings)
         model = transformers.DeformableDetrForObjectDetection(config)
     else:
+        names, labels = {"out_features": ["stage2", "stage3", "stage4"]}, {"num_labels": 7}
         backbone = transformers.RTDetrResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic",
-            out_features=["stage2", "stage3", "stage4"],
-        )  # fmt: skip
+            embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", **names
+        )
         config = transformers.RTDetrConfig(
             backbone_config=backbone, encoder_in_channels=[8, 16, 16], encoder_hidden_dim=32, d_model=32,
             decoder_in_channels=[32] * 3, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=40,
-            decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, num_labels=7,
-            num_denoising=0,
+            decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, num_denoising=0, **labels,
         )  # fmt: skip
         model = transformers.RTDetrForObjectDetection(config)
     return model.eval()

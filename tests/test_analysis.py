@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 
 from fpatch import analysis, viz
@@ -462,9 +462,8 @@ def read_frames(path):
     with Image.open(path) as picture:
         assert picture.format == "GIF"
         frames = []
-        for i in range(picture.n_frames):
-            picture.seek(i)
-            frames.append((np.array(picture.convert("RGB")), picture.info["duration"]))
+        for frame in ImageSequence.Iterator(picture):
+            frames.append((np.array(frame.convert("RGB")), frame.info["duration"]))
     return [f for f, _ in frames], [d for _, d in frames], picture.info.get("loop")
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from study_fixture import make_study, parameters
 
 import fpatch.evaluation.conditions
@@ -74,7 +74,7 @@ def test_analyze(run, capsys, monkeypatch):
     assert f"  {page}\n  {animation}\n" in said
     assert '"start":{"x":"sample/camera/exposure/stops","y":"found/delta"' in page.read_text()
     with Image.open(animation) as frames:
-        assert frames.n_frames == 4
+        assert len(list(ImageSequence.Iterator(frames))) == 4
     # what is animated are the patches, not the parameters that they are made from
     monkeypatch.setattr(
         fpatch.evaluation.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}}

@@ -242,8 +242,12 @@ def test_who_does_not_know_the_secret_is_refused(tmp_path):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *words]
     file = sweep_file(tmp_path / "study", 'num_trials = 1\nsearch = "random"')
     sweep = [sys.executable, "-m", "fpatch", "sweep", file, "--sweep.address", f"127.0.0.1:{port}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen([*command, "--include-dashboard=false"], env=known["right"], **pipes) as head:
+    with subprocess.Popen(
+        [*command, "--include-dashboard=false"],
+        env=known["right"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as head:
         try:
             wait_until(lambda: can_connect(port), head)
             results = {

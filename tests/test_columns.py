@@ -1,6 +1,7 @@
 """Samples as columns: the exact inverse, and edits by path."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_any_sample_survives_json(data):
                 data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=rows, max_size=rows))
             )
             values = values.view(-1, *[1] * (len(shape) - 1)).expand(shape) + torch.arange(
-                np.prod(shape)
+                math.prod(shape)
             ).view(shape)
             sample[node][field] = values.bool() if dtype == torch.bool else (values / 3).to(dtype)
     columns = {name: column.tolist() for name, column in to_columns(sample).items()}

@@ -1,5 +1,6 @@
 """The code in the documentation runs."""
 
+import importlib
 import re
 import sys
 import types
@@ -46,8 +47,7 @@ def test_the_study_of_a_model_of_ones_own_is_trained_and_replayed(tmp_path, monk
         Image.fromarray(pixels).save(tmp_path / f"{name}.jpg")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    import my_models
-
+    my_models = importlib.import_module("my_models")
     torch.save(my_models.Classifier(2).state_dict(), tmp_path / "classifier.pt")
     for words in ("describe study.toml", "train study.toml --train.num_steps 2"):
         assert main(words.split()) == 0

@@ -14,6 +14,7 @@ from study_fixture import make_study, parameters
 from fpatch import random
 from fpatch.cli.tables import success_table
 from fpatch.core.files import file_digest
+from fpatch.core.resource import Resource
 from fpatch.core.tree import take_rows
 from fpatch.evaluation.blocks import measure
 from fpatch.evaluation.columns import metric_names, object_columns, result_columns, tensor_digest
@@ -98,7 +99,9 @@ def test_controls_of_a_study(tmp_path):
 
     run = train(load_study(write('{logo = "logo.png"}')))
     study = open_run(run.folder)[1]
-    assert study.evaluate.controls["logo"].sha256 == file_digest(tmp_path / "logo.png")
+    logo = study.evaluate.controls["logo"]
+    assert isinstance(logo, Resource)
+    assert logo.sha256 == file_digest(tmp_path / "logo.png")
     _, rates = evaluate_run(run.folder)
     assert list(rates.rates) == ["patch", "noise", "flat", "shuffled", "logo"]
     expected = make_controls(run.load_conditions("test")["patch"], random.key(0), study.evaluate.pictures)

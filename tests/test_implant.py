@@ -1,5 +1,7 @@
 """What implanters do with boxes, placements, masks and brightness, by hand; the kernel has its own tests."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ MAKERS = {
 KEY = random.key(3)
 
 
-def make_batch(quads: list = (BOX,), index: list = (0,), rows: int = 3, **others) -> dict:
+def make_batch(quads: Any = (BOX,), index: Any = (0,), rows: int = 3, **others) -> dict:
     """The same placements in every row."""
     quads = torch.tensor(quads).repeat(rows, 1, 1, 1)
     return {

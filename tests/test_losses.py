@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-import scipy.spatial
 import torch
 from cases import NUM_ROWS, SHAPES, noise
+from scipy.spatial import KDTree
 from study_fixture import make_study
 from torch import Tensor
 
@@ -108,7 +108,7 @@ def test_non_printability_by_a_search_tree():
     patch = noise("large", NUM_ROWS, 3, 61, 83)
     found = score(losses.non_printability(tuple(map(tuple, colors.tolist()))), hood=patch)
     pixels = patch.double().flatten(2).transpose(1, 2).numpy()
-    distance, _ = scipy.spatial.cKDTree(colors.double().numpy()).query(pixels)
+    distance, _ = KDTree(colors.double().numpy()).query(pixels)
     np.testing.assert_allclose(found, distance.mean(-1), rtol=1e-5)
 
 

@@ -8,6 +8,7 @@ import math
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optree
@@ -18,7 +19,9 @@ from cases import make_inputs
 from laws import assert_equal, clone
 from study_fixture import make_study, read_records
 from torch import Tensor
+from torchmetrics import classification
 from torchmetrics.detection import MeanAveragePrecision
+from torchmetrics.wrappers import ClasswiseWrapper
 
 from fpatch import build, metrics, node, pipeline, random
 from fpatch.cli.main import main
@@ -28,6 +31,7 @@ from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import success
 from fpatch.evaluation.summaries import compute_states, init_states, merge_states, update_states
 from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import Stage, Summary
 from fpatch.metrics._matching import answered_scores
 from fpatch.study.config import load_study
 from fpatch.study.setup import set_up
@@ -35,7 +39,7 @@ from fpatch.study.setup import set_up
 COCO_KEYS = ("map", "map_50", "map_75")
 
 
-def make_detections(num_rows: int, seed: int = 0, spread: float = 80.0, places: int = 6) -> dict[str, Tensor]:
+def make_detections(num_rows: int, seed: int = 0, spread: float = 80.0, places: int = 6) -> dict[str, Any]:
     """Objects of three classes, and detections near them, near nothing, doubled, and of the wrong class."""
     generator = torch.Generator().manual_seed(seed)
     corner = spread * torch.rand(num_rows, places, 2, generator=generator)
@@ -61,7 +65,13 @@ def make_detections(num_rows: int, seed: int = 0, spread: float = 80.0, places: 
     }
 
 
-def unpad(values: dict[str, Tensor]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+def summary_of(stage: Stage) -> Summary:
+    summary = stage.definition.summary
+    assert summary is not None
+    return summary
+
+
+def unpad(values: dict[str, Any]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
     """As a user of torchmetrics would write it."""
     final = values["detections"]["final"]
     found = [
@@ -182,19 +192,17 @@ def wired(metric, **settings) -> Pipeline:
 
 
 METRICS = {
-    "sums": lambda: torchmetrics.classification.MulticlassAccuracy(4, average="micro"),
-    "vector": lambda: torchmetrics.classification.MulticlassRecall(4, average=None),
-    "lists": lambda: torchmetrics.classification.MulticlassAUROC(4),
-    "lists of two": lambda: torchmetrics.classification.MulticlassCalibrationError(4),
+    "sums": lambda: classification.MulticlassAccuracy(4, average="micro"),
+    "vector": lambda: classification.MulticlassRecall(4, average=None),
+    "lists": lambda: classification.MulticlassAUROC(4),
+    "lists of two": lambda: classification.MulticlassCalibrationError(4),
     "task": lambda: torchmetrics.Accuracy(task="multiclass", num_classes=4, top_k=2),
-    "dict": lambda: torchmetrics.wrappers.ClasswiseWrapper(
-        torchmetrics.classification.MulticlassF1Score(4, average=None)
-    ),
+    "dict": lambda: ClasswiseWrapper(classification.MulticlassF1Score(4, average=None)),
     "collection": lambda: torchmetrics.MetricCollection(
         [
-            torchmetrics.classification.MulticlassPrecision(4),
-            torchmetrics.classification.MulticlassRecall(4),  # shares its state with the first
-            torchmetrics.classification.MulticlassAUROC(4),
+            classification.MulticlassPrecision(4),
+            classification.MulticlassRecall(4),  # shares its state with the first
+            classification.MulticlassAUROC(4),
         ],
         prefix="a_",
     ),
@@ -229,7 +237,7 @@ def test_numbers_are_named():
 def test_a_batch_alone_and_two_phases_with_states_of_their_own():
     values = make_answers(12)
     stage = metrics.torchmetric(METRICS["sums"]())
-    init, update, _, compute = stage.definition.summary
+    init, update, _, compute = summary_of(stage)
     config = stage.config
 
     def read(rows):
@@ -256,7 +264,7 @@ def test_a_metric_that_has_counted_before_starts_afresh():
 
 def test_a_metric_that_adds_in_place_does_not_change_an_older_state():
     stage = metrics.torchmetric(torchmetrics.SumMetric(), inputs=("value",))
-    init, update, merge, compute = stage.definition.summary
+    init, update, merge, compute = summary_of(stage)
     states = [init(stage.config)]
     for value in (1.0, 2.0, 4.0):
         states.append(update(stage.config, states[-1], {"value": torch.tensor([value])}))
@@ -283,7 +291,7 @@ def test_what_cannot_be_merged_is_said():
     p = pipeline({"m": node(metrics.torchmetric(metric), reads=["x", "y"])})
     values = {"x": torch.rand(6), "y": torch.rand(6), "image_id": torch.arange(6)}
     config = p["m"].stage.config
-    init, update, merge, compute = p["m"].stage.definition.summary
+    init, update, merge, compute = summary_of(p["m"].stage)
     state = init(config)
     for rows in (slice(0, 2), slice(2, 6)):
         state = update(config, state, {"preds": values["x"][rows], "target": values["y"][rows]})

@@ -87,19 +87,19 @@ EQUAL = [
 def test_optimizers_equal_those_of_torch(name, settings, learning_rate):
     """Fifty steps in float64; the learning rates are powers of two, which float32 holds exactly."""
     optimizer = make_optimizer(Optimizer(name, learning_rate, "constant", **settings), 50)
-    params = optree.tree_map(Tensor.double, start())
-    expected = optree.tree_map(lambda v: v.clone().requires_grad_(), params)
+    params = {name: value.double() for name, value in start().items()}
+    expected = {name: value.clone().requires_grad_() for name, value in params.items()}
     theirs = {"alpha" if key == "square_decay" else key: value for key, value in settings.items()}
     other = TORCH[name](expected.values(), lr=learning_rate, **theirs)
     state = optimizer.init(params)
     for step in range(50):
-        grads = optree.tree_map(Tensor.double, gradient(step))
+        grads = {name: value.double() for name, value in gradient(step).items()}
         for name, value in expected.items():
             value.grad = grads[name]
         other.step()
         updates, state = optimizer.update(grads, state, params=params, inplace=False)
         params = torchopt.apply_updates(params, updates, inplace=False)
-        assert_equal(params, optree.tree_map(Tensor.detach, expected), 1e-12)
+        assert_equal(params, {name: value.detach() for name, value in expected.items()}, 1e-12)
 
 
 def test_adam_equals_torchopt():
@@ -151,8 +151,8 @@ def test_nifgsm_takes_the_gradient_where_the_momentum_leads():
 
     decay, size = 0.75, 1 / 16
     optimizer = make_optimizer(Optimizer("nifgsm", size, "constant", momentum=decay), 30)
-    params = optree.tree_map(Tensor.double, start())
-    expected, velocity = dict(params), optree.tree_map(torch.zeros_like, params)
+    params = {name: value.double() for name, value in start().items()}
+    expected, velocity = dict(params), {name: torch.zeros_like(value) for name, value in params.items()}
     state = optimizer.init(params)
     for step in range(30):
         point = optimizer.look_ahead(params, state)

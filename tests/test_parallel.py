@@ -144,7 +144,8 @@ def test_alone_there_is_nothing_to_exchange():
 
 def test_a_group_that_somebody_else_has_made_is_used_and_left():
     """As in a worker of Ray Train."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]: documented, and not listed
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         with joined() as ranks:
             assert ranks == (0, 1, None)

@@ -114,9 +114,12 @@ def unchecked():
 def test_published_vectors(form, counter, key, words):
     """The lines `threefry 2 32 20` of `kat_vectors` in the Random123 distribution."""
     high, low = torch.tensor(counter)
-    encrypted = form(
-        lambda keys: torch.stack(key_module.encrypt(*keys.unbind(-1), high, low), dim=-1), torch.tensor([key])
-    )
+
+    def encrypt(keys):
+        first, second = keys.unbind(-1)
+        return torch.stack(key_module.encrypt(first, second, high, low), dim=-1)
+
+    encrypted = form(encrypt, torch.tensor([key]))
     assert encrypted.tolist() == [list(words)]
 
 

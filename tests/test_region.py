@@ -1,5 +1,7 @@
 """The region kernel against full-frame warps by kornia, against PIL, and against its own law in float64."""
 
+from typing import Any
+
 import kornia
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def make_patches(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return {name: noise(i, 3, *size, dtype=dtype) for i, (name, size) in enumerate(SIZES.items())}
 
 
-def draw(quads: list, which: list[int], patches=None, scene=None, opacity=None, **others) -> Tensor:
+def draw(quads: Any, which: list[int], patches=None, scene=None, opacity=None, **others) -> Tensor:
     """The same placements in every row of three different scenes."""
     scene = noise(9, 3, 3, H, W) if scene is None else scene
     quads = torch.tensor(quads, dtype=scene.dtype).expand(3, -1, -1, -1)

@@ -23,6 +23,7 @@ from cases import (
 )
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import adjust_saturation
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
@@ -65,7 +66,7 @@ def test_contrast_turns_about_middle_gray():
 def test_saturation_equals_torchvision(factor):
     """torchvision rounds the weights of luma to four digits."""
     out = apply(compose.saturation(), {"factor": column(factor, factor, 1.0)}, image=IMAGES)["image"]
-    expected = torchvision.transforms.functional.adjust_saturation(IMAGES.double(), factor)
+    expected = adjust_saturation(IMAGES.double(), factor)
     torch.testing.assert_close(out[:2].double(), expected[:2], rtol=0, atol=2e-4)
     torch.testing.assert_close(out[2], IMAGES[2], rtol=0, atol=1e-6)
 
@@ -270,7 +271,7 @@ def test_warp_scales_about_the_center_and_moves_corners_by_the_side():
     quads = make_quads().double()
     center = quads.mean(2, keepdim=True)
     sides = [(quads[:, :, (i + 1) % 4] - quads[:, :, i]).norm(dim=-1) for i in range(4)]
-    side = (sum(sides) / 4)[..., None, None]
+    side = (torch.stack(sides).sum(0) / 4)[..., None, None]
     by_hand = (center + 0.8 * (quads - center) + side * jitter).float()
     expected = stage.apply({}, sample, {**inputs, "quads": by_hand})["image"]
     found = stage.apply({}, changed, inputs)["image"]

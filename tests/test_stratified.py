@@ -1,16 +1,19 @@
 """Grids of sampled values: every cell is an evaluation of its own, and the rest is drawn alike in all."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from study_fixture import run_fpatch
+from torch import Tensor
 
 from fpatch import compose, random
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.grid import cells_of, evaluate_grid
 from fpatch.evaluation.rates import success
+from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 from fpatch.metrics import wilson
 from fpatch.runs.evaluating import load_trained
@@ -22,6 +25,9 @@ STOPS = "camera/exposure/stops"
 GRID = {"camera/noise/std_frac": [0.0, 0.05], STOPS: [-0.3, 0.0, 0.25]}
 
 
+Parts = tuple[Pipeline, dict[str, Tensor], Any]
+
+
 @pytest.fixture(scope="module")
 def parts(trained):
     """Pipeline, trained parameters and test photographs."""
@@ -30,7 +36,7 @@ def parts(trained):
 
 
 @pytest.fixture(scope="module")
-def stratified(parts):
+def stratified(parts: Parts):
     return evaluate_grid(*parts, KEY, GRID, num_draws=2, block=8)
 
 
@@ -73,7 +79,7 @@ def test_what_is_not_on_the_grid_is_drawn_alike_in_every_cell(stratified):
         assert all(np.array_equal(stratified.table[name][c.rows], first) for c in cells), name
 
 
-def test_progress_counts_all_cells(parts):
+def test_progress_counts_all_cells(parts: Parts):
     seen = []
     grid = {STOPS: [0.0, 1.0]}
     result = evaluate_grid(
@@ -97,7 +103,7 @@ def test_progress_counts_all_cells(parts):
         ),
     ],
 )
-def test_bad_grids(parts, grid, message):
+def test_bad_grids(parts: Parts, grid, message):
     with pytest.raises(ValueError, match=message):
         evaluate_grid(*parts, KEY, grid, block=8)
 

@@ -33,7 +33,7 @@ def test_a_study_is_its_config(tmp_path):
     assert list(again.pipeline) == list(study.pipeline)
     assert study.data.placements == str(tmp_path / "placements.csv")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        study.seed = 4
+        study.seed = 4  # pyright: ignore[reportAttributeAccessIssue]: that it is refused is the test
 
 
 def test_a_run_knows_its_study(trained):

@@ -6,6 +6,7 @@ import re
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from cases import make_inputs, noise
 from safetensors.torch import save_file
 from study_fixture import make_study
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torchvision.models import detection
+from torchvision.transforms.functional import normalize
 from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim, spread
 
 from fpatch import build, create, implant, infer, node, pipeline, random
@@ -41,9 +44,9 @@ def answer(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return infer.torchvision_detector(model).apply({}, {}, {"image": images})["detections"]["dense"]
 
 
-def listen(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
+def listen(model: Any, images: Tensor) -> dict[str, Any]:
     """What the parts of the library say while it answers a batch as it likes to."""
-    heard: dict[str, list[Tensor]] = {}
+    heard: dict[str, Any] = {}
     names = {name: getattr(model, name, None) for name in ("transform", "head", "anchor_generator", "rpn")}
     if hasattr(model, "roi_heads"):
         names["box_predictor"] = model.roi_heads.box_predictor
@@ -130,7 +133,7 @@ def test_dense_is_what_the_library_computes(victims, name, shape):
     torch.testing.assert_close(dense["logits"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def open_wide(model: nn.Module) -> tuple[float, int]:
+def open_wide(model: Any) -> tuple[float, int]:
     """No threshold, and no cut but the last; the settings that are left."""
     last = model.roi_heads if hasattr(model, "roi_heads") else model
     last.score_thresh = 0.0
@@ -148,7 +151,7 @@ def test_suppressed_it_is_what_the_library_answers(name, shape):
 
 def test_boxes_that_clipping_leaves_empty_are_not_answered():
     """Two of three classes are moved to the right, most of them out of the image."""
-    model = make_victim(TWO_STAGES)
+    model: Any = make_victim(TWO_STAGES)
     with torch.no_grad():
         model.roi_heads.box_predictor.bbox_pred.bias[4:12:4] += 40
         boxes = answer(model, IMAGES["resized"])["boxes"]
@@ -281,7 +284,7 @@ def test_an_image_of_one_value_has_finite_gradients(victims):
 
 @pytest.mark.parametrize("num", [100, 300])
 def test_the_shape_does_not_depend_on_how_much_is_proposed(num):
-    model = make_victim(TWO_STAGES)
+    model: Any = make_victim(TWO_STAGES)
     model.rpn.nms_thresh, model.rpn._post_nms_top_n["testing"] = 0.3, num
     noisy, flat = IMAGES["resized"][:1], torch.zeros(1, 3, 100, 140)
     with torch.no_grad():
@@ -301,7 +304,7 @@ def test_it_is_compiled_in_pieces(victims):
         return answer(victims["SSD"], images)["logits"]
 
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(Unsupported):
         torch.compile(logits, backend="aot_eager", fullgraph=True)(IMAGES["resized"])
     torch._dynamo.reset()
     found = torch.compile(logits, backend="aot_eager")(IMAGES["resized"])
@@ -313,7 +316,7 @@ def test_it_is_compiled_in_pieces(victims):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_module_in_training_mode_is_refused(name):
-    model = make_victim(name)
+    model: Any = make_victim(name)
     model.backbone.train()
     with pytest.raises(ValueError, match=r"torchvision_detector: 'backbone' is in training mode.*model.eval"):
         answer(model, IMAGES["resized"])
@@ -452,7 +455,7 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, m
 @pytest.mark.parametrize("architecture", ["fasterrcnn_resnet50_fpn", "googlenet"])
 def test_a_published_file_is_built_as_the_library_builds_it(tmp_path, monkeypatch, architecture):
     """With what it sets beside the weights: frozen batch norms with eps 0, a transformed input."""
-    published = torchvision.models.get_model_weights(architecture)
+    published: Any = torchvision.models.get_model_weights(architecture)
     arguments = {"weights_backbone": None} if "rcnn" in architecture else {"init_weights": True}
     with torch.random.fork_rng():
         state = torchvision.models.get_model(architecture, weights=None, **arguments).state_dict()
@@ -491,7 +494,7 @@ def test_a_classifier_is_normalized():
     plain = load_model(seed=1, normalize=False, **TINY).requires_grad_(False)
     model = load_model(seed=1, **TINY)
     preset = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.transforms()
-    expected = plain(torchvision.transforms.functional.normalize(images, preset.mean, preset.std))
+    expected = plain(normalize(images, preset.mean, preset.std))
     found = infer.classifier(model).apply({}, {}, {"image": images})["logits"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert float((plain(images) - expected).abs().max()) > 0.01

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def make_batch(**others):
     }
 
 
-def extent(path, color):
+def extent(path, color) -> Any:
     """Bounds (x0, y0, x1, y1) of what has a color, in pixels of the photograph, which is black on white."""
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     dark = np.argwhere((picture < 12).all(-1))[:, ::-1]

@@ -7,6 +7,7 @@ import copy
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from library_victims import (
 from safetensors.torch import save_file
 from study_fixture import environment
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from fpatch import infer
 from fpatch.core.tree import to_device
@@ -67,7 +69,7 @@ class Answer(nn.Module):
 
     def forward(self, images):
         zero = 0 * images.mean()
-        return torch.utils._pytree.tree_map(lambda t: t + zero if torch.is_tensor(t) else t, self.answer)
+        return tree_map(lambda t: t + zero if torch.is_tensor(t) else t, self.answer)
 
 
 # -- the letterbox
@@ -91,7 +93,8 @@ def test_letterbox_is_that_of_ultralytics(shape, size):
     close(255 * found[0].permute(1, 2, 0), expected, atol=0.01)
     levels = augment.LetterBox(size, auto=False)(image=array)  # in steps of 1/2048, rounded to whole levels
     close(255 * found[0].permute(1, 2, 0), levels, atol=1.5)
-    new_h, new_w, top, left = sizes_by_hand(*shape, (size, size) if isinstance(size, int) else size)
+    h, w = shape
+    new_h, new_w, top, left = sizes_by_hand(h, w, (size, size) if isinstance(size, int) else size)
     close(offset, [left, top, left, top])
     close(scale, [new_w / shape[1], new_h / shape[0]] * 2)
 
@@ -378,7 +381,7 @@ def test_final_is_what_ultralytics_predicts(network, shape, levels, box_px, scor
 
     model, form, end2end = network
     images, array = picture(*shape)
-    shell = YOLO("yolo11n.yaml", verbose=False)
+    shell: Any = YOLO("yolo11n.yaml", verbose=False)
     shell.model = copy.deepcopy(model)
     shell.model.names = {i: str(i) for i in range(6)}
     settings = {"imgsz": (128, 160), "rect": False, "conf": 0.001, "iou": 0.7, "max_det": 300}

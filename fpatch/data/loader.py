@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,7 @@ class Loader:
         own = self.ranks.rows(self.batch_size)
         return self.dataset.batch(ids[picked][own], draws(ids[picked])[own], device=self.device)
 
-    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+    def batches(self, start: int = 0) -> Generator[dict[str, Tensor], None, None]:
         """The batches of all steps from `start` on, without end; a thread prepares the next one meanwhile.
 
         To a GPU it copies in a stream of its own, beside the computation of the batch before. An error of a

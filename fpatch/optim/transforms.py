@@ -144,6 +144,7 @@ class Transformation(GradientTransformation):
     parameters and the state at which parameters the gradient is to be taken.
     """
 
+    update: Callable[..., Any]
     look_ahead: Callable[[Any, Any], Any] | None
 
     def __new__(cls, init: Any, update: Any, look_ahead: Any = None) -> "Transformation":

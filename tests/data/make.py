@@ -41,7 +41,8 @@ def make_small_study() -> Path:
     path.write_text(text)
     for photograph in OLD.glob("*.png"):
         with Image.open(photograph) as image:
-            coarse = image.resize((image.width // 2, image.height // 2)).point(lambda v: v // 16 * 16)
+            levels = [v // 16 * 16 for v in range(256)] * len(image.getbands())
+            coarse = image.resize((image.width // 2, image.height // 2)).point(levels)
             coarse.resize(image.size, Image.Resampling.NEAREST).save(photograph, optimize=True)
     return path
 
