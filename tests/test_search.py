@@ -72,7 +72,7 @@ def test_models_take_choices_conditions_failures_and_what_runs(propose):
     seen: list[Observation] = []
     for i in range(NUM_RANDOM + 6):
         settings = propose(space, seen, random.key(0))
-        assert space.stranger(settings) is None
+        assert space.foreign_setting(settings) is None
         value = {2: float("nan"), 5: None}.get(i, float(settings["name"] == "b") + settings.get("x", 0.0))
         seen.append(Observation(settings, value, 0.01))
     assert [t.settings["name"] for t in seen[-4:]].count("b") >= 3
@@ -156,7 +156,7 @@ def test_errors_that_are_not_known_are_those_of_the_others():
     unknown = [seen[0]._replace(error=float("nan")), *seen[1:]]
     assert propose_noisy_gp(SQUARE, unknown, random.key(0)) == propose_noisy_gp(SQUARE, seen, random.key(0))
     nothing = [t._replace(error=float("nan"), value=1.0) for t in seen]
-    assert SQUARE.stranger(propose_noisy_gp(SQUARE, nothing, random.key(0))) is None
+    assert SQUARE.foreign_setting(propose_noisy_gp(SQUARE, nothing, random.key(0))) is None
 
 
 # Stopping early
@@ -242,7 +242,7 @@ def test_exploring_moves_numbers_by_a_fifth_within_bounds():
     space = parse_space({"x": (0.1, 1.0, "log"), "n": (1, 100, "int"), "kind": ["a", "b"]})
     start = {"x": 0.5, "n": 50, "kind": "a"}
     moved = [explore(space, start, random.fold_in(random.key(0), i)) for i in range(150)]
-    assert all(space.stranger(m) is None for m in moved)
+    assert all(space.foreign_setting(m) is None for m in moved)
     near = [m["x"] for m in moved if m["x"] == pytest.approx(0.4) or m["x"] == pytest.approx(0.6)]
     assert 0.65 < len(near) / 150 < 0.85
     assert {40, 60} <= {m["n"] for m in moved}
@@ -253,5 +253,5 @@ def test_exploring_moves_numbers_by_a_fifth_within_bounds():
 def test_exploring_keeps_to_the_conditions():
     space = parse_space({"kind": ["a", "b"], "x": {"low": 0, "high": 1, "when": {"kind": "b"}}})
     for i in range(60):
-        assert space.stranger(explore(space, {"kind": "a"}, random.key(i))) is None
-        assert space.stranger(explore(space, {"kind": "b", "x": 0.5}, random.key(i))) is None
+        assert space.foreign_setting(explore(space, {"kind": "a"}, random.key(i))) is None
+        assert space.foreign_setting(explore(space, {"kind": "b", "x": 0.5}, random.key(i))) is None

@@ -223,10 +223,10 @@ def test_points_of_the_cube():
 def test_strangers_are_found():
     space = parse_space(CODE)
     settings = space.draw(random.key(5), 1)[0]
-    assert space.stranger(settings) is None
-    assert space.stranger(settings | {"x": 1}) == "x"
-    assert space.stranger(settings | {"optimizer.learning_rate": 2.0}) == "optimizer.learning_rate"
-    assert space.stranger(settings | {"optimizer.name": "adamw"}) == "optimizer.name"
+    assert space.foreign_setting(settings) is None
+    assert space.foreign_setting(settings | {"x": 1}) == "x"
+    assert space.foreign_setting(settings | {"optimizer.learning_rate": 2.0}) == "optimizer.learning_rate"
+    assert space.foreign_setting(settings | {"optimizer.name": "adamw"}) == "optimizer.name"
     assert (
-        space.stranger({n: v for n, v in settings.items() if n != "train.batch_size"}) == "train.batch_size"
+        space.foreign_setting({n: v for n, v in settings.items() if n != "train.batch_size"}) == "train.batch_size"
     )
