@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest lint bench clean
+.PHONY: demo docs test test-slow test-oldest lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fpatch demo
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -27,10 +31,15 @@ $(VENV)/.demo: pyproject.toml
 	$(BIN)/pip install -q -e '.[demo]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
+$(VENV)/.docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[docs]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	touch $@
+
 $(VENV)/.test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[test]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest build *.egg-info
+	rm -rf $(VENV) .venv-oldest build *.egg-info docs/_build
