@@ -143,7 +143,7 @@ def make_values(definition: Any) -> Iterator[str]:
     able = flags(definition)
     reads = [*definition.reads, *(n for n in definition.optional if n not in definition.reads)]
     shown = [f"`{n}`" + (" if it is there" if n in definition.optional else "") for n in reads]
-    yield from ("| | |", "|---|---|")
+    yield from ("```{table}", ":class: values", "", "| | |", "|---|---|")
     yield f"| reads | {', '.join(shown) or 'the patch parameters'} |"
     yield f"| writes | {', '.join(f'`{n}`' for n in definition.writes) or 'nothing per row'} |"
     yield f"| samples | {show_sample(definition)} |"
@@ -159,6 +159,7 @@ def make_values(definition: Any) -> Iterator[str]:
         yield f"| role | {definition.role} |"
     if marks:
         yield f"| marks | {', '.join(f'`{n}`' for n in marks)} |"
+    yield "```"
 
 
 def show_sample(definition: Any) -> str:
@@ -299,7 +300,9 @@ def make_wing_page(wing: str) -> Iterator[str]:
     yield from (".. list-table::", "   :widths: 30 70", "")
     for name in names:
         at = "fpatch" if hasattr(fpatch, name) and getattr(fpatch, name) is getattr(module, name) else full
-        about = (inspect.getdoc(getattr(module, name)) or "").split("\n\n")[0].replace("\n", " ")
+        value = getattr(module, name)
+        doc = inspect.getdoc(value.load if isinstance(value, Loader) else value) or ""
+        about = doc.split("\n\n")[0].replace("\n", " ")
         yield from (f"   * - :py:obj:`{name} <{at}.{name}>`", f"     - {docstrings.escape(about)}")
     yield ""
     yield from make_objects(module, names)
@@ -410,7 +413,7 @@ def make_pages() -> dict[Path, str]:
 
 def write_pages(app: Sphinx) -> None:
     """Write the pages that changed, and remove those of what is gone."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "92"  # of what commands print
     pages = make_pages()
     for folder in {path.parent for path in pages} - {DOCS / "reference"}:
         folder.mkdir(exist_ok=True)
