@@ -24,7 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fpatch
-from fpatch.memory import CUBLAS_WORKSPACE
+from fpatch.runtime.memory import CUBLAS_WORKSPACE
 
 RESULTS = Path(__file__).parent / "results"
 """Where the records of full runs are kept, one JSON file per suite and device."""

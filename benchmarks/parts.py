@@ -17,10 +17,10 @@ from harness import Record, interleave, read_options
 from torch import Tensor
 
 from fpatch import implant, losses, random
-from fpatch.device import deterministic_algorithms
-from fpatch.interpolation import sample_in_order
-from fpatch.stage import Stage
-from fpatch.tree import place
+from fpatch.core.tree import to_device
+from fpatch.graph.stage import Stage
+from fpatch.ops.sampling import sample_in_order
+from fpatch.runtime.device import deterministic_algorithms
 
 
 def loss_step(stage: Stage, num: int, side: int, device: str) -> Callable[[], object]:
@@ -48,7 +48,7 @@ def implant_step(num: int, width: float, antialias: bool, device: str) -> Callab
         "draw": torch.zeros(num, dtype=torch.int64),
     }
     stage = implant.warp(names=("a",), antialias=antialias)
-    sample, batch = place((stage.sample(random.key(3), batch), batch), device)
+    sample, batch = to_device((stage.sample(random.key(3), batch), batch), device)
     batch["patch"] = {"a": patch}
 
     def step() -> Tensor:

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import create, implant, infer, random
-from fpatch.geometry import affine_matrix, project_points
-from fpatch.stage import define
+from fpatch.graph.stage import define
+from fpatch.ops.geometry import affine_matrix, project_points
 
 NUM_CLASSES = 1000
 TARGET = 7

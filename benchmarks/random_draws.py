@@ -13,7 +13,7 @@ from torch import Tensor
 from workloads import make_batch, make_pipeline, make_victim
 
 from fpatch import random
-from fpatch.stage import row_keys
+from fpatch.graph.keys import row_keys
 
 CALLS = 20
 """Steps per timing, since one takes a few milliseconds."""

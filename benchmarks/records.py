@@ -22,13 +22,14 @@ from unittest.mock import patch
 import torch
 from harness import Options, Record, quartiles, read_options
 
-from fpatch import pictures, training
-from fpatch.demo.main import Size, write_study
-from fpatch.demo.scenes import cached_scenes
+from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
+from fpatch.demo.world.scenes import cached_scenes
 from fpatch.log import Log
-from fpatch.runs import Run
-from fpatch.study import load_study
+from fpatch.runs import figures as pictures
+from fpatch.runs import training
+from fpatch.runs.folder import Run
+from fpatch.study.config import load_study
 
 FULL = Size({"train": 64, "validation": 32, "test": 2}, ((128, 128),), 0, 1, 150, ())
 SMALL = Size({"train": 4, "validation": 2, "test": 2}, ((64, 64),), 0, 1, 3, ())
@@ -41,7 +42,7 @@ RECORDING: Mapping[str, list[tuple[Any, str]]] = {
             for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")
         ),
     ],
-    "pictures": [(training, "diagnose_first_block"), (pictures, "make_figure")],
+    "pictures": [(training, "view_first_block"), (pictures, "make_figure")],
     "tables": [(Run, "save_evaluation")],
     "checkpoints": [(Run, "save_checkpoint")],
 }

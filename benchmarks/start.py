@@ -16,7 +16,7 @@ STARTS = {
     "python": ["-c", "pass"],
     "import torch": ["-c", "import torch"],
     "import fpatch": ["-c", "import fpatch"],
-    "import fpatch.training": ["-c", "import fpatch.training"],
+    "import fpatch.runs.training": ["-c", "import fpatch.runs.training"],
     "every family of stages": ["-c", "from fpatch import compose, create, implant, infer, losses, metrics"],
     "fpatch --help": ["-m", "fpatch", "--help"],
 }

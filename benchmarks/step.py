@@ -16,7 +16,7 @@ from torch import Tensor
 from workloads import make_batch, make_images, make_pipeline, make_training, make_victim
 
 import fpatch
-from fpatch.device import deterministic_algorithms
+from fpatch.runtime.device import deterministic_algorithms
 
 
 def measure(name: str, b: int, side: int, options: Options, record: Record) -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from harness import Options, Record, interleave, quartiles, read_options
 
-from fpatch.demo.main import Size, write_study
-from fpatch.demo.scenes import write_scenes
+from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
-from fpatch.study import load_study
+from fpatch.demo.world.scenes import write_scenes
+from fpatch.study.config import load_study
 from fpatch.tune import Journal, parse_space
-from fpatch.tune.driver import Dispatcher
-from fpatch.tune.pack import run_trials
 from fpatch.tune.plan import Plan
 from fpatch.tune.settings import Sweep
+from fpatch.tune.trials.pack import run_trials
+from fpatch.tune.trials.ray_driver import Dispatcher
 
 WORKLOADS = [(8, 96, 20, 4), (8, 96, 100, 4)]
 """Trials, side of the photographs, updates of each trial, and rows of an update."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import compose, create, implant, infer, losses, random
+from fpatch.core.tree import device_of, to_device
 from fpatch.demo.victim import TinyDetector
-from fpatch.loop import Step, TrainState
-from fpatch.tree import device_of, place
+from fpatch.optim.step import Step, TrainState
 
 NAMES = ("hood", "roof", "door")
 
@@ -120,6 +120,6 @@ def make_training(pipeline: fpatch.Pipeline, device: str = "cpu", **settings: An
 def make_images(pipeline: fpatch.Pipeline, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
     """What the victim is shown in a step, as a leaf."""
     with torch.no_grad():
-        sample, batch = place((pipeline.sample(random.key(2), batch), batch), device_of(state.params))
+        sample, batch = to_device((pipeline.sample(random.key(2), batch), batch), device_of(state.params))
         image = pipeline.apply(state.params, sample, batch, want=("image",))["image"]
     return image.detach().requires_grad_()

@@ -54,8 +54,8 @@ class TrainJob(Requeued):
 
     def __call__(self) -> str:
         """Train from wherever the run stands; returns its folder."""
-        from fpatch.study import study_from_config
-        from fpatch.training import train_in
+        from fpatch.runs.training import train_in
+        from fpatch.study.config import study_from_config
 
         for measured in train_in(self.folder, study_from_config(self.config, Path.cwd())):
             assert measured is not None
@@ -85,7 +85,7 @@ class SweepJob(Requeued):
 
     def __call__(self) -> str:
         """Search from wherever the sweep stands; returns its folder."""
-        from fpatch.tune.driver import import_ray, on_loopback
+        from fpatch.tune.trials.ray_driver import import_ray, on_loopback
 
         env = submitit.JobEnvironment()
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -193,12 +193,12 @@ def read_studies(paths: Sequence[str]) -> list[Any]:
     Raises:
         ValueError: For anything wrong in one of them.
     """
-    from fpatch.rehearsal import rehearse
-    from fpatch.study import load_study
+    from fpatch.study.config import load_study
+    from fpatch.study.dry_run import dry_run
 
     studies = [load_study(path) for path in paths]
     for study in studies:
-        rehearse(study)
+        dry_run(study)
     return studies
 
 
@@ -208,8 +208,8 @@ def train_jobs(paths: Sequence[str]) -> list[TrainJob]:
     Raises:
         ValueError: For anything wrong in one of them.
     """
-    from fpatch.runs import new_folder
-    from fpatch.study import vary
+    from fpatch.runs.locks import new_folder
+    from fpatch.study.config import vary
 
     jobs = []
     for study in read_studies(paths):

@@ -30,15 +30,15 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.ssd import SSD
 
 from fpatch import Range, create, implant, infer, losses, pipeline, random
-from fpatch.console import console
+from fpatch.cli.console import console
+from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
-from fpatch.geometry import quad_bounds
-from fpatch.infer.boundary import check_victim
-from fpatch.loop import make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.resource import define_loader
-from fpatch.stage import Stage
+from fpatch.graph.stage import Stage
+from fpatch.infer._boundary import check_victim
+from fpatch.ops.geometry import quad_bounds
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import make_state, make_step
 
 PANELS = ("hood", "roof", "door")
 SIZE = (320, 320)

@@ -45,21 +45,22 @@ from torch import Tensor, nn
 
 import fpatch
 from fpatch import Range, Run, Study, compose, create, implant, infer, losses, metrics, node, random, viz
-from fpatch.conditions import CONTROLS, NONE, PATCH
-from fpatch.console import TITLES, console, percent, progress_bars, say, success_table
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import percent, success_table
+from fpatch.core.progress import Progress
+from fpatch.core.tree import to_device
+from fpatch.core.types import Params, Sample, Values
 from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, write_image
-from fpatch.evaluation import measure
-from fpatch.geometry import box_corners
+from fpatch.evaluation.blocks import measure
+from fpatch.evaluation.conditions import CONTROLS, NONE, PATCH, TITLES
+from fpatch.evaluation.rates import Success
+from fpatch.graph.stage import define, deterministic
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.optim import Optimizer
-from fpatch.progress import Report
-from fpatch.rates import Success
-from fpatch.run_evaluation import load_trained
-from fpatch.sections import Data, Evaluate, Goal, Logging, Train
-from fpatch.stage import define, deterministic
-from fpatch.tree import place
-from fpatch.types import Params, Sample, Values
+from fpatch.ops.geometry import box_corners
+from fpatch.optim.optimizer import Optimizer
+from fpatch.runs.evaluating import load_trained
+from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 
 PANELS = ("hood", "roof", "door")
 BACKGROUND, CAR = 0, 1
@@ -269,7 +270,7 @@ def make_augmentation(patches: tuple[str, ...]) -> fpatch.Pipeline:
 
 
 def train_classifier(
-    cars: TargetSet, grounds: TargetSet, key: Tensor, num_steps: int, report: Report
+    cars: TargetSet, grounds: TargetSet, key: Tensor, num_steps: int, report: Progress
 ) -> PresenceNet:
     """Train on as many car as background crops; half of the panels, and of the squares, carry a print."""
     half = 12
@@ -355,7 +356,7 @@ class Trial(NamedTuple):
     grounds: dict[str, np.ndarray]
 
 
-def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: Report) -> list[Trial]:
+def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: Progress) -> list[Trial]:
     """Train a classifier, and patches of each scale, on the other folds, and measure on this one."""
 
     def tell(task: str, done: int, total: int, note: str = "") -> None:
@@ -376,20 +377,20 @@ def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: 
     def try_scale(scale: float) -> Trial:
         study = Study(
             name=f"fold-{fold}-scale-{scale:g}",
-            data=Data(str(files[0]), (CROP_PX, CROP_PX), patches=settings.patches, validation=None),
+            data=DataConfig(str(files[0]), (CROP_PX, CROP_PX), patches=settings.patches, validation=None),
             pipeline=make_pipeline(settings.patches, scale, weights),
-            objective=Goal({"misclassify": 1.0, "total_variation": 0.5}),
+            objective=ObjectiveConfig({"misclassify": 1.0, "total_variation": 0.5}),
             seed=int(random.bits(random.fold_in(key, "study"))),
             optimizer=Optimizer(learning_rate=0.05),
-            train=Train(settings.patch_steps, batch_size=16),
-            evaluate=Evaluate(num_draws=settings.num_draws),
-            log=Logging(str(folder), mlflow=settings.mlflow, experiment="toycar"),
+            train=TrainConfig(settings.patch_steps, batch_size=16),
+            evaluate=EvaluateConfig(num_draws=settings.num_draws),
+            log=LogConfig(str(folder), mlflow=settings.mlflow, experiment="toycar"),
         )
         run = fpatch.train(study, tell)
-        fpatch.evaluate_run(run.folder, report=tell)
+        fpatch.evaluate_run(run.folder, on_progress=tell)
         own = random.fold_in(key, "grounds")
         with load_trained(run.folder) as trained:
-            patches = place(run.load_conditions("test"), trained.study.place)
+            patches = to_device(run.load_conditions("test"), trained.study.place)
             on_grounds = fpatch.evaluate(trained.pipeline, {}, grounds.split("test"), own, conditions=patches)
         return Trial(study, run, run.load_table("test"), on_grounds.table)
 
@@ -437,7 +438,7 @@ def pool(trials: Sequence[Trial], viewpoint: np.ndarray) -> Pooled:
     )
 
 
-def run_experiment(data: Path, runs: Path, settings: Settings, report: Report) -> tuple[Path, list[Pooled]]:
+def run_experiment(data: Path, runs: Path, settings: Settings, report: Progress) -> tuple[Path, list[Pooled]]:
     """Run the folds and pool them by scale, in a new folder under `runs`."""
     start = time.monotonic()
     folder = (runs / f"{time.strftime('%Y%m%d-%H%M%S')}-toycar").resolve()

@@ -24,12 +24,14 @@ import time
 from pathlib import Path
 
 from fpatch import infer, losses
-from fpatch.console import console, progress_bars, say, transfer_table
-from fpatch.demo.main import FULL, QUICK, prepare_scenes, prepare_study
-from fpatch.sections import Goal
-from fpatch.study import Study, load_study
-from fpatch.training import train
-from fpatch.transfer import save_transfer, transfer_runs
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import transfer_table
+from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
+from fpatch.runs.training import train
+from fpatch.runs.transfer import save_transfer, transfer_runs
+from fpatch.study.config import load_study
+from fpatch.study.settings import ObjectiveConfig
+from fpatch.study.study import Study
 
 NUM_VICTIMS = 3
 
@@ -48,7 +50,7 @@ def against_both(studies: tuple[Study, Study], name: str, how: str) -> Study:
         first,
         name=name,
         pipeline=pipeline,
-        objective=Goal(weights),
+        objective=ObjectiveConfig(weights),
         evaluate=dataclasses.replace(first.evaluate, metric="victims/0/found"),
     )
 
@@ -84,7 +86,7 @@ def main() -> None:
             [runs[name] for name in studies],
             [runs[name] for name in both],
             checkpoint="last",
-            report=report,
+            on_progress=report,
         )
     console.print(transfer_table(found))
     for file in save_transfer(folder / "transfer", found):

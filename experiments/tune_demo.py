@@ -33,16 +33,18 @@ from scipy import stats
 
 import fpatch
 from fpatch import random
-from fpatch.conditions import NONE, PATCH, make_controls, make_patches
-from fpatch.console import console, percent, progress_bars, say
-from fpatch.demo.main import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
-from fpatch.evaluation import evaluate
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.tables import percent
+from fpatch.demo.study import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
+from fpatch.evaluation.conditions import NONE, PATCH, make_controls, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import Table, success
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
-from fpatch.rates import Table, success
-from fpatch.run_evaluation import load_trained
-from fpatch.study import Study, load_study, vary
-from fpatch.training import train
+from fpatch.runs.evaluating import load_trained
+from fpatch.runs.training import train
+from fpatch.study.config import load_study, vary
+from fpatch.study.study import Study
 from fpatch.tune import Journal
 from fpatch.tune.plan import best_entry
 from fpatch.tune.sweep import read_plan
@@ -145,7 +147,7 @@ def main() -> None:
             studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
         if options.sweep is None:
             found = fpatch.sweep(
-                studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, report=report
+                studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, on_progress=report
             )
         else:
             found = Journal.open(options.sweep)

@@ -6,47 +6,47 @@ The names here are loaded when they are first used, so that `import fpatch` cost
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fpatch.core.version import __version__
 
 _NAMES = {
-    "Node": "nodes",
-    "Objective": "objective",
-    "Optimizer": "optim",
-    "Pipeline": "graph",
-    "Range": "types",
-    "Resource": "resource",
-    "Run": "runs",
-    "Stage": "stage",
-    "Study": "study",
-    "TrainState": "loop",
-    "build": "config",
-    "control": "graph",
-    "define": "stage",
-    "define_loader": "resource",
-    "deterministic": "stage",
-    "evaluate": "evaluation",
-    "evaluate_run": "run_evaluation",
-    "fit": "loop",
-    "from_columns": "columns",
-    "keep_freed_memory": "memory",
-    "load_study": "study",
-    "make_optimizer": "optim",
-    "make_population_step": "population",
-    "make_state": "loop",
-    "make_step": "loop",
-    "node": "nodes",
-    "override": "columns",
-    "pipeline": "graph",
-    "replay": "rerun",
-    "replay_run": "run_replay",
-    "resume": "training",
-    "row_keys": "stage",
+    "Node": "graph.node",
+    "Objective": "optim.objective",
+    "Optimizer": "optim.optimizer",
+    "Pipeline": "graph.pipeline",
+    "Range": "core.types",
+    "Resource": "core.resource",
+    "Run": "runs.folder",
+    "Stage": "graph.stage",
+    "Study": "study.study",
+    "TrainState": "optim.step",
+    "build": "graph.build",
+    "control": "graph.samples",
+    "define": "graph.stage",
+    "define_loader": "core.resource",
+    "deterministic": "graph.stage",
+    "evaluate": "evaluation.evaluation",
+    "evaluate_run": "runs.evaluating",
+    "fit": "optim.loop",
+    "from_columns": "graph.samples",
+    "keep_freed_memory": "runtime.memory",
+    "load_study": "study.config",
+    "make_optimizer": "optim.optimizer",
+    "make_population_step": "optim.population",
+    "make_state": "optim.step",
+    "make_step": "optim.step",
+    "node": "graph.node",
+    "override": "graph.samples",
+    "pipeline": "graph.pipeline",
+    "replay": "evaluation.replaying",
+    "replay_run": "runs.replaying",
+    "resume": "runs.training",
+    "row_keys": "graph.keys",
     "resume_sweep": "tune",
-    "success": "rates",
+    "success": "evaluation.rates",
     "sweep": "tune",
-    "to_columns": "columns",
-    "train": "training",
-    "value_and_grad": "objective",
+    "to_columns": "graph.samples",
+    "train": "runs.training",
+    "value_and_grad": "optim.gradient",
 }
 _MODULES = (
     *("analysis", "compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "tune"),
@@ -108,27 +108,31 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, tune, viz
-    from fpatch.columns import from_columns, override, to_columns
-    from fpatch.config import build
-    from fpatch.evaluation import evaluate
-    from fpatch.graph import Pipeline, control, pipeline
-    from fpatch.loop import TrainState, fit, make_state, make_step
-    from fpatch.memory import keep_freed_memory
-    from fpatch.nodes import Node, node
-    from fpatch.objective import Objective, value_and_grad
-    from fpatch.optim import Optimizer, make_optimizer
-    from fpatch.population import make_population_step
-    from fpatch.rates import success
-    from fpatch.rerun import replay
-    from fpatch.resource import Resource, define_loader
-    from fpatch.run_evaluation import evaluate_run
-    from fpatch.run_replay import replay_run
-    from fpatch.runs import Run
-    from fpatch.stage import Stage, define, deterministic, row_keys
-    from fpatch.study import Study, load_study
-    from fpatch.training import resume, train
+    from fpatch.core.resource import Resource, define_loader
+    from fpatch.core.types import Range
+    from fpatch.evaluation.evaluation import evaluate
+    from fpatch.evaluation.rates import success
+    from fpatch.evaluation.replaying import replay
+    from fpatch.graph.build import build
+    from fpatch.graph.keys import row_keys
+    from fpatch.graph.node import Node, node
+    from fpatch.graph.pipeline import Pipeline, pipeline
+    from fpatch.graph.samples import control, from_columns, override, to_columns
+    from fpatch.graph.stage import Stage, define, deterministic
+    from fpatch.optim.gradient import value_and_grad
+    from fpatch.optim.loop import fit
+    from fpatch.optim.objective import Objective
+    from fpatch.optim.optimizer import Optimizer, make_optimizer
+    from fpatch.optim.population import make_population_step
+    from fpatch.optim.step import TrainState, make_state, make_step
+    from fpatch.runs.evaluating import evaluate_run
+    from fpatch.runs.folder import Run
+    from fpatch.runs.replaying import replay_run
+    from fpatch.runs.training import resume, train
+    from fpatch.runtime.memory import keep_freed_memory
+    from fpatch.study.config import load_study
+    from fpatch.study.study import Study
     from fpatch.tune import resume_sweep, sweep
-    from fpatch.types import Range
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,6 @@
 
 import sys
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 
 sys.exit(main())

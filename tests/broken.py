@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.color import each_channel
-from fpatch.stage import Stage, Summary, define, deterministic
+from fpatch.graph.stage import Stage, Summary, define, deterministic
+from fpatch.ops.color import each_channel
 
 
 @dataclass(frozen=True)

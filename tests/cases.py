@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES, make_victim
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
-from fpatch.detections import ABSENT
-from fpatch.graph import Pipeline, pipeline
-from fpatch.nodes import node
-from fpatch.resource import define_loader
-from fpatch.stage import Stage
-from fpatch.tree import constant
-from fpatch.types import Range
+from fpatch.core.resource import define_loader
+from fpatch.core.tree import constant
+from fpatch.core.types import Range
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import Pipeline, pipeline
+from fpatch.graph.stage import Stage
+from fpatch.ops.detections import ABSENT
 
 NUM_ROWS, HEIGHT, WIDTH = 3, 97, 131
 SHAPES = {"hood": (3, 20, 31), "roof": (3, 16, 9)}

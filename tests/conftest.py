@@ -24,9 +24,9 @@ def trained(tmp_path_factory):
     """A tiny study, trained and evaluated; not to be written to."""
     from study_fixture import make_study
 
-    from fpatch.run_evaluation import evaluate_run
-    from fpatch.study import load_study
-    from fpatch.training import train
+    from fpatch.runs.evaluating import evaluate_run
+    from fpatch.runs.training import train
+    from fpatch.study.config import load_study
 
     run = train(load_study(make_study(tmp_path_factory.mktemp("trained"), tensorboard=True)))
     return evaluate_run(run.folder)[0]

@@ -24,12 +24,12 @@ from torch.overrides import TorchFunctionMode
 from typecheck import unchecked
 
 from fpatch import random
-from fpatch.columns import from_columns, to_columns
-from fpatch.config import build
-from fpatch.graph import Pipeline, control
-from fpatch.nodes import node
-from fpatch.stage import Stage
-from fpatch.tree import place
+from fpatch.core.tree import to_device
+from fpatch.graph.build import build
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control, from_columns, to_columns
+from fpatch.graph.stage import Stage
 
 KEY = random.key(5)
 Tree = Any
@@ -522,10 +522,10 @@ def it_runs_on_another_device(case: Case) -> None:
         stage.load()
     for device in ("cuda", "meta"):
         with fake_devices():
-            moved = Case(case.subject.to(device), *place((case.params, case.batch), device))
+            moved = Case(case.subject.to(device), *to_device((case.params, case.batch), device))
             values = {n: value.requires_grad_(device == "meta") for n, value in leaves(moved).items()}
             try:
-                out = run(moved, values, place(sample, device))
+                out = run(moved, values, to_device(sample, device))
                 found = optree.tree_leaves(out)
                 if device == "meta" and is_differentiable(case):
                     total = weighted_sum(out, written_names(case))
@@ -553,8 +553,8 @@ def nothing_waits_for_a_gpu(case: Case) -> None:
     for stage in case.stages:
         stage.load()
     with fake_devices():
-        moved = Case(case.subject.to("cuda"), *place((case.params, case.batch), "cuda"))
-        sample = place(sample, "cuda")
+        moved = Case(case.subject.to("cuda"), *to_device((case.params, case.batch), "cuda"))
+        sample = to_device(sample, "cuda")
         with NoWaiting():
             run(moved, leaves(moved), sample)
 

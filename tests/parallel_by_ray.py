@@ -7,8 +7,8 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from fpatch.study import load_study
-from fpatch.training import train
+from fpatch.runs.training import train
+from fpatch.study.config import load_study
 
 
 def work(config: dict[str, Any]) -> None:

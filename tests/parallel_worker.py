@@ -10,11 +10,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from fpatch.data import Loader
-from fpatch.loop import StepInfo, TrainState, fit, make_state, make_step
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parallel import ALONE, Ranks, joined
-from fpatch.parts import make_parts
-from fpatch.study import Study, load_study
+from fpatch.optim.loop import fit
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import StepInfo, TrainState, make_state, make_step
+from fpatch.runtime.parallel import ALONE, Ranks, joined
+from fpatch.study.config import load_study
+from fpatch.study.setup import set_up
+from fpatch.study.study import Study
 
 SGD = Optimizer("sgd", 0.5, "constant")
 CASES: dict[str, tuple[Optimizer, int, int, dict[str, Any]]] = {
@@ -36,7 +38,7 @@ TIMEOUT_S = 5.0
 def run(study: Study, name: str, ranks: Ranks = ALONE, **more: Any) -> tuple[TrainState, list[StepInfo]]:
     """The last state of a case, and what there was to see of each step."""
     chosen, num_steps, rows, settings = CASES[name]
-    parts = make_parts(study)
+    parts = set_up(study)
     optimizer = make_optimizer(chosen, num_steps)
     state = make_state(parts.objective, optimizer, parts.initial.key)
     step = make_step(parts.objective, optimizer, **settings | more, ranks=ranks)
@@ -95,7 +97,7 @@ def lose_one(study: Study, folder: Path, how: str) -> None:
     """Process 1 ends, or hangs, after its second step."""
     chosen, _, rows, _ = CASES["even"]
     with joined(TIMEOUT_S) as ranks:
-        parts, optimizer = make_parts(study), make_optimizer(chosen, 10)
+        parts, optimizer = set_up(study), make_optimizer(chosen, 10)
         state = make_state(parts.objective, optimizer, parts.initial.key)
         step = make_step(parts.objective, optimizer, ranks=ranks)
         loader = Loader(parts.dataset.split("train"), parts.initial.key, rows, ranks=ranks)

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fpatch import random
-from fpatch.resource import define_loader
-from fpatch.runs import Run
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import define_loader
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.runs.folder import Run
 
 SPLITS = ("train",) * 5 + ("validation",) * 3 + ("test",) * 4
 STEPS = 6

@@ -24,10 +24,10 @@ from study_fixture import (
 )
 from test_log import empty_store, file_size_limit, mlflow_server, read_mlflow, runs  # noqa: F401
 
-from fpatch.cli import main
-from fpatch.runs import Run
-from fpatch.study import load_study
-from fpatch.training import resume, train
+from fpatch.cli.main import main
+from fpatch.runs.folder import Run
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study
 
 
 def refuse(capsys, *words) -> str:

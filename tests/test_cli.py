@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from study_fixture import make_study, parameters
 
-import fpatch.conditions
-import fpatch.reopen
-from fpatch.cli import _take_overrides, main
-from fpatch.console import console, success_table
-from fpatch.evaluation import Evaluation
-from fpatch.rates import success
-from fpatch.runs import Run
-from fpatch.study import load_study
+import fpatch.evaluation.conditions
+import fpatch.runs.opening
+from fpatch.cli.console import console
+from fpatch.cli.main import _take_overrides, main
+from fpatch.cli.tables import success_table
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.evaluation.rates import success
+from fpatch.runs.folder import Run
+from fpatch.study.config import load_study
 
 
 def out(capsys, *words) -> str:
@@ -46,8 +47,8 @@ def test_train_evaluate_replay_resume(tmp_path, trained, capsys):
 
 def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
     opened = []
-    made = fpatch.reopen.study_from_config
-    monkeypatch.setattr(fpatch.reopen, "study_from_config", lambda *a: opened.append(a) or made(*a))
+    made = fpatch.runs.opening.study_from_config
+    monkeypatch.setattr(fpatch.runs.opening, "study_from_config", lambda *a: opened.append(a) or made(*a))
     assert main(["evaluate", str(run.folder)]) == 0
     assert len(opened) == 1
     assert run.read_json("tables/test.summary.json")["metric"] == "found"
@@ -75,7 +76,9 @@ def test_analyze(run, capsys, monkeypatch):
     with Image.open(animation) as frames:
         assert frames.n_frames == 4
     # what is animated are the patches, not the parameters that they are made from
-    monkeypatch.setattr(fpatch.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}})
+    monkeypatch.setattr(
+        fpatch.evaluation.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}}
+    )
     said = out(capsys, "analyze", run.folder, "--metric", "best_score/delta")
     assert said.startswith("test, best_score/delta ")
     with Image.open(animation) as frames:

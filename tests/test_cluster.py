@@ -19,9 +19,9 @@ from study_fixture import environment, logged_steps, make_study, parameters
 from test_sweep import sweep_file
 from test_sweep_ray import LONG, assert_same, the_sweep, trained_here, wait_until
 
-from fpatch.runs import Run
-from fpatch.study import load_study
-from fpatch.training import resume, train
+from fpatch.runs.folder import Run
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study
 from fpatch.tune import Journal
 
 FOLDER = Path(__file__).parents[1] / "cluster"
@@ -323,7 +323,7 @@ def test_the_ray_cluster_is_one_that_ray_accepts():
     """By the validation of `ray up`, which asks no machine."""
     import yaml
 
-    from fpatch.tune.driver import import_ray
+    from fpatch.tune.trials.ray_driver import import_ray
 
     import_ray()
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -357,7 +357,7 @@ def assert_known_options(command: str) -> None:
 def test_the_kubernetes_manifest_has_what_the_operator_requires():
     import yaml
 
-    from fpatch.tune.driver import import_ray
+    from fpatch.tune.trials.ray_driver import import_ray
 
     import_ray()
     cluster, claim, policy = yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from laws import assert_equal
 
 from fpatch import random
-from fpatch.columns import from_columns, override, to_columns
+from fpatch.graph.samples import from_columns, override, to_columns
 
 KEY = random.key(8)
 DTYPES = (torch.float32, torch.int64, torch.bool)

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from fpatch import compose, create, implant, random
-from fpatch.color import blackbody, linear_to_srgb, srgb_to_linear
-from fpatch.columns import override
-from fpatch.compose.jpeg import _round
-from fpatch.graph import pipeline
-from fpatch.nodes import node
-from fpatch.types import Range
+from fpatch.compose.camera.jpeg import _round
+from fpatch.core.types import Range
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import override
+from fpatch.ops.color import blackbody, linear_to_srgb, srgb_to_linear
 
 KEY = random.key(3)
 IMAGES = noise("images", NUM_ROWS, 3, HEIGHT, WIDTH)

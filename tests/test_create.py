@@ -26,18 +26,19 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, data, implant, infer, losses, make_optimizer, random
-from fpatch.conditions import make_patches
-from fpatch.config import build
-from fpatch.create import icc as icc_module
-from fpatch.diagnosis import diagnose
-from fpatch.graph import control, pipeline
-from fpatch.loop import TrainState, make_step
-from fpatch.nodes import node
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer
-from fpatch.resource import file_digest
-from fpatch.spectrum import dct2, gaussian_response, idct2
-from fpatch.types import Range
+from fpatch.core.files import file_digest
+from fpatch.core.types import Range
+from fpatch.create.print import _icc as icc_module
+from fpatch.evaluation.conditions import make_patches
+from fpatch.evaluation.stage_views import view_stages
+from fpatch.graph.build import build
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import control
+from fpatch.ops.spectrum import dct2, gaussian_response, idct2
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer
+from fpatch.optim.step import TrainState, make_step
 
 KEY = random.key(2)
 INTENTS = ("perceptual", "relative", "saturation", "absolute")
@@ -491,7 +492,7 @@ def test_save_shows_the_patch_where_it_stands_and_changes_nothing():
     )
     params, batch = made.init(KEY), {k: make_inputs()[k] for k in ("image_id", "draw")}
     out, sample = made(params, KEY, batch)
-    shown = diagnose(made, params, sample, batch, "test").shown
+    shown = view_stages(made, params, sample, batch, "test").shown
     assert torch.equal(shown["before/hood"], params["hood"])
     assert torch.equal(shown["before/roof"], params["roof"])
     assert torch.equal(shown["before/roof values"], params["roof"].flatten())
@@ -725,7 +726,7 @@ def test_names_reach_the_implant_and_patches_reach_the_controls(name):
     params = made.init(KEY)
     assert list(params) == ["hood", "roof"]
     patches = make_patches(made, params)["patch"]
-    shown = diagnose(made.upto("p"), params, {}, make_inputs(), "test").shown
+    shown = view_stages(made.upto("p"), params, {}, make_inputs(), "test").shown
     for patch_name, patch in patches.items():
         assert 0 <= float(patch.min()) <= float(patch.max()) <= 1
         assert torch.equal(shown[f"p/{patch_name}"], patch)

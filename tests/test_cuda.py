@@ -14,20 +14,21 @@ from test_device import NAMES
 from typecheck import unchecked
 
 from fpatch import random
+from fpatch.core.tree import to_device
 from fpatch.data import Loader
-from fpatch.device import deterministic_algorithms
+from fpatch.graph.stage import Stage
 from fpatch.infer import lighter
-from fpatch.loop import fit, make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parts import make_parts
-from fpatch.population import make_population_step
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run, replay_step
-from fpatch.stage import Stage
-from fpatch.study import load_study
-from fpatch.training import resume, train
-from fpatch.tree import place
+from fpatch.optim.loop import fit
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import make_state, make_step
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.training import resume, train
+from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.config import load_study
+from fpatch.study.setup import set_up
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -62,8 +63,8 @@ def test_a_stage_says_on_a_gpu_what_it_says_on_the_host(name):
     case = CASES[name]
     sample = case.subject.sample(KEY, case.batch)
     expected = run(case, leaves_of(case), sample)
-    on_gpu = type(case)(case.subject.to("cuda"), *place((case.params, case.batch), "cuda"))
-    found = run(on_gpu, leaves_of(on_gpu), place(sample, "cuda"))
+    on_gpu = type(case)(case.subject.to("cuda"), *to_device((case.params, case.batch), "cuda"))
+    found = run(on_gpu, leaves_of(on_gpu), to_device(sample, "cuda"))
     for a, b in zip(optree.tree_leaves(found), optree.tree_leaves(expected), strict=True):
         assert a.is_cuda
         assert a.shape == b.shape
@@ -78,8 +79,8 @@ def test_samples_are_the_same_bits(name):
     if case.subject.definition.name == "compose.augmentation":
         pytest.skip("kornia draws on the host")
     expected = case.subject.sample(KEY, case.batch)
-    found = case.subject.sample(KEY.cuda(), place(case.batch, "cuda"))
-    assert_equal(place(found, "cpu"), expected)
+    found = case.subject.sample(KEY.cuda(), to_device(case.batch, "cuda"))
+    assert_equal(to_device(found, "cpu"), expected)
 
 
 @pytest.mark.parametrize("shape", [(), (3, 97, 131)])
@@ -94,7 +95,7 @@ def test_a_photograph_is_the_same_bits(tmp_path):
     here, there = (dataset.batch(dataset.image_ids, device=device) for device in ("cpu", "cuda"))
     assert there["scene"].is_cuda
     assert not there["quads"].is_cuda
-    assert_equal(place(there, "cpu"), here)
+    assert_equal(to_device(there, "cpu"), here)
 
 
 def test_a_loader_in_its_own_stream_gives_whole_batches(tmp_path):
@@ -104,7 +105,7 @@ def test_a_loader_in_its_own_stream_gives_whole_batches(tmp_path):
         torch.cuda._sleep(10_000_000)  # the reader is behind
         batch = next(batches)
         expected = Loader(dataset, random.key(1), 4).batch(step)
-        assert_equal(place(batch, "cpu"), expected)
+        assert_equal(to_device(batch, "cpu"), expected)
     batches.close()
 
 
@@ -171,7 +172,7 @@ def assert_close_params(found, expected):
 
 
 def test_a_step_waits_only_for_the_size_of_its_regions(moved, batch, monkeypatch):
-    from fpatch import region
+    from fpatch.ops import region
 
     monkeypatch.setattr(region, "_region_size", lambda bounds, h, w: (h, w))
     optimizer = make_optimizer(Optimizer(), 10)
@@ -252,7 +253,7 @@ def test_on_the_host_the_replay_says_what_differs(trained):
 def test_a_stopped_run_goes_on_to_the_bit(trained, tmp_path: Path):
     """With `train.deterministic`; without it the backward of the warp adds in any order."""
     study, run = trained
-    parts = make_parts(study)
+    parts = set_up(study)
     stopped = copy_run(run, tmp_path)
     early = stopped.path("checkpoints/step-00000002.safetensors")
     stopped.path("checkpoints/last.safetensors").write_bytes(early.read_bytes())
@@ -265,7 +266,7 @@ def test_a_stopped_run_goes_on_to_the_bit(trained, tmp_path: Path):
 
 def test_states_of_a_fit_stay_on_the_gpu(trained):
     study, _ = trained
-    parts = make_parts(study)
+    parts = set_up(study)
     step = make_step(parts.objective, parts.optimizer)
     loader = Loader(parts.dataset.split("train"), random.key(0), 4, device=study.place)
     states = [state for state, _ in fit(parts.initial, step, loader, 3)]

@@ -29,7 +29,7 @@ from fpatch.data import (
     targets,
     write_image,
 )
-from fpatch.data import table as data_table
+from fpatch.data import csv_tables as data_table
 from fpatch.data.images import PAD_LEVEL, fit, read_size
 
 CUDA = torch.cuda.is_available()

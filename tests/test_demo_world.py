@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fpatch.demo import scenes as scenes_module
-from fpatch.demo.render import LABEL, PANELS, render, scene_rng
-from fpatch.demo.scenes import cached_scenes, digest, render_textured, write_scenes
 from fpatch.demo.victim import TinyDetector, detection_loss, load_victim, save_victim, train_victim
-from fpatch.geometry import quad_area
+from fpatch.demo.world import scenes as scenes_module
+from fpatch.demo.world.render import LABEL, PANELS, render, scene_rng
+from fpatch.demo.world.scenes import cached_scenes, digest, render_textured, write_scenes
+from fpatch.ops.geometry import quad_area
 
 SIZE_HW = (112, 144)
 SPLITS = {"train": 3, "test": 4}

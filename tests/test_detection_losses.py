@@ -19,12 +19,13 @@ from typecheck import unchecked
 
 from fpatch import create, implant, infer, losses, random
 from fpatch.demo.victim import TinyDetector
-from fpatch.descent import descend, scale_by_adam
-from fpatch.detections import ABSENT, log_odds_of_log, log_scores, score_logits, softmax_log_odds
-from fpatch.graph import pipeline
-from fpatch.objective import Objective, value_and_grad
-from fpatch.schedules import constant, scheduled
-from fpatch.stage import Stage
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.stage import Stage
+from fpatch.ops.detections import ABSENT, log_odds_of_log, log_scores, score_logits, softmax_log_odds
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Objective
+from fpatch.optim.schedules import constant, scheduled
+from fpatch.optim.transforms import scale_by_adam, scale_by_learning_rate
 
 OWN, TARGET = 1, 2
 DENSE = {
@@ -626,7 +627,7 @@ def moves(goal: Stage, victim: Stage, steps: int) -> tuple[list[float], float]:
     }
     objective = Objective(whole, {term: 1.0})
     step = value_and_grad(objective)
-    optimizer = descend(scale_by_adam(), scheduled(constant(0.01)))
+    optimizer = scale_by_learning_rate(scale_by_adam(), scheduled(constant(0.01)))
     params = whole.init(random.key(3))
     state, sample = optimizer.init(params), whole.sample(random.key(4), batch)
     values, norms = [], []

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fpatch import infer
-from fpatch.detections import ABSENT, boxes_of, log_odds, log_odds_of_log, log_scores, softmax_log_odds
 from fpatch.infer.suppress import Suppress
+from fpatch.ops.detections import ABSENT, boxes_of, log_odds, log_odds_of_log, log_scores, softmax_log_odds
 
 LOGITS = torch.cat([torch.linspace(-95, 95, 381), torch.tensor([-1e4, -1e-30, 0.0, 1e-30, 1e4])])
 

@@ -12,13 +12,13 @@ from laws import LAWS, fake_devices
 from torch import Tensor, nn
 
 from fpatch import create, infer, random
-from fpatch.device import check_device, describe_device, deterministic_algorithms, find_device
-from fpatch.interpolation import is_deterministic_gpu
-from fpatch.loop import make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.population import make_population_step
-from fpatch.tree import constant, device_of, place
+from fpatch.core.tree import constant, device_of, to_device
+from fpatch.ops.sampling import is_deterministic_gpu
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import make_state, make_step
+from fpatch.runtime.device import check_device, describe_device, deterministic_algorithms, find_device
 
 NAMES = ("image_id", "draw", "scene", "quads", "quad_patch", "quad_valid", "boxes", "box_valid", "labels")
 
@@ -117,10 +117,10 @@ def test_a_network_is_copied_to_a_device_and_stays_where_it_is():
 
 def test_trees_are_placed():
     tree = {"a": torch.zeros(2), "b": [torch.ones(3)]}
-    assert place(tree, "cpu")["b"][0] is tree["b"][0]
-    assert places(place(tree, "meta")) == {"meta"}
+    assert to_device(tree, "cpu")["b"][0] is tree["b"][0]
+    assert places(to_device(tree, "meta")) == {"meta"}
     assert device_of({}) == torch.device("cpu")
-    assert device_of(place(tree, "meta")).type == "meta"
+    assert device_of(to_device(tree, "meta")).type == "meta"
     for like in torch.zeros(1), torch.zeros(1, dtype=torch.int64):
         assert torch.equal(constant([1, 2], like), like.new_tensor([1, 2]))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = [p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts]

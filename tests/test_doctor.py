@@ -7,11 +7,11 @@ import pytest
 import torch
 from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
-from fpatch.causes import Finding
-from fpatch.doctor import examine
-from fpatch.geometry import quad_bounds
-from fpatch.stage import define, deterministic
-from fpatch.study import load_study
+from fpatch.doctor.causes import Finding
+from fpatch.doctor.examine import examine
+from fpatch.graph.stage import define, deterministic
+from fpatch.ops.geometry import quad_bounds
+from fpatch.study.config import load_study
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,12 @@ def test_what_was_measured_is_what_autograd_and_pixels_say(study):
     loaded = load_study(study)
     _, stages = find(study)
     from fpatch import random
-    from fpatch.graph import control
-    from fpatch.objective import Objective, value_and_grad
-    from fpatch.parts import make_parts
+    from fpatch.graph.samples import control
+    from fpatch.optim.gradient import value_and_grad
+    from fpatch.optim.objective import Objective
+    from fpatch.study.setup import set_up
 
-    parts = make_parts(loaded)
+    parts = set_up(loaded)
     dataset = parts.dataset.split("train")
     batch = dataset.batch(dataset.image_ids)
     train = loaded.pipeline.at("train")
@@ -321,7 +322,7 @@ def test_every_photograph_is_checked_whatever_the_batch(study, monkeypatch):
     path = load_study(insert(study, "root", "[pipeline.victim]"))
     said = [[f.what for f in examine(path, n).findings if f.where == "root"] for n in (16, 2)]
     assert said[0] == said[1]
-    monkeypatch.setattr("fpatch.doctor.MAX_SHOWN", 3)
+    monkeypatch.setattr("fpatch.doctor.judgements.MAX_SHOWN", 3)
     (short,) = [f.what for f in examine(path).findings if f.where == "root"]
     assert short.endswith("; and 2 more")
     assert said[0][0].startswith(short.removesuffix("; and 2 more"))
@@ -407,7 +408,7 @@ def _load_in_training(weights):
 
 
 def _register():
-    from fpatch.resource import define_loader
+    from fpatch.core.resource import define_loader
 
     return define_loader("in_training", _load_in_training)
 

@@ -6,9 +6,10 @@ from cases import case, detector, make_inputs, two_victims
 from laws import assert_equal
 from typecheck import unchecked
 
-from fpatch import config, infer, losses, metrics, random
-from fpatch.graph import pipeline
-from fpatch.nodes import node
+from fpatch import infer, losses, metrics, random
+from fpatch.graph import build as config
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
 
 KEY = random.key(5)
 TERMS = {"a": torch.tensor([1.0, -2.0, 3.0]), "b": torch.tensor([0.5, 4.0, 3.0])}

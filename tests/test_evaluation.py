@@ -12,30 +12,33 @@ from rich.console import Console
 from study_fixture import make_study, parameters
 
 from fpatch import random
-from fpatch.conditions import CONTROLS, make_conditions, make_controls, make_patches
-from fpatch.console import success_table
-from fpatch.evaluation import evaluate, measure
-from fpatch.execution import Execution
-from fpatch.graph import control
-from fpatch.loop import fit, make_state, make_step, take_rows
+from fpatch.cli.tables import success_table
+from fpatch.core.files import file_digest
+from fpatch.core.tree import take_rows
+from fpatch.evaluation.blocks import measure
+from fpatch.evaluation.columns import metric_names, object_columns, result_columns, tensor_digest
+from fpatch.evaluation.conditions import CONTROLS, make_conditions, make_controls, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import conditions_of, effects, of_objects, success, threshold_curve
+from fpatch.graph.samples import control
 from fpatch.metrics import bootstrap_mean
-from fpatch.parts import make_loader, make_parts
-from fpatch.pictures import picture_effects
-from fpatch.rates import conditions_of, effects, of_objects, success, threshold_curve
-from fpatch.reopen import open_run
-from fpatch.resource import file_digest
-from fpatch.results import metric_names, object_columns, result_columns, tensor_digest
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run
-from fpatch.study import load_study
-from fpatch.training import train
+from fpatch.optim.loop import fit
+from fpatch.optim.step import make_state, make_step
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.figures import picture_effects
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run
+from fpatch.runs.training import train
+from fpatch.runtime.execution import Execution
+from fpatch.study.config import load_study
+from fpatch.study.setup import make_loader, set_up
 
 
 @pytest.fixture(scope="module")
 def parts(trained):
     """Pipeline, trained parameters and test photographs."""
     run, study = open_run(trained.folder)
-    made = make_parts(study)
+    made = set_up(study)
     state, _ = run.load_checkpoint("best", made.initial)
     return study.pipeline.at("test"), state.params, made.dataset.split("test")
 
@@ -332,7 +335,7 @@ def test_logging_and_evaluation_on_or_off_give_the_same_patch(trained, tmp_path)
 
 def test_the_ready_made_caller_is_the_loop_in_the_open(trained):
     study = open_run(trained.folder)[1]
-    made = make_parts(study)
+    made = set_up(study)
     state = make_state(made.objective, made.optimizer, random.key(study.seed))
     step = make_step(made.objective, made.optimizer)
     *_, (state, _) = fit(state, step, make_loader(study, made), 6)
@@ -378,12 +381,12 @@ def test_metrics_of_one_of_several_victims_go_by_their_group():
 def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkeypatch):
     captions = []
     monkeypatch.setattr(
-        "fpatch.pictures.make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4)
+        "fpatch.runs.figures.make_figure", lambda *a: captions.append(a[3]) or torch.zeros(3, 4, 4)
     )
     run, opened = open_run(trained.folder)
-    state, _ = run.load_checkpoint("best", make_parts(opened).initial)
+    state, _ = run.load_checkpoint("best", set_up(opened).initial)
     table = run.load_table("test")
-    picture_effects(opened, state.params, make_parts(opened).dataset.split("test"), table, "test")
+    picture_effects(opened, state.params, set_up(opened).dataset.split("test"), table, "test")
     effect = np.sort(effects(table))[::-1]
     ends = (*effect[:3], *effect[-3:])
     expected = [f"patch, score {abs(e):.2f} {'lower' if e > 0 else 'higher'}" for e in ends]

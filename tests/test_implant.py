@@ -7,11 +7,12 @@ from cases import noise
 from torch import Tensor
 from typecheck import unchecked
 
-from fpatch import create, implant, random, region
-from fpatch.columns import to_columns
-from fpatch.config import build
-from fpatch.graph import pipeline
-from fpatch.types import Range
+from fpatch import create, implant, random
+from fpatch.core.types import Range
+from fpatch.graph.build import build
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import to_columns
+from fpatch.ops import region
 
 H, W = 97, 131
 NAMES = ("wide", "high")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fpatch.evaluation import Evaluation
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.evaluation.rates import scalars, standard_errors, success
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.metrics.intervals import resample
-from fpatch.rates import scalars, standard_errors, success
+from fpatch.ops.intervals import resample
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from cases import HEIGHT, NUM_ROWS, WIDTH, make_inputs, noise
 from laws import assert_equal, take
 
 from fpatch import compose, implant, random
-from fpatch.columns import from_columns, override, to_columns
 from fpatch.compose.augmentation import LARGE, NOT_DIFFERENTIABLE, REFUSED, UNTRACKED
-from fpatch.graph import pipeline
-from fpatch.nodes import node
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import from_columns, override, to_columns
 
 KEY = random.key(11)
 ARGUMENTS = {

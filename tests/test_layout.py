@@ -1,67 +1,33 @@
-"""Who may import whom, and the form of a stage file (DESIGN, sections 1 and 8)."""
+"""Who may import whom, as `docs/design.md` says, and the form of a stage file."""
 
 import ast
 import dataclasses
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cases import CASES
 
 import fpatch
-from fpatch import registry
-from fpatch.stage import Definition, deterministic
+from fpatch.core import registry
+from fpatch.graph.stage import Definition, deterministic
 
 ROOT = Path(fpatch.__file__).parent
-ROWS = """
-    types
-    checks memory parallel progress
-    tree device interpolation
-    geometry color spectrum registry schema columns threefry
-    random region patches detections
-    resource
-    stage
-    nodes
-    wiring
-    graph
-    create implant compose infer
-    losses metrics
-    schedules
-    descent
-    objective optim data
-    loop
-    population conditions execution diagnosis
-    results
-    evaluation
-    rates rerun
-    log
-    analysis viz export
-    runs
-    config sections
-    study
-    parts reopen run_log pictures
-    run_evaluation
-    rehearsal run_replay
-    training symptoms
-    causes
-    doctor stratified transfer
-    tune
-    launch console
-    demo
-    commands
-    cli
-    __main__
-"""
-"""DESIGN section 8, with a line more wherever units of one row use each other."""
-ROW = {unit: i for i, row in enumerate(ROWS.strip().splitlines()) for unit in row.split()}
+DESIGN = (ROOT.parent / "docs/design.md").read_text().partition("## Who may import whom")[2]
+WINGS = dict(re.findall(r"^- `(\w+)`: (.+)$", DESIGN, flags=re.M))
+"""Sentences by wing; a wing imports only from wings above it."""
+ORDER = {wing: i for i, wing in enumerate([*WINGS, "__main__"])}
 FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics")
 HEAVY = {
     *("captum", "jax", "matplotlib", "mlflow", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "ray"),
     *("scipy", "sklearn", "tensorboard", "timm", "torchmetrics", "transformers", "ultralytics", "umap"),
 }
+MODE_FLAGS = {"training", "train", "evaluate", "phase", "control", "is_control"}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 for family in FAMILIES:
@@ -71,10 +37,18 @@ STAGES = {
     for name, value in registry._REGISTRY.items()
     if isinstance(value, Definition) and value.module.startswith("fpatch.")
 }
+STAGE_MODULES = {definition.module for definition in STAGES.values()}
 
 
 def parse(file: Path) -> ast.Module:
     return ast.parse((ROOT / file).read_text())
+
+
+def module_of(file: Path) -> str:
+    return ".".join(["fpatch", *file.with_suffix("").parts]).removesuffix(".__init__")
+
+
+MODULES = {module_of(file) for file in FILES}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -101,57 +75,105 @@ def imported_on_import(tree: ast.Module) -> set[str]:
     return imported(tree)
 
 
-def refuse_imports(unit: str, file: Path, names: set[str]) -> None:
-    stage_modules = {d.module for d in STAGES.values()}
-    for name in sorted(name for name in names if name.startswith("fpatch.") and name != "fpatch.__version__"):
-        other = name.split(".")[1]
-        assert other in ROW, f"{file} imports {name}, which is in no row"
-        if other == unit:
-            sibling = ".".join(name.split(".")[:3])
-            assert file.name == "__init__.py" or sibling not in stage_modules, (
-                f"{file} imports its sibling {name}"
-            )
-        else:
-            assert ROW[other] < ROW[unit], f"{file} imports {name}, which is not above it"
+def module_in(name: str) -> str:
+    """The module that an imported name is, or is in."""
+    return name if name in MODULES else name.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_unit_imports_only_from_rows_above(file):
-    unit = file.parts[0].removesuffix(".py")
-    assert unit in ROW, f"{file} is in no row"
-    refuse_imports(unit, file, imported(parse(file)))
+def find_wrong_imports(file: Path, names: set[str]) -> Iterator[str]:
+    """A sentence for each import that the order of the wings forbids."""
+    wing = file.parts[0].removesuffix(".py")
+    if wing not in ORDER:
+        yield f"{file} is in no wing"
+        return
+    for name in sorted(name for name in names if name == "fpatch" or name.startswith("fpatch.")):
+        other = name.split(".")[1] if "." in name else name
+        private = [part for part in name.split(".") if part.startswith("_") and part != "__version__"]
+        if other not in ORDER:
+            yield f"{file} imports {name}, which is in no wing"
+        elif other == wing:
+            if file.name != "__init__.py" and module_in(name) in STAGE_MODULES:
+                yield f"{file} imports its sibling {name}"
+        elif ORDER[other] > ORDER[wing]:
+            yield f"{file} imports {name}, which is not above it"
+        elif private:
+            yield f"{file} imports {name}, and {private[0]} is private to another wing"
+
+
+def find_circles(imports: dict[str, set[str]]) -> Iterator[str]:
+    """A sentence for each module that imports itself by way of others, late imports included."""
+    for start in imports:
+        seen: set[str] = set()
+        reached = set(imports[start])
+        while reached - seen:
+            seen |= reached
+            reached = {name for module in reached for name in imports.get(module, ())}
+        if start in seen:
+            yield f"{start} imports itself by way of {', '.join(sorted(imports[start] & seen))}"
+
+
+def test_a_wing_imports_only_from_wings_above():
+    wrong = [sentence for file in FILES for sentence in find_wrong_imports(file, imported(parse(file)))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_imports_itself():
+    imports = {
+        module_of(file): {module_in(name) for name in imported(parse(file)) if name.startswith("fpatch.")}
+        - {module_of(file)}
+        for file in FILES
+    }
+    assert not list(find_circles(imports))
+    assert list(find_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [
+        "b imports itself by way of c",
+        "c imports itself by way of b",
+    ]
+
+
+def test_every_wing_says_what_it_is_as_the_design_does():
+    folders = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+    assert folders == set(WINGS)
+    for wing, sentence in WINGS.items():
+        doc = ast.get_docstring(parse(Path(wing, "__init__.py")))
+        assert doc is not None
+        assert doc.partition("\n")[0] == sentence, wing
 
 
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("compose/blur.py", "from fpatch.compose.hue import hue"),
-        ("compose/blur.py", "from fpatch import losses"),
-        ("random.py", "import fpatch.stage"),
-        ("stage.py", "from fpatch.legacy import old"),
+        ("compose/camera/blur.py", "from fpatch.compose.color.hue import hue"),
+        ("compose/camera/blur.py", "from fpatch import losses"),
+        ("random/draws.py", "import fpatch.graph.stage"),
+        ("graph/stage.py", "from fpatch.legacy import old"),
+        ("graph/stage.py", "from fpatch import __version__"),
+        ("runs/folder.py", "from fpatch.create._shapes import check_shapes"),
+        ("stage.py", "import json"),
     ],
 )
 def test_a_wrong_import_is_refused(file, line):
-    with pytest.raises(AssertionError, match="imports"):
-        refuse_imports(Path(file).parts[0].removesuffix(".py"), Path(file), imported(ast.parse(line)))
+    assert list(find_wrong_imports(Path(file), imported(ast.parse(line))))
 
 
 def test_heavy_packages_are_imported_where_they_are_needed():
     """Inside functions; or in a module that is itself imported inside functions only."""
     on_import = {file: imported_on_import(parse(file)) for file in FILES}
-    early = {".".join(name.split(".")[:3]) for names in on_import.values() for name in names}
-    for file, names in on_import.items():
-        module = ".".join(["fpatch", *file.with_suffix("").parts])
-        assert module not in early or not {name.split(".")[0] for name in names} & HEAVY, file
+    early = {module_in(name) for names in on_import.values() for name in names}
+    wrong = [
+        file
+        for file, names in on_import.items()
+        if module_of(file) in early and {name.split(".")[0] for name in names} & HEAVY
+    ]
+    assert not wrong
 
 
 @pytest.mark.parametrize(
     ("before", "modules", "late"),
     [
-        ("sys", "fpatch fpatch.cli", ("torch", "numpy")),
+        ("sys", "fpatch fpatch.cli.main", ("torch", "numpy")),
         (
             "torch",
-            "fpatch.training fpatch.run_replay fpatch.doctor fpatch.compose fpatch.infer",
+            "fpatch.runs.training fpatch.runs.replaying fpatch.doctor.examine fpatch.compose fpatch.infer",
             ("torchvision", "torch._dynamo"),
         ),
     ],
@@ -180,32 +202,47 @@ finally:
     assert imported_on_import(ast.parse(code)) == {"os", "json", "umap"}
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_stage_is_one_file_of_four_parts(stage):
-    """A frozen config, a typed sample, `sample`, `apply`, and the line that makes the factory."""
+def find_wrong_stages(stage: Definition[...]) -> Iterator[str]:
+    """What keeps a stage from being one file: a config, a typed sample, `sample`, `apply`, one line."""
     module = importlib.import_module(stage.module)
-    name = stage.name.partition(".")[2]
-    assert stage.module == f"fpatch.{stage.name}"
-    assert [d for d in STAGES.values() if d.module == stage.module] == [stage]
-    assert getattr(module, name) is stage
-    assert stage.config.__module__ == stage.module
-    assert dataclasses.is_dataclass(stage.config)
-    assert stage.config.__doc__
-    assert module.apply is stage.apply
-    if stage.sample is not deterministic:
-        assert module.sample is stage.sample
-        assert inspect.signature(stage.sample).return_annotation.__module__ == stage.module
-    last = ast.parse(inspect.getsource(module)).body[-1]
-    assert isinstance(last, ast.Assign)
-    assert ast.unparse(last).startswith(f"{name} = define('{name}', ")
-
-
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_a_stage_has_no_mode_flags(stage):
-    tree = ast.parse(inspect.getsource(importlib.import_module(stage.module)))
+    family, name = stage.name.split(".")
+    parts = stage.module.split(".")
+    if parts[1] != family or parts[-1] != name:
+        yield f"{stage.name} must be in the file {name}.py of its family, and is in {stage.module}"
+    if [d for d in STAGES.values() if d.module == stage.module] != [stage]:
+        yield f"{stage.module} defines more than one stage"
+    if getattr(module, name, None) is not stage or module.apply is not stage.apply:
+        yield f"{stage.module} must define {name}, with a function `apply`"
+    if stage.config.__module__ != stage.module or not dataclasses.is_dataclass(stage.config):
+        yield f"{stage.module} must define the config of its stage, a dataclass"
+    if not stage.config.__doc__:
+        yield f"{stage.module}: the config must have a docstring"
+    if stage.sample is not deterministic and (
+        module.sample is not stage.sample
+        or inspect.signature(stage.sample).return_annotation.__module__ != stage.module
+    ):
+        yield f"{stage.module} must define `sample`, and what it draws"
+    tree = ast.parse(inspect.getsource(module))
+    if not (
+        isinstance(tree.body[-1], ast.Assign)
+        and ast.unparse(tree.body[-1]).startswith(f"{name} = define('{name}', ")
+    ):
+        yield f"{stage.module} must end with {name} = define({name!r}, ...)"
     arguments = {found.arg for found in ast.walk(tree) if isinstance(found, ast.arg)}
-    settings = {f.name for f in dataclasses.fields(stage.config)}
-    assert not (arguments | settings) & {"training", "train", "evaluate", "phase", "control", "is_control"}
+    settings = {f.name for f in dataclasses.fields(stage.config)}  # type: ignore[arg-type]
+    if flags := (arguments | settings) & MODE_FLAGS:
+        yield f"{stage.module}: a stage has no mode flag, got {sorted(flags)}"
+
+
+def test_a_stage_is_one_file_of_four_parts_without_mode_flags():
+    wrong = [sentence for stage in STAGES.values() for sentence in find_wrong_stages(stage)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_stage_of_another_form_is_refused():
+    exposure, hue = STAGES["compose.exposure"], STAGES["compose.hue"]
+    assert list(find_wrong_stages(dataclasses.replace(exposure, name="compose.gamma")))
+    assert list(find_wrong_stages(dataclasses.replace(exposure, module=hue.module)))
 
 
 def test_every_stage_has_a_case():

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
-from fpatch.graph import Pipeline, pipeline
-from fpatch.objective import Objective, value_and_grad
+from fpatch.graph.pipeline import Pipeline, pipeline
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Objective
 
 KEY = random.key(6)
 

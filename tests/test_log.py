@@ -23,9 +23,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fpatch.log import Records, checksum, open_log, records
+from fpatch.core.files import AppendFile
+from fpatch.log import Records, open_log, records
+from fpatch.log import crc32c as checksum
 from fpatch.log import mlflow as mlflow_sink
-from fpatch.log.records import AppendFile
 from fpatch.log.values import safe_name, to_histogram, to_png
 
 STEPS = 8

@@ -15,20 +15,21 @@ from study_fixture import STEPS, logged_steps, make_study, parameters
 from torch import Tensor
 
 from fpatch import create, pipeline, random, row_keys
-from fpatch.descent import Transformation
-from fpatch.loop import TrainState, make_state, make_step
-from fpatch.objective import Objective, value_and_grad
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parts import make_parts
-from fpatch.registry import lookup
-from fpatch.reopen import open_run
-from fpatch.run_replay import replay_step
-from fpatch.runs import Run
-from fpatch.schema import decode
-from fpatch.sections import Train
-from fpatch.stage import Definition
-from fpatch.study import load_study
-from fpatch.training import resume, train
+from fpatch.core.registry import lookup
+from fpatch.core.schema import decode
+from fpatch.graph.stage import Definition
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import TrainState, make_state, make_step
+from fpatch.optim.transforms import Transformation
+from fpatch.runs.folder import Run
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_step
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study
+from fpatch.study.settings import TrainConfig
+from fpatch.study.setup import set_up
 
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
 SUBJECT = case(demo().at("train"))
@@ -85,7 +86,7 @@ def test_no_more_rows_than_a_micro_batch_go_through_at_once(monkeypatch):
             seen.append(len(batch["image_id"])) or gradient(params, sample, batch)
         )
 
-    monkeypatch.setattr("fpatch.loop.value_and_grad", spied)
+    monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
     optimizer = make_optimizer(Optimizer(), 10)
     make_step(OBJECTIVE, optimizer, micro_batch=5, rho=1.0)(started(optimizer), batch_of(13))
     assert seen == [5, 5, 3] * 2
@@ -187,7 +188,7 @@ def test_nifgsm_looks_ahead_within_the_range_of_pixels(monkeypatch):
         gradient = value_and_grad(objective, transform)
         return lambda params, *others: seen.append(params) or gradient(params, *others)
 
-    monkeypatch.setattr("fpatch.loop.value_and_grad", spied)
+    monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
     optimizer = make_optimizer(Optimizer("nifgsm", 0.25, "constant", momentum=1.0), 40)
     state, step = started(optimizer, objective), make_step(objective, optimizer)
     for number in range(12):
@@ -291,7 +292,7 @@ def study(folder, name: str):
 @pytest.mark.parametrize("name", STUDIES)
 def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, name):
     whole = train(study(tmp_path / "whole", name))
-    last, _ = whole.load_checkpoint("last", make_parts(open_run(whole.folder)[1]).initial)
+    last, _ = whole.load_checkpoint("last", set_up(open_run(whole.folder)[1]).initial)
 
     def stop(task, done, total, note=""):
         if task == "training" and done == 5:
@@ -301,7 +302,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, name):
         train(study(tmp_path / "stopped", name), stop)
     (folder,) = (tmp_path / "stopped/runs").iterdir()
     run = Run(folder)
-    like = make_parts(open_run(folder)[1]).initial
+    like = set_up(open_run(folder)[1]).initial
     state, _ = run.load_checkpoint("last", like)
     assert state.step == 4
     if name == "plateau":
@@ -325,14 +326,14 @@ def test_a_study_has_two_passes_of_two_parts(tmp_path, monkeypatch):
             seen.append(len(batch["image_id"])) or gradient(params, sample, batch)
         )
 
-    monkeypatch.setattr("fpatch.loop.value_and_grad", spied)
+    monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
     train(study(tmp_path, "plateau"))
     assert seen == [3, 1] * 2 * STEPS
 
 
 def test_an_epoch_is_every_photograph_once(tmp_path):
     """Five photographs in batches of four: after steps 2, 3, 4, 5 and 7 of the run, counted from 1."""
-    parts = make_parts(study(tmp_path, "epochs"))
+    parts = set_up(study(tmp_path, "epochs"))
     assert parts.dataset.split("train").image_ids.tolist() == [0, 1, 2, 3, 4]
     state, rates = parts.initial.opt_state, []
     for _ in range(6):
@@ -369,8 +370,8 @@ def test_the_sections_in_the_documentation_are_valid():
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     optimizer, training, faster = blocks
     assert decode(Optimizer, optimizer["optimizer"], "optimizer").fall_every == 20
-    assert decode(Train, training["train"], "train").rho == 0.5
-    assert decode(Train, faster["train"], "train").precision == "bfloat16"
+    assert decode(TrainConfig, training["train"], "train").rho == 0.5
+    assert decode(TrainConfig, faster["train"], "train").precision == "bfloat16"
     page = (docs / "how-to/printable-patches.md").read_text()
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     assert [name for block in blocks for name in block["pipeline"]] == ["printable", "keep"]

@@ -15,7 +15,7 @@ from fpatch import build, create, data, losses, node, pipeline
 from fpatch.losses.lp_distance import mean_norm
 from fpatch.losses.non_printability import PRINTABLE
 from fpatch.losses.saliency import colorfulness
-from fpatch.study import load_study
+from fpatch.study.config import load_study
 
 PATCHES = {name: noise(name, *shape) for name, shape in SHAPES.items()}
 PER_ROW = {name: noise(f"rows of {name}", NUM_ROWS, *shape) for name, shape in SHAPES.items()}

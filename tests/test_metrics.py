@@ -21,15 +21,16 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from fpatch import build, metrics, node, pipeline, random
-from fpatch.cli import main
-from fpatch.conditions import make_conditions
-from fpatch.evaluation import compute_states, evaluate, init_states, merge_states, update_states
-from fpatch.graph import Pipeline
-from fpatch.loop import take_rows
-from fpatch.metrics.matching import answered_scores
-from fpatch.parts import make_parts
-from fpatch.rates import success
-from fpatch.study import load_study
+from fpatch.cli.main import main
+from fpatch.core.tree import take_rows
+from fpatch.evaluation.conditions import make_conditions
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import success
+from fpatch.evaluation.summaries import compute_states, init_states, merge_states, update_states
+from fpatch.graph.pipeline import Pipeline
+from fpatch.metrics._matching import answered_scores
+from fpatch.study.config import load_study
+from fpatch.study.setup import set_up
 
 COCO_KEYS = ("map", "map_50", "map_75")
 
@@ -293,7 +294,7 @@ def test_what_cannot_be_merged_is_said():
 
 
 def test_only_a_metric_may_gather():
-    from fpatch.stage import define, deterministic
+    from fpatch.graph.stage import define, deterministic
 
     d = metrics.mean_average_precision
     for reads, role in ((("x",), "stage"), (("*",), "metric")):
@@ -341,7 +342,7 @@ def parts(tmp_path_factory):
     with (path.parent / "objects.csv").open("a") as file:  # some photographs have two, the others padding
         file.writelines(f"photograph-{i:02d}.png,vehicle,test,3,4,20,19\n" for i in (8, 10))
     study = load_study(path)
-    made = make_parts(study)
+    made = set_up(study)
     return study.pipeline.at("test"), made.initial.params, made.dataset.split("test")
 
 
@@ -469,7 +470,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     assert summary["objects"]["missed"]["none"]["count"] == summary["objects"]["clean"]["count"] == 8
     assert set(summary["summaries"]["patch"]) >= {"precision/map", "precision/map_50", "precision/recall/0"}
     assert set(summary["missed"]) == set(summary["summaries"])
-    from fpatch.runs import Run
+    from fpatch.runs.folder import Run
 
     objects = Run(folder).load_objects("test")
     assert len(objects["found/patch"]) == 8

@@ -16,13 +16,14 @@ from test_sweep import begin, make_plan, sweep_file, work
 from test_sweep_ray import LONG, assert_same, start, the_sweep, trained_here, wait_until  # noqa: F401
 
 from fpatch import tune
-from fpatch.cli import main
-from fpatch.runs import Run, RunError
-from fpatch.tune import mirror
-from fpatch.tune.journal import Journal
-from fpatch.tune.mirror import Mirror, mirrored
+from fpatch.cli.main import main
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
+from fpatch.tune.folder import mirror
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.folder.mirror import Mirror, mirrored
+from fpatch.tune.folder.stores import check_storage, open_storage
 from fpatch.tune.plan import Plan
-from fpatch.tune.storage import check_storage, open_storage
 
 GENERATIONS = {
     "search": "population",

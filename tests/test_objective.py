@@ -12,12 +12,15 @@ from study_fixture import environment
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
-from fpatch.graph import control, pipeline
-from fpatch.loop import make_step
-from fpatch.nodes import node
-from fpatch.objective import Loss, Objective, _cut, check_terms, compiled, value_and_grad
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.stage import Stage
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+from fpatch.graph.samples import control
+from fpatch.graph.stage import Stage
+from fpatch.optim.compiled import _cut, compiled
+from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.objective import Loss, Objective, check_terms
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import make_step
 
 KEY = random.key(4)
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}

@@ -14,9 +14,9 @@ from torch import Tensor
 from typecheck import unchecked
 
 from fpatch import random
-from fpatch.descent import momentum, scale_by_adam
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.schedules import constant, cosine, plateau
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.schedules import constant, cosine, plateau
+from fpatch.optim.transforms import momentum, scale_by_adam
 
 STEPS = 12
 NAMES = ("adam", "adamw", "sgd", "rmsprop", "bim", "mifgsm", "nifgsm")

@@ -10,14 +10,14 @@ from study_fixture import STEPS, logged_steps, parameters
 from test_sweep import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
 from fpatch import tune
-from fpatch.runs import Run
-from fpatch.stage import define, deterministic
-from fpatch.study import load_study, vary
-from fpatch.tune.driver import Dispatcher
-from fpatch.tune.journal import Journal
-from fpatch.tune.pack import with_one_pipeline
+from fpatch.graph.stage import define, deterministic
+from fpatch.runs.folder import Run
+from fpatch.study.config import load_study, vary
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.output.table import trial_columns
 from fpatch.tune.plan import Plan, next_trial, pack_size, plan_from_config
-from fpatch.tune.table import trial_columns
+from fpatch.tune.trials.pack import with_one_pipeline
+from fpatch.tune.trials.ray_driver import Dispatcher
 
 MEMBERS = {
     "optimizer.learning_rate": (0.02, 0.2, "log"),
@@ -148,7 +148,7 @@ def test_a_deterministic_pack_is_so_to_its_end_and_leaves_the_process_as_it_was(
 def test_members_share_the_networks_that_are_placed(tmp_path, monkeypatch):
     """Also on a device, here that of tensors without values, where each would make copies of its own."""
     plan = make_plan(tmp_path, space=MEMBERS)
-    monkeypatch.setattr("fpatch.study.find_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("fpatch.study.study.find_device", lambda name: torch.device("meta"))
     settings = [{"seed": i, "optimizer.learning_rate": 0.1 * (i + 1)} for i in range(3)]
     studies = with_one_pipeline([vary(plan.study, some) for some in settings])
     assert [s.seed for s in studies] == [0, 1, 2]

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from study_fixture import STEPS, change, copy_run, environment, logged_steps, make_study, parameters
 
 from fpatch.data import Loader
-from fpatch.parallel import ALONE, Ranks, joined
-from fpatch.run_replay import replay_step
-from fpatch.runs import Run
-from fpatch.study import load_study
-from fpatch.training import resume, train
+from fpatch.runs.folder import Run
+from fpatch.runs.replaying import replay_step
+from fpatch.runs.training import resume, train
+from fpatch.runtime.parallel import ALONE, Ranks, joined
+from fpatch.study.config import load_study
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from laws import assert_equal
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, random
-from fpatch.columns import override
-from fpatch.config import build
-from fpatch.graph import Pipeline, control, fold_path, pipeline
-from fpatch.nodes import node
-from fpatch.stage import define, deterministic, row_keys
-from fpatch.types import Range
+from fpatch.core.types import Range
+from fpatch.graph.build import build
+from fpatch.graph.keys import fold_path, row_keys
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import Pipeline, pipeline
+from fpatch.graph.samples import control, override
+from fpatch.graph.stage import define, deterministic
 
 KEY = random.key(11)
 

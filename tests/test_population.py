@@ -10,13 +10,13 @@ from laws import assert_equal
 from torch import Tensor, nn
 
 from fpatch import compose, create, define, deterministic, implant, infer, losses, node, pipeline, random
-from fpatch.descent import Transformation
-from fpatch.graph import Pipeline
-from fpatch.loop import StepInfo, TrainState, make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.population import make_population_step, split
-from fpatch.types import Range
+from fpatch.core.types import Range
+from fpatch.graph.pipeline import Pipeline
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.population import make_population_step, split
+from fpatch.optim.step import StepInfo, TrainState, make_state, make_step
+from fpatch.optim.transforms import Transformation
 
 NUM_STEPS = 5
 RUNS = [(7, 0.02, 1.0), (8, 0.05, 0.3), (7, 0.01, 3.0)]

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from test_sweep import make_plan
 
-from fpatch.tune import processes
-from fpatch.tune.driver import _places, connected
 from fpatch.tune.plan import Plan
+from fpatch.tune.trials import processes
+from fpatch.tune.trials.ray_driver import _places, connected
 
 
 @pytest.fixture

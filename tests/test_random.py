@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fpatch import random, threefry
-from fpatch.tree import is_concrete
+from fpatch import random
+from fpatch.core.tree import is_concrete
+from fpatch.random import draws, fields, threefry
+from fpatch.random import keys as key_module
 
 jax = pytest.importorskip("jax")
 
@@ -80,7 +82,7 @@ def on_host(draw, keys):
 
 def on_tensors(draw, keys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random, "encrypt", threefry._encrypt_tensors)
+        patch.setattr(key_module, "encrypt", threefry._encrypt_tensors)
         return draw(keys)
 
 
@@ -113,7 +115,7 @@ def test_published_vectors(form, counter, key, words):
     """The lines `threefry 2 32 20` of `kat_vectors` in the Random123 distribution."""
     high, low = torch.tensor(counter)
     encrypted = form(
-        lambda keys: torch.stack(random.encrypt(*keys.unbind(-1), high, low), dim=-1), torch.tensor([key])
+        lambda keys: torch.stack(key_module.encrypt(*keys.unbind(-1), high, low), dim=-1), torch.tensor([key])
     )
     assert encrypted.tolist() == [list(words)]
 
@@ -144,7 +146,7 @@ def test_operators_are_sound():
     torch.library.opcheck(
         threefry._encrypt, (words[:, :1], words[:, 1:], torch.zeros(1).long(), torch.arange(5))
     )
-    torch.library.opcheck(random._quantiles, (words.int(),))
+    torch.library.opcheck(fields._quantiles, (words.int(),))
 
 
 @quick
@@ -187,7 +189,7 @@ def jax_bounded_draws(key, low, high, first, last, chance):
 def test_running_sums_of_weights_round_as_jax(num):
     weights = random.uniform(random.key(num), (num,))
     np.testing.assert_array_equal(
-        random._cumsum(weights).numpy(), np.asarray(jax.numpy.cumsum(weights.numpy()))
+        draws._cumsum(weights).numpy(), np.asarray(jax.numpy.cumsum(weights.numpy()))
     )
 
 
@@ -288,7 +290,7 @@ def test_uniform_is_differentiable_in_its_bounds():
 
 
 def test_quantiles_equal_scipy():
-    table = random._QUANTILES
+    table = fields._QUANTILES
     exact = scipy.stats.norm.ppf((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
     np.testing.assert_array_max_ulp(table.numpy(), exact, maxulp=1)
     assert torch.equal(table, -table.flip(0))

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from fpatch import random, region
-from fpatch.geometry import quad_to_homography
-from fpatch.interpolation import sample_in_order
-from fpatch.region import implant_quads
+from fpatch import random
+from fpatch.ops import region
+from fpatch.ops.geometry import quad_to_homography
+from fpatch.ops.region import implant_quads
+from fpatch.ops.sampling import sample_in_order
 
 H, W = 61, 83
 SIZES = {"hood": (20, 31), "roof": (16, 9)}

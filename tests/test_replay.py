@@ -11,14 +11,14 @@ import torch
 from PIL import Image, PngImagePlugin
 from study_fixture import SPLITS, run_fpatch
 
-from fpatch.cli import main
+from fpatch.cli.main import main
 from fpatch.data import read_image, targets
 from fpatch.data.images import to_pixels
-from fpatch.reopen import open_run
-from fpatch.rerun import replay
-from fpatch.run_replay import replay_run, replay_step
-from fpatch.study import load_study
-from fpatch.training import train
+from fpatch.evaluation.replaying import replay
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.training import train
+from fpatch.study.config import load_study
 
 NUM_ROWS = 8  # four photographs, two draws
 
@@ -78,7 +78,10 @@ def images(run, rows, **settings):
     """Of some rows, at most a block of them, by condition."""
     found = {}
     replay_run(
-        run.folder, rows, see=lambda _, by: found.update({c: v["image"] for c, v in by.items()}), **settings
+        run.folder,
+        rows,
+        on_block=lambda _, by: found.update({c: v["image"] for c, v in by.items()}),
+        **settings,
     )
     return found
 
@@ -328,7 +331,7 @@ def test_a_data_set_kept_on_disk_gives_the_same(trained):
 def test_every_size_of_block_replays(trained, tmp_path, block):
     from study_fixture import make_study
 
-    from fpatch.run_evaluation import evaluate_run
+    from fpatch.runs.evaluating import evaluate_run
 
     run = train(load_study(make_study(tmp_path, num_steps=1, block=block, validation=False)))
     evaluate_run(run.folder)

@@ -24,13 +24,14 @@ from study_fixture import (
 )
 from test_log import empty_store, killed_in_fork, read_events, read_mlflow  # noqa: F401
 
-from fpatch.cli import main
-from fpatch.reopen import open_run
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run, replay_step
-from fpatch.runs import Run, RunError
-from fpatch.study import load_study, vary
-from fpatch.training import resume, train, train_in
+from fpatch.cli.main import main
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.training import resume, train, train_in
+from fpatch.study.config import load_study, vary
 
 SETTINGS = {"tensorboard": True}
 
@@ -221,7 +222,7 @@ def test_interrupted_by_hand_a_run_says_how_to_go_on(trained, tmp_path, monkeypa
         train(study, interrupt)
     run = the_run(tmp_path)
     assert stop.value.__notes__ == [f"what was done is kept; go on with: fpatch resume {run.folder}"]
-    monkeypatch.setattr("fpatch.training.train", lambda *_: (_ for _ in ()).throw(stop.value))
+    monkeypatch.setattr("fpatch.runs.training.train", lambda *_: (_ for _ in ()).throw(stop.value))
     assert main(["train", str(path)]) == 130
     assert capsys.readouterr().err == f"fpatch: stopped; {stop.value.__notes__[0]}\n"
     resume(run.folder)
@@ -294,7 +295,7 @@ def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fpatch.parts.make_step", stop)
+    monkeypatch.setattr("fpatch.study.setup.make_step", stop)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -12,14 +12,15 @@ from safetensors import safe_open
 from study_fixture import parameters
 
 from fpatch import random
-from fpatch.evaluation import Evaluation
-from fpatch.execution import Execution
-from fpatch.loop import TrainState
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.parts import make_parts
-from fpatch.reopen import open_run
-from fpatch.runs import Run, RunError, describe_environment
-from fpatch.training import train_in
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import TrainState
+from fpatch.runs.folder import Run, describe_environment
+from fpatch.runs.locks import RunError
+from fpatch.runs.opening import open_run
+from fpatch.runs.training import train_in
+from fpatch.runtime.execution import Execution
+from fpatch.study.setup import set_up
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_any_reader_of_json_takes_what_a_run_leaves(trained):
 def test_patches_of_a_checkpoint_are_loaded_in_part(trained, tmp_path):
     """Whole, or by name: to begin another training with, whose optimizer starts afresh."""
     run, study = open_run(trained.folder)
-    parts = make_parts(study)
+    parts = set_up(study)
     state, _ = run.load_checkpoint("last", parts.initial)
     found = run.load_params("last")
     assert found.keys() == state.params.keys() == {"side", "rear"}

@@ -14,12 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fpatch import compose, create
-from fpatch.checks import check_number, check_range, nearest
-from fpatch.registry import identify, lookup, register
-from fpatch.resource import Loader, Resource, define_loader, file_digest, live
-from fpatch.schema import decode, encode, to_toml
-from fpatch.stage import Definition
-from fpatch.types import Range
+from fpatch.core.checks import check_number, check_range, nearest
+from fpatch.core.files import file_digest
+from fpatch.core.registry import identify, lookup, register
+from fpatch.core.resource import Loader, Resource, define_loader, resolve
+from fpatch.core.schema import decode, encode, to_toml
+from fpatch.core.types import Range
+from fpatch.graph.stage import Definition
 
 
 @dataclass(frozen=True)
@@ -243,14 +244,14 @@ def weights(tmp_path) -> Path:
 def test_a_resource_is_loaded_once_from_its_values(weights):
     resource = number(weights, times=2)
     assert resource.sha256 == hashlib.sha256(b"21").hexdigest()
-    assert resource.value == live(resource) == 42
+    assert resource.value == resolve(resource) == 42
     again = decode(Resource, through_json(resource), "x")
     assert again == resource
     assert again.value == 42
     assert counter(start=3).value == [3]
     made = counter()
     assert made.value is made.value
-    assert live(7) == 7
+    assert resolve(7) == 7
 
 
 def test_changed_weights_are_refused(weights):

@@ -8,10 +8,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 
 from fpatch import random
 from fpatch.tune import Halving, Population, parse_space
-from fpatch.tune.halving import should_stop
-from fpatch.tune.noisy_gp import fit_kernel, noisy_expected_improvement, propose_noisy_gp
-from fpatch.tune.population import explore, propose_child
-from fpatch.tune.search import NUM_RANDOM, Seen, propose_grid, propose_optuna, propose_random
+from fpatch.tune.search.generations import explore, propose_child
+from fpatch.tune.search.halving import should_stop
+from fpatch.tune.search.noisy_gp import fit_kernel, noisy_expected_improvement, propose_noisy_gp
+from fpatch.tune.search.proposers import NUM_RANDOM, Observation, propose_grid, propose_optuna, propose_random
 
 SQUARE = parse_space({"x": (0.0, 1.0), "y": (0.001, 1.0, "log")})
 
@@ -26,7 +26,7 @@ def run(propose, space, objective, count, error=0.0, seed=0):
     rng, key, seen = np.random.default_rng(seed), random.key(seed), []
     for _ in range(count):
         settings = propose(space, seen, key)
-        seen.append(Seen(settings, objective(settings) + error * rng.normal(), error))
+        seen.append(Observation(settings, objective(settings) + error * rng.normal(), error))
     return seen
 
 
@@ -69,12 +69,12 @@ def test_models_take_choices_conditions_failures_and_what_runs(propose):
             "pair": [[1, 2], [3, 4]],
         }
     )
-    seen: list[Seen] = []
+    seen: list[Observation] = []
     for i in range(NUM_RANDOM + 6):
         settings = propose(space, seen, random.key(0))
         assert space.stranger(settings) is None
         value = {2: float("nan"), 5: None}.get(i, float(settings["name"] == "b") + settings.get("x", 0.0))
-        seen.append(Seen(settings, value, 0.01))
+        seen.append(Observation(settings, value, 0.01))
     assert [t.settings["name"] for t in seen[-4:]].count("b") >= 3
 
 
@@ -124,8 +124,8 @@ def test_what_runs_counts_as_a_point_of_unknown_value():
 
 def test_a_lucky_value_of_large_error_does_not_draw_the_search_to_it():
     space = parse_space({"x": (0.0, 1.0)})
-    seen = [Seen({"x": x}, 1 - 4 * (x - 0.7) ** 2, 0.02) for x in np.linspace(0, 1, 9)]
-    lucky = Seen({"x": 0.1}, 1.3, 1.0)
+    seen = [Observation({"x": x}, 1 - 4 * (x - 0.7) ** 2, 0.02) for x in np.linspace(0, 1, 9)]
+    lucky = Observation({"x": 0.1}, 1.3, 1.0)
     trusted = propose_noisy_gp(space, [*seen, lucky._replace(error=0.02)], random.key(0))
     doubted = propose_noisy_gp(space, [*seen, lucky], random.key(0))
     assert abs(trusted["x"] - 0.1) < 0.1
@@ -143,7 +143,7 @@ def test_with_a_noisy_objective_it_finds_the_top_for_knowing_its_errors():
             for i in range(28):
                 own = 0.6 if i % 2 else 0.03
                 settings = propose_noisy_gp(SQUARE, seen, random.key(seed))
-                seen.append(Seen(settings, hill(settings) + own * rng.normal(), told * own))
+                seen.append(Observation(settings, hill(settings) + own * rng.normal(), told * own))
             found += [hill(t.settings) for t in seen[-8:]]
         return float(np.mean(found))
 
@@ -212,18 +212,20 @@ def test_halving_by_hand():
 def test_the_weak_copy_the_strong():
     rule = Population(size=8, every=5)
     space = parse_space({"x": (0.0, 1.0), "kind": ["a", "b", "c"]})
-    seen: list[Seen] = []
+    seen: list[Observation] = []
     for _ in range(8):
         child = propose_child(rule, space, seen, random.key(0))
         assert child is not None
         assert (child.parent, child.generation) == (None, 0)
-        seen.append(Seen(child.settings))
+        seen.append(Observation(child.settings))
     assert propose_child(rule, space, seen, random.key(0)) is None
     values = [0.3, 0.9, float("nan"), 0.1, 0.8, 0.5, 0.6, 0.2]
-    seen = [Seen(t.settings, value) for t, value in zip(seen, values, strict=True)]
+    seen = [Observation(t.settings, value) for t, value in zip(seen, values, strict=True)]
     children = []
     for _ in range(8):
-        child = propose_child(rule, space, [*seen, *(Seen(c.settings) for c in children)], random.key(0))
+        child = propose_child(
+            rule, space, [*seen, *(Observation(c.settings) for c in children)], random.key(0)
+        )
         assert child is not None
         children.append(child)
     parents = [c.parent for c in children]

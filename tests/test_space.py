@@ -11,7 +11,7 @@ from scipy import stats
 
 from fpatch import random
 from fpatch.tune import Choice, Interval, SpaceError, parse_space
-from fpatch.tune.space import combinations, encode_space
+from fpatch.tune.search.space import combinations, encode_space
 
 TOML = """
 [space]

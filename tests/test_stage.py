@@ -13,10 +13,12 @@ from torch import Tensor
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, random
-from fpatch.config import build
-from fpatch.schema import encode
-from fpatch.stage import Stage, define, deterministic, from_function, row_keys
-from fpatch.types import Range
+from fpatch.core.schema import encode
+from fpatch.core.types import Range
+from fpatch.graph.build import build
+from fpatch.graph.functions import from_function
+from fpatch.graph.keys import row_keys
+from fpatch.graph.stage import Stage, define, deterministic
 
 KEY = random.key(3)
 

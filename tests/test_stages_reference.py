@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, metrics, random
-from fpatch.color import LUMA
-from fpatch.geometry import box_corners
-from fpatch.infer.boundary import run_victim
+from fpatch.core.types import Range
+from fpatch.infer._boundary import run_victim
 from fpatch.losses.non_printability import PRINTABLE
-from fpatch.types import Range
+from fpatch.ops.color import LUMA
+from fpatch.ops.geometry import box_corners
 
 KEY = random.key(2)
 IMAGES = noise("images", NUM_ROWS, 3, HEIGHT, WIDTH)

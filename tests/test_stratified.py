@@ -8,12 +8,13 @@ import torch
 from study_fixture import run_fpatch
 
 from fpatch import compose, random
-from fpatch.columns import override
-from fpatch.evaluation import evaluate
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.grid import cells_of, evaluate_grid
+from fpatch.evaluation.rates import success
+from fpatch.graph.samples import override
 from fpatch.metrics import wilson
-from fpatch.rates import success
-from fpatch.run_evaluation import load_trained
-from fpatch.stratified import cells_of, stratify, stratify_run
+from fpatch.runs.evaluating import load_trained
+from fpatch.runs.grid import evaluate_grid_run
 from fpatch.viz import HeatMap, plot_heat_maps
 
 KEY = random.key(8)
@@ -30,7 +31,7 @@ def parts(trained):
 
 @pytest.fixture(scope="module")
 def stratified(parts):
-    return stratify(*parts, KEY, GRID, num_draws=2, block=8)
+    return evaluate_grid(*parts, KEY, GRID, num_draws=2, block=8)
 
 
 def test_every_cell_is_the_evaluation_of_an_edited_sample(parts, stratified):
@@ -75,7 +76,9 @@ def test_what_is_not_on_the_grid_is_drawn_alike_in_every_cell(stratified):
 def test_progress_counts_all_cells(parts):
     seen = []
     grid = {STOPS: [0.0, 1.0]}
-    result = stratify(*parts, KEY, grid, block=8, progress=lambda done, total: seen.append((done, total)))
+    result = evaluate_grid(
+        *parts, KEY, grid, block=8, progress=lambda done, total: seen.append((done, total))
+    )
     total = len(result.table["image_id"])
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -96,15 +99,15 @@ def test_progress_counts_all_cells(parts):
 )
 def test_bad_grids(parts, grid, message):
     with pytest.raises(ValueError, match=message):
-        stratify(*parts, KEY, grid, block=8)
+        evaluate_grid(*parts, KEY, grid, block=8)
 
 
 def test_a_stage_that_is_skipped_at_random_cannot_be_stratified(parts):
     pipeline, params, dataset = parts
     blurred = pipeline | {"tilt": compose.motion_blur(p=0.5)}
     with pytest.raises(ValueError, match=r"'tilt/length_px' does nothing.*add 'tilt/on' = \[1\]"):
-        stratify(blurred, params, dataset, KEY, {"tilt/length_px": [3.0]}, block=8)
-    on = stratify(blurred, params, dataset, KEY, {"tilt/on": [1], "tilt/length_px": [3.0]}, block=8)
+        evaluate_grid(blurred, params, dataset, KEY, {"tilt/length_px": [3.0]}, block=8)
+    on = evaluate_grid(blurred, params, dataset, KEY, {"tilt/on": [1], "tilt/length_px": [3.0]}, block=8)
     assert on.table["sample/tilt/on"].all()
 
 
@@ -118,10 +121,10 @@ def test_a_deterministic_study_is_measured_so(run):
     config["train"]["deterministic"] = True
     run.write_json("config.json", config)
     asked = []
-    stratify_run(
+    evaluate_grid_run(
         run.folder,
         {STOPS: [0.0]},
-        report=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()),
+        on_progress=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()),
     )
     assert set(asked) == {True}
     assert not torch.are_deterministic_algorithms_enabled()

@@ -12,15 +12,15 @@ from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, r
 from test_log import read_events
 
 from fpatch import Study
-from fpatch.evaluation import evaluate
-from fpatch.parts import make_parts
-from fpatch.rehearsal import rehearse
-from fpatch.reopen import open_run
-from fpatch.run_evaluation import evaluate_run
-from fpatch.run_replay import replay_run
-from fpatch.stage import define, deterministic
-from fpatch.study import load_study, study_from_config
-from fpatch.training import resume, train
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.graph.stage import define, deterministic
+from fpatch.runs.evaluating import evaluate_run
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study, study_from_config
+from fpatch.study.dry_run import dry_run
+from fpatch.study.setup import set_up
 
 
 def test_a_study_is_its_config(tmp_path):
@@ -47,12 +47,12 @@ def test_overrides_may_change_the_patches(tmp_path):
     turned = {"rear": [3, 6, 5], "side": [3, 10, 14]}
     study = load_study(path, {"data.patches": ["rear", "side"], "pipeline.pixels.shapes": turned})
     assert study.pipeline["implant"].stage.config.names == study.data.patches == ("rear", "side")
-    make_parts(study)
+    set_up(study)
     alone = load_study(path, {"data.patches": ["side"], "pipeline.pixels.shapes": {"side": [3, 10, 14]}})
     assert alone.pipeline["implant"].stage.config.names == ("side",)
-    make_parts(alone)
+    set_up(alone)
     with pytest.raises(ValueError, match=r"pipeline.implant.names .* must be the patches of the data"):
-        make_parts(load_study(path, {"pipeline.implant.names": ["rear", "side"]}))
+        set_up(load_study(path, {"pipeline.implant.names": ["rear", "side"]}))
 
 
 def test_a_metric_that_is_no_yes_or_no_is_refused(tmp_path):
@@ -101,24 +101,24 @@ def test_what_is_best_by_a_named_scalar(tmp_path):
     records = [r for r in read_records(run.folder) if "validation/best_score/none" in r["values"]]
     values = [r["values"]["validation/best_score/none"] for r in records]
     assert len(set(values)) == 1
-    _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
+    _, facts = run.load_checkpoint("best", set_up(open_run(run.folder)[1]).initial)
     assert facts == {"best": values[0], "best_step": 1}  # the first of equals
     assert parameters(run, "best") != parameters(run)
 
 
 def test_a_best_of_nan_is_replaced(tmp_path, monkeypatch):
     found = iter([0.5, math.nan, 0.25, math.nan, 0.75, 0.5, 0.7])
-    for module in ("rehearsal", "training"):
+    for module in ("study.dry_run", "runs.training"):
         monkeypatch.setattr(f"fpatch.{module}.scalars", lambda *_: {"success/patch": next(found)})
     run = train(load_study(make_study(tmp_path, every=1)))  # the first is of the rehearsal
-    _, facts = run.load_checkpoint("best", make_parts(open_run(run.folder)[1]).initial)
+    _, facts = run.load_checkpoint("best", set_up(open_run(run.folder)[1]).initial)
     assert facts == {"best": 0.75, "best_step": 4}
 
 
 def test_the_pictures_of_the_patch_are_the_best_checkpoint(trained):
     from PIL import Image
 
-    best, _ = trained.load_checkpoint("best", make_parts(open_run(trained.folder)[1]).initial)
+    best, _ = trained.load_checkpoint("best", set_up(open_run(trained.folder)[1]).initial)
     for name, patch in best.params.items():
         pixels = np.asarray(Image.open(trained.folder / f"patch/{name}.png")).transpose(2, 0, 1)
         assert np.array_equal(pixels, (patch * 255).round().byte().numpy())
@@ -180,7 +180,7 @@ def test_ways_to_the_same_patch(trained, tmp_path, setting):
     new = {"micro_batch": "[train]\nmicro_batch = 3", "transform": '[objective]\ntransform = "func"'}[setting]
     path.write_text(path.read_text().replace(new.partition("\n")[0], new))
     run = train(load_study(path))
-    like = make_parts(open_run(run.folder)[1]).initial
+    like = set_up(open_run(run.folder)[1]).initial
     (found, _), (expected, _) = (r.load_checkpoint("last", like) for r in (run, trained))
     for name, value in expected.params.items():
         assert torch.allclose(found.params[name], value, atol=1e-3)
@@ -212,7 +212,7 @@ def test_a_rehearsal_is_as_deterministic_as_its_study(tmp_path, monkeypatch):
         asked.append(torch.are_deterministic_algorithms_enabled())
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr("fpatch.rehearsal.evaluate", evaluated)
-    rehearse(load_study(make_study(tmp_path), {"train.deterministic": True}))
+    monkeypatch.setattr("fpatch.study.dry_run.evaluate", evaluated)
+    dry_run(load_study(make_study(tmp_path), {"train.deterministic": True}))
     assert asked == [True]
     assert not torch.are_deterministic_algorithms_enabled()

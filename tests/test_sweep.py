@@ -20,20 +20,21 @@ from PIL import Image
 from study_fixture import STEPS, make_study, parameters, read_records
 
 from fpatch import tune
-from fpatch.cli import main
-from fpatch.parts import make_parts
-from fpatch.runs import Run, RunError
-from fpatch.schema import decode
-from fpatch.stage import define, deterministic
-from fpatch.study import load_study, vary
-from fpatch.training import resume, train
+from fpatch.cli.main import main
+from fpatch.core.schema import decode
+from fpatch.graph.stage import define, deterministic
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
+from fpatch.runs.training import resume, train
+from fpatch.study.config import load_study, vary
+from fpatch.study.setup import set_up
 from fpatch.tune import Sweep, parse_space
-from fpatch.tune.driver import Dispatcher, _places
-from fpatch.tune.journal import Journal, Outcome, Point, Trial
-from fpatch.tune.pack import run_trials
+from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
+from fpatch.tune.output.sweep_log import SweepLog
 from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
-from fpatch.tune.records import SweepLog
-from fpatch.tune.trial import run_trial
+from fpatch.tune.trials.pack import run_trials
+from fpatch.tune.trials.ray_driver import Dispatcher, _places
+from fpatch.tune.trials.trial import run_trial
 
 RATES = {"optimizer.learning_rate": (0.01, 0.3, "log")}
 
@@ -152,8 +153,8 @@ def test_tensorboard_shows_settings_beside_the_objective(swept):
 
 
 def test_figures(swept, tmp_path, monkeypatch):
-    from fpatch.tune import figures
-    from fpatch.tune.figures import plot_importance, plot_parallel
+    from fpatch.tune.output import figures
+    from fpatch.tune.output.figures import plot_importance, plot_parallel
 
     plan, journal = swept
     with Image.open(journal.folder / "figures/parallel.png") as image:
@@ -161,7 +162,7 @@ def test_figures(swept, tmp_path, monkeypatch):
     space = {"a": (0.0, 1.0), "kind": ["x", "y"], "b": {"low": 1, "high": 9, "when": {"kind": "y"}}}
     plan = plan._replace(space=parse_space(space))
     from fpatch import random
-    from fpatch.tune.journal import Entry
+    from fpatch.tune.folder.journal import Entry
 
     drawn = plan.space.draw(random.key(0), 60)
     entries = [
@@ -427,7 +428,7 @@ def test_a_member_that_is_never_replaced_trains_as_one_long_run(tmp_path):
     whole = train(trial_study(plan, first, tmp_path / "whole"))
     assert parameters(Run(journal.run_folder(last.name))) == parameters(whole)
     child = replaced[0][0].trial
-    like = make_parts(trial_study(plan, child, tmp_path)).initial
+    like = set_up(trial_study(plan, child, tmp_path)).initial
     start, _ = Run(journal.run_folder(child.name)).load_checkpoint("step-00000003", like)
     end, _ = Run(journal.run_folder(child.parent)).load_checkpoint("last", like)
     assert all(torch.equal(start.params[n], end.params[n]) for n in end.params)

@@ -21,12 +21,12 @@ from test_log import empty_store, local_uri, mlflow_client, mlflow_server  # noq
 from test_sweep import sweep_file, work
 
 from fpatch import tune
-from fpatch.cli import main
-from fpatch.runs import Run
-from fpatch.stage import define, deterministic
-from fpatch.study import vary
-from fpatch.training import train
-from fpatch.tune.journal import Journal
+from fpatch.cli.main import main
+from fpatch.graph.stage import define, deterministic
+from fpatch.runs.folder import Run
+from fpatch.runs.training import train
+from fpatch.study.config import vary
+from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -19,12 +19,12 @@ from torchvision.models import detection
 from torchvision_victims import ARCHITECTURES, NUM_CLASSES, make_victim, spread
 
 from fpatch import build, create, implant, infer, node, pipeline, random
-from fpatch.detections import ABSENT
 from fpatch.infer.torchvision_model import load_model
-from fpatch.loop import make_state, make_step
-from fpatch.objective import Objective
-from fpatch.optim import Optimizer, make_optimizer
-from fpatch.study import load_study
+from fpatch.ops.detections import ABSENT
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import Optimizer, make_optimizer
+from fpatch.optim.step import make_state, make_step
+from fpatch.study.config import load_study
 
 SHAPES = {"resized": (100, 140), "tall": (150, 90), "as it is": (112, 160)}
 IMAGES = {name: noise(name, 3, 3, *shape) for name, shape in SHAPES.items()}

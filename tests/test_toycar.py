@@ -11,9 +11,9 @@ import torch
 from study_fixture import environment
 
 from fpatch import random
-from fpatch.geometry import quad_bounds
-from fpatch.reopen import open_run
-from fpatch.run_replay import replay_run
+from fpatch.ops.geometry import quad_bounds
+from fpatch.runs.opening import open_run
+from fpatch.runs.replaying import replay_run
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "toycar"

@@ -10,13 +10,15 @@ from PIL import Image
 from study_fixture import make_study, run_fpatch
 
 from fpatch import random
-from fpatch.conditions import make_conditions, make_patches
-from fpatch.evaluation import evaluate
-from fpatch.rates import success
-from fpatch.run_evaluation import evaluation_key, load_trained
-from fpatch.study import load_study
-from fpatch.training import train
-from fpatch.transfer import transfer, transfer_runs
+from fpatch.evaluation.conditions import make_conditions, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import success
+from fpatch.evaluation.transfer import transfer
+from fpatch.runs.evaluating import load_trained
+from fpatch.runs.training import train
+from fpatch.runs.transfer import transfer_runs
+from fpatch.study.config import load_study
+from fpatch.study.splits import evaluation_key
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_each_patch_meets_each_victim(runs):
 
 def test_the_diagonal_is_what_evaluate_says(runs):
     """With the key of the first run, whose own patch is then measured as by `fpatch evaluate`."""
-    from fpatch.reopen import open_run
+    from fpatch.runs.opening import open_run
 
     run, _ = open_run(runs[0])
     found = transfer_runs(runs)
@@ -81,7 +83,7 @@ def test_one_deterministic_study_makes_all_deterministic(runs, tmp_path):
     config["train"]["deterministic"] = True
     (folders[1] / "config.json").write_text(json.dumps(config))
     asked = []
-    transfer_runs(folders, report=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
+    transfer_runs(folders, on_progress=lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
     assert set(asked) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -27,11 +27,11 @@ from study_fixture import environment
 from torch import nn
 
 from fpatch import infer
-from fpatch.config import build
-from fpatch.detections import ABSENT, log_scores
+from fpatch.core.tree import to_device
+from fpatch.graph.build import build
 from fpatch.infer.transformers_detector import target_size
 from fpatch.infer.yolo import decode_one_to_one, fit_images
-from fpatch.tree import place
+from fpatch.ops.detections import ABSENT, log_scores
 
 ODD = noise("odd image", 2, 3, 97, 131)
 """Not square, and of a size that nothing divides."""
@@ -203,7 +203,7 @@ def test_cells_are_made_where_the_head_is_and_keep_their_place_in_half_precision
     maps = [torch.zeros(1, 1, 1, 600)]
     head = {"boxes": torch.zeros(1, 4, 600), "scores": torch.zeros(1, 2, 600), "feats": maps}
     with fake_devices():
-        there = place(head, "cuda")
+        there = to_device(head, "cuda")
         with NoWaiting():
             assert decode_one_to_one(there, (8, 4800))["boxes"].device.type == "cuda"
     boxes = decode_one_to_one({**head, "boxes": head["boxes"].bfloat16()}, (8, 4800))["boxes"]

@@ -68,7 +68,7 @@ def group_stages(stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for name, definition in stages.items():
         groups.setdefault(definition.module.rpartition(".")[0], {})[name] = definition
-    return dict(sorted(groups.items()))
+    return dict(sorted(groups.items(), key=lambda group: (group[0].count(".") == 1, group[0])))
 
 
 def flags(value: Any) -> dict[str, bool]:
@@ -262,10 +262,11 @@ def make_family_page(family: str) -> Iterator[str]:
     yield from (f"```{{py:module}} fpatch.{family}", "```", "")
     groups = group_stages(stages)
     for package, members in groups.items():
-        if len(groups) > 1:
+        if package == module.__name__ and len(groups) > 1:
+            yield from ("## Others", "")
+        elif package != module.__name__:
             about = inspect.getdoc(importlib.import_module(package)) or ""
-            yield from (f"## {package.rpartition('.')[2].replace('_', ' ').capitalize()}", "")
-            yield from (escape_cell(parse_summary(about)), "")
+            yield from (f"## {package.rpartition('.')[2].capitalize()}", "", render_summary(about), "")
         yield from ("| stage | what it does |", "|---|---|")
         yield from (f"| [`{name}`]({family}.{name}.md) | {first_line(d)} |" for name, d in members.items())
         yield ""
@@ -382,7 +383,7 @@ def make_commands() -> Iterator[str]:
 
 def show_help(*words: str) -> str:
     """The answer to `--help`."""
-    from fpatch.cli import main
+    from fpatch.cli.main import main
 
     answer = io.StringIO()
     with contextlib.redirect_stdout(answer), contextlib.suppress(SystemExit):

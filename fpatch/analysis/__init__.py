@@ -1,4 +1,4 @@
-"""What the table of an evaluation has to say: which sampled values matter, and a page to explore it."""
+"""Which sampled values matter: permutation importance and a scatter page."""
 
 from fpatch.analysis.importance import Importance, Importances, permutation_importance
 from fpatch.analysis.scatter import scatter

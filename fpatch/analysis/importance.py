@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpatch.checks import check_number, nearest
+from fpatch.core.checks import check_number, nearest
 from fpatch.metrics import Rate
-from fpatch.metrics.intervals import FEW_PHOTOGRAPHS, resample
+from fpatch.ops.intervals import FEW_PHOTOGRAPHS, resample
 
 NUM_FOLDS = 5
 MAX_CATEGORIES = 10

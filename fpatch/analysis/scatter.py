@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fpatch.analysis._scatter_page import PAGE
 from fpatch.analysis.importance import is_key
-from fpatch.analysis.page import PAGE
-from fpatch.checks import nearest
-from fpatch.conditions import PATCH
+from fpatch.core.checks import nearest
+from fpatch.core.files import write_atomic
 from fpatch.data import read_image
-from fpatch.log.records import write_atomic
-from fpatch.rates import conditions_of
+from fpatch.evaluation.conditions import PATCH
+from fpatch.evaluation.rates import conditions_of
 
 _THUMBNAIL_PX = 192
 

@@ -15,12 +15,12 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import nearest
-from fpatch.color import clip
-from fpatch.geometry import LABELS, move_labels
+from fpatch.core.checks import nearest
+from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
+from fpatch.ops.color import clip
+from fpatch.ops.geometry import LABELS, move_labels
 from fpatch.random import fold_in
-from fpatch.stage import define
-from fpatch.types import Batch, Params, Values
 
 REFUSED = {
     **dict.fromkeys(

@@ -1,25 +1,25 @@
-"""Creators: parameterizations, which read the patch parameters, and stages that change a patch."""
+"""Create stages: parameterizations write a patch, transforms and print models change it."""
 
-from fpatch.create.fourier import fourier
-from fpatch.create.generator import generator
-from fpatch.create.high_pass import high_pass
-from fpatch.create.icc import icc_profile
-from fpatch.create.low_pass import low_pass
-from fpatch.create.mask import mask, mask_image
-from fpatch.create.palette import palette
-from fpatch.create.pixels import pixels
-from fpatch.create.proof_table import proof_table
-from fpatch.create.reflect import reflect
-from fpatch.create.resize import resize
-from fpatch.create.save import save
-from fpatch.create.scroll import scroll
-from fpatch.create.snap import snap
-from fpatch.create.soft_proof import soft_proof
-from fpatch.create.spectrum import spectrum
-from fpatch.create.stack import stack
-from fpatch.create.symmetric import symmetric
-from fpatch.create.tanh import tanh
-from fpatch.create.tile import tile
+from fpatch.create.parameterizations.fourier import fourier
+from fpatch.create.parameterizations.generator import generator
+from fpatch.create.parameterizations.palette import palette
+from fpatch.create.parameterizations.pixels import pixels
+from fpatch.create.parameterizations.tanh import tanh
+from fpatch.create.print._icc import icc_profile
+from fpatch.create.print.proof_table import proof_table
+from fpatch.create.print.snap import snap
+from fpatch.create.print.soft_proof import soft_proof
+from fpatch.create.transforms.high_pass import high_pass
+from fpatch.create.transforms.low_pass import low_pass
+from fpatch.create.transforms.mask import mask, mask_image
+from fpatch.create.transforms.reflect import reflect
+from fpatch.create.transforms.resize import resize
+from fpatch.create.transforms.save import save
+from fpatch.create.transforms.scroll import scroll
+from fpatch.create.transforms.spectrum import spectrum
+from fpatch.create.transforms.stack import stack
+from fpatch.create.transforms.symmetric import symmetric
+from fpatch.create.transforms.tile import tile
 
 __all__ = [
     "fourier",

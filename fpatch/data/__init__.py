@@ -1,4 +1,4 @@
-"""Photographs and where patches go on them: target sets from CSV files, and the loader."""
+"""Images, CSV tables of placements and objects, and the loader."""
 
 from fpatch.data.images import (
     image_digest,

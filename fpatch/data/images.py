@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fpatch.resource import define_loader
+from fpatch.core.resource import define_loader
 
 PAD_LEVEL = 128
 """The gray around a letterboxed photograph."""

@@ -12,9 +12,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number
+from fpatch.core.checks import check_number
 from fpatch.data.targets import Dataset, draws
-from fpatch.parallel import ALONE, Ranks
+from fpatch.runtime.parallel import ALONE, Ranks
 
 
 def indices(

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from fpatch.checks import check_choice, check_number, nearest
+from fpatch.core.checks import check_choice, check_number, nearest
+from fpatch.data.csv_tables import read_objects, read_placements
 from fpatch.data.images import (
     decode_picture,
     fit,
@@ -24,7 +25,6 @@ from fpatch.data.images import (
     move_points,
     read_bytes,
 )
-from fpatch.data.table import read_objects, read_placements
 
 _SAFE_QUAD = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 _SAFE_BOX = torch.tensor([0.0, 0.0, 1.0, 1.0])

@@ -1,4 +1,4 @@
-"""Implanters: they bring patches into photographs, and can leave them out again (opacity 0)."""
+"""Implant stages: they bring patches into images, and leave them out at opacity 0."""
 
 from fpatch.implant.fill_box import fill_box
 from fpatch.implant.fixed_ratio import fixed_ratio

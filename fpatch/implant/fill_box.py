@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpatch.checks import check_choice
-from fpatch.geometry import box_corners, quad_bounds
-from fpatch.implant.placement import Boxes, draw_placement, fill_names, find_small, implant
+from fpatch.core.checks import check_choice
+from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
+from fpatch.implant._placement import Boxes, draw_placement, fill_names, find_small, implant
+from fpatch.ops.geometry import box_corners, quad_bounds
 from fpatch.random import fold_in
-from fpatch.stage import define
-from fpatch.types import Batch, Params, Values
 
 
 @dataclass(frozen=True)

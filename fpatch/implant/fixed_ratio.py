@@ -8,9 +8,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_choice, check_number, check_range
-from fpatch.geometry import box_corners
-from fpatch.implant.placement import (
+from fpatch.core.checks import check_choice, check_number, check_range
+from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
+from fpatch.implant._placement import (
     Boxes,
     draw_placement,
     fill_names,
@@ -19,9 +20,8 @@ from fpatch.implant.placement import (
     patch_size,
     placement_box,
 )
+from fpatch.ops.geometry import box_corners
 from fpatch.random import fold_in
-from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

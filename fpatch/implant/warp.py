@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
-from fpatch.checks import check_number, check_range
-from fpatch.implant.placement import fill_names, find_small, implant
+from fpatch.core.checks import check_number, check_range
+from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
+from fpatch.implant._placement import fill_names, find_small, implant
 from fpatch.random import fold_in
-from fpatch.stage import define
-from fpatch.types import Batch, Params, Range, Values
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Victims, and what is read from them."""
+"""Victims as stages, and the detections or logits that they answer."""
 
+from fpatch.graph.precision import reduce_precision as lighter
 from fpatch.infer.classifier import classifier
 from fpatch.infer.detector import detector
 from fpatch.infer.ensemble import ensemble
-from fpatch.infer.lighter import lighter
 from fpatch.infer.suppress import suppress
 from fpatch.infer.torchvision_detector import torchvision_detector
 from fpatch.infer.torchvision_model import torchvision_model

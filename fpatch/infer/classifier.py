@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fpatch.infer.boundary import check_victim, describe, run_victim
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, describe, run_victim
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Classifier:
 
 
 def apply(config: Classifier, patch_params: Params, sample: Sample, values: Values) -> Values:
-    logits = run_victim(check_victim("classifier", live(config.model)), values["image"])
+    logits = run_victim(check_victim("classifier", resolve(config.model)), values["image"])
     b = len(values["image"])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != b:
         raise ValueError(

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpatch.infer.boundary import check_victim, describe, run_victim, show_logits
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, describe, run_victim, show_logits
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Detector:
 
 
 def apply(config: Detector, patch_params: Params, sample: Sample, values: Values) -> Values:
-    answer = run_victim(check_victim("detector", live(config.model)), values["image"])
+    answer = run_victim(check_victim("detector", resolve(config.model)), values["image"])
     return {"detections": {"dense": _check_dense(answer, len(values["image"]))}}
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
-from fpatch.nodes import Node, node
-from fpatch.stage import Stage
+from fpatch.graph.node import Node, node
+from fpatch.graph.stage import Stage
 
 
 def ensemble(

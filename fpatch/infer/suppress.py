@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch.checks import check_number
-from fpatch.detections import log_scores
-from fpatch.geometry import pairwise_iou
-from fpatch.stage import define, deterministic
-from fpatch.tree import is_concrete
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.ops.detections import log_scores
+from fpatch.ops.geometry import pairwise_iou
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fpatch.infer.boundary import check_victim, run_victim, show_logits
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, run_victim, show_logits
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class TorchvisionDetector:
 
 
 def apply(config: TorchvisionDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
-    from fpatch.infer.torchvision_dense import FAMILIES, Dense  # with torchvision, which takes a second
+    from fpatch.infer._torchvision_dense import FAMILIES, Dense
 
-    model = check_victim("torchvision_detector", live(config.model))
+    model = check_victim("torchvision_detector", resolve(config.model))
     if not isinstance(model, tuple(FAMILIES)):
         known = ", ".join(family.__name__ for family in FAMILIES)
         raise ValueError(

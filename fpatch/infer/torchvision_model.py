@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fpatch.checks import nearest
-from fpatch.resource import define_loader, file_digest
+from fpatch.core.checks import nearest
+from fpatch.core.files import file_digest
+from fpatch.core.resource import define_loader
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum  # importing torchvision takes longer than importing torch

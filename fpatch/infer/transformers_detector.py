@@ -36,13 +36,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fpatch.checks import check_number
-from fpatch.detections import softmax_log_odds
-from fpatch.infer.boundary import check_victim, run_victim, show_log_scores
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.tree import constant
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.tree import constant
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, run_victim, show_log_scores
+from fpatch.ops.detections import softmax_log_odds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet."""
@@ -97,7 +97,7 @@ class TransformersDetector:
 
 
 def apply(config: TransformersDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
-    model = check_victim("transformers_detector", live(config.model))
+    model = check_victim("transformers_detector", resolve(config.model))
     family, num_labels = family_of(model)
 
     def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:

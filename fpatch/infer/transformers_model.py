@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fpatch.resource import define_loader
+from fpatch.core.resource import define_loader
 
 FILES = ("model.safetensors", "config.json")
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._tensor_str import PRINT_OPTS
 
-from fpatch.resource import define_loader
+from fpatch.core.resource import define_loader
 
 QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 """What Ultralytics reads of the environment when it is imported: no telemetry, no pip, no banners."""

@@ -38,13 +38,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fpatch.checks import check_number
-from fpatch.detections import ABSENT, log_odds
-from fpatch.infer.boundary import check_victim, describe, run_victim, show_log_scores
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.tree import constant, is_concrete
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.tree import constant, is_concrete
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.infer._boundary import check_victim, describe, run_victim, show_log_scores
+from fpatch.ops.detections import ABSENT, log_odds
 
 GRAY = 114 / 255
 """What a letterbox pads with."""
@@ -99,7 +99,7 @@ def apply(config: Yolo, patch_params: Params, sample: Sample, values: Values) ->
         dense = DECODERS[config.format](model(fitted), fitted.shape[-2:], config)
         return {**dense, "boxes": (dense["boxes"] - offset) / scale}
 
-    model = check_victim("yolo", live(config.model))
+    model = check_victim("yolo", resolve(config.model))
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from fpatch.log.records import Kind, Record, Records, write_atomic
+from fpatch.core.files import write_atomic
+from fpatch.log.records import Kind, Record, Records
 from fpatch.log.values import safe_name, to_text
 
 RECORDS_PER_BLOCK = 200

@@ -19,8 +19,9 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.text import metadata as text_metadata
 
-from fpatch.log import checksum
-from fpatch.log.records import AppendFile, Record, Records
+from fpatch.core.files import AppendFile
+from fpatch.log import crc32c as checksum
+from fpatch.log.records import Record, Records
 from fpatch.log.values import to_text
 
 _MANY_BYTES = 2**14  # from where on the checksum in lanes is the faster one

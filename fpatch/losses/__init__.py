@@ -1,4 +1,4 @@
-"""Losses: stages that write one number per row and per term; the objective alone averages."""
+"""Loss stages: one number per row for each term."""
 
 from fpatch.losses.ensemble import ensemble
 from fpatch.losses.hallucinate import hallucinate

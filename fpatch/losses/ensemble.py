@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import torch
 
-from fpatch.checks import check_choice, check_number
-from fpatch.stage import define, deterministic
-from fpatch.tree import constant
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_choice, check_number
+from fpatch.core.tree import constant
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

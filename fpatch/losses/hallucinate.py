@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpatch.checks import check_number
-from fpatch.detections import ABSENT, boxes_of, score_logits
-from fpatch.geometry import quad_bounds
-from fpatch.losses.dense import can_claim, check_label, find_unclaimed, mean_over_places, softplus
-from fpatch.stage import define, deterministic
-from fpatch.tree import constant
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.tree import constant
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._detections import can_claim, check_label, find_unclaimed, mean_over_places
+from fpatch.ops.detections import ABSENT, boxes_of, score_logits
+from fpatch.ops.geometry import quad_bounds
+from fpatch.ops.stable import softplus
 
 
 @dataclass(frozen=True)

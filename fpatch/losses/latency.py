@@ -19,12 +19,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fpatch.checks import check_choice, check_number
-from fpatch.detections import score_logits
-from fpatch.geometry import box_area
-from fpatch.losses.dense import best_boxes, mean_over_places, present, sigmoid
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_choice, check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._detections import best_boxes, mean_over_places, present
+from fpatch.ops.detections import score_logits
+from fpatch.ops.geometry import box_area
+from fpatch.ops.stable import sigmoid
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fpatch.checks import nearest
-from fpatch.losses.patches import mean_over_patches
-from fpatch.patches import check_only
-from fpatch.resource import Resource, live
-from fpatch.stage import define, deterministic
-from fpatch.tree import is_concrete
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import nearest
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._patches import mean_over_patches
+from fpatch.ops.patches import check_only
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def fill(config: LpDistance, names: tuple[str, ...]) -> LpDistance:
 
 def apply(config: LpDistance, patch_params: Params, sample: Sample, values: Values) -> Values:
     def score(name: str, patch: Tensor) -> Tensor:
-        content = live(config.content[name]).to(patch, non_blocking=True)
+        content = resolve(config.content[name]).to(patch, non_blocking=True)
         if content.shape != patch.shape[-3:]:
             raise ValueError(
                 f"lp_distance(content): {name!r} must have the shape of its patch, "
                 f"{list(patch.shape[-3:])}, got {list(content.shape)}; resize the image to that"
             )
         _check_range(f"lp_distance(content): {name!r}", content)
-        mask = live(config.masks[name]) if name in config.masks else torch.ones(patch.shape[-2:])
+        mask = resolve(config.masks[name]) if name in config.masks else torch.ones(patch.shape[-2:])
         weights = _checked(name, mask, patch).to(patch, non_blocking=True)
         return mean_norm(patch - content, weights, config.p)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fpatch.checks import check_number
-from fpatch.losses.dense import check_label, check_labels
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._detections import check_label, check_labels
 
 
 @dataclass(frozen=True)

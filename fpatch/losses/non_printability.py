@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpatch.losses.patches import mean_over_patches, root
-from fpatch.patches import check_color
-from fpatch.resource import Resource, define_loader, live
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.resource import Resource, define_loader, resolve
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._patches import mean_over_patches
+from fpatch.ops.patches import check_color
+from fpatch.ops.stable import root
 
 Colors = tuple[tuple[float, float, float], ...]
 
@@ -37,13 +38,13 @@ class NonPrintability:
     only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        colors = live(self.colors)
+        colors = resolve(self.colors)
         if not colors or not all(len(c) == 3 and all(0 <= level <= 1 for level in c) for c in colors):
             raise ValueError("non_printability(colors) must be (red, green, blue) triples within 0..1")
 
 
 def apply(config: NonPrintability, patch_params: Params, sample: Sample, values: Values) -> Values:
-    colors = torch.tensor(live(config.colors))
+    colors = torch.tensor(resolve(config.colors))
 
     def score(name: str, patch: Tensor) -> Tensor:
         check_color("non_printability", name, patch)

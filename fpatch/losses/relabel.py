@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpatch.checks import check_number
-from fpatch.detections import ABSENT, score_logits
-from fpatch.losses.dense import (
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._detections import (
     best_boxes,
     can_claim,
     check_label,
@@ -21,8 +22,7 @@ from fpatch.losses.dense import (
     object_labels,
     present,
 )
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.ops.detections import ABSENT, score_logits
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fpatch.losses.patches import mean_over_patches, root
-from fpatch.patches import check_color
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._patches import mean_over_patches
+from fpatch.ops.patches import check_color
+from fpatch.ops.stable import root
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,22 @@ from typing import Any, Literal
 
 import torch
 
-from fpatch.checks import check_choice, check_number
-from fpatch.detections import ABSENT, Score, score_logits
-from fpatch.losses.dense import (
+from fpatch.core.checks import check_choice, check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.losses._detections import (
     best_boxes,
     can_claim,
     find_unclaimed,
     mean_over_places,
     object_labels,
     of_labels,
+)
+from fpatch.ops.detections import ABSENT, Score, score_logits
+from fpatch.ops.stable import (
     sigmoid,
     softplus,
 )
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fpatch.metrics.matching import coco_precision, split_rows
+from fpatch.metrics._matching import coco_precision, split_rows
 
 
 def average_precision(

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
 
 
 @dataclass(frozen=True)

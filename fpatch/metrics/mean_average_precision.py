@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from fpatch.checks import check_number
-from fpatch.metrics.matching import answered_scores, coco_precision, split_rows
-from fpatch.stage import Summary, define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import Summary, define, deterministic
+from fpatch.metrics._matching import answered_scores, coco_precision, split_rows
 
 FOUND, TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fpatch.checks import check_number
-from fpatch.geometry import pairwise_iou
-from fpatch.stage import define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.ops.geometry import pairwise_iou
 
 
 @dataclass(frozen=True)

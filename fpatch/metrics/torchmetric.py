@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpatch.checks import nearest
-from fpatch.resource import Resource, define_loader, live
-from fpatch.stage import Summary, define, deterministic
-from fpatch.types import Params, Sample, Values
+from fpatch.core.checks import nearest
+from fpatch.core.resource import Resource, define_loader, resolve
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import Summary, define, deterministic
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _fresh(config: Torchmetric) -> dict[str, Any]:
     """Copies of the metrics, each on its own: a collection lets some share the state of others."""
     from torchmetrics import MetricCollection
 
-    metric = _check_metric(live(config.metric)).clone()
+    metric = _check_metric(resolve(config.metric)).clone()
     metric.reset()
     if isinstance(metric, MetricCollection):
         return {name: m.clone() for name, m in metric.items(copy_state=True)}

@@ -1,11 +1,11 @@
-"""Sweeps: a space of settings, how it is searched, and the trials that come of it."""
+"""Sweeps: the search space, the search, the trials and their folder."""
 
-from fpatch.tune.halving import Halving
-from fpatch.tune.journal import Journal
-from fpatch.tune.mirror import fetch_sweep
-from fpatch.tune.population import Population
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.folder.mirror import fetch_sweep
+from fpatch.tune.search.generations import Population
+from fpatch.tune.search.halving import Halving
+from fpatch.tune.search.space import Choice, Interval, Space, SpaceError, parse_space
 from fpatch.tune.settings import Sweep
-from fpatch.tune.space import Choice, Interval, Space, SpaceError, parse_space
 from fpatch.tune.sweep import export_trial, find_entry, load_plan, read_plan, resume_sweep, run_plan, sweep
 
 __all__ = [

@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import optree
 
 from fpatch import random
-from fpatch.checks import nearest
-from fpatch.parts import make_parts
-from fpatch.rehearsal import rehearse
-from fpatch.schema import decode, encode
-from fpatch.stage import Function
-from fpatch.study import Study, study_from_config, vary
-from fpatch.tune.halving import should_stop
-from fpatch.tune.journal import Entry, Journal, Trial
-from fpatch.tune.noisy_gp import propose_noisy_gp
-from fpatch.tune.population import Population, propose_child
-from fpatch.tune.search import propose_grid, propose_optuna, propose_random
+from fpatch.core.checks import nearest
+from fpatch.core.schema import decode, encode
+from fpatch.graph.functions import Function
+from fpatch.study.config import study_from_config, vary
+from fpatch.study.dry_run import dry_run
+from fpatch.study.setup import set_up
+from fpatch.study.study import Study
+from fpatch.tune.folder.journal import Entry, Journal, Trial
+from fpatch.tune.search.generations import Population, propose_child
+from fpatch.tune.search.halving import should_stop
+from fpatch.tune.search.noisy_gp import propose_noisy_gp
+from fpatch.tune.search.proposers import propose_grid, propose_optuna, propose_random
+from fpatch.tune.search.space import Settings, Space, SpaceError, encode_space, parse_space
 from fpatch.tune.settings import Sweep
-from fpatch.tune.space import Settings, Space, SpaceError, encode_space, parse_space
 
 
 class Plan(NamedTuple):
@@ -92,7 +93,7 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
             f"its end (train.num_steps = {first.train.num_steps}, evaluate.every = {first.evaluate.every}); "
             "set it lower, or evaluate more often"
         )
-    parts, known = rehearse(first)
+    parts, known = dry_run(first)
     if plan.sweep.objective not in known:
         raise ValueError(
             f"sweep.objective: the validation has no scalar {plan.sweep.objective!r}; "
@@ -220,7 +221,7 @@ def _check_states(plan: Plan, like: Any, resources: Mapping[str, Any] | None) ->
         return optree.tree_structure(tree), [tuple(leaf.shape) for leaf in optree.tree_leaves(tree)]
 
     for settings in plan.space.extremes():
-        made = make_parts(_vary(plan, settings, resources)).initial
+        made = set_up(_vary(plan, settings, resources)).initial
         if form(made) != form(like):
             name = next(reversed(settings))
             raise SpaceError(

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fpatch.checks import check_number
-from fpatch.tune.halving import Halving
-from fpatch.tune.population import Population
-from fpatch.tune.space import Space, combinations
+from fpatch.core.checks import check_number
+from fpatch.tune.search.generations import Population
+from fpatch.tune.search.halving import Halving
+from fpatch.tune.search.space import Space, combinations
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Sweep:
         population: For the search of that name.
         cpus: CPU cores of each process of a trial.
         gpus: GPUs of each process of a trial: 0, 1, or a fraction, of which several share one.
-        processes: That train each trial together, by rows; see `fpatch.parallel`.
+        processes: That train each trial together, by rows; see `fpatch.runtime.parallel`.
         pack: Trials that one process trains together, in the steps of one population, on the resources of
             one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
             members may, so many that all places are taken, at most 16.

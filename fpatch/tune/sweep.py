@@ -6,19 +6,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fpatch.checks import nearest
-from fpatch.progress import Report
-from fpatch.runs import RunError
-from fpatch.schema import decode, flatten, to_toml
-from fpatch.study import Study, read_toml, study_from_config, vary
-from fpatch.tune.driver import drive, find_ray
-from fpatch.tune.journal import Entry, Journal
-from fpatch.tune.mirror import mirrored
+from fpatch.core.checks import nearest
+from fpatch.core.progress import Progress
+from fpatch.core.schema import decode, flatten, to_toml
+from fpatch.runs.locks import RunError
+from fpatch.study.config import read_toml, study_from_config, vary
+from fpatch.study.study import Study
+from fpatch.tune.folder.journal import Entry, Journal
+from fpatch.tune.folder.mirror import mirrored
+from fpatch.tune.folder.stores import check_storage
+from fpatch.tune.output.sweep_log import SweepLog
 from fpatch.tune.plan import Plan, best_entry, check_how, check_plan, plan_from_config, trial_study
-from fpatch.tune.records import SweepLog
+from fpatch.tune.search.space import Space, parse_space
 from fpatch.tune.settings import Sweep
-from fpatch.tune.space import Space, parse_space
-from fpatch.tune.storage import check_storage
+from fpatch.tune.trials.ray_driver import drive, find_ray
 
 
 def sweep(
@@ -27,7 +28,7 @@ def sweep(
     objective: str = "success/patch",
     mode: str = "max",
     *,
-    report: Report = lambda *_: None,
+    on_progress: Progress = lambda *_: None,
     resources: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Journal:
@@ -36,10 +37,10 @@ def sweep(
     Args:
         study: What every trial begins with.
         space: Settings by dotted name: a scalar is fixed; (low, high), (low, high, "log") and (low, high,
-            "int") are intervals; a list is a choice; see `fpatch.tune.space.parse_space`.
+            "int") are intervals; a list is a choice; see `fpatch.tune.search.space.parse_space`.
         objective: A scalar of the validation, measured at the last evaluation of a trial.
         mode: "max" or "min".
-        report: Told of progress.
+        on_progress: Told of progress.
         resources: Live objects by "path/setting" of the pipeline.
         **settings: Those of `fpatch.tune.Sweep`: num_trials, search, halving, cpus, gpus and so on.
 
@@ -54,7 +55,7 @@ def sweep(
     parsed = space if isinstance(space, Space) else parse_space(space)
     raw = {"objective": objective, "mode": mode, **settings}
     plan = Plan(study, parsed, decode(Sweep, {n: v for n, v in raw.items() if v is not None}, "sweep"))
-    return run_plan(plan, report, resources)
+    return run_plan(plan, on_progress, resources)
 
 
 def load_plan(
@@ -104,7 +105,7 @@ def _assign(table: dict[str, Any], name: str, value: Any) -> None:
     table[last] = value
 
 
-def run_plan(plan: Plan, report: Report, resources: Mapping[str, Any] | None = None) -> Journal:
+def run_plan(plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None = None) -> Journal:
     """Check a plan, make its folder, and run it.
 
     Raises:
@@ -113,7 +114,7 @@ def run_plan(plan: Plan, report: Report, resources: Mapping[str, Any] | None = N
     """
     find_ray(plan)  # before anything is made
     journal = create_sweep(plan, resources)
-    _run(journal, plan_from_config(journal.config, resources), report, resources)
+    _run(journal, plan_from_config(journal.config, resources), on_progress, resources)
     return journal
 
 
@@ -137,7 +138,7 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
 
 def resume_sweep(
     folder: str | Path,
-    report: Report = lambda *_: None,
+    on_progress: Progress = lambda *_: None,
     *,
     plan: Plan | None = None,
     num_trials: int | None = None,
@@ -147,7 +148,7 @@ def resume_sweep(
 
     Args:
         folder: Of the sweep.
-        report: Told of progress.
+        on_progress: Told of progress.
         plan: What the sweep is expected to be; where it finds something else, that is an error. How it is
             run (`num_trials`, `cpus`, `storage` and so on) is taken from it, and recorded.
         num_trials: Another number of trials, to make a finished sweep longer.
@@ -167,7 +168,7 @@ def resume_sweep(
     check_how(taken)
     if taken.sweep.storage not in (None, recorded.sweep.storage):
         check_storage(taken.sweep.storage)
-    _run(journal, taken, report, resources)
+    _run(journal, taken, on_progress, resources)
     return journal
 
 
@@ -180,7 +181,7 @@ _HOW = (
 
 def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None:
     for entry in journal.entries():
-        if (name := recorded.space.stranger(entry.trial.settings)) is not None:
+        if (name := recorded.space.foreign_setting(entry.trial.settings)) is not None:
             raise RunError(
                 f"{journal.folder}: the space has changed: trial {entry.trial.name} has {name} = "
                 f"{entry.trial.settings.get(name)!r}; restore sweep.json, or start a new sweep"
@@ -198,13 +199,13 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
             )
 
 
-def _run(journal: Journal, plan: Plan, report: Report, resources: Mapping[str, Any] | None) -> None:
+def _run(journal: Journal, plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None) -> None:
     with ExitStack() as held:
         held.enter_context(journal.locked())
         if not plan.config.items() <= journal.config.items():
             journal.replace_config(plan.config)
         held.enter_context(mirrored(journal, plan.sweep.storage))
-        log = SweepLog(journal, plan, report)
+        log = SweepLog(journal, plan, on_progress)
         finished = False
         try:
             drive(journal, plan, log.notify, resources)

@@ -1,4 +1,4 @@
-"""Pictures: boxes and placements, detections side by side, curves, patches, a training run."""
+"""Figures: boxes, curves, heat maps, image pairs and animations."""
 
 from fpatch.viz.animate import animate
 from fpatch.viz.boxes import plot_boxes

@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fpatch.core.files import write_atomic
 from fpatch.data.images import to_pixels
-from fpatch.log.records import Records, write_atomic
+from fpatch.log.records import Records
 
 _MAX_FRAMES = 60
 _ALL_FRAMES_MS, _LONGEST_FRAME_MS, _LAST_FRAME_MS = 6000, 500, 2000

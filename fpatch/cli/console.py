@@ -1,0 +1,53 @@
+"""What the command line prints: progress bars and tables."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from fpatch.core import progress
+
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = max(console.width, 110)  # a file or a pipe has no width of its own
+
+
+def say(line: str) -> None:
+    """Print a line as it is, whatever its length and whatever is in it."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bars(lines: str | None = None) -> "Iterator[progress.Progress]":
+    """A bar per task, on a terminal; elsewhere a line when a task is done.
+
+    Args:
+        lines: Tasks whose name begins so become a line on a terminal, too, when they are done.
+    """
+    columns = [
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+    ]
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def on_progress(task: str, done: int, total: int, note: str = "") -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(task, total=total, note=note)
+            elif bars.tasks[tasks[task]].finished and done < total:
+                bars.reset(tasks[task], total=total)
+            bars.update(tasks[task], completed=done, total=total, note=note)
+            is_line = lines is not None and task.startswith(lines)
+            if done == total and (is_line or not console.is_terminal):
+                what = note if is_line else f"{total} done {note}"
+                console.print(f"{task}: {what}".rstrip(), markup=False)
+                bars.update(tasks[task], visible=not is_line)
+
+        yield on_progress

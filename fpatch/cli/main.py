@@ -1,0 +1,102 @@
+"""The command line: what was typed, the command that it asks for, and errors as sentences."""
+
+import argparse
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from fpatch.cli import measurements, replays, studies, sweeps
+from fpatch.core.version import __version__
+from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
+
+_EPILOG = """\
+typical use:
+  fpatch demo                              see everything once, in a few minutes
+  fpatch describe study.toml               what a config means, stage by stage
+  fpatch doctor study.toml                 why its patch would not learn
+  fpatch train study.toml --train.num_steps 1000 --pipeline.camera/exposure.stops.low -2
+  fpatch evaluate runs/20260101-120000-study
+  fpatch replay runs/20260101-120000-study --verify
+  fpatch analyze runs/20260101-120000-study
+  fpatch grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5
+  fpatch transfer runs/20260101-120000-a runs/20260101-130000-b
+  fpatch score truth.json detections.json --iou 0.5 --score 0.4
+  fpatch sweep study.toml --sweep.num_trials 24
+  fpatch sweep resume runs/20260101-120000-study-sweep
+"""
+
+_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 1 a difference was found, 2 wrong input)."""
+    sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
+        os.environ.setdefault(*CUBLAS_WORKSPACE)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
+        options = _make_parser().parse_args(words)
+        options.overrides = overrides
+        return options.run(options)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        sentences = [_message(error), *getattr(error, "__notes__", ())]
+        print(f"fpatch: error: {'; '.join(sentences)}", file=sys.stderr)
+        return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fpatch",
+        description="Train, measure and replay physical adversarial patches.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fpatch {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for kind in (studies, measurements, replays, sweeps):
+        kind.add(commands)
+    return parser
+
+
+def _take_overrides(words: list[str]) -> dict[str, Any]:
+    """Remove every `--section.name value` (or that of `--name`, `--seed`, `--device`) from the words.
+
+    Values are TOML, or else strings.
+    """
+    overrides: dict[str, Any] = {}
+    i = 0
+    while i < len(words):
+        name, equals, text = words[i].partition("=")
+        if not name.startswith("--") or not ("." in name or name in ("--name", "--seed", "--device")):
+            i += 1
+            continue
+        if not equals and i + 1 == len(words):
+            raise ValueError(f"{name}: a value must follow")
+        if not equals:
+            text = words.pop(i + 1)
+        del words[i]
+        if name == "--name":
+            overrides["name"] = text
+            continue
+        try:
+            overrides[name.removeprefix("--")] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[name.removeprefix("--")] = text
+    return overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())

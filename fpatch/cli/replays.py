@@ -1,0 +1,121 @@
+"""What was logged is run again."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.options import add_command, read_number
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fpatch.core.types import Values
+
+
+def add(commands: Any) -> None:
+    """Give the command line these commands."""
+    replay = add_command(
+        commands,
+        "replay",
+        _replay,
+        "rerun logged images from their logged samples",
+        "Photographs, samples, results and composed images are compared, images by their digests, which is "
+        "what a table holds of them. With --set, other values are taken than were sampled: what differs then "
+        "is what they change. Paths are those of the columns `sample/...`; fpatch grid does so to every "
+        "photograph, with intervals.",
+    )
+    replay.add_argument("run_folder", metavar="RUN", help="the run folder")
+    replay.add_argument(
+        "--rows", metavar="A:B", help="rows of the table, e.g. 0:16, or one, e.g. 3 (default: all)"
+    )
+    replay.add_argument("--table", help="test, test-last, validation-00000100 and the like (default: test)")
+    replay.add_argument(
+        "--set", metavar="PATH=VALUE", action="append", default=[],
+        help="what if: e.g. camera/exposure/stops=-2; true and false are 1 and 0; may be repeated",
+    )  # fmt: skip
+    replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
+    replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
+    replay.add_argument(
+        "--verify", action="store_true", help="exit 1 if anything is not bit for bit as logged"
+    )
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from fpatch.runs.replaying import replay_run
+
+    if options.step is not None:
+        return _replay_step(options)
+    written: list[Path] = []
+
+    def write(rows: "np.ndarray", results: "Mapping[str, Values]") -> None:
+        from fpatch.data import write_image
+
+        for condition, values in results.items():
+            for row, image in zip(rows.tolist(), values["image"], strict=True):
+                written.append(Path(options.out, f"row-{row:05d}-{condition}.png"))
+                write_image(written[-1], image)
+
+    with progress_bars() as on_progress:
+        result, environment = replay_run(
+            options.run_folder,
+            _read_slice(options.rows),
+            options.table or "test",
+            on_progress,
+            edits=dict(map(_read_edit, options.set)),
+            on_block=write if options.out else None,
+        )
+    _say_environment(environment)
+    for row, found in sorted(result.differences.items()):
+        say("\n  ".join([f"row {row}:", *found]) if len(found) > 1 else f"row {row}: {found[0]}")
+    different = len(result.differences)
+    if different:
+        console.print(f"largest difference of a number: {result.largest:g}")
+    for path in sorted(written):
+        say(f"  {path}")
+    console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
+    return 1 if different and options.verify else 0
+
+
+def _replay_step(options: argparse.Namespace) -> int:
+    from fpatch.runs.replaying import replay_step
+
+    for name in ("rows", "table", "set", "out"):
+        if getattr(options, name):
+            raise ValueError(f"fpatch replay --step takes no --{name}, which is for evaluated rows")
+    again = replay_step(options.run_folder, options.step)
+    _say_environment(again.environment)
+    console.print(f"update {again.step}, from the checkpoint of step {again.start}")
+    for name, (logged, found) in again.scalars.items():
+        mark = "identical" if logged == found or (logged != logged and found != found) else "DIFFERENT"
+        say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
+    return 0 if again.identical or not options.verify else 1
+
+
+def _say_environment(differences: Sequence[str]) -> None:
+    for sentence in differences:
+        say(f"not the recorded execution: {sentence}")
+
+
+def _read_edit(text: str) -> tuple[str, float]:
+    path, _, typed = text.partition("=")
+    try:
+        value = read_number(typed)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"--set must be PATH=NUMBER, got {text!r}")
+    return path, value
+
+
+def _read_slice(text: str | None) -> slice | None:
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        first = int(low) if low else 0
+        return slice(first, int(high) if high else None) if colon else slice(first, first + 1 or None)
+    except ValueError:
+        raise ValueError(f"--rows must be A:B or a row number, got {text!r}") from None

@@ -1,0 +1,133 @@
+"""A study's settings are searched, and a sweep that was started is seen to."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.options import OVERRIDES, add_command
+from fpatch.cli.tables import settings_table, trials_table
+
+
+def add(commands: Any) -> None:
+    """Give the command line these commands."""
+    sweep = add_command(
+        commands,
+        "sweep",
+        _sweep,
+        "search a study's settings for the best objective, or see to a sweep that was started",
+        "WHAT is a study in TOML with the sections [space] and [sweep], or one of: status, the table of "
+        "trials; best, the best one; export, its study as TOML; resume, to go on; fetch, to bring one back "
+        "from its storage. " + OVERRIDES,
+    )
+    sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export, resume or fetch")
+    sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep; fetch: its URI")
+    sweep.add_argument("--trial", metavar="NAME", help="export: this one instead of the best, e.g. 0003")
+    sweep.add_argument("--out", metavar="FILE", help="export: where to (default: the terminal)")
+    sweep.add_argument("--config", metavar="CONFIG.toml", help="resume: refuse if this is another sweep now")
+    sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: so many in all")
+    sweep.add_argument("--runs", metavar="FOLDER", help="fetch: the folder that will hold it (default: runs)")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    verbs = {
+        "status": (_sweep_status, ()),
+        "best": (_sweep_best, ()),
+        "export": (_sweep_export, ("trial", "out")),
+        "resume": (_sweep_resume, ("config", "num_trials")),
+        "fetch": (_sweep_fetch, ("runs",)),
+    }
+    what = options.what
+    if what not in verbs and not Path(what).suffix and not Path(what).exists():
+        from fpatch.core.checks import nearest
+
+        raise ValueError(f"fpatch sweep: there is no {what!r}; {nearest(what, [*verbs, 'CONFIG.toml'])}")
+    run, takes = verbs.get(what, (_sweep_begin, ()))
+    for name in ("trial", "out", "config", "num_trials", "runs"):
+        if getattr(options, name) is not None and name not in takes:
+            instead = "; set --sweep.num_trials" if (run, name) == (_sweep_begin, "num_trials") else ""
+            raise ValueError(f"fpatch sweep {what} takes no --{name.replace('_', '-')}{instead}")
+    if what in verbs and options.run_folder is None:
+        raise ValueError(f"fpatch sweep {what} RUN: the folder of a sweep must follow")
+    if what in verbs and options.overrides and options.config is None:
+        name = next(iter(options.overrides))
+        raise ValueError(f"fpatch sweep {what} takes no --{name}; only resume --config CONFIG.toml does")
+    return run(options)
+
+
+def _sweep_begin(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    if options.run_folder is not None:
+        raise ValueError(f"fpatch sweep {options.what}: a sweep is one file, got {options.run_folder!r}, too")
+    plan = tune.load_plan(options.what, options.overrides)
+    with progress_bars(lines="trial ") as on_progress:
+        journal = tune.run_plan(plan, on_progress)
+    return _say_sweep(journal.folder)
+
+
+def _sweep_resume(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    plan = tune.load_plan(options.config, options.overrides) if options.config else None
+    with progress_bars(lines="trial ") as on_progress:
+        journal = tune.resume_sweep(options.run_folder, on_progress, plan=plan, num_trials=options.num_trials)
+    return _say_sweep(journal.folder)
+
+
+def _sweep_fetch(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.fetch_sweep(options.run_folder, options.runs or "runs")
+    for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
+        say(line)
+    return 0
+
+
+def _say_sweep(folder: Path) -> int:
+    from fpatch import tune
+
+    journal = tune.Journal.open(folder)
+    console.print(trials_table(tune.read_plan(journal), journal.entries()))
+    commands = [f"fpatch sweep best {folder}"]
+    if (folder / "hparams").is_dir():
+        commands.append(f"tensorboard --logdir {folder / 'hparams'}")
+    for line in (f"sweep folder: {folder}", *(f"  {command}" for command in commands)):
+        say(line)
+    return 0
+
+
+def _sweep_status(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.Journal.open(options.run_folder)
+    going, plan = journal.is_held, tune.read_plan(journal)
+    console.print(trials_table(plan, journal.entries(), num_rows=None, going=going))
+    if not going and any(entry.outcome is None for entry in journal.entries()):
+        say(f"go on with: fpatch sweep resume {journal.folder}")
+    return 0
+
+
+def _sweep_best(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    journal = tune.Journal.open(options.run_folder)
+    plan = tune.read_plan(journal)
+    entry = tune.find_entry(journal, plan)
+    console.print(settings_table(plan, entry))
+    folder = journal.run_folder(entry.trial.name)
+    for line in (f"run folder: {folder}", f"  fpatch evaluate {folder}"):
+        say(line)
+    return 0
+
+
+def _sweep_export(options: argparse.Namespace) -> int:
+    from fpatch import tune
+
+    text = tune.export_trial(options.run_folder, options.trial)
+    if options.out is None:
+        print(text, end="")
+    else:
+        Path(options.out).write_text(text)
+        say(f"  {options.out}")
+    return 0

@@ -1,0 +1,272 @@
+"""Tables that the command line prints."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from fpatch.analysis import Importances
+    from fpatch.doctor.examine import Diagnosis
+    from fpatch.evaluation.grid import Cell
+    from fpatch.evaluation.rates import Success
+    from fpatch.evaluation.transfer import Transfer
+    from fpatch.metrics import Rate
+    from fpatch.metrics.detection_files import DetectionScore
+    from fpatch.tune.folder.journal import Entry
+    from fpatch.tune.plan import Plan
+
+
+def percent(rate: "Rate") -> str:
+    """A rate and its interval, in percent."""
+    if rate.value != rate.value:
+        return "-"
+    bounds = "" if rate.low != rate.low else f"  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{100 * rate.value:5.1f}{bounds}"
+
+
+def _title(condition: str) -> str:
+    from fpatch.evaluation.conditions import TITLES
+
+    return "no patch" if condition == "none" else TITLES.get(condition, condition)
+
+
+def _counted(rate: "Rate") -> str:
+    """A share in percent, and how many that is."""
+    return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
+
+
+def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """Success rates by condition.
+
+    Args:
+        title: Above the table.
+        rates: What is shown.
+        extra: Further columns, by heading, one entry per condition.
+    """
+    from fpatch.ops.intervals import FEW_PHOTOGRAPHS
+
+    clean = rates.clean
+    found = next(iter(rates.rates.values())).count
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("condition", no_wrap=True)
+    table.add_column(f"success %\nof {found} found", justify="right", no_wrap=True)
+    if rates.gone:
+        table.add_column("gone %", justify="right")
+        table.add_column("displaced %", justify="right")
+    table.add_column("patch minus it", justify="right", no_wrap=True)
+    for heading in extra or {}:
+        table.add_column(heading, justify="right")
+    for i, (condition, rate) in enumerate(rates.rates.items()):
+        cells = [_title(condition), percent(rate)]
+        if rates.gone:
+            parts = (rates.gone[condition].value, rates.displaced[condition].value)
+            cells += ["-" if part != part else f"{100 * part:.1f}" for part in parts]
+        cells.append(percent(rates.over[condition]) if condition in rates.over else "")
+        table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
+    if not found:
+        table.caption = (
+            f"nothing can be measured: without a patch the victim is right in none of {clean.count} rows "
+            f"({clean.photographs} photographs); `fpatch doctor` looks for the reason"
+        )
+        return table
+    first = (
+        f"success: not found with the print, among the {found} of {clean.count} rows ({clean.photographs} "
+        "photographs) found without; brackets are 95 % intervals over photographs"
+    )
+    if clean.photographs < FEW_PHOTOGRAPHS:
+        first += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+    missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
+    sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
+    if rates.drop:
+        lost = [f"{_title(c)} {round(rate.value, 2) + 0.0:.2f}" for c, rate in rates.drop.items()]
+        sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
+    table.caption, table.caption_justify = "\n".join(sentences), "left"
+    return table
+
+
+def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
+    """Recall and AP by class, and over all."""
+    table = Table(title_justify="left", title_style="bold")
+    table.title = f"recall at score {score:g} and AP, at IoU {iou:g}"
+    table.add_column("class")
+    for heading in ("objects", "detections", "recall %", "AP"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def precision(value: float) -> str:
+        return "-" if value != value else f"{value:.3f}"
+
+    for name, entry in found.classes.items():
+        counts = (str(entry.objects), str(entry.detections))
+        table.add_row(Text(name), *counts, percent(entry.recall), precision(entry.precision))
+    table.add_section()
+    detections = sum(entry.detections for entry in found.classes.values())
+    counts = (str(found.recall.count), str(detections))
+    table.add_row("all", *counts, percent(found.recall), precision(found.precision))
+    table.caption = (
+        f"AP over IoU 0.5 to 0.95: {precision(found.coco)}; {found.images} images, {found.silent} of them "
+        "without a detection; brackets are 95 % intervals over images with objects"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def transfer_table(found: "Transfer") -> Table:
+    """Success of every patch and print on every victim."""
+    table = Table(title="success % of every patch on every victim", title_justify="left", title_style="bold")
+    table.add_column("trained on")
+    for name in found.rates:
+        table.add_column(f"measured on {name}", justify="right")
+    for condition in next(iter(found.rates.values())):
+        cells = (percent(rates[condition]) for rates in found.rates.values())
+        table.add_row(_title(condition), *cells)
+    counted = ", ".join(
+        f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
+    )
+    photographs = next(iter(found.clean.values())).photographs
+    table.caption = (
+        f"success: not found with the print, among the rows found without ({counted}; {photographs} "
+        "photographs); brackets are 95 % intervals over photographs"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
+    """The cells of a grid, weakest success first; the middle of a long list is left out."""
+    shown = sorted(cells, key=lambda c: (c.success.rates["patch"].count == 0, c.success.rates["patch"].value))
+    table = Table(title="success % by cell, weakest first", title_justify="left", title_style="bold")
+    for path in shown[0].values:
+        table.add_column(path, justify="right")
+    for heading in ("patch", "noise"):
+        table.add_column(_title(heading), justify="right", no_wrap=True)
+    table.add_column("found without", justify="right", no_wrap=True)
+    half = num_rows // 2
+    for i, cell in enumerate(shown):
+        if len(shown) > num_rows and half <= i < len(shown) - half:
+            if i == half:
+                table.add_row(*("..." for _ in table.columns))
+            continue
+        rates, clean = cell.success.rates, cell.success.clean
+        values = (f"{value:g}" for value in cell.values.values())
+        counted = f"{rates['patch'].count} of {clean.count}"
+        table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
+    table.caption, table.caption_justify = "brackets are 95 % intervals over photographs", "left"
+    return table
+
+
+def trials_table(
+    plan: "Plan", entries: "Sequence[Entry]", num_rows: int | None = 12, *, going: bool = True
+) -> Table:
+    """Trials, the best first, those that are not done or failed last; the end of a long list is left out.
+
+    Args:
+        plan: Of the sweep.
+        entries: Its trials.
+        num_rows: At most so many; None: all.
+        going: Whether the sweep runs: what has no outcome is "running" then, and else "interrupted".
+    """
+    objective, sign = plan.sweep.objective, plan.sweep.sign
+    table = Table(title=f"{plan.study.name}: {objective}, {plan.sweep.mode}", title_justify="left")
+    table.title_style = "bold"
+    for heading in ("trial", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in (objective, "+-", "step", *_last_parts(plan.space.varied)):
+        broken = heading.replace("/", "/\n").replace("_", "_\n")
+        table.add_column(broken, justify="right", overflow="fold")
+    unfinished = "running" if going else "interrupted"
+    order = ("finished", "stopped", unfinished, "failed")
+
+    def status(entry: "Entry") -> str:
+        return unfinished if entry.outcome is None else entry.outcome.status
+
+    def rank(entry: "Entry") -> tuple[int, float]:
+        group = order.index(status(entry))
+        return group, -sign * entry.value if entry.value == entry.value else float("inf")
+
+    for entry in sorted(entries, key=rank)[:num_rows]:
+        value = f"{entry.value:.4g}" if entry.points else "-"
+        settings = [entry.trial.settings.get(n, "-") for n in plan.space.varied]
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in settings]
+        step = str(entry.points[-1].step) if entry.points else "0"
+        spread = f"{entry.error:.2g}" if entry.error == entry.error else "-"
+        table.add_row(entry.trial.name, status(entry), value, spread, step, *map(Text, cells))
+    counts = [status(entry) for entry in entries]
+    said = [f"{counts.count(s)} {s}" for s in order if s in counts]
+    sentences = [", ".join(said) + "; +- is a standard error over photographs"]
+    sentences += [
+        f"{e.trial.name} failed: {e.outcome.error}" for e in entries if e.outcome and e.outcome.error
+    ]
+    table.caption, table.caption_justify = Text("\n".join(sentences)), "left"
+    return table
+
+
+def settings_table(plan: "Plan", entry: "Entry") -> Table:
+    """A trial: its objective, and every setting that varied by its whole name."""
+    error = entry.error
+    spread = f" +- {error:.2g}, a standard error over photographs" if error == error else ""
+    table = Table(
+        title=f"{plan.study.name}, trial {entry.trial.name}", title_justify="left", show_header=False
+    )
+    table.title_style = "bold"
+    table.add_row(Text(plan.sweep.objective), Text(f"{entry.value:.4g}{spread}"), end_section=True)
+    for name, value in entry.trial.settings.items():
+        table.add_row(Text(name), Text(f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return table
+
+
+def _last_parts(names: Iterable[str]) -> list[str]:
+    """Dotted names without what is not needed to tell them apart; the end of a range keeps its range."""
+    split = [name.split(".") for name in names]
+    short = []
+    for parts in split:
+        fewest = 2 if parts[-1] in ("low", "high") else 1
+        lengths = range(fewest, len(parts) + 1)
+        length = next(n for n in lengths if sum(other[-n:] == parts[-n:] for other in split) == 1)
+        short.append(".".join(parts[-length:]))
+    return short
+
+
+def stage_table(diagnosis: "Diagnosis") -> Table:
+    """What a test patch does at every stage of training."""
+    table = Table(title="one batch, stage by stage", title_justify="left", title_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("writes", max_width=24)
+    for heading in ("|gradient|", "patch changes it by", "covers %", "clipped %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def number(value: float, form: str) -> str:
+        return "-" if value != value else format(value, form)
+
+    for path, facts in diagnosis.stages.items():
+        table.add_row(
+            path,
+            ", ".join(facts.writes),
+            number(facts.gradient, ".3g"),
+            number(facts.delta, ".3g"),
+            number(100 * facts.covered, ".2f"),
+            number(100 * facts.clipped, ".1f"),
+        )
+    return table
+
+
+def importance_table(title: str, result: "Importances") -> RenderableType:
+    """What shuffling each sampled column costs, and how far to believe it."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("sampled column", no_wrap=True)
+    table.add_column("importance", justify="right", no_wrap=True)
+    for column in result.columns:
+        table.add_row(column.column.removeprefix("sample/"), f"{column.mean:.3f} +- {column.std:.3f}")
+    score = result.score
+    counted = f"{score.count} rows of {score.photographs} photographs"
+    sentences = [
+        f"held-out score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on {counted}",
+        *(f"warning: {sentence}" for sentence in result.warnings),
+    ]
+    if result.constant:
+        sentences.append(f"left out: {len(result.constant)} columns that do not vary")
+    if result.dropped:
+        sentences.append(f"left out: {result.dropped} rows in which {result.metric} is not finite")
+    return Group(table, *(Text(sentence) for sentence in sentences))

@@ -1,0 +1,1 @@
+"""What a camera does: blur, resampling, noise, compression, shadows."""

@@ -1,0 +1,41 @@
+"""Stretch or flatten an image about middle gray."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
+from fpatch.ops.color import clip, each_channel
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Range of the factor; 1 leaves the image as it is, 0 makes it gray."""
+
+    factor: Range = Range(0.8, 1.25)
+
+    def __post_init__(self) -> None:
+        check_range("contrast(factor)", self.factor, low=0.0)
+
+
+class ContrastSample(TypedDict):
+    """Factor per row."""
+
+    factor: Float[Tensor, " b"]
+
+
+def sample(config: Contrast, keys: Tensor, batch: Batch) -> ContrastSample:
+    return {"factor": random.uniform(keys, (), *config.factor)}
+
+
+def apply(config: Contrast, patch_params: Params, sample: ContrastSample, values: Values) -> Values:
+    factor = sample["factor"][:, None, None, None]
+    return {"image": each_channel(lambda x: clip(0.5 + (x - 0.5) * factor), values["image"])}
+
+
+contrast = define("contrast", Contrast, sample, apply, reads=("image",), writes=("image",), pixelwise=True)

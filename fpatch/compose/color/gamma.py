@@ -1,0 +1,46 @@
+"""Brighten or darken the middle tones by a power law; black and white stay."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.checks import check_range
+from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
+from fpatch.ops.color import clip
+
+TOE = 1e-3
+"""Up to here, a quarter of an 8-bit level, the curve is a line: a power has slope 0 at black, or infinite."""
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Range of the exponent; above 1 darkens, 1 leaves the image as it is."""
+
+    gamma: Range = Range(0.7, 1.4)
+
+    def __post_init__(self) -> None:
+        check_range("gamma(gamma)", self.gamma, 0.1, 10.0)
+
+
+class GammaSample(TypedDict):
+    """Exponent per row."""
+
+    gamma: Float[Tensor, " b"]
+
+
+def sample(config: Gamma, keys: Tensor, batch: Batch) -> GammaSample:
+    return {"gamma": random.uniform(keys, (), *config.gamma)}
+
+
+def apply(config: Gamma, patch_params: Params, sample: GammaSample, values: Values) -> Values:
+    """Gonzalez and Woods (2018), Digital Image Processing, equation 3-5."""
+    image, gamma = values["image"], sample["gamma"][:, None, None, None]
+    gain = ((gamma - 1) * image.clamp(min=TOE).log()).exp()  # a power changes bits with position
+    return {"image": clip(image * gain)}
+
+
+gamma = define("gamma", Gamma, sample, apply, reads=("image",), writes=("image",))

@@ -1,0 +1,42 @@
+"""Take the color out of an image; its luma stays."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.checks import check_number
+from fpatch.core.types import Batch, Params, Values
+from fpatch.graph.stage import define
+from fpatch.ops.color import luma
+
+
+@dataclass(frozen=True)
+class Grayscale:
+    """Probability of a row to lose its color."""
+
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("grayscale(p)", self.p, 0.0, 1.0)
+
+
+class GrayscaleSample(TypedDict):
+    """Whether each row is changed."""
+
+    on: Bool[Tensor, " b"]
+
+
+def sample(config: Grayscale, keys: Tensor, batch: Batch) -> GrayscaleSample:
+    return {"on": random.bernoulli(keys, config.p)}
+
+
+def apply(config: Grayscale, patch_params: Params, sample: GrayscaleSample, values: Values) -> Values:
+    changed = luma(values["image"]).expand_as(values["image"])
+    return {"image": torch.where(sample["on"][:, None, None, None], changed, values["image"])}
+
+
+grayscale = define("grayscale", Grayscale, sample, apply, reads=("image",), writes=("image",))

@@ -1,0 +1,55 @@
+"""Invert the pixels that are brighter than a threshold."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.checks import check_number, check_range
+from fpatch.core.types import Batch, Params, Range, Values
+from fpatch.graph.stage import define
+from fpatch.random import fold_in
+
+
+@dataclass(frozen=True)
+class Solarize:
+    """What is inverted.
+
+    Attributes:
+        threshold: Range of the value from which on a channel is inverted.
+        p: Probability of a row to be solarized.
+    """
+
+    threshold: Range = Range(0.4, 0.6)
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("solarize(threshold)", self.threshold, 0.0, 1.0)
+        check_number("solarize(p)", self.p, 0.0, 1.0)
+
+
+class SolarizeSample(TypedDict):
+    """Per row."""
+
+    on: Bool[Tensor, " b"]
+    threshold: Float[Tensor, " b"]
+
+
+def sample(config: Solarize, keys: Tensor, batch: Batch) -> SolarizeSample:
+    return {
+        "on": random.bernoulli(fold_in(keys, "on"), config.p),
+        "threshold": random.uniform(fold_in(keys, "threshold"), (), *config.threshold),
+    }
+
+
+def apply(config: Solarize, patch_params: Params, sample: SolarizeSample, values: Values) -> Values:
+    """Cubuk, Zoph, Shlens, Le (2020), RandAugment, CVPR workshops, section 3."""
+    image, on, threshold = values["image"], sample["on"], sample["threshold"]
+    bright = on[:, None, None, None] & (image >= threshold[:, None, None, None])
+    return {"image": torch.where(bright, 1 - image, image)}
+
+
+solarize = define("solarize", Solarize, sample, apply, reads=("image",), writes=("image",))

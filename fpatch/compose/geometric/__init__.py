@@ -1,0 +1,1 @@
+"""Stages that move pixels, and quads and boxes with them."""

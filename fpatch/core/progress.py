@@ -1,0 +1,10 @@
+"""Progress callbacks."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with the task, the amount done, the total and a note."""
+
+
+def silent(task: str, done: int, total: int, note: str = "") -> None:
+    """Report nothing."""

@@ -1,0 +1,172 @@
+"""Settings to plain JSON values and back: frozen dataclasses, with the type hints as the schema."""
+
+import dataclasses
+import json
+import math
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fpatch.core.checks import nearest
+from fpatch.core.types import Range
+
+
+def encode(value: Any) -> Any:
+    """Settings as dicts, lists, strings, numbers, booleans and None.
+
+    A live object becomes `{"live": "module:Type"}`, which tells the reader that the config alone cannot
+    rebuild it.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): encode(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(encode(v) for v in value)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return {"live": f"{kind.__module__}:{kind.__qualname__}"}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def to_toml(config: Mapping[str, Any]) -> str:
+    """A config of JSON values as TOML, from which the same is read; None, unknown to TOML, becomes false."""
+    return "\n".join(_toml_lines(config, ())) + "\n"
+
+
+def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    inner = {n: v for n, v in table.items() if isinstance(v, Mapping) and v and len(path) < 2}
+    for name, value in table.items():
+        if name not in inner:
+            yield f"{_toml_key(name)} = {_toml_value(value)}"
+    for name, value in inner.items():
+        yield f"\n[{'.'.join(map(_toml_key, (*path, name)))}]"
+        yield from _toml_lines(value, (*path, name))
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_string(name)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(n)} = {_toml_value(v)}" for n, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if value is None:
+        return "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    return _toml_string(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _toml_string(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON leaves as it is
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """The inverse of `encode`, checked against a type.
+
+    Args:
+        kind: A frozen dataclass, Range, tuple, dict, Literal, union, or a plain type.
+        value: What a TOML or JSON file held.
+        where: Dotted name of the value, for errors.
+
+    Raises:
+        ValueError: With the dotted name, what was expected and what was found; an unknown key with the
+            nearest known one.
+    """
+    if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and kind not in (int, float)):
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if kind is Range and isinstance(value, (list, tuple)) and len(value) == 2:
+        return Range(decode(float, value[0], f"{where}.low"), decode(float, value[1], f"{where}.high"))
+    if kind is Range and isinstance(value, Mapping) and set(value) == {"low", "high"}:
+        return Range(
+            decode(float, value["low"], f"{where}.low"), decode(float, value["high"], f"{where}.high")
+        )
+    if origin is tuple and isinstance(value, (list, tuple)):
+        items = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(items) == len(value):
+            return tuple(
+                decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, value, strict=True))
+            )
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {
+            decode(arguments[0], k, where): decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()
+        }
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind in (None, type(None)) and value is None:
+        return None
+    raise ValueError(f"{where}: expected {_expected(kind)}, got {value!r}")
+
+
+def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected a table of settings, got {value!r}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ValueError(f"{where}: the key {name!r} is required; add it ({_expected(hints[name])})")
+    decoded = {k: decode(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+    try:
+        return kind(**decoded)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is False and type(None) in options and bool not in options:
+        return None  # TOML has no null
+    errors = []
+    for option in options:
+        try:
+            return decode(option, value, where)
+        except ValueError as error:
+            errors.append(str(error))
+    deepest = [e for e in errors if not e.startswith(f"{where}: expected")]
+    if deepest:
+        raise ValueError(deepest[0])
+    raise ValueError(f"{where}: expected {' or '.join(map(_expected, options))}, got {value!r}")
+
+
+def _expected(kind: Any) -> str:
+    if kind is Range:
+        return "[low, high]"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", Path: "a path"}
+    return "nothing" if kind in (None, type(None)) else names.get(kind, str(kind).replace("typing.", ""))

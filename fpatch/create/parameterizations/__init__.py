@@ -1,0 +1,1 @@
+"""Parameterizations: they read the patch parameters and write the first `patch`."""

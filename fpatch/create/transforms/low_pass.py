@@ -1,0 +1,40 @@
+"""Keep the coarse structure of a patch, which survives distance and blur."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.ops.color import clip
+from fpatch.ops.patches import map_patches
+from fpatch.ops.spectrum import dct2, gaussian_response, idct2
+
+
+@dataclass(frozen=True)
+class LowPass:
+    """A Gaussian filter that leaves the mean of the patch as it is.
+
+    Attributes:
+        cutoff_frac: Frequency whose amplitude is halved, as a fraction of half a cycle per pixel.
+        only: Patches that it acts on; None: all.
+    """
+
+    cutoff_frac: float = 0.25
+    only: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("low_pass(cutoff_frac)", self.cutoff_frac, 1e-3, 1.0)
+
+
+def apply(config: LowPass, patch_params: Params, sample: Sample, values: Values) -> Values:
+    def filtered(name: str, patch: Tensor) -> Tensor:
+        height, width = patch.shape[-2:]
+        gain = gaussian_response(height, width, config.cutoff_frac).to(patch, non_blocking=True)
+        return clip(idct2(dct2(patch) * gain))
+
+    return {"patch": map_patches("low_pass", values["patch"], config.only, filtered)}
+
+
+low_pass = define("low_pass", LowPass, deterministic, apply, reads=("patch",), writes=("patch",))

@@ -1,0 +1,56 @@
+"""Masks: the outline of a patch that is not a rectangle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fpatch.core.resource import Resource, define_loader, resolve
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Opacity by patch name, in 0..1; a patch without a mask is opaque.
+
+    Attributes:
+        masks: Each a number, [height, width] or [1, height, width] of any size (the implant resizes it to its
+            patch), or a `mask_image`.
+    """
+
+    masks: Mapping[str, float | Resource | Tensor]
+
+
+def apply(config: Mask, patch_params: Params, sample: Sample, values: Values) -> Values:
+    like = next(iter(values["patch"].values()))
+    return {"masks": {name: _as_mask(name, resolve(m), like) for name, m in config.masks.items()}}
+
+
+def _as_mask(name: str, given: float | Tensor, like: Tensor) -> Tensor:
+    mask = torch.as_tensor(given, dtype=like.dtype).to(like.device, non_blocking=True)
+    if mask.ndim < 3:
+        mask = mask.expand(1, *mask.shape) if mask.ndim else mask.expand(1, 1, 1)
+    in_range = not is_concrete(mask) or bool(((mask >= 0) & (mask <= 1)).all())
+    if mask.ndim != 3 or len(mask) != 1 or not mask.numel() or not in_range:
+        what = f"shape {list(given.shape)}" if isinstance(given, Tensor) else given
+        raise ValueError(
+            f"mask({name!r}) must be a number, [height, width] or [1, height, width], within 0..1, got {what}"
+        )
+    return mask
+
+
+def load_mask(path: str | Path) -> Tensor:
+    """The alpha channel of an image file, or its brightness if it has none, [h, w] in 0..1."""
+    with Image.open(path) as image:
+        band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")
+        return torch.from_numpy(np.array(band)).float() / 255
+
+
+mask_image = define_loader("mask_image", load_mask)
+mask = define("mask", Mask, deterministic, apply, reads=("patch",), writes=("masks",))

@@ -1,0 +1,38 @@
+"""Repeat a one-channel patch, so that what is trained in gray is printed in gray."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fpatch.core.checks import check_number
+from fpatch.core.types import Params, Sample, Values
+from fpatch.graph.stage import define, deterministic
+from fpatch.ops.patches import map_patches
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Number of channels afterwards; patches that already have as many pass through.
+
+    Attributes:
+        num_channels: 3 for a print.
+        only: Patches that it acts on; None: all.
+    """
+
+    num_channels: int = 3
+    only: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("stack(num_channels)", self.num_channels, 1)
+
+
+def apply(config: Stack, patch_params: Params, sample: Sample, values: Values) -> Values:
+    def stacked(name: str, patch: Tensor) -> Tensor:
+        if patch.shape[-3] not in (1, config.num_channels):
+            raise ValueError(f"stack: patch {name!r} must have 1 channel, got shape {list(patch.shape)}")
+        return patch.expand(*patch.shape[:-3], config.num_channels, -1, -1)
+
+    return {"patch": map_patches("stack", values["patch"], config.only, stacked)}
+
+
+stack = define("stack", Stack, deterministic, apply, reads=("patch",), writes=("patch",))

@@ -1,0 +1,248 @@
+"""CSV files of placements and objects: read by column name, checked whole, every problem told at once."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpatch.core.checks import nearest
+from fpatch.data.images import read_size
+
+CORNER_COLUMNS = ("ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly")
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
+
+_MAX_SHOWN = 20
+_FLAT_PX2 = 1e-3  # twice the area of the triangle at a corner, below which the corner counts as flat
+
+
+class Placements(NamedTuple):
+    """The rows of a placements file; `sizes_hw` by photograph, in order of first appearance."""
+
+    images: list[Path]
+    patches: list[str]
+    splits: list[str]
+    quads: NDArray[np.float64]
+    sizes_hw: dict[Path, tuple[int, int]]
+
+
+class Objects(NamedTuple):
+    """The rows of an objects file."""
+
+    images: list[Path]
+    labels: list[str]
+    boxes: NDArray[np.float64]
+
+
+def read_placements(path: Path, root: Path, outside_frac: float) -> Placements:
+    """Read corners, or upright rectangles as quads [r, 4, 2]; see `fpatch.data.targets` for the rules.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Everything that is wrong with it.
+    """
+    table = _Table(path)
+    columns = table.choose(CORNER_COLUMNS, BOX_COLUMNS)
+    values = table.read("patch", columns)
+    images, sizes_hw = table.photographs(root, {})
+    table.check_inside(columns, values, [sizes_hw.get(image) for image in images], outside_frac)
+    table.check_splits(images, {})
+    table.finish()
+    if columns == BOX_COLUMNS:
+        values = values[:, [0, 1, 2, 1, 2, 3, 0, 3]]
+    return Placements(images, table.text["patch"], table.text["split"], values.reshape(-1, 4, 2), sizes_hw)
+
+
+def read_objects(
+    path: Path,
+    root: Path,
+    outside_frac: float,
+    splits: Mapping[Path, str],
+    sizes_hw: Mapping[Path, tuple[int, int]],
+    classes: Sequence[str] | None,
+) -> Objects:
+    """Read labeled boxes; `splits` and `sizes_hw` are known from the placements, `classes` are allowed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Everything that is wrong with it.
+    """
+    table = _Table(path)
+    values = table.read("label", BOX_COLUMNS)
+    images, sizes_hw = table.photographs(root, sizes_hw)
+    table.check_inside(BOX_COLUMNS, values, [sizes_hw.get(image) for image in images], outside_frac)
+    table.check_splits(images, splits)
+    for row, label in enumerate(table.text["label"]):
+        if classes is not None and label and label not in classes:
+            table.add(row, "label", f"{label!r} is not among classes; {nearest(label, classes)}")
+    table.finish()
+    return Objects(images, table.text["label"], values)
+
+
+class _Table:
+    """The cells of a CSV file as text by column, and the problems found in them so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[tuple[int, str]] = []
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; give the path of a CSV file")
+        try:
+            reader = csv.reader(io.StringIO(path.read_text("utf-8-sig")), strict=True)
+            cells = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
+            lines = [(line, row) for line, row in cells if any(row)]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: not a CSV file ({error}); save it as CSV in UTF-8") from error
+        if len(lines) < 2:
+            what = "has a header but no rows" if lines else "is empty"
+            raise ValueError(f"{path}: the file {what}; it needs a header and at least one row")
+        self.header = lines[0][1]
+        if len(self.header) == 1 and (other := next((c for c in ";\t|" if c in self.header[0]), "")):
+            raise ValueError(f"{path}, line 1: cells are separated by {other!r}; save it with commas")
+        if twice := [name for name in self.header if self.header.count(name) > 1]:
+            raise ValueError(f"{path}, line 1: column {twice[0]!r} stands twice; rename or delete one")
+        width = len(self.header)
+        whole = [(line, row) for line, row in lines[1:] if len(row) == width]
+        self.problems += [
+            (line, f"line {line}: {len(row)} cells, but the header has {width}; add or delete commas")
+            for line, row in lines[1:]
+            if len(row) != width
+        ]
+        self.lines = [line for line, _ in whole]
+        self.text = {name: [row[i] for _, row in whole] for i, name in enumerate(self.header)}
+
+    def add(self, row: int, column: str | None, problem: str) -> None:
+        where = f"line {self.lines[row]}" + (f", column {column}" if column else "")
+        self.problems.append((self.lines[row], f"{where}: {problem}"))
+
+    def finish(self) -> None:
+        """Raise all problems together."""
+        found = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
+        if len(found) == 1:
+            raise ValueError(f"{self.path}, {found[0]}")
+        if found:
+            more = [f"and {len(found) - _MAX_SHOWN} more"] if len(found) > _MAX_SHOWN else []
+            listed = "\n  ".join([f"{self.path}: {len(found)} problems", *found[:_MAX_SHOWN], *more])
+            raise ValueError(listed)
+
+    def choose(self, *formats: tuple[str, ...]) -> tuple[str, ...]:
+        """The format that the header comes nearest to."""
+        complete = [columns for columns in formats if set(columns) <= set(self.header)]
+        if len(complete) > 1:
+            both = " and ".join(" ".join(columns) for columns in complete)
+            raise ValueError(f"{self.path}, line 1: the columns {both} say the same; delete one group")
+        return complete[0] if complete else max(formats, key=lambda names: len(set(names) & set(self.header)))
+
+    def read(self, what: str, columns: tuple[str, ...]) -> NDArray[np.float64]:
+        """The coordinates [r, c] of patches or labels, checked as far as the file itself tells.
+
+        NaN stands where there is a problem.
+        """
+        needed = ("image", what, "split", *columns)
+        if missing := [name for name in needed if name not in self.header]:
+            spare = [name for name in self.header if name not in needed]
+            each = "; ".join(f"column {name!r} is missing ({nearest(name, spare)})" for name in missing)
+            raise ValueError(f"{self.path}, line 1: {each}; needed are {', '.join(needed)}")
+        for name in needed[:3]:
+            for row, cell in enumerate(self.text[name]):
+                if not cell:
+                    self.add(row, name, f"the cell is empty; write the name of the {name}")
+        first: dict[tuple[str, ...], int] = {}
+        for row, cells in enumerate(zip(*(self.text[name] for name in needed), strict=True)):
+            if (line := first.setdefault(cells, self.lines[row])) != self.lines[row]:
+                self.add(row, None, f"repeats line {line}; delete one of them")
+        values = self.numbers(columns)
+        if columns == CORNER_COLUMNS:
+            self.check_quads(values)
+        else:
+            self.check_boxes(values)
+        return values
+
+    def numbers(self, columns: Sequence[str]) -> NDArray[np.float64]:
+        values = np.full((len(self.lines), len(columns)), np.nan)
+        for i, name in enumerate(columns):
+            for row, cell in enumerate(self.text[name]):
+                try:
+                    number = float(cell)
+                except ValueError:
+                    number = math.nan
+                if math.isfinite(number):
+                    values[row, i] = number
+                else:
+                    self.add(row, name, f"{cell!r} is not a finite number; write one such as 12.5")
+        return values
+
+    def photographs(
+        self, root: Path, known: Mapping[Path, tuple[int, int]]
+    ) -> tuple[list[Path], dict[Path, tuple[int, int]]]:
+        """The file of each row, and the size of each file that is known or can be read."""
+        files: dict[str, Path] = {}
+        first: dict[Path, int] = {}
+        for row, name in enumerate(self.text["image"]):
+            if name not in files:
+                files[name] = Path(os.path.normpath(root / name))
+                first.setdefault(files[name], row)
+        first.pop(Path(os.path.normpath(root)), None)  # of an empty cell
+        sizes_hw = {}
+        for image, row in first.items():
+            try:
+                sizes_hw[image] = known[image] if image in known else read_size(image)
+            except (OSError, ValueError) as error:
+                self.add(row, "image", str(error))
+        return [files[name] for name in self.text["image"]], sizes_hw
+
+    def check_quads(self, values: NDArray[np.float64]) -> None:
+        """A flat patch seen from the front has convex corners that turn clockwise."""
+        corners = values.reshape(-1, 4, 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            side = np.roll(corners, -1, axis=1) - corners
+            after = np.roll(side, -1, axis=1)
+            turn = side[..., 0] * after[..., 1] - side[..., 1] * after[..., 0]
+        clockwise, counter = (turn > _FLAT_PX2).sum(1), (turn < -_FLAT_PX2).sum(1)
+        for row in np.flatnonzero((clockwise < 4) & np.isfinite(turn).all(1)).tolist():
+            quad = " ".join(f"({x:g}, {y:g})" for x, y in corners[row])
+            if clockwise[row] + counter[row] == 0:
+                problem = "has zero area; measure its corners again"
+            elif clockwise[row] == counter[row] == 2:
+                problem = "crosses itself; two neighboring corners are exchanged"
+            elif counter[row] == 4:
+                problem = "is mirrored; list the corners clockwise from the upper left: ul, ur, lr, ll"
+            else:
+                problem = "is not convex, as a flat patch is; a corner is misplaced or repeated"
+            self.add(row, None, f"the quad {quad} {problem}")
+
+    def check_boxes(self, values: NDArray[np.float64]) -> None:
+        for low, high in ((0, 2), (1, 3)):
+            for row in np.flatnonzero(values[:, low] >= values[:, high]).tolist():
+                pair = f"{BOX_COLUMNS[low]} {values[row, low]:g} must be less than {BOX_COLUMNS[high]}"
+                way = "swap the two" if values[row, low] > values[row, high] else "the box has zero area"
+                self.add(row, BOX_COLUMNS[low], f"{pair} {values[row, high]:g}; {way}")
+
+    def check_inside(
+        self,
+        columns: Sequence[str],
+        values: NDArray[np.float64],
+        sizes_hw: Sequence[tuple[int, int] | None],
+        outside_frac: float,
+    ) -> None:
+        """Coordinates, x and y in turn, lie in the photograph or `outside_frac` of its side beyond."""
+        sides = [size_hw[::-1] if size_hw else (np.nan, np.nan) for size_hw in sizes_hw]
+        limit = np.tile(np.array(sides).reshape(-1, 2), values.shape[1] // 2)
+        outside = (values < -outside_frac * limit) | (values > (1 + outside_frac) * limit)
+        for row, i in np.argwhere(outside).tolist():
+            side = f"{limit[row, i]:g} px {'high' if i % 2 else 'wide'}"
+            way = f"correct it, or allow more than outside_frac = {outside_frac:g} (in [data] of a study)"
+            self.add(row, columns[i], f"{values[row, i]:g} is outside the photograph, {side}; {way}")
+
+    def check_splits(self, images: Sequence[Path], known: Mapping[Path, str]) -> None:
+        """A photograph in two splits would be trained on and tested on."""
+        first = dict(known)
+        for row, (image, split) in enumerate(zip(images, self.text["split"], strict=True)):
+            if split and first.setdefault(image, split) != split:
+                name = self.text["image"][row]
+                self.add(row, "split", f"{split!r}, but {name} is in {first[image]!r} elsewhere; choose one")

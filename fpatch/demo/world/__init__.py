@@ -1,0 +1,1 @@
+"""Rendered scenes: a truck, its surroundings, a camera."""

@@ -1,0 +1,1 @@
+"""Why a patch does not learn: one batch followed through every stage."""

@@ -1,0 +1,235 @@
+"""What the doctor looks at: a batch put through every stage, with the patch and without, and its gradient."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from fpatch.core.types import Batch, Sample, Values
+from fpatch.data import TargetSet
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control
+from fpatch.optim.objective import Loss
+from fpatch.study.setup import Setup
+from fpatch.study.study import Study
+
+VISIBLE = 1 / 510
+"""Half a step of 8 bits: a smaller difference between two pictures is none."""
+BURNT_FRAC = 0.5
+"""More than this share of a picture black or white, by a stage, is worth a warning."""
+ALL_BURNT_FRAC = 0.95
+"""More than this share in every row leaves nothing to see."""
+
+
+Trace = Mapping[str, Mapping[str, Any]]
+
+
+class StageFacts(NamedTuple):
+    """What was measured at one node, over the rows of the batch.
+
+    Attributes:
+        writes: The names that it writes.
+        gradient: Norm of the gradient of the loss in what it writes; NaN where none is needed or it is no
+            number.
+        delta: Mean absolute difference that the patch makes to what it writes.
+        covered: Median share of the pixels that the patch changes, for pictures; else NaN.
+        clipped: Share of their values that are 0 or 1; else NaN.
+    """
+
+    writes: tuple[str, ...]
+    gradient: float
+    delta: float
+    covered: float
+    clipped: float
+
+
+class Views(NamedTuple):
+    """What there is to see of every patch.
+
+    Attributes:
+        pipeline: Of the training phase.
+        dataset: The training photographs.
+        values: What the batch and all nodes up to the first implant hold, and that node's inputs.
+        batch: What was looked at.
+        implants: Paths of the nodes that place patches.
+        pictures: Paths of the nodes that write the image, in order.
+        shown: By patch and path of a picture, the pixels [b, h, w] that differ with this patch and without.
+        every: The same for all patches together.
+        gradients: As `follow` returns them.
+    """
+
+    pipeline: Pipeline
+    dataset: TargetSet
+    values: Values
+    batch: Batch
+    implants: list[str]
+    pictures: list[str]
+    shown: dict[str, dict[str, Tensor]]
+    every: dict[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+    def gradient(self, name: str, path: str) -> float:
+        """Norm of the gradient in what a node writes, in the pixels where a patch shows."""
+        whole = self.gradients.get(f"{path}/image")
+        if whole is None:
+            return 0.0
+        return float((whole.double() * self.shown[name][path][:, None]).norm())
+
+
+class Saturation(NamedTuple):
+    """The share of a picture, without a patch, that is black or white before a stage and after it.
+
+    Attributes:
+        was: Before, mean of the rows.
+        now: After.
+        everywhere: Whether it is nearly all in every row.
+    """
+
+    was: float
+    now: float
+    everywhere: bool
+
+
+def follow(
+    study: Study, parts: Setup, sample: Sample, batch: Batch
+) -> tuple[Trace, Trace, Loss, dict[str, Tensor]]:
+    """What every node writes with the patch and without, the loss, and its gradient.
+
+    Returns:
+        The gradient by "path/name" of what a node wrote, and by "params/name".
+    """
+    pipeline = parts.objective.pipeline
+    leaves = {n: p.detach().requires_grad_() for n, p in parts.initial.params.items()}
+    trace = pipeline.trace(leaves, sample, batch)
+    terms = {n: t for written in trace.values() for n, t in written.items() if n in pipeline.terms}
+    weighted = [w * terms[n].mean() for n, w in study.objective.weights.items()]
+    value = torch.stack(weighted).sum()
+    places: dict[str, Tensor] = {f"params/{n}": leaf for n, leaf in leaves.items()}
+    for path, written in trace.items():
+        for name, t in _tensors(written).items():
+            if t.requires_grad and t.is_floating_point():
+                places[f"{path}/{name}"] = t
+    gradients = {n: torch.zeros_like(t) for n, t in places.items()}
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(places.values()), allow_unused=True)
+        gradients |= {n: g for n, g in zip(places, found, strict=True) if g is not None}
+    patched = optree.tree_map(lambda t: t.detach(), trace)  # type: ignore[arg-type]
+    with torch.no_grad():
+        without = pipeline.trace(parts.initial.params, control(sample), batch)
+    return patched, without, Loss(value.detach(), terms), gradients  # type: ignore[return-value]
+
+
+def measure_stage(
+    path: str, patched: Trace, without: Trace, gradients: Mapping[str, Tensor], pipeline: Pipeline
+) -> StageFacts:
+    """What is known of one node, from what `follow` returns."""
+    after, before = _tensors(patched[path]), _tensors(without[path])
+    differences = [
+        (after[n].double() - before[n].double()).abs().nan_to_num().mean()
+        for n in after
+        if after[n].is_floating_point() and after[n].shape == before[n].shape and after[n].numel()
+    ]
+    own = [
+        g for n, g in gradients.items() if n.startswith(f"{path}/") and n.removeprefix(f"{path}/") in after
+    ]
+    covered = clipped = float("nan")
+    if "image" in after:
+        changed = (after["image"] != before["image"]).any(1)
+        at_edge = ((after["image"] <= 0) | (after["image"] >= 1)).float().mean(1)
+        covered = float(changed.flatten(1).float().mean(1).median())
+        clipped = float((at_edge * changed).sum() / changed.sum().clamp(min=1))
+    return StageFacts(
+        writes=tuple(pipeline[path].writes.values()),
+        gradient=float(torch.stack([g.double().square().sum() for g in own]).sum().sqrt())
+        if own
+        else float("nan"),
+        delta=float(torch.stack(differences).mean()) if differences else float("nan"),
+        covered=covered,
+        clipped=clipped,
+    )
+
+
+def view_patches(
+    parts: Setup,
+    sample: Sample,
+    batch: Batch,
+    patched: Trace,
+    without: Trace,
+    gradients: Mapping[str, Tensor],
+) -> Views:
+    """Leave out one patch after the other, and see which pixels change."""
+    pipeline, names = parts.objective.pipeline, parts.dataset.names
+    pictures = [p for p, written in patched.items() if "image" in written]
+    implants = [p for p in pictures if "opacity" in pipeline[p].stage.definition.fields]
+    values: Values = dict(batch)
+    for path in list(pipeline)[: list(pipeline).index(implants[0])] if implants else ():
+        values.update(patched[path])
+    shown = {}
+    for index, name in enumerate(names):
+        lacking = without
+        if len(names) > 1 and pictures:
+            with torch.no_grad():
+                lacking = pipeline.upto(pictures[-1]).trace(
+                    parts.initial.params, _leave_out(pipeline, sample, batch, index), batch
+                )
+        shown[name] = {p: _differ(patched[p]["image"], lacking[p]["image"]) for p in pictures}
+    every = {p: _differ(patched[p]["image"], without[p]["image"]) for p in pictures}
+    return Views(pipeline, parts.dataset, values, batch, implants, pictures, shown, every, gradients)
+
+
+def _leave_out(pipeline: Pipeline, sample: Sample, batch: Batch, patch: int) -> Sample:
+    """The same sample at opacity 0 where a placement shows this patch."""
+    changed = {}
+    for path, fields in sample.items():
+        changed[path] = dict(fields)
+        if "opacity" in fields:
+            counted = batch.get(pipeline[path].reads.get("quad_patch", ""))
+            kept = counted != patch if counted is not None else 0.0
+            changed[path]["opacity"] = fields["opacity"] * kept
+    return changed
+
+
+def find_saturated(without: Trace, batch: Batch) -> dict[str, Saturation]:
+    """The stages that leave little of a picture but black and white, by path."""
+    found: dict[str, Saturation] = {}
+    was = _burnt_frac(batch["scene"])
+    for path, written in without.items():
+        picture = written.get("image", written.get("scene"))
+        if picture is not None:
+            now = _burnt_frac(picture)
+            if float(now.mean()) > max(BURNT_FRAC, float(was.mean()) + 0.2):
+                everywhere = bool((now > ALL_BURNT_FRAC).all())
+                found[path] = Saturation(float(was.mean()), float(now.mean()), everywhere)
+            was = now
+    return found
+
+
+def _burnt_frac(picture: Tensor) -> Tensor:
+    return ((picture <= VISIBLE) | (picture >= 1 - VISIBLE)).float().flatten(1).mean(1)
+
+
+def is_placed(values: Mapping[str, Any], patch: int) -> Tensor:
+    """Which rows have a placement of a patch, [b]."""
+    return (values["quad_valid"] & (values["quad_patch"] == patch)).any(-1)
+
+
+def count_pixels(shown: Tensor) -> Tensor:
+    """How many pixels [b] of a map [b, h, w]."""
+    return shown.flatten(1).sum(1)
+
+
+def count_placed(views: Views, name: str) -> Tensor:
+    """How many pixels [b] of a patch the implants bring into the picture."""
+    return torch.stack([count_pixels(views.shown[name][p]) for p in views.implants]).amax(0)
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """The pixels [b, h, w] in which a camera could tell two pictures apart; NaN is a difference."""
+    return ~((one - other).abs() <= VISIBLE).all(1)
+
+
+def _tensors(tree: Any) -> dict[str, Tensor]:
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+    return {"/".join(map(str, p)): t for p, t in zip(paths, leaves, strict=True)}

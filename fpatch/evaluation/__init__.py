@@ -1,0 +1,1 @@
+"""Measure a patch against its controls: rows, rates, replay, grids and transfer."""

@@ -1,0 +1,83 @@
+"""Rows in blocks of a fixed number: the only code that measures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from fpatch.core.tree import device_of, take_rows, to_device
+from fpatch.core.types import Batch, Sample, Values
+from fpatch.evaluation.columns import (
+    metric_names,
+    tensor_digest,
+)
+from fpatch.evaluation.conditions import NONE, Patches
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control
+
+
+def measure(
+    pipeline: Pipeline,
+    conditions: Mapping[str, Patches],
+    sample: Sample,
+    batch: Batch,
+    block: int,
+    keep: Sequence[str] = (),
+) -> dict[str, Values]:
+    """Results of some rows under every condition, at most one block of them, on the host.
+
+    It runs where the patches are, and the networks of the pipeline must be there too.
+
+    Args:
+        pipeline: Of the evaluated phase.
+        conditions: Patches by condition; "none" is run with every opacity 0.
+        sample: Rows [n, ...].
+        batch: The same rows, n <= block.
+        block: Rows that run together; a short block repeats its last row.
+        keep: Further names to return.
+
+    Returns:
+        Per condition `{metric: [n] or [n, m], "digest": [n strings], "seen": {path: {name: [n, ...]}}, name
+        kept: [n, ...]}`, where "seen" is what metrics with a summary read.
+    """
+    n = len(batch["image_id"])
+    assert n <= block, "measure runs one block"
+    body = pipeline.without(*pipeline.parameterizations)
+    metrics = metric_names(pipeline)
+    filled, padded = to_device(_pad_rows((sample, batch), block), device_of(conditions))
+    results: dict[str, Values] = {}
+    for name, patches in conditions.items():
+        drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
+        with torch.no_grad():
+            values, seen = body.observe(
+                _NoParams(),
+                drawn,  # type: ignore[arg-type]
+                {**padded, **patches},  # type: ignore[dict-item]
+                want=(*metrics, "image", *keep),
+            )
+        values, seen = to_device(take_rows((values, seen), slice(0, n)), "cpu")
+        digests = [tensor_digest(image) for image in values["image"]]
+        results[name] = values | {"digest": digests, "seen": seen}
+    return results
+
+
+class _NoParams(dict[str, Tensor]):
+    """Patch parameters where there are none: an evaluation shows prints, and most have no parameters."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"evaluation: the parameters {name!r} are read, but only patches are there; read `patch` "
+            'instead, or give the node phases = ["train"]'
+        )
+
+
+def _pad_rows(tree: Any, block: int) -> Any:
+    """Every tensor [n, ...] with its last row repeated up to [block, ...]."""
+    return optree.tree_map(lambda x: torch.cat([x, x[-1:].expand(block - len(x), *x.shape[1:])]), tree)
+
+
+def blocks(count: int, block: int) -> Iterator[slice]:
+    """Slices of at most `block` rows."""
+    return (slice(start, min(start + block, count)) for start in range(0, count, block))

@@ -1,0 +1,94 @@
+"""From what metrics write under every condition to the columns of a table, with digests of the rows."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpatch.core.types import Batch, Values
+from fpatch.evaluation.conditions import NONE, PATCH
+from fpatch.graph.pipeline import Pipeline
+
+
+def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
+    """What the metric and loss nodes of a pipeline write: one number per row, or per object, each."""
+    measured = (n for n in pipeline.values() if n.stage.definition.role in ("loss", "metric"))
+    return tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
+
+
+def split_group(metric: str) -> tuple[str, str]:
+    """The group of a metric, with its slash, and its own name: ("victims/small/", "found"); ("", "found")."""
+    group, slash, own = metric.rpartition("/")
+    return group + slash, own
+
+
+def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns `<metric>/<condition>` of metrics of rows, deltas of the patch, and `digest/<condition>`."""
+    columns: dict[str, np.ndarray] = {}
+    for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
+        columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
+    return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
+
+
+OBJECT = "object_"
+"""How the metrics of objects start; the table of objects leaves it out."""
+
+
+def object_columns(
+    results: Mapping[str, Values], batch: Batch, metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Columns of the metrics that write [n, m], one entry per object, row after row.
+
+    They are `image_id`, `draw`, `object` (its place among the m), `label` (if something writes
+    `object_label`), and `<metric>/<condition>` with deltas as in `result_columns`, `object_found` as `found`.
+    Places that `object_valid` says are empty without a patch are left out.
+    """
+    every = {n: results[PATCH][n] for n in metrics if results[PATCH][n].ndim == 2}
+    if not every:
+        return {}
+    rows, places = next(iter(every.values())).shape
+    if odd := [n for n, v in every.items() if v.shape[1] != places]:
+        raise ValueError(
+            f"metrics of objects must have one number of places: {odd[0]!r} has {every[odd[0]].shape[1]}, "
+            f"{next(iter(every))!r} has {places}; evaluate them apart"
+        )
+    # several victims have the same objects, and say so each in its group
+    own = {n: split_group(n)[1].removeprefix(OBJECT) for n in every}
+    valid = next((n for n in every if own[n] == "valid"), None)
+    label = next((n for n in every if own[n] == "label"), None)
+    everywhere = torch.ones(rows, places, dtype=torch.bool)
+    real = everywhere if valid is None else results.get(NONE, results[PATCH])[valid]
+    row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
+    columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
+    if label is not None:
+        columns["label"] = every[label].cpu().numpy()[row, place]
+    for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
+        found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
+        columns |= _paired(split_group(metric)[0] + own[metric], found)
+    return columns
+
+
+def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`<metric>/<condition>`, and the patch minus each of the others."""
+    columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
+    numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
+    for c in numbers:
+        if c == NONE:
+            columns[f"{metric}/delta"] = numbers[PATCH] - numbers[c]
+        elif c != PATCH:
+            columns[f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+    return columns
+
+
+def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """sha256 of the values of every row, as hex: an edit too small to change an image changes it."""
+    names = sorted(columns)
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return np.array([hashlib.sha256(b"".join(value.tobytes() for value in row)).hexdigest() for row in rows])
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of the values of a tensor, as hex."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

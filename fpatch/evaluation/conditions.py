@@ -1,0 +1,115 @@
+"""What is shown in an evaluation: the trained patch, no patch, and benign prints.
+
+A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled, and
+any picture of the user's. They replace the *output of the parameterization*, so that all pass the same print,
+size, place and camera. The condition "none" is the trained patch with every opacity 0.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import optree
+import torch.nn.functional as F
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.tree import device_of, to_device
+from fpatch.core.types import Params, Values
+from fpatch.graph.pipeline import Pipeline
+from fpatch.ops.color import luma
+
+if TYPE_CHECKING:
+    pass
+
+PATCH, NONE = "patch", "none"
+"""The conditions that every evaluation has: the trained patch, and no patch."""
+CONTROLS = ("noise", "flat", "shuffled")
+
+Patches = Mapping[str, Any]
+"""What the parameterizations wrote: names to pytrees of patches."""
+
+
+def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
+    """What the parameterizations of a pipeline write for these parameters."""
+    values: Values = {}
+    for path in pipeline.parameterizations:
+        n = pipeline[path]
+        written = n.stage.written(patch_params, {}, n.inputs(values))
+        values |= {n.writes[own]: value for own, value in written.items()}
+    return optree.tree_map(lambda x: x.detach(), values)  # type: ignore[return-value]
+
+
+def check_control_name(field: str, name: str) -> None:
+    """Refuse a name that another condition has, or that would look like something else in a table.
+
+    Raises:
+        ValueError: With the name.
+    """
+    taken = (PATCH, NONE, *CONTROLS, "delta", "clean")
+    if name in taken or not name or "/" in name:
+        raise ValueError(
+            f"{field}: a control cannot be called {name!r}; choose a name without '/' that is none of "
+            f"{', '.join(taken)}"
+        )
+
+
+def make_controls(
+    patches: Patches, key: Tensor, pictures: Mapping[str, Tensor] | None = None
+) -> dict[str, Patches]:
+    """Benign prints of each patch's size: uniform noise, its mean color, its own pixels in random order.
+
+    Args:
+        patches: What the parameterizations wrote.
+        key: Of the noise and the order of pixels, from which each patch has its own by its name.
+        pictures: Further prints, [3, h, w] in 0..1 by the name of the control; every patch becomes the
+            picture, stretched to its size, in gray where it is.
+
+    Raises:
+        ValueError: For a name that a condition has, or what is no such picture.
+    """
+    for name, picture in (pictures or {}).items():
+        check_control_name("make_controls(pictures)", name)
+        if picture.ndim != 3 or len(picture) != 3:
+            shape = list(picture.shape)
+            raise ValueError(f"make_controls(pictures): {name!r} must be [3, h, w], in color, got {shape}")
+    on_host = to_device(patches, "cpu")  # whose bits they have on every device
+    paths, leaves, tree = optree.tree_flatten_with_path(on_host)
+    made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
+    for path, patch in zip(paths, leaves, strict=True):
+        own = key
+        for segment in path:
+            own = random.fold_in(own, str(segment))
+        order = random.permutation(random.fold_in(own, "shuffled"), patch.shape[-2] * patch.shape[-1])
+        made["noise"].append(random.uniform(random.fold_in(own, "noise"), tuple(patch.shape)))
+        made["flat"].append(patch.mean((-2, -1), keepdim=True).expand_as(patch).contiguous())
+        made["shuffled"].append(patch.flatten(-2)[..., order].unflatten(-1, patch.shape[-2:]))
+        for name, picture in (pictures or {}).items():
+            made[name].append(_fit_picture(picture, patch))
+    controls = {name: optree.tree_unflatten(tree, entries) for name, entries in made.items()}
+    return to_device(controls, device_of(patches))
+
+
+def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
+    """A picture [3, h, w] in the shape of a patch [..., c, h, w]."""
+    colored = picture if patch.shape[-3] == 3 else luma(picture)
+    size = [int(side) for side in patch.shape[-2:]]
+    fitted = F.interpolate(colored[None], size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
+    return fitted.expand_as(patch).contiguous()
+
+
+def make_conditions(
+    pipeline: Pipeline, patch_params: Params, key: Tensor, pictures: Mapping[str, Tensor] | None = None
+) -> dict[str, Patches]:
+    """The trained patch first, then no patch, then the benign prints of `make_controls`."""
+    patches = make_patches(pipeline, patch_params)
+    return {PATCH: patches, NONE: patches, **make_controls(patches, key, pictures)}
+
+
+TITLES = {
+    "patch": "trained patch",
+    "noise": "noise",
+    "flat": "flat print",
+    "shuffled": "shuffled pixels",
+    "rendered": "rendered trial",
+}
+"""What conditions are called in tables and figures."""

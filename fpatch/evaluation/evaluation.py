@@ -1,0 +1,141 @@
+"""Measure a patch against its controls on the same samples.
+
+Rows run in blocks of a fixed number, one condition per block, because a network's rows have other last bits
+in a batch of another size. `measure` is the only code that does so; `evaluate` hands it fresh samples and
+`replay` hands it logged ones.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.checks import check_number
+from fpatch.core.tree import device_of
+from fpatch.core.types import Batch, Params, Sample
+from fpatch.data import Dataset, rows
+from fpatch.evaluation.blocks import blocks, measure
+from fpatch.evaluation.columns import (
+    metric_names,
+    object_columns,
+    result_columns,
+    row_digests,
+)
+from fpatch.evaluation.conditions import PATCH, Patches, make_conditions
+from fpatch.evaluation.summaries import compute_states, init_states, update_states
+from fpatch.graph.keys import row_keys
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import to_columns
+
+
+def evaluate(
+    pipeline: Pipeline,
+    patch_params: Params,
+    dataset: Dataset,
+    key: Tensor,
+    *,
+    num_draws: int = 1,
+    block: int = 16,
+    conditions: Mapping[str, Patches] | None = None,
+    pictures: Mapping[str, Tensor] | None = None,
+    edit: Callable[[Sample], Sample] | None = None,
+    keep: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> "Evaluation":
+    """Run every photograph of a data set under every condition.
+
+    Args:
+        pipeline: Of the evaluated phase; its metric nodes say what is measured.
+        patch_params: What was trained.
+        dataset: The photographs.
+        key: What samples are drawn from; it does not depend on the step of training.
+        num_draws: Samples per photograph.
+        block: Rows that run together, part of the recorded execution.
+        conditions: "patch" and any others; by default those of `make_conditions`.
+        pictures: Further controls for those, [3, h, w] by name.
+        edit: Changes every sample, e.g. by `override`, to ask what if.
+        keep: Further values [n, ...] to keep for all rows, e.g. "detections".
+        progress: Called with the rows done and their total.
+
+    Returns:
+        The table of rows, that of objects, what was kept and what was gathered.
+
+    Raises:
+        ValueError: For a block or a number of draws under 1, conditions without "patch", or a value to keep
+            that is not there.
+    """
+    check_number("evaluate.block", block, 1)
+    made = (
+        make_conditions(pipeline, patch_params, random.fold_in(key, "control"), pictures)
+        if conditions is None
+        else conditions
+    )
+    if PATCH not in made:
+        raise ValueError(
+            f"evaluate(conditions) must hold {PATCH!r}, which the others are compared with, got {[*made]}"
+        )
+    image_id, draw = rows(dataset.image_ids, num_draws)
+    parts, objects, kept, metrics = [], [], [], metric_names(pipeline)
+    states = {c: init_states(pipeline) for c in made}
+    for part in blocks(len(image_id), block):
+        batch = dataset.batch(image_id[part], draw[part], device_of(made))
+        keys = row_keys(key, batch)
+        sample = pipeline.sample(keys, batch)
+        sample = sample if edit is None else edit(sample)
+        results = measure(pipeline, made, sample, batch, block, keep)
+        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
+        objects.append(object_columns(results, batch, metrics))
+        states = {c: update_states(pipeline, states[c], values["seen"]) for c, values in results.items()}
+        kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
+        if progress is not None:
+            progress(part.stop, len(image_id))
+    table, long = ({n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for ps in (parts, objects))
+    whole: Any = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep else {}
+    summaries = {c: compute_states(pipeline, state) for c, state in states.items()}
+    return Evaluation(table, made, whole, long, states, summaries)
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation leaves.
+
+    Attributes:
+        table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
+            `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
+            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`.
+        conditions: The patches that were shown.
+        kept: `{condition: {name: [n, ...]}}`.
+        objects: Columns of equal length, one entry per object, of the metrics that write one number each
+            [n, m] such as `metrics.object_hit`; see `object_columns`. Empty without any.
+        states: `{condition: {path: state}}` of the metrics that gather rows; those of two shards are one by
+            `merge_states`.
+        summaries: `{condition: {path/name: number}}` of those metrics.
+    """
+
+    table: dict[str, np.ndarray]
+    conditions: Mapping[str, Patches]
+    kept: dict[str, dict[str, Any]]
+    objects: dict[str, np.ndarray] = {}  # noqa: RUF012 (a NamedTuple's default, which nothing writes to)
+    states: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    summaries: dict[str, dict[str, float]] = {}  # noqa: RUF012
+
+
+def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+    ids = batch["image_id"].tolist()
+    drawn = to_columns(sample)
+    return {
+        "image_id": batch["image_id"].numpy(),
+        "draw": batch["draw"].numpy(),
+        "path": np.array([str(dataset.paths[i]) for i in ids]),
+        "photograph": np.array([dataset.digest(i) for i in ids]),
+        "key/0": keys[:, 0].numpy(),
+        "key/1": keys[:, 1].numpy(),
+        **{f"sample/{path}": column for path, column in drawn.items()},
+        "sample": row_digests(drawn),
+    }
+
+
+# -- metrics that gather rows ------------------------------------------------------------------------------

@@ -1,0 +1,156 @@
+"""Exhaustive evaluation: every photograph under every combination of chosen sampled values.
+
+A random sample says how a patch does on the whole; a grid says where it fails. Everything that is not on the
+grid is drawn as ever, and by the same keys in every cell, so that cells differ in what the grid says alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpatch.core.checks import nearest
+from fpatch.core.types import Params, Sample
+from fpatch.data import Dataset
+from fpatch.evaluation.conditions import Patches
+from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.rates import Success, success
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import override
+
+AXIS_PREFIX = "grid/"
+
+
+Grid = Mapping[str, Sequence[float]]
+"""Values by the path of what is sampled, such as {"camera/exposure/stops": [-1.0, 0.0, 1.0]}."""
+
+
+class Cell(NamedTuple):
+    """One combination of values.
+
+    Attributes:
+        values: By path.
+        success: Rates of its rows.
+        rows: Which rows of the table they are.
+    """
+
+    values: dict[str, float]
+    success: Success
+    rows: np.ndarray
+
+
+def evaluate_grid(
+    pipeline: Pipeline,
+    patch_params: Params,
+    dataset: Dataset,
+    key: Tensor,
+    grid: Grid,
+    *,
+    num_draws: int = 1,
+    block: int = 16,
+    conditions: Mapping[str, Patches] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate in every cell of a grid.
+
+    Args:
+        pipeline: Of the evaluated phase.
+        patch_params: What was trained.
+        dataset: The photographs.
+        key: What the rest is drawn from.
+        grid: Values of at least one path; the last one changes fastest.
+        num_draws: Samples per photograph and cell.
+        block: Rows that run together.
+        conditions: As for `fpatch.evaluate`.
+        progress: Called with the rows done and their total.
+
+    Returns:
+        An evaluation whose table has the rows of all cells in order, and a column `grid/<path>` per axis.
+
+    Raises:
+        ValueError: For an unknown path, an axis without values or with one twice, or a stage that would be
+            skipped in some rows whatever its value.
+    """
+    _check_grid(grid)
+    cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    count = len(dataset.image_ids) * num_draws
+    tables = []
+    for i, cell in enumerate(cells):
+
+        def report(done: int, _: int, before: int = i * count) -> None:
+            if progress is not None:
+                progress(before + done, len(cells) * count)
+
+        result = evaluate(
+            pipeline,
+            patch_params,
+            dataset,
+            key,
+            num_draws=num_draws,
+            block=block,
+            conditions=conditions,
+            edit=lambda sample, cell=cell: _set_cell(sample, cell),
+            progress=report,
+        )
+        axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
+        tables.append(result.table | axes)
+    table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    return Evaluation(table, result.conditions, {})
+
+
+def cells_of(
+    table: Mapping[str, np.ndarray], metric: str = "found", axes: Iterable[str] | None = None
+) -> list[Cell]:
+    """The cells of a stratified table, in order.
+
+    Args:
+        table: Of `evaluate_grid`.
+        metric: The boolean metric whose failure is a success of the patch.
+        axes: Some of the paths: rows that differ in the others only are counted together. None: all.
+
+    Raises:
+        ValueError: If the table has no such axis.
+    """
+    known = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
+    if not known:
+        raise ValueError(
+            "cells_of: the table has no axis; take one that `evaluate_grid` or `fpatch grid` made"
+        )
+    chosen = known if axes is None else list(axes)
+    for path in chosen:
+        if path not in known:
+            raise ValueError(f"cells_of: the table has no axis {path!r}; {nearest(path, known)}")
+    values = np.stack([table[f"{AXIS_PREFIX}{path}"] for path in chosen], axis=1)
+    different, first, number = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    cells = []
+    for i in np.argsort(first):
+        rows = np.flatnonzero(number.reshape(-1) == i)
+        part = {name: column[rows] for name, column in table.items()}
+        cells.append(Cell(dict(zip(chosen, different[i].tolist(), strict=True)), success(part, metric), rows))
+    return cells
+
+
+def _set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
+    """The sample in a cell; what a stage skips at random cannot be stratified."""
+    placed = override(sample, cell)
+    for path in cell:
+        name = next(n for n in placed if path.startswith(f"{n}/"))
+        on, node = f"{name}/on", cast("Mapping[str, Tensor]", placed[name])
+        if on not in cell and "on" in node and not bool(torch.all(node["on"])):
+            raise ValueError(
+                f"grid: {path!r} does nothing in rows that skip its stage (p < 1); "
+                f"add {on!r} = [1] to the grid"
+            )
+    return placed
+
+
+def _check_grid(grid: Grid) -> None:
+    if not grid:
+        raise ValueError("grid: there must be at least one path with values")
+    for path, values in grid.items():
+        if len(values) == 0 or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
+            raise ValueError(f"grid: {path!r} must have different finite values, got {list(values)}")

@@ -1,0 +1,211 @@
+"""From the table of an evaluation to success rates, with denominators, controls and intervals.
+
+There are two denominators. For a *success* a row counts if the victim finds the object without any patch; the
+attack succeeds on it if the object is then not found, *displaced* if a box of the class still answers beside
+the object, and *gone* otherwise. For what is *missed* every row with an object counts, so that the victim's
+own failures, the entry "none", stand beside those that a print causes.
+
+A row is a photograph with a draw, or in the table of objects one of its objects.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fpatch.evaluation.columns import split_group
+from fpatch.evaluation.conditions import NONE, PATCH
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.metrics import Rate, bootstrap_mean, wilson
+from fpatch.ops.intervals import TOO_FEW_PHOTOGRAPHS, Z
+
+Table = Mapping[str, np.ndarray]
+
+SCORES = ("best_score", "score", "confidence")
+"""Metrics that say how sure the victim is of the object; the first that a table has counts."""
+
+
+class Success(NamedTuple):
+    """Success rates of one evaluation.
+
+    Attributes:
+        rates: Per condition but "none", over the rows found without a patch, Wilson intervals over
+            photographs.
+        displaced: The part of each rate where a box answers beside the object; empty without that metric.
+        gone: The rest.
+        over: The patch's rate minus that of each control, paired, bootstrapped over photographs.
+        clean: Share of the rows with an object in which it is found without a patch: the denominator.
+        missed: Per condition, "none" last, the share of *all* rows with an object in which it is not found.
+        drop: Per condition but "none", the mean of what the victim's score of the object loses, over the rows
+            found without a patch, bootstrapped over photographs; empty without such a metric.
+    """
+
+    rates: dict[str, Rate]
+    displaced: dict[str, Rate]
+    gone: dict[str, Rate]
+    over: dict[str, Rate]
+    clean: Rate
+    missed: dict[str, Rate]
+    drop: dict[str, Rate]
+
+    def __str__(self) -> str:
+        lines = self.rates | {f"{PATCH} minus {c}": rate for c, rate in self.over.items()}
+        width = max(map(len, lines))
+        return "\n".join(f"{name:<{width}}  {rate}" for name, rate in lines.items())
+
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for a log."""
+        flat = {f"success/{c}": rate.value for c, rate in self.rates.items()}
+        flat |= {f"success/{c}/displaced": rate.value for c, rate in self.displaced.items()}
+        flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
+        flat |= {f"success/missed/{c}": rate.value for c, rate in self.missed.items()}
+        flat |= {f"success/drop/{c}": rate.value for c, rate in self.drop.items()}
+        return flat | {"success/clean": self.clean.value}
+
+    def to_json(self) -> dict[str, Any]:
+        """Every rate with its interval and its counts."""
+        flat = {n: v for n, v in self._asdict().items() if n != "clean"}
+        rates = {n: {c: rate._asdict() for c, rate in entries.items()} for n, entries in flat.items()}
+        return rates | {"clean": self.clean._asdict()}
+
+
+def conditions_of(table: Table, metric: str = "found") -> list[str]:
+    """The conditions that a table holds a metric for, the patch first and "none" last."""
+    prefix = f"{metric}/"
+    names = [n.removeprefix(prefix) for n in table if n.startswith(prefix)]
+    names = [n for n in names if "/" not in n and n != "delta"]
+    return sorted(names, key=lambda c: (c != PATCH, c == NONE))
+
+
+def success(table: Table, metric: str = "found") -> Success:
+    """Success rates over a table of rows.
+
+    Args:
+        table: Columns of `fpatch.evaluation.evaluation.Evaluation`, its `table` or its `objects`.
+        metric: A boolean metric that says whether the victim is right. That of one of several victims has
+            its group before it, `victims/small/found`, and so have the metrics beside it.
+
+    Raises:
+        ValueError: If the table has no such metric, or it is not boolean.
+    """
+    names = [c for c in conditions_of(table, metric) if c != NONE]
+    if f"{metric}/{NONE}" not in table or not names:
+        raise ValueError(f"success: the table has no metric {metric!r}; add a metric stage to the pipeline")
+    if table[f"{metric}/{NONE}"].dtype != np.bool_:
+        raise ValueError(
+            f"success: the metric {metric!r} must be boolean, found or right, got "
+            f"{table[f'{metric}/{NONE}'].dtype}; choose another, e.g. 'found' of metrics.detection_hit"
+        )
+    image_id, counted = table["image_id"], table[f"{metric}/{NONE}"].astype(bool)
+    fooled = {c: ~table[f"{metric}/{c}"].astype(bool)[counted] for c in names}
+    groups = image_id[counted]
+    group, _ = split_group(metric)
+    has_object = table.get(f"{group}has_object/{NONE}", np.ones_like(counted)).astype(bool)
+    has_displaced = all(f"{group}displaced/{c}" in table for c in names)
+    beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
+    missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
+    score = _score(table, metric)
+    scores = {c: table[f"{score}/{c}"].astype(np.float64)[counted] for c in (*names, NONE) if score}
+    return Success(
+        rates={c: wilson(hit, groups) for c, hit in fooled.items()},
+        displaced={c: wilson(fooled[c] & hit, groups) for c, hit in beside.items()},
+        gone={c: wilson(fooled[c] & ~hit, groups) for c, hit in beside.items()},
+        over={
+            c: bootstrap_mean(fooled[PATCH].astype(float) - fooled[c], groups)
+            for c in names
+            if c != PATCH and PATCH in fooled
+        },
+        clean=wilson(counted[has_object], image_id[has_object]),
+        missed={c: wilson(hit, image_id[has_object]) for c, hit in missed.items()},
+        drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
+    )
+
+
+def effects(table: Table, metric: str = "found") -> np.ndarray:
+    """How much of the victim's certainty the patch takes, per row.
+
+    The score without it minus the score with it, where a metric beside `metric` tells scores; otherwise 1
+    where what was found is lost.
+    """
+    name = _score(table, metric) or metric
+    with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
+    return without - with_patch
+
+
+def _score(table: Table, metric: str) -> str | None:
+    """The metric beside `metric` that says how sure the victim is."""
+    names = (f"{split_group(metric)[0]}{score}" for score in SCORES)
+    conditions = conditions_of(table, metric)
+    return next((n for n in names if all(f"{n}/{c}" in table for c in conditions)), None)
+
+
+def of_objects(objects: Table, metric: str = "found") -> Success | None:
+    """Success over the table of objects, if `metrics.object_hit` has written one beside `metric`."""
+    found = f"{split_group(metric)[0]}found"
+    return success(objects, found) if f"{found}/{NONE}" in objects else None
+
+
+def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
+    """Flat numbers for a log: success, that of objects, the mean of every metric, and what was gathered."""
+    flat = success(result.table, metric).scalars()
+    objects = of_objects(result.objects, metric)
+    flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
+    flat |= {
+        n: float(np.mean(c.astype(np.float64)))
+        for n, c in result.table.items()
+        if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
+    }
+    return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
+
+
+def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:
+    """How uncertain the numbers of `scalars` are, by their names; what is not here is not known.
+
+    For rates and bootstrapped means the half width of the 95 % interval over 1.96 (for rates too much where a
+    photograph has several rows, since Wilson's interval counts photographs); for means of columns the spread
+    over photographs, all rows of one together. NaN under five photographs, and for a mean of equal values.
+    """
+    found = _interval_errors(success(result.table, metric))
+    if (objects := of_objects(result.objects, metric)) is not None:
+        found |= {f"objects/{n}": v for n, v in _interval_errors(objects).items()}
+    names = [n for n in scalars(result, metric) if n in result.table]
+    return found | {n: _mean_error(result.table[n], result.table["image_id"]) for n in names}
+
+
+def _interval_errors(rates: Success) -> dict[str, float]:
+    errors = {
+        n: {c: (rate.high - rate.low) / (2.0 * Z) for c, rate in entries.items()}
+        for n, entries in rates._asdict().items()
+        if n != "clean"
+    }
+    clean = rates.clean._replace(value=(rates.clean.high - rates.clean.low) / (2.0 * Z))
+    renamed = {
+        n: {c: getattr(rates, n)[c]._replace(value=error) for c, error in entries.items()}
+        for n, entries in errors.items()
+    }
+    return rates._replace(clean=clean, **renamed).scalars()
+
+
+def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
+    """Standard error of a mean whose rows come in groups, to first order in their sizes."""
+    _, group = np.unique(image_id, return_inverse=True)
+    groups, values = int(group.max()) + 1, values.astype(np.float64)
+    if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
+        return float("nan")
+    sums = np.bincount(group, weights=values - values.mean())
+    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
+
+
+def threshold_curve(
+    table: Table, thresholds: Sequence[float], condition: str, metric: str = "best_score"
+) -> list[Rate]:
+    """Success at other score thresholds.
+
+    Of the objects whose score without a patch reaches each threshold, the share whose score under the
+    condition does not.
+    """
+    rates = []
+    for threshold in thresholds:
+        counted = table[f"{metric}/{NONE}"] >= threshold
+        rates.append(wilson(table[f"{metric}/{condition}"][counted] < threshold, table["image_id"][counted]))
+    return rates

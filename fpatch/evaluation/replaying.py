@@ -1,0 +1,148 @@
+"""Run logged rows again, from their logged samples and nothing else, and say what differs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fpatch.core.checks import nearest
+from fpatch.core.tree import device_of
+from fpatch.core.types import Batch, Sample, Values
+from fpatch.data import Dataset
+from fpatch.evaluation.blocks import blocks, measure
+from fpatch.evaluation.columns import metric_names, result_columns, row_digests
+from fpatch.evaluation.conditions import Patches
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import from_columns, to_columns
+
+_PREFIX = "sample/"
+
+
+class Replay(NamedTuple):
+    """What came out.
+
+    Attributes:
+        rows: Numbers of the rows in the logged table.
+        columns: The results of those whose photograph can be read, as columns like the logged ones.
+        differences: Per row that differs, a sentence per column.
+        largest: The largest difference of a number.
+    """
+
+    rows: np.ndarray
+    columns: dict[str, np.ndarray]
+    differences: dict[int, list[str]]
+    largest: float
+
+
+def replay(
+    pipeline: Pipeline,
+    conditions: Mapping[str, Patches],
+    dataset: Dataset,
+    table: Mapping[str, np.ndarray],
+    rows: Sequence[int] | None = None,
+    *,
+    block: int = 16,
+    edit: Callable[[Sample], Sample] | None = None,
+    keep: Sequence[str] = (),
+    on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Replay:
+    """Rerun rows of a table and compare samples, photographs, composed images and results.
+
+    Samples come from the table's columns, never from a key. A row whose photograph cannot be read differs,
+    and is not among the columns.
+
+    Args:
+        pipeline: Of the evaluated phase.
+        conditions: The patches that were shown.
+        dataset: Where the photographs are.
+        table: Columns of `fpatch.evaluation.evaluation.Evaluation`.
+        rows: Which, in any order; None for all.
+        block: Rows that run together, as recorded.
+        edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
+        keep: Further values [n, ...] to show to `see`, e.g. "image".
+        on_block: Called with the numbers of some rows and what became of them, as `measure` returns it.
+        progress: Called with the rows done and their total.
+
+    Raises:
+        ValueError: If a row does not exist, or the table lacks samples.
+    """
+    total = len(table["image_id"])
+    chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)
+    if outside := [int(r) for r in chosen if not 0 <= r < total]:
+        raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
+    parts: list[dict[str, np.ndarray]] = []
+    differences: dict[int, list[str]] = {}
+    largest = 0.0
+    device = device_of(conditions)
+    for part in blocks(len(chosen), block):
+        unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist(), device)
+        is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))
+        for row in chosen[part][is_lost].tolist():
+            differences[row] = [unreadable[int(table["image_id"][row])]]
+        picked = chosen[part][~is_lost]
+        if len(picked):
+            sample, batch = logged_rows(dataset, table, picked, device)
+            sample = sample if edit is None else edit(sample)
+            results = measure(pipeline, conditions, sample, batch, block, keep)
+            found = result_columns(results, metric_names(pipeline))
+            found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
+            found["sample"] = row_digests(to_columns(sample))
+            for row, sentence, gap in compare(table, found, picked):
+                differences.setdefault(row, []).append(sentence)
+                largest = max(largest, gap)
+            parts.append(found)
+            if on_block is not None:
+                on_block(picked, results)
+        if progress is not None:
+            progress(part.stop, len(chosen))
+    merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
+    return Replay(chosen, merged, differences, largest)
+
+
+def logged_rows(
+    dataset: Dataset,
+    table: Mapping[str, np.ndarray],
+    rows: np.ndarray | slice,
+    device: torch.device | str | None = None,
+) -> tuple[Sample, Batch]:
+    """The samples that a table holds for some rows, and their photographs, the scenes on a device."""
+    columns = {n.removeprefix(_PREFIX): c[rows] for n, c in table.items() if n.startswith(_PREFIX)}
+    ids, draw = (torch.from_numpy(table[n][rows].astype(np.int64)) for n in ("image_id", "draw"))
+    # two rows may be one use of a photograph, which matters to who draws, and nothing is drawn here
+    return from_columns(columns), {**dataset.batch(ids, device=device), "draw": draw}
+
+
+def _find_unreadable(dataset: Dataset, image_ids: Iterable[int], device: torch.device) -> dict[int, str]:
+    """Photographs that are gone or broken, each with what is wrong."""
+    problems = {}
+    for image_id in dict.fromkeys(image_ids):
+        try:
+            dataset.batch([image_id], device=device)
+        except (ValueError, OSError) as error:
+            problems[image_id] = f"photograph: {error}"
+    return problems
+
+
+def compare(
+    table: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], picked: np.ndarray
+) -> Iterator[tuple[int, str, float]]:
+    """What is not bit for bit as it was logged: row, sentence, and the difference of a number (else 0)."""
+    results = [n for n in table if "/" in n and not n.startswith((_PREFIX, "key/", "grid/"))]
+    for name in sorted(set(results) - set(columns)):
+        yield from ((row, f"{name}: was logged, and did not come out", 0.0) for row in picked.tolist())
+    for name, found in columns.items():
+        if name not in table:
+            raise ValueError(f"replay: the table has no column {name!r}; {nearest(name, table)}")
+        logged = table[name][picked]
+        same = logged == found
+        if logged.dtype.kind == "f":
+            same |= np.isnan(logged) & np.isnan(found)
+        for i in np.flatnonzero(~same):
+            if logged.dtype.kind in "fib":
+                gap = abs(float(logged[i]) - float(found[i]))
+                yield int(picked[i]), f"{name}: {logged[i]!s} was logged, {found[i]!s} came out", gap
+            else:
+                short = f"{name}: {str(logged[i])[:12]} was logged, {str(found[i])[:12]} came out"
+                yield int(picked[i]), short, 0.0

@@ -1,0 +1,48 @@
+"""Metrics that gather rows: their states over an evaluation."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fpatch.core.types import Values
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import Summary
+
+
+def init_states(pipeline: Pipeline) -> dict[str, Any]:
+    """The state of every metric with a summary before any row, by path."""
+    return {path: summary.init(config) for path, summary, config in _summaries(pipeline)}
+
+
+def update_states(
+    pipeline: Pipeline, states: Mapping[str, Any], seen: Mapping[str, Values]
+) -> dict[str, Any]:
+    """The states with some rows more, as `measure` gives them under "seen"."""
+    updated = {}
+    for path, summary, config in _summaries(pipeline):
+        try:
+            updated[path] = summary.update(config, states[path], seen[path])
+        except (ValueError, TypeError, RuntimeError) as error:
+            error.add_note(f"in node {path!r}: {pipeline[path].stage!r}")
+            raise
+    return updated
+
+
+def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of the rows of one shard followed by those of another."""
+    return {p: summary.merge(config, a[p], b[p]) for p, summary, config in _summaries(pipeline)}
+
+
+def compute_states(pipeline: Pipeline, states: Mapping[str, Any]) -> dict[str, float]:
+    """What the states amount to: `{path/name: number}`."""
+    return {
+        f"{path}/{name}": float(value)
+        for path, summary, config in _summaries(pipeline)
+        for name, value in summary.compute(config, states[path]).items()
+    }
+
+
+def _summaries(pipeline: Pipeline) -> Iterator[tuple[str, Summary, Any]]:
+    for path in pipeline.summaries:
+        stage = pipeline[path].stage
+        assert stage.definition.summary is not None
+        yield path, stage.definition.summary, stage.config

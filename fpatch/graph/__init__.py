@@ -1,0 +1,1 @@
+"""Stages, nodes and pipelines: wiring, keys, samples, and building from a config."""

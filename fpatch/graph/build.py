@@ -1,0 +1,84 @@
+"""From a config back to a pipeline: ids are looked up in the registry, never evaluated."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from fpatch.core.checks import nearest
+from fpatch.core.registry import lookup
+from fpatch.core.schema import decode
+from fpatch.graph.node import Part, node
+from fpatch.graph.pipeline import Pipeline, pipeline
+from fpatch.graph.stage import RESERVED, Definition
+
+_NAMES = tuple[str, ...] | dict[str, str]
+_WIRING = {"phases": str | tuple[str, ...], "reads": _NAMES, "writes": _NAMES, "stream": str}
+
+
+def build(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Pipeline:
+    """The pipeline that `Pipeline.config` (or a `[pipeline]` table in TOML) describes.
+
+    Args:
+        config: `{path: {"stage": id, setting: value, ..., "phases", "reads", "writes", "stream"}}`; a table
+            without "stage" is a group.
+        resources: Live objects that the config can only name, by "path/setting".
+
+    Raises:
+        ValueError: For an unknown stage or setting (with the nearest), a wrong value, or a live object that
+            is not given.
+    """
+    return pipeline(_parts(config, "pipeline", "", resources or {}))
+
+
+def _parts(
+    config: Mapping[str, Any], where: str, group: str, resources: Mapping[str, Any]
+) -> dict[str, Part]:
+    parts: dict[str, Part] = {}
+    for name, entry in config.items():
+        here, path = f"{where}.{name}", f"{group}{name}"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{here}: expected a table with a stage or a group of them, got {entry!r}")
+        if "stage" in entry:
+            parts[name] = _node(entry, here, path, resources)
+        elif entry and all(isinstance(v, Mapping) for v in entry.values()):
+            parts[name] = _parts(entry, here, f"{path}/", resources)
+        else:
+            raise ValueError(f"{here}: the key 'stage' is required, e.g. stage = \"compose.exposure\"")
+    return parts
+
+
+def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[str, Any]) -> Part:
+    definition = lookup(decode(str, entry["stage"], f"{where}.stage"), Definition, f"{where}.stage")
+    settings = {k: v for k, v in entry.items() if k not in RESERVED}
+    given = {}
+    for setting, value in list(settings.items()):
+        if isinstance(value, Mapping) and set(value) == {"live"}:
+            full = f"{path}/{setting}"
+            if full not in resources:
+                raise ValueError(
+                    f"{where}.{setting} is a live object ({value['live']}) that the config cannot hold; "
+                    f"give resources={{{full!r}: ...}} ({nearest(full, resources)})"
+                )
+            given[setting] = resources[full]
+            del settings[setting]
+    stage = definition.configured(_configure(definition, settings, given, where))
+    wiring = {k: decode(kind, entry[k], f"{where}.{k}") for k, kind in _WIRING.items() if k in entry}
+    try:
+        return node(stage, **wiring)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _configure(
+    definition: Definition[Any], settings: dict[str, Any], given: Mapping[str, Any], where: str
+) -> Any:
+    """Decode the settings; live objects stand aside meanwhile, and are put back."""
+    kind: Any = definition.config
+    if not given:
+        return decode(kind, settings, where)
+    fields = {f.name for f in dataclasses.fields(kind)}
+    if unknown := [name for name in settings if name not in fields]:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; {nearest(unknown[0], fields)}")
+    hints = get_type_hints(kind)
+    decoded = {name: decode(hints[name], value, f"{where}.{name}") for name, value in settings.items()}
+    return kind(**decoded, **given)

@@ -1,0 +1,334 @@
+"""Pipelines: named graphs of stages, and the only code that runs them.
+
+The way of the data is one function, `Pipeline.apply`: params -> patch -> image -> detections -> losses. It is
+the same for training, evaluation, control and replay, which differ in the sample that they hand in.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpatch.core.checks import nearest
+from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.graph.keys import fold_path, row_keys
+from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, stream_path
+from fpatch.graph.stage import ALL
+from fpatch.graph.wiring import check_wiring, fill_settings
+
+
+class Pipeline(Mapping[str, Node]):
+    """An immutable mapping of paths to nodes, which run in the order written.
+
+    `pipeline(patch_params, key, batch) -> (out, sample)` has the form of a stage. A pipeline whose nodes name
+    phases runs after `at(phase)`, which picks the nodes once.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node], phase: str | None = None) -> None:
+        self._given, self._nodes = dict(nodes), fill_settings(nodes)
+        self._phase = phase
+        self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
+        check_wiring(self._nodes, phase)
+
+    # -- the graph as a mapping ---------------------------------------------------------------------------
+
+    def __getitem__(self, path: str) -> Node:
+        if path not in self._nodes:
+            raise KeyError(f"no node {path!r}; {nearest(path, self._nodes)}")
+        return self._nodes[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __or__(self, other: Mapping[str, Part]) -> "Pipeline":
+        """Replace nodes in their place, and append new ones; what follows from the patches follows anew.
+
+        Of a part of a pipeline (`at`, `since`, ...) it stays what it was in the whole.
+        """
+        return Pipeline({**self._given, **flatten(other)}, self._phase)
+
+    def without(self, *paths: str) -> "Pipeline":
+        """The same without these nodes, or groups of nodes; the draws of the others do not change."""
+        for path in paths:
+            if not any(inside(p, path) for p in self):
+                raise KeyError(f"no node {path!r}; {nearest(path, self)}")
+        kept = {p: n for p, n in self.items() if not any(inside(p, path) for path in paths)}
+        return Pipeline(kept, self._phase)
+
+    def upto(self, path: str) -> "Pipeline":
+        """The nodes up to and including this one."""
+        order = list(self)
+        return Pipeline({p: self[p] for p in order[: order.index(self._known(path)) + 1]}, self._phase)
+
+    def since(self, path: str) -> "Pipeline":
+        """The nodes from this one on; what the earlier ones wrote becomes input."""
+        order = list(self)
+        return Pipeline({p: self[p] for p in order[order.index(self._known(path)) :]}, self._phase)
+
+    def at(self, phase: str) -> "Pipeline":
+        """The nodes alive in a phase.
+
+        Raises:
+            ValueError: If it is no standard phase and no node names it, or if no node is alive in it.
+        """
+        known = {*PHASES, *(q for n in self.values() for q in n.phases or ())}
+        alive = {p: dataclasses.replace(n, phases=None) for p, n in self.items() if n.alive(phase)}
+        if phase == "eval":
+            raise ValueError("'eval' stands for two phases; choose 'validation' or 'test'")
+        if not alive or phase not in known:
+            others = {q for q in known - {phase} if any(n.alive(q) for n in self.values())}
+            raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, others)}")
+        return Pipeline(alive, phase)
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """The same with copies of its networks on a device, to run there; see `Stage.to`."""
+        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
+        return Pipeline(moved, self._phase)
+
+    def required(self, phase: str | None = None) -> tuple[str, ...]:
+        """Names that must be in the batch: read, and written by no earlier node."""
+        written: set[str] = set()
+        needed: dict[str, None] = {}
+        for n in (self if phase is None else self.at(phase)).values():
+            needed.update({r: None for r in n.required if r not in written})
+            written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
+        return tuple(needed)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the loss terms that the nodes write."""
+        return tuple(t for n in self.values() for t in n.terms)
+
+    @property
+    def summaries(self) -> tuple[str, ...]:
+        """Paths of the metrics that gather rows; see `fpatch.graph.stage.Summary`."""
+        return tuple(p for p, n in self.items() if n.stage.definition.summary is not None)
+
+    @property
+    def parameterizations(self) -> tuple[str, ...]:
+        """Paths of the nodes that read the patch parameters into a patch."""
+        return tuple(p for p, n in self.items() if n.stage.definition.init is not None)
+
+    # -- what is trained ----------------------------------------------------------------------------------
+
+    def init(self, key: Tensor) -> dict[str, Tensor]:
+        """Fresh parameters of all parameterizations, each from `fold_in(key, path)`."""
+        params: dict[str, Tensor] = {}
+        for path in self.parameterizations:
+            stage = self[path].stage
+            assert stage.definition.init is not None
+            made = stage.definition.init(stage.config, fold_path(key, path))
+            if clash := set(params) & set(made):
+                raise ValueError(
+                    f"{path}: the patch {min(clash)!r} is made by an earlier node too; rename one"
+                )
+            params |= made
+        return params
+
+    def project(self, params: Params) -> dict[str, Tensor]:
+        """The nearest parameters that every parameterization allows."""
+        projected = dict(params)
+        for path in self.parameterizations:
+            stage = self[path].stage
+            if stage.definition.project is not None:
+                projected |= stage.definition.project(stage.config, projected)
+        return projected
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, patch_params: Params, key: Tensor, batch: Batch, want: Sequence[str] | None = None
+    ) -> tuple[Values, Sample]:
+        """`sample`, then `apply`."""
+        sample = self.sample(key, batch)
+        return self.apply(patch_params, sample, batch, want), sample
+
+    def sample(self, key: Tensor, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Draw for every node, from a key [2] or from row keys [b, 2].
+
+        A node `a/b` draws from `fold_in(fold_in(row_keys, "a"), "b")`.
+
+        Returns:
+            `{path: {field: [b, ...]}}`, with an entry for every node that draws.
+        """
+        self._check_ready()
+        keys = row_keys(key, batch)
+        drawing = {path: n for path, n in self.items() if n.stage.definition.fields}
+        sample = {}
+        for path, n in drawing.items():
+            try:
+                sample[path] = n.stage.sample(fold_path(keys, stream_path(path, n)), n.inputs(batch))
+            except KeyError as error:
+                name = n.reads.get(error.args[0], error.args[0])
+                raise ValueError(
+                    f"node {path!r} draws for {name!r}, which the batch lacks; {nearest(name, batch)}"
+                ) from error
+        return sample
+
+    def apply(
+        self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str] | None = None
+    ) -> Values:
+        """Run the nodes on a sample already held, from `sample`, edited, or read from a log.
+
+        Args:
+            patch_params: What is trained.
+            sample: `{path: {field: [b, ...]}}`.
+            batch: Named tensors [b, ...].
+            want: Names to return; nodes that they do not need are not run. None for all.
+        """
+        values = dict(batch)
+        for _, _, written in self._run(patch_params, sample, values, want):
+            values.update(written)
+        return values if want is None else self._pick(values, want)
+
+    def observe(
+        self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
+    ) -> tuple[Values, dict[str, Values]]:
+        """`apply`, and beside it what every metric with a summary reads, by path, under its own names."""
+        values, seen = dict(batch), {}
+        for path, n, written in self._run(patch_params, sample, values, want, self.summaries):
+            if path in self.summaries:
+                seen[path] = n.inputs(values)
+            values.update(written)
+        return self._pick(values, want), seen
+
+    def _pick(self, values: Values, want: Sequence[str]) -> Values:
+        missing = [name for name in want if name not in values]
+        if missing:
+            known = {*values, *(name for n in self.values() for name in n.writes.values())}
+            raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
+        return {name: values[name] for name in want}
+
+    def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
+        """What each node wrote, `{path: {name: value}}`."""
+        values, trace = dict(batch), {}
+        for path, _, written in self._run(patch_params, sample, values, None):
+            values.update(written)
+            trace[path] = written
+        return trace
+
+    def _run(
+        self,
+        patch_params: Params,
+        sample: Sample,
+        values: Values,
+        want: Sequence[str] | None,
+        paths: tuple[str, ...] = (),
+    ) -> Iterator[tuple[str, Node, dict[str, Any]]]:
+        self._check_ready()
+        for path in self if want is None else self._need(tuple(want), paths):
+            n = self[path]
+            if path not in sample and n.stage.definition.fields:
+                raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
+            try:
+                own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
+            except Exception as error:
+                error.add_note(f"in node {path!r}: {n.stage!r}")
+                raise
+            yield path, n, {n.writes[name]: value for name, value in own.items()}
+
+    def _need(self, want: tuple[str, ...], paths: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Paths of the nodes that the wanted names, and these nodes themselves, need, in order."""
+        if (want, paths) not in self._needed:
+            needed, open_names = [], set(want)
+            for path, n in reversed(list(self.items())):
+                if path in paths or open_names & set(n.writes.values()) or ALL in open_names:
+                    needed.append(path)
+                    open_names |= set(n.reads.values())
+            self._needed[want, paths] = tuple(reversed(needed))
+        return self._needed[want, paths]
+
+    # -- talking about it ---------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `fpatch.build` makes the same pipeline."""
+        return {path: encode_node(n) for path, n in self.items()}
+
+    @property
+    def given_config(self) -> dict[str, Any]:
+        """The same as it was given: settings that follow from the patches are still None where they were."""
+        return {path: encode_node(n) for path, n in self._given.items()}
+
+    def describe(self) -> str:
+        """One line per node: path, stage, what it reads (`name?`: if it is there) and writes, phases."""
+        width = max(map(len, self), default=0)
+        lines = []
+        for path, n in self.items():
+            phases = "" if n.phases is None else f"  [{', '.join(sorted(n.phases))}]"
+            optional = n.stage.definition.optional
+            names = (
+                "everything" if r == ALL else f"{r}?" if own in optional else r for own, r in n.reads.items()
+            )
+            reads = ", ".join(names) or "params"
+            writes = ", ".join(n.writes.values()) or "nothing"
+            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {writes}{phases}")
+        return "\n".join(lines)
+
+    __repr__ = describe
+
+    def mermaid(self, phase: str | None = None) -> str:
+        """A Mermaid flowchart of a phase, with a subgraph for every group."""
+        pipeline = self if phase is None else self.at(phase)
+        ids = {path: f"n{i}" for i, path in enumerate(pipeline)}
+        groups: dict[str, list[str]] = {}
+        for path in pipeline:
+            groups.setdefault(path.rpartition("/")[0], []).append(path)
+        lines = ["flowchart TD"]
+        for i, (group, paths) in enumerate(groups.items()):
+            lines += [f'  subgraph g{i}["{group}"]'] if group else []
+            lines += [
+                f'  {ids[p]}["{p.rpartition("/")[2]}<br/>{pipeline[p].stage.definition.name}"]' for p in paths
+            ]
+            lines += ["  end"] if group else []
+        inputs: dict[str, str] = {}
+        arrows: dict[str, None] = {}
+        for alive in pipeline._alive():
+            last: dict[str, str] = {}
+            required = Pipeline(alive, phase).required() if alive else ()
+            for path, n in alive.items():
+                for name in n.reads.values():
+                    if name in required and name not in last:
+                        last[name] = inputs.setdefault(name, f"in_{len(inputs)}")
+                    if name in last:
+                        arrows[f"  {last[name]} -- {name} --> {ids[path]}"] = None
+                last.update({name: ids[path] for name in n.writes.values()})
+        lines += [f'  {node_id}(["{name}"])' for name, node_id in inputs.items()]
+        return "\n".join([*lines, *arrows])
+
+    def _alive(self) -> list[dict[str, Node]]:
+        """The nodes of every phase that differs from the ones before."""
+        phases = sorted({p for n in self.values() for p in n.phases or ()}) or ["inference"]
+        alive = [{p: n for p, n in self.items() if n.alive(phase)} for phase in phases]
+        return [nodes for i, nodes in enumerate(alive) if nodes not in alive[:i]]
+
+    def _known(self, path: str) -> str:
+        self[path]
+        return path
+
+    def _check_ready(self) -> None:
+        phased = [p for p, n in self.items() if n.phases is not None]
+        if phased:
+            raise ValueError(f"node {phased[0]!r} names phases; choose one first: pipeline.at('train')")
+
+
+def pipeline(parts: Mapping[str, Part]) -> Pipeline:
+    """Make a pipeline of stages, nodes, plain functions and nested mappings, which run in the order written.
+
+    Names are global; `./x` in a group `a` is `a/x`, and `../x` is `x` one level up.
+
+    Raises:
+        ValueError: With both nodes, if a node reads what only a later one writes, two nodes write one name
+            and the second does not read it, a geometric stage would leave boxes behind, or the patch could
+            reach the image past any control.
+    """
+    if not isinstance(parts, Mapping):
+        raise ValueError(
+            f"pipeline: expected a mapping, {{name: stage}}, got a {type(parts).__name__}; name each stage"
+        )
+    return Pipeline(flatten(parts))

@@ -1,0 +1,135 @@
+"""Samples as flat columns: what a table holds, what a person reads, and back again without loss.
+
+A field [b] of node `tilt` is the column `tilt/angle_deg`; a field [b, 2, 4] is eight columns, `tilt/x/0/0` to
+`tilt/x/1/3`. A sample holds float32, int64 and bool only, so that lists of JSON numbers are enough to tell.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpatch.core.checks import nearest
+from fpatch.core.types import Sample
+
+
+def to_columns(sample: Sample) -> dict[str, np.ndarray]:
+    """A sample as a flat dict of 1-D arrays of length b."""
+    columns: dict[str, np.ndarray] = {}
+    for name, value in sample.items():
+        if isinstance(value, Mapping):
+            columns |= {f"{name}/{path}": column for path, column in to_columns(value).items()}
+            continue
+        array = value.detach().cpu().numpy()
+        for index in np.ndindex(array.shape[1:]):
+            columns["/".join([name, *map(str, index)])] = array[(slice(None), *index)]
+    return columns
+
+
+def from_columns(columns: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
+    """The exact inverse of `to_columns`; takes lists as well as arrays.
+
+    Raises:
+        ValueError: If the columns of a field leave a gap, have different lengths or hold something other than
+            numbers and booleans.
+    """
+    fields: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
+    for path, column in columns.items():
+        name, index = _split(path)
+        fields.setdefault(name, {})[index] = _as_array(path, column)
+    sample: dict[str, Any] = {}
+    for name, parts in fields.items():
+        shape = tuple(np.max(list(parts), axis=0) + 1) if () not in parts else ()
+        lengths = {len(c) for c in parts.values()}
+        if len(parts) != int(np.prod(shape)) or len(lengths) != 1:
+            raise ValueError(
+                f"columns of {name!r}: {len(parts)} of {int(np.prod(shape))} are there, with lengths "
+                f"{sorted(lengths)}; give every column of the field, all of one length"
+            )
+        stacked = np.stack([parts[i] for i in np.ndindex(shape)], axis=1).reshape(-1, *shape)
+        node, _, field = name.rpartition("/")
+        (sample.setdefault(node, {}) if node else sample)[field] = torch.tensor(stacked, device=device)
+    return sample
+
+
+def override(sample: Sample, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same sample with some values replaced, which is how a counterfactual is asked for.
+
+    Args:
+        sample: Of a stage or a pipeline.
+        values: By path, `tilt/angle_deg` (or `implant/opacity/0` for a part of a field): a number, or b of
+            them; or a tensor of the field's shape.
+
+    Raises:
+        ValueError: For an unknown path (with the nearest), a wrong length, or a value that the field's type
+            cannot hold.
+    """
+    columns = to_columns(sample)
+    for path, value in values.items():
+        targets = [c for c in columns if c == path or _is_part(c, path)]
+        if not targets:
+            fields = {_split(c)[0] for c in columns}
+            raise ValueError(f"override: no sampled value {path!r}; {nearest(path, fields)}")
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.ndim > 1 and array[0].size != len(targets):
+            raise ValueError(
+                f"override: {path!r} has {len(targets)} numbers per row, got shape {list(array.shape)}"
+            )
+        for column in targets:
+            index = tuple(map(int, column[len(path) :].strip("/").split("/"))) if column != path else ()
+            part = array[(slice(None), *index)] if array.ndim > 1 and array.ndim == 1 + len(index) else array
+            columns[column] = _cast(path, part, columns[column])
+    device = next((v.device for v in _tensors(sample)), None)
+    return from_columns(columns, device)
+
+
+def _cast(path: str, value: np.ndarray, like: np.ndarray) -> np.ndarray:
+    try:
+        given = np.broadcast_to(value, like.shape)
+    except ValueError:
+        shape = list(value.shape)
+        raise ValueError(f"override: {path!r} takes one value or {len(like)}, got shape {shape}") from None
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            cast = given.astype(like.dtype)
+        exact = like.dtype != np.float32
+        held = np.array_equal(cast, given) if exact else np.array_equal(np.isinf(cast), np.isinf(given))
+    except (TypeError, ValueError, OverflowError):  # no number, or one of too many digits
+        held = False
+    if not held:
+        raise ValueError(f"override: {path!r} holds {like.dtype} values, got {value.tolist()!r}")
+    return cast
+
+
+def _as_array(path: str, column: Any) -> np.ndarray:
+    array = column.detach().cpu().numpy() if isinstance(column, Tensor) else np.asarray(column)
+    kinds = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise ValueError(f"column {path!r} must be a 1-D list of numbers or booleans, got {column!r}")
+    return array.astype(kinds[array.dtype.kind])
+
+
+def _is_part(column: str, path: str) -> bool:
+    return column.startswith(f"{path}/") and column[len(path) + 1 :].replace("/", "").isdigit()
+
+
+def _split(column: str) -> tuple[str, tuple[int, ...]]:
+    """The path of the field that a column is a part of, and where in it."""
+    segments, index = column.split("/"), []
+    while len(segments) > 1 and segments[-1].isdigit():
+        index.insert(0, int(segments.pop()))
+    return "/".join(segments), tuple(index)
+
+
+def _tensors(sample: Sample) -> list[Tensor]:
+    return [t for v in sample.values() for t in (_tensors(v) if isinstance(v, Mapping) else [v])]
+
+
+def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
+    """The same sample with every opacity 0: same photographs, cameras and noise, and no patch."""
+    return {
+        path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
+        for path, fields in sample.items()
+    }

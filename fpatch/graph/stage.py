@@ -1,0 +1,279 @@
+"""A stage is two pure functions, and only the first may be random.
+
+    sample : (config, keys, batch)                  -> sample   all randomness, no maths, never sees the patch
+    apply  : (config, patch_params, sample, batch)  -> writes   all maths, no randomness, no mode flags
+
+`define` joins them into a factory; what the factory makes is a `Stage`, and the form that people call is
+derived from the two functions:
+
+    stage(patch_params, key, batch) -> (out, sample)
+
+Control, replay and counterfactuals are then nothing but `apply` with another sample.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypedDict, get_type_hints
+
+import torch
+from torch import Tensor
+
+from fpatch.core.checks import nearest
+from fpatch.core.registry import identify, register
+from fpatch.core.resource import Resource, resolve
+from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.graph.keys import row_keys
+from fpatch.runtime.device import copy_to
+
+P = ParamSpec("P")
+
+ALL = "*"
+"""As the only name in `reads`: the stage is given every value so far."""
+
+RESERVED = ("stage", "phases", "reads", "writes", "stream")
+"""Words that belong to the node in a config file, so that no setting may have them as its name."""
+
+SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
+
+
+class Nothing(TypedDict):
+    """The sample of a stage that draws nothing."""
+
+
+def deterministic(config: Any, keys: Tensor, batch: Batch) -> Nothing:
+    """The `sample` of a stage that draws nothing."""
+    return {}
+
+
+class Summary(NamedTuple):
+    """How a metric gathers rows into numbers that are no mean of rows: four pure functions.
+
+    A state is a dict of tensors, or of lists of them, so that it can be saved, sent and merged. What one
+    batch alone amounts to is `compute(config, update(config, init(config), values))`.
+
+    Attributes:
+        init: `config -> state`, of no rows.
+        update: `(config, state, values) -> state`, with the rows [n, ...] of what the stage reads; the old
+            state stays as it is.
+        merge: `(config, a, b) -> state`, of the rows of `a` followed by those of `b`.
+        compute: `(config, state) -> {name: float}`; NaN for what cannot be said.
+    """
+
+    init: Callable[[Any], dict[str, Any]]
+    update: Callable[[Any, Mapping[str, Any], Values], dict[str, Any]]
+    merge: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    compute: Callable[[Any, Mapping[str, Any]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Definition(Generic[P]):
+    """What is true of every stage of one kind; calling it with a config makes a `Stage`."""
+
+    name: str
+    module: str
+    config: Callable[P, Any]
+    sample: Callable[[Any, Tensor, Batch], Any]
+    apply: Callable[[Any, Params, Any, Values], Mapping[str, Any]]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    fields: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    role: Literal["stage", "victim", "loss", "metric"] = "stage"
+    summary: Summary | None = None
+    init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    project: Callable[[Any, Params], dict[str, Tensor]] | None = None
+    fill: Callable[[Any, tuple[str, ...]], Any] | None = None
+    check: Callable[[Any, Values], Mapping[str, list[str]]] | None = None
+    show: Callable[[Any, Values, Values], dict[str, Any]] | None = None
+    describe: Callable[[Any], str] | None = None
+    declare: Callable[[Any], Mapping[str, Any]] | None = None
+    geometric: bool = False
+    of_patch: bool = False
+    vmap: bool = True
+    gradient: bool = True
+    compile: bool = True
+    eager: bool = False
+    pixelwise: bool = False
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
+        """A stage with these settings."""
+        return self.configured(self.config(*args, **kwargs))
+
+    def configured(self, config: Any) -> "Stage":
+        """A stage with a config already made."""
+        if self.declare is None:
+            return Stage(self, config)
+        return Stage(dataclasses.replace(self, **self.declare(config)), config)
+
+
+def define(
+    name: str,
+    config: Callable[P, Any],
+    sample: Callable[..., Any],
+    apply: Callable[..., Mapping[str, Any]],
+    *,
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+    **parts: Any,
+) -> Definition[P]:
+    """Join a config, `sample` and `apply` into the factory of a stage.
+
+    Args:
+        name: What configs call it.
+        config: A frozen dataclass of Python values.
+        sample: `(config, keys [b, 2], batch) -> TypedDict` of float32, int64 or bool tensors [b, ...].
+        apply: `(config, patch_params, sample, values) -> {written name: value}`; `values` holds what is read.
+        reads: Names that must exist; `("*",)` asks for all values so far.
+        writes: Names that it writes.
+        optional: Names read where they exist. One that is also in `writes` is written only then.
+        **parts: Optional parts: `role` (a "victim" has a setting `model`; "loss" and "metric" write one
+            number per row; a metric may write one per object, [b, m]), `summary` (a metric that gathers
+            rows), `init`, `project` (for parameterizations), `fill` (settings left None, from the names of
+            the patches), `check` (`{broken rule: places}`, for `fpatch doctor`; "image <id>" where a place
+            begins is shown as its file), `show`, `describe`, and what it cannot do: `vmap=False`,
+            `gradient=False`, `compile=False` (whole); `eager=True` for a stage whose values decide how much
+            it computes, which a compiled step therefore leaves as it is; `pixelwise=True` for a stage that
+            makes each pixel of `image` from that pixel alone, and reads and writes nothing else: it takes an
+            image in its channels too (`fpatch.ops.color.each_channel`), of which a compiled step makes one
+            loop; `geometric=True` for a stage that moves pixels; `of_patch=True` for a loss on the patch
+            alone, which reads `patch`, and `image_id` for nothing but the number of rows.
+            `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
+            of what is drawn.
+
+    Raises:
+        ValueError: If the config is no frozen dataclass or uses a reserved name, or `sample` does not declare
+            what it draws.
+    """
+    parameters = getattr(config, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
+    taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]  # type: ignore[arg-type]
+    if taken:
+        raise ValueError(f"define({name!r}): the setting {taken[0]!r} is a reserved word; rename it")
+    declared = get_type_hints(sample).get("return")
+    if not (isinstance(declared, type) and issubclass(declared, dict) and hasattr(declared, "__total__")):
+        raise ValueError(
+            f"define({name!r}): sample must declare what it draws; annotate its return type with a TypedDict "
+            "(a stage that draws nothing uses fpatch.graph.stage.deterministic)"
+        )
+    if "opacity" in declared.__annotations__ and "patch" not in reads and ALL not in reads:
+        raise ValueError(
+            f"define({name!r}): `opacity` in a sample takes a patch out of the picture, and is 0 in every "
+            "control; a stage that does not read `patch` must call it something else"
+        )
+    if "summary" in parts and (parts.get("role") != "metric" or ALL in reads):
+        raise ValueError(
+            f"define({name!r}): a summary is a metric that names what it reads; give role='metric' and "
+            "reads=(...)"
+        )
+    if parts.get("pixelwise") and (reads, writes, optional) != (("image",), ("image",), ()):
+        raise ValueError(
+            f"define({name!r}): a pixelwise stage reads and writes `image` and nothing else, got reads "
+            f"{reads + optional} and writes {writes}; leave pixelwise out"
+        )
+    identity, module = identify(name, apply.__module__), apply.__module__
+    fields = tuple(declared.__annotations__)
+    definition = Definition(identity, module, config, sample, apply, reads, writes, fields, optional, **parts)
+    register(identity, definition)
+    return definition
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One configured stage: `stage(patch_params, key, batch) -> (out, sample)`."""
+
+    definition: Definition[...]
+    config: Any
+
+    def __call__(self, patch_params: Params, key: Tensor, batch: Batch) -> tuple[Values, Sample]:
+        """`sample`, then `apply`."""
+        sample = self.sample(key, batch)
+        return self.apply(patch_params, sample, batch), sample
+
+    def sample(self, key: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Draw, from a key [2] or from row keys [b, 2].
+
+        Returns:
+            A flat dict of float32, int64 or bool tensors [b, ...].
+        """
+        keys = row_keys(key, batch)
+        drawn = dict(self.definition.sample(self.config, keys, batch))
+        if set(drawn) != set(self.definition.fields):
+            raise ValueError(
+                f"{self.definition.name}: sample must draw {sorted(self.definition.fields)}, as declared, "
+                f"but drew {sorted(drawn)}"
+            )
+        for field, value in drawn.items():
+            has_rows = isinstance(value, Tensor) and value.shape[:1] == keys.shape[:1]
+            if not has_rows or value.dtype not in SAMPLE_DTYPES:
+                what = (
+                    f"{value.dtype} {list(value.shape)}"
+                    if isinstance(value, Tensor)
+                    else type(value).__name__
+                )
+                raise ValueError(
+                    f"{self.definition.name}: sample[{field!r}] must be a float32, int64 or bool tensor of "
+                    f"{len(keys)} rows, got {what}"
+                )
+        return drawn
+
+    def written(self, patch_params: Params, sample: Sample, values: Batch) -> dict[str, Any]:
+        """Apply to a sample already held, and return only what the stage writes."""
+        d = self.definition
+        missing = [name for name in d.reads if name != ALL and name not in values]
+        if missing:
+            raise ValueError(
+                f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}"
+            )
+        names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
+        written = dict(d.apply(self.config, patch_params, sample, {name: values[name] for name in names}))
+        expected = {n for n in d.writes if n not in d.optional or n in values}
+        if set(written) != expected:
+            raise ValueError(
+                f"{d.name}: apply must write {sorted(expected)}, as declared, but wrote {sorted(written)}"
+            )
+        return written
+
+    def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
+        """Apply to a sample already held, from memory or a log; returns the batch and what is written."""
+        return {**batch, **self.written(patch_params, sample, batch)}
+
+    def to(self, device: torch.device | str) -> "Stage":
+        """The same with copies of its networks on a device; the networks themselves stay where they are.
+
+        A metric that gathers rows does so on the host, and stays there. The copies make a stage to run, not
+        one to write into a config.
+        """
+        if self.definition.summary is not None:
+            return self
+        settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
+        networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
+        copies = {name: copy_to(model, torch.device(device)) for name, model in networks.items()}
+        return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
+
+    def load(self) -> None:
+        """Make what the settings only name, a model or an image, before a compiler or `torch.func` looks."""
+        for f in dataclasses.fields(self.config):
+            value = getattr(self.config, f.name)
+            for part in value.values() if isinstance(value, Mapping) else (value,):
+                resolve(part)
+
+    def __repr__(self) -> str:
+        fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
+        return f"{self.definition.name}({', '.join(f'{k}={brief(v)}' for k, v in fields)})"
+
+
+def brief(value: Any) -> str:
+    """A setting on one line, ranges as (low, high) and live objects by their type."""
+    if isinstance(value, tuple):
+        shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
+        return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name!r}: {brief(part)}' for name, part in value.items())}}}"
+    if isinstance(value, torch.nn.Module):
+        return type(value).__name__
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}"
+    return str(value) if isinstance(value, Resource) else repr(value)

@@ -1,0 +1,130 @@
+"""The laws of wiring, checked when a pipeline is made, and the settings that follow from it."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+
+from fpatch.graph.node import PHASES, Node, inside, stream_path
+from fpatch.graph.stage import ALL
+from fpatch.ops.patches import check_only
+
+
+def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """The nodes, with those settings left None that follow from the names of the patches.
+
+    Raises:
+        ValueError: If `only` of a stage names a patch that there is not.
+    """
+    names = tuple(
+        name for n in nodes.values() if n.stage.definition.init is not None for name in n.stage.config.names
+    )
+    made = dict(nodes)
+    if not names:
+        return made
+    for path, n in nodes.items():
+        check_only(f"{n.stage.definition.name}(only)", getattr(n.stage.config, "only", None), names)
+        if n.stage.definition.fill is not None:
+            config = n.stage.definition.fill(n.stage.config, names)
+            made[path] = dataclasses.replace(n, stage=n.stage.definition.configured(config))
+    return made
+
+
+def check_wiring(nodes: Mapping[str, Node], phase: str | None = None) -> None:
+    """Refuse nodes that would share draws, or that break a law of wiring in this phase; None: in any phase.
+
+    Raises:
+        ValueError: With both nodes: see `fpatch.graph.pipeline`.
+    """
+    _check_streams(nodes)
+    named = {p for n in nodes.values() for p in n.phases or ()}
+    for p in (*PHASES, *sorted(named - set(PHASES))) if phase is None else (phase,):
+        _check_phase(nodes, p)
+
+
+def _check_streams(nodes: Mapping[str, Node]) -> None:
+    seen: dict[tuple[int, ...], tuple[str, str]] = {}
+    for path, n in nodes.items():
+        stream = stream_path(path, n)
+        crc = tuple(zlib.crc32(s.encode()) for s in stream.split("/"))
+        other, other_stream = seen.setdefault(crc, (path, stream))
+        if other_stream != stream:
+            raise ValueError(f"nodes {other!r} and {path!r} have one crc32 and would share draws; rename one")
+        group = next((p for p in nodes if p != path and inside(path, p)), None)
+        if group is not None:
+            raise ValueError(
+                f"nodes {group!r} and {path!r}: one is inside the other, and their draws could be the same; "
+                f"rename {group!r}"
+            )
+
+
+def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
+    """The laws of wiring, for the nodes alive in one phase."""
+    alive = {p: n for p, n in nodes.items() if n.alive(phase)}
+    writers: dict[str, str] = {}
+    carries_patch: dict[str, str] = {"patch": "the patch"}
+    for index, (path, n) in enumerate(alive.items()):
+        d = n.stage.definition
+        later = [(p, m) for p, m in list(alive.items())[index + 1 :]]
+        for name in n.reads.values():
+            maker = next(
+                (p for p, m in later if name in m.writes.values() and name not in m.reads.values()), None
+            )
+            if name not in writers and maker is not None:
+                raise ValueError(
+                    f"phase {phase!r}: node {path!r} reads {name!r}, which only the later node {maker!r} "
+                    f"writes; move {path!r} below {maker!r}"
+                )
+        for name in n.writes.values():
+            if name in writers and name not in n.reads.values():
+                raise ValueError(
+                    f"phase {phase!r}: nodes {writers[name]!r} and {path!r} both write {name!r}, and the "
+                    f"second does not read it; rename one with node(..., writes=...) or drop one"
+                )
+        _check_control(phase, path, n, carries_patch)
+        if d.geometric:
+            _check_moved(phase, path, n, later, writers)
+        for name in {"patch", "image"} & set(n.reads.values()) & set(writers):
+            if not d.gradient and phase == "train":
+                raise ValueError(
+                    f"phase 'train': node {path!r} passes no gradient on to {name!r} of {writers[name]!r}; "
+                    'take it out of training (phases = ["eval"] in TOML, node(..., phases="eval") in '
+                    "Python), or choose a differentiable stage"
+                )
+        writers.update(dict.fromkeys(n.writes.values(), path))
+
+
+def _check_control(phase: str, path: str, n: Node, carries: dict[str, str]) -> None:
+    """Whatever brings the patch into a picture must be able to leave it out."""
+    d = n.stage.definition
+    source = next((carries[r] for r in n.reads.values() if r in carries), None)
+    if source is None and ALL in n.reads.values() and d.role == "stage":
+        source = "all values, the patch among them,"
+    if source is None or "opacity" in d.fields:
+        return
+    for name in n.writes.values():
+        if name in ("image", "scene"):
+            raise ValueError(
+                f"phase {phase!r}: node {path!r} ({d.name}) reads {source} and writes {name!r}, so that no "
+                "control could take the patch out; declare `opacity` [b, k] in its sample and honor it"
+            )
+        carries[name] = f"{name!r}, made from the patch,"
+
+
+def _check_moved(
+    phase: str, path: str, n: Node, later: list[tuple[str, Node]], writers: Mapping[str, str]
+) -> None:
+    """A stage that moves pixels must move the corners and boxes that somebody reads after it."""
+    moved = n.writes.values()
+    if "scene" in moved and "image" in writers and "image" not in moved:
+        raise ValueError(
+            f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) moves 'scene', of which "
+            f"{writers['image']!r} has made 'image' before; move {path!r} above it, or have it "
+            "move the image: node(..., reads={'scene': 'image'}, writes={'scene': 'image'})"
+        )
+    for name in ("quads", "boxes"):
+        reader = next((p for p, m in later if name in m.reads.values()), None)
+        if reader is not None and name not in n.writes.values():
+            raise ValueError(
+                f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) moves the pixels but not "
+                f"{name!r}, which {reader!r} reads; use a stage that moves both, or put it after {reader!r}"
+            )

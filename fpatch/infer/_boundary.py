@@ -1,0 +1,165 @@
+"""The boundary that victims stand behind: gradients reach the images and nothing else.
+
+A victim is any module. Behind the boundary its parameters are never given a gradient and its state is never
+written, whatever transformation runs outside; operators that know nothing of `torch.func` (roi_align, NMS)
+work under it, because inside there is only plain autograd.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from fpatch.core.tree import flatten_rows
+from fpatch.core.types import Values
+from fpatch.ops.detections import log_scores
+
+
+def check_victim(stage: str, model: Any) -> nn.Module:
+    """Refuse a victim that could change while it is attacked.
+
+    Raises:
+        ValueError: If it is no module, or one of its parts is in training mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{stage}: the model must be a torch.nn.Module, got {type(model).__name__}")
+    training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise ValueError(
+            f"{stage}: {training!r} is in training mode, where dropout and batch statistics change the "
+            "answers; call model.eval() first"
+        )
+    return model
+
+
+def call(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """What a victim is asked where nothing stands before or behind it."""
+    return model(images)
+
+
+def run_victim(
+    model: nn.Module, images: Tensor, ask: Callable[[Callable[[Tensor], Any], Tensor], Any] = call
+) -> Any:
+    """`ask(model, images)`, differentiable in the images only.
+
+    Args:
+        model: Its parameters are frozen.
+        images: [b, c, h, w].
+        ask: What an adapter does before and behind the model, inside the boundary; a pytree of tensors
+            [b, ...].
+
+    Raises:
+        ValueError: If the victim passes no gradient on.
+    """
+    if not torch.is_grad_enabled():
+        return ask(model, images)
+    if torch.compiler.is_compiling():  # which cannot trace plain autograd inside a function of its own
+        frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return ask(lambda x: torch.func.functional_call(model, frozen, (x,)), images)
+    structure: list[Any] = []
+
+    def flat(x: Tensor) -> list[Tensor]:
+        leaves, tree = optree.tree_flatten(ask(model, x))
+        structure[:] = [tree]
+        if not any(leaf.requires_grad for leaf in leaves):
+            raise ValueError(
+                f"{type(model).__name__}: no answer depends on the images by autograd: the model detaches "
+                "them or runs under no_grad inside, and a patch would learn nothing"
+            )
+        return leaves
+
+    outputs: Any = _Boundary.apply(flat, images)
+    return optree.tree_unflatten(structure[0], outputs)
+
+
+def describe(answer: Any) -> str:
+    """The shapes of an answer, for errors."""
+    if isinstance(answer, Tensor):
+        return str(list(answer.shape))
+    if isinstance(answer, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in answer.items()) + "}"
+    if isinstance(answer, (list, tuple)):
+        return "(" + ", ".join(map(describe, answer)) + ")"
+    return type(answer).__name__
+
+
+def show_logits(config: Any, values: Values, control_values: Values) -> Values:
+    """The highest logit of every dense box."""
+    return {
+        f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+def show_log_scores(config: Any, values: Values, control_values: Values) -> Values:
+    """The logarithm of the highest score of every dense box."""
+    return {
+        f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
+        for name, shown in (("patch", values), ("none", control_values))
+    }
+
+
+class _Boundary(torch.autograd.Function):
+    """Runs a function on detached images with plain autograd, and keeps that graph for the backward."""
+
+    @staticmethod
+    def forward(function: Any, images: Tensor) -> Any:
+        with torch.enable_grad():
+            inside = images.detach().requires_grad_()
+            outputs = function(inside)
+        function.graph = (inside, outputs)
+        return tuple(o.detach() for o in outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.graph = inputs[0].graph
+        ctx.mark_non_differentiable(*(o for o in output if not o.is_floating_point()))
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, Tensor | None]:
+        inside, outputs = ctx.graph
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        if not pairs:
+            return None, None
+        outs, gs = zip(*pairs, strict=True)
+        return None, _Pullback.apply((inside, outs), *gs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], function: Any, images: Tensor) -> Any:
+        outputs = flatten_rows(lambda x: _Boundary.apply(function, x), info.batch_size, in_dims[1:], images)
+        return outputs, tuple(0 for _ in outputs)
+
+
+class _Pullback(torch.autograd.Function):
+    """From the outputs' gradients to the images'; the graph is plain, whatever wraps the gradients."""
+
+    @staticmethod
+    def forward(graph: tuple[Tensor, tuple[Tensor, ...]], *grads: Tensor) -> Tensor:
+        inside, outputs = graph
+        (gradient,) = torch.autograd.grad(
+            outputs, inside, grads, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError("a victim has first derivatives only: its own graph is kept once")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], graph: Any, *grads: Tensor) -> tuple[Tensor, int]:
+        p, rows = info.batch_size, len(graph[0])
+
+        def pull(*flat: Tensor) -> Tensor:
+            if len(flat[0]) == rows:  # the members were rows of the images too
+                return _Pullback.apply(graph, *flat)  # type: ignore[return-value]
+            members = zip(*(g.chunk(p) for g in flat), strict=True)
+            return torch.cat([_Pullback.apply(graph, *gs) for gs in members])  # type: ignore[misc]
+
+        return flatten_rows(pull, p, in_dims[1:], *grads), 0

@@ -1,0 +1,109 @@
+"""What torchvision's detectors say before they suppress, by the library's own parts."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import clip_boxes_to_image
+
+from fpatch.core.tree import constant
+from fpatch.ops.detections import ABSENT, log_odds_of_log, softmax_log_odds
+
+SMALLEST_BOX_PX = 1e-2
+"""Faster R-CNN drops smaller boxes (`RoIHeads.postprocess_detections`), in pixels of the resized image."""
+
+Answer = tuple[Tensor, Tensor]
+"""Boxes in pixels of the resized image and log-odds."""
+
+
+class Dense(nn.Module):
+    """From images [b, 3, h, w] to the dense detections of one of the `FAMILIES`."""
+
+    model: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`boxes` and `logits`."""
+        model, family = self.model, next(family for family in FAMILIES if isinstance(self.model, family))
+        resized, _ = model.transform(list(images))
+        features = model.backbone(resized.tensors)
+        if isinstance(features, Tensor):
+            features = OrderedDict([("0", features)])
+        boxes, logits = FAMILIES[family](model, resized, features)
+        (height, width), (resized_height, resized_width) = images.shape[-2:], resized.image_sizes[0]
+        size, resized_size = constant([[width, height], [resized_width, resized_height]], boxes)
+        return {"boxes": boxes * (size / resized_size).repeat(2), "logits": logits}
+
+
+def faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tensor]) -> Answer:
+    """Every proposal, with a box and the log-odds of every class.
+
+    Padding of the proposals has no size, nor has what is decoded from it.
+    """
+    rpn: Any = model.rpn
+    heads: Any = model.roi_heads
+    found, _ = rpn(images, features)
+    num = rpn.post_nms_top_n()
+    padded = pad_sequence(found, batch_first=True)
+    proposals = list(F.pad(padded, (0, 0, 0, num - padded.shape[1])).unbind())
+    pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
+    class_logits, codes = heads.box_predictor(pooled)
+    boxes = heads.box_coder.decode(codes, proposals).unflatten(0, (-1, num))
+    boxes = clip_boxes_to_image(boxes, images.image_sizes[0])
+    logits = softmax_without_background(class_logits).unflatten(0, (-1, num))
+    small = (boxes[..., 2:] - boxes[..., :2] < SMALLEST_BOX_PX).any(-1)
+    return boxes, logits.masked_fill(small, ABSENT)
+
+
+def retinanet(model: RetinaNet, images: ImageList, features: dict[str, Tensor]) -> Answer:
+    """Every anchor, with a sigmoid per class."""
+    said = model.head(list(features.values()))
+    return decode(model, images, features, said["bbox_regression"]), said["cls_logits"]
+
+
+def fcos(model: FCOS, images: ImageList, features: dict[str, Tensor]) -> Answer:
+    """Every place, with the geometric mean of a class and of the centerness as the score."""
+    said = model.head(list(features.values()))
+    log_scores = (F.logsigmoid(said["cls_logits"]) + F.logsigmoid(said["bbox_ctrness"])) / 2
+    return decode(model, images, features, said["bbox_regression"]), log_odds_of_log(log_scores)
+
+
+def ssd(model: SSD, images: ImageList, features: dict[str, Tensor]) -> Answer:
+    """Every default box, with a softmax over the classes."""
+    said = model.head(list(features.values()))
+    boxes = decode(model, images, features, said["bbox_regression"])
+    return boxes, softmax_without_background(said["cls_logits"])
+
+
+def decode(
+    model: FCOS | RetinaNet | SSD, images: ImageList, features: dict[str, Tensor], codes: Tensor
+) -> Tensor:
+    """Boxes [b, n, 4] inside the image, from what was said about every anchor."""
+    anchors = torch.cat(model.anchor_generator(images, list(features.values())))
+    coder: Any = model.box_coder
+    decode_flat = coder.decode if isinstance(model, FCOS) else coder.decode_single
+    boxes = decode_flat(codes.flatten(0, 1), anchors).view_as(codes)
+    return clip_boxes_to_image(boxes, images.image_sizes[0])
+
+
+def softmax_without_background(class_logits: Tensor) -> Tensor:
+    """Log-odds [..., c], those of class 0 `ABSENT`."""
+    return F.pad(softmax_log_odds(class_logits)[..., 1:], (1, 0), value=ABSENT)
+
+
+FAMILIES: dict[type[nn.Module], Callable[..., Answer]] = {
+    FasterRCNN: faster_rcnn,
+    RetinaNet: retinanet,
+    FCOS: fcos,
+    SSD: ssd,
+}

@@ -1,0 +1,108 @@
+"""What losses on dense detections share: which boxes count for a place, and their scores as log-odds."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from fpatch.core.tree import is_concrete
+from fpatch.core.types import Values
+from fpatch.ops.detections import ABSENT, boxes_of
+from fpatch.ops.geometry import pairwise_iou
+
+
+def can_claim(
+    places: Float[Tensor, "b m 4"], boxes: Float[Tensor, "b n 4"] | Float[Tensor, "b m n 4"], iou: float
+) -> Bool[Tensor, "b m n"]:
+    """Which boxes could be taken for what is at which place.
+
+    The center counts beside the overlap because a patch that only shrinks or shifts the boxes would otherwise
+    be done: they would answer beside the object, and no longer be pushed.
+
+    Args:
+        places: xyxy in pixels.
+        boxes: The same for every place, or others for each.
+        iou: A box counts if its center lies on the place, or if it overlaps it at least so much.
+    """
+    boxes = boxes.detach()
+    boxes = boxes if boxes.ndim == 4 else boxes[:, None].expand(-1, places.shape[1], -1, -1)
+    places = places[:, :, None]
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2
+    inside = ((center >= places[..., :2]) & (center <= places[..., 2:])).all(-1)
+    return inside | (pairwise_iou(places, boxes)[:, :, 0] >= iou)
+
+
+def best_boxes(dense: Mapping[str, Tensor]) -> Float[Tensor, "b n 4"]:
+    """The box that every entry has for its best class."""
+    return boxes_of(dense, dense["logits"].argmax(-1))
+
+
+def of_labels(
+    dense: Mapping[str, Tensor], scores: Float[Tensor, "b n c"], labels: Int64[Tensor, "b m"]
+) -> tuple[Tensor, Float[Tensor, "b m n"]]:
+    """The boxes and the scores that all entries have for the class of every object.
+
+    Returns:
+        Boxes [b, n, 4], or [b, m, n, 4] where every class has its own; scores [b, m, n].
+    """
+    b, n, _ = scores.shape
+    index = labels[..., None].expand(-1, -1, n)
+    boxes = dense["boxes"]
+    if boxes.ndim == 4:
+        boxes = boxes.transpose(1, 2).gather(1, index[..., None].expand(b, -1, -1, 4))
+    return boxes, scores.transpose(1, 2).gather(1, index)
+
+
+def present(dense: Mapping[str, Tensor]) -> Bool[Tensor, "b n"]:
+    """Which entries are boxes, and no padding."""
+    return (dense["logits"] != ABSENT).any(-1)
+
+
+def mean_over_places(per_place: Float[Tensor, "b m"], valid: Bool[Tensor, "b m"]) -> Float[Tensor, " b"]:
+    """The mean over the places that are there; 0 where none is."""
+    weight = valid.to(per_place)
+    return (per_place * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def object_labels(stage: str, values: Values, num_classes: int) -> Int64[Tensor, "b m"]:
+    """The classes of the objects; 0 where there is none.
+
+    Raises:
+        ValueError: If a valid object is of a class that the victim does not have.
+    """
+    labels = torch.where(values["box_valid"], values["labels"], 0)
+    check_labels(f"{stage}: a label", labels, num_classes)
+    return labels
+
+
+def check_labels(field: str, labels: Int64[Tensor, "*shape"], num_classes: int) -> None:
+    """`check_label` of each, where values can be read."""
+    if is_concrete(labels):
+        for label in labels.unique().tolist():
+            check_label(field, label, num_classes)
+
+
+def check_label(field: str, label: int, num_classes: int) -> None:
+    """Refuse a class that the victim does not have.
+
+    Raises:
+        ValueError: With the field and the value.
+    """
+    if not 0 <= label < num_classes:
+        raise ValueError(
+            f"{field} is {label}, but the victim has {num_classes} classes, 0 to {num_classes - 1}; labels "
+            "are the victim's own numbers"
+        )
+
+
+def find_unclaimed(
+    claims: Bool[Tensor, "b m n"], valid: Bool[Tensor, "b m"], values: Values, what: str
+) -> dict[str, list[str]]:
+    """The places that no box can claim, for `fpatch doctor`."""
+    image_id = values.get("image_id", torch.arange(len(claims)))
+    lost = (valid & ~claims.any(-1)).nonzero().tolist()
+    found = [f"image {int(image_id[i])}, {what} {j}" for i, j in lost]
+    return (
+        {f"no dense box of the victim is near the {what}, so that nothing is learned": found} if found else {}
+    )

@@ -1,0 +1,1 @@
+"""Tensor maths: geometry, color, spectra, sampling, the implant kernel, detections and intervals."""

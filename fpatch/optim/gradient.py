@@ -1,0 +1,123 @@
+"""The gradient of an objective: of one batch, of micro-batches, of shards, of all processes."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fpatch.core.tree import take_rows
+from fpatch.core.types import Batch, Params, Sample
+from fpatch.optim.objective import Loss
+from fpatch.runtime.parallel import Ranks
+
+
+def value_and_grad(
+    objective: Callable[[Params, Sample, Batch], Loss], transform: Literal["func", "autograd"] = "autograd"
+) -> Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]:
+    """The gradient of an objective, and its value.
+
+    Args:
+        objective: `(patch_params, sample, batch) -> Loss`.
+        transform: "autograd" is the quick way in eager mode on a CPU, where `torch.func.grad`, which always
+            keeps the graph of the backward, takes up to twice as long; "func" is for vmap and compilation.
+
+    Returns:
+        `(patch_params, sample, batch) -> (gradients, Loss)`; nothing that comes out is attached to a graph.
+    """
+    if transform == "func":
+        wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
+
+        def by_func(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+            grads, (value, terms) = wrapped(dict(patch_params), sample, batch)
+            return grads, Loss(value, terms)
+
+        return by_func
+
+    def by_autograd(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        leaves = {name: value.detach().requires_grad_() for name, value in patch_params.items()}
+        loss = objective(leaves, sample, batch)
+        if not loss.value.requires_grad:
+            raise ValueError("objective: no weighted term depends on the patch; `fpatch doctor` says why")
+        found = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
+        grads = {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+        }
+        return grads, Loss(loss.value.detach(), {name: term.detach() for name, term in loss.terms.items()})
+
+    return by_autograd
+
+
+def _with_aux(
+    objective: Callable[[Params, Sample, Batch], Loss],
+) -> Callable[[Params, Sample, Batch], tuple[Tensor, dict[str, Tensor]]]:
+    """The form that `torch.func.grad_and_value(has_aux=True)` asks for."""
+
+    def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return tuple(objective(patch_params, sample, batch))  # type: ignore[return-value]
+
+    return function
+
+
+Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
+
+
+def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient:
+    """The same gradient and loss, from so many rows at a time."""
+
+    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        rows = len(batch["image_id"])
+        size = micro_batch or rows
+        parts = [slice(start, start + size) for start in range(0, rows, size)]
+        return combine([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+
+    return whole
+
+
+def sharded_gradient(gradient: Gradient, processes: int) -> Gradient:
+    """The same gradient and loss, to the bit those of `reduced` in so many processes."""
+
+    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        parts = [Ranks(rank, processes).rows(len(batch["image_id"])) for rank in range(processes)]
+        return combine([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+
+    return whole
+
+
+def all_reduced_gradient(gradient: Gradient, ranks: Ranks) -> Gradient:
+    """The same gradient and loss, of the rows of all processes, each of which holds its own."""
+    if ranks.size == 1:
+        return gradient
+
+    def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        grads, loss = gradient(params, sample, batch)
+        terms = ranks.gather(loss.terms)
+        sums = ranks.gather(({name: grad[None] for name, grad in grads.items()}, loss.value[None]))
+        return combine([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
+
+    return whole
+
+
+def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
+    """Gradient and loss of all rows from those of some rows each, summed in the order given."""
+    counts = [len(next(iter(loss.terms.values()))) for _, loss in parts]
+    shares = [count / sum(counts) for count in counts]
+    results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
+    zero = torch.zeros(())
+    grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in parts[0][0]}
+    value = sum((share * loss.value for share, _, loss in results), zero)
+    terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
+    return grads, Loss(value, terms)
+
+
+def norm(grads: Params) -> Tensor:
+    """Euclidean norm over all tensors together."""
+    return torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
+
+
+def ascend(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
+    """Move by a Euclidean distance along the gradient; nowhere if it is 0."""
+    length = norm(grads)
+    scale = distance / torch.where(length > 0, length, 1.0)
+    return {name: value + scale * grads[name] for name, value in params.items()}

@@ -1,0 +1,88 @@
+"""From the loss terms of a pipeline to one number, and to its gradient in the patch parameters.
+
+Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpatch.core.checks import nearest
+from fpatch.core.types import Batch, Params, Sample
+from fpatch.graph.pipeline import Pipeline
+
+
+class Loss(NamedTuple):
+    """The weighted sum of mean terms, and every term unweighted, [b]."""
+
+    value: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights by term, for a pipeline of one phase.
+
+    Attributes:
+        pipeline: Of the training phase; its loss nodes write the terms.
+        weights: By term name; terms without a weight, or of weight 0, are computed and logged, and count 0.
+    """
+
+    pipeline: Pipeline
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        terms = self.pipeline.terms
+        if not terms:
+            raise ValueError("objective: the pipeline has no loss; add one, e.g. losses.vanish()")
+        for name, weight in self.weights.items():
+            if name not in terms:
+                raise ValueError(f"objective(weights): no loss term {name!r}; {nearest(name, terms)}")
+            if not math.isfinite(weight):
+                raise ValueError(f"objective(weights): that of {name!r} must be finite, got {weight}")
+        if not any(self.weights.values()):
+            raise ValueError(f"objective(weights): at least one term must count; terms: {', '.join(terms)}")
+
+    def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
+        """The loss on samples already held."""
+        return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
+
+    def weigh(self, terms: Mapping[str, Any]) -> Loss:
+        """The loss of terms already computed, [b] each.
+
+        Raises:
+            ValueError: If one is no tensor, is reduced already, or has more axes.
+        """
+        for name, term in terms.items():
+            if not isinstance(term, Tensor) or term.ndim != 1:
+                raise ValueError(_not_per_row(name, term))
+        value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
+        return Loss(value, dict(terms))  # type: ignore[arg-type]
+
+
+def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
+    """Refuse terms that are not one finite number per row; run on a test batch before training.
+
+    Raises:
+        ValueError: Naming the term.
+    """
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or tuple(term.shape) != (num_rows,):
+            raise ValueError(_not_per_row(name, term, num_rows))
+        if not term.is_floating_point():
+            raise ValueError(f"loss term {name!r} must be floating point, got {term.dtype}")
+        if not bool(torch.isfinite(term).all()):
+            row = int((~torch.isfinite(term)).nonzero()[0])
+            raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
+
+
+def _not_per_row(name: str, term: Any, num_rows: int | str = "b") -> str:
+    got = f"shape {list(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
+    return (
+        f"loss term {name!r} must be a tensor, unreduced, one number per row [{num_rows}], got {got}; leave "
+        "the mean to the objective"
+    )

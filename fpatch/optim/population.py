@@ -1,0 +1,223 @@
+"""Many patches in one step: p members of a population with b rows each are one batch of p * b rows.
+
+Member i's rows carry its patch and its draws, and the victim is called once. What depends on the patch alone
+is computed once per member. A member moves as in a run of its own, to float tolerance.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+from torchopt.base import GradientTransformation
+
+from fpatch import random
+from fpatch.core.checks import check_number
+from fpatch.core.tree import device_of, take_rows, to_device
+from fpatch.core.types import Batch, Params, Sample
+from fpatch.graph.functions import Function
+from fpatch.graph.keys import check_uses
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import ALL
+from fpatch.optim.gradient import ascend, value_and_grad
+from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
+
+PopulationStep = Callable[
+    [Sequence[TrainState], Sequence[Batch]], tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]
+]
+
+
+def make_population_step(
+    objectives: Sequence[Objective],
+    optimizers: Sequence[GradientTransformation],
+    *,
+    members_at_once: int | None = None,
+    rho: float = 0.0,
+) -> PopulationStep:
+    """One update of every member as a pure function `(states, batches) -> (states, infos)`.
+
+    States and infos are those of `fpatch.make_step`, one per member: a member can be saved, go on alone, or
+    be put back between any two steps, and members need not have made the same number of them.
+
+    Args:
+        objectives: One per member. They share one pipeline, and may differ in weights.
+        optimizers: One per member, with settings of its own.
+        members_at_once: Members whose graph is held at a time; None for all.
+        rho: As in `fpatch.make_step`.
+
+    Returns:
+        The step, which takes one state and one batch per member: `[batch] * p` for the same photographs. All
+        batches have the same names and shapes.
+
+    Raises:
+        ValueError: If there is no member, the numbers of objectives and optimizers differ, objectives have
+            different pipelines, or a node is a plain function.
+    """
+    if members_at_once is not None:
+        check_number("population.members_at_once", members_at_once, 1)
+    check_number("population.rho", rho, 0.0)
+    _check_members(objectives, optimizers)
+    num = len(objectives)
+    size = members_at_once or num
+    slices = [slice(start, start + size) for start in range(0, num, size)]
+    parts = [(some, _make_part(objectives[some], optimizers[some], rho)) for some in slices]
+
+    def step(
+        states: Sequence[TrainState], batches: Sequence[Batch]
+    ) -> tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]:
+        _check_inputs(num, states, batches)
+        pairs = [pair for some, part in parts for pair in part(states[some], batches[some])]
+        moved, infos = zip(*pairs, strict=True)
+        return moved, infos
+
+    return step
+
+
+def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
+    """The nodes that depend on the parameters alone, to be run for each member, and those for each row.
+
+    The first are the stages on patches that draw nothing, and the losses on what comes out of them; a stage
+    that replaces a patch which one of the others has read is not among them.
+    """
+    of_members: list[str] = []
+    known: set[str] = set()
+    used_by_rows: set[str] = set()
+    for path, n in pipeline.items():
+        d, writes = n.stage.definition, set(n.writes.values())
+        reads = set(n.reads.values()) - ({"image_id"} if d.of_patch else set())
+        on_patches = d.of_patch or (d.writes == ("patch",) and not d.fields)
+        if on_patches and reads <= known and not {*writes, ALL} & used_by_rows:
+            of_members.append(path)
+            known |= writes
+        else:
+            known -= writes
+            used_by_rows |= reads | writes
+    of_rows = [path for path in pipeline if path not in of_members]
+    return pipeline.without(*of_rows), pipeline.without(*of_members)
+
+
+def _make_part(
+    objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation], rho: float
+) -> Callable[[Sequence[TrainState], Sequence[Batch]], Iterator[tuple[TrainState, StepInfo]]]:
+    """The step of members that are held at once."""
+    pipeline = objectives[0].pipeline
+    gradient_of_sum = value_and_grad(_sum(objectives))
+
+    def gradient(
+        points: Sequence[Params], sample: Sample, batch: Batch
+    ) -> tuple[list[dict[str, Tensor]], Mapping[str, Tensor]]:
+        stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
+        grads, loss = gradient_of_sum(stacked, sample, batch)
+        return [take_rows(grads, i) for i in range(len(points))], loss.terms
+
+    def part(states: Sequence[TrainState], batches: Sequence[Batch]) -> Iterator[tuple[TrainState, StepInfo]]:
+        batch = _join_rows(batches)
+        sample = pipeline.sample(_row_keys(states, batch), batch)
+        points = [lookahead_params(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
+        placed = to_device((sample, batch), device_of(points))
+        grads, terms = gradient(points, *placed)
+        if rho:
+            above = [ascend(point, own, rho) for point, own in zip(points, grads, strict=True)]
+            grads, _ = gradient(above, *placed)
+        b = len(batches[0]["image_id"])
+        for i, state in enumerate(states):
+            rows = slice(i * b, (i + 1) * b)
+            loss = objectives[i].weigh(take_rows(terms, rows))
+            yield apply_gradient(
+                pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i]
+            )
+
+    return part
+
+
+def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], Loss]:
+    """The losses of all members, each of which depends on its own parameters alone, as one."""
+    p, pipeline = len(objectives), objectives[0].pipeline
+    of_members, of_rows = split(pipeline)
+    names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
+
+    def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
+        b = len(batch["image_id"]) // p
+        members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
+        made = of_members.apply(patch_params, {}, members, want=names)
+        params = _RowParams(patch_params, b)
+        terms = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=pipeline.terms)
+        own = {name: term.unflatten(0, (p, b)).unbind() for name, term in terms.items()}
+        values = [o.weigh({name: own[name][i] for name in own}).value for i, o in enumerate(objectives)]
+        return Loss(torch.stack(values).sum(), terms)
+
+    return loss
+
+
+class _RowParams(Mapping[str, Tensor]):
+    """Parameters [p, ...] as those of each row, [p * b, ...], copied when they are read."""
+
+    def __init__(self, patch_params: Params, num_rows: int) -> None:
+        self._members, self._num_rows = patch_params, num_rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._members[name].repeat_interleave(self._num_rows, 0)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+
+def _repeat(made: Any, num_rows: int) -> Any:
+    """What members have made, for each row; a patch [c, h, w] that no parameters went into is of all rows."""
+    return optree.tree_map(lambda x: x if x.ndim == 3 else x.repeat_interleave(num_rows, 0), made)
+
+
+def _join_rows(batches: Any) -> Any:
+    return optree.tree_map(lambda *rows: torch.cat(rows), *batches)
+
+
+def _row_keys(states: Sequence[TrainState], batch: Batch) -> Tensor:
+    """The row keys [p * b, 2] that the members' own steps would derive."""
+    roots = torch.stack([state.key for state in states])
+    keys = random.fold_in(random.fold_in(roots, "train"), torch.tensor([state.step for state in states]))
+    keys = keys.repeat_interleave(len(batch["image_id"]) // len(states), 0)
+    return random.fold_in(random.fold_in(keys, batch["image_id"]), batch["draw"])
+
+
+def _check_members(objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation]) -> None:
+    if not objectives or len(objectives) != len(optimizers):
+        raise ValueError(
+            "population: every member has an objective and an optimizer, got "
+            f"{len(objectives)} and {len(optimizers)}; repeat what they share, [optimizer] * p"
+        )
+    pipeline = objectives[0].pipeline
+    for i, objective in enumerate(objectives):
+        if objective.pipeline is not pipeline:
+            raise ValueError(
+                f"population: member {i} has a pipeline of its own; members differ in seeds, optimizers and "
+                "weights only: make all objectives with one pipeline"
+            )
+    for path, n in pipeline.items():
+        if isinstance(n.stage.config, Function):
+            raise ValueError(
+                f"population: node {path!r} is a plain function, which expects one patch and not one per "
+                "row; make it a stage with fpatch.define"
+            )
+
+
+def _check_inputs(num: int, states: Sequence[TrainState], batches: Sequence[Batch]) -> None:
+    if len(states) != num or len(batches) != num:
+        raise ValueError(
+            f"population: {num} members need as many states and batches, got {len(states)} and "
+            f"{len(batches)}; for the same photographs give [batch] * {num}"
+        )
+    shapes = [{name: list(value.shape) for name, value in batch.items()} for batch in batches]
+    for i, batch in enumerate(batches):
+        check_uses(batch)
+        for name in sorted({*shapes[0], *shapes[i]}):
+            first, own = shapes[0].get(name, "no such name"), shapes[i].get(name, "no such name")
+            if own != first:
+                raise ValueError(
+                    f"population: batches must have the same names and shapes, but {name!r} of member {i} "
+                    f"is {own}, and that of member 0 {first}; make all with one batch size and image size"
+                )

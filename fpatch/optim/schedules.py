@@ -1,0 +1,156 @@
+"""Learning rates: schedules, functions of the step alone, and rates that also hear of the loss.
+
+A rate keeps its own state as tensors, so that it vmaps and compiles, which torchopt's schedules do not.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[Tensor], Tensor]
+"""From the number of updates made so far, a tensor, to the learning rate."""
+
+
+def constant(learning_rate: float) -> Schedule:
+    """The same learning rate at every step."""
+    return lambda step: torch.full_like(step, learning_rate, dtype=torch.float32)
+
+
+def cosine(learning_rate: float, num_steps: int, final_frac: float = 0.0) -> Schedule:
+    """Fall along half a cosine to `final_frac` of the start.
+
+    References:
+        Loshchilov and Hutter (2017), SGDR, equation 5, without restarts.
+    """
+
+    def schedule(step: Tensor) -> Tensor:
+        progress = (step.float() / num_steps).clamp(0.0, 1.0)
+        fall = 0.5 * (1.0 + torch.cos(torch.pi * progress))
+        return learning_rate * (final_frac + (1.0 - final_frac) * fall)
+
+    return schedule
+
+
+def exponential(learning_rate: float, num_steps: int, final_frac: float = 1e-3) -> Schedule:
+    """Fall by the same factor at every step, to `final_frac` of the start after `num_steps`."""
+    slope = math.log(final_frac) / num_steps
+    return lambda step: learning_rate * (slope * step.float()).exp()
+
+
+def step_decay(
+    learning_rate: float, every: int, factor: float, steps_per_unit: Fraction | int = 1
+) -> Schedule:
+    """Fall by `factor` whenever `every` steps, or units of `steps_per_unit` steps, are over."""
+    unit = Fraction(steps_per_unit)
+
+    def schedule(step: Tensor) -> Tensor:
+        num_falls = step * unit.denominator // (every * unit.numerator)
+        return learning_rate * torch.full_like(step, factor, dtype=torch.float32) ** num_falls
+
+    return schedule
+
+
+def milestones(
+    learning_rate: float, at: tuple[int, ...], factor: float, steps_per_unit: Fraction | int = 1
+) -> Schedule:
+    """Fall by `factor` after each of these numbers of steps, or of units of `steps_per_unit` steps."""
+    unit = Fraction(steps_per_unit)
+
+    def schedule(step: Tensor) -> Tensor:
+        num_falls = sum(step * unit.denominator >= number * unit.numerator for number in at)
+        return learning_rate * torch.full_like(step, factor, dtype=torch.float32) ** num_falls
+
+    return schedule
+
+
+def warmup(schedule: Schedule, num_steps: int) -> Schedule:
+    """Multiply the first `num_steps` rates by 1/(n+1), 2/(n+1), ..., n/(n+1)."""
+    return lambda step: schedule(step) * ((step.float() + 1.0) / (num_steps + 1)).clamp(max=1.0)
+
+
+class Rate(NamedTuple):
+    """A learning rate with a state of its own, which lives in the optimizer's.
+
+    Attributes:
+        init: () -> state.
+        now: state -> the rate of the next update.
+        after: (state, loss of the update or None) -> state.
+    """
+
+    init: Callable[[], Any]
+    now: Callable[[Any], Tensor]
+    after: Callable[[Any, Tensor | None], Any]
+
+
+class ScheduleState(NamedTuple):
+    """Number of updates made."""
+
+    step: Tensor
+
+
+def scheduled(schedule: Schedule) -> Rate:
+    """A rate that depends on nothing but the step."""
+    return Rate(
+        lambda: ScheduleState(torch.zeros((), dtype=torch.int64)),
+        lambda state: schedule(state.step),
+        lambda state, value: ScheduleState(state.step + 1),
+    )
+
+
+class PlateauState(NamedTuple):
+    """Updates made, the factor by now, the best reading, readings since then, and the sum of losses since."""
+
+    step: Tensor
+    scale: Tensor
+    best: Tensor
+    num_bad: Tensor
+    total: Tensor
+
+
+def plateau(
+    schedule: Schedule,
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    every: int = 1,
+    final_frac: float = 0.0,
+) -> Rate:
+    """A schedule that also falls by `factor` when the loss has stopped falling, as torch's ReduceLROnPlateau.
+
+    Args:
+        schedule: What is multiplied.
+        factor: Of each fall.
+        patience: Readings without a new best that are borne; one more, and the rate falls.
+        threshold: A new best is lower than the last by at least this fraction of it.
+        every: A reading is the mean loss of so many steps.
+        final_frac: The product of all factors stays at least this.
+    """
+
+    def init() -> PlateauState:
+        count, sum_ = torch.zeros((), dtype=torch.int64), torch.zeros(())
+        return PlateauState(
+            count, torch.ones(()), torch.full((), torch.finfo(torch.float32).max), count, sum_
+        )
+
+    def after(state: PlateauState, value: Tensor | None) -> PlateauState:
+        if value is None:
+            raise ValueError("plateau: update must be given the loss of the step; call it with value=loss")
+        total = state.total + value.to(state.total)
+        due = (state.step + 1) % every == 0
+        reading = total / every
+        better = due & (reading < state.best - threshold * state.best.abs())
+        num_bad = torch.where(better, 0, state.num_bad + due)
+        falls = num_bad > patience
+        return PlateauState(
+            step=state.step + 1,
+            scale=torch.where(falls, (state.scale * factor).clamp(min=final_frac), state.scale),
+            best=torch.where(better, reading, state.best),
+            num_bad=torch.where(falls, 0, num_bad),
+            total=torch.where(due, 0.0, total),
+        )
+
+    return Rate(init, lambda state: state.scale * schedule(state.step), after)

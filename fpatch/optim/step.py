@@ -1,0 +1,170 @@
+"""One update as a pure function of the state and a batch."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchopt.base import GradientTransformation
+
+from fpatch import random
+from fpatch.core.checks import check_number
+from fpatch.core.tree import device_of, to_device
+from fpatch.core.types import Batch, Sample
+from fpatch.graph.keys import row_keys
+from fpatch.graph.pipeline import Pipeline
+from fpatch.optim.compiled import compiled
+from fpatch.optim.gradient import (
+    accumulate_gradient,
+    all_reduced_gradient,
+    ascend,
+    norm,
+    sharded_gradient,
+    value_and_grad,
+)
+from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.transforms import Transformation
+from fpatch.runtime.parallel import ALONE, Ranks
+
+
+class TrainState(NamedTuple):
+    """All that the next step needs, and all that a resume restores.
+
+    Attributes:
+        params: Patch parameters.
+        opt_state: State of the optimizer.
+        step: Updates made so far.
+        key: Root key of the run; the draws of update `step` come from `fold_in(fold_in(key, "train"), step)`.
+    """
+
+    params: dict[str, Tensor]
+    opt_state: Any
+    step: int
+    key: Tensor
+
+
+class StepInfo(NamedTuple):
+    """What a person looks at after a step, of all rows; the next step does not need it.
+
+    Attributes:
+        loss: The weighted sum of the mean terms.
+        terms: Every term, unweighted, [b].
+        grad_norm: Euclidean norm over all parameters of the gradient that the optimizer was given.
+        sample: What was drawn, on the host.
+        batch: Photographs of the rows, `image_id` and `draw`, as they were given.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    grad_norm: Tensor
+    sample: Sample
+    batch: dict[str, Tensor]
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
+
+
+def make_state(
+    objective: Objective,
+    optimizer: GradientTransformation,
+    key: Tensor,
+    device: torch.device | str = "cpu",
+) -> TrainState:
+    """The state before the first step: parameters drawn from `fold_in(key, "init")`, and sent to a device.
+
+    The key stays on the host, where samples are drawn.
+    """
+    params = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
+    return TrainState(params, optimizer.init(params), 0, key)
+
+
+def make_step(
+    objective: Objective,
+    optimizer: GradientTransformation,
+    *,
+    transform: Literal["func", "autograd"] = "autograd",
+    compile: bool | str = False,
+    micro_batch: int | None = None,
+    rho: float = 0.0,
+    ranks: Ranks = ALONE,
+    processes: int = 1,
+) -> Step:
+    """One update as a pure function `(state, batch) -> (state, info)`.
+
+    It runs where the parameters are, and the networks of the pipeline must be there too. Samples are drawn on
+    the host, from what the batch holds there, and sent after it.
+
+    Args:
+        objective: The loss.
+        optimizer: A torchopt transformation; it never writes in place.
+        transform: See `fpatch.optim.gradient.value_and_grad`.
+        compile: True, or a mode of `torch.compile`: see `fpatch.optim.compiled.compiled`.
+        micro_batch: Rows whose graph is held at a time; None for all. The update is that of the whole batch,
+            to float tolerance, because a row's draws do not depend on the rows beside it.
+        rho: Sharpness-aware: the gradient is that at parameters moved uphill by this Euclidean distance, over
+            all patches together, on the same samples; a second pass. 0: no such pass. The loss that is
+            reported is that of the first.
+        ranks: The processes that step together. Each gives its own rows of the batch, with the `draw` that
+            they have in the whole, and gets the state and info of the whole, as from one process to float
+            tolerance; see `fpatch.runtime.parallel`.
+        processes: Sum rows as so many processes would, and get their bits: for replays in one process.
+
+    References:
+        Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
+    """
+    if micro_batch is not None:
+        check_number("train.micro_batch", micro_batch, 1)
+    check_number("train.rho", rho, 0.0)
+    pipeline = objective.pipeline
+    if compile and transform == "func":
+        raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
+    minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
+    of_rows = accumulate_gradient(value_and_grad(minimized, transform), micro_batch)
+    gradient = (
+        all_reduced_gradient(of_rows, ranks) if processes == 1 else sharded_gradient(of_rows, processes)
+    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+        keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
+        sample = pipeline.sample(keys, batch)
+        point = lookahead_params(pipeline, optimizer, state)
+        placed = to_device((sample, batch), device_of(point))
+        grads, loss = gradient(point, *placed)
+        if rho:
+            grads, _ = gradient(ascend(point, grads, rho), *placed)
+        rows = {name: batch[name] for name in ("image_id", "draw")}
+        return apply_gradient(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
+
+    return step
+
+
+def lookahead_params(
+    pipeline: Pipeline, optimizer: GradientTransformation, state: TrainState
+) -> dict[str, Tensor]:
+    """Where an optimizer asks for the gradient: at the parameters, or where it looks ahead to."""
+    if not isinstance(optimizer, Transformation) or optimizer.look_ahead is None:
+        return state.params
+    return pipeline.project(optimizer.look_ahead(state.params, state.opt_state))
+
+
+def apply_gradient(
+    pipeline: Pipeline,
+    optimizer: GradientTransformation,
+    state: TrainState,
+    grads: dict[str, Tensor],
+    loss: Loss,
+    sample: Sample,
+    batch: Batch,
+) -> tuple[TrainState, StepInfo]:
+    """The update that an optimizer makes of a gradient, and what there is to see of the step."""
+    more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
+    updates, opt_state = optimizer.update(grads, state.opt_state, params=state.params, inplace=False, **more)
+    moved = {name: value + updates[name] for name, value in state.params.items()}
+    info = StepInfo(
+        loss=loss.value,
+        terms=loss.terms,
+        grad_norm=norm(grads),
+        sample=sample,
+        batch={"image_id": batch["image_id"], "draw": batch["draw"]},
+    )
+    return TrainState(pipeline.project(moved), opt_state, state.step + 1, state.key), info

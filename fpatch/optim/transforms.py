@@ -1,0 +1,183 @@
+"""Directions of descent, and how they are followed: torchopt transformations, closed under composition.
+
+Each direction is scale-free maths on a tree of gradients; its state goes in and comes out, and the parameters
+are never written in place. All of them vmap and compile, which torchopt's own Adam does not.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+from torchopt.base import EmptyState, GradientTransformation
+
+from fpatch.optim.schedules import Rate
+
+_map = optree.tree_map
+
+
+class AdamState(NamedTuple):
+    """Running means of the gradient and of its square, and the number of updates."""
+
+    mean: Any
+    square: Any
+    step: Tensor
+
+
+def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
+    """Adam's direction.
+
+    References:
+        Kingma and Ba (2015), Adam, algorithm 1.
+    """
+
+    def init(params: Any) -> AdamState:
+        zeros = _map(torch.zeros_like, params)
+        return AdamState(zeros, zeros, torch.zeros((), dtype=torch.int64))
+
+    def update(updates: Any, state: AdamState, *, params: Any = None, inplace: bool = False) -> Any:
+        step = state.step + 1
+        mean = _map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
+        square = _map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
+        correct1, correct2 = (
+            1 - torch.full_like(step, b, dtype=torch.float64) ** step for b in (beta1, beta2)
+        )
+        direction = _map(
+            lambda m, v: (m / correct1.to(m.dtype)) / ((v / correct2.to(v.dtype)).sqrt() + eps), mean, square
+        )
+        return direction, AdamState(mean, square, step)
+
+    return GradientTransformation(init, update)
+
+
+def sign() -> GradientTransformation:
+    """The sign of every gradient; 0 where it is 0.
+
+    References:
+        Kurakin, Goodfellow and Bengio (2016), Adversarial examples in the physical world, section 2.2.
+    """
+
+    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
+        return _map(torch.sign, updates), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+class MomentumState(NamedTuple):
+    """Accumulated gradient."""
+
+    velocity: Any
+
+
+def momentum(decay: float, normalize: bool = False) -> GradientTransformation:
+    """Accumulate gradients: `v = decay * v + g`.
+
+    Args:
+        decay: Share of the past that stays.
+        normalize: Divide each gradient by its L1 norm first (of each leaf), as MI-FGSM does; a zero gradient
+            adds nothing.
+
+    References:
+        Dong et al. (2018), Boosting adversarial attacks with momentum, equation 6.
+    """
+
+    def init(params: Any) -> MomentumState:
+        return MomentumState(_map(torch.zeros_like, params))
+
+    def update(updates: Any, state: MomentumState, *, params: Any = None, inplace: bool = False) -> Any:
+        if normalize:
+            updates = _map(_normalized, updates)
+        velocity = _map(lambda v, g: decay * v + g, state.velocity, updates)
+        return velocity, MomentumState(velocity)
+
+    return GradientTransformation(init, update)
+
+
+def _normalized(gradient: Tensor) -> Tensor:
+    norm = gradient.abs().sum()
+    return gradient / torch.where(norm > 0, norm, 1.0)
+
+
+class SquareState(NamedTuple):
+    """Running mean of the square of the gradient."""
+
+    square: Any
+
+
+def scale_by_rms(decay: float = 0.99, eps: float = 1e-8) -> GradientTransformation:
+    """Divide by the root of the running mean square, `v = decay * v + (1 - decay) * g^2`.
+
+    References:
+        Tieleman and Hinton (2012), Neural networks for machine learning, lecture 6.5.
+    """
+
+    def init(params: Any) -> SquareState:
+        return SquareState(_map(torch.zeros_like, params))
+
+    def update(updates: Any, state: SquareState, *, params: Any = None, inplace: bool = False) -> Any:
+        square = _map(lambda v, g: decay * v + (1 - decay) * g * g, state.square, updates)
+        return _map(lambda g, v: g / (v.sqrt() + eps), updates, square), SquareState(square)
+
+    return GradientTransformation(init, update)
+
+
+def decay_weights(weight_decay: float) -> GradientTransformation:
+    """Add `weight_decay` times the parameters.
+
+    References:
+        Loshchilov and Hutter (2019), Decoupled weight decay regularization, algorithm 2, line 12.
+    """
+
+    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
+        if params is None:
+            raise ValueError("decay_weights: update must be given the parameters; call it with params=params")
+        return _map(lambda u, p: u + weight_decay * p, updates, params), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+class Transformation(GradientTransformation):
+    """A torchopt transformation that may ask for more than gradients.
+
+    Its `update` also takes `value`, the loss of the step. `look_ahead`, unless it is None, says from the
+    parameters and the state at which parameters the gradient is to be taken.
+    """
+
+    look_ahead: Callable[[Any, Any], Any] | None
+
+    def __new__(cls, init: Any, update: Any, look_ahead: Any = None) -> "Transformation":
+        """From the three functions."""
+        self = super().__new__(cls, init, update)
+        self.look_ahead = look_ahead
+        return self
+
+
+def scale_by_learning_rate(
+    direction: GradientTransformation, rate: Rate, look_ahead_frac: float = 0.0
+) -> Transformation:
+    """Follow a direction, downwards.
+
+    Args:
+        direction: From gradients to directions; with `look_ahead_frac`, `momentum` comes first in it.
+        rate: The learning rate.
+        look_ahead_frac: Share of an update by the momentum alone, unsigned, that the gradient is taken ahead.
+    """
+
+    def init(params: Any) -> Any:
+        return direction.init(params), rate.init()
+
+    def update(
+        updates: Any, state: Any, *, params: Any = None, inplace: bool = False, value: Tensor | None = None
+    ) -> Any:
+        direction_state, rate_state = state
+        now = rate.now(rate_state)
+        updates, direction_state = direction.update(updates, direction_state, params=params, inplace=False)
+        return _map(lambda u: -now.to(u) * u, updates), (direction_state, rate.after(rate_state, value))
+
+    def look_ahead(params: Any, state: Any) -> Any:
+        (momentum_state, *_), rate_state = state
+        reach = look_ahead_frac * rate.now(rate_state)
+        return _map(lambda p, v: p - reach.to(p) * v, params, momentum_state.velocity)
+
+    return Transformation(init, update, look_ahead if look_ahead_frac else None)

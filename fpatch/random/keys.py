@@ -1,0 +1,117 @@
+"""Keys, and the words that belong to them."""
+
+import math
+import operator
+import zlib
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from fpatch.core.tree import is_concrete
+from fpatch.random.threefry import MASK, encrypt, encrypt_few, is_few
+
+Key: TypeAlias = Tensor
+"""A key, or an array of keys: int64 `[..., 2]`, each entry in [0, 2**32)."""
+
+
+def key(seed: int) -> Int64[Tensor, "2"]:
+    """Make the root key of a seed.
+
+    Args:
+        seed: In [0, 2**64). Its upper 32 bits are the first word, as in JAX with 64-bit types enabled. In its
+            default 32-bit mode JAX drops them: there, the two agree for seeds below 2**32.
+
+    Raises:
+        ValueError: If the seed is outside that range.
+    """
+    seed = operator.index(seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}; take it modulo 2**64")
+    return torch.tensor([seed >> 32, seed & MASK], dtype=torch.int64)
+
+
+def split(key: Key, num: int = 2) -> Int64[Tensor, "*keys num 2"]:
+    """Make `num` keys from each key."""
+    return torch.stack(words_of(key, (num,)), dim=-1)
+
+
+def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
+    """Make the key that belongs to `data` under each key.
+
+    Args:
+        key: `[..., 2]`.
+        data: An int in [0, 2**32), a name (its CRC-32 is folded in) or an integer tensor of such numbers that
+            broadcasts against the leading axes of the keys: a key with data `[b]` gives row keys `[b, 2]`.
+            Where values cannot be read (compiled, GPU) the low 32 bits count.
+
+    Raises:
+        ValueError: If the key or the data are of another kind, do not broadcast, or a number is out of range.
+    """
+    check_key(key)
+    if isinstance(data, str):
+        data = zlib.crc32(data.encode())
+    if not isinstance(data, Tensor):
+        data = operator.index(data)
+        if 0 <= data <= MASK and is_few(key):
+            return encrypt_few(key.numpy(), data)
+        data = torch.tensor(data)
+    if data.is_floating_point() or data.dtype == torch.bool:
+        raise ValueError(f"data must be a tensor of integers, got {data.dtype}; fold in an index or a name")
+    data = data.to(key.device, torch.int64, non_blocking=key.device.type != "cpu")
+    try:
+        torch.broadcast_shapes(key.shape[:-1], data.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"data must broadcast against keys {list(key.shape[:-1])}, got {list(data.shape)}"
+        ) from None
+    require((data >= 0) & (data <= MASK), "data must be in [0, 2**32)", data=data)
+    key0, key1 = key.unbind(-1)
+    return torch.stack(encrypt(key0, key1, torch.zeros_like(data), data), dim=-1)
+
+
+def words_of(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The two words of blocks 0, 1, ... of each key, `[..., *shape]` each, counted in row-major order."""
+    check_key(key)
+    num, result_shape = math.prod(check_shape(shape)), (*key.shape[:-1], *shape)
+    if is_few(key, num):
+        keys = key.numpy().reshape(-1, 1, 2).repeat(num, axis=1)
+        word0, word1 = encrypt_few(keys, np.arange(num)).unbind(-1)
+        return word0.reshape(result_shape), word1.reshape(result_shape)
+    count = torch.arange(num, device=key.device)
+    key0, key1 = key[..., None, :].unbind(-1)
+    word0, word1 = encrypt(key0, key1, torch.zeros_like(count[:1]), count)
+    return word0.reshape(result_shape), word1.reshape(result_shape)
+
+
+def check_key(key: Key) -> None:
+    """Refuse what is no key.
+
+    Raises:
+        ValueError: With its type and shape.
+    """
+    if key.dtype != torch.int64 or key.ndim == 0 or key.shape[-1] != 2:
+        raise ValueError(
+            f"key must be an int64 tensor [..., 2], got {key.dtype} {list(key.shape)}; make it with key(seed)"
+        )
+
+
+def check_shape(shape: Sequence[int]) -> Sequence[int]:
+    """The shape itself.
+
+    Raises:
+        ValueError: If one of its numbers is negative.
+    """
+    if any(num < 0 for num in shape):
+        raise ValueError(f"shape must have no negative number, got {tuple(shape)}")
+    return shape
+
+
+def require(holds: Tensor, rule: str, **values: object) -> None:
+    """Refuse values that break a rule, where they can be read."""
+    if is_concrete(holds) and not bool(holds.all()):
+        given = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise ValueError(f"{rule}, got {given}")

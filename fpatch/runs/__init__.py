@@ -1,0 +1,1 @@
+"""Run folders: train, resume, evaluate, replay and compare in them."""

@@ -1,0 +1,74 @@
+"""What a run folder recorded, compared with what is here."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from fpatch.core.files import file_digest
+from fpatch.core.schema import flatten
+from fpatch.data import TargetSet
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
+from fpatch.study.study import Study
+
+_logger = logging.getLogger(__name__)
+
+
+_ELSEWHERE = ("name", "device", "log")
+"""Settings that no patch depends on; the device is compared as part of the recorded execution."""
+
+
+def check_study(run: Run, study: Study) -> list[str]:
+    """Refuse another study than the run was begun with, as far as its patch depends on it.
+
+    Returns:
+        What is not the same and changes last bits alone, a sentence each.
+
+    Raises:
+        RunError: With the setting, what it was and what it is.
+    """
+    configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
+    before, here = (flatten({n: v for n, v in c.items() if n not in _ELSEWHERE}) for c in configs)
+    said = []
+    for name in {**before, **here}:
+        was, now = before.get(name), here.get(name)
+        if was != now and name == "train.micro_batch":
+            said.append(f"{name}: {was} was recorded, {now} is here")
+        elif was != now:
+            raise RunError(
+                f"{run.folder} was begun with {name} = {was}, and the study has {now}; give the study that "
+                "is in its config.json, or another folder"
+            )
+    return said
+
+
+def warn_if_inexact(run: Run, differences: Sequence[str], processes: int) -> None:
+    """Say what keeps a run that so many processes go on with from the bits of an uninterrupted one."""
+    recorded = run.stretches()
+    if set(recorded) != {processes}:
+        said = " then ".join(map(str, recorded))
+        differences = [*differences, f"processes: {said} was recorded, {processes} is here"]
+    for what in differences:
+        _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
+
+
+def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
+    """What a resumed run should find again: both tables to the byte, the photographs by name and size."""
+    tables = {"placements": study.data.placements, "objects": study.data.objects}
+    digests = {name: file_digest(path) for name, path in tables.items() if path is not None}
+    sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in dataset.paths)
+    return digests | {"photographs": hashlib.sha256(sizes.encode()).hexdigest()}
+
+
+def check_data(run: Run, found: Mapping[str, str]) -> None:
+    """Refuse other tables; a photograph may have been repaired."""
+    recorded = run.read_json("environment.json", "data")["data"]
+    changed = [name for name in found if recorded.get(name) != found[name]]
+    if changed == ["photographs"]:
+        _logger.warning("%s: photographs have changed since it was started: so will the patch", run.folder)
+    elif changed:
+        raise RunError(
+            f"{run.folder}: the {changed[0]} of the data have changed since the run was started; restore "
+            "them to resume it, or train again"
+        )

@@ -1,0 +1,124 @@
+"""Measure a patch as its study says: the photographs of a split, by the study's own keys and controls.
+
+`fpatch.evaluation` knows pipelines and data sets; what a run folder and a study add to it stands here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fpatch.core.progress import Progress, silent
+from fpatch.core.types import Params
+from fpatch.data import TargetSet
+from fpatch.evaluation.evaluation import Evaluation
+from fpatch.evaluation.rates import Success, of_objects, scalars, success
+from fpatch.graph.pipeline import Pipeline
+from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
+from fpatch.runs.folder import Run
+from fpatch.runs.logging import open_study_log
+from fpatch.runs.opening import open_run
+from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.setup import set_up
+from fpatch.study.splits import check_metric, evaluate_split, split_name
+from fpatch.study.study import Study
+
+
+def evaluate_run(
+    folder: str | Path,
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    on_progress: Progress = silent,
+    resources: Mapping[str, Any] | None = None,
+) -> tuple[Run, Success]:
+    """Measure a run's patch on held-out photographs, and add the table, figures and rates to its folder.
+
+    Args:
+        folder: The run.
+        split: Which split of the study's data.
+        checkpoint: Name of a checkpoint.
+        on_progress: Told of progress.
+        resources: Live objects by "path/setting" of the pipeline.
+    """
+    with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
+        run, study, dataset = trained.run, trained.study, trained.dataset
+        metric, table = study.evaluate.metric, table_name(split, checkpoint)
+        last_step = run.checkpoint_step("last")
+        result = evaluate_split(study, trained.params, dataset, split, on_progress)
+        run.save_evaluation(table, result, study.execution(study.evaluate.block))
+        rates = success(result.table, metric)
+        facts = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
+        run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
+        log = open_study_log(study, run, last_step)
+        try:
+            log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
+            diagnosis = view_first_block(study, trained.params, dataset, result.table, split)
+            log_stage_views(study, last_step, diagnosis, dataset.class_names, log, table)
+            run.write_image(f"figures/{table}.png", make_figure(study, diagnosis, dataset.class_names))
+            figure = picture_effects(study, trained.params, dataset, result.table, split)
+            run.write_image(f"figures/{table}-effects.png", figure)
+            log.images(last_step, {f"{table}/largest and smallest effects": figure})
+            files = (f"tables/{table}.parquet", f"tables/{table}.csv", f"figures/{table}.png")
+            log.artifacts([*files, f"figures/{table}-effects.png"])
+            log.commit(last_step)
+        finally:
+            log.close(finished=last_step == study.train.num_steps)
+    return run, rates
+
+
+class Trained(NamedTuple):
+    """What a run has to be measured with.
+
+    Attributes:
+        run: Its folder.
+        study: What it was made from.
+        pipeline: Of the phase that is called as the split.
+        params: Of a checkpoint.
+        step: Updates that had been made then.
+        dataset: The split's photographs.
+    """
+
+    run: Run
+    study: Study
+    pipeline: Pipeline
+    params: Params
+    step: int
+    dataset: TargetSet
+
+
+@contextmanager
+def load_trained(
+    folder: str | Path,
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    resources: Mapping[str, Any] | None = None,
+) -> Iterator[Trained]:
+    """A run's patch, and the photographs and the pipeline to measure it with.
+
+    Meanwhile torch is asked for the same bits every time, if the study is; see `Train.deterministic`.
+
+    Args:
+        folder: The run.
+        split: Which split of the study's data.
+        checkpoint: Name of a checkpoint.
+        resources: Live objects by "path/setting" of the pipeline.
+    """
+    run, study = open_run(folder, resources)
+    parts = set_up(study)
+    check_metric(study, split)
+    state, _ = run.load_checkpoint(checkpoint, parts.initial)
+    dataset = parts.dataset.split(split_name(study, split))
+    with deterministic_algorithms(study.train.deterministic):
+        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset)
+
+
+def table_name(split: str, checkpoint: str) -> str:
+    """What the evaluation of a checkpoint is called in tables and logs: "test", "test-last" and the like."""
+    return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
+
+
+def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:
+    """What a person asks of an evaluation, as JSON."""
+    objects = of_objects(result.objects, study.evaluate.metric)
+    more = {} if objects is None else {"objects": objects.to_json()}
+    return rates.to_json() | more | {"summaries": result.summaries}

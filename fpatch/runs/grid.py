@@ -1,0 +1,106 @@
+"""Exhaustive evaluation: every photograph under every combination of chosen sampled values.
+
+A random sample says how a patch does on the whole; a grid says where it fails. Everything that is not on the
+grid is drawn as ever, and by the same keys in every cell, so that cells differ in what the grid says alone.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from fpatch import random
+from fpatch.core.progress import Progress
+from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
+from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, evaluate_grid
+from fpatch.evaluation.rates import effects
+from fpatch.evaluation.replaying import logged_rows
+from fpatch.evaluation.stage_views import view_stages
+from fpatch.runs.evaluating import Trained, load_trained, table_name
+from fpatch.runs.figures import make_figure
+from fpatch.runs.folder import Run
+from fpatch.study.splits import evaluation_key
+from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
+
+_PICTURED = 3
+"""Cells at either end of which there is an image."""
+
+
+def evaluate_grid_run(
+    folder: str | Path,
+    grid: Grid,
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    on_progress: Progress = lambda task, done, total, note: None,
+    resources: Mapping[str, Any] | None = None,
+) -> tuple[Run, list[Cell]]:
+    """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
+
+    `tables/<split>-grid` can be replayed like any other; `figures/<split>-grid.png` holds heat maps of all
+    pairs of axes (curves, for one axis), and `figures/<split>-grid-cells.png` images of the weakest and
+    strongest cells.
+
+    Args:
+        folder: The run.
+        grid: Values by path.
+        split: Which split of the study's data.
+        checkpoint: Name of a checkpoint.
+        on_progress: Told of progress.
+        resources: Live objects by "path/setting" of the pipeline.
+    """
+    with load_trained(folder, split, checkpoint, resources) as trained:
+        run, study = trained.run, trained.study
+        key = evaluation_key(study, split)
+        made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
+        result = evaluate_grid(
+            trained.pipeline,
+            trained.params,
+            trained.dataset,
+            key,
+            grid,
+            num_draws=study.evaluate.num_draws,
+            block=study.evaluate.block,
+            conditions={name: made[name] for name in (PATCH, NONE, "noise")},
+            progress=lambda done, total: on_progress(f"grid ({split})", done, total, ""),
+        )
+        name = f"{table_name(split, checkpoint)}-grid"
+        cells = cells_of(result.table, study.evaluate.metric)
+        with run.locked():
+            run.save_evaluation(name, result, study.execution(study.evaluate.block))
+            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
+            run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
+    return run, cells
+
+
+def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
+    axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
+    if len(axes) == 1:
+        cells = cells_of(table, metric)
+        curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
+        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)})
+        return
+    panels = []
+    for y, x in itertools.combinations(axes, 2):
+        rates = {tuple(c.values.values()): c.success.rates[PATCH] for c in cells_of(table, metric, (y, x))}
+        ys, xs = (list(dict.fromkeys(table[f"{AXIS_PREFIX}{path}"].tolist())) for path in (y, x))
+        panels.append(HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys]))
+    plot_heat_maps(path, panels)
+
+
+def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> Tensor:
+    """Images of the weakest and the strongest cells: in each, the row with the median effect."""
+    counted = [cell for cell in cells if cell.success.rates[PATCH].count] or list(cells)
+    ordered = sorted(counted, key=lambda cell: cell.success.rates[PATCH].value)
+    chosen = ordered if len(ordered) <= 2 * _PICTURED else ordered[:_PICTURED] + ordered[-_PICTURED:]
+    rows, captions = [], []
+    for cell in chosen:
+        order = cell.rows[np.argsort(effects(table, trained.study.evaluate.metric)[cell.rows], kind="stable")]
+        rows.append(int(order[len(order) // 2]))
+        values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
+        captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")
+    sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
+    diagnosis = view_stages(trained.pipeline, trained.params, sample, batch, "test")
+    return make_figure(trained.study, diagnosis, trained.dataset.class_names, captions)

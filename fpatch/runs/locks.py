@@ -1,0 +1,49 @@
+"""A folder for one process, and names for new ones."""
+
+import fcntl
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as it is."""
+
+
+class LockedError(RunError):
+    """A folder that another process writes to."""
+
+
+@contextmanager
+def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
+    """Hold a folder for one process, and raise the error if another does what is said to it."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise error(f"{folder} is being {what} by another process; wait for it, or end it") from None
+        yield
+
+
+def new_folder(root: Path, name: str) -> Path:
+    """Make `root/<time>-<name>/`, with a number behind if there is one already.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for i in itertools.count():
+        folder = root / f"{stamp}-{name}{f'-{i}' if i else ''}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if root.is_dir():
+                continue
+            raise
+        except OSError as error:
+            raise type(error)(f"log.runs: {root} cannot be written: {error.strerror}") from error
+        return folder
+    raise AssertionError

@@ -1,0 +1,30 @@
+"""A run folder opened again: the study that it was made from, and what is not as it was then."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
+from fpatch.runtime.device import describe_device, deterministic_algorithms
+from fpatch.runtime.execution import Execution
+from fpatch.study.config import study_from_config
+from fpatch.study.study import Study
+
+
+def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
+    """A run folder, and the study that it was made from."""
+    run = Run.open(folder)
+    try:
+        return run, study_from_config(run.read_json("config.json"), run.folder, resources)
+    except ValueError as error:
+        raise RunError(f"{run.folder}/config.json: {error}") from error
+
+
+@contextmanager
+def recorded_execution(recorded: Execution, study: Study) -> Iterator[list[str]]:
+    """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    here = describe_device(study.place)
+    with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):
+        yield differences

@@ -1,0 +1,129 @@
+"""Replay a run: evaluated rows from their logged samples, and training updates from checkpoints.
+
+`fpatch.evaluation.replaying` knows pipelines and tables; what a run folder and a study add to it stands here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fpatch.core.progress import Progress, silent
+from fpatch.core.tree import to_device
+from fpatch.core.types import Values
+from fpatch.evaluation.replaying import Replay, replay
+from fpatch.graph.samples import override
+from fpatch.optim.loop import fit
+from fpatch.optim.step import StepInfo
+from fpatch.runs.locks import RunError
+from fpatch.runs.logging import logged_scalars, step_scalars
+from fpatch.runs.opening import open_run, recorded_execution
+from fpatch.study.setup import make_loader, make_training_step, set_up
+from fpatch.study.splits import split_name
+
+
+class StepReplay(NamedTuple):
+    """A training batch, rerun.
+
+    Attributes:
+        step: The update.
+        start: The checkpoint that it started from.
+        scalars: Logged and rerun value of every scalar of the step.
+        info: Samples and terms of the batch.
+        environment: What is not as recorded, a sentence each.
+    """
+
+    step: int
+    start: int
+    scalars: dict[str, tuple[float, float]]
+    info: StepInfo
+    environment: list[str]
+
+    @property
+    def identical(self) -> bool:
+        """Whether every value is the logged one."""
+        return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in self.scalars.values())
+
+
+def replay_run(
+    folder: str | Path,
+    rows: slice | None = None,
+    table: str = "test",
+    on_progress: Progress = silent,
+    resources: Mapping[str, Any] | None = None,
+    *,
+    edits: Mapping[str, float | Tensor] | None = None,
+    keep: Sequence[str] = (),
+    on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
+) -> tuple[Replay, list[str]]:
+    """Rerun evaluated rows from their logged samples, in the recorded execution.
+
+    Args:
+        folder: The run.
+        rows: Of the table; None for all.
+        table: Its name.
+        on_progress: Told of progress.
+        resources: Live objects by "path/setting" of the pipeline.
+        edits: Values to take instead of the sampled ones, by path, as `fpatch.override` takes them.
+        keep: Further values to show to `see`, e.g. "image".
+        on_block: Called with the numbers of some rows, and with what became of them under every condition.
+
+    Returns:
+        What came out, and what of the environment is not as recorded, a sentence each.
+    """
+    run, study = open_run(folder, resources)
+    logged, recorded = run.load_table(table), run.load_execution(table)
+    split = table.partition("-")[0]
+    dataset = study.data.open().split(split_name(study, split))
+    chosen = range(len(logged["image_id"]))[rows or slice(None)]
+    if not chosen:
+        raise ValueError(
+            f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
+        )
+    with recorded_execution(recorded, study) as differences:
+        result = replay(
+            study.placed.at(split),
+            to_device(run.load_conditions(table), study.place),
+            dataset,
+            logged,
+            chosen,
+            block=recorded.block,
+            edit=(lambda sample: override(sample, edits)) if edits else None,
+            keep=keep,
+            on_block=on_block,
+            progress=lambda done, total: on_progress("replaying", done, total, ""),
+        )
+    return result, differences
+
+
+def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | None = None) -> StepReplay:
+    """Rerun a training update from the nearest checkpoint before it, and compare its logged scalars.
+
+    Args:
+        folder: The run.
+        number: The update, from 1 to the last that was logged.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: If there is no record of that update.
+    """
+    run, study = open_run(folder, resources)
+    parts = set_up(study)
+    logged = logged_scalars(run, number)
+    start = max((s for s in run.checkpoint_steps() if s < number), default=None)
+    if start is None:
+        raise RunError(f"replay --step: {run.folder} has no checkpoint before update {number}; restore one")
+    state, _ = run.load_checkpoint(f"step-{start:08d}", parts.initial)
+    processes, at_start = run.processes_at(number), run.processes_at(start + 1)
+    step = make_training_step(study, parts, processes=processes)
+    with recorded_execution(run.execution, study) as differences:
+        if at_start != processes:
+            differences.append(
+                f"processes: {at_start} made update {start + 1}, {processes} made update {number}; restore "
+                "the checkpoint between them"
+            )
+        *_, (_, info) = fit(state, step, make_loader(study, parts), number)
+    found = step_scalars(info)
+    return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)

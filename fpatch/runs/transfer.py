@@ -1,0 +1,99 @@
+"""Does a patch fool victims that it was not trained on? Every patch against every victim."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from fpatch.core.files import write_atomic
+from fpatch.core.progress import Progress
+from fpatch.core.tree import to_device
+from fpatch.data import TargetSet
+from fpatch.evaluation.columns import tensor_digest
+from fpatch.evaluation.conditions import (
+    make_patches,
+)
+from fpatch.evaluation.transfer import Transfer, transfer
+from fpatch.log.values import to_json
+from fpatch.runs.evaluating import load_trained
+from fpatch.study.splits import evaluation_key
+from fpatch.viz import HeatMap, plot_heat_maps
+
+
+def transfer_runs(
+    folders: Sequence[str | Path],
+    also: Sequence[str | Path] = (),
+    split: Literal["test", "validation"] = "test",
+    checkpoint: str = "best",
+    on_progress: Progress = lambda task, done, total, note: None,
+    resources: Mapping[str, Any] | None = None,
+) -> Transfer:
+    """The same for runs, by the names of their folders.
+
+    Args:
+        folders: Runs with the same photographs in the split; their patches meet their victims.
+        also: Runs whose patches are measured too, as of one that was trained on several victims.
+        split: Which.
+        checkpoint: Name of a checkpoint, in every run.
+        on_progress: Told of progress.
+        resources: Live objects by "path/setting" of the pipelines.
+
+    Raises:
+        ValueError: If two folders have one name, or the photographs differ.
+    """
+    names = [Path(folder).resolve().name for folder in (*folders, *also)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
+    with ExitStack() as opened:
+        found = [
+            opened.enter_context(load_trained(folder, split, checkpoint, resources))
+            for folder in (*folders, *also)
+        ]
+        runs = dict(zip(names, found, strict=True))
+        photographs = {name: _photographs(trained.dataset) for name, trained in runs.items()}
+        for name in names[1:]:
+            if photographs[name] != photographs[names[0]]:
+                raise ValueError(
+                    f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or "
+                    "other sizes, placements, objects or classes; train both on one data set"
+                )
+        study = found[0].study
+        return transfer(
+            {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
+            to_device({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
+            found[0].dataset,
+            evaluation_key(study, split),
+            metric=study.evaluate.metric,
+            num_draws=study.evaluate.num_draws,
+            block=study.evaluate.block,
+            progress=lambda done, total: on_progress("transfer", done, total, ""),
+        )
+
+
+def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
+    """Write the rates as `<path>.json`, null for what there is not, and as a heat map, `<path>.png`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
+        for name, rates in found.rates.items()
+    }
+    names = list(found.rates)
+    conditions = list(found.rates[names[0]])
+    panel = HeatMap(
+        ("measured on", names),
+        ("trained on", conditions),
+        [[found.rates[name][condition] for name in names] for condition in conditions],
+    )
+    files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
+    write_atomic(files[0], to_json(numbers))
+    plot_heat_maps(files[1], [panel])
+    return files
+
+
+def _photographs(dataset: TargetSet) -> tuple[Any, ...]:
+    """What must be equal where two runs are measured on the data of one."""
+    ids = dataset.image_ids
+    tables = [(name, tensor_digest(table[ids])) for name, table in sorted(dataset.tables.items())]
+    photographs = [dataset.digest(i) for i in ids.tolist()]
+    return dataset.size, dataset.names, dataset.class_names, photographs, tables

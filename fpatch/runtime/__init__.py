@@ -1,0 +1,1 @@
+"""The running process: devices, the recorded execution, memory and parallel processes."""

@@ -1,0 +1,135 @@
+"""A study from TOML or JSON, and with other settings."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fpatch.core.checks import nearest
+from fpatch.core.resource import Resource
+from fpatch.core.schema import decode, encode
+from fpatch.graph.build import build
+from fpatch.optim.optimizer import Optimizer
+from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
+from fpatch.study.study import Study
+
+
+def load_study(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None
+) -> Study:
+    """Read a TOML file; relative paths in it start at its folder.
+
+    Args:
+        path: `[data]`, `[pipeline.NAME]`, `[objective]`, `[optimizer]`, `[train]`, `[evaluate]`, `[log]`.
+        overrides: Values by dotted name, `{"optimizer.learning_rate": 0.1, "pipeline.exposure.stops.low":
+            -2}`.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: With file, dotted name, value and what was expected.
+    """
+    path = Path(path)
+    raw = read_toml(path)
+    try:
+        study = study_from_config(raw, path.parent.resolve(), resources)
+        if overrides:
+            study = vary(study, overrides, resources)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return study
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a config file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not TOML.
+    """
+    if not path.is_file():
+        what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
+        raise FileNotFoundError(f"{path}: {what}")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+
+
+def study_from_config(
+    config: Mapping[str, Any], root: Path, resources: Mapping[str, Any] | None = None
+) -> Study:
+    """The study that a config describes.
+
+    Args:
+        config: As in TOML, or `Study.config`.
+        root: Folder that relative paths start at.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: With the dotted name, the value and what was expected.
+    """
+    fields = [f.name for f in dataclasses.fields(Study)]
+    for name in config:
+        if name not in fields:
+            raise ValueError(f"unknown section {name!r}; {nearest(name, fields)}")
+    for name in ("data", "pipeline", "objective"):
+        if name not in config:
+            raise ValueError(f"the section [{name}] is required")
+    sections = {
+        "name": str, "seed": int, "device": str, "data": DataConfig, "objective": ObjectiveConfig,
+        "optimizer": Optimizer, "train": TrainConfig, "evaluate": EvaluateConfig, "log": LogConfig,
+    }  # fmt: skip
+    decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
+    decoded.setdefault("name", "study")
+    decoded["data"] = decoded["data"].pinned(root)
+    if "evaluate" in decoded:
+        decoded["evaluate"] = decoded["evaluate"].pinned(root)
+    made = build(_pin(config["pipeline"], root), resources)
+    return Study(pipeline=made, **decoded)
+
+
+def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Study:
+    """The same study with other settings.
+
+    Args:
+        study: What stays.
+        settings: Values by dotted name; `.low` and `.high` address a range.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: With the dotted name, the value and what was expected.
+    """
+    config = study.config | {"pipeline": study.pipeline.given_config}
+    for name, value in settings.items():
+        _assign(config, name, value)
+    return study_from_config(config, Path.cwd(), resources)
+
+
+def _pin(config: Any, root: Path) -> Any:
+    """Resources with absolute paths and digests."""
+    if isinstance(config, Mapping) and isinstance(config.get("loader"), str):
+        return encode(decode(Resource, config, "resource").pinned(root))
+    return {n: _pin(v, root) for n, v in config.items()} if isinstance(config, Mapping) else config
+
+
+def _assign(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by dotted name; `.low` and `.high` address a range."""
+    target: Any = config
+    *parents, last = name.split(".")
+    for parent in parents:
+        if not isinstance(target, dict) or parent not in target:
+            known = target if isinstance(target, dict) else ()
+            raise ValueError(f"--{name}: there is no {parent!r}; {nearest(parent, known)}")
+        target = target[parent]
+    if isinstance(target, list) and len(target) == 2 and last in ("low", "high"):
+        target[("low", "high").index(last)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+        if last == "weights" and "loader" in target:
+            target["sha256"] = None  # that of the file before
+    else:
+        raise ValueError(f"--{name}: {'.'.join(parents)} is {target!r}, which has no {last!r}")

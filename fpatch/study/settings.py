@@ -1,0 +1,201 @@
+"""The sections of a study: what a person sets, each a frozen value that checks itself."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fpatch.core.checks import check_number
+from fpatch.core.resource import Resource, resolve
+from fpatch.data import TargetSet, image_file, targets
+from fpatch.evaluation.conditions import check_control_name
+from fpatch.optim.compiled import COMPILE_MODES
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The photographs; see `fpatch.data.targets`.
+
+    Attributes:
+        placements: CSV of where patches go.
+        objects: CSV of the objects in the photographs, or None.
+        size: (height, width) that every photograph is letterboxed to.
+        root: Folder that image paths start from; None: that of each CSV.
+        patches: Names to use; None: all in the CSV.
+        classes: Names by label; None: as they appear.
+        outside_frac: How far corners may lie outside a photograph, as a fraction of its side.
+        resident: Keep decoded photographs in memory ("host") or on the device ("device"), or decode at every
+            use ("disk").
+        train: Split to train on.
+        validation: Split that chooses the best checkpoint; None (false in TOML): no validation, and the last
+            checkpoint is the best.
+        test: Split held out for `fpatch evaluate`.
+    """
+
+    placements: str
+    size: tuple[int, int]
+    objects: str | None = None
+    root: str | None = None
+    patches: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    outside_frac: float = 0.0
+    resident: Literal["device", "host", "disk"] = "host"
+    train: str = "train"
+    validation: str | None = "validation"
+    test: str = "test"
+
+    def open(self) -> TargetSet:
+        """Read the CSV files."""
+        return targets(
+            self.placements,
+            self.objects,
+            size=self.size,
+            root=self.root,
+            patches=self.patches,
+            classes=self.classes,
+            outside_frac=self.outside_frac,
+            resident=self.resident,
+        )
+
+    def pinned(self, root: Path) -> "DataConfig":
+        """The same with absolute paths; relative ones start at `root`."""
+        paths = {n: getattr(self, n) for n in ("placements", "objects", "root")}
+        found = {n: str((root / Path(p).expanduser()).resolve()) for n, p in paths.items() if p is not None}
+        return dataclasses.replace(self, **found)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimized.
+
+    Attributes:
+        weights: Weight of each loss term, by name.
+        transform: How the gradient is taken; see `fpatch.optim.gradient.value_and_grad`.
+    """
+
+    weights: Mapping[str, float]
+    transform: Literal["autograd", "func"] = "autograd"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and in what pieces.
+
+    Attributes:
+        num_steps: Updates.
+        batch_size: Rows per update.
+        micro_batch: Rows held in memory at a time, whose gradients add up to that of the update; None: all.
+        rho: Distance that a sharpness-aware step looks uphill, in a second pass; 0: none. See
+            `fpatch.optim.step.make_step`.
+        compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.optim.compiled.compiled`.
+            Evaluations and replays of rows run uncompiled, always.
+        precision: Of the victims, while training; see `fpatch.infer.lighter`.
+        channels_last: Layout of the victims, while training.
+        recompute: Keep less of what the victims compute, and compute it again in the backward.
+        deterministic: Only operations that give the same bits every time, in evaluations and replays too:
+            slower on a GPU, and nothing new on a CPU. See `fpatch.runtime.device.deterministic_algorithms`.
+        replace: Draw photographs with replacement instead of by epochs.
+        checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
+    """
+
+    num_steps: int = 500
+    batch_size: int = 16
+    micro_batch: int | None = None
+    rho: float = 0.0
+    compile: bool | str = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    recompute: bool = False
+    deterministic: bool = False
+    replace: bool = False
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        check_number("train.num_steps", self.num_steps, 1)
+        check_number("train.batch_size", self.batch_size, 1)
+        if self.micro_batch is not None:
+            check_number("train.micro_batch", self.micro_batch, 1)
+        check_number("train.rho", self.rho, 0.0)
+        check_number("train.checkpoint_every", self.checkpoint_every, 1)
+        if self.compile not in (False, True, *COMPILE_MODES):
+            raise ValueError(
+                f"train.compile must be true, false or one of {COMPILE_MODES}, got {self.compile!r}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How the patch is measured.
+
+    Attributes:
+        every: Steps between evaluations on the validation split.
+        num_draws: Samples per photograph.
+        block: Rows that run together, one condition per block.
+        metric: The boolean metric whose failure is a success of the patch.
+        best: The scalar on validation rows that picks the best checkpoint (higher is better).
+        score: Detections below it are not drawn in figures.
+        controls: Further benign prints by name: image files, stretched to every patch.
+    """
+
+    every: int = 100
+    num_draws: int = 1
+    block: int = 16
+    metric: str = "found"
+    best: str = "success/patch"
+    score: float = 0.5
+    controls: Mapping[str, str | Resource] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_number("evaluate.every", self.every, 1)
+        check_number("evaluate.num_draws", self.num_draws, 1)
+        check_number("evaluate.block", self.block, 1)
+        for name in self.controls:
+            check_control_name("evaluate.controls", name)
+
+    def pinned(self, root: Path) -> "EvaluateConfig":
+        """The same with the digests of the controls' files; relative paths start at `root`."""
+        found = {
+            n: (Resource(image_file.name, c) if isinstance(c, str) else c).pinned(root)
+            for n, c in self.controls.items()
+        }
+        return dataclasses.replace(self, controls=found)
+
+    @property
+    def pictures(self) -> dict[str, torch.Tensor]:
+        """The images of the controls, [3, h, w] in 0..1."""
+        made = {n: image_file(c) if isinstance(c, str) else c for n, c in self.controls.items()}
+        return {name: resolve(control) for name, control in made.items()}
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where records go; `records.jsonl` in the run folder is always written.
+
+    Attributes:
+        runs: Folder that holds run folders.
+        tensorboard: Write event files.
+        mlflow: Tracking URI; true: a local SQLite file beside the runs; false: none.
+        experiment: Name of the experiment in MLflow.
+        profile_steps: Steps recorded by torch.profiler, from the third on, for TensorBoard's profile tab.
+    """
+
+    runs: str = "runs"
+    tensorboard: bool = True
+    mlflow: bool | str = True
+    experiment: str = "fpatch"
+    profile_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.mlflow, str) and "://" not in self.mlflow:
+            form = "sqlite:///FILE or http://HOST:PORT"
+            raise ValueError(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
+        if "://" in self.runs:
+            raise ValueError(
+                f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; object "
+                "stores are not supported: mount the bucket, or copy finished runs there; of a sweep, "
+                "sweep.storage keeps a copy there"
+            )
+        check_number("log.profile_steps", self.profile_steps, 0)

@@ -1,0 +1,111 @@
+"""What a study is turned into to be run: data, objective, optimizer, first state, loader and step."""
+
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from fpatch import random
+from fpatch.core.checks import nearest
+from fpatch.data import Loader, TargetSet
+from fpatch.graph.precision import reduce_precision
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import make_optimizer
+from fpatch.optim.step import Step, TrainState, make_state, make_step
+from fpatch.runtime.parallel import ALONE, Ranks
+from fpatch.study.study import Study
+
+
+class Setup(NamedTuple):
+    """What a study is turned into to be run."""
+
+    dataset: TargetSet
+    objective: Objective
+    optimizer: Any
+    initial: TrainState
+
+
+def set_up(study: Study, shared: Setup | None = None) -> Setup:
+    """Open the data, and make the objective, the optimizer and the state before the first step.
+
+    Args:
+        study: What is to be run.
+        shared: Those of a study of the same data and pipeline, which are not opened and loaded once more.
+
+    Raises:
+        ValueError: For anything that would only show later: an empty split, a term that is not [b].
+    """
+    dataset = study.data.open() if shared is None else shared.dataset
+    for split in (study.data.train, study.data.validation, study.data.test):
+        if split is not None:
+            dataset.split(split)
+    if shared is None:
+        objective = make_objective(study)
+    else:
+        objective = Objective(shared.objective.pipeline, study.objective.weights)
+    num_photographs = len(dataset.split(study.data.train).image_ids)
+    epoch = None if study.train.replace else Fraction(num_photographs, study.train.batch_size)
+    optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
+    initial = make_state(objective, optimizer, random.key(study.seed), study.place)
+    _check_names(study, dataset)
+    return Setup(dataset, objective, optimizer, initial)
+
+
+def make_objective(study: Study) -> Objective:
+    """What a study minimizes.
+
+    Raises:
+        ValueError: If a weight is for no term of the pipeline.
+    """
+    pipeline = study.placed.at("train")
+    elsewhere = {t: path for path, n in study.pipeline.items() for t in n.terms if path not in pipeline}
+    for name in study.objective.weights:
+        if name in elsewhere and name not in pipeline.terms:
+            phases = " and ".join(sorted(study.pipeline[elsewhere[name]].phases or ()))
+            raise ValueError(
+                f"objective.weights: the loss term {name!r} is written by {elsewhere[name]!r}, which runs in "
+                f"{phases} only; leave out its phases, or add 'train' to them"
+            )
+    t = study.train
+    return Objective(
+        reduce_precision(pipeline, t.precision, t.channels_last, t.recompute), study.objective.weights
+    )
+
+
+def _check_names(study: Study, dataset: TargetSet) -> None:
+    made = [n for path in study.pipeline.parameterizations for n in study.pipeline[path].stage.config.names]
+    if missing := [n for n in dataset.names if n not in made]:
+        raise ValueError(
+            f"data: the placements ask for the patch {missing[0]!r}, which the pipeline does not make; "
+            f"{nearest(missing[0], made)} (or leave it out by data.patches)"
+        )
+    if tuple(made) != dataset.names:
+        raise ValueError(
+            f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same, in "
+            f"one order: quad_patch counts them; give data.patches = {made}"
+        )
+    for path, n in study.pipeline.items():
+        names = getattr(n.stage.config, "names", dataset.names)
+        if n.stage.definition.fill is not None and names != dataset.names:
+            raise ValueError(
+                f"pipeline.{path}.names {names} must be the patches of the data {dataset.names}, in that "
+                "order; leave it out to have them filled in"
+            )
+
+
+def make_loader(study: Study, parts: Setup, ranks: Ranks = ALONE) -> Loader:
+    """The batches of a training: those rows of each that this process holds."""
+    dataset, key = parts.dataset.split(study.data.train), random.fold_in(parts.initial.key, "data")
+    return Loader(dataset, key, study.train.batch_size, study.train.replace, study.place, ranks)
+
+
+def make_training_step(study: Study, parts: Setup, ranks: Ranks = ALONE, processes: int = 1) -> Step:
+    """The update of a training; `ranks` and `processes` are those of `fpatch.optim.step.make_step`."""
+    return make_step(
+        parts.objective,
+        parts.optimizer,
+        transform=study.objective.transform,
+        compile=study.train.compile,
+        micro_batch=study.train.micro_batch,
+        rho=study.train.rho,
+        ranks=ranks,
+        processes=processes,
+    )

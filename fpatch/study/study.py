@@ -1,0 +1,80 @@
+"""A study: everything that a run is made from, in one frozen value, from TOML or JSON and back."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpatch.core.schema import encode
+from fpatch.graph.pipeline import Pipeline
+from fpatch.optim.optimizer import Optimizer
+from fpatch.runtime.device import check_device, describe_device, find_device
+from fpatch.runtime.execution import Execution
+from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a run is made from.
+
+    Attributes:
+        name: Of the run folder.
+        data: The photographs.
+        pipeline: The stages, for all phases.
+        objective: What is minimized.
+        seed: Of the root key.
+        device: Where it runs: "cpu", "cuda" or one GPU such as "cuda:1"; "auto" is a GPU if there is one.
+            Samples are drawn on the host, and are the same on all.
+        optimizer: How the patch moves.
+        train: How long.
+        evaluate: How it is measured.
+        log: Where records go.
+    """
+
+    name: str
+    data: DataConfig
+    pipeline: Pipeline
+    objective: ObjectiveConfig
+    seed: int = 0
+    device: str = "auto"
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != Path(self.name).name:
+            raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
+        check_device("device", self.device)
+        taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]
+        if taken and self.objective.transform == "func":
+            raise ValueError(
+                f'train.{taken[0]} differentiates by plain autograd; leave out objective.transform = "func"'
+            )
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device that it runs on here.
+
+        Raises:
+            ValueError: If it asks for a GPU that is not there.
+        """
+        return find_device(self.device)
+
+    @cached_property
+    def placed(self) -> Pipeline:
+        """The pipeline with its networks where the study runs."""
+        return self.pipeline if self.place.type == "cpu" else self.pipeline.to(self.place)
+
+    def execution(self, block: int) -> Execution:
+        """How it is run here, so many rows together."""
+        return Execution.current(block, describe_device(self.place))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `study_from_config` makes the same study."""
+        sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {n: v.config if isinstance(v, Pipeline) else encode(v) for n, v in sections.items()}

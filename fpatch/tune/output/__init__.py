@@ -1,0 +1,1 @@
+"""What a sweep leaves to read: tables, figures, its log."""

@@ -1,0 +1,168 @@
+"""What a sweep leaves for people: a parent run in MLflow and TensorBoard, a table, figures, progress."""
+
+import logging
+import time
+from pathlib import Path
+
+from fpatch.core.files import file_digest
+from fpatch.core.progress import Progress
+from fpatch.core.schema import flatten
+from fpatch.log import Log, Records, open_log
+from fpatch.tune.folder.journal import Entry, Journal
+from fpatch.tune.output.figures import save_figures
+from fpatch.tune.output.table import save_table
+from fpatch.tune.plan import Plan, best_entry, num_steps
+
+_logger = logging.getLogger(__name__)
+
+_PAUSE_S = 30.0
+"""After a failure, MLflow is left alone for so long."""
+
+
+class SweepLog:
+    """The log of a sweep as a whole; that of a trial is its own.
+
+    In `records.jsonl` step k is the k-th trial that ended: its objective and the best so far. All comes from
+    the journal, so that what a kill kept from being written is written when the sweep goes on.
+    """
+
+    def __init__(self, journal: Journal, plan: Plan, on_progress: Progress) -> None:
+        """Begin, or go on with, the log of a sweep."""
+        self._journal, self._plan, self._report = journal, plan, on_progress
+        self._linked: set[str] = set()
+        self._no_link_before = 0.0
+        folder, settings = journal.folder, plan.study.log
+        recorded = _last_step(folder)
+        self._log: Log = open_log(
+            folder,
+            tensorboard=settings.tensorboard,
+            mlflow=settings.mlflow,
+            experiment=settings.experiment,
+            resume_step=recorded,
+        )
+        self._step = recorded or 0
+        self._log.params(flatten({n: v for n, v in plan.config.items() if n != "study"}))
+        self._log.tags({"study": plan.study.name, "fpatch.sweep": "true"})
+        source = plan.study.data.placements
+        self._log.dataset(Path(source).stem, file_digest(source)[:16], source)
+        self._log.commit(self._step)
+        self._follow_outcomes()
+
+    def notify(self, name: str) -> None:
+        """Take note that there is news of a trial."""
+        entry = self._journal.entry(name)
+        self._tell(entry)
+        if entry.outcome is not None:
+            self._follow_outcomes()
+        self._link()
+
+    def close(self, finished: bool) -> None:
+        """Write the table and the figures, send what is not sent yet, and end."""
+        entries = self._journal.entries()
+        done = [e for e in entries if e.outcome is not None]
+        files = save_table(self._journal, self._plan)
+        if len(done) >= 2:
+            files += save_figures(self._journal, self._plan)
+        self._log.artifacts(files)
+        self._log.commit(self._step)
+        for entry in done:
+            self._send_rest(entry)
+        self._log.close(finished)
+        self._no_link_before = 0.0
+        self._link()
+        if unsent := [e.trial.name for e in done if not self._is_told(e)]:
+            _logger.warning(
+                "MLflow lacks what %d of %d trials recorded; it is kept: `fpatch sweep resume %s` sends it",
+                len(unsent), len(done), self._journal.folder,
+            )  # fmt: skip
+
+    def _tell(self, entry: Entry) -> None:
+        plan, trial = self._plan, entry.trial
+        total = num_steps(plan, trial)
+        step = entry.points[-1].step if entry.points else 0
+        note = f"{plan.sweep.objective} {entry.value:.4g}" if entry.points else ""
+        if entry.outcome is None:
+            self._report(f"trial {trial.name}", min(step, total - 1), total, note)
+            return
+        status = entry.outcome.status
+        note = f"{status} at step {step}, {note}" if status != "failed" else f"failed: {entry.outcome.error}"
+        self._report(f"trial {trial.name}", total, total, note)
+
+    def _follow_outcomes(self) -> None:
+        """Record what ended since the last time, in the order in which it ended."""
+        plan, entries = self._plan, self._journal.entries()
+        done = sorted((e for e in entries if e.outcome), key=lambda e: e.outcome.time if e.outcome else 0.0)
+        for number, entry in enumerate(done, 1):
+            if number > self._step:
+                so_far = [e.value for e in done[:number] if e.value == e.value]
+                best = max(so_far, key=lambda v: plan.sweep.sign * v, default=float("nan"))
+                self._log.scalars(number, {"sweep/objective": entry.value, "sweep/best": best})
+                self._step = number
+                if plan.study.log.tensorboard:
+                    from fpatch.log.tensorboard import write_hparams
+
+                    metrics = {plan.sweep.objective: entry.value}
+                    folder = self._journal.folder / "hparams" / entry.trial.name
+                    write_hparams(folder, entry.trial.settings, metrics)
+        self._log.commit(self._step)
+        save_table(self._journal, plan)
+        found = best_entry(self._journal, plan)
+        note = "" if found is None else f"best {plan.sweep.objective} {found.value:.4g} in {found.trial.name}"
+        self._report("trials", len(done), plan.sweep.count(plan.space), note)
+
+    def _link(self) -> None:
+        """Have MLflow show the trials below the sweep."""
+        uri = self._plan.study.log.mlflow
+        if not isinstance(uri, str) or time.monotonic() < self._no_link_before:
+            return
+        from fpatch.log import mlflow
+
+        folders = [self._journal.run_folder(name) for name in self._journal.names()]
+        new = {run_id: folder for folder in folders for run_id in mlflow.run_ids([folder])}
+        new = {run_id: folder for run_id, folder in new.items() if run_id not in self._linked}
+        if not new or not mlflow.run_ids([self._journal.folder]):
+            return
+        try:
+            mlflow.nest(uri, self._journal.folder, list(new.values()))
+        except Exception:  # no failure of a tracker is worth a sweep; the log tells of it when it ends
+            self._no_link_before = time.monotonic() + _PAUSE_S
+        else:
+            self._linked |= set(new)
+
+    def _is_told(self, entry: Entry) -> bool:
+        """Whether MLflow has all of a trial, and has it below the sweep; true without MLflow."""
+        folder = self._journal.run_folder(entry.trial.name)
+        if not isinstance(self._plan.study.log.mlflow, str) or not (folder / "records.jsonl").exists():
+            return True
+        from fpatch.log import mlflow
+
+        return mlflow.is_sent(folder) and self._linked.issuperset(mlflow.run_ids([folder]))
+
+    def _send_rest(self, entry: Entry) -> None:
+        """Send what MLflow did not take while the trial ran."""
+        settings, folder = self._plan.study.log, self._journal.run_folder(entry.trial.name)
+        if not isinstance(settings.mlflow, str) or not (folder / "records.jsonl").exists():
+            return
+        from fpatch.log.mlflow import is_sent
+
+        if is_sent(folder):
+            return
+        log = open_log(
+            folder,
+            tensorboard=False,
+            mlflow=settings.mlflow,
+            experiment=settings.experiment,
+            resume_step=_last_step(folder),
+        )
+        log.close(finished=entry.outcome is not None and entry.outcome.status != "failed")
+
+
+def _last_step(folder: Path) -> int | None:
+    """The last step in a log; None if there is no log."""
+    if not (folder / "records.jsonl").exists():
+        return None
+    records = Records(folder)
+    try:
+        return max((record["step"] for record in records), default=0)
+    finally:
+        records.close()

@@ -1,0 +1,1 @@
+"""Trials: one, a pack of them, their processes, and Ray that runs them."""

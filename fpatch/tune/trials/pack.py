@@ -1,0 +1,160 @@
+"""A pack of trials: one process trains them in the steps of one population, each in its own run folder."""
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fpatch.core.types import Batch
+from fpatch.data import Loader
+from fpatch.optim.population import make_population_step
+from fpatch.optim.step import StepInfo, TrainState
+from fpatch.runs.folder import Run
+from fpatch.runs.training import Steps, train_in
+from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.setup import Setup, set_up
+from fpatch.study.study import Study
+from fpatch.tune.folder.journal import Journal
+from fpatch.tune.plan import plan_from_config, trial_study
+from fpatch.tune.trials.trial import Evaluation, failure, follow, record_outcome, run_trial, wait_for
+
+_ROWS_AT_ONCE = 64
+"""Rows whose graph is held at a time, at least those of one trial. Another number changes last bits."""
+
+
+def run_trials(
+    folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
+) -> Generator[Evaluation, None, None]:
+    """Train the trials of a pack from wherever they stand, or a trial by itself, as `run_trial` does.
+
+    A trial that raises fails alone. What fails in the step that they share fails them all.
+
+    Args:
+        folder: Of the sweep.
+        name: Of a trial of the pack.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Yields:
+        The objective of a trial at each evaluation, which already stands in the journal.
+    """
+    journal = Journal.open(folder)
+    names = [n for n in journal.entry(name).trial.together if n in journal.names()]
+    if len(names) == 1:
+        yield from run_trial(folder, name, resources)
+        return
+    start = time.monotonic()
+    try:
+        yield from _run_pack(journal, names, resources)
+    except Exception as error:
+        error.add_note("sweep.pack = 1 trains the trials one by one")
+        for one in names:
+            if journal.entry(one).outcome is None:
+                journal.add_outcome(one, failure(error, time.monotonic() - start))
+
+
+def _run_pack(
+    journal: Journal, names: Sequence[str], resources: Mapping[str, Any] | None
+) -> Generator[Evaluation, None, None]:
+    plan, entries = plan_from_config(journal.config, resources), [journal.entry(name) for name in names]
+    folders = [journal.run_folder(name) for name in names]
+    for folder in folders:
+        wait_for(folder)
+    studies = with_one_pipeline(
+        [trial_study(plan, entry.trial, journal.folder / "trials", resources) for entry in entries]
+    )
+    first = set_up(studies[0])
+    pack = Pack(studies, [first, *(set_up(study, first) for study in studies[1:])])
+    living = {
+        i: record_outcome(
+            journal,
+            name,
+            follow(
+                journal,
+                plan,
+                name,
+                train_in(folders[i], studies[i], parts=pack.parts[i], steps=pack.steps_of(i)),
+            ),
+        )
+        for i, name in enumerate(names)
+        if entries[i].outcome is None
+    }
+    begun = [Run(folder) for folder in folders if (folder / "environment.json").is_file()]
+    # members leave in another order than they came, so that what they set must be set around them all
+    recreated = begun[0].execution.recreated() if begun else nullcontext()
+    with recreated, deterministic_algorithms(studies[0].train.deterministic):
+        try:
+            while living:
+                for i, member in list(living.items()):
+                    for point in member:
+                        if point is None:
+                            break
+                        yield names[i], point
+                    else:
+                        del living[i]
+                if living:
+                    pack.step()
+        finally:
+            for member in living.values():
+                member.close()
+
+
+def with_one_pipeline(studies: Sequence[Study]) -> list[Study]:
+    """The same studies with the pipeline of the first, whose networks are copied to the device once."""
+    first = studies[0]
+    shared = [replace(study, pipeline=first.pipeline) for study in studies]
+    for study in shared:
+        vars(study)["placed"] = first.placed  # where `Study.placed` looks first
+    return shared
+
+
+class Pack:
+    """Trainings that take their steps together.
+
+    Each asks for a step and pauses. A step is of all members, always: for one that has ended, what it asked
+    for last is done once more, and dropped, so that the bits of the others do not depend on when it ended.
+    """
+
+    def __init__(self, studies: Sequence[Study], parts: Sequence[Setup]) -> None:
+        """Of studies that differ in seed, optimizer and weights, and their parts."""
+        self.parts = parts
+        train = studies[0].train
+        self._step = make_population_step(
+            [p.objective for p in parts],
+            [p.optimizer for p in parts],
+            members_at_once=max(1, _ROWS_AT_ONCE // train.batch_size),
+            rho=train.rho,
+        )
+        self._states = [p.initial for p in parts]
+        self._batches: list[Batch | None] = [None] * len(parts)
+        self._infos: list[StepInfo | None] = [None] * len(parts)
+
+    def steps_of(self, i: int) -> Steps:
+        """The steps of a member: None wherever `step` must be called before it can go on."""
+
+        def steps(
+            state: TrainState, loader: Loader, num_steps: int
+        ) -> Iterator[tuple[TrainState, StepInfo] | None]:
+            batches = loader.batches(state.step)
+            try:
+                self._states[i] = state
+                while self._states[i].step < num_steps:
+                    self._batches[i], self._infos[i] = next(batches), None
+                    yield None
+                    info = self._infos[i]
+                    assert info is not None
+                    yield self._states[i], info
+            finally:
+                batches.close()  # type: ignore[attr-defined]
+
+        return steps
+
+    def step(self) -> None:
+        """Answer all that have asked."""
+        some = next(batch for batch in self._batches if batch is not None)
+        batches = [some if batch is None else batch for batch in self._batches]
+        moved, infos = self._step(self._states, batches)
+        for i, info in enumerate(infos):
+            if self._infos[i] is None:
+                self._states[i], self._infos[i] = moved[i], info

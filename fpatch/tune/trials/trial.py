@@ -1,0 +1,154 @@
+"""A trial: an ordinary run in the folder of a sweep, in as many processes as it takes."""
+
+import math
+import time
+import traceback
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpatch.runs.folder import Run
+from fpatch.runs.locks import LockedError
+from fpatch.runs.training import Training, train_in
+from fpatch.runtime.parallel import ALONE, Ranks
+from fpatch.study.setup import set_up
+from fpatch.study.study import Study
+from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
+from fpatch.tune.plan import Plan, plan_from_config, trial_study
+from fpatch.tune.settings import Sweep
+
+PATIENCE_S = 60.0
+"""How long to wait for a killed worker to let go of its run, or for what a lost process has to say."""
+
+Evaluation = tuple[str, Point]
+"""The name of a trial, and an evaluation of it."""
+
+TrialWork = Generator[Point | None, None, bool]
+"""Training of a trial that pauses after each evaluation, with it, and wherever its steps pause, with None;
+returns whether it was stopped early."""
+
+
+def run_trial(
+    folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
+) -> Generator[Evaluation, None, None]:
+    """Train a trial from wherever it stands; pauses after each evaluation, and notes how it ended.
+
+    Whether it should end early is read from the journal after each pause. What is wrong with it does not
+    leave it: the outcome holds the error, and the sweep goes on.
+
+    Args:
+        folder: Of the sweep.
+        name: Of the trial.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Yields:
+        The objective at each evaluation, which already stands in the journal.
+    """
+    journal = Journal.open(folder)
+    for point in record_outcome(journal, name, train_trial(journal, name, resources)):
+        if point is not None:
+            yield name, point
+
+
+class LostProcessError(ConnectionError):
+    """A process of a trial that was killed, so that the trial should be taken up again."""
+
+
+def record_outcome(journal: Journal, name: str, work: TrialWork) -> Generator[Point | None, None, None]:
+    """Do the work on a trial, and note how it ended, unless that was by the loss of a process."""
+    start = time.monotonic()
+    try:
+        stopped = yield from work
+    except LostProcessError:
+        raise
+    except Exception as error:
+        outcome = failure(error, time.monotonic() - start)
+    else:
+        outcome = Outcome("stopped" if stopped else "finished", time.time(), time.monotonic() - start)
+    journal.add_outcome(name, outcome)
+
+
+def failure(error: Exception, seconds: float) -> Outcome:
+    """The outcome of a trial that raised."""
+    sentence = f"{type(error).__name__}: {error}"
+    return Outcome("failed", time.time(), seconds, sentence, "".join(traceback.format_exception(error)))
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until a worker before this one, which is being killed, has let go of a run.
+
+    Raises:
+        HeldError: If it does not.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while folder.is_dir():
+        try:
+            with Run(folder).locked():
+                return
+        except LockedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def train_trial(
+    journal: Journal, name: str, resources: Mapping[str, Any] | None, ranks: Ranks = ALONE
+) -> TrialWork:
+    """Train a trial by itself, as one of the processes that do."""
+    plan, trial = plan_from_config(journal.config, resources), journal.entry(name).trial
+    folder = journal.run_folder(name)
+    if not ranks.rank:
+        wait_for(folder)
+    while True:
+        study = trial_study(plan, trial, folder.parent, resources)
+        try:
+            start = _start(journal, trial, study)
+            training = train_in(folder, study, start, trial.until, ranks=ranks)
+            return (yield from follow(journal, plan, name, training))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            rows = study.train.micro_batch or study.train.batch_size
+            if not plan.sweep.micro_batch_on_oom or rows == 1:
+                error.add_note(f"{_way_out(plan.sweep)} would go on with fewer rows in memory at a time")
+                raise
+            trial = trial._replace(micro_batch=rows // 2)
+            journal.add(trial)
+            if (folder / "config.json").is_file():
+                Run(folder).write_json(
+                    "config.json", trial_study(plan, trial, folder.parent, resources).config
+                )
+
+
+def _way_out(sweep: Sweep) -> str:
+    """A setting with which a trial needs less memory."""
+    return "train.micro_batch" if sweep.processes > 1 else "sweep.micro_batch_on_oom = true"
+
+
+def _start(journal: Journal, trial: Trial, study: Study) -> Any:
+    """The state that the parent ended with, if there is one."""
+    if trial.parent is None:
+        return None
+    parent = Run.open(journal.run_folder(trial.parent))
+    return parent.load_checkpoint("last", set_up(study).initial)[0]
+
+
+def follow(journal: Journal, plan: Plan, name: str, training: Training) -> TrialWork:
+    """Note every evaluation of a trial, and end early if the journal says so."""
+    objective, stop = plan.sweep.objective, False
+    with closing(training):
+        try:
+            measured = next(training)
+            while True:
+                if measured is None:
+                    yield None
+                else:
+                    error = measured.errors.get(objective, math.nan)
+                    point = Point(measured.step, measured.scalars[objective], error)
+                    journal.add_point(name, point)
+                    yield point
+                    stop = journal.is_stopped(name)
+                measured = training.send(stop)
+        except StopIteration:
+            return stop
