@@ -172,7 +172,7 @@ def test_what_torch_refuses_because_cublas_was_called_before_says_what_to_do():
 
 def test_the_command_line_sets_up_cublas_before_anything_is_loaded():
     """For the process that is its own; what the environment asks for stays."""
-    code = "import os, sys; from fpatch.cli import main; sys.argv = ['fpatch']\n"
+    code = "import os, sys; from fpatch.cli.main import main; sys.argv = ['fpatch']\n"
     code += (
         "try: main()\nexcept SystemExit: print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
     )

@@ -339,7 +339,7 @@ CLUSTER = """
 import sys, threading, time, warnings
 from pathlib import Path
 from fpatch import tune
-from fpatch.progress import Report
+from fpatch.core.progress import Progress
 from fpatch.tune.driver import import_ray
 
 if __name__ == "__main__":

@@ -507,7 +507,7 @@ numpy.set_printoptions(precision=3)
 torch.set_printoptions(precision=6)
 cv2.setNumThreads(2)
 from fpatch import infer
-from fpatch.config import build
+from fpatch.graph.build import build
 
 def state():
     return {
