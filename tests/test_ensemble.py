@@ -7,7 +7,7 @@ from laws import assert_equal
 from typecheck import unchecked
 
 from fpatch import infer, losses, metrics, random
-from fpatch.graph import build as config
+from fpatch.graph.build import build
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
 
@@ -77,7 +77,7 @@ def test_a_list_is_numbered_and_a_node_keeps_its_wiring():
 
 def test_it_is_written_in_a_config_as_any_other_group():
     made = two_victims()
-    rebuilt = config.build(made.config)
+    rebuilt = build(made.config)
     subject = case(made.at("test"))
     assert_equal(*(p.at("test")(subject.params, KEY, subject.batch)[0] for p in (made, rebuilt)))
 

@@ -136,7 +136,7 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
 HERE = """
 import os
 from fpatch import tune
-from fpatch.tune.driver import connected
+from fpatch.tune.trials.ray_driver import connected
 
 if __name__ == "__main__":
     name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -340,7 +340,7 @@ import sys, threading, time, warnings
 from pathlib import Path
 from fpatch import tune
 from fpatch.core.progress import Progress
-from fpatch.tune.driver import import_ray
+from fpatch.tune.trials.ray_driver import import_ray
 
 if __name__ == "__main__":
     ray = import_ray()
