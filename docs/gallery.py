@@ -425,7 +425,7 @@ def make_section(family: str, name: str, stage: Stage) -> Iterator[str]:
     yield from (f"`{family}.{name}({signature})`", "")
     reads = [*d.reads, *(f"{n}?" for n in d.optional if n not in d.reads)]
     wiring = f"{', '.join(reads) or 'the parameters'} → {', '.join(d.writes) or 'nothing'}"
-    unable = [word for word, able in (("vmap", d.vmap), ("gradient", d.gradient)) if not able]
+    unable = [word for word, able in (("vmap", d.traits.vmap), ("gradient", d.traits.gradient)) if not able]
     yield from (wiring + (f"; without {' or '.join(unable)}" if unable else ""), "")
     doc = inspect.getdoc(d.config) or ""
     if dataclasses.fields(config):
