@@ -360,7 +360,7 @@ def members(case: Case) -> list[dict[str, Tensor]]:
     ]
 
 
-@law(applies=lambda case: bool(leaves(case)) and all(s.definition.vmap for s in case.stages))
+@law(applies=lambda case: bool(leaves(case)) and all(s.definition.traits.vmap for s in case.stages))
 def vmap_equals_a_loop(case: Case) -> None:
     """`vmap(apply)` over three sets of leaves, to rounding (a batch may be summed otherwise)."""
     population = members(case)
@@ -400,10 +400,10 @@ def flat_population_equals_a_loop(case: Case) -> None:
             assert_equal(own, value.expand_as(own), case.tolerance)
 
 
-@law(applies=lambda case: any(s.definition.of_patch for s in case.stages))
+@law(applies=lambda case: any(s.definition.traits.of_patch for s in case.stages))
 def what_is_of_the_patch_sees_no_photograph(case: Case) -> None:
     """A loss on the patch alone is the same in every row that shows it, whatever the photographs are."""
-    names = [n for s in case.stages if s.definition.of_patch for n in s.definition.writes]
+    names = [n for s in case.stages if s.definition.traits.of_patch for n in s.definition.writes]
     sample = case.subject.sample(KEY, case.batch)
     out = run(case, leaves(case), sample)
     again = run(case, leaves(case), sample, {**case.batch, "image_id": case.batch["image_id"] + 100})
@@ -445,7 +445,7 @@ def gradients(case: Case, values: Mapping[str, Tensor], sample: Tree, names: lis
 
 def is_differentiable(case: Case) -> bool:
     d = case.stages[-1].definition
-    return bool(leaves(case)) and d.role != "metric" and d.gradient and d.writes != ("masks",)
+    return bool(leaves(case)) and d.role != "metric" and d.traits.gradient and d.writes != ("masks",)
 
 
 @law(applies=is_differentiable)
@@ -457,7 +457,7 @@ def gradient_reaches_every_leaf(case: Case) -> None:
         assert bool((gradient != 0).any()), f"no gradient in {name}"
 
 
-@law(applies=lambda case: is_differentiable(case) and all(s.definition.vmap for s in case.stages))
+@law(applies=lambda case: is_differentiable(case) and all(s.definition.traits.vmap for s in case.stages))
 def vmapped_gradient_equals_a_loop(case: Case) -> None:
     """`vmap(grad(...))`, as a population is trained, to rounding."""
     population = members(case)
@@ -510,7 +510,7 @@ def config_rebuilds_it(case: Case) -> None:
     assert_equal(subject(case.params, KEY, case.batch), case.subject(case.params, KEY, case.batch))
 
 
-@law(applies=lambda case: all(s.definition.compile for s in case.stages))
+@law(applies=lambda case: all(s.definition.traits.compile for s in case.stages))
 def compiled_equals_eager(case: Case) -> None:
     """`torch.compile` traces `apply` whole, and keeps its values to rounding."""
     sample = case.subject.sample(KEY, case.batch)
@@ -522,7 +522,7 @@ def compiled_equals_eager(case: Case) -> None:
     assert_equal(found, expected, max(case.tolerance, 1e-6))
 
 
-@law(applies=lambda case: isinstance(case.subject, Stage) and case.subject.definition.pixelwise)
+@law(applies=lambda case: isinstance(case.subject, Stage) and case.subject.definition.traits.pixelwise)
 def channels_are_the_image(case: Case) -> None:
     """A pixelwise stage does the same to an image in its channels, bit for bit."""
     sample = case.subject.sample(KEY, case.batch)

@@ -98,7 +98,7 @@ def test_a_row_that_is_not_changed_keeps_its_bits(stage):
     out = stage.apply({}, sample, batch)
     for name in set(stage.definition.writes) & set(batch):
         assert_equal(out[name][[0, 2]], batch[name][[0, 2]])
-    changed = "scene" if stage.definition.geometric else "image"
+    changed = "scene" if stage.definition.traits.geometric else "image"
     assert not torch.equal(out[changed][1], batch[changed][1])
 
 

@@ -392,8 +392,8 @@ def test_training_through_the_print_leaves_colors_that_no_ink_can_mix():
 
 def test_soft_proof_says_what_it_cannot_do():
     d = create.soft_proof
-    assert (d.vmap, d.gradient) == (False, False)
-    assert (create.proof_table.vmap, create.proof_table.gradient) == (True, True)
+    assert (d.traits.vmap, d.traits.gradient) == (False, False)
+    assert (create.proof_table.traits.vmap, create.proof_table.traits.gradient) == (True, True)
     parts = {"pixels": create.pixels({"hood": (3, 4, 4)}), "proof": create.soft_proof()}
     with pytest.raises(ValueError, match="phase 'train': node 'proof' passes no gradient"):
         pipeline(parts)

@@ -136,7 +136,7 @@ def test_gradients_reach_the_image_or_are_declared(name):
     if out.requires_grad:
         (gradient,) = torch.autograd.grad((out * noise("weights", *out.shape)).sum(), image)
     assert bool(torch.isfinite(gradient).all())
-    assert bool((gradient != 0).any()) == stage.definition.gradient == (name not in NOT_DIFFERENTIABLE)
+    assert bool((gradient != 0).any()) == stage.definition.traits.gradient == (name not in NOT_DIFFERENTIABLE)
 
 
 def test_a_slow_clahe_has_a_gradient():
@@ -144,7 +144,7 @@ def test_a_slow_clahe_has_a_gradient():
     image = make_inputs()["image"].requires_grad_()
     out, _ = stage({}, KEY, inputs(stage, image=image))
     (gradient,) = torch.autograd.grad((out["image"] * noise("weights", *out["image"].shape)).sum(), image)
-    assert stage.definition.gradient
+    assert stage.definition.traits.gradient
     assert bool((gradient != 0).any())
 
 

@@ -159,7 +159,7 @@ def test_a_stage_without_gradient_after_the_patch_is_refused_in_training():
 
 
 def test_suppression_declares_that_it_cuts_the_gradient():
-    assert not infer.suppress.gradient
+    assert not infer.suppress.traits.gradient
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from torch import Tensor
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, random
+from fpatch.core.registry import lookup
 from fpatch.core.schema import encode
 from fpatch.core.types import Range
 from fpatch.graph.build import build
 from fpatch.graph.functions import from_function
 from fpatch.graph.keys import row_keys
-from fpatch.graph.stage import Stage, define, deterministic
+from fpatch.graph.stage import Definition, Stage, Traits, define, deterministic
 
 KEY = random.key(3)
 
@@ -82,6 +83,25 @@ def test_a_pixelwise_stage_that_is_more_is_refused(names):
     asked = {"reads": ("image",), "writes": ("image",), **names}
     with pytest.raises(ValueError, match="reads and writes `image` and nothing else, got reads"):
         define("more", Settings, draw, keep, pixelwise=True, **asked)
+
+
+def test_an_unknown_keyword_is_a_type_error_with_the_nearest():
+    with pytest.raises(TypeError, match=r"define: no keyword 'vmpa'; did you mean 'vmap'\?"):
+        define("typo", Settings, draw, keep, reads=(), writes=(), vmpa=False)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="no definition 'test_stage:typo'"):
+        lookup("test_stage:typo", Definition, "here")
+
+
+def test_settings_may_replace_traits():
+    def declare(config):
+        return {"vmap": config.gain < 2, "reads": ("image", "boxes")}
+
+    loud = define(
+        "loud", Settings, draw, keep, reads=("image",), writes=("image",), gradient=False, declare=declare
+    )
+    assert loud(3.0).definition.traits == Traits(vmap=False, gradient=False)
+    assert loud(3.0).definition.reads == ("image", "boxes")
+    assert loud().definition.traits == loud.traits == Traits(gradient=False)
 
 
 def test_a_stage_has_the_id_of_its_family():
@@ -225,8 +245,8 @@ def test_what_a_stage_declares_may_depend_on_its_settings():
     turn = compose.augmentation("RandomRotation", {"degrees": 5.0})
     assert light.definition.fields == ("on", "seed", "size_px", "brightness_factor")
     assert turn.definition.fields == ("on", "seed", "size_px", "degrees")
-    assert not light.definition.geometric
-    assert turn.definition.geometric
+    assert not light.definition.traits.geometric
+    assert turn.definition.traits.geometric
     assert turn.definition.writes == ("scene", "quads", "quad_valid", "boxes", "box_valid")
     rebuilt = build({"turn": {"stage": "compose.augmentation", **encode(turn.config)}})["turn"].stage
     assert rebuilt.definition == turn.definition

@@ -441,9 +441,9 @@ def test_a_network_just_used_for_prediction_can_be_attacked():
 def test_ultralytics_cannot_be_compiled_and_says_so():
     need_ultralytics()
     named = infer.ultralytics_model(architecture="yolov8n.yaml")
-    assert not infer.yolo(named, format="v8").definition.compile
-    assert not infer.yolo(named.value, format="v8").definition.compile
-    assert infer.yolo(TinyYolo(1, "v8"), format="v8").definition.compile
+    assert not infer.yolo(named, format="v8").definition.traits.compile
+    assert not infer.yolo(named.value, format="v8").definition.traits.compile
+    assert infer.yolo(TinyYolo(1, "v8"), format="v8").definition.traits.compile
 
 
 # -- loading Ultralytics
