@@ -5,14 +5,17 @@ BIN = $(VENV)/bin
 # The lowest supported Python, where it is installed.
 OLDEST = $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 
-.PHONY: demo test lint pytest test-slow test-oldest test-processors bench clean
+.PHONY: demo docs test lint test-slow test-oldest test-processors bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fpatch demo
 
-test: lint pytest
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
 
-pytest: $(VENV)/.test
+test: $(VENV)/.test
+	$(BIN)/ruff check .
 	$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test
@@ -25,7 +28,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/pytest -q -m slow
 
 test-oldest:
-	$(MAKE) pytest VENV=.venv-oldest PYTHON=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test VENV=.venv-oldest PYTHON=$(OLDEST) CONSTRAINTS=constraints-oldest.txt
 
 # Other processors, imitated: the instructions that torch, oneDNN and MKL may use.
 PROCESSORS = ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
@@ -47,10 +50,15 @@ $(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q -e '.[demo]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[docs]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	touch $@
+
 $(VENV)/.test: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[test]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest build *.egg-info
+	rm -rf $(VENV) .venv-oldest build *.egg-info docs/_build

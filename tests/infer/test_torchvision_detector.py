@@ -361,8 +361,8 @@ def test_weights_come_from_a_local_file(tmp_path, suffix):
 
 
 def test_a_study_names_it(tmp_path):
-    """As docs/your-own-model.md writes it."""
-    page = (Path(__file__).parent.parent / "docs" / "your-own-model.md").read_text()
+    """As docs/how-to/your-own-model.md writes it."""
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "your-own-model.md").read_text()
     written = re.search(r"```toml\n(\[pipeline.victim\]\nstage = \"infer.torchvision.*?)```", page, re.DOTALL)
     assert written is not None
     arguments = f'{{architecture = "{SMALL["architecture"]}", num_classes = {NUM_CLASSES}}}'

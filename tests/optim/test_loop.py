@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import textwrap
 import tomllib
 from pathlib import Path
 
@@ -366,15 +365,17 @@ def test_a_negative_rho_is_refused_before_a_run(tmp_path):
 
 
 def test_the_sections_in_the_documentation_are_valid():
-    page = (Path(__file__).parent.parent / "docs/training.md").read_text()
+    docs = Path(__file__).parent.parent / "docs"
+    page = (docs / "reference/training.md").read_text()
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     optimizer, training, faster = blocks
     assert decode(Optimizer, optimizer["optimizer"], "optimizer").fall_every == 20
     assert decode(TrainConfig, training["train"], "train").rho == 0.5
     assert decode(TrainConfig, faster["train"], "train").precision == "bfloat16"
-    plain = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
-    indented = re.findall(r"(?:^    .*\n)+", plain, re.MULTILINE)
-    for block in map(tomllib.loads, map(textwrap.dedent, indented)):
+    page = (docs / "how-to/printable-patches.md").read_text()
+    blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    assert [name for block in blocks for name in block["pipeline"]] == ["printable", "keep"]
+    for block in blocks:
         for stage in block["pipeline"].values():
             definition = lookup(stage.pop("stage"), Definition, "documentation")
             assert set(stage) <= {f.name for f in dataclasses.fields(definition.config)}

@@ -228,5 +228,6 @@ def test_strangers_are_found():
     assert space.foreign_setting(settings | {"optimizer.learning_rate": 2.0}) == "optimizer.learning_rate"
     assert space.foreign_setting(settings | {"optimizer.name": "adamw"}) == "optimizer.name"
     assert (
-        space.foreign_setting({n: v for n, v in settings.items() if n != "train.batch_size"}) == "train.batch_size"
+        space.foreign_setting({n: v for n, v in settings.items() if n != "train.batch_size"})
+        == "train.batch_size"
     )

@@ -609,7 +609,7 @@ def test_a_file_is_read(tmp_path):
 
 
 def test_the_page_on_sweeps_is_right():
-    text = (Path(__file__).parent.parent / "docs/sweeps.md").read_text()
+    text = (Path(__file__).parent.parent / "docs/how-to/sweeps.md").read_text()
     raw = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     assert len(parse_space(raw["space"], toml=True).varied) == 6
     assert decode(Sweep, raw["sweep"], "sweep").halving == tune.Halving(50, 3.0)
