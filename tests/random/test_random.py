@@ -323,7 +323,7 @@ def test_fields_compiled(backend):
         assert torch.equal(one, other)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", [name for name in ALL_DRAWS if "rows" not in name])
 def test_draws_on_a_gpu(name):
     keys = random.split(random.key(7), 6)

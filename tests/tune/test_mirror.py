@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FileInfo, FileSelector, FileType, LocalFileSystem, S3FileSystem
 from study_fixture import logged_steps, parameters
-from test_sweep import begin, make_plan, sweep_file, work
-from test_sweep_ray import LONG, assert_same, start, the_sweep, trained_here, wait_until  # noqa: F401
+from sweeps import LONG, assert_same, begin, make_plan, sweep_file, the_sweep, trained_here, wait_until, work
 
 from fpatch import tune
 from fpatch.cli.main import main
@@ -362,7 +361,7 @@ def s3(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_goes_on_from_s3_after_its_disk_is_gone(s3, start, tmp_path):  # noqa: F811
+def test_a_sweep_goes_on_from_s3_after_its_disk_is_gone(s3, start, tmp_path):
     """The driver killed, all files removed; the bits are those of an undisturbed sweep."""
     store, uri = s3
     sweep = 'num_trials = 2\nsearch = "random"\nmax_concurrent = 1'

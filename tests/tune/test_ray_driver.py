@@ -7,22 +7,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import torch.distributed as dist
-from study_fixture import command, environment, parameters, read_records
-from test_log import empty_store, local_uri, mlflow_client, mlflow_server  # noqa: F401
-from test_sweep import sweep_file, work
+from log_stores import local_uri, mlflow_client, mlflow_server
+from study_fixture import environment, parameters, read_records
+from sweeps import LONG, assert_same, sweep_file, the_sweep, trained_here, wait_until
 
 from fpatch import tune
 from fpatch.cli.main import main
-from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.runs.training import train
 from fpatch.study.config import vary
@@ -30,61 +25,6 @@ from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import plan_from_config, trial_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-LONG = {"num_steps": 60, "every": 10}
-"""Long enough to be killed in."""
-
-
-def the_sweep(folder: Path) -> Journal:
-    (found,) = (folder / "runs").glob("*-sweep")
-    return Journal(found)
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts commands; those that a test leaves behind are ended."""
-    begun = []
-
-    def start(*words) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        begun.append(subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), **pipes))
-        return begun[-1]
-
-    yield start
-    for process in begun:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def wait_until(holds: Callable[[], bool], process: subprocess.Popen, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def trained_here(folder: Path, settings: dict, sweep: str, pack: int = 1) -> Journal:
-    """The same sweep in this process, without Ray."""
-    plan = tune.load_plan(sweep_file(folder, sweep, **settings))
-    journal = Journal.create(plan.study.log.runs, plan.study.name, plan.config)
-    work(journal, plan, pack=pack)
-    return journal
-
-
-def assert_same(journal: Journal, whole: Journal, num_steps: int) -> None:
-    """Every trial has the settings and the bits of an undisturbed sweep, and each step once."""
-    assert journal.names() == whole.names()
-    for name in whole.names():
-        entry, expected = journal.entry(name), whole.entry(name)
-        assert entry.outcome is not None
-        assert entry.outcome.status == "finished", entry.outcome.traceback
-        assert entry.trial == expected.trial
-        assert [p[:2] for p in entry.points] == [p[:2] for p in expected.points]
-        run = Run(journal.run_folder(name))
-        assert parameters(run) == parameters(Run(whole.run_folder(name)))
-        steps = [r["step"] for r in read_records(run.folder) if "train/loss" in r["values"]]
-        assert steps == list(range(1, num_steps + 1))
 
 
 TRIALS = ("ray::FpatchTrial", "ray::ResourceTrainable")
@@ -261,26 +201,10 @@ def test_a_process_of_a_trial_is_killed(start, tmp_path, which):
     assert_trained_together(the_sweep(tmp_path), 60)
 
 
-@dataclass(frozen=True)
-class Weak:
-    """Raise in the second of several processes, at its third step."""
-
-
-def apply_weak(config, params, sample, values):
-    CALLS.append(len(values["image"]))
-    if dist.is_initialized() and dist.get_rank() == 1 and len(CALLS) == 3:
-        raise RuntimeError("the second is too weak")
-    return {"weak": 0.0 * values["image"].mean((1, 2, 3))}
-
-
-CALLS: list[int] = []
-weak = define("weak", Weak, deterministic, apply_weak, reads=("image",), writes=("weak",), role="loss")
-
-
 def test_what_one_process_of_a_trial_raises_stands_in_the_table(start, tmp_path):
     """And not that the first has lost it."""
     path = sweep_file(tmp_path, TOGETHER)
-    stage = '[pipeline.weak]\nstage = "test_sweep_ray:weak"\nphases = ["train"]\n[pipeline.vanish]'
+    stage = '[pipeline.weak]\nstage = "sweeps:weak"\nphases = ["train"]\n[pipeline.vanish]'
     path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
     process = start("sweep", path)
     _, err = process.communicate()
@@ -295,7 +219,7 @@ def test_what_one_process_of_a_trial_raises_stands_in_the_table(start, tmp_path)
 def test_a_trial_that_raises(start, tmp_path):
     """Before its first evaluation; the command tells of it, and the others finish."""
     text = sweep_file(tmp_path, 'search = "grid"').read_text()
-    stage = '[pipeline.touchy]\nstage = "test_sweep:touchy"\n[pipeline.vanish]'
+    stage = '[pipeline.touchy]\nstage = "sweeps:touchy"\n[pipeline.vanish]'
     space = "[space]\npipeline.touchy.brightness = {choices = [1.0, 0.25]}\n[sweep]"
     text = text.replace("[pipeline.vanish]", stage).replace("[sweep]", "")
     (tmp_path / "study.toml").write_text(text[: text.index("[space]")] + f'{space}\nsearch = "grid"\n')
@@ -417,7 +341,7 @@ def assert_nested(journal: Journal, uri: str, num_steps: int) -> None:
         assert not by_id
 
 
-def test_mlflow_shows_the_trials_below_the_sweep(start, tmp_path, empty_store):  # noqa: F811
+def test_mlflow_shows_the_trials_below_the_sweep(start, tmp_path, empty_store):
     path = sweep_file(tmp_path, 'num_trials = 2\nsearch = "random"', mlflow=True)
     (tmp_path / "runs").mkdir()
     shutil.copyfile(empty_store, tmp_path / "runs/mlflow.db")
@@ -427,7 +351,7 @@ def test_mlflow_shows_the_trials_below_the_sweep(start, tmp_path, empty_store): 
     assert_nested(the_sweep(tmp_path), local_uri(tmp_path / "runs"), 6)
 
 
-def test_an_mlflow_server_that_is_down_for_a_minute(start, tmp_path, empty_store):  # noqa: F811
+def test_an_mlflow_server_that_is_down_for_a_minute(start, tmp_path, empty_store):
     """Trials end while it is away; when it is back everything stands in it once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from study_fixture import STEPS, logged_steps, parameters
-from test_sweep import RATES, begin, make_plan, sweep_file, touchy_plan, work
+from sweeps import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
 from fpatch import tune
 from fpatch.graph.stage import define, deterministic

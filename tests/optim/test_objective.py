@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def compare_compiled() -> None:
 def test_a_compiled_objective_equals_eager():
     """One real compilation of the demo's objective and its gradient, where no annotations are checked."""
     words = [sys.executable, "-c", "import test_objective; test_objective.compare_compiled()"]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(words, env=environment(Path(__file__).parent), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

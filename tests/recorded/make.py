@@ -1,6 +1,6 @@
 """Make the folders beside this file, by the code that is checked out: see README.md.
 
-    PYTHONPATH=.:tests python tests/data/make.py
+    PYTHONPATH=.:tests/support python tests/recorded/make.py
 
 The study is made, trained and swept in `/fpatch-old`, which the records therefore hold for its path.
 """

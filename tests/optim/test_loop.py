@@ -365,7 +365,7 @@ def test_a_negative_rho_is_refused_before_a_run(tmp_path):
 
 
 def test_the_sections_in_the_documentation_are_valid():
-    docs = Path(__file__).parent.parent / "docs"
+    docs = Path(__file__).parents[2] / "docs"
     page = (docs / "reference/training.md").read_text()
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     optimizer, training, faster = blocks

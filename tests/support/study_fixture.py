@@ -208,10 +208,10 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "fpatch", *map(str, arguments)]
 
 
-def environment(**more: str) -> dict[str, str]:
-    """As the user's, with the modules of this folder, and as many threads as the tests use."""
+def environment(*folders: Path, **more: str) -> dict[str, str]:
+    """As the user's, with the modules of this folder and others, and as many threads as the tests use."""
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent)])
+    paths = os.pathsep.join(map(str, [*folders, here, here.parents[1]]))
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
 
 

@@ -190,6 +190,13 @@ def make_inputs(**others: Any) -> dict[str, Any]:
     }
 
 
+def make_batch() -> dict[str, Tensor]:
+    """What a target set gives of it: the batch of `demo`."""
+    names = ("image_id", "draw", "scene", "quads", "quad_patch", "quad_valid", "boxes", "box_valid", "labels")
+    inputs = make_inputs()
+    return {name: inputs[name] for name in names}
+
+
 def make_dense(objectness: bool = False, class_boxes: bool = False) -> dict[str, Any]:
     """What detectors of other families give: one more class that is absent, and padding at the end."""
     dense = dict(make_inputs()["detections"]["dense"])

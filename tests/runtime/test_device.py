@@ -7,7 +7,7 @@ import sys
 import optree
 import pytest
 import torch
-from cases import CASES, demo, make_inputs
+from cases import CASES, demo, make_batch
 from laws import LAWS, fake_devices
 from torch import Tensor, nn
 
@@ -19,13 +19,6 @@ from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.population import make_population_step
 from fpatch.optim.step import make_state, make_step
 from fpatch.runtime.device import check_device, describe_device, deterministic_algorithms, find_device
-
-NAMES = ("image_id", "draw", "scene", "quads", "quad_patch", "quad_valid", "boxes", "box_valid", "labels")
-
-
-def make_batch() -> dict[str, Tensor]:
-    inputs = make_inputs()
-    return {name: inputs[name] for name in NAMES}
 
 
 def places(tree) -> set[str]:

@@ -473,7 +473,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "test, checkpoint best: every object" in said
     assert "for an interval of +-5 points: about" in said
-    assert "missed" in said and "no patch" in said  # noqa: PT018
+    assert "missed" in said and "no patch" in said
     summary = json.loads((folder / "tables/test.summary.json").read_text())
     assert summary["objects"]["missed"]["none"]["count"] == summary["objects"]["clean"]["count"] == 8
     assert set(summary["summaries"]["patch"]) >= {"precision/map", "precision/map_50", "precision/recall/0"}
@@ -496,7 +496,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
 
 
 def test_the_sections_of_the_documentation_are_a_pipeline():
-    page = (Path(__file__).parent.parent / "docs" / "reference" / "kinds-of-metrics.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "kinds-of-metrics.md").read_text()
     blocks = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     made = build(blocks[0]["pipeline"]).at("test")
     assert made.summaries == ("precision", "accuracy")
@@ -507,7 +507,7 @@ def test_the_sections_of_the_documentation_are_a_pipeline():
     with pytest.raises(ValueError, match="number of classes") as error:
         gather(alone, make_answers(9), [9])
     assert "in node 'accuracy'" in error.value.__notes__[0]
-    page = (Path(__file__).parent.parent / "docs" / "how-to" / "measuring.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "measuring.md").read_text()
     (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert tomllib.loads(block)["evaluate"]["controls"]
 

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from test_sweep import make_plan
+from sweeps import make_plan
 
 from fpatch.tune.plan import Plan
 from fpatch.tune.trials import processes

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from log_stores import killed_in_fork, read_events, read_mlflow
 from study_fixture import (
     STEPS,
     command,
@@ -22,7 +23,6 @@ from study_fixture import (
     read_records,
     run_fpatch,
 )
-from test_log import empty_store, killed_in_fork, read_events, read_mlflow  # noqa: F401
 
 from fpatch.cli.main import main
 from fpatch.runs.evaluating import evaluate_run
@@ -106,7 +106,7 @@ def run_crashes(folder: Path, moments: list[list[int | float]], **settings) -> l
     code = f"from test_resume import *; crash(Path({str(folder)!r}), {moments}, {settings})"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=environment(MLFLOW_DISABLE_TELEMETRY="true"),
+        env=environment(Path(__file__).parent, MLFLOW_DISABLE_TELEMETRY="true"),
         capture_output=True,
         text=True,
     )
@@ -134,7 +134,7 @@ def test_killed_at_many_writes(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_with_mlflow_every_metric_stands_once(trained, tmp_path, empty_store):  # noqa: F811
+def test_killed_with_mlflow_every_metric_stands_once(trained, tmp_path, empty_store):
     rng = random.Random(2)
     moments = [[rng.randrange(60, 260), rng.randrange(40, 120)] for _ in range(4)]
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

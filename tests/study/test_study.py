@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from log_stores import read_events
 from PIL import Image
 from study_fixture import SPLITS, STEPS, logged_steps, make_study, parameters, read_records
-from test_log import read_events
 
 from fpatch import Study
 from fpatch.evaluation.evaluation import evaluate

@@ -341,7 +341,12 @@ def test_workers_of_ray_train_leave_the_run_of_torchrun(trained, tmp_path):
     pytest.importorskip("ray")
     path = make_study(tmp_path / "study", batch_size=7)
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("parallel_by_ray.py"), path, tmp_path / "ray"],
+        [
+            sys.executable,
+            Path(__file__).parents[1] / "support" / "parallel_by_ray.py",
+            path,
+            tmp_path / "ray",
+        ],
         env=environment(RAY_USAGE_STATS_ENABLED="0"),
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Sweeps of the tiny study: here in this process, trial by trial, and in `test_sweep_ray.py` on Ray."""
+"""Sweeps of the tiny study: here in this process, trial by trial, and in `test_ray_driver.py` on Ray."""
 
 import csv
 import dataclasses
@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +16,12 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from study_fixture import STEPS, make_study, parameters, read_records
+from study_fixture import STEPS, parameters, read_records
+from sweeps import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
 from fpatch import tune
 from fpatch.cli.main import main
 from fpatch.core.schema import decode
-from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.training import resume, train
@@ -31,46 +30,9 @@ from fpatch.study.setup import set_up
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
 from fpatch.tune.output.sweep_log import SweepLog
-from fpatch.tune.plan import Plan, check_plan, next_trial, plan_from_config, trial_seed, trial_study
-from fpatch.tune.trials.pack import run_trials
-from fpatch.tune.trials.ray_driver import Dispatcher, _places
+from fpatch.tune.plan import check_plan, next_trial, plan_from_config, trial_seed, trial_study
+from fpatch.tune.trials.ray_driver import _places
 from fpatch.tune.trials.trial import run_trial
-
-RATES = {"optimizer.learning_rate": (0.01, 0.3, "log")}
-
-
-def make_plan(folder: Path, space=None, **settings) -> Plan:
-    """A plan for the tiny study, measured once per photograph, in whose folder the sweep will be."""
-    study = load_study(make_study(folder, **{"num_draws": 1} | settings.pop("study", {})))
-    sweep = decode(Sweep, {"num_trials": 3, "search": "random", **settings}, "sweep")
-    return Plan(study, parse_space(space or RATES), sweep)
-
-
-def begin(plan: Plan) -> Journal:
-    check_plan(plan)
-    return Journal.create(plan.study.log.runs, plan.study.name, plan.config)
-
-
-def work(journal: Journal, plan: Plan, notify=lambda name: None, steps: int = 10**9, pack: int = 1) -> None:
-    """What Ray does, in this process: evaluations in turn over the trials that run; then as if killed."""
-    dispatcher = Dispatcher(journal, plan, notify, pack)
-    running = {}
-    while True:
-        while (name := dispatcher.take()) is not None:
-            running[name] = run_trials(journal.folder, name)
-        if not running:
-            assert dispatcher.exhausted
-            return
-        for name, news in list(running.items()):
-            if steps == 0:
-                return
-            steps -= 1
-            evaluated = next(news, None)
-            if evaluated is None:
-                del running[name]
-                dispatcher.ended(name)
-            else:
-                dispatcher.measured(evaluated[0])
 
 
 @pytest.fixture(scope="module")
@@ -299,37 +261,6 @@ def test_how_a_sweep_cannot_be_run_is_refused_when_it_goes_on(swept, tmp_path):
 
 
 # Trials that fail
-
-
-@dataclass(frozen=True)
-class Touchy:
-    """Raise where the weight of vanishing is more than this; run out of memory with more rows than that."""
-
-    brightness: float = 9.0
-    rows: int = 99
-
-
-def apply_touchy(config, params, sample, values):
-    if len(values["image"]) > config.rows:
-        raise torch.OutOfMemoryError("no memory for so many rows")
-    if config.brightness < 0.5 and params["side"].mean() != 0 and len(values["image"]) == 4:
-        raise RuntimeError("too dark to see")
-    return {"touchy": 0.0 * values["image"].mean((1, 2, 3))}
-
-
-touchy = define(
-    "touchy", Touchy, deterministic, apply_touchy, reads=("image",), writes=("touchy",), role="loss"
-)
-
-
-def touchy_plan(folder: Path, **settings) -> Plan:
-    plan = make_plan(folder, **settings)
-    path = folder / "study.toml"
-    text = path.read_text().replace(
-        "[pipeline.vanish]", '[pipeline.touchy]\nstage = "test_sweep:touchy"\n[pipeline.vanish]'
-    )
-    path.write_text(text)
-    return plan._replace(study=load_study(path))
 
 
 def test_a_trial_that_raises_stands_in_the_table_and_the_sweep_goes_on(tmp_path):
@@ -574,18 +505,6 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
 # On the command line
 
 
-def sweep_file(folder: Path, sweep: str = 'num_trials = 2\nsearch = "random"', **settings) -> Path:
-    """A study with a sweep, each of whose trials is trained by itself unless `pack` is given."""
-    path = make_study(folder, **{"num_draws": 1} | settings)
-    if "pack = " not in sweep:
-        sweep += "\npack = 1"
-    path.write_text(
-        f'{path.read_text()}\n[space]\noptimizer.learning_rate = {{low = 0.01, high = 0.3, scale = "log"}}\n'
-        f"[sweep]\n{sweep}\n"
-    )
-    return path
-
-
 def test_a_file_is_read(tmp_path):
     path = sweep_file(tmp_path)
     plan = tune.load_plan(path, {"sweep.num_trials": 5, "train.num_steps": 4})
@@ -609,7 +528,7 @@ def test_a_file_is_read(tmp_path):
 
 
 def test_the_page_on_sweeps_is_right():
-    text = (Path(__file__).parent.parent / "docs/how-to/sweeps.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/how-to/sweeps.md").read_text()
     raw = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     assert len(parse_space(raw["space"], toml=True).varied) == 6
     assert decode(Sweep, raw["sweep"], "sweep").halving == tune.Halving(50, 3.0)

@@ -32,8 +32,7 @@ from fpatch.data import (
 from fpatch.data import csv_tables as data_table
 from fpatch.data.images import PAD_LEVEL, fit, read_size
 
-CUDA = torch.cuda.is_available()
-TOYCAR = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "toycar"
+TOYCAR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "toycar"
 few = settings(max_examples=40, deadline=None)
 
 
@@ -437,9 +436,7 @@ def test_host_and_disk_give_the_same(folder):
         disk.batch([0, 1])
 
 
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not CUDA, reason="needs a GPU"))]
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_photographs_on_the_device_are_those_in_memory(folder, device):
     host, on_device = read(folder), read(folder, resident="device")
     for picked in ([1, 0, 1], [1, 0, 2]):  # read now; held already, and one more
@@ -806,7 +803,7 @@ def test_loader_batches_are_those_of_their_steps(folder):
         Loader(data, random.key(3), batch_size=0)
 
 
-@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.cuda
 def test_batches_on_a_gpu_are_complete_when_they_come(folder):
     data = read(folder, resident="disk").split("train")
     loader = Loader(data, random.key(3), batch_size=4, device="cuda")
