@@ -91,7 +91,7 @@ def test_it_is_written_in_a_config_as_any_other_group():
             "'victim' is the name of the victim itself",
         ),
         (lambda: losses.ensemble(()), r"ensemble\(terms\) must hold one name at least, and none twice"),
-        (lambda: losses.ensemble(("a", "a")), r"ensemble\(terms\) must hold one name at least, and none twice"),
+        (lambda: losses.ensemble(("a", "a")), r"ensemble\(terms\) must hold .* none twice"),
         (lambda: losses.ensemble(("a", "b"), how="max"), r"ensemble\(how\) must be"),
         (lambda: losses.ensemble(("a", "b"), weights=(1.0,)), r"must hold one number per term, 2, got 1"),
         (lambda: losses.ensemble(("a", "b"), weights=(1.0, -1.0)), r"ensemble\(weights\) must be"),
