@@ -423,7 +423,7 @@ def test_a_full_disk_while_training(trained, tmp_path, capsys, limit):
         message = refuse(capsys, "train", study)
     run = Run(next((tmp_path / "runs").iterdir()))
     assert message.startswith(f"cannot write {run.folder}/")
-    assert "File too large; what stood there is kept: make room and resume the run" in message
+    assert "File too large; its old content is kept: free some space and resume the run" in message
     for line in (run.folder / "records.jsonl").read_text().splitlines():
         json.loads(line)
     with file_size_limit(limit):
