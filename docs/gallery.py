@@ -1,20 +1,14 @@
-"""Make the pages of the stage families: what each stage says of itself, and a picture of what it does.
+"""Draw the pictures of the stages, which their pages in the reference show.
 
-    python docs/gallery.py                              # docs/<family>.md and their pictures
-    python docs/gallery.py --only compose.exposure      # one picture
+    python docs/gallery.py                              # all
+    python docs/gallery.py --only compose.exposure      # one
 
-The photographs are the two that scikit-learn ships. What a page says is the stage's own docstring.
+The photographs are the two that scikit-learn ships.
 """
 
 import argparse
-import dataclasses
-import importlib
-import inspect
-import re
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -26,21 +20,12 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from fpatch import random
-from fpatch.core.resource import Resource
 from fpatch.core.types import Range, Sample
 from fpatch.graph.stage import Stage, deterministic
 from fpatch.infer.transformers_detector import MEAN, STD
 from fpatch.viz import Panel, side_by_side
 
 DOCS = Path(__file__).parent
-FAMILIES = {
-    "create": "Where patches come from, and what is done to them before they are placed.",
-    "implant": "Patches into photographs.",
-    "compose": "What stands between the print and the victim: view, light, lens, sensor.",
-    "infer": "Victims, and what is made of their answers.",
-    "losses": "What is minimized: one number per row each.",
-    "metrics": "What is counted: one number per row or object each, or gathered over all rows.",
-}
 NUM_DRAWS = 3
 HEIGHT, WIDTH = 216, 320
 
@@ -378,102 +363,7 @@ def draw_ensemble(stage: Stage) -> list[list[Panel]]:
     return [shown]
 
 
-# -- the pages
-
-
-def make_page(family: str, names: Sequence[str], stages: dict[str, Stage]) -> str:
-    """A page in Markdown; it depends on the code alone, not on the pictures."""
-    lines = [f"# {family}", "", FAMILIES[family], ""]
-    lines += [" · ".join(f"[{name}](#{name})" for name in names), ""]
-    for name in names:
-        lines += make_section(family, name, stages[f"{family}.{name}"])
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def make_index(stages: Iterable[str]) -> str:
-    """All pictures on one page, each leading to what its stage says."""
-    lines = [
-        "# Gallery",
-        "",
-        "Every stage on a photograph that scikit-learn ships; `python docs/gallery.py` draws it.",
-        "",
-    ]
-    family = ""
-    for identity in stages:
-        if identity.partition(".")[0] != family:
-            family = identity.partition(".")[0]
-            lines += [f"## {family}", "", FAMILIES[family], ""]
-        name = identity.partition(".")[2]
-        lines += [
-            f"[{identity}]({family}.md#{name})",
-            "",
-            f"![{identity}](images/stages/{family}-{name}.jpg)",
-            "",
-        ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def make_section(family: str, name: str, stage: Stage) -> Iterator[str]:
-    """What a stage says of itself."""
-    d = stage.definition
-    config: Any = d.config  # a dataclass, typed as the function that makes one
-    about = inspect.getdoc(importlib.import_module(d.module)) or ""
-    yield from (f"## {name}", "", escape(about.split("References:")[0].strip()), "")
-    signature = ", ".join(
-        f.name if has_no_default(f) else f"{f.name}={show_default(f)}" for f in dataclasses.fields(config)
-    )
-    yield from (f"`{family}.{name}({signature})`", "")
-    reads = [*d.reads, *(f"{n}?" for n in d.optional if n not in d.reads)]
-    wiring = f"{', '.join(reads) or 'the parameters'} → {', '.join(d.writes) or 'nothing'}"
-    unable = [word for word, able in (("vmap", d.vmap), ("gradient", d.gradient)) if not able]
-    yield from (wiring + (f"; without {' or '.join(unable)}" if unable else ""), "")
-    doc = inspect.getdoc(d.config) or ""
-    if dataclasses.fields(config):
-        yield from (escape(re.split(r"\n(?:Attributes|References):\n", doc)[0].strip()), "")
-    if settings := parse_attributes(doc):
-        yield from ("| setting | |", "|---|---|")
-        yield from (f"| `{key}` | {escape(text)} |" for key, text in settings.items())
-        yield ""
-    for references in filter(None, (parse_section(text, "References") for text in (about, doc))):
-        yield from (f"*{escape(' '.join(references.split()))}*", "")
-    yield from (f"![{family}.{name}](images/stages/{family}-{name}.jpg)", "")
-
-
-def escape(text: str) -> str:
-    """Docstrings in Markdown: no reST, no accidental tables or tags."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("{name:", "{name:")
-
-
-def has_no_default(field: Any) -> bool:
-    """Whether a setting must be given."""
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def show_default(field: Any) -> str:
-    """The default of a setting, long ones by their length."""
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-    if isinstance(value, tuple):
-        shown = tuple(value)
-        return str(shown) if len(shown) <= 4 else f"<{len(shown)} values>"
-    if isinstance(value, float) and len(repr(value)) > 8:
-        return f"{value:.4g}"
-    return str(value) if isinstance(value, Resource) else repr(value)
-
-
-def parse_attributes(doc: str) -> dict[str, str]:
-    """The entries below "Attributes:" of a docstring."""
-    found: dict[str, str] = {}
-    for block in re.split(r"\n(?=\S)", parse_section(doc, "Attributes")):
-        name, colon, text = block.partition(":")
-        if colon:
-            found[name.strip()] = " ".join(text.split())
-    return found
-
-
-def parse_section(doc: str, title: str) -> str:
-    """The lines indented below a title of a docstring."""
-    lines = doc.partition(f"{title}:\n")[2].splitlines()
-    return textwrap.dedent("\n".join(takewhile(lambda line: not line or line[0].isspace(), lines))).strip()
+# -- the stages
 
 
 def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]]]:
@@ -598,7 +488,7 @@ def draw_answers_of(stage: Stage) -> list[list[Panel]]:
 
 
 def main() -> None:
-    """Write the pages and their pictures."""
+    """Write the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="a stage, e.g. compose.exposure")
     only = parser.parse_args().only
@@ -612,13 +502,6 @@ def main() -> None:
             pixels = (figure * 255).round().byte().permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(pictures / f"{identity.replace('.', '-')}.jpg", quality=82)
             print(identity)
-    if only is None:
-        (DOCS / "gallery.md").write_text(make_index(stages))
-        for family in FAMILIES:
-            names = [i.partition(".")[2] for i in stages if i.startswith(f"{family}.")]
-            (DOCS / f"{family}.md").write_text(
-                make_page(family, names, {i: s for i, (s, _) in stages.items()})
-            )
 
 
 if __name__ == "__main__":

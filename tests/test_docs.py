@@ -14,9 +14,8 @@ from PIL import Image
 from fpatch.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    p for p in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md") if "```python" in p.read_text()
-]
+WRITTEN = [p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts]
+PAGES = [p for p in (*WRITTEN, ROOT / "README.md") if "```python" in p.read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -30,7 +29,7 @@ def test_python_blocks_run(page, monkeypatch, capsys, tmp_path):
 
 def test_the_study_of_a_model_of_ones_own_is_trained_and_replayed(tmp_path, monkeypatch):
     """The files of the page, with photographs and weights of our own, by the page's commands."""
-    text = (ROOT / "docs" / "your-own-model.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "your-own-model.md").read_text()
     tables = re.findall(r"```\n(image,.*?)```", text, re.DOTALL)
     for name, table in zip(("placements.csv", "objects.csv"), tables, strict=True):
         (tmp_path / name).write_text(table)
@@ -55,7 +54,7 @@ def test_the_study_of_a_model_of_ones_own_is_trained_and_replayed(tmp_path, monk
     (run,) = (tmp_path / "runs").iterdir()
     for words in (["evaluate", str(run)], ["replay", str(run), "--verify"]):
         assert main(words) == 0
-    look = (ROOT / "docs" / "analysis.md").read_text().replace("runs/<time>-poster", str(run))
+    look = (ROOT / "docs" / "how-to" / "analysis.md").read_text().replace("runs/<time>-poster", str(run))
     code = "\n".join(re.findall(r"```py\n(.*?)```", text + look, re.DOTALL))
     for long, short in (
         ("1000}", "1}"),
@@ -74,9 +73,10 @@ def test_pages_with_code_are_found():
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("*.md")], ids=lambda p: p.name
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_links_lead_somewhere(page):
+    """On the pages beside the documentation; the build of the site checks those in it."""
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
