@@ -191,7 +191,7 @@ def choice(
 ) -> Shaped[Tensor, "..."]:
     """Draw from `range(a)`, or from the entries of `a` along its first axis.
 
-    With `p` and without replacement, the Gumbel top-k trick is computed in float64, and by JAX in float32. The
+    With `p` and without replacement, the Gumbel top-k trick is computed in float64; JAX uses float32. The
     order may differ where it depends on the last bits of two logarithms.
 
     Args:
