@@ -26,6 +26,11 @@ class Loader:
         name: Its id.
         module: The module that defines it.
         load: The function `(weights, **arguments) -> object`.
+
+    Example:
+        >>> from fpatch.data import image_file
+        >>> image_file.name, image_file.module
+        ('data.image_file', 'fpatch.data.images')
     """
 
     name: str
