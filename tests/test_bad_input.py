@@ -111,7 +111,7 @@ CSV = {
     "missing column": (lambda p: replace(p, "ulx", "ul_x"), "column 'ulx' is missing (did you mean 'ul_x'?)"),
     "text in a number": (lambda p: edit_csv(p, 3, "ury", "top"), "line 3, column ury: 'top' is not a finite"),
     "no number": (lambda p: edit_csv(p, 3, "ury", "nan"), "line 3, column ury: 'nan' is not a finite number"),
-    "outside": (lambda p: edit_csv(p, 2, "lrx", "500"), "line 2, column lrx: 500 is outside the photograph"),
+    "outside": (lambda p: edit_csv(p, 2, "lrx", "500"), "line 2, column lrx: 500 is outside the image"),
     "empty": (lambda p: p.write_text(""), "placements.csv: the file is empty"),
     "only a header": (lambda p: p.write_text(p.read_text().splitlines()[0]), "has a header but no rows"),
     "not a table": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not a CSV file"),
@@ -423,7 +423,7 @@ def test_a_full_disk_while_training(trained, tmp_path, capsys, limit):
         message = refuse(capsys, "train", study)
     run = Run(next((tmp_path / "runs").iterdir()))
     assert message.startswith(f"cannot write {run.folder}/")
-    assert "File too large; what stood there is kept: make room and resume the run" in message
+    assert "File too large; its old content is kept: free some space and resume the run" in message
     for line in (run.folder / "records.jsonl").read_text().splitlines():
         json.loads(line)
     with file_size_limit(limit):

@@ -1,4 +1,4 @@
-"""Sentences for errors: the field, the rule, the value and the way out."""
+"""Checks of settings; an error names the field, the rule, the value and the way out."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,20 @@ from fpatch.core.types import Range
 
 
 def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
-    """The end of an error about an unknown name: the nearest known ones, at most `count`, or all of them."""
+    """Suggest known names for an unknown one, as the end of an error message.
+
+    Args:
+        name: The unknown name.
+        options: The known names.
+        count: The largest number of similar names to suggest; without a similar one, all are listed.
+
+    Example:
+        >>> from fpatch.core.checks import nearest
+        >>> nearest("expsure", ["exposure", "blur"])
+        "did you mean 'exposure'?"
+        >>> nearest("noise", ["exposure", "blur"])
+        'known: blur, exposure'
+    """
     options = sorted(map(str, options))
     if close := difflib.get_close_matches(str(name), options, n=count, cutoff=0.6):
         return f"did you mean {' or '.join(map(repr, close))}?"
@@ -15,10 +28,16 @@ def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
 
 
 def check_range(field: str, value: Range, low: float = float("-inf"), high: float = float("inf")) -> None:
-    """Refuse a range that is not `low <= value.low <= value.high <= high`, and infinity.
+    """Check that a range is finite and that `low <= value.low <= value.high <= high`.
 
     Raises:
-        ValueError: With the field, the rule and the value.
+        ValueError: If it is not; the message names the field, the rule and the value.
+
+    Example:
+        >>> from fpatch.core.checks import check_range
+        >>> check_range("rect(scale)", (1.5, 0.5))
+        Traceback (most recent call last):
+        ValueError: rect(scale) must be (low, high) with low <= high, got (1.5, 0.5); swap the two
     """
     if isinstance(value, (int, float)):
         raise ValueError(f"{field} must be (low, high), got {value!r}; for one value, give it twice")
@@ -31,10 +50,16 @@ def check_range(field: str, value: Range, low: float = float("-inf"), high: floa
 
 
 def check_number(field: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Refuse a number outside [low, high], NaN and infinity.
+    """Check that a number is finite and within [low, high].
 
     Raises:
-        ValueError: With the field, the rule and the value.
+        ValueError: If it is not; the message names the field, the rule and the value.
+
+    Example:
+        >>> from fpatch.core.checks import check_number
+        >>> check_number("jpeg(quality)", 101, 1, 100)
+        Traceback (most recent call last):
+        ValueError: jpeg(quality) must be between 1 and 100, got 101
     """
     if not low <= value <= high or value == float("inf"):
         rule = f"between {low:g} and {high:g}" if high < float("inf") else f"at least {low:g}"
@@ -43,10 +68,16 @@ def check_number(field: str, value: float, low: float, high: float = float("inf"
 
 
 def check_choice(field: str, value: object, options: tuple[object, ...]) -> None:
-    """Refuse what is none of a few values.
+    """Check that a value is one of the given options.
 
     Raises:
-        ValueError: With the field, the values and what was given.
+        ValueError: If it is not; the message names the field, the options and the value.
+
+    Example:
+        >>> from fpatch.core.checks import check_choice
+        >>> check_choice("norm", "l3", ("l1", "l2"))
+        Traceback (most recent call last):
+        ValueError: norm must be 'l1' or 'l2', got 'l3'
     """
     if value not in options:
         raise ValueError(f"{field} must be {' or '.join(map(repr, options))}, got {value!r}")

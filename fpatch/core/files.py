@@ -1,4 +1,4 @@
-"""Files that are replaced whole, grow by whole blocks, or are known by their digest."""
+"""Atomic writes, append-only files and digests."""
 
 import hashlib
 import os
@@ -10,25 +10,35 @@ from typing import Literal
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write, such as one to a full disk, into an error that names the file and the way out.
+    """Add the file and the way out to the error of a failed write, such as one to a full disk.
 
     Raises:
-        OSError: With the original `errno`.
+        OSError: If the body raises one; the original `errno` is kept.
     """
     try:
         yield
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot write {path}: {error.strerror}; what stood there is kept: make room and resume the run",
+            f"cannot write {path}: {error.strerror}; its old content is kept: free some space and resume the "
+            "run",
         ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file by `data`; whoever reads it, after a crash too, sees the old or the new content.
+    """Replace the content of a file; a reader sees the old or the new content, even after a crash.
 
     Raises:
-        OSError: The file cannot be written; the old content stands.
+        OSError: If the file cannot be written; it keeps its old content.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.core.files import write_atomic
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomic(Path(folder, "a.json"), b"{}")
+        ...     Path(folder, "a.json").read_text()
+        '{}'
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
@@ -44,9 +54,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 class AppendFile:
-    """A file that grows by whole blocks: a block that does not fit leaves no trace.
+    """A file that grows by whole blocks; a failed write leaves it unchanged.
 
-    Nothing is buffered in the process, so killing it loses nothing that was written.
+    The process buffers nothing, so that a kill loses no written block.
+
+    Attributes:
+        path: The file.
+        size: Its length in bytes.
     """
 
     def __init__(self, path: Path, mode: Literal["ab", "wb"] = "ab") -> None:
@@ -60,7 +74,7 @@ class AppendFile:
         """Append a block.
 
         Raises:
-            OSError: It could not be written; the file is as before.
+            OSError: If the write fails; the file keeps its old length.
         """
         rest = memoryview(block)
         with writing(self.path):
@@ -73,7 +87,7 @@ class AppendFile:
         self.size += len(block)
 
     def sync(self) -> None:
-        """Return once the content would survive a power failure."""
+        """Force the content to the disk, where it survives a power failure."""
         with writing(self.path):
             os.fsync(self._file.fileno())
 
@@ -83,10 +97,17 @@ class AppendFile:
 
 
 def file_digest(path: str | Path) -> str:
-    """sha256 of a file, as hex.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.core.files import file_digest
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     file_digest(file.name)[:16]
+        'e3b0c44298fc1c14'
     """
     path = Path(path)
     if not path.is_file():

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int, str], None]
-"""Called with the task, the amount done, the total and a note."""
+"""A callback, called with the task, the amount done, the total and a note."""
 
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:
-    """Report nothing."""
+    """Ignore all progress; the default callback."""

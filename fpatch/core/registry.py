@@ -1,7 +1,7 @@
-"""Ids for what a config may name: stages, loaders, optimizers. Looked up, never evaluated.
+"""The registry of stages, loaders and optimizers, which a config names by their ids.
 
-Inside fpatch an id is `family.name` (`compose.exposure`), elsewhere `module:name`, so that whoever reads a
-config knows which module to import for it.
+Inside fpatch an id is `family.name`, such as `compose.exposure`. Elsewhere it is `module:name`, and a lookup
+imports that module. Ids are looked up, never evaluated.
 """
 
 import importlib
@@ -12,11 +12,11 @@ from fpatch.core.checks import nearest
 
 @runtime_checkable
 class Registered(Protocol):
-    """Anything that knows the module it was defined in."""
+    """A value that names the module that defines it."""
 
     @property
     def module(self) -> str:
-        """Its full name."""
+        """The full name of the module."""
         ...
 
 
@@ -24,17 +24,23 @@ _REGISTRY: dict[str, Any] = {}
 
 
 def identify(name: str, module: str) -> str:
-    """The id of `name` as defined in `module`."""
+    """Return the id of `name`, defined in `module`.
+
+    Example:
+        >>> from fpatch.core.registry import identify
+        >>> identify("exposure", "fpatch.compose.color.exposure"), identify("glare", "my_stages")
+        ('compose.exposure', 'my_stages:glare')
+    """
     if module.startswith("fpatch."):
         return f"{module.split('.')[1]}.{name}"
     return f"{module}:{name}"
 
 
 def register(identity: str, value: Registered) -> None:
-    """Make `value` known under an id.
+    """Register `value` under an id.
 
     Raises:
-        ValueError: Where another module has taken the id.
+        ValueError: If another module has registered the id.
     """
     known = _REGISTRY.get(identity)
     if known is not None and known.module != value.module:
@@ -43,10 +49,21 @@ def register(identity: str, value: Registered) -> None:
 
 
 def lookup(identity: str, kind: type, where: str) -> Any:
-    """What an id stands for, importing the module that defines it.
+    """Return the value with an id; import the module that defines it.
+
+    Args:
+        identity: The id.
+        kind: The type of the value.
+        where: The start of an error message.
 
     Raises:
-        ValueError: If there is no such module, no such name in it, or it is of another kind.
+        ValueError: If the module cannot be imported, or does not register the id with a value of this type.
+
+    Example:
+        >>> from fpatch.core.registry import lookup
+        >>> from fpatch.graph.stage import Definition
+        >>> lookup("compose.exposure", Definition, "pipeline.camera").module
+        'fpatch.compose.color.exposure'
     """
     module = identity.partition(":")[0] if ":" in identity else f"fpatch.{identity.partition('.')[0]}"
     there = all(module.split("."))
@@ -55,13 +72,13 @@ def lookup(identity: str, kind: type, where: str) -> Any:
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # of something that the module imports
+            raise  # an import of the module fails
         there = False
     if not there:
         raise ValueError(
             f"{where}: {identity!r} needs the module {module!r}, which cannot be imported; "
             "ids are 'family.name' inside fpatch and 'module:name' elsewhere: run from the folder of the "
-            "module, or put that into PYTHONPATH"
+            "module, or add that folder to PYTHONPATH"
         )
     value = _REGISTRY.get(identity)
     if not isinstance(value, kind):
@@ -70,8 +87,8 @@ def lookup(identity: str, kind: type, where: str) -> Any:
         if ":" in identity:
             hint = (
                 f"{nearest(identity, [name for name in known if name.startswith(f'{module}:')])}; "
-                "fpatch.define and define_loader make what can be found, in a module that can be imported: "
-                "no plain function can, and nothing that a script defines"
+                "fpatch.define and define_loader register ids, in a module that can be imported: "
+                "a plain function has none, nor has a value that a script defines"
             )
         raise ValueError(f"{where}: no {kind.__name__.lower()} {identity!r}; {hint}")
     return value

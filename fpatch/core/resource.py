@@ -1,8 +1,8 @@
-"""Live objects that a config can only name: models, generators, functions.
+"""Resources: live objects that a config names, such as models, generators and functions.
 
-A `Loader` is a registered function `(weights, **arguments) -> object`. A `Resource` is a call of one, held as
-values: the loader's id, the file of weights and its digest. The object is made when it is first needed, and
-only if the file is still the one that was recorded.
+A `Loader` is a registered function `(weights, **arguments) -> object`. A `Resource` records a call of one:
+the loader's id, its arguments, the weights file and its digest. The object is loaded at its first use, and
+only if the weights file still has the recorded digest.
 """
 
 import dataclasses
@@ -20,21 +20,48 @@ from fpatch.core.registry import identify, lookup, register
 
 @dataclass(frozen=True)
 class Loader:
-    """A function that makes a live object, known to configs by its id."""
+    """A registered function that makes a live object; see `define_loader`.
+
+    Attributes:
+        name: Its id.
+        module: The module that defines it.
+        load: The function `(weights, **arguments) -> object`.
+
+    Example:
+        >>> from fpatch.data import image_file
+        >>> image_file.name, image_file.module
+        ('data.image_file', 'fpatch.data.images')
+    """
 
     name: str
     module: str
     load: Callable[..., Any]
 
     def __call__(self, weights: str | Path | None = None, **arguments: Any) -> "Resource":
-        """A resource that this loader makes, with the digest of its weights as they are now."""
+        """Return a resource of this loader, with the current digest of its weights file.
+
+        Raises:
+            FileNotFoundError: If the weights file does not exist.
+        """
         path = None if weights is None else str(weights)
         return Resource(self.name, path, None if path is None else file_digest(path), arguments)
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A live object by its provenance; `.value` is the object."""
+    """A live object, described by its loader and weights; `.value` is the object.
+
+    Attributes:
+        loader: The id of the loader.
+        weights: The path of the weights file, or None.
+        sha256: The digest of that file, or None.
+        arguments: Keyword arguments of the loader.
+
+    Example:
+        >>> from fpatch import Resource
+        >>> print(Resource("data.image_file", "folder/print.png"))
+        data.image_file(print.png)
+    """
 
     loader: str
     weights: str | None = None
@@ -42,7 +69,7 @@ class Resource:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def pinned(self, root: Path) -> "Resource":
-        """The same with an absolute path (relative ones start at `root`) and the digest of the file there."""
+        """Return the resource with an absolute path, which starts at `root`, and the digest of that file."""
         if self.weights is None:
             return self
         path = (root / Path(self.weights).expanduser()).resolve()
@@ -54,15 +81,15 @@ class Resource:
 
     @cached_property
     def value(self) -> Any:
-        """The object.
+        """The object, loaded at its first use.
 
         Raises:
             ImportError: If a package is missing.
-            OSError: If the weights are missing or cannot be read.
-            ValueError: If the loader is unknown or fails, or the weights are not those that were recorded.
+            OSError: If the weights file is missing or cannot be read.
+            ValueError: If the loader is unknown or fails, or the digest of the weights differs.
         """
         load = lookup(self.loader, Loader, "resource").load
-        with torch.random.fork_rng(devices=[]):  # a network draws its weights before it is given others
+        with torch.random.fork_rng(devices=[]):  # a network draws initial weights
             return self._load(load)
 
     def _load(self, load: Callable[..., Any]) -> Any:
@@ -83,12 +110,34 @@ class Resource:
 
 
 def define_loader(name: str, load: Callable[..., Any]) -> Loader:
-    """Register `load(weights, **arguments)`; call the result to name an object in a config."""
+    """Register a loader; a call of it gives a `Resource`, which a config can name.
+
+    Args:
+        name: Its name; the id is `module:name`.
+        load: `(weights, **arguments) -> object`, where a resource without weights passes none.
+
+    Raises:
+        ValueError: If another module has registered the id.
+
+    Example:
+        >>> import fpatch
+        >>> def load_scale(factor: float) -> float:
+        ...     return 2.0 * factor
+        >>> scale = fpatch.define_loader("scale", load_scale)
+        >>> scale(factor=3.0).arguments
+        {'factor': 3.0}
+    """
     loader = Loader(identify(name, load.__module__), load.__module__, load)
     register(loader.name, loader)
     return loader
 
 
 def resolve(value: Any) -> Any:
-    """The object itself, whether it was given or is a `Resource`."""
+    """Return the object of a `Resource`; any other value is returned as it is.
+
+    Example:
+        >>> from fpatch.core.resource import resolve
+        >>> resolve("a live object")
+        'a live object'
+    """
     return value.value if isinstance(value, Resource) else value

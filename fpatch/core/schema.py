@@ -1,4 +1,4 @@
-"""Settings to plain JSON values and back: frozen dataclasses, with the type hints as the schema."""
+"""Conversion between frozen dataclasses of settings and JSON values, with type hints as the schema."""
 
 import dataclasses
 import json
@@ -14,10 +14,16 @@ from fpatch.core.types import Range
 
 
 def encode(value: Any) -> Any:
-    """Settings as dicts, lists, strings, numbers, booleans and None.
+    """Encode settings as dicts, lists, strings, numbers, booleans and None.
 
-    A live object becomes `{"live": "module:Type"}`, which tells the reader that the config alone cannot
-    rebuild it.
+    A live object becomes `{"live": "module:Type"}`; the config alone cannot rebuild it.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import Range
+        >>> from fpatch.core.schema import encode
+        >>> encode({"stops": Range(-1.0, 1.0), "model": torch.nn.Identity()})
+        {'stops': [-1.0, 1.0], 'model': {'live': 'torch.nn.modules.linear:Identity'}}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -36,7 +42,13 @@ def encode(value: Any) -> Any:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config with dotted names."""
+    """Flatten a nested config; names are joined by dots.
+
+    Example:
+        >>> from fpatch.core.schema import flatten
+        >>> flatten({"train": {"num_steps": 20}, "seed": 0})
+        {'train.num_steps': 20, 'seed': 0}
+    """
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -47,7 +59,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
-    """A config of JSON values as TOML, from which the same is read; None, unknown to TOML, becomes false."""
+    """Write a config of JSON values as TOML; `decode` reads the same config from it.
+
+    TOML has no null: None becomes false.
+
+    Example:
+        >>> from fpatch.core.schema import to_toml
+        >>> print(to_toml({"seed": 0, "train": {"num_steps": 20}}), end="")
+        seed = 0
+        <BLANKLINE>
+        [train]
+        num_steps = 20
+    """
     return "\n".join(_toml_lines(config, ())) + "\n"
 
 
@@ -78,20 +101,29 @@ def _toml_value(value: Any) -> str:
 
 
 def _toml_string(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON leaves as it is
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON does not escape it
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """The inverse of `encode`, checked against a type.
+    """Decode a value of a TOML or JSON file, checked against a type; the inverse of `encode`.
 
     Args:
         kind: A frozen dataclass, Range, tuple, dict, Literal, union, or a plain type.
-        value: What a TOML or JSON file held.
-        where: Dotted name of the value, for errors.
+        value: The value.
+        where: Its dotted name, for errors.
 
     Raises:
-        ValueError: With the dotted name, what was expected and what was found; an unknown key with the
-            nearest known one.
+        ValueError: If the value does not fit the type. The message has the dotted name, the expected type and
+            the value; for an unknown key, the nearest known one.
+
+    Example:
+        >>> from fpatch import Range
+        >>> from fpatch.core.schema import decode
+        >>> decode(Range, [-1, 1], "exposure.stops")
+        Range(low=-1.0, high=1.0)
+        >>> decode(int, "3", "train.num_steps")
+        Traceback (most recent call last):
+        ValueError: train.num_steps: expected a whole number, got '3'
     """
     if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and kind not in (int, float)):
         return value

@@ -1,4 +1,4 @@
-"""Looking at tensors and at trees of them."""
+"""Helpers for tensors and trees of tensors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,18 @@ from torch import Tensor
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Whether a tensor has no values to read, at whatever cost.
+    """Return whether a tensor is symbolic: it has no values that could be read.
 
     True while compiling or exporting, inside a `torch.func` transform that wraps the tensor, and for a
     subclass such as a fake tensor.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import is_traced
+        >>> seen = []
+        >>> _ = torch.func.vmap(lambda x: seen.append(is_traced(x)) or x)(torch.zeros(3))
+        >>> seen, is_traced(torch.zeros(3))
+        ([True], False)
     """
     return (
         torch.compiler.is_compiling()
@@ -22,28 +30,55 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def is_concrete(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be read on the host, now and at no cost: not traced, on the CPU."""
+    """Return whether the values of a tensor can be read without waiting: not traced, and on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import is_concrete
+        >>> is_concrete(torch.zeros(3)), is_concrete(torch.zeros(3, device="meta"))
+        (True, False)
+    """
     return not is_traced(tensor) and tensor.device.type == "cpu"
 
 
 def device_of(tree: Any) -> torch.device:
-    """Where the first tensor of a tree is; the CPU if there is none."""
+    """Return the device of the first tensor of a tree; the CPU for an empty tree.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import device_of
+        >>> device_of({"hood": torch.zeros(3, device="meta")})
+        device(type='meta')
+    """
     return next((leaf.device for leaf in optree.tree_leaves(tree)), torch.device("cpu"))
 
 
 def to_device(tree: Any, device: torch.device | str) -> Any:
-    """The same tree with every tensor on a device; those that are there already are not copied.
+    """Copy the tensors of a tree to a device; tensors on that device are shared.
 
-    A copy to a GPU does not wait for what the GPU is doing; one to the CPU does, so that it can be read.
+    A copy to a GPU is asynchronous. A copy to the CPU waits until its values can be read.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import to_device
+        >>> patch = {"hood": torch.zeros(3)}
+        >>> to_device(patch, "cpu")["hood"] is patch["hood"]
+        True
     """
     on_host = torch.device(device).type == "cpu"
     return optree.tree_map(lambda x: x.to(device, non_blocking=not on_host), tree)
 
 
 def constant(values: Any, like: Tensor) -> Tensor:
-    """Numbers as a tensor of the type and on the device of another.
+    """Make a tensor of numbers, of the dtype and on the device of another tensor.
 
-    `like.new_tensor(values)` does the same, and waits until a GPU has done all that it was given.
+    `like.new_tensor(values)` gives the same tensor, but synchronizes with a GPU.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import constant
+        >>> constant([0.25, 0.5], like=torch.zeros(3, dtype=torch.float64))
+        tensor([0.2500, 0.5000], dtype=torch.float64)
     """
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
@@ -51,16 +86,23 @@ def constant(values: Any, like: Tensor) -> Tensor:
 def flatten_rows(
     function: Callable[..., Any], num_members: int, in_dims: tuple[int | None, ...], *inputs: Tensor
 ) -> Any:
-    """A rule for vmap over a function of rows: a population of p members with b rows each is p * b rows.
+    """Apply a function of rows to a population: p members with b rows each become p * b rows.
 
     Args:
-        function: From tensors [n, ...] to a tensor, or a tree of tensors, [n, ...], row by row.
+        function: Maps tensors [n, ...] to a tensor, or a tree of tensors, [n, ...]; rows are independent.
         num_members: p.
-        in_dims: Where each input has its axis of members; None for one that all members share.
+        in_dims: The axis of members of each input; None for an input that all members share.
         *inputs: Tensors [b, ...] with the axis of members inserted.
 
     Returns:
-        What the function returns, as [p, b, ...].
+        The outputs of the function, as [p, b, ...].
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import flatten_rows
+        >>> image, gain = torch.ones(4, 3), torch.ones(4, 2, 3)
+        >>> flatten_rows(torch.mul, 2, (None, 1), image, gain).shape
+        torch.Size([2, 4, 3])
     """
     rows = [
         x.expand(num_members, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -71,10 +113,19 @@ def flatten_rows(
 
 
 def check_sampled(field: str, sampled: Tensor, largest: float) -> None:
-    """Refuse a sample, an edited one say, that is larger than what the stage was configured for.
+    """Check that an edited sample does not exceed the largest value in the config of its stage.
+
+    Values that cannot be read, while compiling or on a GPU, are not checked.
 
     Raises:
-        ValueError: With the field and the value, where values can be read.
+        ValueError: If it does; the message names the field and the value.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import check_sampled
+        >>> check_sampled("blur/sigma_px", torch.tensor([1.0, 9.0]), largest=4.0)
+        Traceback (most recent call last):
+        ValueError: blur/sigma_px must be at most 4, as configured, got 9
     """
     if is_concrete(sampled) and bool((sampled > largest).any()):
         found = float(sampled.max())
@@ -82,5 +133,16 @@ def check_sampled(field: str, sampled: Tensor, largest: float) -> None:
 
 
 def take_rows(tree: Any, rows: Any) -> Any:
-    """The rows of every tensor in a batch or a sample."""
+    """Index the first axis of every tensor of a batch or a sample.
+
+    Args:
+        tree: Tensors [b, ...].
+        rows: A slice, a tensor of indices or a mask.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import take_rows
+        >>> take_rows({"image_id": torch.tensor([5, 6, 7])}, slice(1, None))
+        {'image_id': tensor([6, 7])}
+    """
     return optree.tree_map(lambda x: x[rows], tree)

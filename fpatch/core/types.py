@@ -1,4 +1,4 @@
-"""The words that every other file uses."""
+"""Shared type aliases."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,20 +6,30 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 Params = Mapping[str, Tensor]
-"""What is trained: one tensor per patch (or per latent), by name."""
+"""The trained tensors, one per patch or latent, by name."""
 
 Batch = Mapping[str, Any]
-"""Named tensors with leading axis b; always with `image_id` [b] and `draw` [b]."""
+"""Named tensors with leading axis b, among them `image_id` [b] and `draw` [b]."""
 
 Values = dict[str, Any]
-"""The inputs of a pipeline and the last value of every name that its nodes wrote."""
+"""The inputs of a pipeline and the last value of every name that its nodes write."""
 
 Sample = Mapping[str, Any]
-"""What was drawn: per stage a flat dict of tensors [b, ...], per pipeline a dict of those by node."""
+"""Draws: a flat dict of tensors [b, ...] for a stage, a dict of those by node for a pipeline."""
 
 
 class Range(NamedTuple):
-    """The closed interval that a setting is drawn from; `[low, high]` in a config file."""
+    """The closed interval of a setting's draws; `[low, high]` in a config file.
+
+    Attributes:
+        low: The smallest value.
+        high: The largest value.
+
+    Example:
+        >>> from fpatch import Range
+        >>> Range(-1.0, 1.0).high
+        1.0
+    """
 
     low: float
     high: float

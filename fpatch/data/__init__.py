@@ -10,7 +10,8 @@ from fpatch.data.images import (
     write_image,
 )
 from fpatch.data.loader import Loader, indices, rows
-from fpatch.data.targets import Dataset, TargetSet, draws, targets
+from fpatch.data.target_set import Dataset, TargetSet, draws
+from fpatch.data.targets import targets
 
 __all__ = [
     "Dataset",

@@ -1,4 +1,4 @@
-"""CSV files of placements and objects: read by column name, checked whole, every problem told at once."""
+"""CSV files of placements and objects, read by column name; one error lists all problems of a file."""
 
 import csv
 import io
@@ -18,11 +18,19 @@ CORNER_COLUMNS = ("ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly")
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 
 _MAX_SHOWN = 20
-_FLAT_PX2 = 1e-3  # twice the area of the triangle at a corner, below which the corner counts as flat
+_FLAT_PX2 = 1e-3  # a corner is flat if twice the area of its triangle is below this
 
 
 class Placements(NamedTuple):
-    """The rows of a placements file; `sizes_hw` by photograph, in order of first appearance."""
+    """The rows of a placements file.
+
+    Attributes:
+        images: The image file of each row.
+        patches: The patch of each row.
+        splits: The split of each row.
+        quads: Corners `[r, 4, 2]`, in pixels of the original image.
+        sizes_hw: Height and width of each image, in pixels, in the order of the file.
+    """
 
     images: list[Path]
     patches: list[str]
@@ -32,7 +40,13 @@ class Placements(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """The rows of an objects file."""
+    """The rows of an objects file.
+
+    Attributes:
+        images: The image file of each row.
+        labels: The class of each row.
+        boxes: `[r, 4]`, xmin, ymin, xmax, ymax in pixels of the original image.
+    """
 
     images: list[Path]
     labels: list[str]
@@ -40,16 +54,21 @@ class Objects(NamedTuple):
 
 
 def read_placements(path: Path, root: Path, outside_frac: float) -> Placements:
-    """Read corners, or upright rectangles as quads [r, 4, 2]; see `fpatch.data.targets` for the rules.
+    """Read a placements file, with corners or upright rectangles; see `fpatch.data.targets`.
+
+    Args:
+        path: The CSV file.
+        root: The folder of relative image paths.
+        outside_frac: The allowed distance of a coordinate outside the image, as a fraction of the side.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Everything that is wrong with it.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is invalid; the message lists all its problems.
     """
     table = _Table(path)
     columns = table.choose(CORNER_COLUMNS, BOX_COLUMNS)
     values = table.read("patch", columns)
-    images, sizes_hw = table.photographs(root, {})
+    images, sizes_hw = table.images(root, {})
     table.check_inside(columns, values, [sizes_hw.get(image) for image in images], outside_frac)
     table.check_splits(images, {})
     table.finish()
@@ -66,15 +85,23 @@ def read_objects(
     sizes_hw: Mapping[Path, tuple[int, int]],
     classes: Sequence[str] | None,
 ) -> Objects:
-    """Read labeled boxes; `splits` and `sizes_hw` are known from the placements, `classes` are allowed.
+    """Read an objects file; see `fpatch.data.targets`.
+
+    Args:
+        path: The CSV file.
+        root: The folder of relative image paths.
+        outside_frac: The allowed distance of a coordinate outside the image, as a fraction of the side.
+        splits: The splits of images, from the placements.
+        sizes_hw: The sizes of images, from the placements.
+        classes: The allowed labels; None allows any.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Everything that is wrong with it.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is invalid; the message lists all its problems.
     """
     table = _Table(path)
     values = table.read("label", BOX_COLUMNS)
-    images, sizes_hw = table.photographs(root, sizes_hw)
+    images, sizes_hw = table.images(root, sizes_hw)
     table.check_inside(BOX_COLUMNS, values, [sizes_hw.get(image) for image in images], outside_frac)
     table.check_splits(images, splits)
     for row, label in enumerate(table.text["label"]):
@@ -85,7 +112,7 @@ def read_objects(
 
 
 class _Table:
-    """The cells of a CSV file as text by column, and the problems found in them so far."""
+    """The cells of a CSV file as text by column, and the problems found so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,7 +132,7 @@ class _Table:
         if len(self.header) == 1 and (other := next((c for c in ";\t|" if c in self.header[0]), "")):
             raise ValueError(f"{path}, line 1: cells are separated by {other!r}; save it with commas")
         if twice := [name for name in self.header if self.header.count(name) > 1]:
-            raise ValueError(f"{path}, line 1: column {twice[0]!r} stands twice; rename or delete one")
+            raise ValueError(f"{path}, line 1: column {twice[0]!r} appears twice; rename or delete one")
         width = len(self.header)
         whole = [(line, row) for line, row in lines[1:] if len(row) == width]
         self.problems += [
@@ -131,17 +158,17 @@ class _Table:
             raise ValueError(listed)
 
     def choose(self, *formats: tuple[str, ...]) -> tuple[str, ...]:
-        """The format that the header comes nearest to."""
+        """Return the format nearest to the header."""
         complete = [columns for columns in formats if set(columns) <= set(self.header)]
         if len(complete) > 1:
             both = " and ".join(" ".join(columns) for columns in complete)
-            raise ValueError(f"{self.path}, line 1: the columns {both} say the same; delete one group")
+            raise ValueError(f"{self.path}, line 1: the columns {both} are alternatives; delete one group")
         return complete[0] if complete else max(formats, key=lambda names: len(set(names) & set(self.header)))
 
     def read(self, what: str, columns: tuple[str, ...]) -> NDArray[np.float64]:
-        """The coordinates [r, c] of patches or labels, checked as far as the file itself tells.
+        """Read the coordinates [r, c] of patches or labels, with all checks that need no image.
 
-        NaN stands where there is a problem.
+        An invalid cell becomes NaN.
         """
         needed = ("image", what, "split", *columns)
         if missing := [name for name in needed if name not in self.header]:
@@ -177,17 +204,17 @@ class _Table:
                     self.add(row, name, f"{cell!r} is not a finite number; write one such as 12.5")
         return values
 
-    def photographs(
+    def images(
         self, root: Path, known: Mapping[Path, tuple[int, int]]
     ) -> tuple[list[Path], dict[Path, tuple[int, int]]]:
-        """The file of each row, and the size of each file that is known or can be read."""
+        """Return the image file of each row, and the sizes of readable files."""
         files: dict[str, Path] = {}
         first: dict[Path, int] = {}
         for row, name in enumerate(self.text["image"]):
             if name not in files:
                 files[name] = Path(os.path.normpath(root / name))
                 first.setdefault(files[name], row)
-        first.pop(Path(os.path.normpath(root)), None)  # of an empty cell
+        first.pop(Path(os.path.normpath(root)), None)  # an empty cell
         sizes_hw = {}
         for image, row in first.items():
             try:
@@ -197,7 +224,7 @@ class _Table:
         return [files[name] for name in self.text["image"]], sizes_hw
 
     def check_quads(self, values: NDArray[np.float64]) -> None:
-        """A flat patch seen from the front has convex corners that turn clockwise."""
+        """Check that corners are convex and clockwise, as those of a flat patch seen from the front."""
         corners = values.reshape(-1, 4, 2)
         with np.errstate(over="ignore", invalid="ignore"):
             side = np.roll(corners, -1, axis=1) - corners
@@ -230,17 +257,17 @@ class _Table:
         sizes_hw: Sequence[tuple[int, int] | None],
         outside_frac: float,
     ) -> None:
-        """Coordinates, x and y in turn, lie in the photograph or `outside_frac` of its side beyond."""
+        """Check that coordinates, x and y in turn, lie in the image or within `outside_frac` of its side."""
         sides = [size_hw[::-1] if size_hw else (np.nan, np.nan) for size_hw in sizes_hw]
         limit = np.tile(np.array(sides).reshape(-1, 2), values.shape[1] // 2)
         outside = (values < -outside_frac * limit) | (values > (1 + outside_frac) * limit)
         for row, i in np.argwhere(outside).tolist():
             side = f"{limit[row, i]:g} px {'high' if i % 2 else 'wide'}"
             way = f"correct it, or allow more than outside_frac = {outside_frac:g} (in [data] of a study)"
-            self.add(row, columns[i], f"{values[row, i]:g} is outside the photograph, {side}; {way}")
+            self.add(row, columns[i], f"{values[row, i]:g} is outside the image, {side}; {way}")
 
     def check_splits(self, images: Sequence[Path], known: Mapping[Path, str]) -> None:
-        """A photograph in two splits would be trained on and tested on."""
+        """Check that each image belongs to one split; otherwise a test image may be in training."""
         first = dict(known)
         for row, (image, split) in enumerate(zip(images, self.text["split"], strict=True)):
             if split and first.setdefault(image, split) != split:

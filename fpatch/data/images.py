@@ -1,4 +1,4 @@
-"""Photographs: files to tensors and back, and the letterbox that gives them one size."""
+"""Image files to tensors and back, and the letterbox that resizes images to one size."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from torch import Tensor
 from fpatch.core.resource import define_loader
 
 PAD_LEVEL = 128
-"""The gray around a letterboxed photograph."""
+"""The gray level of the margins of a letterboxed image."""
 
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _DECODER_ERRORS = (
@@ -28,45 +28,64 @@ _DECODER_ERRORS = (
 
 
 def read_image(source: str | os.PathLike[str] | Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """Read an image, a file or a PIL image, as upright RGB.
+    """Read an image as upright RGB.
 
-    EXIF orientation is applied. Gray, palette and CMYK become RGB; 16-bit gray is scaled by 255/65535 and
-    rounded (of 16-bit color, Pillow reads the upper byte); transparent pixels show white, the paper of a
-    print. Of several frames the first is taken.
+    EXIF orientation is applied. Gray, palette and CMYK become RGB. 16-bit gray is scaled by 255/65535 and
+    rounded; of 16-bit color, Pillow reads the upper byte. Transparent pixels become white, as on the paper of
+    a print. The first of several frames is read.
+
+    Args:
+        source: A file or a PIL image.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is truncated, of an unknown format, or its pixels have no fixed range (float, 32-bit).
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, of an unknown format, or its pixels have no fixed range (float,
+            32-bit).
+
+    Example:
+        >>> from PIL import Image
+        >>> from fpatch import data
+        >>> data.read_image(Image.new("L", (2, 1), 128))[:, 0].tolist()
+        [[128, 128], [128, 128], [128, 128]]
     """
     if isinstance(source, Image.Image):
-        return decode_image(source, getattr(source, "filename", "") or f"PIL image of mode {source.mode}")
+        name = getattr(source, "filename", "") or f"PIL image of mode {source.mode}"
+        return _to_tensor(decode_pil(source, name)).contiguous()
     path = Path(source)
-    return decode_image(read_bytes(path), path)
+    return _to_tensor(decode_pil(read_bytes(path), path)).contiguous()
 
 
-def load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
-    """`read_image` in 0..1; named in configs by `image_file`."""
+def _load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
+    """Read an image as floats in 0..1."""
     return read_image(path).float() / 255.0
 
 
-image_file = define_loader("image_file", load_image)
+image_file = define_loader("image_file", _load_image)
+"""The loader of an image file as a resource: floats `[3, h, w]` in 0..1, read by `read_image`."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of an image file, with `read_image`'s error if it is missing."""
+    """Read the content of an image file.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
 
 
-def decode_image(source: bytes | Image.Image, name: str | os.PathLike[str]) -> UInt8[Tensor, "3 h w"]:
-    """`read_image` of a file's bytes, or of a PIL image; `name` stands in errors."""
-    return _to_tensor(decode_picture(source, name)).contiguous()
+def decode_pil(source: bytes | Image.Image, name: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image to an upright PIL image of mode RGB; see `read_image`.
 
+    Args:
+        source: The content of a file, or a PIL image.
+        name: The name of the image, for errors.
 
-def decode_picture(source: bytes | Image.Image, name: str | os.PathLike[str]) -> Image.Image:
-    """The same as a PIL image: upright, of mode RGB."""
+    Raises:
+        ValueError: If the image cannot be decoded, or its pixels have no fixed range.
+    """
     try:
         image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
         image.load()
@@ -76,19 +95,19 @@ def decode_picture(source: bytes | Image.Image, name: str | os.PathLike[str]) ->
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width that `read_image` would give, in pixels, from the file's header alone.
+    """Read the height and width of an upright image, in pixels, from the header of its file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The header is unreadable.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the header is unreadable.
     """
     path = Path(path)
     try:
         with Image.open(path) as image:
-            # PngImageFile.getexif would decode the pixels to look for EXIF behind them
+            # PngImageFile.getexif decodes the pixels in search of EXIF after them
             exif = Image.Image.getexif(image)
             sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
-            width, height = image.size  # of a TIFF, upright already
+            width, height = image.size  # a TIFF is upright already
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
     except _DECODER_ERRORS as error:
@@ -97,16 +116,25 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def write_image(path: str | os.PathLike[str], image: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"]) -> None:
-    """Write an image file of 8 bits per channel, in the format that its suffix names.
-
-    It appears complete or not at all.
+    """Write an image file of 8 bits per channel atomically, in the format of its suffix.
 
     Args:
-        path: Its folder is made if absent; an older file is replaced.
-        image: 1 channel (written as gray) or 3; see `to_pixels`.
+        path: The file. Its folder is made if absent, and an older file is replaced.
+        image: `[1, h, w]` (written as gray) or `[3, h, w]`. Floats in 0..1 are clamped and rounded to the
+            nearest of 256 levels.
 
     Raises:
-        ValueError: What `to_pixels` refuses, or a suffix that names no format.
+        ValueError: If the image has another shape or dtype or a NaN, or the suffix names no format.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from fpatch import data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data.write_image(Path(folder, "gray.png"), torch.full((1, 1, 2), 0.5))
+        ...     data.read_image(Path(folder, "gray.png"))[:, 0, 0].tolist()
+        [128, 128, 128]
     """
     path = Path(path)
     pixels = to_pixels(image, f"write_image({path})")
@@ -122,14 +150,20 @@ def write_image(path: str | os.PathLike[str], image: Float[Tensor, "c h w"] | UI
 
 
 def to_pixels(image: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"], field: str) -> NDArray[np.uint8]:
-    """The levels [h, w, c] of an image: floats in 0..1 are clamped and rounded to the nearest of 256.
+    """Return the levels [h, w, c] of an image: floats in 0..1 are clamped and rounded to the nearest of 256.
 
     Args:
         image: 1 or 3 channels, floats or uint8, on any device.
-        field: What it is called in errors.
+        field: The name of the image, for errors.
 
     Raises:
-        ValueError: Another shape (a batch, say), other integers, or a NaN.
+        ValueError: If the image has another shape or dtype, or a NaN.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.data.images import to_pixels
+        >>> to_pixels(torch.tensor([-1.0, 0.5, 2.0]).view(1, 1, 3), "image").ravel().tolist()
+        [0, 128, 255]
     """
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         way = "; take one row of the batch, image[0]" if image.ndim == 4 else ""
@@ -140,26 +174,42 @@ def to_pixels(image: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"], field: str
                 f"{field}: an image must hold floats in 0..1 or uint8, got {image.dtype}; convert it"
             )
         if image.isnan().any():
-            raise ValueError(f"{field}: an image must be finite, got NaN; see what made it")
+            raise ValueError(f"{field}: an image must be finite, got NaN; check the stage that wrote it")
         image = (image.detach().float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
     return image.cpu().permute(1, 2, 0).numpy()
 
 
 def image_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal.
+    """Return the SHA-256 of an image file, in hexadecimal.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: If the file does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import data
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     data.image_digest(file.name)[:16]
+        'e3b0c44298fc1c14'
     """
     return hashlib.sha256(read_bytes(Path(path))).hexdigest()
 
 
 def fit(image_hw: Sequence[int], size_hw: Sequence[int]) -> tuple[tuple[float, float], tuple[int, int]]:
-    """Where a letterbox puts an image: centered, as large as fits, on whole pixels.
+    """Return the scale and offset of a letterbox: centered, as large as fits, on whole pixels.
+
+    Args:
+        image_hw: Height and width of the image, in pixels.
+        size_hw: Height and width of the letterbox, in pixels.
 
     Returns:
-        `scale_xy` and `offset_xy`: point (x, y) of the image goes to (x, y) * scale_xy + offset_xy. The two
+        `scale_xy` and `offset_xy`: point (x, y) of the image moves to (x, y) * scale_xy + offset_xy. The two
         scales differ by the rounding of the resized sides.
+
+    Example:
+        >>> from fpatch.data.images import fit
+        >>> fit((30, 40), (80, 80))
+        ((2.0, 2.0), (0, 10))
     """
     (height, width), (height_px, width_px) = image_hw, size_hw
     scale = min(height_px / height, width_px / width)
@@ -174,14 +224,25 @@ def fit(image_hw: Sequence[int], size_hw: Sequence[int]) -> tuple[tuple[float, f
 def letterbox(
     image: UInt8[Tensor, "3 h w"] | Image.Image, size_hw: Sequence[int]
 ) -> tuple[UInt8[Tensor, "3 H W"], tuple[float, float], tuple[int, int]]:
-    """Resize without distortion (antialiased bilinear, in integers) and pad with gray.
+    """Resize an image without distortion (antialiased bilinear, in integers) and pad it with gray.
+
+    Convention:
+        Coordinates are pixels, x to the right and y down. (0, 0) is the outer corner of the first pixel; its
+        center is (0.5, 0.5). Point (x, y) of the image moves to (x, y) * scale_xy + offset_xy.
 
     Args:
-        image: Any size; or a PIL image of mode RGB, which saves a copy of all its pixels.
-        size_hw: Height and width wanted, in pixels.
+        image: An image of any size, or a PIL image of mode RGB, which saves a copy of its pixels.
+        size_hw: Height and width of the result, in pixels.
 
     Returns:
-        The image, and the `scale_xy` and `offset_xy` of `fit` for `move_points` and `move_boxes`.
+        The letterboxed image, and `scale_xy` and `offset_xy` for `move_points` and `move_boxes`.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import data
+        >>> image, scale_xy, offset_xy = data.letterbox(torch.zeros(3, 30, 40, dtype=torch.uint8), (80, 80))
+        >>> image.shape, image[0, 0, 0].item(), scale_xy, offset_xy
+        (torch.Size([3, 80, 80]), 128, (2.0, 2.0), (0, 10))
     """
     if isinstance(image, Tensor):
         image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
@@ -197,12 +258,24 @@ def letterbox(
 def move_points(
     points: Float[Tensor, "... 2"], scale_xy: Sequence[float] | Tensor, offset_xy: Sequence[float] | Tensor
 ) -> Float[Tensor, "... 2"]:
-    """Move points (x, y), corners of quads among them, along with a letterboxed image.
+    """Move points (x, y), such as corners of quads, along with a letterboxed image.
+
+    Convention:
+        Coordinates are pixels, x to the right and y down. (0, 0) is the outer corner of the first pixel.
 
     Args:
-        points: In pixels of the image; (0, 0) is the outer corner of its first pixel.
-        scale_xy: As `fit` returns it, or a tensor that broadcasts against the points.
+        points: `[..., 2]`, in pixels of the original image.
+        scale_xy: From `letterbox`, or a tensor that broadcasts against the points.
         offset_xy: Likewise.
+
+    Returns:
+        `[..., 2]`, in pixels of the letterboxed image; differentiable in the points.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import data
+        >>> data.move_points(torch.tensor([10.0, 20.0]), (2.0, 2.0), (0, 10))
+        tensor([20., 50.])
     """
     scale = torch.as_tensor(scale_xy, dtype=points.dtype, device=points.device)
     return points * scale + torch.as_tensor(offset_xy, dtype=points.dtype, device=points.device)
@@ -211,7 +284,25 @@ def move_points(
 def move_boxes(
     boxes: Float[Tensor, "... 4"], scale_xy: Sequence[float] | Tensor, offset_xy: Sequence[float] | Tensor
 ) -> Float[Tensor, "... 4"]:
-    """Move boxes (xmin, ymin, xmax, ymax) along with a letterboxed image; see `move_points`."""
+    """Move boxes along with a letterboxed image.
+
+    Convention:
+        Boxes are (xmin, ymin, xmax, ymax) in the frame of `move_points`.
+
+    Args:
+        boxes: `[..., 4]`, in pixels of the original image.
+        scale_xy: From `letterbox`, or a tensor that broadcasts against the corners `[..., 2, 2]`.
+        offset_xy: Likewise.
+
+    Returns:
+        `[..., 4]`, in pixels of the letterboxed image; differentiable in the boxes.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import data
+        >>> data.move_boxes(torch.tensor([0.0, 0.0, 10.0, 20.0]), (2.0, 2.0), (0, 10))
+        tensor([ 0., 10., 20., 50.])
+    """
     return move_points(boxes.unflatten(-1, (2, 2)), scale_xy, offset_xy).flatten(-2)
 
 

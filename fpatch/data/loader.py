@@ -1,4 +1,4 @@
-"""The loader: it alone picks photographs, by a pure function of a key and a step."""
+"""The loader, which chooses the images of each step by a pure function of a key and the step."""
 
 import functools
 import itertools
@@ -13,27 +13,32 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.data.targets import Dataset, draws
+from fpatch.data.target_set import Dataset, draws
 from fpatch.runtime.parallel import ALONE, Ranks
 
 
 def indices(
     key: Int64[Tensor, "2"], step: int, batch_size: int, n: int, replace: bool = False
 ) -> Int64[Tensor, "batch_size"]:
-    """Which of n photographs make up the batch of a step.
+    """Return the indices of the images in the batch of a step.
 
-    Epochs are laid end to end, epoch e in the order `permutation(fold_in(key, e), n)`; batches cut this line
-    into equal pieces, so that one may reach over the end of an epoch.
+    Epochs follow one another; epoch e has the order `permutation(fold_in(key, e), n)`. Batches cut this
+    sequence into equal pieces, so that a batch may contain the end of an epoch and the start of the next.
 
     Args:
         key: The key of the data; the same for all steps.
         step: From 0.
-        batch_size: Any, also more than n.
-        n: Number of photographs.
-        replace: Draw each independently instead.
+        batch_size: At least 1; it may exceed n.
+        n: The number of images.
+        replace: Whether to draw each index independently instead.
 
     Returns:
-        Integers in 0..n-1.
+        Int64 `[batch_size]`, in 0..n-1.
+
+    Example:
+        >>> from fpatch import data, random
+        >>> [data.indices(random.key(0), step, batch_size=2, n=3).tolist() for step in range(3)]
+        [[0, 2], [1, 0], [1, 2]]
     """
     if replace:
         return random.randint(random.fold_in(key, step), (batch_size,), 0, n)
@@ -45,17 +50,30 @@ def indices(
 
 @functools.lru_cache(maxsize=4)  # a batch may reach over the end of an epoch
 def _order(key: tuple[int, int], epoch: int, n: int) -> Int64[Tensor, "n"]:
-    """The photographs of an epoch, kept from batch to batch: it takes longer the more there are."""
+    """Return the order of an epoch; cached, because its cost grows with the number of images."""
     return random.permutation(random.fold_in(torch.tensor(key), epoch), n)
 
 
 def rows(
     image_ids: Int64[Tensor, "n"], num_draws: int
 ) -> tuple[Int64[Tensor, "rows"], Int64[Tensor, "rows"]]:
-    """The rows of an evaluation: every photograph `num_draws` times, all once before any comes again.
+    """Return the rows of an evaluation: all images with draw 0, then all with draw 1, and so on.
+
+    Args:
+        image_ids: The images.
+        num_draws: The number of rows per image.
 
     Returns:
-        `image_id` and `draw`.
+        `image_id` and `draw`, int64 `[n * num_draws]`.
+
+    Raises:
+        ValueError: If `num_draws` is less than 1.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import data
+        >>> data.rows(torch.tensor([4, 7]), num_draws=2)
+        (tensor([4, 7, 4, 7]), tensor([0, 0, 1, 1]))
     """
     check_number("rows: num_draws", num_draws, 1)
     return image_ids.repeat(num_draws), torch.arange(num_draws).repeat_interleave(len(image_ids))
@@ -63,16 +81,30 @@ def rows(
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches for training: photographs in the order that `indices` gives.
+    """Batches for training, in the order of `indices`.
 
     Attributes:
-        dataset: Where the photographs come from.
-        key: Decides the order.
-        batch_size: Rows of a batch.
-        replace: Draw with replacement instead of by epochs.
-        device: Where the scenes go; see `fpatch.data.TargetSet.batch`.
-        ranks: The processes that train together: each loads its own rows of every batch, with the `draw`
-            that they have in the whole.
+        dataset: The source of images.
+        key: The key of the order.
+        batch_size: The rows of a batch, over all processes.
+        replace: Whether to draw with replacement instead of by epochs.
+        device: The device of the scenes; see `fpatch.data.TargetSet.batch`.
+        ranks: The processes that train together. Each loads its own rows of a batch, with their `draw` in the
+            whole batch.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from fpatch import data, random
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (40, 30)).save(Path(folder, "car.png"))
+        ...     rows = ["image,patch,split,xmin,ymin,xmax,ymax", "car.png,hood,train,10,10,20,20"]
+        ...     _ = Path(folder, "placements.csv").write_text(chr(10).join(rows))
+        ...     targets = data.targets(Path(folder, "placements.csv"), size=(60, 80))
+        ...     batch = data.Loader(targets, random.key(0), batch_size=2).batch(step=0)
+        >>> batch["image_id"], batch["draw"]
+        (tensor([0, 0]), tensor([0, 1]))
     """
 
     dataset: Dataset
@@ -84,20 +116,20 @@ class Loader:
 
     def __post_init__(self) -> None:
         check_number("Loader: batch_size", self.batch_size, 1)
-        self.ranks.rows(self.batch_size)  # refuses too few for all
+        self.ranks.rows(self.batch_size)  # checks that each process has a row
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of a step, counted from 0."""
+        """Return the batch of a step, counted from 0."""
         ids = self.dataset.image_ids
         picked = indices(self.key, step, self.batch_size, len(ids), self.replace)
         own = self.ranks.rows(self.batch_size)
         return self.dataset.batch(ids[picked][own], draws(ids[picked])[own], device=self.device)
 
     def batches(self, start: int = 0) -> Generator[dict[str, Tensor], None, None]:
-        """The batches of all steps from `start` on, without end; a thread prepares the next one meanwhile.
+        """Iterate over the batches from `start` on, without end; a thread prepares the next batch.
 
-        To a GPU it copies in a stream of its own, beside the computation of the batch before. An error of a
-        batch is raised where that batch would come. Closing the iterator ends the thread.
+        Copies to a GPU run in a separate stream, in parallel with the computation of the batch before. An
+        error of a batch is raised when that batch is requested. Closing the iterator ends the thread.
         """
         on_gpu = torch.device(self.device or "cpu").type == "cuda"
         stream = torch.cuda.Stream(self.device) if on_gpu else None
@@ -111,11 +143,11 @@ class Loader:
                     reader.wait_event(copied)
                     for value in batch.values():
                         if value.is_cuda:
-                            value.record_stream(reader)  # its memory is not reused before the reader is done
+                            value.record_stream(reader)  # keeps its memory until the reader is done
                 yield batch
 
     def _prepare(self, step: int, stream: torch.cuda.Stream | None) -> tuple[dict[str, Tensor], Any]:
-        """The batch of a step, and the CUDA event after which it is complete, or None."""
+        """Return the batch of a step, and the CUDA event of its completion, or None."""
         if stream is None:
             return self.batch(step), None
         with torch.cuda.stream(stream):

@@ -1,10 +1,9 @@
-"""MLflow, fed from the records: what a dead server did not take is sent later, and nothing arrives twice."""
+"""The MLflow sink: committed records reach MLflow once each, also after a failure of the server."""
 
 import importlib.util
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
 import uuid
@@ -16,23 +15,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from fpatch.core.files import write_atomic
-from fpatch.log.records import Kind, Record, Records
-from fpatch.log.values import safe_name, to_text
+from fpatch.log.mlflow_payload import (
+    entries,
+    make_inputs,
+    make_metrics,
+    make_params,
+    make_tags,
+    sort_params,
+    stage_files,
+)
+from fpatch.log.records import Record, Records
 
-RECORDS_PER_BLOCK = 200
-METRICS_PER_REQUEST = 1000
-ENTRIES_PER_REQUEST = 100
-MAX_PARAM_LENGTH = 6000
-MAX_TAG_LENGTH = 8000
-MAX_DIGEST_LENGTH = 36
-COMMIT_LIMIT_S = 5.0
-FIRST_PAUSE_S = 30.0
-LONGEST_PAUSE_S = 600.0
-SQLITE = "sqlite:///"
-UID_TAG = "fpatch.uid"
+_RECORDS_PER_BLOCK = 200
+_METRICS_PER_REQUEST = 1000
+_ENTRIES_PER_REQUEST = 100
+_COMMIT_LIMIT_S = 5.0
+_FIRST_PAUSE_S = 30.0
+_LONGEST_PAUSE_S = 600.0
+_SQLITE = "sqlite:///"
+_UID_TAG = "fpatch.uid"
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -44,24 +46,29 @@ _logger = logging.getLogger(__name__)
 
 
 class Mlflow:
-    """Sink that sends committed records to an MLflow run.
+    """A sink that sends committed records to an MLflow run.
 
-    `mlflow.json` in the run folder holds the id of the run and how much of the records is sent, with a
-    checksum. After a kill between sending and noting it, metrics are sent again with the times of the
-    records, and MLflow stores them once. If records that were sent left the log (a resume from an older
-    state), nothing can be taken back: the run is sent anew under a new id, and the old one goes to MLflow's
-    trash.
+    `mlflow.json` in the run folder holds the id of the MLflow run, the number of sent bytes of the records
+    and their checksum. After a kill between a request and the update of this file, metrics are sent again
+    with the times of the records, and MLflow stores them once. A resume from an older state may drop sent
+    records. The run is then sent again under a new id, and the old one goes to MLflow's trash.
 
-    Training goes on without a server: requests time out after 5 s, a failure is followed by a pause of 30 s
-    that doubles up to 10 min, and a commit begins no new block after 5 s. MLflow has no histograms.
+    Training continues without a server. Requests time out after 5 s. A failure is followed by a pause of 30 s
+    that doubles up to 10 min. A commit begins no new block after 5 s. MLflow has no histograms.
     """
 
     def __init__(self, records: Records, uri: str, experiment: str, name: str) -> None:
-        """Take up the state of the run folder; the server is first asked at a commit.
+        """Read `mlflow.json` of the run folder; the first request is that of a commit.
+
+        Args:
+            records: The log of the run.
+            uri: The tracking URI.
+            experiment: The name of the experiment.
+            name: The name of the run.
 
         Raises:
-            ImportError: MLflow is not installed.
-            ValueError: `uri` is no URI.
+            ImportError: If MLflow is not installed.
+            ValueError: If `uri` is no URI.
         """
         if importlib.util.find_spec("mlflow") is None:
             raise ImportError("logging to MLflow needs mlflow: pip install 'fpatch[log]'")
@@ -72,26 +79,26 @@ class Mlflow:
         self._state = self._load()
         self._committed = self._state["offset"]
         self._client: Any = None
-        self._pause_s, self._paused_until, self._failure = FIRST_PAUSE_S, 0.0, ""
+        self._pause_s, self._paused_until, self._failure = _FIRST_PAUSE_S, 0.0, ""
 
     def write(self, record: Record) -> None:
-        """Do nothing: what is not committed may still be taken back."""
+        """Ignore a record that is not committed, because a resume may drop it."""
 
     def commit(self) -> None:
-        """Send what was recorded so far, unless the server failed a moment ago."""
+        """Send all records, unless the pause after a failure lasts."""
         self._committed = self._records.size
         if time.monotonic() >= self._paused_until:
-            self._try_to_send(COMMIT_LIMIT_S)
+            self._try_to_send(_COMMIT_LIMIT_S)
 
     def close(self, finished: bool) -> str | None:
-        """Send what is committed and end the MLflow run; say what could not be sent, and how to send it."""
+        """Send committed records and end the MLflow run; return a sentence if records remain unsent."""
         self._try_to_send(float("inf"), status="FINISHED" if finished else "FAILED")
         if not self._failure:
             return None
         num_unsent = sum(1 for _ in self._records.read(self._state["offset"], self._committed))
         return (
             f"MLflow at {self._uri} lacks {num_unsent} records ({self._failure}); they are kept: "
-            f"`fpatch resume {self._records.folder}` sends them when it answers again"
+            f"`fpatch resume {self._records.folder}` sends them once the server answers"
         )
 
     def _try_to_send(self, limit_s: float, status: str | None = None) -> None:
@@ -103,15 +110,15 @@ class Mlflow:
                     self._send_block()
                 if status is not None:
                     self._client.set_terminated(self._state["run_id"], status)
-        except Exception as error:  # no failure of a tracker is worth a training run
+        except Exception as error:  # a failed tracker must not end a training
             self._client = None
             self._paused_until = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             if not self._failure:
                 _logger.warning("MLflow at %s failed, records are sent later: %s", self._uri, error)
             self._failure = str(error).partition("\n")[0] or repr(error)
         else:
-            self._pause_s, self._failure = FIRST_PAUSE_S, ""
+            self._pause_s, self._failure = _FIRST_PAUSE_S, ""
 
     def _load(self) -> dict[str, Any]:
         new = {"uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "crc32": 0, "superseded": []}
@@ -134,9 +141,9 @@ class Mlflow:
     def _connect(self) -> Any:
         from mlflow import MlflowClient
 
-        self._save()  # the uid is on disk before a run bears it
-        if self._uri.startswith(SQLITE):
-            _make_database(Path(self._uri.removeprefix(SQLITE)))
+        self._save()  # the uid is on disk before a run has it
+        if self._uri.startswith(_SQLITE):
+            _make_database(Path(self._uri.removeprefix(_SQLITE)))
         client = MlflowClient(self._uri)
         if not _is_alive(client, self._state["run_id"]):
             self._state |= {"run_id": self._find_or_create_run(client), "offset": 0, "crc32": 0}
@@ -152,70 +159,45 @@ class Mlflow:
         uid = self._state["uid"]
         if experiment := client.get_experiment_by_name(self._experiment):
             experiment_id = experiment.experiment_id
-            if runs := client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'"):
+            if runs := client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{uid}'"):
                 return runs[0].info.run_id
         else:
             experiment_id = client.create_experiment(self._experiment, self._artifact_location())
         start_time = next((record["time"] for record in self._records), None)
-        return client.create_run(experiment_id, start_time, {UID_TAG: uid}, self._name).info.run_id
+        return client.create_run(experiment_id, start_time, {_UID_TAG: uid}, self._name).info.run_id
 
     def _artifact_location(self) -> str | None:
-        """A folder beside a local database; a server decides itself."""
-        if not self._uri.startswith(SQLITE):
+        """Return a folder beside a local database; a server chooses its own."""
+        if not self._uri.startswith(_SQLITE):
             return None
-        return (Path(self._uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
+        return (Path(self._uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts").as_uri()
 
     def _send_block(self) -> None:
         start = self._state["offset"]
-        block = list(islice(self._records.read(start, self._committed), RECORDS_PER_BLOCK))
+        block = list(islice(self._records.read(start, self._committed), _RECORDS_PER_BLOCK))
         self._send([record for record, _ in block])
         end = block[-1][1]
         self._state |= {"offset": end, "crc32": self._checksum(start, end, self._state["crc32"])}
         self._save()
 
     def _send(self, records: list[Record]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
         client, run_id = self._client, self._state["run_id"]
-        metrics = [
-            Metric(safe_name(name), float(value), record["time"], record["step"])
-            for record, name, value in _entries(records, "scalars")
-        ]
-        new_params, changed_params = self._sort_params(records)
-        tags = {safe_name(name): to_text(value) for _, name, value in _entries(records, "tags")}
-        tags |= {f"resumed/{name}": value for name, value in changed_params.items()}
-        for _, name, text in _entries(records, "text"):
-            if name == "description":
-                tags["mlflow.note.content"] = text
-        if _entries(records, "images"):
-            tags["mlflow.loggedImages"] = "True"
-        tag_entries = [RunTag(name, _cut(text, MAX_TAG_LENGTH)) for name, text in tags.items()]
-        for some in _batches(metrics, METRICS_PER_REQUEST):
+        known = client.get_run(run_id).data.params if entries(records, "params") else {}
+        new_params, changed_params = sort_params(records, known)
+        for some in _batches(make_metrics(records), _METRICS_PER_REQUEST):
             client.log_batch(run_id, metrics=some)
-        for some in _batches([Param(*entry) for entry in new_params.items()], ENTRIES_PER_REQUEST):
+        for some in _batches(make_params(new_params), _ENTRIES_PER_REQUEST):
             client.log_batch(run_id, params=some)
-        for some in _batches(tag_entries, ENTRIES_PER_REQUEST):
+        for some in _batches(make_tags(records, changed_params), _ENTRIES_PER_REQUEST):
             client.log_batch(run_id, tags=some)
-        if inputs := [_dataset_input(name, value) for _, name, value in _entries(records, "input")]:
+        if inputs := make_inputs(records):
             client.log_inputs(run_id, inputs)
         with tempfile.TemporaryDirectory() as folder:
-            _stage_files(Path(folder), self._records.folder, records)
+            stage_files(Path(folder), self._records.folder, records)
             if any(Path(folder).iterdir()):
                 client.log_artifacts(run_id, folder)
-        for path in dict.fromkeys(name for _, name, _ in _entries(records, "artifacts")):
+        for path in dict.fromkeys(name for _, name, _ in entries(records, "artifacts")):
             self._upload(path)
-
-    def _sort_params(self, records: list[Record]) -> tuple[dict[str, str], dict[str, str]]:
-        """New parameters, and those that differ from what MLflow has and does not let change."""
-        entries = _entries(records, "params")
-        known = self._client.get_run(self._state["run_id"]).data.params if entries else {}
-        new: dict[str, str] = {}
-        changed: dict[str, str] = {}
-        for _, name, value in entries:
-            key, text = safe_name(name), _cut(to_text(value), MAX_PARAM_LENGTH)
-            if text != (known | new).get(key):
-                (changed if key in known or key in new else new)[key] = text
-        return new, changed
 
     def _upload(self, path: str) -> None:
         local, run_id = self._records.folder / path, self._state["run_id"]
@@ -228,15 +210,15 @@ class Mlflow:
 
 
 def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
-    """Have MLflow show the runs of some run folders below the run of another.
+    """Make the MLflow runs of some run folders children of the run of another.
 
     Args:
         uri: The tracking URI.
-        parent: Run folder.
-        children: Run folders.
+        parent: The run folder of the parent.
+        children: The run folders of the children.
 
     Raises:
-        Exception: Of MLflow's, if the server does not answer.
+        Exception: By MLflow, if the server does not answer.
     """
     with _contained():
         from mlflow import MlflowClient
@@ -247,14 +229,14 @@ def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
 
 
 def run_ids(folders: Sequence[Path]) -> list[str]:
-    """MLflow's names for the runs of run folders, of those that it knows."""
+    """Return the ids of the MLflow runs of run folders; folders without one are skipped."""
     paths = [path for folder in folders if (path := folder / "mlflow.json").exists()]
     found = [json.loads(path.read_bytes())["run_id"] for path in paths]
     return [run_id for run_id in found if run_id is not None]
 
 
 def is_sent(folder: Path) -> bool:
-    """Whether MLflow has every record of a run folder."""
+    """Return whether MLflow has every record of a run folder."""
     path = folder / "mlflow.json"
     size = (folder / "records.jsonl").stat().st_size
     return path.exists() and json.loads(path.read_bytes())["offset"] >= size
@@ -262,7 +244,7 @@ def is_sent(folder: Path) -> bool:
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Give MLflow short timeouts and no say in this process: no telemetry, no warnings, no chatter."""
+    """Set short timeouts for MLflow, and silence its telemetry, warnings and logs."""
     added = {key: value for key, value in _ENVIRONMENT.items() if key not in os.environ}
     os.environ.update(added)
     disabled = logging.root.manager.disable
@@ -291,7 +273,7 @@ def _is_alive(client: Any, run_id: str | None) -> bool:
 
 
 def _make_database(path: Path) -> None:
-    """Make a new local database whole or not at all: MLflow cannot use one that was killed half-made."""
+    """Make a local database atomically, because MLflow cannot open one that a kill left incomplete."""
     from mlflow import MlflowClient
 
     if path.exists():
@@ -299,54 +281,10 @@ def _make_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder, path.name)
-        MlflowClient(f"{SQLITE}{new}")
+        MlflowClient(f"{_SQLITE}{new}")
         with suppress(FileExistsError):  # another run was faster
             os.link(new, path)
 
 
-def _entries(records: list[Record], kind: Kind) -> list[tuple[Record, str, Any]]:
-    return [
-        (record, name, value)
-        for record in records
-        if record["kind"] == kind
-        for name, value in record["values"].items()
-    ]
-
-
 def _batches(entries: list[Any], size: int) -> Iterator[list[Any]]:
     return (entries[start : start + size] for start in range(0, len(entries), size))
-
-
-def _cut(text: str, length: int) -> str:
-    note = " ... (cut, whole among the artifacts)"
-    return text if len(text) <= length else text[: length - len(note)] + note
-
-
-def _dataset_input(name: str, value: dict[str, Any]) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    source, profile = json.dumps({"uri": value["source"]}), json.dumps(value["profile"])
-    dataset = Dataset(name, value["digest"][:MAX_DIGEST_LENGTH], "local", source, profile=profile)
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", value["context"])])
-
-
-def _stage_files(target: Path, folder: Path, records: list[Record]) -> None:
-    """Lay out the files that become artifacts: images as MLflow's image grid names them, and texts."""
-    texts = {
-        f"text/{safe_name(name)}/{record['step']:08d}.md": text
-        for record, name, text in _entries(records, "text")
-    }
-    for _, name, value in _entries(records, "params"):
-        if len(text := to_text(value)) > MAX_PARAM_LENGTH:
-            texts[f"params/{safe_name(name)}.txt"] = text
-    for path, text in texts.items():
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        (target / path).write_text(text)
-    for record, name, path in _entries(records, "images"):
-        (target / "images").mkdir(exist_ok=True)
-        key, uid = safe_name(name).replace("/", "~"), uuid.uuid5(uuid.NAMESPACE_URL, path)
-        stem = f"images/{key}+step+{record['step']}+timestamp+{record['time']}+{uid}"
-        shutil.copyfile(folder / path, target / f"{stem}.png")
-        with Image.open(folder / path) as image:
-            image.thumbnail((256, 256))
-            image.save(target / f"{stem}+compressed.webp")

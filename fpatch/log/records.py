@@ -1,4 +1,4 @@
-"""The write-ahead log of a run: every other sink can be made again from it."""
+"""The write-ahead log of a run, from which every sink can be rebuilt."""
 
 import json
 import os
@@ -13,12 +13,22 @@ Kind = Literal["scalars", "images", "histograms", "text", "artifacts", "params",
 
 
 class Record(TypedDict):
-    """One line of the log: when, and names with their values.
+    """One line of the log: named values of one kind at one step.
 
-    A value is a number, or "nan", "inf", "-inf" (scalars); the path of a PNG in the run folder (images);
-    range, counts and moments (histograms); Markdown (text); a JSON value (params, tags); digest, source,
-    context and profile (input). Artifacts are named by their path in the run folder, with their size in
-    bytes.
+    Attributes:
+        step: The step.
+        time: Milliseconds since 1970.
+        kind: The kind of the values.
+        values: By name. Scalars: a number, or "nan", "inf", "-inf". Images: the path of a PNG in the run
+            folder. Histograms: range, counts and moments. Text: Markdown. Params and tags: a JSON value.
+            Input: digest, source, context and profile. Artifacts: the size in bytes, by path in the run
+            folder.
+
+    Example:
+        >>> from fpatch.log import Record
+        >>> record = Record(step=20, time=0, kind="scalars", values={"loss/total": 0.5})
+        >>> record["values"]
+        {'loss/total': 0.5}
     """
 
     step: int
@@ -28,13 +38,29 @@ class Record(TypedDict):
 
 
 class Records:
-    """`records.jsonl` of a run folder, one `Record` a line in the order of writing, and the images it names.
+    """`records.jsonl` of a run folder, with one `Record` per line, and the images it names.
 
-    One process writes at a time. A line that a crash tore is not a record, and `resume` removes it.
+    One process writes at a time. An incomplete last line, left by a crash, is not a record; `resume` removes
+    it.
+
+    Attributes:
+        folder: The run folder.
+        path: The log.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.log import Records
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     records = Records(Path(folder))
+        ...     _ = records.write(1, "scalars", {"loss/total": 0.5})
+        ...     [(record["step"], record["values"]) for record in records]
+        ...     records.close()
+        [(1, {'loss/total': 0.5})]
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open the log of a run folder, new or old."""
+        """Open the log of a run folder; a new log is empty."""
         self.folder = folder
         self.path = folder / "records.jsonl"
         self._file = AppendFile(self.path)
@@ -42,24 +68,28 @@ class Records:
 
     @property
     def size(self) -> int:
-        """Length in bytes."""
+        """The length of the log in bytes."""
         return self._file.size
 
     def write(self, step: int, kind: Kind, values: dict[str, Any]) -> Record:
         """Append a record of JSON values, stamped with the time.
 
         Raises:
-            OSError: It could not be written; the log ends with the record before it.
+            OSError: If the write fails; the log keeps its old length.
         """
         record = Record(step=step, time=time.time_ns() // 1_000_000, kind=kind, values=values)
         self._file.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return record
 
     def write_file(self, path: str, data: bytes) -> None:
-        """Write a file that the next record will name by `path`, relative to the run folder.
+        """Write a file for the next record, which names it by `path`.
+
+        Args:
+            path: Relative to the run folder.
+            data: The content.
 
         Raises:
-            OSError: It could not be written.
+            OSError: If the write fails.
         """
         target = self.folder / path
         with writing(target):
@@ -72,7 +102,7 @@ class Records:
         self._unsynced.append(target)
 
     def sync(self) -> None:
-        """Return once every record, and every image it names, would survive a power failure."""
+        """Force every record and its images to the disk, where they survive a power failure."""
         for path in self._unsynced:
             with writing(path), open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -80,11 +110,11 @@ class Records:
         self._file.sync()
 
     def resume(self, step: int) -> None:
-        """Drop what a killed run wrote after `step`: later records, a torn last line, images nothing names.
+        """Drop records after `step`, an incomplete last line, and images that no record names.
 
         Raises:
-            ValueError: A line that is not the last is no record.
-            OSError: The disk is full; the log is as before.
+            ValueError: If a line before the last is no record.
+            OSError: If the disk is full; the log keeps its old content.
         """
         kept = [line for record, line in self._lines(0, None) if record["step"] <= step]
         content = b"".join(kept)
@@ -100,14 +130,14 @@ class Records:
                 path.unlink()
 
     def __iter__(self) -> Iterator[Record]:
-        """Every record, in the order of writing."""
+        """Iterate over all records, in the order of writing."""
         return (record for record, _ in self.read())
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Record, int]]:
-        """Records between two byte offsets, each with the offset at which it ends.
+        """Read the records between two byte offsets, each with the offset of its end.
 
         Raises:
-            ValueError: A line that is not the last is no record.
+            ValueError: If a line before the last is no record.
         """
         for record, line in self._lines(start, stop):
             start += len(line)
@@ -126,5 +156,5 @@ class Records:
                     ) from error
 
     def close(self) -> None:
-        """Close the file; the log can still be read."""
+        """Close the file for writing; the log remains readable."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""The log of a run: records on disk first, then every sink."""
+"""The log of a run: each record goes to disk first, then to every sink."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +17,29 @@ _logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Sink(Protocol):
-    """A place that records go to. It is made from the `Records`, which hold what stands at the start."""
+    """A destination of records; it is made from the `Records` of a run, which may hold earlier ones.
+
+    Example:
+        >>> from fpatch.log import Sink
+        >>> class Printer:
+        ...     def __init__(self, records): ...
+        ...     def write(self, record): print(record["step"], record["values"])
+        ...     def commit(self): ...
+        ...     def close(self, finished): return None
+        >>> isinstance(Printer(None), Sink)
+        True
+    """
 
     def write(self, record: Record) -> None:
-        """Take a record that is on disk, but that a resume may still take back."""
+        """Receive a record that is on disk; a resume may still drop it."""
         ...
 
     def commit(self) -> None:
-        """Learn that everything written so far is final."""
+        """Mark all records so far as final."""
         ...
 
     def close(self, finished: bool) -> str | None:
-        """End, with an error unless `finished`; return a sentence for the user if something is left to do."""
+        """End the sink, with a failure unless `finished`; return a sentence if work remains for the user."""
         ...
 
 
@@ -47,17 +58,29 @@ def open_log(
     Args:
         folder: The run folder; it is made if absent.
         tensorboard: Whether to write event files to `folder/tensorboard`.
-        mlflow: The tracking URI, `http://HOST:PORT` or `sqlite:///FILE`; true for `mlflow.db` beside it.
-        experiment: Name of the experiment in MLflow.
-        name: Name of the run in MLflow; by default that of the folder.
-        sinks: Makers of further sinks, called with the records.
-        resume_step: The step of the state to go on from; later records leave the log and every sink.
+        mlflow: The tracking URI, `http://HOST:PORT` or `sqlite:///FILE`; True is `mlflow.db` beside the
+            folder.
+        experiment: The name of the experiment in MLflow.
+        name: The name of the run in MLflow; by default that of the folder.
+        sinks: Factories of further sinks, called with the records.
+        resume_step: The step of the state to resume from; later records leave the log and every sink.
 
     Raises:
-        FileExistsError: The folder has a log and `resume_step` is not given.
-        ImportError: A package of the extra `log` is missing.
-        ValueError: The log is damaged, or the URI is none.
-        OSError: The disk is full.
+        FileExistsError: If the folder has a log and `resume_step` is not given.
+        ImportError: If a package of the extra `log` is missing.
+        ValueError: If the log is damaged, or the URI is invalid.
+        OSError: If the disk is full.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.log import open_log
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = open_log(folder, tensorboard=False)
+        ...     log.scalars(1, {"loss/total": 0.5})
+        ...     unsent = log.close()
+        ...     json.loads(Path(folder, "records.jsonl").read_text())["values"]
+        {'loss/total': 0.5}
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +95,8 @@ def open_log(
             from fpatch.log.tensorboard import TensorBoard
         except ImportError as error:
             raise ImportError(
-                "logging to TensorBoard needs tensorboard: pip install 'fpatch[log]', or switch it off"
+                "logging to TensorBoard needs tensorboard: pip install 'fpatch[log]', or set "
+                "tensorboard = false"
             ) from error
         makers.append(TensorBoard)
     records = Records(folder)
@@ -81,7 +105,7 @@ def open_log(
             records.resume(resume_step)
         elif records.size:
             raise FileExistsError(
-                f"{records.path} exists: give resume_step to go on with that run, or a new folder"
+                f"{records.path} exists: give resume_step to resume that run, or choose a new folder"
             )
         return Log(records, [make(records) for make in makers], resume_step or 0)
     except BaseException:
@@ -90,14 +114,24 @@ def open_log(
 
 
 class Log:
-    """Records what a run has to show, in the log on disk and in every sink.
+    """Writes values of a run to the log on disk and to every sink; see `open_log`.
 
-    A name has one value per step. What a resumed run records once more at step 0 or at the step it resumed
-    from, because it was killed between two parts of it, stays as it stands.
+    A name has one value per step. A kill can fall between two parts of a step. A resumed run then records
+    that step, or step 0, a second time, and the values of the first time are kept.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.log import Log, Records, open_log
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = open_log(folder, tensorboard=False)
+        ...     log.params({"optimizer.name": "adam"})
+        ...     log.scalars(1, {"loss/total": 0.5})
+        ...     log.close()
+        []
     """
 
     def __init__(self, records: Records, sinks: Sequence[Sink], step: int) -> None:
-        """Go on after `records`, at `step`; `open_log` is the usual way."""
+        """Continue after `records`, at `step`; use `open_log` instead."""
         self._records, self._sinks, self._step = records, sinks, step
         self._written: set[tuple[int, str, str]] = set()
         self._standing: set[tuple[int, str, str]] = set()
@@ -113,15 +147,24 @@ class Log:
                     self._described.setdefault(kind, {})[name] = value
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record numbers: Python's, numpy's or tensors of one element; NaN and infinities as such.
+        """Record numbers: Python's, numpy's or tensors of one element, NaN and infinities included.
 
         Raises:
-            ValueError: Something else, or a name that has a value at this step.
+            ValueError: If a value is no number, or its name has a value at this step.
         """
         self._record(step, "scalars", values, to_scalar)
 
     def images(self, step: int, values: Mapping[str, Float[Tensor, "_ _ _"] | np.ndarray]) -> None:
-        """Record images [3, h, w] or [1, h, w] of floats in 0..1, as PNG; clamped, rounded, NaN is black."""
+        """Record images as PNG files.
+
+        Args:
+            step: The step.
+            values: Images [3, h, w] or [1, h, w] by name, floats in 0..1; they are clamped and rounded, and
+                NaN becomes black.
+
+        Raises:
+            ValueError: If a value is no such image, or its name has a value at this step.
+        """
 
         def save(name: str, image: Tensor | np.ndarray) -> str:
             path = f"images/{safe_name(name)}/{step:08d}.png"
@@ -131,11 +174,19 @@ class Log:
         self._record(step, "images", values, save)
 
     def histograms(self, step: int, values: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Record the distribution of the numbers in arrays of any shape."""
+        """Record the distribution of the numbers in arrays of any shape.
+
+        Raises:
+            ValueError: If an array holds no real numbers, or its name has a value at this step.
+        """
         self._record(step, "histograms", values, to_histogram)
 
     def text(self, step: int, values: Mapping[str, str]) -> None:
-        """Record Markdown; the text called `description` becomes the description of the MLflow run."""
+        """Record Markdown; the text `description` becomes the description of the MLflow run.
+
+        Raises:
+            ValueError: If a name has a value at this step.
+        """
         self._record(step, "text", values, lambda name, text: text)
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -147,30 +198,38 @@ class Log:
         self._describe("tags", {name: to_plain(value) for name, value in values.items()})
 
     def dataset(self, name: str, digest: str, source: str, *, context: str = "train", **profile: Any) -> None:
-        """Record a data set that is read: its digest, where it lies, what for, and facts such as num_rows."""
+        """Record a data set that the run reads.
+
+        Args:
+            name: Its name.
+            digest: Its digest.
+            source: Its path or address.
+            context: Its purpose.
+            **profile: Facts, such as `num_rows`.
+        """
         value = {"digest": digest, "source": source, "context": context, "profile": to_plain(profile)}
         self._describe("input", {name: value})
 
     def artifacts(self, paths: Sequence[str]) -> None:
-        """Record files, or folders, of the run folder by their relative paths; MLflow keeps a copy.
+        """Record files or folders of the run folder by their relative paths; MLflow gets a copy.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It lies outside the run folder.
+            FileNotFoundError: If a file does not exist.
+            ValueError: If it lies outside the run folder.
         """
         sizes = {path: inside(self._records.folder, path).stat().st_size for path in paths}
         if sizes:
             self._write(self._step, "artifacts", sizes)
 
     def flush(self) -> None:
-        """Return once all records would survive a power failure: the step before saving a state."""
+        """Force all records to the disk; call it before a state is saved."""
         self._records.sync()
 
     def commit(self, step: int) -> None:
-        """Declare final what is recorded: the state of `step` is saved, so a resume keeps it.
+        """Declare all records final, after the state of `step` is saved; a resume keeps them.
 
         Raises:
-            ValueError: A later step is recorded.
+            ValueError: If a later step is recorded.
         """
         if step < self._step:
             raise ValueError(f"commit: step must be at least {self._step}, the last recorded, got {step}")
@@ -179,7 +238,7 @@ class Log:
             sink.commit()
 
     def close(self, finished: bool = True) -> list[str]:
-        """Commit if the run finished, end all sinks, and return what is left to do, a sentence each."""
+        """Commit if the run finished, and end all sinks; return a sentence for each unfinished task."""
         if finished:
             self.commit(self._step)
         left = [sentence for sink in self._sinks if (sentence := sink.close(finished))]

@@ -1,4 +1,4 @@
-"""TensorBoard event files, written as it happens and made again from the records on resume."""
+"""The TensorBoard sink: event files that grow with the records and are rebuilt on resume."""
 # protobuf makes its classes at import:
 # pyright: reportAttributeAccessIssue=false
 
@@ -24,22 +24,22 @@ from fpatch.log import crc32c as checksum
 from fpatch.log.records import Record, Records
 from fpatch.log.values import to_text
 
-_MANY_BYTES = 2**14  # from where on the checksum in lanes is the faster one
+_MANY_BYTES = 2**14  # from this size on, the checksum in lanes is faster
 
 
 class TensorBoard:
-    """Sink that writes scalars, images, histograms, text and parameters to `tensorboard/` in the run folder.
+    """A sink that writes scalars, images, histograms, text and parameters to `tensorboard/` of the run.
 
-    The event file is a copy of the records: it is written anew from those that stand when the run starts, and
-    grows with each record; older event files are emptied. That is exact whatever the moment of a kill. Its
-    second event tells a TensorBoard that is watching to forget what it has seen.
+    The event file is a copy of the records. At the start of a run it is rebuilt from the existing records,
+    and older event files are emptied. Each record then extends it. The copy is therefore exact after a kill
+    at any moment. The second event of the file makes a running TensorBoard drop its earlier data.
     """
 
     def __init__(self, records: Records) -> None:
-        """Begin an event file with the records that stand, and empty the older ones.
+        """Begin an event file with the existing records, and empty the older files.
 
         Raises:
-            OSError: The disk is full; the old event files stand.
+            OSError: If the disk is full; the old event files are kept.
         """
         self._folder = records.folder
         logdir = records.folder / "tensorboard"
@@ -54,8 +54,10 @@ class TensorBoard:
             self._file.close()
             raise
         for path in logdir.glob("*tfevents*"):
-            os.truncate(path, 0)  # a TensorBoard that reads this file would not get past its removal
-        seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # files are read in the order of their names
+            os.truncate(path, 0)  # a TensorBoard that reads this file fails if it is removed
+        seconds, nanoseconds = divmod(
+            time.time_ns(), 10**9
+        )  # TensorBoard reads files in the order of their names
         name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}.{os.getpid()}"
         self._file.path = self._file.path.rename(logdir / name)
 
@@ -72,7 +74,7 @@ class TensorBoard:
         self._add(wall_time=record["time"] / 1000, step=record["step"], summary=summary)
 
     def commit(self) -> None:
-        """Return once the events would survive a power failure."""
+        """Force the events to the disk, where they survive a power failure."""
         self._file.sync()
 
     def close(self, finished: bool) -> None:
@@ -84,12 +86,12 @@ class TensorBoard:
 
 
 def write_hparams(folder: Path, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Write a run of its own for TensorBoard's HPARAMS tab: settings, and the metrics that they led to.
+    """Write settings and their metrics as a run of TensorBoard's HPARAMS tab.
 
     Args:
-        folder: Where the event file is; an older one is replaced.
-        settings: Numbers, bools and strings by name; anything else becomes text.
-        metrics: By name.
+        folder: The folder of the event file; an older file is replaced.
+        settings: Numbers, bools and strings by name; other values become text.
+        metrics: Numbers by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
@@ -104,7 +106,7 @@ def write_hparams(folder: Path, settings: dict[str, Any], metrics: dict[str, flo
 
 
 def _event(**fields: Any) -> bytes:
-    """An event as a record of the file format: length, data, and the checksum of each."""
+    """Encode an event as a record of the file format: length, data, and the checksum of each."""
     data = Event(**fields).SerializeToString()
     length = struct.pack("<Q", len(data))
     length_crc, data_crc = (struct.pack("<I", _masked_crc32c(part)) for part in (length, data))

@@ -1,4 +1,4 @@
-"""From tensors, arrays and numpy numbers to what a JSON line and a PNG can hold."""
+"""Conversion of tensors, arrays and settings to JSON, PNG and histograms."""
 
 import io
 import json
@@ -17,10 +17,15 @@ NUM_BINS = 50
 
 
 def safe_name(name: str) -> str:
-    """The form of a name that is a file path on every system and a key for MLflow.
+    """Return a form of a name that is a valid path on every system and a valid key in MLflow.
 
-    Letters, digits and `_ - . / space` stay, anything else becomes `_`, and so does a path segment of nothing
-    but dots and spaces; a name of more than 200 characters is cut and ends in its CRC-32.
+    Letters, digits and `_ - . / space` are kept; other characters become `_`. A path segment of only dots and
+    spaces becomes `_`. A name of more than 200 characters is cut and ends in its CRC-32.
+
+    Example:
+        >>> from fpatch.log.values import safe_name
+        >>> safe_name("success/patch (gone)")
+        'success/patch _gone_'
     """
     safe = re.sub(r"[^\w./\- ]", "_", name)
     safe = "/".join("_" if segment.strip(". ") == "" else segment for segment in safe.split("/"))
@@ -30,7 +35,7 @@ def safe_name(name: str) -> str:
 
 
 def to_array(value: Any) -> np.ndarray:
-    """A numpy array of a tensor (on any device, of any dtype, with or without a gradient) or of an array."""
+    """Convert a tensor, on any device and of any dtype, or an array to a numpy array."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -38,10 +43,10 @@ def to_array(value: Any) -> np.ndarray:
 
 
 def to_scalar(name: str, value: Any) -> float | str:
-    """One number as JSON holds it: a float, or "nan", "inf", "-inf"; `float` reads both back.
+    """Convert one number for JSON: a float, or "nan", "inf", "-inf"; `float` is the inverse.
 
     Raises:
-        ValueError: `value` is not one real number.
+        ValueError: If `value` is not one real number.
     """
     array = to_array(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
@@ -51,7 +56,7 @@ def to_scalar(name: str, value: Any) -> float | str:
 
 
 def to_plain(value: Any) -> Any:
-    """A setting as JSON holds it: tensors and tuples become lists, what is not finite "nan" or "inf"."""
+    """Convert a setting for JSON: tensors and tuples become lists; "nan" and "inf" replace such floats."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         value = to_array(value).tolist()
     if isinstance(value, dict):
@@ -64,7 +69,15 @@ def to_plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """A file of JSON, with null for NaN, which JSON does not have: no interval, or nothing counted."""
+    """Encode a JSON file; null replaces NaN, which stands for a missing interval or an empty count.
+
+    Example:
+        >>> from fpatch.log.values import to_json
+        >>> print(to_json({"low": float("nan")}).decode(), end="")
+        {
+          "low": null
+        }
+    """
     return (json.dumps(_without_nan(value), indent=2) + "\n").encode()
 
 
@@ -77,17 +90,19 @@ def _without_nan(value: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """A JSON value as one string; a string is itself."""
+    """Convert a JSON value to a string; a string is returned as it is."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def to_png(name: str, value: Any) -> bytes:
-    """Encode an image [c, h, w] of floats in 0..1; clamped and rounded, NaN is black.
+    """Encode an image as PNG; values are clamped and rounded, and NaN becomes black.
 
-    Where c is neither 1 nor 3, the channels stand side by side in gray.
+    Args:
+        name: The name of the image, for errors.
+        value: Floats [c, h, w] in 0..1. If c is neither 1 nor 3, the channels stand side by side in gray.
 
     Raises:
-        ValueError: Another shape, or integers.
+        ValueError: If the image has another shape, or holds integers.
     """
     array = to_array(value)
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind != "f":
@@ -104,10 +119,10 @@ def to_png(name: str, value: Any) -> bytes:
 
 
 def to_histogram(name: str, value: Any) -> dict[str, Any]:
-    """Counts of the finite numbers of an array in 50 equal bins, their moments, and how many were not finite.
+    """Count the finite numbers of an array in 50 equal bins; add their moments and the count of others.
 
     Raises:
-        ValueError: `value` does not hold real numbers.
+        ValueError: If `value` does not hold real numbers.
     """
     array = to_array(value)
     if array.dtype.kind not in "biuf":
@@ -116,7 +131,7 @@ def to_histogram(name: str, value: Any) -> dict[str, Any]:
     finite = array[np.isfinite(array)]
     try:
         counts, edges = np.histogram(finite, NUM_BINS)
-    except ValueError:  # too near to each other for so many edges between them
+    except ValueError:  # the range is too narrow for distinct edges
         low, high = finite.min(), finite.max()
         apart = 2.0**-40 * max(abs(low), abs(high))
         counts, edges = np.histogram(finite, NUM_BINS, (low - apart, high + apart))
@@ -133,15 +148,19 @@ def to_histogram(name: str, value: Any) -> dict[str, Any]:
 
 
 def inside(folder: Path, path: str) -> Path:
-    """The file or folder that `path` names in a run folder.
+    """Return the path of a file or folder in a run folder.
+
+    Args:
+        folder: The run folder.
+        path: Relative to it.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It lies outside.
+        FileNotFoundError: If it does not exist.
+        ValueError: If it lies outside the run folder.
     """
     target = folder / path
     if not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"artifacts: {path!r} must lie in the run folder {folder}; copy it there first")
     if not target.exists():
-        raise FileNotFoundError(f"artifacts: {target} does not exist; write the file before it is logged")
+        raise FileNotFoundError(f"artifacts: {target} does not exist; write it before it is logged")
     return target

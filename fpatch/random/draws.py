@@ -1,12 +1,12 @@
-"""Random numbers as functions of explicit keys, equal bit for bit to `jax.random`.
+"""Draws from explicit keys, equal bit for bit to `jax.random`.
 
-A key is an int64 tensor `[2]` of two uint32 words; an array of keys is `[..., 2]`. Every draw takes one or
-the other: keys `[..., 2]` and a shape S give `[..., *S]`, each row what JAX draws for that key alone. A key
-is drawn from once; further ones are derived by meaning, `fold_in(key, "tilt")`.
+A key is an int64 tensor `[2]` of two uint32 words; an array of keys is `[..., 2]`. Every draw accepts both:
+keys `[..., 2]` and a shape S give `[..., *S]`, and each row equals JAX's draw for that key. A key serves one
+draw. Further keys are derived by meaning, such as `fold_in(key, "tilt")`.
 
 Words come from Threefry (`fpatch.random.threefry`), counted as in JAX's `jax_threefry_partitionable` mode.
-From words to values, arithmetic is exact or rounded once, so that draws are equal in eager, vmapped, compiled
-and GPU code. `normal` alone is not (use `gaussian_field`).
+The arithmetic from words to values is exact or rounded once. Draws are therefore equal in eager, vmapped,
+compiled and GPU code. The exception is `normal`; use `gaussian_field` where bits matter.
 
 References:
     JAX enhancement proposal 263, "JAX PRNG design"; jax/_src/random.
@@ -29,7 +29,19 @@ from fpatch.random.threefry import MASK
 
 
 def bits(key: Key, shape: Sequence[int] = ()) -> Int64[Tensor, "..."]:
-    """Draw 32 random bits each: integers in [0, 2**32)."""
+    """Draw integers of 32 random bits, in [0, 2**32).
+
+    Returns:
+        Int64 `[..., *shape]`.
+
+    Raises:
+        ValueError: If the key or the shape is invalid.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.bits(random.key(0), (3,))
+        tensor([4070199207, 4202968722, 1427181096])
+    """
     word0, word1 = words_of(key, shape)
     return word0 ^ word1
 
@@ -49,7 +61,14 @@ def uniform(
         Float32 `[..., *S]`, differentiable in the bounds.
 
     Raises:
-        ValueError: If `minval <= maxval` does not hold, or a bound does not broadcast to the result.
+        ValueError: If `minval > maxval`, or a bound does not broadcast to the result.
+
+    Example:
+        >>> from fpatch import random
+        >>> [round(x, 3) for x in random.uniform(random.key(0), (3,)).tolist()]
+        [0.948, 0.979, 0.332]
+        >>> random.uniform(random.split(random.key(0), 5), (2, 3), minval=-1.0).shape
+        torch.Size([5, 2, 3])
     """
     words = bits(key, shape)
     if isinstance(minval, int | float) and isinstance(maxval, int | float) and is_concrete(words):
@@ -58,13 +77,13 @@ def uniform(
     _check_broadcast(words, minval=low, maxval=high)
     require(low <= high, "uniform: minval must be at most maxval", minval=minval, maxval=maxval)
     # XLA contracts the product and the sum into one rounding. In float64 the product (23 + 24 bits) is exact,
-    # so that this rounds likewise, whether or not a compiler contracts it.
+    # which rounds the same way, whether or not a compiler contracts it.
     unit = (words >> 9).to(torch.float64) * 2**-23
     return torch.maximum((unit * (high - low).double() + low.double()).float(), low)
 
 
 def _between(words: Tensor, minval: float, maxval: float) -> Tensor:
-    """`uniform` from its bits, by the same arithmetic in a third of the time."""
+    """Compute `uniform` for bounds that are numbers: the same arithmetic in a third of the time."""
     if not minval <= maxval:
         raise ValueError(f"uniform: minval must be at most maxval, got minval={minval}, maxval={maxval}")
     low, high = np.float32(minval), np.float32(maxval)
@@ -75,13 +94,25 @@ def _between(words: Tensor, minval: float, maxval: float) -> Tensor:
 def randint(
     key: Key, shape: Sequence[int], minval: int | Tensor, maxval: int | Tensor
 ) -> Int64[Tensor, "..."]:
-    """Draw integers uniform in [minval, maxval), the values that JAX draws as int32.
+    """Draw integers uniform in [minval, maxval), equal to JAX's draws of int32.
 
-    Bounds are ints or integer tensors that broadcast to the result, `[..., *shape]`.
+    Args:
+        key: `[..., 2]`.
+        shape: S, for each key.
+        minval: Inclusive; an int or an integer tensor that broadcasts to the result.
+        maxval: Exclusive, likewise.
+
+    Returns:
+        Int64 `[..., *S]`.
 
     Raises:
-        ValueError: If `-2**31 <= minval < maxval < 2**31` does not hold, or a bound is no integer or does not
+        ValueError: If not `-2**31 <= minval < maxval < 2**31`, or a bound is no integer or does not
             broadcast.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.randint(random.key(0), (5,), 0, 10)
+        tensor([9, 0, 2, 3, 1])
     """
     low, high = torch.as_tensor(minval), torch.as_tensor(maxval)
     if low.is_floating_point() or high.is_floating_point():
@@ -92,17 +123,30 @@ def randint(
     upper, lower = bits(split(key), shape).unbind(key.ndim - 1)
     _check_broadcast(lower, minval=low, maxval=high)
     span = high - low
-    # The 64-bit number (upper, lower) modulo the span. As in JAX, the square wraps to 32 bits.
+    # the 64-bit number (upper, lower) modulo the span; as in JAX, the square wraps to 32 bits
     power = 2**16 % span
     power = (power * power & MASK) % span
     return low + (upper % span * power + lower % span) % span
 
 
 def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] = ()) -> Bool[Tensor, "..."]:
-    """Draw True with probability `p`, a number or a tensor that broadcasts to the result `[..., *shape]`.
+    """Draw booleans that are True with probability `p`.
+
+    Args:
+        key: `[..., 2]`.
+        p: In [0, 1]; a number or a tensor that broadcasts to the result.
+        shape: S, for each key.
+
+    Returns:
+        Bool `[..., *S]`.
 
     Raises:
-        ValueError: If `p` is not within [0, 1], or does not broadcast to the result.
+        ValueError: If `p` is outside [0, 1], or does not broadcast to the result.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.bernoulli(random.key(0), 0.5, (4,))
+        tensor([False, False,  True,  True])
     """
     unit = uniform(key, shape)
     chance = torch.as_tensor(p, dtype=torch.float32)
@@ -114,15 +158,24 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] = ()) -> B
 def permutation(key: Key, x: int | Tensor) -> Shaped[Tensor, "..."]:
     """Shuffle `range(x)`, or the entries of `x` along its first axis, once per key.
 
+    Args:
+        key: `[..., 2]`.
+        x: A number of entries, or a tensor `[n, ...]`.
+
     Returns:
         `[..., x]` int64, or `[..., *x.shape]`.
 
     Raises:
         ValueError: If `x` is negative, or a tensor without axes.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.permutation(random.key(0), 6)
+        tensor([0, 1, 5, 4, 3, 2])
     """
     num = _count("permutation: x", x)
     order = torch.arange(num, device=key.device).expand(*key.shape[:-1], num)
-    # Sorting by random words, again and again until equal words in every round are improbable.
+    # sort by random words, in rounds until equal words in every round are improbable
     for _ in range(math.ceil(3 * math.log(max(1, num)) / math.log(MASK))):
         key, sort_key = split(key).unbind(-2)
         order = order.gather(-1, bits(sort_key, (num,)).argsort(dim=-1, stable=True))
@@ -138,21 +191,26 @@ def choice(
 ) -> Shaped[Tensor, "..."]:
     """Draw from `range(a)`, or from the entries of `a` along its first axis.
 
-    With `p` and without replacement, the Gumbel top-k trick is computed in float64: an order that JAX, in
-    float32, decides by the last bits of two logarithms may differ.
+    With `p` and without replacement, the Gumbel top-k trick is computed in float64; JAX uses float32. The
+    order may differ where it depends on the last bits of two logarithms.
 
     Args:
         key: `[..., 2]`.
-        a: How many to choose from, or the tensor `[n, ...]` of them.
+        a: The number of entries, or a tensor of entries `[n, ...]`.
         shape: S, for each key.
-        replace: Whether one draw of a key may repeat an entry.
-        p: Weight of each entry, `[n]`, by default equal; need not sum to 1.
+        replace: Whether a key may draw an entry more than once.
+        p: Weights of the entries, `[n]`, equal by default; they need not sum to 1.
 
     Returns:
         `[..., *S]` int64, or `[..., *S, *a.shape[1:]]`.
 
     Raises:
-        ValueError: If there is nothing to choose from, too little without replacement, or `p` does not fit.
+        ValueError: If there are no entries, too few without replacement, or `p` is invalid.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.choice(random.key(0), 5, (3,), replace=False)
+        tensor([0, 1, 4])
     """
     num, num_draws = _count("choice: a", a), math.prod(check_shape(shape))
     if num == 0:
@@ -182,7 +240,15 @@ def choice(
 
 
 def normal(key: Key, shape: Sequence[int] = ()) -> Float32[Tensor, "..."]:
-    """Draw standard normals, within 8 units in the last place of JAX's; last bits vary with the execution.
+    """Draw standard normals, within 8 units in the last place of JAX's; last bits depend on the execution.
+
+    Returns:
+        Float32 `[..., *shape]`.
+
+    Example:
+        >>> from fpatch import random
+        >>> [round(x, 3) for x in random.normal(random.key(0), (3,)).tolist()]
+        [1.623, 2.025, -0.434]
 
     References:
         M. Giles, "Approximating the erfinv function", GPU Computing Gems 2 (2011), single precision.
@@ -198,7 +264,7 @@ def normal(key: Key, shape: Sequence[int] = ()) -> Float32[Tensor, "..."]:
 
 
 def _cumsum(x: Float32[Tensor, "n"]) -> Float32[Tensor, "n"]:
-    """The running sum, rounded as XLA's on the CPU: by sixteens, then over the sums of those."""
+    """Compute the cumulative sum as XLA rounds it on the CPU: in blocks of 16, then over block sums."""
     rows = pad(x, (0, -len(x) % 16)).unflatten(0, (-1, 16))
     sums = torch.stack(tuple(accumulate(rows.unbind(1))), dim=1)
     if len(x) > 16:
@@ -217,7 +283,7 @@ def _check_broadcast(result: Tensor, **values: Tensor) -> None:
 
 
 def _count(name: str, x: int | Tensor) -> int:
-    """How many entries `x` stands for: itself, or the length of its first axis."""
+    """Return the number of entries: `x` itself, or the length of its first axis."""
     if isinstance(x, Tensor):
         if x.ndim == 0:
             raise ValueError(f"{name} must be an int or have an axis, got a tensor []; pass int(x)")

@@ -1,4 +1,4 @@
-"""Gaussian fields from integer bits through a table: the same bits eager, compiled and on a GPU."""
+"""Gaussian fields from integer bits and a table, equal bit for bit in eager, compiled and GPU code."""
 
 import functools
 import math
@@ -16,13 +16,22 @@ from fpatch.random.threefry import CACHED_WORDS, encrypt_into
 
 
 def gaussian_field(key: Key, shape: Sequence[int]) -> Float32[Tensor, "..."]:
-    """Draw standard normals for an image or a field, the same bits in eager, compiled, vmapped and GPU code.
+    """Draw a field of standard normals, equal bit for bit in eager, compiled, vmapped and GPU code.
 
-    Each value is one of 65,536 quantiles, at (i + 0.5) / 65536 for a 16-bit index i: within 4.33, of variance
-    0.99998. A block of Threefry gives four, the lower half of its first word first. JAX has no counterpart.
+    Each value is one of 65,536 quantiles, at (i + 0.5) / 65536 for a 16-bit index i. Values lie within 4.33
+    and have variance 0.99998. A block of Threefry gives four values, the lower half of its first word first.
+    JAX has no counterpart.
 
     Returns:
         Float32 `[..., *shape]`.
+
+    Raises:
+        ValueError: If the key or the shape is invalid.
+
+    Example:
+        >>> from fpatch import random
+        >>> [round(x, 3) for x in random.gaussian_field(random.key(0), (4,)).tolist()]
+        [-2.557, -0.206, -0.5, 0.255]
     """
     check_key(key)
     draw = _gaussian_tensors if torch.compiler.is_compiling() else _gaussian
@@ -31,7 +40,7 @@ def gaussian_field(key: Key, shape: Sequence[int]) -> Float32[Tensor, "..."]:
 
 @torch.library.custom_op("fpatch::gaussian", mutates_args=())
 def _gaussian(key: Tensor, num: int) -> Tensor:
-    """Normals [..., num] for keys [..., 2]; an operator, since `torch.func` cannot enter numpy."""
+    """Draw normals [..., num] for keys [..., 2]; an operator, since `torch.func` cannot enter numpy."""
     draw = _gaussian_numpy if key.device.type == "cpu" else _gaussian_tensors
     return draw(key, num)
 
@@ -44,7 +53,7 @@ def _gaussian_tensors(key: Tensor, num: int) -> Tensor:
 
 @torch.library.custom_op("fpatch::quantiles", mutates_args=())
 def _quantiles(index: Tensor) -> Tensor:
-    """Of the normal distribution at (index + 0.5) / 65536; an operator, whose results a compiler can keep."""
+    """Look up normal quantiles at (index + 0.5) / 65536; an operator, whose results a compiler can keep."""
     return _table(index.device).index_select(0, index.flatten()).view(index.shape)
 
 
@@ -74,7 +83,7 @@ def _(info: object, in_dims: tuple[int, None], key: Tensor, num: int) -> tuple[T
 
 
 def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
-    """The same a piece at a time, each in the processor's cache from the counters to the normals."""
+    """Draw normals in pieces; each stays in the processor's cache from the counters to the normals."""
     table, rows = _QUANTILES.numpy(), key.numpy().astype(np.uint32).reshape(-1, 2)
     out = np.empty((len(rows), num), np.float32)
 
@@ -90,7 +99,7 @@ def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
     pieces = [(row, start) for row in range(len(rows)) for start in range(0, -(-num // 4), CACHED_WORDS)]
     num_threads = min(torch.get_num_threads(), len(pieces))
     if num_threads > 1:
-        with ThreadPoolExecutor(num_threads) as pool:  # numpy lets go of the lock while it computes
+        with ThreadPoolExecutor(num_threads) as pool:  # numpy releases the interpreter lock while it computes
             deque(pool.map(fill, pieces), maxlen=0)
     else:
         deque(map(fill, pieces), maxlen=0)
@@ -100,4 +109,4 @@ def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
 _QUANTILES = torch.special.ndtri(
     (torch.arange(2**16, dtype=torch.float64, device="cpu") + 0.5) / 2**16
 ).float()
-"""The inverse normal distribution at (i + 0.5) / 65536."""
+"""Normal quantiles at (i + 0.5) / 65536."""

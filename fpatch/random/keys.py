@@ -1,4 +1,4 @@
-"""Keys, and the words that belong to them."""
+"""Keys and their random words."""
 
 import math
 import operator
@@ -23,10 +23,15 @@ def key(seed: int) -> Int64[Tensor, "2"]:
 
     Args:
         seed: In [0, 2**64). Its upper 32 bits are the first word, as in JAX with 64-bit types enabled. In its
-            default 32-bit mode JAX drops them: there, the two agree for seeds below 2**32.
+            default 32-bit mode JAX drops them; there, the two agree for seeds below 2**32.
 
     Raises:
         ValueError: If the seed is outside that range.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.key(2**32 + 5)
+        tensor([1, 5])
     """
     seed = operator.index(seed)
     if not 0 <= seed < 2**64:
@@ -35,21 +40,38 @@ def key(seed: int) -> Int64[Tensor, "2"]:
 
 
 def split(key: Key, num: int = 2) -> Int64[Tensor, "*keys num 2"]:
-    """Make `num` keys from each key."""
+    """Derive `num` keys from each key.
+
+    Raises:
+        ValueError: If the key or the number is invalid.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.split(random.key(0))
+        tensor([[1797259609, 2579123966],
+                [ 928981903, 3453687069]])
+    """
     return torch.stack(words_of(key, (num,)), dim=-1)
 
 
 def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
-    """Make the key that belongs to `data` under each key.
+    """Derive a key from each key and `data`.
 
     Args:
         key: `[..., 2]`.
-        data: An int in [0, 2**32), a name (its CRC-32 is folded in) or an integer tensor of such numbers that
-            broadcasts against the leading axes of the keys: a key with data `[b]` gives row keys `[b, 2]`.
-            Where values cannot be read (compiled, GPU) the low 32 bits count.
+        data: An int in [0, 2**32), a name (its CRC-32 is folded in) or an integer tensor of such numbers. A
+            tensor broadcasts against the leading axes of the keys: a key with data `[b]` gives row keys
+            `[b, 2]`. Where values cannot be read (compiled, GPU), the low 32 bits are used.
 
     Raises:
-        ValueError: If the key or the data are of another kind, do not broadcast, or a number is out of range.
+        ValueError: If the key or the data have another type, do not broadcast, or a number is out of range.
+
+    Example:
+        >>> from fpatch import random
+        >>> random.fold_in(random.key(0), 7)
+        tensor([2716826189,  292468403])
+        >>> random.fold_in(random.key(0), "tilt")
+        tensor([3265977326,  789381495])
     """
     check_key(key)
     if isinstance(data, str):
@@ -74,7 +96,7 @@ def fold_in(key: Key, data: int | str | Tensor) -> Int64[Tensor, "*keys 2"]:
 
 
 def words_of(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The two words of blocks 0, 1, ... of each key, `[..., *shape]` each, counted in row-major order."""
+    """Return the two words of blocks 0, 1, ... of each key, `[..., *shape]` each, in row-major order."""
     check_key(key)
     num, result_shape = math.prod(check_shape(shape)), (*key.shape[:-1], *shape)
     if is_few(key, num):
@@ -88,10 +110,10 @@ def words_of(key: Key, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def check_key(key: Key) -> None:
-    """Refuse what is no key.
+    """Check that a tensor is a key or an array of keys.
 
     Raises:
-        ValueError: With its type and shape.
+        ValueError: If it is not; the message names its type and shape.
     """
     if key.dtype != torch.int64 or key.ndim == 0 or key.shape[-1] != 2:
         raise ValueError(
@@ -100,10 +122,10 @@ def check_key(key: Key) -> None:
 
 
 def check_shape(shape: Sequence[int]) -> Sequence[int]:
-    """The shape itself.
+    """Return the shape, if it has no negative number.
 
     Raises:
-        ValueError: If one of its numbers is negative.
+        ValueError: If it has one.
     """
     if any(num < 0 for num in shape):
         raise ValueError(f"shape must have no negative number, got {tuple(shape)}")
@@ -111,7 +133,16 @@ def check_shape(shape: Sequence[int]) -> Sequence[int]:
 
 
 def require(holds: Tensor, rule: str, **values: object) -> None:
-    """Refuse values that break a rule, where they can be read."""
+    """Check that a rule holds everywhere; values that cannot be read are not checked.
+
+    Args:
+        holds: Whether the rule holds, elementwise.
+        rule: The rule, for the error.
+        **values: The values by name, for the error.
+
+    Raises:
+        ValueError: If the rule is broken.
+    """
     if is_concrete(holds) and not bool(holds.all()):
         given = ", ".join(f"{name}={value}" for name, value in values.items())
         raise ValueError(f"{rule}, got {given}")

@@ -1,7 +1,7 @@
-"""Threefry-2x32 with 20 rounds, which makes two random words of a key and a counter.
+"""Threefry-2x32 with 20 rounds: two random words from a key and a counter.
 
-The same words in three forms, each the fastest where it runs: Python's integers for a few blocks, numpy's
-uint32 on the CPU, and int32 tensors on other devices and in compiled code, where they become one loop.
+Three implementations give the same words: Python's integers for a few blocks, numpy's uint32 on the CPU, and
+int32 tensors on other devices and in compiled code.
 
 References:
     Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC11 (2011), section 3.3.
@@ -17,26 +17,26 @@ from torch import Tensor
 from fpatch.core.tree import is_concrete
 
 MASK = 2**32 - 1
-"""Of a word."""
+"""The mask of a 32-bit word."""
 
 CACHED_WORDS = 2**16
-"""Per pass over the rounds; the working set then stays in the processor's cache."""
+"""Words per pass over the rounds; the working set stays in the processor's cache."""
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA  # of the key schedule; with the rotations, the constants of Salmon et al.
-_FEW_BLOCKS = 128  # up to which Python's integers are faster than numpy
+_PARITY = 0x1BD11BDA  # of the key schedule; this and the rotations are the constants of Salmon et al.
+_FEW_BLOCKS = 128  # up to this number, Python's integers are faster than numpy
 
 
 def encrypt(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt the counters (high, low) with the keys: int64 tensors of 32-bit words that broadcast."""
-    # a compiler takes seconds for the rounds, which few blocks are not worth
+    # compiling the rounds takes seconds and pays for many blocks only
     traced = torch.compiler.is_compiling() and low.numel() > _FEW_BLOCKS
     return (_encrypt_tensors if traced else _encrypt)(key0, key1, high, low)
 
 
 def is_few(key: Tensor, num: int = 1) -> bool:
-    """Whether `num` blocks of each key are best left to `encrypt_few`."""
-    # inside a transform even a tensor that it does not wrap gives no array
+    """Return whether `encrypt_few` is the fastest for `num` blocks of each key."""
+    # inside a transform, an unwrapped tensor has no numpy array either
     inside = torch._C._are_functorch_transforms_active()
     return 0 < key.numel() * num <= 2 * _FEW_BLOCKS and is_concrete(key) and not inside
 
@@ -44,8 +44,8 @@ def is_few(key: Tensor, num: int = 1) -> bool:
 def encrypt_few(keys: np.ndarray, low: int | np.ndarray) -> Tensor:
     """Encrypt the counters (0, low) with keys [..., n, 2]; low is a number or [n]. Returns [..., n, 2].
 
-    All blocks lie side by side in one of Python's integers, 128 bits each as in memory, the first word in the
-    lower half of a block: an operation on it takes 50 ns, where numpy takes 500 for any array.
+    One of Python's integers holds all blocks side by side. A block takes 128 bits, with its first word in the
+    lower half. An operation takes 50 ns; numpy takes 500 ns for any array.
     """
     num, size = keys.size // 2, 8 * keys.size
     ones = int.from_bytes(bytes([1, *[0] * 15]) * num, "little")
@@ -73,7 +73,7 @@ def encrypt_few(keys: np.ndarray, low: int | np.ndarray) -> Tensor:
 
 @torch.library.custom_op("fpatch::threefry", mutates_args=())
 def _encrypt(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """An operator, since fake tensors and `torch.func` cannot enter numpy."""
+    """Encrypt counters; an operator, since fake tensors and `torch.func` cannot enter numpy."""
     rounds = _encrypt_numpy if key0.device.type == "cpu" else _encrypt_tensors
     return rounds(key0, key1, high, low)
 
@@ -97,7 +97,7 @@ def _(
 
 
 def _encrypt_tensors(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounds in wrapping int32."""
+    """Compute the rounds in wrapping int32."""
     key0, key1, word0, word1 = (words.to(torch.int32) for words in (key0, key1, high, low))
     schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
     word0, word1 = word0 + key0, word1 + key1
@@ -111,7 +111,7 @@ def _encrypt_tensors(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> t
 
 
 def _encrypt_numpy(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in wrapping uint32, in place, one piece of the broadcast arrays at a time."""
+    """Compute the rounds in wrapping uint32, in pieces of the broadcast arrays."""
     with np.nditer(
         [key0.numpy(), key1.numpy(), high.numpy(), low.numpy(), None, None],
         ["external_loop", "buffered", "zerosize_ok"],
@@ -127,7 +127,7 @@ def _encrypt_numpy(key0: Tensor, key1: Tensor, high: Tensor, low: Tensor) -> tup
 
 
 def encrypt_into(word0: Any, word1: Any, key: tuple[Any, Any], counter: tuple[Any, Any]) -> None:
-    """The rounds in wrapping uint32, in place in two arrays; key and counter are (high, low) words."""
+    """Compute the rounds in wrapping uint32, in place; key and counter are (high, low) words."""
     (key0, key1), (high, low) = key, counter
     schedule = (key0, key1, key0 ^ key1 ^ np.uint32(_PARITY))
     np.add(high, key0, out=word0)

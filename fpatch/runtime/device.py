@@ -1,4 +1,4 @@
-"""Where a study runs, by its setting, and what a record calls it."""
+"""Devices: the setting, its name in records, deterministic algorithms and copies of networks."""
 
 import copy
 import os
@@ -13,20 +13,31 @@ from fpatch.runtime.memory import CUBLAS_WORKSPACE
 
 
 def check_device(field: str, name: str) -> None:
-    """Refuse what no device is called.
+    """Check the name of a device.
 
     Raises:
-        ValueError: With the field and the value.
+        ValueError: If it is none; the message names the field and the value.
+
+    Example:
+        >>> from fpatch.runtime.device import check_device
+        >>> check_device("train.device", "gpu")
+        Traceback (most recent call last):
+        ValueError: train.device must be "auto", "cpu", "cuda" or one GPU such as "cuda:1", got 'gpu'
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ValueError(f'{field} must be "auto", "cpu", "cuda" or one GPU such as "cuda:1", got {name!r}')
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a setting names; "auto" is the current GPU if there is one, and else the CPU.
+    """Return the device of a setting; "auto" is the current GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: If it asks for a GPU that is not there.
+        ValueError: If the name is none of a device, or the GPU does not exist.
+
+    Example:
+        >>> from fpatch.runtime.device import find_device
+        >>> find_device("cpu")
+        device(type='cpu')
     """
     check_device("device", name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -36,35 +47,52 @@ def find_device(name: str) -> torch.device:
     if not count or (index or 0) >= count:
         there = f"there are {count}, counted from 0" if count else f"torch {torch.__version__} finds none"
         raise ValueError(
-            f'device: {name!r} asks for a GPU, and {there}; set device = "auto" or "cpu" (of a run: in its '
+            f'device: {name!r} asks for a GPU, and {there}; set device = "auto" or "cpu" (for a run, in its '
             "config.json), or install a driver and a torch with CUDA"
         )
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
 
 def describe_device(device: torch.device) -> str:
-    """What a record says of it: "cpu", or the name of the GPU; the CPU's name has no part in any bit."""
+    """Return the name of a device for records: "cpu", or the GPU's model. No bit depends on the CPU's model.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.runtime.device import describe_device
+        >>> describe_device(torch.device("cpu"))
+        'cpu'
+    """
     return "cpu" if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name(device)})"
 
 
 _TOO_LATE = (
-    "cuBLAS was called in this process before anything deterministic was asked for, or the environment asks "
-    f"it for something else; set {'='.join(CUBLAS_WORKSPACE)} before the program starts, as fpatch's own "
+    "cuBLAS was called in this process before deterministic algorithms were switched on, or the environment "
+    f"sets another workspace; set {'='.join(CUBLAS_WORKSPACE)} before the program starts, as fpatch's own "
     "commands do"
 )
 
 
 @contextmanager
 def deterministic_algorithms(asked: bool) -> Iterator[None]:
-    """Ask torch for operations that give the same bits every time, if that is asked, and put it back.
+    """Switch torch's deterministic algorithms on within a `with` block, and restore the setting after it.
 
-    On a GPU an operation that has no such form is refused by torch, with its name. Of cuBLAS torch asks
-    CUBLAS_WORKSPACE_CONFIG=:4096:8 (or :16:8) in the environment, which it reads once, at the first product
-    of matrices in a process. It is set here where it is not set; a program that uses the GPU before, sets it
-    itself, or is refused by torch.
+    On a GPU torch refuses an operation that has no deterministic form. For cuBLAS it requires
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 (or :16:8) in the environment, which cuBLAS reads at the first matrix
+    product of a process. The variable is set here if it is absent. A program that uses the GPU earlier must
+    set it before.
+
+    Args:
+        asked: Whether to switch them on; False changes nothing.
 
     Raises:
-        RuntimeError: By torch, for what is not deterministic.
+        RuntimeError: By torch, for an operation that is not deterministic.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.runtime.device import deterministic_algorithms
+        >>> with deterministic_algorithms(True):
+        ...     torch.are_deterministic_algorithms_enabled()
+        True
     """
     if not asked:
         yield
@@ -84,7 +112,15 @@ def deterministic_algorithms(asked: bool) -> Iterator[None]:
 
 
 def copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """A copy on a device, around those tensors that are there already; the model itself, if all are."""
+    """Copy a model to a device, without copies of the tensors on it; return the model itself if all are.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.runtime.device import copy_to
+        >>> model = torch.nn.Linear(2, 3)
+        >>> copy_to(model, torch.device("cpu")) is model
+        True
+    """
     if all(t.to(device) is t for t in (*model.parameters(), *model.buffers())):
         return model
     copied = copy_network(model, lambda t: t.to(device))
@@ -92,7 +128,18 @@ def copy_to(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 def copy_network(model: torch.nn.Module, change: Callable[[Tensor], Tensor]) -> torch.nn.Module:
-    """A copy of the modules around what becomes of every parameter and buffer; the same tensor is shared."""
+    """Copy a model with every parameter and buffer mapped; shared tensors stay shared.
+
+    Args:
+        model: The model; it is left as it is.
+        change: Maps a detached parameter or buffer to that of the copy.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.runtime.device import copy_network
+        >>> copy_network(torch.nn.Linear(2, 3), lambda x: x.double()).weight.dtype
+        torch.float64
+    """
     tensors: dict[int, Tensor] = {id(t): change(t.detach()) for t in (*model.parameters(), *model.buffers())}
     tensors |= {id(t): torch.nn.Parameter(tensors[id(t)], t.requires_grad) for t in model.parameters()}
     return copy.deepcopy(model, tensors)

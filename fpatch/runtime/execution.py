@@ -1,4 +1,4 @@
-"""How something was run: what its last bits depend on, recorded, compared and recreated."""
+"""The execution, on which the last bits of results depend: recorded, compared and recreated."""
 
 import platform
 from collections.abc import Iterator
@@ -13,19 +13,25 @@ from fpatch.core.version import __version__
 
 
 class Execution(NamedTuple):
-    """What images and results depend on beside their sample, in the last bits.
+    """The facts of a process on which the last bits of images and results depend.
 
     Attributes:
         block: Rows that run together.
         threads: Threads of the math library.
-        cpu: Instruction set that it chose.
-        device: Where it ran: "cpu", or the name of a GPU.
+        cpu: Instruction set of the math library.
+        device: "cpu", or the name of a GPU.
         torch: Version.
         torchvision: Version.
         numpy: Version.
         pillow: Version.
         python: Version.
         fpatch: Version.
+
+    Example:
+        >>> from fpatch.runtime.execution import Execution
+        >>> recorded = Execution(16, 1, "AVX2", "cpu", *["1.0"] * 6)
+        >>> recorded.differences(recorded._replace(threads=2))
+        ['threads: 1 was recorded, 2 is here']
     """
 
     block: int
@@ -41,8 +47,8 @@ class Execution(NamedTuple):
 
     @staticmethod
     def current(block: int, device: str = "cpu") -> "Execution":
-        """This process's."""
-        import torchvision  # takes a second, and most victims do without
+        """Return the execution of this process."""
+        import torchvision  # a late import: it takes a second, and most victims do not need it
 
         return Execution(
             block=block,
@@ -58,7 +64,7 @@ class Execution(NamedTuple):
         )
 
     def differences(self, other: "Execution") -> list[str]:
-        """What is not the same, a sentence each."""
+        """Compare a recorded execution with another; return a sentence for each difference."""
         pairs = zip(self._asdict().items(), other, strict=True)
         return [
             f"{name}: {mine} was recorded, {theirs} is here"
@@ -68,10 +74,13 @@ class Execution(NamedTuple):
 
     @contextmanager
     def recreated(self, device: str = "cpu") -> Iterator[list[str]]:
-        """Run as recorded, as far as this process can; yields what is not the same, a sentence each.
+        """Recreate the recorded number of threads within a `with` block; yield the remaining differences.
 
         Args:
-            device: Where it will run.
+            device: The device in this process.
+
+        Yields:
+            A sentence for each difference.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads)

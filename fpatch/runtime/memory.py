@@ -1,8 +1,8 @@
-"""Memory, as a process is told to use it before its first step.
+"""Memory settings of a process, made before its first step.
 
-A step allocates some hundred tensors of the size of a batch. By default glibc maps each of them anew and
-unmaps it when it is freed, and the kernel clears every page at its first touch: on a CPU that can take longer
-than the arithmetic.
+A step allocates about a hundred tensors of the size of a batch. By default glibc maps memory for each tensor
+and unmaps it when the tensor is freed. The kernel clears every page at its first touch. On a CPU that can
+take longer than the arithmetic.
 """
 
 import ctypes
@@ -10,22 +10,28 @@ import os
 import sys
 
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""The memory that cuBLAS works in, for the same bits every time; it reads the environment once, at its first
-call in a process. See `fpatch.runtime.device.deterministic_algorithms`."""
+"""The workspace of cuBLAS for deterministic results; cuBLAS reads the environment at its first call in a
+process. See `fpatch.runtime.device.deterministic_algorithms`."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for what it allocates next.
+    """Keep freed memory in this process for its next allocations.
 
-    No result changes. The process stays as large as it once was. The command line does this by itself; a
-    program of one's own calls it once, before its first step. An allocator that was chosen by the
-    environment (`MALLOC_MMAP_THRESHOLD_=131072 fpatch train ...`) is left as it is.
+    Results do not change. The process keeps its largest size. The command line calls this function; another
+    program calls it once, before its first step. An allocator that the environment configures
+    (`MALLOC_MMAP_THRESHOLD_=131072 fpatch train ...`) is left unchanged.
 
     Returns:
-        Whether it was done: with glibc, and unless the environment says otherwise.
+        Whether the setting was made: with glibc, unless the environment configures the allocator.
+
+    Example:
+        >>> import fpatch
+        >>> kept = fpatch.keep_freed_memory()
+        >>> isinstance(kept, bool)
+        True
 
     References:
         The GNU C Library manual, section 3.2.3.7, Malloc Tunable Parameters.

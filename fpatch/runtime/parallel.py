@@ -1,8 +1,8 @@
-"""One patch on several devices: processes that hold some rows of every batch each, and step together.
+"""Data-parallel training of one patch: each process holds some rows of every batch, and all step together.
 
-A launcher starts the processes: torchrun, Ray Train, or whatever else sets the environment of
-`torch.distributed`. What each has of a step is gathered and then summed in the order of the ranks, so that
-all processes hold the same state, and the same run gives the same bits whatever the network does.
+A launcher such as torchrun or Ray Train starts the processes and sets the environment of `torch.distributed`.
+The parts of a step are gathered and summed in the order of the ranks. All processes therefore hold the same
+state, and a run gives the same bits whatever the order of messages.
 """
 
 import hashlib
@@ -19,18 +19,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 _ENDED = (
-    "another process of this run has ended, or did not answer in time; its own output says why. When that is "
-    "mended, start all of them again; `fpatch resume` goes on from the last checkpoint ({})"
+    "another process of this run has ended, or did not answer in time; its own output has the reason. Remove "
+    "the reason and start all processes again; `fpatch resume` continues from the last checkpoint ({})"
 )
 
 
 class Ranks(NamedTuple):
-    """The processes of a run, as one of them sees them. Every method but `rows` waits for all of them.
+    """The processes of a run, seen from one of them. Every method except `rows` waits for all processes.
 
     Attributes:
-        rank: The number of this process, from 0. Process 0 writes what there is to write.
-        size: How many there are.
-        group: By which tensors travel; None: the default one.
+        rank: The number of this process, from 0. Process 0 alone writes files.
+        size: The number of processes.
+        group: The group of `torch.distributed` that carries tensors; None is the default group.
+
+    Example:
+        >>> from fpatch.runtime.parallel import Ranks
+        >>> [Ranks(rank, size=3).rows(8) for rank in range(3)]
+        [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
     """
 
     rank: int = 0
@@ -38,7 +43,7 @@ class Ranks(NamedTuple):
     group: "dist.ProcessGroup | None" = None
 
     def rows(self, num_rows: int) -> slice:
-        """The rows of a batch that this process holds; numbers of rows differ by one at most.
+        """Return the rows of a batch that this process holds; processes differ by one row at most.
 
         Raises:
             ValueError: If there are fewer rows than processes.
@@ -52,14 +57,14 @@ class Ranks(NamedTuple):
         return slice(first, end)
 
     def gather(self, tree: Any) -> list[Any]:
-        """The trees of all processes, in the order of their ranks.
+        """Gather the trees of all processes, in the order of their ranks.
 
         Args:
-            tree: Of tensors [n, ...] on one device; n may be another one in every process, all else not.
+            tree: Tensors [n, ...] on one device; between processes, only n may differ.
 
         Raises:
             ConnectionError: If a process has ended, or does not answer in time.
-            ValueError: If the rows of the processes are not of one form.
+            ValueError: If the rows of the processes differ in shape or dtype.
         """
         if self.size == 1:
             return [tree]
@@ -79,20 +84,24 @@ class Ranks(NamedTuple):
         ]
 
     def join(self, tree: Any) -> Any:
-        """The rows of all processes, in the order of the whole batch."""
+        """Concatenate the rows of all processes, in the order of the whole batch."""
         parts = self.gather(tree)
         return tree if self.size == 1 else optree.tree_map(lambda *rows: torch.cat(rows), *parts)
 
     def tell(self, text: str) -> str:
-        """What process 0 says; that of the others does not count."""
+        """Return the text of process 0 in all processes; the texts of the others are ignored."""
         said = torch.tensor(list(text.encode()), dtype=torch.uint8)
         return bytes(self.gather(said)[0].tolist()).decode()
 
     def check_same(self, what: str, data: bytes) -> None:
-        """Refuse to go on where processes do not hold the same.
+        """Check that all processes hold the same bytes.
+
+        Args:
+            what: The name of the bytes, for the error.
+            data: The bytes.
 
         Raises:
-            ValueError: With the first process that differs from process 0.
+            ValueError: If they do not; the message names the first process that differs from process 0.
         """
         if self.size == 1:
             return
@@ -106,7 +115,7 @@ class Ranks(NamedTuple):
                 )
 
     def _exchange(self, own: Tensor) -> list[Tensor]:
-        """The tensors of all processes, which have one shape."""
+        """Gather tensors of one shape from all processes."""
         parts = [torch.empty_like(own) for _ in range(self.size)]
         try:
             dist.all_gather(parts, own, group=self.group)
@@ -116,16 +125,16 @@ class Ranks(NamedTuple):
 
 
 ALONE = Ranks()
-"""One process."""
+"""A run of one process."""
 
 
 class Meeting(NamedTuple):
-    """How processes find one another that no launcher has started.
+    """The rendezvous of processes that no launcher has started.
 
     Attributes:
-        store: What they share, such as a `torch.distributed.TCPStore`.
+        store: A shared store, such as a `torch.distributed.TCPStore`.
         rank: The number of this process.
-        size: How many will come.
+        size: The number of processes.
     """
 
     store: Any
@@ -137,23 +146,32 @@ class Meeting(NamedTuple):
 def joined(
     timeout_s: float = 1800.0, device: str = "auto", meeting: Meeting | None = None
 ) -> Iterator[Ranks]:
-    """Join the processes that this one was started with; alone if it was started alone.
+    """Join the other processes of a launch within a `with` block; a single process is `ALONE`.
 
-    Tensors travel by gloo on a CPU and by NCCL between GPUs. Where somebody has called
-    `torch.distributed.init_process_group` already, as Ray Train does, its choice of a device is left as it
-    is, and so is its group; where that carries no tensors on a CPU, as one of NCCL alone, another is made
-    beside it.
+    Tensors travel by gloo on a CPU and by NCCL between GPUs. If the process group of `torch.distributed` is
+    initialized already, as Ray Train does, that group and the current GPU are kept. If that group carries no
+    CPU tensors, a second group is made.
 
     Args:
-        timeout_s: How long a process waits for the others. It must cover an evaluation, which process 0 does
-            alone.
-        device: As the study names it. For "auto" and "cuda" a process takes the GPU numbered LOCAL_RANK; else
-            none is chosen, and tensors travel by gloo, since NCCL refuses processes that share a GPU.
-        meeting: How to meet the others; None: as the environment says.
+        timeout_s: The longest wait for another process, in seconds. It must cover an evaluation, which
+            process 0 does alone.
+        device: The setting of the study. For "auto" and "cuda" a process takes the GPU numbered LOCAL_RANK.
+            Otherwise no GPU is chosen and tensors travel by gloo, since NCCL refuses processes that share a
+            GPU.
+        meeting: The rendezvous; None takes it from the environment.
+
+    Yields:
+        The processes.
 
     Raises:
-        ValueError: If the environment names a number of processes, and not how to meet them.
-        ConnectionError: If they do not all come in time.
+        ValueError: If the environment has a number of processes, but no rendezvous.
+        ConnectionError: If a process does not join in time.
+
+    Example:
+        >>> from fpatch.runtime.parallel import joined
+        >>> with joined() as ranks:
+        ...     ranks.size
+        1
     """
     if dist.is_available() and dist.is_initialized():
         carries_all = "cpu:" in str(dist.get_backend_config())
@@ -181,14 +199,14 @@ def joined(
 
 
 def _backend(device: str) -> str:
-    """What tensors travel by."""
+    """Return the backends of `torch.distributed` for a device."""
     own_gpu = device in ("auto", "cuda") and torch.cuda.is_available() and dist.is_nccl_available()
     return "cpu:gloo,cuda:nccl" if own_gpu else "gloo"
 
 
 @contextmanager
 def _group(make: Callable[..., Any], backend: str, timeout_s: float, **how: Any) -> Iterator[Any]:
-    """A group of all processes, for as long as it is needed."""
+    """Make a group of all processes, and destroy it after the `with` block."""
     try:
         group = make(backend=backend, timeout=timedelta(seconds=timeout_s), **how)
     except RuntimeError as error:
@@ -200,12 +218,12 @@ def _group(make: Callable[..., Any], backend: str, timeout_s: float, **how: Any)
 
 
 def _to_bytes(x: Tensor) -> Tensor:
-    """Tensor [n, ...] as bytes [n, w]."""
+    """View a tensor [n, ...] as bytes [n, w]."""
     return x.detach().reshape(len(x), math.prod(x.shape[1:])).contiguous().view(torch.uint8)
 
 
 def _from_bytes(rows: Tensor, like: list[Any]) -> list[Tensor]:
-    """Bytes [n, w] of some tensors as tensors of the same types and rows."""
+    """Split bytes [n, w] into tensors with the dtypes and row shapes of `like`."""
     widths = [math.prod(x.shape[1:]) * x.element_size() for x in like]
     pieces = rows.split(widths, dim=1)
     return [

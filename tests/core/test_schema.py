@@ -191,7 +191,7 @@ def test_ids_name_their_module():
         ("create.mask_image", "no definition 'create.mask_image'"),
         (":blur", "':blur' needs the module '', which cannot be imported"),
         (".lab:blur", "'.lab:blur' needs the module '.lab', which cannot be imported"),
-        ("test_schema:mine", "no definition 'test_schema:mine'; there is none; .* no plain function can"),
+        ("test_schema:mine", "no definition 'test_schema:mine'; there is none; .* a plain function has none"),
     ],
 )
 def test_unknown_ids_are_refused(identity, message):

@@ -444,7 +444,7 @@ def test_photographs_on_the_device_are_those_in_memory(folder, device):
             found = on_device.batch(picked, device=device)[name]
             assert found.device.type == (device if name == "scene" else "cpu")
             assert torch.equal(value, found.cpu()), name
-    scene, _ = on_device.photographs.held[1]
+    scene, _ = on_device.scenes.held[1]
     assert (scene.dtype, scene.device.type) == (torch.uint8, device)
     assert on_device.digest(1) == host.digest(1)
     (folder / "a.png").unlink()
@@ -523,7 +523,7 @@ BAD_PLACEMENTS = {
         lambda header, lines: header.__setitem__(slice(2, 10), list("stuvwxyz")),
         ["'ulx' is missing"],
     ),
-    "column twice": (rename("ury", "urx"), ["line 1", "'urx' stands twice"]),
+    "column twice": (rename("ury", "urx"), ["line 1", "'urx' appears twice"]),
     "text": (edit(2, "lrx", "2O"), ["line 4, column lrx: '2O' is not a finite number", "12.5"]),
     "empty number": (edit(2, "lrx", ""), ["line 4, column lrx: '' is not a finite number"]),
     "nan": (edit(0, "ulx", "nan"), ["line 2, column ulx: 'nan' is not a finite number"]),
@@ -540,7 +540,7 @@ BAD_PLACEMENTS = {
     "triangle": (quad(0, 1, 2, 11, 3, 11, 3, 2, 13), ["line 2: the quad", "not convex"]),
     "outside left": (
         edit(0, "ulx", -0.5),
-        ["line 2, column ulx: -0.5 is outside the photograph, 30 px wide"],
+        ["line 2, column ulx: -0.5 is outside the image, 30 px wide"],
     ),
     "outside below": (
         edit(2, "lly", 64.5),
@@ -579,7 +579,7 @@ BAD_OBJECTS = {
         edit(0, "ymin", 39),
         ["line 2, column ymin: ymin 39 must be less than ymax 39; the box has zero"],
     ),
-    "outside": (edit(1, "ymax", 31), ["line 3, column ymax: 31 is outside the photograph, 30 px high"]),
+    "outside": (edit(1, "ymax", 31), ["line 3, column ymax: 31 is outside the image, 30 px high"]),
     "repeated": (lambda header, lines: lines.append(lines[0]), ["line 5: repeats line 2"]),
     "other split": (edit(1, "split", "eval"), ["line 3, column split: 'eval', but b.png is in 'train'"]),
     "missing image": (edit(1, "image", "e.png"), ["line 3, column image:", "e.png: no such image"]),
@@ -618,10 +618,10 @@ def test_bad_files_are_named(folder):
     with pytest.raises(FileNotFoundError, match=r"placements\.csv: no such file"):
         read(folder)
     table(path, [*PLACEMENTS, "xmin", "ymin", "xmax", "ymax"], [[*ROWS[0], 1, 2, 3, 4]])
-    with pytest.raises(ValueError, match="say the same; delete one"):
+    with pytest.raises(ValueError, match="are alternatives; delete one"):
         read(folder)
     table(path, PLACEMENTS, ROWS[2:3])
-    with pytest.raises(ValueError, match=r"objects\.csv: no row is on a photograph of .*placements\.csv"):
+    with pytest.raises(ValueError, match=r"objects\.csv: no row is on an image of .*placements\.csv"):
         read(folder)
     (folder / "c.png").write_text("no image")
     with pytest.raises(ValueError, match=r"line 2, column image: .*c\.png: not a readable image"):
@@ -668,7 +668,7 @@ def test_a_table_of_other_separators_is_refused_in_one_sentence(folder):
 
 def test_huge_coordinates_are_outside(folder):
     table(folder / "placements.csv", PLACEMENTS, [["b.png", "hood", 0, 0, *["1e200"] * 4, 0, 3, "train"]])
-    with pytest.raises(ValueError, match=r"column urx: 1e\+200 is outside the photograph, 30 px wide"):
+    with pytest.raises(ValueError, match=r"column urx: 1e\+200 is outside the image, 30 px wide"):
         read(folder)
 
 

@@ -246,7 +246,7 @@ def test_a_full_disk_is_one_clear_error_and_the_log_stays_whole(tmp_path, kind):
         pytest.raises(OSError, match=r"cannot write .*(records|unf|png)") as error,
     ):
         fill()
-    assert "make room and resume the run" in str(error.value)
+    assert "free some space and resume the run" in str(error.value)
     assert error.value.errno
     path = tmp_path / "records.jsonl"
     assert path.read_bytes() == b"" or path.read_bytes().endswith(b"\n")
@@ -540,8 +540,8 @@ def test_a_tracking_uri_without_scheme_is_refused_at_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_back(runs, monkeypatch):
-    monkeypatch.setattr(mlflow_sink, "FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr(mlflow_sink, "LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(mlflow_sink, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(mlflow_sink, "_LONGEST_PAUSE_S", 0.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
