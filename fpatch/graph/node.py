@@ -168,6 +168,16 @@ def _absolute(path: str, base: str, name: str) -> str:
     return "/".join(segments)
 
 
+def required_names(nodes: Mapping[str, Node]) -> tuple[str, ...]:
+    """The names that a batch must hold: nodes read them, and no earlier node writes them."""
+    written: set[str] = set()
+    needed: dict[str, None] = {}
+    for n in nodes.values():
+        needed.update({r: None for r in n.required if r not in written})
+        written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
+    return tuple(needed)
+
+
 def inside(path: str, group: str) -> bool:
     """Whether a path is this one, or lies in the group of this name."""
     return path == group or path.startswith(f"{group}/")

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.graph import diagram
 from fpatch.graph.keys import fold_path, row_keys
-from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, stream_path
+from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, required_names, stream_path
 from fpatch.graph.stage import ALL
 from fpatch.graph.wiring import check_wiring, fill_settings
 
@@ -92,12 +93,7 @@ class Pipeline(Mapping[str, Node]):
 
     def required(self, phase: str | None = None) -> tuple[str, ...]:
         """Names that must be in the batch: read, and written by no earlier node."""
-        written: set[str] = set()
-        needed: dict[str, None] = {}
-        for n in (self if phase is None else self.at(phase)).values():
-            needed.update({r: None for r in n.required if r not in written})
-            written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
-        return tuple(needed)
+        return required_names(self if phase is None else self.at(phase))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -256,56 +252,14 @@ class Pipeline(Mapping[str, Node]):
         return {path: encode_node(n) for path, n in self._given.items()}
 
     def describe(self) -> str:
-        """One line per node: path, stage, what it reads (`name?`: if it is there) and writes, phases."""
-        width = max(map(len, self), default=0)
-        lines = []
-        for path, n in self.items():
-            phases = "" if n.phases is None else f"  [{', '.join(sorted(n.phases))}]"
-            optional = n.stage.definition.optional
-            names = (
-                "everything" if r == ALL else f"{r}?" if own in optional else r for own, r in n.reads.items()
-            )
-            reads = ", ".join(names) or "params"
-            writes = ", ".join(n.writes.values()) or "nothing"
-            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {writes}{phases}")
-        return "\n".join(lines)
+        """One line per node: path, stage, reads, writes and phases; `name?` marks an optional read."""
+        return diagram.describe(self)
 
     __repr__ = describe
 
     def mermaid(self, phase: str | None = None) -> str:
         """A Mermaid flowchart of a phase, with a subgraph for every group."""
-        pipeline = self if phase is None else self.at(phase)
-        ids = {path: f"n{i}" for i, path in enumerate(pipeline)}
-        groups: dict[str, list[str]] = {}
-        for path in pipeline:
-            groups.setdefault(path.rpartition("/")[0], []).append(path)
-        lines = ["flowchart TD"]
-        for i, (group, paths) in enumerate(groups.items()):
-            lines += [f'  subgraph g{i}["{group}"]'] if group else []
-            lines += [
-                f'  {ids[p]}["{p.rpartition("/")[2]}<br/>{pipeline[p].stage.definition.name}"]' for p in paths
-            ]
-            lines += ["  end"] if group else []
-        inputs: dict[str, str] = {}
-        arrows: dict[str, None] = {}
-        for alive in pipeline._alive():
-            last: dict[str, str] = {}
-            required = Pipeline(alive, phase).required() if alive else ()
-            for path, n in alive.items():
-                for name in n.reads.values():
-                    if name in required and name not in last:
-                        last[name] = inputs.setdefault(name, f"in_{len(inputs)}")
-                    if name in last:
-                        arrows[f"  {last[name]} -- {name} --> {ids[path]}"] = None
-                last.update({name: ids[path] for name in n.writes.values()})
-        lines += [f'  {node_id}(["{name}"])' for name, node_id in inputs.items()]
-        return "\n".join([*lines, *arrows])
-
-    def _alive(self) -> list[dict[str, Node]]:
-        """The nodes of every phase that differs from the ones before."""
-        phases = sorted({p for n in self.values() for p in n.phases or ()}) or ["inference"]
-        alive = [{p: n for p, n in self.items() if n.alive(phase)} for phase in phases]
-        return [nodes for i, nodes in enumerate(alive) if nodes not in alive[:i]]
+        return diagram.mermaid(self if phase is None else self.at(phase))
 
     def _known(self, path: str) -> str:
         self[path]
