@@ -12,7 +12,7 @@ from fpatch.optim.schedules import (
     constant,
     cosine,
     exponential,
-    milestones,
+    multi_step,
     plateau,
     scheduled,
     step_decay,
@@ -183,7 +183,7 @@ def _rate(config: Optimizer, num_steps: int, steps_per_epoch: Fraction | None) -
         "constant": lambda: constant(rate),
         "exponential": lambda: exponential(rate, num_steps, 1e-3 if final is None else final),
         "step": lambda: step_decay(rate, config.fall_every or 1, factor, unit),
-        "multi_step": lambda: milestones(rate, config.milestones, factor, unit),
+        "multi_step": lambda: multi_step(rate, config.milestones, factor, unit),
         "plateau": lambda: constant(rate),
     }[config.schedule]()
     if config.warmup_steps:

@@ -54,7 +54,7 @@ def step_decay(
     return schedule
 
 
-def milestones(
+def multi_step(
     learning_rate: float, at: tuple[int, ...], factor: float, steps_per_unit: Fraction | int = 1
 ) -> Schedule:
     """Fall by `factor` after each of these numbers of steps, or of units of `steps_per_unit` steps."""

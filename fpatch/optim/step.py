@@ -15,10 +15,11 @@ from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.compiled import compiled
 from fpatch.optim.gradient import (
+    Gradient,
     accumulate_gradient,
     all_reduced_gradient,
     ascend,
-    norm,
+    global_norm,
     sharded_gradient,
     value_and_grad,
 )
@@ -115,14 +116,11 @@ def make_step(
     if micro_batch is not None:
         check_number("train.micro_batch", micro_batch, 1)
     check_number("train.rho", rho, 0.0)
-    pipeline = objective.pipeline
-    if compile and transform == "func":
-        raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
-    minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
-    of_rows = accumulate_gradient(value_and_grad(minimized, transform), micro_batch)
+    gradient = accumulate_gradient(_differentiate(objective, transform, compile), micro_batch)
     gradient = (
-        all_reduced_gradient(of_rows, ranks) if processes == 1 else sharded_gradient(of_rows, processes)
+        all_reduced_gradient(gradient, ranks) if processes == 1 else sharded_gradient(gradient, processes)
     )
+    pipeline = objective.pipeline
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
@@ -136,6 +134,19 @@ def make_step(
         return apply_gradient(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
 
     return step
+
+
+def _differentiate(
+    objective: Objective, transform: Literal["func", "autograd"], compile: bool | str
+) -> Gradient:
+    """The gradient of an objective, compiled or not."""
+    if not compile:
+        return value_and_grad(objective, transform)
+    if transform == "func":
+        raise ValueError(
+            'make_step(compile): a compiled step uses plain autograd; leave out transform="func"'
+        )
+    return value_and_grad(compiled(objective, "default" if compile is True else compile), transform)
 
 
 def lookahead_params(
@@ -163,7 +174,7 @@ def apply_gradient(
     info = StepInfo(
         loss=loss.value,
         terms=loss.terms,
-        grad_norm=norm(grads),
+        grad_norm=global_norm(grads),
         sample=sample,
         batch={"image_id": batch["image_id"], "draw": batch["draw"]},
     )
