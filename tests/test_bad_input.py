@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from log_stores import file_size_limit, mlflow_server, read_mlflow
 from study_fixture import (
     STEPS,
     change,
@@ -22,7 +23,6 @@ from study_fixture import (
     parameters,
     read_records,
 )
-from log_stores import file_size_limit, mlflow_server, read_mlflow
 
 from fpatch.cli.main import main
 from fpatch.runs.folder import Run

@@ -410,7 +410,7 @@ def test_a_wrong_file_is_refused(tmp_path):
         path = tmp_path / f"wrong.{suffix}"
         torch.save(state, path)
         with pytest.raises(ValueError, match=rf"wrong.{suffix}") as error:
-            infer.torchvision_model(path, **TINY).value
+            infer.torchvision_model(path, **TINY).value  # noqa: B018
         return str(error.value)
 
     state = load_model(seed=1, normalize=False, **TINY).state_dict()
@@ -424,7 +424,7 @@ def test_a_wrong_file_is_refused(tmp_path):
     assert "must be a .safetensors, .pt or .pth file" in refused(state, "npz")
     (tmp_path / "bad.pt").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"cannot be loaded from .*bad.pt"):
-        infer.torchvision_model(tmp_path / "bad.pt", **TINY).value
+        infer.torchvision_model(tmp_path / "bad.pt", **TINY).value  # noqa: B018
     with pytest.raises(FileNotFoundError, match=r"none.pt: no such file"):
         infer.torchvision_model(tmp_path / "none.pt", **TINY)
 
@@ -437,7 +437,7 @@ class Malice:
 def test_a_file_runs_no_code(tmp_path):
     torch.save({"weight": Malice()}, tmp_path / "malice.pt")
     with pytest.raises(ValueError, match=r"malice.pt"):
-        infer.torchvision_model(tmp_path / "malice.pt", **TINY).value
+        infer.torchvision_model(tmp_path / "malice.pt", **TINY).value  # noqa: B018
 
 
 def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):

@@ -473,7 +473,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "test, checkpoint best: every object" in said
     assert "for an interval of +-5 points: about" in said
-    assert "missed" in said and "no patch" in said
+    assert "missed" in said and "no patch" in said  # noqa: PT018
     summary = json.loads((folder / "tables/test.summary.json").read_text())
     assert summary["objects"]["missed"]["none"]["count"] == summary["objects"]["clean"]["count"] == 8
     assert set(summary["summaries"]["patch"]) >= {"precision/map", "precision/map_50", "precision/recall/0"}

@@ -293,7 +293,9 @@ def test_a_control_of_a_compiled_objective_has_no_gradient():
 def test_what_is_compiled_follows_the_implants_and_can_be_traced():
     pixels, stack = create.pixels(SHAPES), create.stack(3)
     model = detector()
-    cannot = dataclasses.replace(compose.exposure, compile=False)
+    cannot = dataclasses.replace(
+        compose.exposure, traits=dataclasses.replace(compose.exposure.traits, compile=False)
+    )
     made = pipeline(
         {
             "pixels": pixels,
