@@ -539,5 +539,5 @@ for make in (
     assert said.stdout.splitlines() == [
         "blur(sigma_px) must be (low, high), got -1.0; for one value, give it twice",
         "white_balance(kelvin) must be (low, high), got 6500; for one value, give it twice",
-        "tile(only) must be names of patches, got 'hood'; write ('hood',)",
+        "tile(only) must be a tuple of patch names, got 'hood'; write ('hood',)",
     ]
