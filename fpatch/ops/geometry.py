@@ -46,14 +46,7 @@ def quad_to_homography(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*ba
 
 
 def adjugate(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """The inverse of a homography up to scale, which homogeneous coordinates ignore.
-
-    Example:
-        >>> import torch
-        >>> from fpatch.ops.geometry import adjugate
-        >>> adjugate(torch.diag(torch.tensor([2.0, 4.0, 1.0]))).diagonal()
-        tensor([4., 2., 8.])
-    """
+    """The inverse of a homography up to scale, which homogeneous coordinates ignore."""
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))
     rows = [
         e * i - f * h, c * h - b * i, b * f - c * e,
@@ -202,16 +195,7 @@ def scale_matrix(
 
 
 def from_whole_centers(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Convert a homography from coordinates with whole pixel centers, as kornia's, to ours with halves.
-
-    Example:
-        >>> import torch
-        >>> from fpatch.ops.geometry import from_whole_centers
-        >>> from_whole_centers(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
-        tensor([[ 2.0000,  0.0000, -0.5000],
-                [ 0.0000,  2.0000, -0.5000],
-                [ 0.0000,  0.0000,  1.0000]])
-    """
+    """Convert a homography from coordinates with whole pixel centers, as kornia's, to ours with halves."""
     top, middle, bottom = matrix.unbind(-2)
     rows = top + 0.5 * bottom, middle + 0.5 * bottom, bottom
     a, b, c = torch.stack(rows, dim=-2).unbind(-1)
