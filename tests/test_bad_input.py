@@ -189,7 +189,7 @@ CONFIG = {
     "wiring that is none": (('stage = "losses.vanish"', 'stage = "losses.vanish"\nreads = 4'), "pipeline.vanish.reads: expected"),
     "no stage": (('stage = "losses.vanish"', ""), "pipeline.vanish: the key 'stage' is required"),
     "a loss weight without a term": (("vanish = 1.0", "vanihs = 1.0"), "no loss term 'vanihs'; did you mean 'vanish'?"),
-    "no weight that counts": (("vanish = 1.0, total_variation = 0.05", "vanish = 0"), "at least one term must count; terms: total_variation, vanish"),
+    "no weight that counts": (("vanish = 1.0, total_variation = 0.05", "vanish = 0"), "at least one weight must differ from 0; terms: total_variation, vanish"),
     "no objective": (("[objective]\nweights = {vanish = 1.0, total_variation = 0.05}", ""), "the section [objective] is required"),
     "a key that is required": (("size = [48, 64]", ""), "data: the key 'size' is required"),
     "weights that are gone": (('"tiny.safetensors"', '"gone.safetensors"'), "gone.safetensors: no such file"),
@@ -539,5 +539,5 @@ for make in (
     assert said.stdout.splitlines() == [
         "blur(sigma_px) must be (low, high), got -1.0; for one value, give it twice",
         "white_balance(kelvin) must be (low, high), got 6500; for one value, give it twice",
-        "tile(only) must be names of patches, got 'hood'; write ('hood',)",
+        "tile(only) must be a tuple of patch names, got 'hood'; write ('hood',)",
     ]

@@ -1,4 +1,4 @@
-"""From a config back to a pipeline: ids are looked up in the registry, never evaluated."""
+"""Build a pipeline from its config: ids are looked up in the registry, never evaluated."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,25 +7,34 @@ from typing import Any, get_type_hints
 from fpatch.core.checks import nearest
 from fpatch.core.registry import lookup
 from fpatch.core.schema import decode
+from fpatch.graph.declarations import RESERVED
 from fpatch.graph.node import Part, node
 from fpatch.graph.pipeline import Pipeline, pipeline
-from fpatch.graph.stage import RESERVED, Definition
+from fpatch.graph.stage import Definition
 
 _NAMES = tuple[str, ...] | dict[str, str]
 _WIRING = {"phases": str | tuple[str, ...], "reads": _NAMES, "writes": _NAMES, "stream": str}
 
 
 def build(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Pipeline:
-    """The pipeline that `Pipeline.config` (or a `[pipeline]` table in TOML) describes.
+    """Build the pipeline of a config, which `Pipeline.config` or a `[pipeline]` table in TOML holds.
 
     Args:
         config: `{path: {"stage": id, setting: value, ..., "phases", "reads", "writes", "stream"}}`; a table
             without "stage" is a group.
-        resources: Live objects that the config can only name, by "path/setting".
+        resources: Live objects by "path/setting", for settings that a config cannot hold.
 
     Raises:
-        ValueError: For an unknown stage or setting (with the nearest), a wrong value, or a live object that
-            is not given.
+        ValueError: For an unknown stage or setting (with the nearest), a wrong value, or a missing live
+            object.
+
+    Example:
+        >>> import fpatch
+        >>> p = fpatch.build({"camera": {"dim": {"stage": "compose.exposure", "stops": [-1.0, -1.0]}}})
+        >>> p
+        camera/dim  compose.exposure(stops=(-1.0, -1.0)): image -> image
+        >>> p.config
+        {'camera/dim': {'stage': 'compose.exposure', 'stops': [-1.0, -1.0]}}
     """
     return pipeline(_parts(config, "pipeline", "", resources or {}))
 
@@ -37,7 +46,9 @@ def _parts(
     for name, entry in config.items():
         here, path = f"{where}.{name}", f"{group}{name}"
         if not isinstance(entry, Mapping):
-            raise ValueError(f"{here}: expected a table with a stage or a group of them, got {entry!r}")
+            raise ValueError(
+                f"{here}: expected a table with a stage, or a group of such tables, got {entry!r}"
+            )
         if "stage" in entry:
             parts[name] = _node(entry, here, path, resources)
         elif entry and all(isinstance(v, Mapping) for v in entry.values()):
@@ -72,7 +83,7 @@ def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[st
 def _configure(
     definition: Definition[Any], settings: dict[str, Any], given: Mapping[str, Any], where: str
 ) -> Any:
-    """Decode the settings; live objects stand aside meanwhile, and are put back."""
+    """Make the config from decoded settings and live objects."""
     kind: Any = definition.config
     if not given:
         return decode(kind, settings, where)

@@ -20,7 +20,7 @@ class KeySample(TypedDict):
 
 @dataclass(frozen=True)
 class Function:
-    """The config of a plain function used as a node, and what it writes."""
+    """The config of a plain function used as a node: the function and the names that it writes."""
 
     function: Callable[..., Any]
     names: tuple[str, ...]
@@ -42,16 +42,25 @@ def _apply_loss_function(config: Function, patch_params: Params, sample: Sample,
 def from_function(
     function: Callable[..., Any], reads: tuple[str, ...] | None, writes: tuple[str, ...]
 ) -> Stage:
-    """A stage from a plain function, told apart by its number of arguments.
+    """Make a stage from a plain function; its number of arguments tells a stage from a loss.
 
     Args:
-        function: `(patch_params, key, batch) -> (out, sample)`, whose sample is its row keys and which
-            replays by them; or a loss, `(values, patch_params) -> {term: [b]}`.
-        reads: What it is given; None for all values so far.
-        writes: What it writes.
+        function: `(patch_params, key, batch) -> (out, sample)`, a stage whose sample is its row keys; or
+            `(values, patch_params) -> {term: [b]}`, a loss.
+        reads: The names that it receives; None for all values.
+        writes: The names that it writes.
 
     Raises:
-        ValueError: If it takes another number of arguments.
+        ValueError: If the function takes another number of arguments.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.graph.functions import from_function
+        >>> def dark(values, patch_params):
+        ...     return {"dark": values["image"].mean((1, 2, 3))}
+        >>> stage = from_function(dark, ("image",), ("dark",))
+        >>> stage.definition.role, stage.apply({}, {}, {"image": torch.ones(2, 3, 4, 4)})["dark"]
+        ('loss', tensor([1., 1.]))
     """
     count = len(inspect.signature(function).parameters)
     name = getattr(function, "__qualname__", type(function).__name__)

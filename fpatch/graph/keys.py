@@ -10,15 +10,23 @@ from fpatch.core.types import Batch
 
 
 def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2"]:
-    """The key of every row: `fold_in(fold_in(key, image_id), draw)`; row keys [b, 2] pass through.
+    """Derive the key of every row: `fold_in(fold_in(key, image_id), draw)`; row keys [b, 2] pass through.
 
-    A row's draws therefore do not change with the size of the batch, its order, a shard or a worker.
+    The draws of a row therefore do not depend on the size or order of the batch, nor on shards or workers.
 
     Raises:
-        ValueError: If `key` is none, or if the batch lacks `image_id` or `draw`, or repeats a pair of them.
+        ValueError: If `key` is no key, or the batch lacks `image_id` or `draw`, or repeats a pair of them.
+
+    Example:
+        >>> import torch, fpatch
+        >>> batch = {"image_id": torch.tensor([4, 9]), "draw": torch.tensor([0, 1])}
+        >>> keys = fpatch.row_keys(fpatch.random.key(0), batch)
+        >>> alone = fpatch.row_keys(fpatch.random.key(0), {name: value[1:] for name, value in batch.items()})
+        >>> keys.shape, torch.equal(keys[1:], alone)
+        (torch.Size([2, 2]), True)
     """
     if not isinstance(key, Tensor):
-        raise ValueError(f"key must be a key, which fpatch.random.key(seed) makes, got {key!r}")
+        raise ValueError(f"key must be a key tensor, got {key!r}; make one with fpatch.random.key(seed)")
     if key.ndim == 2:
         return key
     check_uses(batch)
@@ -26,15 +34,15 @@ def row_keys(key: Int64[Tensor, "*shape 2"], batch: Batch) -> Int64[Tensor, "b 2
 
 
 def check_uses(batch: Batch) -> None:
-    """Refuse a batch in which two rows would have the same draws.
+    """Check that no two rows of a batch share their draws.
 
     Raises:
-        ValueError: If it lacks `image_id` or `draw`, or repeats a pair of them.
+        ValueError: If the batch lacks `image_id` or `draw`, or repeats a pair of them.
     """
     for name in ("image_id", "draw"):
         if name not in batch:
             raise ValueError(
-                f"batch must hold {name!r} [b], which keys are derived from; {nearest(name, batch)}"
+                f"batch must hold {name!r} [b], from which keys are derived; {nearest(name, batch)}"
             )
     image_id, draw = batch["image_id"], batch["draw"]
     if is_concrete(image_id):
@@ -43,7 +51,7 @@ def check_uses(batch: Batch) -> None:
             pair = next(p for p in pairs if pairs.count(p) > 1)
             raise ValueError(
                 f"batch repeats (image_id, draw) = {pair}: both rows would have the same draws; "
-                "number the uses of a photograph in `draw` (0, 1, ...)"
+                "number the uses of an image in `draw` (0, 1, ...)"
             )
 
 

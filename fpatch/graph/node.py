@@ -1,4 +1,4 @@
-"""Nodes: a stage and its wiring, and how groups of parts become one flat mapping of paths to nodes."""
+"""Nodes, a stage with its wiring, and the flat mapping of paths to nodes that groups become."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,22 +12,28 @@ from fpatch.graph.functions import from_function
 from fpatch.graph.stage import ALL, Stage
 
 PHASES = ("train", "validation", "test", "inference", "export")
-"""The standard phases; any other string names a phase of one's own."""
+"""The standard phases; any other string is a phase of the user's own."""
 
 Part = Union[Stage, "Node", Callable[..., Any], Mapping[str, Any]]
-"""What a pipeline is made of; a mapping is a group of parts."""
+"""A part of a pipeline; a mapping is a group of parts."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage and its wiring: which names of the pipeline it reads and writes, when, and from which draws.
+    """A stage and its wiring: its names in the pipeline, its phases and its stream of keys.
 
     Attributes:
-        stage: What is computed.
-        phases: When it is alive; None for always.
+        stage: The stage.
+        phases: The phases in which it is alive; None for all.
         reads: The stage's own name of each value it reads -> the pipeline's name.
         writes: The stage's own name of each value it writes -> the pipeline's name.
         stream: Replaces the node's name in the derivation of its keys; nodes with one stream share a draw.
+
+    Example:
+        >>> import fpatch
+        >>> n = fpatch.node(fpatch.compose.exposure(), phases="eval", writes=["dim"])
+        >>> n.writes, sorted(n.phases), n.alive("train")
+        ({'image': 'dim'}, ['test', 'validation'], False)
     """
 
     stage: Stage
@@ -37,23 +43,23 @@ class Node:
     stream: str | None = None
 
     def alive(self, phase: str) -> bool:
-        """Whether the node takes part in a phase."""
+        """Whether the node runs in a phase."""
         return self.phases is None or phase in self.phases
 
     def inputs(self, values: Batch) -> dict[str, Any]:
-        """What the stage is given, under its own names."""
+        """The values that the stage reads, under its own names."""
         if self.stage.definition.reads == (ALL,):
             return dict(values)
         return {own: values[name] for own, name in self.reads.items() if name in values}
 
     @property
     def required(self) -> list[str]:
-        """What must be there, as the pipeline names it."""
+        """The pipeline's names that the node needs."""
         return [self.reads[own] for own in self.stage.definition.reads if own != ALL]
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """What a loss node writes, as the pipeline names it."""
+        """The pipeline's names of the terms that a loss node writes."""
         return tuple(self.writes.values()) if self.stage.definition.role == "loss" else ()
 
 
@@ -65,27 +71,33 @@ def node(
     writes: Sequence[str] | Mapping[str, str] | None = None,
     stream: str | None = None,
 ) -> Node:
-    """Wire a stage into a pipeline; a bare stage means `node(stage)` with the names that it declares.
+    """Wire a stage into a pipeline; a bare stage means `node(stage)`, with the declared names.
 
     Args:
         stage: A stage, or a plain function (see `fpatch.graph.functions.from_function`), for which `writes`
             is required.
         phases: Phases in which it is alive; `"eval"` means validation and test. None: all.
-        reads: The pipeline's names of what it reads: a list is positional, a mapping goes by the stage's
-            names.
-        writes: Likewise for what it writes.
-        stream: Name to derive keys from in place of the node's own.
+        reads: The pipeline's names of the values that it reads: a list in the declared order, or a mapping
+            from the stage's names.
+        writes: Likewise for the values that it writes.
+        stream: The name from which keys are derived, in place of the node's own.
 
     Raises:
         ValueError: If a list has the wrong length, or a mapping has a name that the stage does not declare.
+
+    Example:
+        >>> import fpatch
+        >>> night = fpatch.node(fpatch.compose.exposure(), reads={"image": "scene"}, writes=["night"])
+        >>> fpatch.pipeline({"night": night})
+        night  compose.exposure(stops=(-1.0, 1.0)): scene -> night
     """
     if not isinstance(stage, Stage):
         if not callable(stage):
             raise ValueError(f"node(...): expected a stage or a function, got {type(stage).__name__}")
         if isinstance(reads, Mapping) or isinstance(writes, Mapping) or writes is None:
             raise ValueError(
-                f"node({getattr(stage, '__name__', stage)!r}): a plain function has no names of its own; "
-                "give writes=[...] (and reads=[...], or it is given all values) as lists"
+                f"node({getattr(stage, '__name__', stage)!r}): a plain function declares no names; give "
+                "writes=[...] as a list, and reads=[...] unless it reads all values"
             )
         stage = from_function(stage, None if reads is None else tuple(reads), tuple(writes))
     d = stage.definition
@@ -124,12 +136,12 @@ def _wire(
 
 
 def flatten(parts: Mapping[str, Part], group: str = "") -> dict[str, Node]:
-    """The nodes of nested mappings by path, with names that begin with `./` or `../` made absolute."""
+    """Flatten nested mappings into nodes by path; names that begin with `./` or `../` become absolute."""
     nodes: dict[str, Node] = {}
     for name, part in parts.items():
         path = f"{group}{name}"
         if not all(name.split("/")) or any(c in name for c in "*."):
-            raise ValueError(f"pipeline: {path!r} is no name for a node; leave out '.', '*' and a spare '/'")
+            raise ValueError(f"pipeline: {path!r} is no name of a node; leave out '.', '*' and a spare '/'")
         found = flatten(part, f"{path}/") if isinstance(part, Mapping) else {path: _place(path, name, part)}
         if twice := nodes.keys() & found:
             raise ValueError(f"pipeline: there are two nodes {min(twice)!r}; rename one")
@@ -138,7 +150,7 @@ def flatten(parts: Mapping[str, Part], group: str = "") -> dict[str, Node]:
 
 
 def _place(path: str, name: str, part: Any) -> Node:
-    """The node at a path, from what was written there."""
+    """The node of a part, with absolute names."""
     if not isinstance(part, Stage | Node):
         if not callable(part):
             raise ValueError(f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {part!r}")
@@ -168,18 +180,28 @@ def _absolute(path: str, base: str, name: str) -> str:
     return "/".join(segments)
 
 
+def required_names(nodes: Mapping[str, Node]) -> tuple[str, ...]:
+    """The names that a batch must hold: nodes read them, and no earlier node writes them."""
+    written: set[str] = set()
+    needed: dict[str, None] = {}
+    for n in nodes.values():
+        needed.update({r: None for r in n.required if r not in written})
+        written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
+    return tuple(needed)
+
+
 def inside(path: str, group: str) -> bool:
     """Whether a path is this one, or lies in the group of this name."""
     return path == group or path.startswith(f"{group}/")
 
 
 def stream_path(path: str, n: Node) -> str:
-    """The path that a node's keys are derived from."""
+    """The path from which a node's keys are derived."""
     return path if n.stream is None else n.stream
 
 
 def encode_node(n: Node) -> dict[str, Any]:
-    """The JSON values of a node: its stage, its settings, and what of its wiring is not as declared."""
+    """The JSON values of a node: its stage, its settings, and the wiring that differs from the declared."""
     d = n.stage.definition
     written: dict[str, Any] = {"stage": d.name, **encode(n.stage.config)}
     if n.phases is not None:

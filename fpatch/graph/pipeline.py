@@ -1,7 +1,7 @@
 """Pipelines: named graphs of stages, and the only code that runs them.
 
-The way of the data is one function, `Pipeline.apply`: params -> patch -> image -> detections -> losses. It is
-the same for training, evaluation, control and replay, which differ in the sample that they hand in.
+One function, `Pipeline.apply`, computes params -> patch -> image -> detections -> losses. Training,
+evaluation, control and replay call it with different samples.
 """
 
 import dataclasses
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.graph import diagram
 from fpatch.graph.keys import fold_path, row_keys
-from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, stream_path
+from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, required_names, stream_path
 from fpatch.graph.stage import ALL
 from fpatch.graph.wiring import check_wiring, fill_settings
 
@@ -23,7 +24,18 @@ class Pipeline(Mapping[str, Node]):
     """An immutable mapping of paths to nodes, which run in the order written.
 
     `pipeline(patch_params, key, batch) -> (out, sample)` has the form of a stage. A pipeline whose nodes name
-    phases runs after `at(phase)`, which picks the nodes once.
+    phases runs after `at(phase)`, which picks the nodes of that phase.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import Range, compose, pipeline, random
+        >>> p = pipeline({"camera": {"dim": compose.exposure(Range(1, 1)), "noise": compose.read_noise()}})
+        >>> p.required(), list(p), list(p.without("camera/noise"))
+        (('image',), ['camera/dim', 'camera/noise'], ['camera/dim'])
+        >>> batch = {"image": torch.full((1, 3, 4, 4), 0.25), "image_id": torch.tensor([7])}
+        >>> out, sample = p.upto("camera/dim")({}, random.key(0), {**batch, "draw": torch.tensor([0])})
+        >>> sample["camera/dim"]["stops"], out["image"].mean()
+        (tensor([1.]), tensor(0.5000))
     """
 
     def __init__(self, nodes: Mapping[str, Node], phase: str | None = None) -> None:
@@ -46,14 +58,14 @@ class Pipeline(Mapping[str, Node]):
         return len(self._nodes)
 
     def __or__(self, other: Mapping[str, Part]) -> "Pipeline":
-        """Replace nodes in their place, and append new ones; what follows from the patches follows anew.
+        """Replace nodes in place and append new ones; settings derived from the patches are filled again.
 
-        Of a part of a pipeline (`at`, `since`, ...) it stays what it was in the whole.
+        In a part of a pipeline (`at`, `since`, ...) they keep the values of the whole.
         """
         return Pipeline({**self._given, **flatten(other)}, self._phase)
 
     def without(self, *paths: str) -> "Pipeline":
-        """The same without these nodes, or groups of nodes; the draws of the others do not change."""
+        """The pipeline without these nodes or groups; the draws of the others do not change."""
         for path in paths:
             if not any(inside(p, path) for p in self):
                 raise KeyError(f"no node {path!r}; {nearest(path, self)}")
@@ -66,7 +78,7 @@ class Pipeline(Mapping[str, Node]):
         return Pipeline({p: self[p] for p in order[: order.index(self._known(path)) + 1]}, self._phase)
 
     def since(self, path: str) -> "Pipeline":
-        """The nodes from this one on; what the earlier ones wrote becomes input."""
+        """The nodes from this one on; values that earlier nodes wrote become inputs."""
         order = list(self)
         return Pipeline({p: self[p] for p in order[order.index(self._known(path)) :]}, self._phase)
 
@@ -74,30 +86,25 @@ class Pipeline(Mapping[str, Node]):
         """The nodes alive in a phase.
 
         Raises:
-            ValueError: If it is no standard phase and no node names it, or if no node is alive in it.
+            ValueError: If the phase is neither standard nor named by a node, or no node is alive in it.
         """
         known = {*PHASES, *(q for n in self.values() for q in n.phases or ())}
         alive = {p: dataclasses.replace(n, phases=None) for p, n in self.items() if n.alive(phase)}
         if phase == "eval":
-            raise ValueError("'eval' stands for two phases; choose 'validation' or 'test'")
+            raise ValueError("phase 'eval' means two phases; choose 'validation' or 'test'")
         if not alive or phase not in known:
             others = {q for q in known - {phase} if any(n.alive(q) for n in self.values())}
-            raise ValueError(f"no node is made for phase {phase!r}; {nearest(phase, others)}")
+            raise ValueError(f"no node is alive in phase {phase!r}; {nearest(phase, others)}")
         return Pipeline(alive, phase)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """The same with copies of its networks on a device, to run there; see `Stage.to`."""
+        """A copy of the pipeline with its networks copied to a device; see `Stage.to`."""
         moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
         return Pipeline(moved, self._phase)
 
     def required(self, phase: str | None = None) -> tuple[str, ...]:
-        """Names that must be in the batch: read, and written by no earlier node."""
-        written: set[str] = set()
-        needed: dict[str, None] = {}
-        for n in (self if phase is None else self.at(phase)).values():
-            needed.update({r: None for r in n.required if r not in written})
-            written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
-        return tuple(needed)
+        """The names that a batch must hold: nodes read them, and no earlier node writes them."""
+        return required_names(self if phase is None else self.at(phase))
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -111,7 +118,7 @@ class Pipeline(Mapping[str, Node]):
 
     @property
     def parameterizations(self) -> tuple[str, ...]:
-        """Paths of the nodes that read the patch parameters into a patch."""
+        """Paths of the nodes that turn patch parameters into a patch."""
         return tuple(p for p, n in self.items() if n.stage.definition.init is not None)
 
     # -- what is trained ----------------------------------------------------------------------------------
@@ -124,14 +131,12 @@ class Pipeline(Mapping[str, Node]):
             assert stage.definition.init is not None
             made = stage.definition.init(stage.config, fold_path(key, path))
             if clash := set(params) & set(made):
-                raise ValueError(
-                    f"{path}: the patch {min(clash)!r} is made by an earlier node too; rename one"
-                )
+                raise ValueError(f"{path}: an earlier node also makes the patch {min(clash)!r}; rename one")
             params |= made
         return params
 
     def project(self, params: Params) -> dict[str, Tensor]:
-        """The nearest parameters that every parameterization allows."""
+        """Project parameters onto those that every parameterization allows."""
         projected = dict(params)
         for path in self.parameterizations:
             stage = self[path].stage
@@ -149,7 +154,7 @@ class Pipeline(Mapping[str, Node]):
         return self.apply(patch_params, sample, batch, want), sample
 
     def sample(self, key: Tensor, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Draw for every node, from a key [2] or from row keys [b, 2].
+        """Draw the samples of all nodes, from a key [2] or from row keys [b, 2].
 
         A node `a/b` draws from `fold_in(fold_in(row_keys, "a"), "b")`.
 
@@ -166,20 +171,23 @@ class Pipeline(Mapping[str, Node]):
             except KeyError as error:
                 name = n.reads.get(error.args[0], error.args[0])
                 raise ValueError(
-                    f"node {path!r} draws for {name!r}, which the batch lacks; {nearest(name, batch)}"
+                    f"node {path!r} samples from {name!r}, which the batch lacks; {nearest(name, batch)}"
                 ) from error
         return sample
 
     def apply(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str] | None = None
     ) -> Values:
-        """Run the nodes on a sample already held, from `sample`, edited, or read from a log.
+        """Run the nodes on a given sample, from `sample`, edited, or read from a log.
 
         Args:
-            patch_params: What is trained.
+            patch_params: The trained parameters.
             sample: `{path: {field: [b, ...]}}`.
             batch: Named tensors [b, ...].
-            want: Names to return; nodes that they do not need are not run. None for all.
+            want: Names to return; only the nodes that they need run. None for all.
+
+        Raises:
+            ValueError: If the sample lacks a node, a name is missing, or `want` names no value.
         """
         values = dict(batch)
         for _, _, written in self._run(patch_params, sample, values, want):
@@ -189,7 +197,7 @@ class Pipeline(Mapping[str, Node]):
     def observe(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
     ) -> tuple[Values, dict[str, Values]]:
-        """`apply`, and beside it what every metric with a summary reads, by path, under its own names."""
+        """Apply, and return also the inputs of every metric with a summary, by path, under its own names."""
         values, seen = dict(batch), {}
         for path, n, written in self._run(patch_params, sample, values, want, self.summaries):
             if path in self.summaries:
@@ -205,7 +213,7 @@ class Pipeline(Mapping[str, Node]):
         return {name: values[name] for name in want}
 
     def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
-        """What each node wrote, `{path: {name: value}}`."""
+        """Run the nodes and return the values that each wrote, `{path: {name: value}}`."""
         values, trace = dict(batch), {}
         for path, _, written in self._run(patch_params, sample, values, None):
             values.update(written)
@@ -233,7 +241,7 @@ class Pipeline(Mapping[str, Node]):
             yield path, n, {n.writes[name]: value for name, value in own.items()}
 
     def _need(self, want: tuple[str, ...], paths: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Paths of the nodes that the wanted names, and these nodes themselves, need, in order."""
+        """Paths of these nodes and of all that they and the wanted names need, in order."""
         if (want, paths) not in self._needed:
             needed, open_names = [], set(want)
             for path, n in reversed(list(self.items())):
@@ -243,69 +251,27 @@ class Pipeline(Mapping[str, Node]):
             self._needed[want, paths] = tuple(reversed(needed))
         return self._needed[want, paths]
 
-    # -- talking about it ---------------------------------------------------------------------------------
+    # -- config, prose and diagram ------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON values from which `fpatch.build` makes the same pipeline."""
+        """JSON values from which `fpatch.build` builds the same pipeline."""
         return {path: encode_node(n) for path, n in self.items()}
 
     @property
     def given_config(self) -> dict[str, Any]:
-        """The same as it was given: settings that follow from the patches are still None where they were."""
+        """The config as given: settings derived from the patches are None where they were left None."""
         return {path: encode_node(n) for path, n in self._given.items()}
 
     def describe(self) -> str:
-        """One line per node: path, stage, what it reads (`name?`: if it is there) and writes, phases."""
-        width = max(map(len, self), default=0)
-        lines = []
-        for path, n in self.items():
-            phases = "" if n.phases is None else f"  [{', '.join(sorted(n.phases))}]"
-            optional = n.stage.definition.optional
-            names = (
-                "everything" if r == ALL else f"{r}?" if own in optional else r for own, r in n.reads.items()
-            )
-            reads = ", ".join(names) or "params"
-            writes = ", ".join(n.writes.values()) or "nothing"
-            lines.append(f"{path:<{width}}  {n.stage!r}: {reads} -> {writes}{phases}")
-        return "\n".join(lines)
+        """One line per node: path, stage, reads, writes and phases; `name?` marks an optional read."""
+        return diagram.describe(self)
 
     __repr__ = describe
 
     def mermaid(self, phase: str | None = None) -> str:
         """A Mermaid flowchart of a phase, with a subgraph for every group."""
-        pipeline = self if phase is None else self.at(phase)
-        ids = {path: f"n{i}" for i, path in enumerate(pipeline)}
-        groups: dict[str, list[str]] = {}
-        for path in pipeline:
-            groups.setdefault(path.rpartition("/")[0], []).append(path)
-        lines = ["flowchart TD"]
-        for i, (group, paths) in enumerate(groups.items()):
-            lines += [f'  subgraph g{i}["{group}"]'] if group else []
-            lines += [
-                f'  {ids[p]}["{p.rpartition("/")[2]}<br/>{pipeline[p].stage.definition.name}"]' for p in paths
-            ]
-            lines += ["  end"] if group else []
-        inputs: dict[str, str] = {}
-        arrows: dict[str, None] = {}
-        for alive in pipeline._alive():
-            last: dict[str, str] = {}
-            required = Pipeline(alive, phase).required() if alive else ()
-            for path, n in alive.items():
-                for name in n.reads.values():
-                    if name in required and name not in last:
-                        last[name] = inputs.setdefault(name, f"in_{len(inputs)}")
-                    if name in last:
-                        arrows[f"  {last[name]} -- {name} --> {ids[path]}"] = None
-                last.update({name: ids[path] for name in n.writes.values()})
-        lines += [f'  {node_id}(["{name}"])' for name, node_id in inputs.items()]
-        return "\n".join([*lines, *arrows])
-
-    def _alive(self) -> list[dict[str, Node]]:
-        """The nodes of every phase that differs from the ones before."""
-        phases = sorted({p for n in self.values() for p in n.phases or ()}) or ["inference"]
-        alive = [{p: n for p, n in self.items() if n.alive(phase)} for phase in phases]
-        return [nodes for i, nodes in enumerate(alive) if nodes not in alive[:i]]
+        return diagram.mermaid(self if phase is None else self.at(phase))
 
     def _known(self, path: str) -> str:
         self[path]
@@ -314,7 +280,7 @@ class Pipeline(Mapping[str, Node]):
     def _check_ready(self) -> None:
         phased = [p for p, n in self.items() if n.phases is not None]
         if phased:
-            raise ValueError(f"node {phased[0]!r} names phases; choose one first: pipeline.at('train')")
+            raise ValueError(f"node {phased[0]!r} names phases; choose a phase first: pipeline.at('train')")
 
 
 def pipeline(parts: Mapping[str, Part]) -> Pipeline:
@@ -323,9 +289,15 @@ def pipeline(parts: Mapping[str, Part]) -> Pipeline:
     Names are global; `./x` in a group `a` is `a/x`, and `../x` is `x` one level up.
 
     Raises:
-        ValueError: With both nodes, if a node reads what only a later one writes, two nodes write one name
-            and the second does not read it, a geometric stage would leave boxes behind, or the patch could
-            reach the image past any control.
+        ValueError: With both nodes, for a broken law of wiring. A node may not read a name that only a later
+            node writes. Of two nodes that write one name, the second reads it. A geometric stage moves the
+            boxes too. Every way of the patch into the image has an opacity, which a control sets to 0.
+
+    Example:
+        >>> import fpatch
+        >>> fpatch.pipeline({"dim": fpatch.compose.exposure(), "camera": {"blur": fpatch.compose.blur()}})
+        dim          compose.exposure(stops=(-1.0, 1.0)): image -> image
+        camera/blur  compose.blur(sigma_px=(0.0, 1.0)): image -> image
     """
     if not isinstance(parts, Mapping):
         raise ValueError(

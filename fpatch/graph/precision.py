@@ -1,4 +1,4 @@
-"""Victims that take less time or memory while a patch is trained; measured is always the victim itself."""
+"""Victims of less time or memory for training; evaluations always run the original victim."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,25 +25,36 @@ def reduce_precision(
     channels_last: bool = False,
     recompute: bool = False,
 ) -> Pipeline:
-    """The same pipeline with lighter victims; patch, images, answers and losses stay float32.
+    """Reduce the precision or memory of the victims; patch, images, detections and losses stay float32.
 
     Args:
-        pipeline: Of one phase.
-        precision: Of the victims' convolutions and matrix products, by `torch.autocast`. Gradients of float16
-            may vanish, since nothing scales the loss.
-        channels_last: Victims are given images, and hold weights, with the channel as the innermost axis.
-        recompute: Of every block of a victim (an element of its outermost `Sequential` or `ModuleList`) only
-            the input is kept, and the rest computed again in the backward: the same bits, less memory, about
-            a third more time.
+        pipeline: The pipeline of one phase.
+        precision: The type of the victims' convolutions and matrix products, by `torch.autocast`. Gradients
+            in float16 may vanish, because the loss is not scaled.
+        channels_last: Images and weights of victims have the channel as their innermost axis.
+        recompute: Keep only the input of every block of a victim, and compute the rest again in the backward.
+            A block is an element of the outermost `Sequential` or `ModuleList`. The bits are the same, with
+            less memory and about a third more time.
 
     Raises:
         ValueError: If the precision is unknown.
 
     References:
         Chen et al. (2016), Training deep nets with sublinear memory cost, section 4.
+
+    Example:
+        >>> import torch, fpatch
+        >>> from fpatch.graph.precision import reduce_precision
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+        >>> p = fpatch.pipeline({"victim": fpatch.infer.classifier(model)})
+        >>> light = reduce_precision(p, "bfloat16")
+        >>> light.apply({}, {}, {"image": torch.ones(1, 3, 4, 4)})["logits"].dtype
+        torch.float32
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: there is no {precision!r}; {nearest(precision, PRECISIONS)}")
+        raise ValueError(
+            f"precision must be one of {PRECISIONS}, got {precision!r}; {nearest(precision, PRECISIONS)}"
+        )
     if precision == "float32" and not channels_last and not recompute:
         return pipeline
     victims = {path: n for path, n in pipeline.items() if n.stage.definition.role == "victim"}
@@ -86,7 +97,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Recomputed:
-    """A `forward` of which only the inputs are kept."""
+    """A `forward` that keeps only its inputs for the backward."""
 
     def __init__(self, forward: Any) -> None:
         self.forward = forward

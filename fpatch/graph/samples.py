@@ -1,7 +1,7 @@
-"""Samples as flat columns: what a table holds, what a person reads, and back again without loss.
+"""Edit samples, and convert them to flat columns of a table and back without loss.
 
-A field [b] of node `tilt` is the column `tilt/angle_deg`; a field [b, 2, 4] is eight columns, `tilt/x/0/0` to
-`tilt/x/1/3`. A sample holds float32, int64 and bool only, so that lists of JSON numbers are enough to tell.
+A field `angle_deg` [b] of node `tilt` is the column `tilt/angle_deg`. A field [b, 2, 4] is eight
+columns, `tilt/x/0/0` to `tilt/x/1/3`. Samples hold float32, int64 and bool only, which JSON holds exactly.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,13 @@ from fpatch.core.types import Sample
 
 
 def to_columns(sample: Sample) -> dict[str, np.ndarray]:
-    """A sample as a flat dict of 1-D arrays of length b."""
+    """Flatten a sample into a dict of 1-D arrays of length b.
+
+    Example:
+        >>> import torch, fpatch
+        >>> fpatch.to_columns({"tilt": {"on": torch.tensor([True]), "at": torch.tensor([[3, 4]])}})
+        {'tilt/on': array([ True]), 'tilt/at/0': array([3]), 'tilt/at/1': array([4])}
+    """
     columns: dict[str, np.ndarray] = {}
     for name, value in sample.items():
         if isinstance(value, Mapping):
@@ -29,11 +35,20 @@ def to_columns(sample: Sample) -> dict[str, np.ndarray]:
 
 
 def from_columns(columns: Mapping[str, Any], device: torch.device | str | None = None) -> dict[str, Any]:
-    """The exact inverse of `to_columns`; takes lists as well as arrays.
+    """Restore a sample from columns: the exact inverse of `to_columns`.
+
+    Args:
+        columns: Lists or 1-D arrays of one length, by `node/field` or `node/field/index`.
+        device: The device of the tensors; None for the default.
 
     Raises:
         ValueError: If the columns of a field leave a gap, have different lengths or hold something other than
             numbers and booleans.
+
+    Example:
+        >>> import fpatch
+        >>> fpatch.from_columns({"tilt/on": [True], "tilt/at/0": [3], "tilt/at/1": [4]})
+        {'tilt': {'on': tensor([True]), 'at': tensor([[3, 4]])}}
     """
     fields: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for path, column in columns.items():
@@ -45,7 +60,7 @@ def from_columns(columns: Mapping[str, Any], device: torch.device | str | None =
         lengths = {len(c) for c in parts.values()}
         if len(parts) != int(np.prod(shape)) or len(lengths) != 1:
             raise ValueError(
-                f"columns of {name!r}: {len(parts)} of {int(np.prod(shape))} are there, with lengths "
+                f"columns of {name!r}: found {len(parts)} of {int(np.prod(shape))}, with lengths "
                 f"{sorted(lengths)}; give every column of the field, all of one length"
             )
         stacked = np.stack([parts[i] for i in np.ndindex(shape)], axis=1).reshape(-1, *shape)
@@ -55,16 +70,21 @@ def from_columns(columns: Mapping[str, Any], device: torch.device | str | None =
 
 
 def override(sample: Sample, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same sample with some values replaced, which is how a counterfactual is asked for.
+    """Replace values of a sample, for a counterfactual.
 
     Args:
-        sample: Of a stage or a pipeline.
-        values: By path, `tilt/angle_deg` (or `implant/opacity/0` for a part of a field): a number, or b of
-            them; or a tensor of the field's shape.
+        sample: The sample of a stage or a pipeline.
+        values: By path, `tilt/angle_deg` (or `implant/opacity/0` for a part of a field): one number, b
+            numbers, or a tensor of the field's shape.
 
     Raises:
         ValueError: For an unknown path (with the nearest), a wrong length, or a value that the field's type
             cannot hold.
+
+    Example:
+        >>> import torch, fpatch
+        >>> fpatch.override({"dim": {"stops": torch.tensor([0.5, -1.0])}}, {"dim/stops": 0.0})
+        {'dim': {'stops': tensor([0., 0.])}}
     """
     columns = to_columns(sample)
     for path, value in values.items():
@@ -116,7 +136,7 @@ def _is_part(column: str, path: str) -> bool:
 
 
 def _split(column: str) -> tuple[str, tuple[int, ...]]:
-    """The path of the field that a column is a part of, and where in it."""
+    """The path of a column's field, and its index in the field."""
     segments, index = column.split("/"), []
     while len(segments) > 1 and segments[-1].isdigit():
         index.insert(0, int(segments.pop()))
@@ -128,7 +148,14 @@ def _tensors(sample: Sample) -> list[Tensor]:
 
 
 def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
-    """The same sample with every opacity 0: same photographs, cameras and noise, and no patch."""
+    """Set every opacity of a sample to 0: the same images, cameras and noise without a patch.
+
+    Example:
+        >>> import torch, fpatch
+        >>> sample = {"implant": {"opacity": torch.ones(1, 2)}, "dim": {"stops": torch.tensor([0.5])}}
+        >>> fpatch.control(sample)
+        {'implant': {'opacity': tensor([[0., 0.]])}, 'dim': {'stops': tensor([0.5000])}}
+    """
     return {
         path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
         for path, fields in sample.items()

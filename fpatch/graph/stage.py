@@ -3,12 +3,11 @@
     sample : (config, keys, batch)                  -> sample   all randomness, no maths, never sees the patch
     apply  : (config, patch_params, sample, batch)  -> writes   all maths, no randomness, no mode flags
 
-`define` joins them into a factory; what the factory makes is a `Stage`, and the form that people call is
-derived from the two functions:
+`define` joins them into a factory of `Stage` objects. A stage is called in a form derived from the two:
 
     stage(patch_params, key, batch) -> (out, sample)
 
-Control, replay and counterfactuals are then nothing but `apply` with another sample.
+Control, replay and counterfactuals are `apply` with another sample.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, cast, get_type_hints
+from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,20 +24,23 @@ from fpatch.core.checks import nearest
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.graph.declarations import (
+    ALL,
+    Role,
+    Summary,
+    Traits,
+    check_config,
+    check_declared,
+    sampled_fields,
+)
 from fpatch.graph.keys import row_keys
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
-Role = Literal["stage", "victim", "loss", "metric"]
-
-ALL = "*"
-"""As the only name in `reads`: the stage is given every value so far."""
-
-RESERVED = ("stage", "phases", "reads", "writes", "stream")
-"""Words that belong to the node in a config file, so that no setting may have them as its name."""
 
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
+"""The types that a sample may hold; a table keeps them without loss."""
 
 
 class Nothing(TypedDict):
@@ -46,52 +48,14 @@ class Nothing(TypedDict):
 
 
 def deterministic(config: Any, keys: Tensor, batch: Batch) -> Nothing:
-    """The `sample` of a stage that draws nothing."""
+    """The `sample` of a stage that draws nothing.
+
+    Example:
+        >>> import fpatch
+        >>> fpatch.deterministic(None, fpatch.random.key(0), {})
+        {}
+    """
     return {}
-
-
-class Summary(NamedTuple):
-    """How a metric gathers rows into numbers that are no mean of rows: four pure functions.
-
-    A state is a dict of tensors, or of lists of them, so that it can be saved, sent and merged. What one
-    batch alone amounts to is `compute(config, update(config, init(config), values))`.
-
-    Attributes:
-        init: `config -> state`, of no rows.
-        update: `(config, state, values) -> state`, with the rows [n, ...] of what the stage reads; the old
-            state stays as it is.
-        merge: `(config, a, b) -> state`, of the rows of `a` followed by those of `b`.
-        compute: `(config, state) -> {name: float}`; NaN for what cannot be said.
-    """
-
-    init: Callable[[Any], dict[str, Any]]
-    update: Callable[[Any, Mapping[str, Any], Values], dict[str, Any]]
-    merge: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
-    compute: Callable[[Any, Mapping[str, Any]], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Traits:
-    """The flags of a stage: what wiring, compilation, populations and laws may assume of it.
-
-    Attributes:
-        geometric: It moves pixels, and therefore corners and boxes too.
-        of_patch: A loss on the patch alone; it reads `patch`, and `image_id` only for the number of rows.
-        vmap: `torch.func.vmap` maps it over rows.
-        gradient: It passes a gradient from what it writes to what it reads.
-        compile: `torch.compile` traces it whole.
-        eager: Its values decide how much it computes, so that a compiled step runs it uncompiled.
-        pixelwise: It makes each pixel of `image` from that pixel alone, and reads and writes nothing else. It
-            also takes an image in its channels (`fpatch.ops.color.each_channel`).
-    """
-
-    geometric: bool = False
-    of_patch: bool = False
-    vmap: bool = True
-    gradient: bool = True
-    compile: bool = True
-    eager: bool = False
-    pixelwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +83,7 @@ class Definition(Generic[P]):
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None
     describe: Callable[[Any], str] | None = None
     declare: Callable[[Any], Mapping[str, Any]] | None = None
-    traits: Traits = Traits()
+    traits: Traits = dataclasses.field(default=Traits())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
         """Make a stage with these settings."""
@@ -212,11 +176,20 @@ def define(
     Raises:
         TypeError: For an unknown keyword, with the nearest.
         ValueError: If the config is no frozen dataclass or uses a reserved name, or `sample` does not declare
-            what it draws.
+            its fields.
+
+    Example:
+        >>> import dataclasses, torch, fpatch
+        >>> Dim = dataclasses.make_dataclass("Dim", [("gain", float, 0.5)], frozen=True)
+        >>> def apply(config, patch_params, sample, values):
+        ...     return {"image": values["image"] * config.gain}
+        >>> dim = fpatch.define("dim", Dim, fpatch.deterministic, apply, reads=("image",), writes=("image",))
+        >>> dim(gain=0.25).apply({}, {}, {"image": torch.ones(1, 3, 2, 2)})["image"].unique()
+        tensor([0.2500])
     """
-    _check_config(name, config)
-    fields = _drawn_fields(name, sample, reads)
-    _check_promises(name, role, summary, reads, writes, optional, pixelwise)
+    check_config(name, config)
+    fields = sampled_fields(name, sample, reads)
+    check_declared(name, role, summary, reads, writes, optional, pixelwise)
     module = apply.__module__
     identity = identify(name, module)
     parts = (role, summary, init, project, fill, check, show, describe, declare)
@@ -228,55 +201,19 @@ def define(
     return definition
 
 
-def _check_config(name: str, config: Any) -> None:
-    parameters = getattr(config, "__dataclass_params__", None)
-    if parameters is None or not parameters.frozen:
-        raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
-    taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]
-    if taken:
-        raise ValueError(f"define({name!r}): the setting {taken[0]!r} is a reserved word; rename it")
-
-
-def _drawn_fields(name: str, sample: Callable[..., Any], reads: tuple[str, ...]) -> tuple[str, ...]:
-    """The fields of the TypedDict that `sample` returns."""
-    declared = get_type_hints(sample).get("return")
-    if not (isinstance(declared, type) and issubclass(declared, dict) and hasattr(declared, "__total__")):
-        raise ValueError(
-            f"define({name!r}): sample must declare what it draws; annotate its return type with a TypedDict "
-            "(a stage that draws nothing uses fpatch.graph.stage.deterministic)"
-        )
-    if "opacity" in declared.__annotations__ and "patch" not in reads and ALL not in reads:
-        raise ValueError(
-            f"define({name!r}): `opacity` in a sample takes a patch out of the picture, and is 0 in every "
-            "control; a stage that does not read `patch` must call it something else"
-        )
-    return tuple(declared.__annotations__)
-
-
-def _check_promises(
-    name: str,
-    role: Role,
-    summary: Summary | None,
-    reads: tuple[str, ...],
-    writes: tuple[str, ...],
-    optional: tuple[str, ...],
-    pixelwise: bool,
-) -> None:
-    if summary is not None and (role != "metric" or ALL in reads):
-        raise ValueError(
-            f"define({name!r}): a summary is a metric that names what it reads; give role='metric' and "
-            "reads=(...)"
-        )
-    if pixelwise and (reads, writes, optional) != (("image",), ("image",), ()):
-        raise ValueError(
-            f"define({name!r}): a pixelwise stage reads and writes `image` and nothing else, got reads "
-            f"{reads + optional} and writes {writes}; leave pixelwise out"
-        )
-
-
 @dataclass(frozen=True)
 class Stage:
-    """One configured stage: `stage(patch_params, key, batch) -> (out, sample)`."""
+    """One configured stage: `stage(patch_params, key, batch) -> (out, sample)`.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import Range, compose, random
+        >>> batch = {"image": torch.full((1, 3, 4, 4), 0.25), "image_id": torch.tensor([7])}
+        >>> stage = compose.exposure(Range(1.0, 1.0))
+        >>> out, sample = stage({}, random.key(0), {**batch, "draw": torch.tensor([0])})
+        >>> sample["stops"], out["image"].mean()
+        (tensor([1.]), tensor(0.5000))
+    """
 
     definition: Definition[...]
     config: Any
@@ -287,10 +224,13 @@ class Stage:
         return self.apply(patch_params, sample, batch), sample
 
     def sample(self, key: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Draw, from a key [2] or from row keys [b, 2].
+        """Draw a sample from a key [2] or from row keys [b, 2].
 
         Returns:
             A flat dict of float32, int64 or bool tensors [b, ...].
+
+        Raises:
+            ValueError: If the stage draws other fields, types or rows than it declares.
         """
         keys = row_keys(key, batch)
         drawn = dict(self.definition.sample(self.config, keys, batch))
@@ -314,7 +254,11 @@ class Stage:
         return drawn
 
     def written(self, patch_params: Params, sample: Sample, values: Batch) -> dict[str, Any]:
-        """Apply to a sample already held, and return only what the stage writes."""
+        """Apply the stage to a given sample, and return only the values that it writes.
+
+        Raises:
+            ValueError: If a name that it reads is missing, or it writes other names than it declares.
+        """
         d = self.definition
         missing = [name for name in d.reads if name != ALL and name not in values]
         if missing:
@@ -331,14 +275,13 @@ class Stage:
         return written
 
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
-        """Apply to a sample already held, from memory or a log; returns the batch and what is written."""
+        """Apply the stage to a given sample, from memory or a log; return the batch with its writes."""
         return {**batch, **self.written(patch_params, sample, batch)}
 
     def to(self, device: torch.device | str) -> "Stage":
-        """The same with copies of its networks on a device; the networks themselves stay where they are.
+        """A copy of the stage whose networks are copied to a device; the original networks do not move.
 
-        A metric that gathers rows does so on the host, and stays there. The copies make a stage to run, not
-        one to write into a config.
+        A metric that gathers rows stays on the host. The copy is meant to run, not to be written to a config.
         """
         if self.definition.summary is not None:
             return self
@@ -348,7 +291,7 @@ class Stage:
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     def load(self) -> None:
-        """Make what the settings only name, a model or an image, before a compiler or `torch.func` looks."""
+        """Load the resources of the settings, models and images, before compiling or `torch.func` traces."""
         for f in dataclasses.fields(self.config):
             value = getattr(self.config, f.name)
             for part in value.values() if isinstance(value, Mapping) else (value,):
@@ -360,7 +303,7 @@ class Stage:
 
 
 def brief(value: Any) -> str:
-    """A setting on one line, ranges as (low, high) and live objects by their type."""
+    """A setting on one line: ranges as (low, high), live objects by their type."""
     if isinstance(value, tuple):
         shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
         return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"

@@ -1,4 +1,4 @@
-"""The laws of wiring, checked when a pipeline is made, and the settings that follow from it."""
+"""The laws of wiring, checked when a pipeline is made, and settings derived from the patches."""
 
 import dataclasses
 import zlib
@@ -10,10 +10,10 @@ from fpatch.ops.patches import check_only
 
 
 def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """The nodes, with those settings left None that follow from the names of the patches.
+    """Fill the settings left None that are derived from the names of the patches.
 
     Raises:
-        ValueError: If `only` of a stage names a patch that there is not.
+        ValueError: If `only` of a stage names an unknown patch.
     """
     names = tuple(
         name for n in nodes.values() if n.stage.definition.init is not None for name in n.stage.config.names
@@ -30,10 +30,10 @@ def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def check_wiring(nodes: Mapping[str, Node], phase: str | None = None) -> None:
-    """Refuse nodes that would share draws, or that break a law of wiring in this phase; None: in any phase.
+    """Check that no nodes share draws, and that the laws of wiring hold in a phase, or in all for None.
 
     Raises:
-        ValueError: With both nodes: see `fpatch.graph.pipeline`.
+        ValueError: With both nodes; see `fpatch.pipeline`.
     """
     _check_streams(nodes)
     named = {p for n in nodes.values() for p in n.phases or ()}
@@ -48,7 +48,9 @@ def _check_streams(nodes: Mapping[str, Node]) -> None:
         crc = tuple(zlib.crc32(s.encode()) for s in stream.split("/"))
         other, other_stream = seen.setdefault(crc, (path, stream))
         if other_stream != stream:
-            raise ValueError(f"nodes {other!r} and {path!r} have one crc32 and would share draws; rename one")
+            raise ValueError(
+                f"nodes {other!r} and {path!r} have the same crc32 and would share draws; rename one"
+            )
         group = next((p for p in nodes if p != path and inside(path, p)), None)
         if group is not None:
             raise ValueError(
@@ -58,7 +60,7 @@ def _check_streams(nodes: Mapping[str, Node]) -> None:
 
 
 def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
-    """The laws of wiring, for the nodes alive in one phase."""
+    """Check the laws of wiring for the nodes alive in one phase."""
     alive = {p: n for p, n in nodes.items() if n.alive(phase)}
     writers: dict[str, str] = {}
     carries_patch: dict[str, str] = {"patch": "the patch"}
@@ -94,18 +96,18 @@ def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
 
 
 def _check_control(phase: str, path: str, n: Node, carries: dict[str, str]) -> None:
-    """Whatever brings the patch into a picture must be able to leave it out."""
+    """Check that a node which brings the patch into an image declares an opacity."""
     d = n.stage.definition
     source = next((carries[r] for r in n.reads.values() if r in carries), None)
     if source is None and ALL in n.reads.values() and d.role == "stage":
-        source = "all values, the patch among them,"
+        source = "all values, including the patch,"
     if source is None or "opacity" in d.fields:
         return
     for name in n.writes.values():
         if name in ("image", "scene"):
             raise ValueError(
-                f"phase {phase!r}: node {path!r} ({d.name}) reads {source} and writes {name!r}, so that no "
-                "control could take the patch out; declare `opacity` [b, k] in its sample and honor it"
+                f"phase {phase!r}: node {path!r} ({d.name}) reads {source} and writes {name!r}, so no "
+                "control could take the patch out; declare `opacity` [b, k] in its sample, and apply it"
             )
         carries[name] = f"{name!r}, made from the patch,"
 
@@ -113,13 +115,13 @@ def _check_control(phase: str, path: str, n: Node, carries: dict[str, str]) -> N
 def _check_moved(
     phase: str, path: str, n: Node, later: list[tuple[str, Node]], writers: Mapping[str, str]
 ) -> None:
-    """A stage that moves pixels must move the corners and boxes that somebody reads after it."""
+    """Check that a geometric stage moves the corners and boxes that later nodes read."""
     moved = n.writes.values()
     if "scene" in moved and "image" in writers and "image" not in moved:
         raise ValueError(
-            f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) moves 'scene', of which "
-            f"{writers['image']!r} has made 'image' before; move {path!r} above it, or have it "
-            "move the image: node(..., reads={'scene': 'image'}, writes={'scene': 'image'})"
+            f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) moves 'scene', but "
+            f"{writers['image']!r} has already made 'image' from it; move {path!r} above, or wire it "
+            "to the image: node(..., reads={'scene': 'image'}, writes={'scene': 'image'})"
         )
     for name in ("quads", "boxes"):
         reader = next((p for p, m in later if name in m.reads.values()), None)

@@ -1,16 +1,16 @@
-"""One format for what detectors say, and the arithmetic of its scores.
+"""The format of detections, and the arithmetic of their scores.
 
-    dense  before suppression, with every gradient: what losses read
-        boxes       [b, n, 4], or [b, n, c, 4] where every class has a box of its own (two-stage detectors)
+    dense  before suppression, with every gradient, for losses
+        boxes       [b, n, 4], or [b, n, c, 4] with a box for every class (two-stage detectors)
         logits      [b, n, c], the log-odds of every class
-        objectness  [b, n], log-odds that there is anything at all; only where the detector has it
-    final  after suppression, of fixed length m: what metrics read
+        objectness  [b, n], the log-odds of any object; only if the detector has it
+    final  after suppression, of fixed length m, for metrics
         boxes [b, m, 4], scores [b, m], labels [b, m], valid [b, m]
 
-Boxes are xyxy in pixels of the image that the victim was given. The score of a class is `sigmoid(logits)`,
-times `sigmoid(objectness)` where there is one, whatever the detector's own last step is: a softmax is turned
-into the log-odds of its probabilities. Labels are the library's own numbers; a class that does not exist (the
-background of a softmax) and a row that is only padding hold `ABSENT`.
+Boxes are xyxy in pixels of the victim's input image. The score of a class is `sigmoid(logits)`, times
+`sigmoid(objectness)` if the detector has it. A detector's softmax becomes the log-odds of its probabilities.
+Labels are the library's own numbers. Absent classes (the background of a softmax) and padded rows hold
+`ABSENT`.
 """
 
 from collections.abc import Mapping
@@ -22,26 +22,41 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 ABSENT = -30.0
-"""Log-odds of what is not there: the score and its gradient are below 1e-13."""
+"""The log-odds of an absent class or row: its score and gradient are below 1e-13."""
 
 SMALLEST = 1e-30
-"""Probabilities below it have no finite log-odds in float32."""
+"""The smallest probability with log-odds; smaller ones are clamped to it."""
 
 Score = Literal["class", "objectness", "product"]
-"""Which score of a box is meant; without objectness the product is that of the class."""
+"""The score of a box; without objectness the product is the score of the class."""
 
 
 def log_scores(dense: Mapping[str, Tensor]) -> Float[Tensor, "b n c"]:
-    """Logarithm of the score of every box and class, differentiable everywhere."""
-    scores = F.logsigmoid(dense["logits"])  # sigmoid changes bits with position
+    """The logarithm of the score of every box and class, differentiable everywhere.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.detections import log_scores
+        >>> dense = {"logits": torch.zeros(1, 1, 1), "objectness": torch.zeros(1, 1)}
+        >>> log_scores(dense).exp()
+        tensor([[[0.2500]]])
+    """
+    scores = F.logsigmoid(dense["logits"])  # the bits of sigmoid depend on the position
     return scores + F.logsigmoid(dense["objectness"])[..., None] if "objectness" in dense else scores
 
 
 def score_logits(dense: Mapping[str, Tensor], score: Score = "product") -> Float[Tensor, "b n c"]:
-    """Log-odds of a score of every box and class, or [b, n, 1] of its objectness.
+    """The log-odds of a score: of every box and class, or [b, n, 1] for the objectness.
 
-    Of a product `1 / ((1 + exp(-x)) (1 + exp(-y)))` they are `-log(exp(-x) + exp(-y) + exp(-x - y))`: finite,
-    with a gradient, where the product itself is 0 or 1.
+    The log-odds of a product `1 / ((1 + exp(-x)) (1 + exp(-y)))` are `-log(exp(-x) + exp(-y) + exp(-x - y))`.
+    They are finite and have a gradient even where the product rounds to 0 or 1.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.detections import score_logits
+        >>> dense = {"logits": torch.zeros(1, 1, 1), "objectness": torch.zeros(1, 1)}
+        >>> score_logits(dense).sigmoid()
+        tensor([[[0.2500]]])
     """
     if score == "objectness":
         return dense["objectness"][..., None]
@@ -52,7 +67,15 @@ def score_logits(dense: Mapping[str, Tensor], score: Score = "product") -> Float
 
 
 def boxes_of(dense: Mapping[str, Tensor], labels: Int64[Tensor, "b n"]) -> Float[Tensor, "b n 4"]:
-    """The box that every entry has for the class given."""
+    """The box of every entry for its label.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.detections import boxes_of
+        >>> dense = {"boxes": torch.arange(8.0).view(1, 1, 2, 4)}
+        >>> boxes_of(dense, torch.tensor([[1]]))
+        tensor([[[4., 5., 6., 7.]]])
+    """
     boxes = dense["boxes"]
     if boxes.ndim == 3:
         return boxes
@@ -60,31 +83,50 @@ def boxes_of(dense: Mapping[str, Tensor], labels: Int64[Tensor, "b n"]) -> Float
 
 
 def log_odds(probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`log(p / (1 - p))`: undoes a sigmoid that is already part of the victim, gradient included.
+    """`log(p / (1 - p))`: inverts a sigmoid inside the victim, gradient included.
 
-    What was rounded to 1 counts as the largest number below 1 of its type, 1 - 2^-24 or in bfloat16 1 - 2^-8,
-    and has no gradient any more. At least in float32.
+    A probability rounded to 1 counts as the largest number below 1 of its type, 1 - 2^-24 or in bfloat16
+    1 - 2^-8, and has no gradient. The result is float32 or wider.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.detections import log_odds
+        >>> log_odds(torch.tensor([0.5, 0.75])).exp()
+        tensor([1., 3.])
     """
     p = _full(probability).clamp(SMALLEST, 1 - torch.finfo(probability.dtype).eps / 2)
     return p.log() - torch.log1p(-p)
 
 
 def log_odds_of_log(log_probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`log(p / (1 - p))` from `log p`, exact where p is so near 1 that only its logarithm can tell."""
+    """`log(p / (1 - p))` from `log p`, exact even where p rounds to 1.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.detections import log_odds_of_log
+        >>> log_odds_of_log(torch.tensor([-1e-20])).round()
+        tensor([46.])
+    """
     log_p = _full(log_probability).clamp(max=-SMALLEST)
     return log_p - (-torch.expm1(log_p)).log()
 
 
 def _full(x: Tensor) -> Tensor:
-    """In float32, where a victim of less precision (`infer.lighter`) answers in that."""
+    """Widen the answer of a victim of reduced precision to float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def softmax_log_odds(logits: Float[Tensor, "*shape c"]) -> Float[Tensor, "*shape c"]:
-    """Log-odds of the probabilities that a softmax gives: `z_k - logsumexp of the others`.
+    """The log-odds of the probabilities of a softmax: `z_k - logsumexp of the others`.
 
-    The largest entry's is taken so as it stands, where `1 - p` would have no digits left; for the others, at
-    most 1/2, `log p - log(1 - p)` has all of them.
+    Only the largest entry uses this formula, because its `1 - p` has no digits left. The others, at most 1/2,
+    use `log p - log(1 - p)`, which is exact for them.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.detections import softmax_log_odds
+        >>> [round(x, 4) for x in softmax_log_odds(torch.tensor([0.0, 2.0])).tolist()]
+        [-2.0, 2.0]
     """
     log_p = logits.log_softmax(-1)
     largest = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()

@@ -1,10 +1,11 @@
 """Quads, boxes and homographies.
 
-Convention: continuous pixel coordinates. (0, 0) is the outer top-left corner of the top-left pixel, and the
-center of the pixel in row i and column j is (j + 0.5, i + 0.5). Boxes are xyxy. The corners of a quad are
-those of the upright patch: top-left, top-right, bottom-right, bottom-left.
+Convention:
+    Coordinates are continuous pixels: (0, 0) is the outer corner of the top-left pixel, and the center of the
+    pixel in row i and column j is (j + 0.5, i + 0.5). Boxes are xyxy. The corners of a quad are those of the
+    upright patch: top-left, top-right, bottom-right, bottom-left. Positive angles turn clockwise on screen.
 
-Everything here is elementwise arithmetic in a fixed order, so that a row has the same bits in any batch.
+All functions are elementwise arithmetic in a fixed order, so a row has the same bits in any batch.
 """
 
 import torch
@@ -15,17 +16,24 @@ from torch import Tensor
 from fpatch.core.types import Values
 
 LABELS = ("quads", "quad_valid", "boxes", "box_valid")
-"""What a stage that moves the pixels must move with them, where it is there."""
+"""The values that a geometric stage must move with the pixels, if the batch holds them."""
 
 SMALLEST_SHARE = 0.25
-"""A box that keeps less of its area inside the frame is no longer valid."""
+"""The smallest share of its area inside the frame with which a box stays valid."""
 
 
 def quad_to_homography(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch 3 3"]:
-    """The homography that takes the unit square to a quad.
+    """The homography that maps the unit square to a quad.
 
     References:
         Heckbert (1989), Fundamentals of Texture Mapping and Image Warping, section 2.2.3.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import quad_to_homography
+        >>> quad_to_homography(torch.tensor([[2.0, 1.0], [6.0, 1.0], [6.0, 4.0], [2.0, 4.0]]))[:2]
+        tensor([[4., 0., 2.],
+                [0., 3., 1.]])
     """
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (corner.unbind(-1) for corner in quads.unbind(-2))
     dx1, dx2, sx = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
@@ -38,7 +46,7 @@ def quad_to_homography(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*ba
 
 
 def adjugate(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """The inverse of a homography, up to scale, which homogeneous coordinates do not see."""
+    """The inverse of a homography up to scale, which homogeneous coordinates ignore."""
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))
     rows = [
         e * i - f * h, c * h - b * i, b * f - c * e,
@@ -51,7 +59,15 @@ def adjugate(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]
 def project_points(
     matrix: Float[Tensor, "*batch 3 3"], points: Float[Tensor, "*batch n 2"]
 ) -> Float[Tensor, "*batch n 2"]:
-    """Points moved by a homography."""
+    """Move points by a homography.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import project_points
+        >>> shift = torch.tensor([[1.0, 0.0, 10.0], [0.0, 1.0, 20.0], [0.0, 0.0, 1.0]])
+        >>> project_points(shift, torch.tensor([[1.0, 2.0]]))
+        tensor([[11., 22.]])
+    """
     x, y = points.unbind(-1)
     (a, b, c), (d, e, f), (g, h, i) = (row[..., None, :].unbind(-1) for row in matrix.unbind(-2))
     w = g * x + h * y + i
@@ -59,23 +75,51 @@ def project_points(
 
 
 def quad_bounds(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch 4"]:
-    """The smallest box around a quad, xyxy."""
+    """The smallest box around a quad, xyxy.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import quad_bounds
+        >>> quad_bounds(torch.tensor([[2.0, 0.0], [4.0, 2.0], [2.0, 4.0], [0.0, 2.0]]))
+        tensor([0., 0., 4., 4.])
+    """
     return torch.cat([quads.amin(-2), quads.amax(-2)], dim=-1)
 
 
 def box_corners(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 2"]:
-    """A box as a quad."""
+    """The corners of a box, as a quad.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import box_corners
+        >>> box_corners(torch.tensor([0.0, 0.0, 3.0, 2.0]))[2]
+        tensor([3., 2.])
+    """
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack([x0, y0, x1, y0, x1, y1, x0, y1], dim=-1).unflatten(-1, (4, 2))
 
 
 def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Area in square pixels; 0 for an empty or inverted box."""
+    """The area of a box in square pixels; 0 for an empty or inverted box.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import box_area
+        >>> box_area(torch.tensor([[0.0, 0.0, 3.0, 2.0], [3.0, 0.0, 0.0, 2.0]]))
+        tensor([6., 0.])
+    """
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 
 def quad_area(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch"]:
-    """Area in square pixels by the shoelace formula, positive for corners clockwise on the screen."""
+    """The area of a quad in square pixels, positive for corners clockwise on the screen (shoelace formula).
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import quad_area
+        >>> quad_area(torch.tensor([[2.0, 0.0], [4.0, 2.0], [2.0, 4.0], [0.0, 2.0]]))
+        tensor(8.)
+    """
     x, y = quads.unbind(-1)
     return 0.5 * (x * y.roll(-1, -1) - x.roll(-1, -1) * y).sum(-1)
 
@@ -83,7 +127,15 @@ def quad_area(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch"]:
 def pairwise_iou(
     a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]
 ) -> Float[Tensor, "*batch n m"]:
-    """Intersection over union of every box of `a` with every box of `b`; 0 where both are empty."""
+    """The intersection over union of every box of `a` with every box of `b`; 0 where both are empty.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import pairwise_iou
+        >>> boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.0]])
+        >>> pairwise_iou(boxes[:1], boxes)
+        tensor([[1.0000, 0.5000]])
+    """
     a, b = a[..., :, None, :], b[..., None, :, :]
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     overlap = (high - low).clamp(min=0).prod(-1)
@@ -97,8 +149,24 @@ def affine_matrix(
     shift: Float[Tensor, "b 2"],
     center: tuple[float, float],
 ) -> Float[Tensor, "b 3 3"]:
-    """Scale, shear along x and rotate clockwise on the screen about `center`, then shift; in pixels."""
-    # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail
+    """The homography that scales, shears along x and rotates about `center`, then shifts.
+
+    Args:
+        angle_deg: Clockwise on the screen.
+        shear_deg: Angle of the shear along x.
+        scale: Factor of both axes.
+        shift: (x, y) in pixels.
+        center: The fixed point (x, y) of scale, shear and rotation, in pixels.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import affine_matrix, project_points
+        >>> angle, zero, one = torch.tensor([90.0]), torch.zeros(1), torch.ones(1)
+        >>> turn = affine_matrix(angle, zero, one, torch.zeros(1, 2), (0.0, 0.0))
+        >>> project_points(turn, torch.tensor([[[1.0, 0.0]]])).round()
+        tensor([[[0., 1.]]])
+    """
+    # double: the last bits of float32 sin and cos differ between the vectorized part of a tensor and its tail
     cos, sin = (f(torch.deg2rad(angle_deg.double())) for f in (torch.cos, torch.sin))
     tan = torch.tan(torch.deg2rad(shear_deg.double()))
     a, b, c, d = (m * scale.double() for m in (cos, cos * tan - sin, sin, sin * tan + cos))
@@ -111,14 +179,23 @@ def affine_matrix(
 def scale_matrix(
     scale: Float[Tensor, "b 2"], origin: Float[Tensor, "b 2"], target: Float[Tensor, "b 2"]
 ) -> Float[Tensor, "b 3 3"]:
-    """Scale along x and y so that `origin` comes to lie on `target`."""
+    """The homography that scales along x and y and moves `origin` to `target`.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import project_points, scale_matrix
+        >>> matrix = scale_matrix(torch.tensor([[2.0, 3.0]]), torch.tensor([[1.0, 1.0]]), torch.zeros(1, 2))
+        >>> project_points(matrix, torch.tensor([[[1.0, 1.0], [2.0, 2.0]]]))
+        tensor([[[0., 0.],
+                 [2., 3.]]])
+    """
     (a, d), (c, f) = scale.unbind(-1), (target - scale * origin).unbind(-1)
     zero, one = torch.zeros_like(a), torch.ones_like(a)
     return torch.stack([a, zero, c, zero, d, f, zero, zero, one], dim=-1).unflatten(-1, (3, 3))
 
 
 def from_whole_centers(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """A homography of coordinates in which pixel centers are whole numbers, as kornia's are, in ours."""
+    """Convert a homography from coordinates with whole pixel centers, as kornia's, to ours with halves."""
     top, middle, bottom = matrix.unbind(-2)
     rows = top + 0.5 * bottom, middle + 0.5 * bottom, bottom
     a, b, c = torch.stack(rows, dim=-2).unbind(-1)
@@ -133,18 +210,26 @@ def tilt_matrix(
 ) -> Float[Tensor, "b 3 3"]:
     """The view of a plane turned about x, then about y, through its point on the optical axis.
 
-    The plane is seen unturned as it is. Positive angles move its top and its right side away.
+    At angles 0 the view is unchanged. Positive angles move the top and the right side of the plane away.
 
     Args:
-        about_x_deg: First rotation.
-        about_y_deg: Second rotation.
-        focal_px: Distance of the camera from the plane's center, in pixels of the unturned view.
-        center: Where the optical axis meets the frame.
+        about_x_deg: The first rotation.
+        about_y_deg: The second rotation.
+        focal_px: The distance of the camera from the center of the plane, in pixels of the unturned view.
+        center: The point (x, y) of the frame on the optical axis, in pixels.
 
     References:
         Hartley and Zisserman (2004), Multiple View Geometry, section 8.1.1: H = K [r1 r2 t].
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import project_points, tilt_matrix
+        >>> back = tilt_matrix(torch.zeros(1), torch.tensor([60.0]), 100.0, (50.0, 50.0))
+        >>> project_points(back, torch.tensor([[[50.0, 0.0], [100.0, 0.0]]])).round()
+        tensor([[[50.,  0.],
+                 [67., 15.]]])
     """
-    # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail
+    # double: the last bits of float32 sin and cos differ between the vectorized part of a tensor and its tail
     x, y = (torch.deg2rad(angle.double()) for angle in (about_x_deg, about_y_deg))
     (cos_x, sin_x), (cos_y, sin_y), (cx, cy) = (x.cos(), x.sin()), (y.cos(), y.sin()), center
     g, h = sin_y / focal_px, -sin_x * cos_y / focal_px
@@ -158,11 +243,19 @@ def tilt_matrix(
 
 
 def warp_image(image: Float[Tensor, "b c h w"], matrix: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b c h w"]:
-    """An image moved within its frame by a homography in pixels: bilinear, edges repeated."""
+    """Warp an image within its frame by a homography in pixels: bilinear, with repeated edges.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import warp_image
+        >>> shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        >>> warp_image(torch.tensor([[[[1.0, 2.0, 3.0]]]]), shift)
+        tensor([[[[1., 1., 2.]]]])
+    """
     h, w = image.shape[-2:]
     inverse = adjugate(matrix)
     m = inverse / inverse[:, 2:, 2:]
-    # from pixels to the coordinates of grid_sample, -1 to 1; terms of x and of y are small until they meet
+    # from pixels to the coordinates of grid_sample, -1 to 1; the terms of x and y stay small until their sum
     m = torch.stack([m[:, 0] * (2 / w) - m[:, 2], m[:, 1] * (2 / h) - m[:, 2], m[:, 2]], dim=1)
     m = m[..., None, None]
     x = torch.arange(w, device=image.device) + 0.5
@@ -178,20 +271,28 @@ def move_labels(
     size: tuple[int, int],
     on: Bool[Tensor, " b"] | None = None,
 ) -> Values:
-    """Quads and boxes moved by the homography that moved the pixels.
+    """Move quads and boxes by the homography of the pixels.
 
-    A corner keeps its place in its quad, mirrored or not. A box becomes the part inside the frame of the box
-    around its moved corners. What reaches behind the camera is no longer valid, nor is a box of which less
-    than `SMALLEST_SHARE` is left.
+    A corner keeps its index in its quad, mirrored or not. A box becomes the box around its moved corners,
+    clipped to the frame. A quad or box that reaches behind the camera becomes invalid, and so does a box with
+    less than `SMALLEST_SHARE` of its area in the frame.
 
     Args:
-        values: May hold any of `LABELS`.
-        matrix: In pixels, positive in its last entry.
-        size: Height and width of the frame that they are moved into.
-        on: Which rows are moved; None: all.
+        values: Values with any of `LABELS`.
+        matrix: The homography in pixels, with a positive last entry.
+        size: Height and width of the target frame.
+        on: The rows to move; None for all.
 
     Returns:
         Those of `LABELS` that are in `values`.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import move_labels
+        >>> shift = torch.tensor([[[1.0, 0.0, 6.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        >>> values = {"boxes": torch.tensor([[[0.0, 0.0, 5.0, 4.0]]]), "box_valid": torch.tensor([[True]])}
+        >>> move_labels(values, shift, (8, 8))
+        {'boxes': tensor([[[6., 0., 8., 4.]]]), 'box_valid': tensor([[True]])}
     """
     h, w = size
     moved = {name: values[name] for name in LABELS if name in values}
@@ -215,7 +316,16 @@ def move_labels(
 
 
 def move_view(values: Values, matrix: Float[Tensor, "b 3 3"], on: Bool[Tensor, " b"] | None = None) -> Values:
-    """The scene moved within its frame by a homography, and its quads and boxes with it."""
+    """Warp the scene within its frame by a homography, and move its quads and boxes with it.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.geometry import move_view
+        >>> shift = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+        >>> values = {"scene": torch.ones(1, 3, 4, 4), "quads": torch.zeros(1, 1, 4, 2)}
+        >>> move_view(values, shift)["quads"][0, 0, 0]
+        tensor([1., 0.])
+    """
     scene = values["scene"]
     moved = warp_image(scene, matrix)
     if on is not None:
@@ -230,6 +340,6 @@ def _project_quads(
 
 
 def _in_front(matrix: Float[Tensor, "b 3 3"], quads: Float[Tensor, "b k 4 2"]) -> Bool[Tensor, "b k"]:
-    """Whether all corners stay on the visible side of the plane; an absent quad does not."""
+    """Whether all corners are in front of the camera; False for an absent quad."""
     (x, y), (g, h, i) = quads.unbind(-1), matrix[:, 2, :, None, None].unbind(1)
     return (g * x + h * y + i > 0).all(-1)

@@ -1,4 +1,4 @@
-"""Rates and differences with intervals, every one with its denominator."""
+"""Rates and differences with intervals and their denominators."""
 
 import functools
 import math
@@ -10,22 +10,27 @@ from fpatch import random
 from fpatch.core.checks import check_number
 
 FEW_PHOTOGRAPHS = 20
-"""Fewer photographs than this: an interval comes with a warning."""
+"""With fewer images, an interval comes with a warning."""
 TOO_FEW_PHOTOGRAPHS = 5
-"""Fewer than this: there is none."""
+"""With fewer images, there is no interval."""
 Z = 1.959964
-"""Normal quantile of a 95 % interval."""
+"""The normal quantile of a 95 % interval."""
 
 
 class Rate(NamedTuple):
     """An estimate in 0..1 (or a difference in -1..1) with a 95 % interval.
 
     Attributes:
-        value: The estimate; NaN when nothing was counted.
-        low: Lower bound, or NaN for no interval.
-        high: Upper bound, or NaN for no interval.
+        value: The estimate; NaN if no row counts.
+        low: The lower bound; NaN without an interval.
+        high: The upper bound; NaN without an interval.
         count: Rows in the denominator.
-        photographs: Different photographs among them.
+        photographs: Different images among these rows.
+
+    Example:
+        >>> from fpatch.ops.intervals import Rate
+        >>> print(Rate(0.755, 0.7, 0.8, 120, 60))
+        75.5 % [70.0, 80.0] of 120 rows, 60 images
     """
 
     value: float
@@ -38,26 +43,32 @@ class Rate(NamedTuple):
         if np.isnan(self.value):
             return "none counted"
         bounds = "no interval" if np.isnan(self.low) else f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
-        return f"{100 * self.value:.1f} % {bounds} of {self.count} rows, {self.photographs} photographs"
+        return f"{100 * self.value:.1f} % {bounds} of {self.count} rows, {self.photographs} images"
 
 
 def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = Z) -> Rate:
-    """A single rate with Wilson's score interval, which is honest at 0 of n.
+    """A rate with Wilson's score interval, which is valid at 0 of n too.
 
-    Rows of one photograph may all share its fate, so n in the formula is not the number of rows but that of
-    photographs; or less where some have more rows than others, and so more of a say in the rate.
+    Rows of one image may be fully correlated, so n in the formula is the number of images, not of rows. It is
+    less than that if images have different numbers of rows: Kish's effective number.
 
     Args:
         successes: [n] bool.
-        image_id: [n], the photograph of each row.
-        z: Normal quantile; the default gives 95 %.
+        image_id: [n], the image of each row.
+        z: The normal quantile; the default gives 95 %.
 
     Returns:
-        The rate and its interval; there is none under five photographs.
+        The rate and its interval; below five images the interval is NaN.
 
     References:
         Wilson (1927), Probable inference, the law of succession, and statistical inference.
         Kish (1965), Survey Sampling, section 11.7 (the effective number of unequal weights).
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.ops.intervals import wilson
+        >>> print(wilson(np.arange(40) < 30, np.arange(40)))
+        75.0 % [59.8, 85.8] of 40 rows, 40 images
     """
     rows, (_, sizes) = len(successes), np.unique(image_id, return_counts=True)
     groups = len(sizes)
@@ -73,15 +84,23 @@ def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = Z) -> Rate:
 
 
 def num_photographs(rate: float, width: float, z: float = Z) -> int:
-    """The fewest photographs whose Wilson interval about a rate is no wider than wished.
+    """The fewest images for a Wilson interval of at most a given width.
 
     Args:
-        rate: The rate that is expected, 0..1; 0.5 needs the most.
-        width: From the lower to the upper bound, as a share: 0.1 is 5 points up and down.
-        z: Normal quantile; the default gives 95 %.
+        rate: The expected rate, 0..1; 0.5 needs the most images.
+        width: From the lower to the upper bound, as a fraction: 0.1 means 5 points up and down.
+        z: The normal quantile; the default gives 95 %.
 
     Returns:
-        At least five, under which there is no interval; as many rows are taken of each.
+        The number of images, at least five; every image has the same number of rows.
+
+    Raises:
+        ValueError: For a rate or width out of its range.
+
+    Example:
+        >>> from fpatch.ops.intervals import num_photographs
+        >>> num_photographs(0.5, 0.1), num_photographs(0.9, 0.1)
+        (381, 141)
     """
     check_number("num_photographs(rate)", rate, 0.0, 1.0)
     check_number("num_photographs(width)", width, 1e-6, 1.0)
@@ -95,20 +114,27 @@ def num_photographs(rate: float, width: float, z: float = Z) -> int:
 def bootstrap_mean(
     values: np.ndarray, image_id: np.ndarray, num_resamples: int = 2000, seed: int = 0
 ) -> Rate:
-    """A mean (of paired differences, say) with a percentile interval, resampling whole photographs.
+    """A mean, e.g. of paired differences, with a percentile interval from resampled images.
 
     Args:
         values: [n], numbers or booleans.
-        image_id: [n]; all rows of a photograph are drawn together.
+        image_id: [n], the image of each row; all rows of an image are resampled together.
         num_resamples: Bootstrap samples.
-        seed: Of the key that they are drawn from.
+        seed: The seed of the resampling.
 
     Returns:
-        The mean and its 95 % interval. There is none under five photographs, nor where all values are equal:
-        resampling would give that value with certainty, which n photographs cannot.
+        The mean and its 95 % interval. The interval is NaN below five images, and if all values are equal:
+        their bootstrap interval would have width 0, which no finite sample justifies.
 
     References:
         Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.3 (resampling of clusters).
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.ops.intervals import bootstrap_mean
+        >>> rate = bootstrap_mean(np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), np.arange(6))
+        >>> round(rate.value, 3), rate.low < rate.value < rate.high, rate.photographs
+        (0.667, True, 6)
     """
     n, values = len(values), values.astype(np.float64)
     if n == 0:
@@ -128,7 +154,13 @@ def bootstrap_mean(
 
 @functools.lru_cache(maxsize=1)
 def resample(groups: int, num_resamples: int, seed: int) -> np.ndarray:
-    """The photographs [num_resamples, groups] of bootstrap samples, drawn once for all rates of a table."""
+    """The image indices [num_resamples, groups] of bootstrap samples, drawn once for all rates of a table.
+
+    Example:
+        >>> from fpatch.ops.intervals import resample
+        >>> resample(5, 100, seed=0).shape
+        (100, 5)
+    """
     picks = random.randint(random.key(seed), (num_resamples, groups), 0, groups).numpy()
     picks.setflags(write=False)
     return picks

@@ -1,4 +1,4 @@
-"""Stages that act on patches by name: which ones, and what is asked of them."""
+"""Helpers of stages that change patches by name."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,16 +13,23 @@ def map_patches(
     only: tuple[str, ...] | None,
     change: Callable[[str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Change all patches, or only those that are named.
+    """Change all patches, or only the named ones.
 
     Args:
-        stage: For errors.
+        stage: The name of the stage, for errors.
         patches: `{name: [c, h, w] or [b, c, h, w]}`.
-        only: Names; None for all.
-        change: From a name and its patch to the new patch.
+        only: The names of the patches to change; None for all.
+        change: `(name, patch) -> patch`.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown, or `only` is empty.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.patches import map_patches
+        >>> patches = {"roof": torch.ones(1, 1, 1), "side": torch.ones(1, 1, 1)}
+        >>> map_patches("dim", patches, ("roof",), lambda name, patch: patch / 2)
+        {'roof': tensor([[[0.5000]]]), 'side': tensor([[[1.]]])}
     """
     check_only(f"{stage}(only)", only, tuple(patches))
     return {
@@ -32,13 +39,17 @@ def map_patches(
 
 
 def check_only(field: str, only: tuple[str, ...] | None, names: tuple[str, ...]) -> None:
-    """Refuse a limit to no patch, or to one that is not there.
+    """Check that `only` names at least one patch, and only known ones.
 
     Raises:
         ValueError: Naming the field and the patch.
+
+    Example:
+        >>> from fpatch.ops.patches import check_only
+        >>> check_only("dim(only)", ("roof",), ("roof", "side"))
     """
     if isinstance(only, str):
-        raise ValueError(f"{field} must be names of patches, got {only!r}; write ({only!r},)")
+        raise ValueError(f"{field} must be a tuple of patch names, got {only!r}; write ({only!r},)")
     if only == ():
         raise ValueError(f"{field} must name at least one patch, got none; leave it out for all patches")
     for name in only or ():
@@ -47,10 +58,15 @@ def check_only(field: str, only: tuple[str, ...] | None, names: tuple[str, ...])
 
 
 def check_color(stage: str, name: str, patch: Tensor) -> None:
-    """Refuse a patch that is not red, green and blue.
+    """Check that a patch has the channels red, green and blue.
 
     Raises:
         ValueError: Naming the stage and the patch.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.patches import check_color
+        >>> check_color("snap", "roof", torch.zeros(3, 8, 8))
     """
     if patch.shape[-3] != 3:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Products of matrices that have the same bits in any batch.
+"""Matrix products whose bits do not depend on the batch.
 
-A library of linear algebra may sum otherwise with the number of matrices, and with their place in memory.
+In a linear algebra library the order of a sum may depend on the number of matrices and their memory address.
 """
 
 from functools import reduce
@@ -11,13 +11,20 @@ from torch import Tensor
 
 
 def multiply_rows(*factors: Float[Tensor, "b *_ _ _"]) -> Float[Tensor, "b *_ _ _"]:
-    """The product of each row's matrices, from left to right.
+    """Multiply the matrices of each row from left to right.
 
-    On the CPU each row is multiplied alone, from copies at an aligned place. On a GPU all are at once, where
-    a launch per row costs more than the product.
+    The CPU multiplies one row at a time, from aligned copies. A GPU multiplies all rows at once, because a
+    launch per row would cost more than the product.
 
     Args:
-        *factors: Their axes but the last two broadcast, as for `@`.
+        *factors: Matrices, whose axes before the last two broadcast as for `@`.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.products import multiply_rows
+        >>> multiply_rows(2 * torch.eye(2)[None], torch.ones(1, 2, 1))
+        tensor([[[2.],
+                 [2.]]])
     """
     if factors[0].device.type != "cpu":
         return reduce(torch.matmul, factors)

@@ -1,4 +1,4 @@
-"""The same objective with camera, victim and losses compiled."""
+"""Compile an objective: camera, victim and losses."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +16,18 @@ from fpatch.graph.stage import ALL
 from fpatch.optim.objective import Loss, Objective
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of `torch.compile`."""
+"""The modes of `torch.compile`."""
 
 
 class _Part(NamedTuple):
-    """Nodes that follow each other, and the names that go in and that later parts, or the loss, ask for.
+    """Consecutive nodes of one form, with the names that they read and that later parts or the loss need.
 
-    Some of these, `if_there`, are written only where they are there already.
+    Attributes:
+        nodes: The nodes.
+        reads: The names that they read.
+        wants: The names that they write for later parts or the loss.
+        if_there: Those of `wants` that are written only where the batch holds them already.
+        form: How the nodes run: eager, compiled, or compiled on the channels of an image.
     """
 
     nodes: Pipeline
@@ -35,20 +40,20 @@ class _Part(NamedTuple):
 def compiled(
     objective: Objective, mode: str = "default", backend: str = "inductor"
 ) -> Callable[[Params, Sample, Batch], Loss]:
-    """The same objective, with what follows the implants compiled: camera, victim and losses.
+    """Compile the nodes of an objective that follow the implants: camera, victim and losses.
 
-    What comes before has no frame with a gradient, and an implant computes no more than the patches cover,
-    which their corners decide: that runs as it is, and so does a stage that declares `compile=False`. Values
-    differ from those of `objective` by rounding.
+    Earlier nodes run eagerly: no gradient of a whole image passes them, and the corners decide how much an
+    implant computes. A stage with the trait `compile=False` runs eagerly too. Values differ from those of
+    `objective` by rounding.
 
     Args:
-        objective: What is minimized.
-        mode: Of `torch.compile`: one of `COMPILE_MODES`; "reduce-overhead" records CUDA graphs.
-        backend: Of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
+        objective: The objective to minimize.
+        mode: The mode of `torch.compile`, one of `COMPILE_MODES`; "reduce-overhead" records CUDA graphs.
+        backend: The backend of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
 
     Returns:
         `(patch_params, sample, batch) -> Loss`, for `value_and_grad` with plain autograd. The first call
-        compiles, which takes up to a minute or two, and so does the first with another number of rows.
+        compiles for up to two minutes, and so does the first call with another number of rows.
     """
     for n in objective.pipeline.values():
         n.stage.load()
@@ -65,14 +70,14 @@ def compiled(
             given = {name: values[name] for name in values if name in part.reads or ALL in part.reads}
             want = tuple(name for name in part.wants if name in values or name not in part.if_there)
             values |= apply(patch_params, drawn, given, want=want)
-        # what a CUDA graph returns is overwritten by the next call, of another micro-batch say
+        # the next call, e.g. of another micro-batch, overwrites the results of a CUDA graph
         return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
 
     return loss
 
 
 def _cut(pipeline: Pipeline) -> list[_Part]:
-    """A pipeline in parts: what is compiled together, and what runs as it is."""
+    """Cut a pipeline into parts of one form each."""
     traits = [n.stage.definition.traits for n in pipeline.values()]
     last = max((i for i, t in enumerate(traits) if t.eager or t.geometric), default=-1)
     forms = [
@@ -85,7 +90,7 @@ def _cut(pipeline: Pipeline) -> list[_Part]:
     wanted = set(pipeline.terms)
     for form, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
-        written: dict[str, bool] = {}  # and whether it is written only where it is there already
+        written: dict[str, bool] = {}  # whether the name is written only where the batch holds it
         for n in nodes.values():
             for own, name in n.writes.items():
                 written[name] = written.get(name, True) and own in n.stage.definition.optional
@@ -98,17 +103,16 @@ def _cut(pipeline: Pipeline) -> list[_Part]:
 
 
 def _form(part: _Part) -> Callable[..., Values]:
-    """What is compiled."""
+    """The function that is compiled for a part."""
     return _by_channels(part.nodes) if part.form == "pixelwise" else part.nodes.apply
 
 
 def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
-    """`nodes.apply` for pixelwise stages, on the channels of an image, computed again in the backward.
+    """Apply pixelwise stages to the channels of an image, and recompute them in the backward.
 
-    A compiler makes one loop of it forward, and one backward. It does not see through an image that is put
-    together and taken apart between two color matrices: it would compute what precedes a matrix once for each
-    product. What the backward needs of every stage takes longer to write and to read than to compute again,
-    but for fields of noise.
+    The compiler makes one loop forward and one backward. With whole images it would join and split the
+    channels between two color matrices, and compute the stages before a matrix once for each product.
+    Recomputing is faster than writing and reading the intermediate values, except for fields of noise.
     """
     keep = partial(create_selective_checkpoint_contexts, [torch.ops.fpatch.quantiles.default])
 
@@ -116,7 +120,7 @@ def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
         def by_channels(images: dict[str, Tensor]) -> dict[str, Tensor]:
             channels = {n: tuple(c[:, None] for c in image.unbind(1)) for n, image in images.items()}
             written = nodes.apply(patch_params, sample, channels)
-            # inductor joins tensors [b, 1, h, w] in another layout of memory, by single numbers
+            # inductor joins tensors [b, 1, h, w] number by number, into another layout of memory
             return {name: torch.stack([c[:, 0] for c in written[name]], dim=1) for name in want}
 
         settings: Any = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": keep}

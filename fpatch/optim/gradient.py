@@ -1,4 +1,4 @@
-"""The gradient of an objective: of one batch, of micro-batches, of shards, of all processes."""
+"""The gradient of an objective: of one batch, of micro-batches, of shards and of all processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,19 +11,34 @@ from fpatch.core.types import Batch, Params, Sample
 from fpatch.optim.objective import Loss
 from fpatch.runtime.parallel import Ranks
 
+Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
+"""`(patch_params, sample, batch) -> (gradients, Loss)`, both detached from the graph."""
+
 
 def value_and_grad(
     objective: Callable[[Params, Sample, Batch], Loss], transform: Literal["func", "autograd"] = "autograd"
-) -> Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]:
-    """The gradient of an objective, and its value.
+) -> Gradient:
+    """Differentiate an objective in the patch parameters.
 
     Args:
         objective: `(patch_params, sample, batch) -> Loss`.
-        transform: "autograd" is the quick way in eager mode on a CPU, where `torch.func.grad`, which always
-            keeps the graph of the backward, takes up to twice as long; "func" is for vmap and compilation.
+        transform: "autograd" is faster in eager mode on a CPU. "func", `torch.func.grad`, is for vmap and
+            compilation; it keeps the graph of the backward, and takes up to twice as long.
 
     Returns:
-        `(patch_params, sample, batch) -> (gradients, Loss)`; nothing that comes out is attached to a graph.
+        `(patch_params, sample, batch) -> (gradients, Loss)`, both detached from the graph.
+
+    Raises:
+        ValueError: On a call with "autograd", if no weighted term depends on the patch.
+
+    Example:
+        >>> import torch, fpatch
+        >>> from fpatch.optim.objective import Loss
+        >>> def objective(patch_params, sample, batch):
+        ...     return Loss(patch_params["a"].square().sum(), {})
+        >>> grads, loss = fpatch.value_and_grad(objective)({"a": torch.tensor([1.0, 2.0])}, {}, {})
+        >>> grads["a"], loss.value
+        (tensor([2., 4.]), tensor(5.))
     """
     if transform == "func":
         wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
@@ -38,7 +53,9 @@ def value_and_grad(
         leaves = {name: value.detach().requires_grad_() for name, value in patch_params.items()}
         loss = objective(leaves, sample, batch)
         if not loss.value.requires_grad:
-            raise ValueError("objective: no weighted term depends on the patch; `fpatch doctor` says why")
+            raise ValueError(
+                "objective: no weighted term depends on the patch; `fpatch doctor` finds the cause"
+            )
         found = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
         grads = {
             name: torch.zeros_like(leaf) if grad is None else grad
@@ -52,7 +69,7 @@ def value_and_grad(
 def _with_aux(
     objective: Callable[[Params, Sample, Batch], Loss],
 ) -> Callable[[Params, Sample, Batch], tuple[Tensor, dict[str, Tensor]]]:
-    """The form that `torch.func.grad_and_value(has_aux=True)` asks for."""
+    """The objective in the form of `torch.func.grad_and_value(has_aux=True)`."""
 
     def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return tuple(objective(patch_params, sample, batch))  # type: ignore[return-value]
@@ -60,11 +77,8 @@ def _with_aux(
     return function
 
 
-Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
-
-
 def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient:
-    """The same gradient and loss, from so many rows at a time."""
+    """Compute the gradient and loss from `micro_batch` rows at a time; None: from all at once."""
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         rows = len(batch["image_id"])
@@ -76,7 +90,7 @@ def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient
 
 
 def sharded_gradient(gradient: Gradient, processes: int) -> Gradient:
-    """The same gradient and loss, to the bit those of `reduced` in so many processes."""
+    """Emulate `processes` ranks of `all_reduced_gradient` in one process, bit for bit."""
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         parts = [Ranks(rank, processes).rows(len(batch["image_id"])) for rank in range(processes)]
@@ -86,7 +100,7 @@ def sharded_gradient(gradient: Gradient, processes: int) -> Gradient:
 
 
 def all_reduced_gradient(gradient: Gradient, ranks: Ranks) -> Gradient:
-    """The same gradient and loss, of the rows of all processes, each of which holds its own."""
+    """Reduce gradient and loss over all processes, each of which holds its own rows."""
     if ranks.size == 1:
         return gradient
 
@@ -100,7 +114,7 @@ def all_reduced_gradient(gradient: Gradient, ranks: Ranks) -> Gradient:
 
 
 def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
-    """Gradient and loss of all rows from those of some rows each, summed in the order given."""
+    """Combine gradients and losses of parts of the rows, weighted by their rows and summed in order."""
     counts = [len(next(iter(loss.terms.values()))) for _, loss in parts]
     shares = [count / sum(counts) for count in counts]
     results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
@@ -111,13 +125,13 @@ def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, 
     return grads, Loss(value, terms)
 
 
-def norm(grads: Params) -> Tensor:
-    """Euclidean norm over all tensors together."""
+def global_norm(grads: Params) -> Tensor:
+    """The Euclidean norm over all tensors together."""
     return torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
 
 
 def ascend(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
-    """Move by a Euclidean distance along the gradient; nowhere if it is 0."""
-    length = norm(grads)
+    """Move parameters by a Euclidean distance along their gradient; a zero gradient moves nothing."""
+    length = global_norm(grads)
     scale = distance / torch.where(length > 0, length, 1.0)
     return {name: value + scale * grads[name] for name, value in params.items()}

@@ -1,7 +1,7 @@
-"""The training loop, in the open: a pure step, and a generator that takes one after another.
+"""The training loop: a generator over a pure step.
 
-`fit` yields after every step. Logging, evaluation, checkpoints and progress bars belong to whoever iterates,
-so that none of them can touch what is trained. `fpatch.runs.training.train` is the ready-made caller.
+`fit` yields after every step. Its caller logs, evaluates and saves, so none of these can change the training.
+`fpatch.train` is the ready-made caller.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,28 @@ from fpatch.optim.step import Step, StepInfo, TrainState
 def fit(
     state: TrainState, step: Step, loader: Loader, num_steps: int
 ) -> Iterator[tuple[TrainState, StepInfo]]:
-    """Take steps until `num_steps` have been made, from wherever the state stands.
+    """Take steps until the state has made `num_steps`.
+
+    Args:
+        state: The state to start from, fresh or restored.
+        step: The step, from `make_step`.
+        loader: The batches by step.
+        num_steps: Updates of the whole run, those already made included.
 
     Yields:
-        The state after each step, and what there is to see of it.
+        The state after each step, and the step's info.
+
+    Example:
+        >>> import torch, types, fpatch
+        >>> state = fpatch.TrainState({"a": torch.zeros(1)}, None, 0, fpatch.random.key(0))
+        >>> def step(state, batch):
+        ...     return state._replace(step=state.step + 1), batch["image_id"].tolist()
+        >>> images = types.SimpleNamespace(
+        ...     image_ids=torch.arange(4), batch=lambda ids, draws, device: {"image_id": ids, "draw": draws}
+        ... )
+        >>> loader = fpatch.data.Loader(images, fpatch.random.key(1), batch_size=2)
+        >>> [state.step for state, _ in fpatch.fit(state, step, loader, num_steps=3)]
+        [1, 2, 3]
     """
     if state.step >= num_steps:
         return
@@ -35,11 +53,14 @@ def fit(
 
 
 def find_bad_row(info: StepInfo, paths: Sequence[Path]) -> str | None:
-    """Where a loss is not finite: the term, the row, its photograph and what was drawn; None if it is.
+    """Find the first row with a loss that is not finite.
 
     Args:
-        info: Of the step.
-        paths: Files of photographs by id.
+        info: The info of the step.
+        paths: Files of the images by id.
+
+    Returns:
+        A sentence with the term, the row, its image and its sample; None if every number is finite.
     """
     for name, term in info.terms.items():
         bad = (~torch.isfinite(term)).nonzero()
@@ -56,5 +77,5 @@ def find_bad_row(info: StepInfo, paths: Sequence[Path]) -> str | None:
                 f"with the sample {drawn}"
             )
     if not bool(torch.isfinite(info.grad_norm)):
-        return "the gradient is not finite, though every loss term is"
+        return "the gradient is not finite, but every loss term is"
     return None

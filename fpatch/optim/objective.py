@@ -1,6 +1,6 @@
-"""From the loss terms of a pipeline to one number, and to its gradient in the patch parameters.
+"""The objective: loss terms of a pipeline weighted into one number.
 
-Terms are unreduced, one number per row. Here, and nowhere else, rows are averaged and terms weighted.
+Terms are unreduced, one number per row. Only this module averages rows and weights terms.
 """
 
 import math
@@ -17,7 +17,7 @@ from fpatch.graph.pipeline import Pipeline
 
 
 class Loss(NamedTuple):
-    """The weighted sum of mean terms, and every term unweighted, [b]."""
+    """The weighted sum of the mean terms, and every term unweighted, [b]."""
 
     value: Tensor
     terms: dict[str, Tensor]
@@ -25,11 +25,23 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights by term, for a pipeline of one phase.
+    """The weighted sum of the mean loss terms of a pipeline.
 
     Attributes:
-        pipeline: Of the training phase; its loss nodes write the terms.
-        weights: By term name; terms without a weight, or of weight 0, are computed and logged, and count 0.
+        pipeline: The pipeline of the training phase; its loss nodes write the terms.
+        weights: Weights by term. A term without a weight, or of weight 0, is logged but does not count.
+
+    Raises:
+        ValueError: If the pipeline has no loss, a weight has an unknown term or is not finite, or no term
+            counts.
+
+    Example:
+        >>> import torch, fpatch
+        >>> tv = fpatch.losses.total_variation()
+        >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 4)}), "tv": tv})
+        >>> objective = fpatch.Objective(p, {"total_variation": 0.5})
+        >>> objective.weigh({"total_variation": torch.tensor([1.0, 3.0])})
+        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])})
     """
 
     pipeline: Pipeline
@@ -43,19 +55,21 @@ class Objective:
             if name not in terms:
                 raise ValueError(f"objective(weights): no loss term {name!r}; {nearest(name, terms)}")
             if not math.isfinite(weight):
-                raise ValueError(f"objective(weights): that of {name!r} must be finite, got {weight}")
+                raise ValueError(f"objective(weights): the weight of {name!r} must be finite, got {weight}")
         if not any(self.weights.values()):
-            raise ValueError(f"objective(weights): at least one term must count; terms: {', '.join(terms)}")
+            raise ValueError(
+                "objective(weights): at least one weight must differ from 0; terms: " + ", ".join(terms)
+            )
 
     def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        """The loss on samples already held."""
+        """The loss of a batch on a given sample."""
         return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
 
     def weigh(self, terms: Mapping[str, Any]) -> Loss:
-        """The loss of terms already computed, [b] each.
+        """The loss of computed terms, [b] each.
 
         Raises:
-            ValueError: If one is no tensor, is reduced already, or has more axes.
+            ValueError: If a term is no tensor [b].
         """
         for name, term in terms.items():
             if not isinstance(term, Tensor) or term.ndim != 1:
@@ -65,7 +79,7 @@ class Objective:
 
 
 def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
-    """Refuse terms that are not one finite number per row; run on a test batch before training.
+    """Check that every term is one finite number per row, on a test batch before training.
 
     Raises:
         ValueError: Naming the term.

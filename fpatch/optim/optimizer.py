@@ -1,4 +1,4 @@
-"""Optimizers: the settings, and the direction and the learning rate that they name."""
+"""Optimizers: their settings, and the transformation that these name."""
 
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -12,7 +12,7 @@ from fpatch.optim.schedules import (
     constant,
     cosine,
     exponential,
-    milestones,
+    multi_step,
     plateau,
     scheduled,
     step_decay,
@@ -42,43 +42,56 @@ _APPLIES = {
     "patience": ("plateau",),
     "threshold": ("plateau",),
 }
-"""Which settings are of some optimizers, or of some schedules, only."""
+"""The optimizers or schedules to which a setting applies."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How the patch parameters move.
+    """The settings of an optimizer and its schedule.
 
-    What does not apply to the optimizer or to the schedule must be left out.
+    Settings that do not apply to the optimizer or the schedule must be left out.
 
     Attributes:
         name: "adam"; "adamw", with `weight_decay`; "sgd", with `momentum`; "rmsprop"; "bim", the sign of the
             gradient; "mifgsm", the sign of the accumulated normalized gradient, with `momentum` as its decay;
-            "nifgsm", the same with the gradient taken where the momentum leads.
-        learning_rate: Of the first step; for "bim", "mifgsm" and "nifgsm" the step in pixel values.
-        schedule: "cosine" and "exponential" fall to `final_frac` over the run; "step" falls by `fall_factor`
-            every `fall_every`, "multi_step" at the `milestones`, "plateau" when the loss has stopped falling;
-            "constant" does not.
-        momentum: See `name`.
-        betas: Decays of Adam's two means.
-        eps: Added to the root that "adam", "adamw" and "rmsprop" divide by.
-        weight_decay: Of "adamw", decoupled from the gradient; pulls pixels towards black.
-        square_decay: Decay of the mean square in "rmsprop".
-        warmup_steps: Over so many steps the rate rises evenly to that of the schedule, which runs meanwhile.
-        final_frac: Last rate as a fraction of the first; None: 0 for "cosine", 0.001 for "exponential"; for
-            "plateau" the fraction that it stops at, None: 0.
-        fall_factor: What each fall multiplies by.
+            "nifgsm", the same with the gradient at the parameters that the momentum leads to.
+        learning_rate: The rate of the first step; for "bim", "mifgsm" and "nifgsm" in pixel values.
+        schedule: "cosine" and "exponential" fall to `final_frac` over the run. "step" falls by `fall_factor`
+            every `fall_every`, "multi_step" at the `milestones`, and "plateau" when the loss stops falling.
+            "constant" does not fall.
+        momentum: The decay of the momentum; see `name`.
+        betas: The decays of Adam's two means.
+        eps: The number added to the root by which "adam", "adamw" and "rmsprop" divide.
+        weight_decay: The decay of "adamw", decoupled from the gradient; it pulls pixels towards black.
+        square_decay: The decay of the mean square in "rmsprop".
+        warmup_steps: The number of first steps over which the rate rises linearly to that of the schedule.
+        final_frac: The last rate as a fraction of the first; None: 0 for "cosine", 0.001 for "exponential".
+            For "plateau" the smallest fraction; None: 0.
+        fall_factor: The factor of each fall.
         fall_every: Steps or epochs between falls of "step"; for "plateau" the steps over which the loss is
-            averaged before it is compared, None: 1.
+            averaged before a comparison; None: 1.
         milestones: Numbers of steps or epochs after which "multi_step" falls.
-        unit: What those two are counted in; in an epoch every photograph is shown once.
-        patience: Comparisons without a new best that "plateau" bears before it falls.
-        threshold: Fraction of the best loss by which a new best must be lower.
+        unit: The unit of `fall_every` and `milestones`; an epoch shows every image once.
+        patience: Comparisons without a new best that "plateau" tolerates before it falls.
+        threshold: The fraction of the best loss by which a new best must be lower.
+
+    Raises:
+        ValueError: For a setting out of its range, or one that does not apply.
 
     References:
         Kingma and Ba (2015), algorithm 1 (adam); Loshchilov and Hutter (2019), algorithm 2 (adamw); Tieleman
         and Hinton (2012), lecture 6.5 (rmsprop); Kurakin, Goodfellow and Bengio (2016), section 2.2 (bim);
         Dong et al. (2018), equations 6 and 7 (mifgsm); Lin et al. (2020), equations 6 to 8 (nifgsm).
+
+    Example:
+        >>> import fpatch
+        >>> fpatch.Optimizer("bim", learning_rate=0.01, schedule="constant").learning_rate
+        0.01
+        >>> try:
+        ...     fpatch.Optimizer("bim", betas=(0.5, 0.9))
+        ... except ValueError as error:
+        ...     print(str(error).partition("; ")[0])
+        optimizer.betas = (0.5, 0.9) applies to 'adam', 'adamw', not to 'bim' with 'cosine'
     """
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "bim", "mifgsm", "nifgsm"] = "adam"
@@ -141,15 +154,25 @@ class Optimizer:
 def make_optimizer(
     config: Optimizer, num_steps: int, steps_per_epoch: Fraction | None = None
 ) -> Transformation:
-    """The transformation that a config describes.
+    """Make the transformation of an optimizer's settings.
 
     Args:
-        config: Its settings.
+        config: The settings.
         num_steps: Updates of the run.
-        steps_per_epoch: Photographs divided by the batch size; None where there are no epochs.
+        steps_per_epoch: Images divided by the batch size; None without epochs.
+
+    Returns:
+        A torchopt transformation, whose state is tensors.
 
     Raises:
-        ValueError: If the schedule counts epochs and there are none, or the warm-up is longer than the run.
+        ValueError: If the schedule counts epochs without any, or the warm-up is longer than the run.
+
+    Example:
+        >>> import torch, fpatch
+        >>> optimizer = fpatch.make_optimizer(fpatch.Optimizer("bim", 0.25, "constant"), num_steps=10)
+        >>> params, grads = {"a": torch.zeros(2)}, {"a": torch.tensor([3.0, -8.0])}
+        >>> optimizer.update(grads, optimizer.init(params), params=params)[0]
+        {'a': tensor([-0.2500,  0.2500])}
     """
     if config.warmup_steps >= num_steps:
         raise ValueError(
@@ -175,15 +198,15 @@ def _rate(config: Optimizer, num_steps: int, steps_per_epoch: Fraction | None) -
     unit = steps_per_epoch if config.unit == "epoch" else 1
     if unit is None:
         raise ValueError(
-            "optimizer.unit is 'epoch', but photographs drawn with replacement have no epochs, and none were "
-            "given to make_optimizer(steps_per_epoch=...); count in steps"
+            "optimizer.unit is 'epoch', but images drawn with replacement have no epochs, and "
+            "make_optimizer got no steps_per_epoch; count in steps"
         )
     schedule = {
         "cosine": lambda: cosine(rate, num_steps, final or 0.0),
         "constant": lambda: constant(rate),
         "exponential": lambda: exponential(rate, num_steps, 1e-3 if final is None else final),
         "step": lambda: step_decay(rate, config.fall_every or 1, factor, unit),
-        "multi_step": lambda: milestones(rate, config.milestones, factor, unit),
+        "multi_step": lambda: multi_step(rate, config.milestones, factor, unit),
         "plateau": lambda: constant(rate),
     }[config.schedule]()
     if config.warmup_steps:

@@ -1,7 +1,7 @@
-"""Many patches in one step: p members of a population with b rows each are one batch of p * b rows.
+"""Train many patches in one step: p members of a population with b rows each are one batch of p * b rows.
 
-Member i's rows carry its patch and its draws, and the victim is called once. What depends on the patch alone
-is computed once per member. A member moves as in a run of its own, to float tolerance.
+The rows of a member carry its patch and its draws, and the victim runs once. Nodes that depend on the patch
+alone run once per member. A member moves as in a run of its own, to float tolerance.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,24 +36,36 @@ def make_population_step(
     members_at_once: int | None = None,
     rho: float = 0.0,
 ) -> PopulationStep:
-    """One update of every member as a pure function `(states, batches) -> (states, infos)`.
+    """Make the update of all members, a pure function `(states, batches) -> (states, infos)`.
 
-    States and infos are those of `fpatch.make_step`, one per member: a member can be saved, go on alone, or
-    be put back between any two steps, and members need not have made the same number of them.
+    States and infos are those of `fpatch.make_step`, one per member. Between two steps a member can be saved,
+    trained alone or replaced. Members may have made different numbers of steps.
 
     Args:
         objectives: One per member. They share one pipeline, and may differ in weights.
         optimizers: One per member, with settings of its own.
-        members_at_once: Members whose graph is held at a time; None for all.
+        members_at_once: Members whose graph is in memory at a time; None for all.
         rho: As in `fpatch.make_step`.
 
     Returns:
-        The step, which takes one state and one batch per member: `[batch] * p` for the same photographs. All
+        The step, which takes one state and one batch per member; `[batch] * p` for the same images. All
         batches have the same names and shapes.
 
     Raises:
         ValueError: If there is no member, the numbers of objectives and optimizers differ, objectives have
             different pipelines, or a node is a plain function.
+
+    Example:
+        >>> import torch, fpatch
+        >>> tv = fpatch.losses.total_variation()
+        >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 4)}), "tv": tv})
+        >>> pair = [fpatch.Objective(p, {"total_variation": weight}) for weight in (0.5, 2.0)]
+        >>> optimizers = [fpatch.make_optimizer(fpatch.Optimizer(), num_steps=2)] * 2
+        >>> states = [fpatch.make_state(pair[0], optimizers[0], fpatch.random.key(seed)) for seed in (0, 1)]
+        >>> batch = {"image_id": torch.tensor([0]), "draw": torch.tensor([0])}
+        >>> states, infos = fpatch.make_population_step(pair, optimizers)(states, [batch] * 2)
+        >>> [state.step for state in states]
+        [1, 1]
     """
     if members_at_once is not None:
         check_number("population.members_at_once", members_at_once, 1)
@@ -76,10 +88,10 @@ def make_population_step(
 
 
 def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
-    """The nodes that depend on the parameters alone, to be run for each member, and those for each row.
+    """Split a pipeline into the nodes that run once per member and those that run once per row.
 
-    The first are the stages on patches that draw nothing, and the losses on what comes out of them; a stage
-    that replaces a patch which one of the others has read is not among them.
+    Member nodes depend on the parameters alone: stages on patches without a sample, and losses on their
+    patches. A stage that replaces a patch already read by a row node is a row node.
     """
     of_members: list[str] = []
     known: set[str] = set()
@@ -101,7 +113,7 @@ def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
 def _make_part(
     objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation], rho: float
 ) -> Callable[[Sequence[TrainState], Sequence[Batch]], Iterator[tuple[TrainState, StepInfo]]]:
-    """The step of members that are held at once."""
+    """The step of the members whose graph is in memory at once."""
     pipeline = objectives[0].pipeline
     gradient_of_sum = value_and_grad(_sum(objectives))
 
@@ -133,7 +145,7 @@ def _make_part(
 
 
 def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], Loss]:
-    """The losses of all members, each of which depends on its own parameters alone, as one."""
+    """The sum of the members' losses, each of which depends on its own parameters alone."""
     p, pipeline = len(objectives), objectives[0].pipeline
     of_members, of_rows = split(pipeline)
     names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
@@ -152,7 +164,7 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
 
 
 class _RowParams(Mapping[str, Tensor]):
-    """Parameters [p, ...] as those of each row, [p * b, ...], copied when they are read."""
+    """Parameters [p, ...] repeated for each row, [p * b, ...], when they are read."""
 
     def __init__(self, patch_params: Params, num_rows: int) -> None:
         self._members, self._num_rows = patch_params, num_rows
@@ -168,7 +180,7 @@ class _RowParams(Mapping[str, Tensor]):
 
 
 def _repeat(made: Any, num_rows: int) -> Any:
-    """What members have made, for each row; a patch [c, h, w] that no parameters went into is of all rows."""
+    """Repeat the members' values for each row; a patch [c, h, w] without parameters serves all rows."""
     return optree.tree_map(lambda x: x if x.ndim == 3 else x.repeat_interleave(num_rows, 0), made)
 
 
@@ -177,7 +189,7 @@ def _join_rows(batches: Any) -> Any:
 
 
 def _row_keys(states: Sequence[TrainState], batch: Batch) -> Tensor:
-    """The row keys [p * b, 2] that the members' own steps would derive."""
+    """The row keys [p * b, 2], equal to those of the members' own steps."""
     roots = torch.stack([state.key for state in states])
     keys = random.fold_in(random.fold_in(roots, "train"), torch.tensor([state.step for state in states]))
     keys = keys.repeat_interleave(len(batch["image_id"]) // len(states), 0)
@@ -187,15 +199,15 @@ def _row_keys(states: Sequence[TrainState], batch: Batch) -> Tensor:
 def _check_members(objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation]) -> None:
     if not objectives or len(objectives) != len(optimizers):
         raise ValueError(
-            "population: every member has an objective and an optimizer, got "
-            f"{len(objectives)} and {len(optimizers)}; repeat what they share, [optimizer] * p"
+            "population: every member needs an objective and an optimizer, got "
+            f"{len(objectives)} and {len(optimizers)}; repeat a shared one, [optimizer] * p"
         )
     pipeline = objectives[0].pipeline
     for i, objective in enumerate(objectives):
         if objective.pipeline is not pipeline:
             raise ValueError(
-                f"population: member {i} has a pipeline of its own; members differ in seeds, optimizers and "
-                "weights only: make all objectives with one pipeline"
+                f"population: member {i} has another pipeline than member 0; make all objectives with one "
+                "pipeline (members differ in seeds, optimizers and weights)"
             )
     for path, n in pipeline.items():
         if isinstance(n.stage.config, Function):
@@ -208,8 +220,8 @@ def _check_members(objectives: Sequence[Objective], optimizers: Sequence[Gradien
 def _check_inputs(num: int, states: Sequence[TrainState], batches: Sequence[Batch]) -> None:
     if len(states) != num or len(batches) != num:
         raise ValueError(
-            f"population: {num} members need as many states and batches, got {len(states)} and "
-            f"{len(batches)}; for the same photographs give [batch] * {num}"
+            f"population: {num} members need {num} states and {num} batches, got {len(states)} and "
+            f"{len(batches)}; for the same images give [batch] * {num}"
         )
     shapes = [{name: list(value.shape) for name, value in batch.items()} for batch in batches]
     for i, batch in enumerate(batches):

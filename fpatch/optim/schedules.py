@@ -1,6 +1,6 @@
-"""Learning rates: schedules, functions of the step alone, and rates that also hear of the loss.
+"""Learning rates: schedules, functions of the step alone, and rates, which may also follow the loss.
 
-A rate keeps its own state as tensors, so that it vmaps and compiles, which torchopt's schedules do not.
+A rate keeps its state in tensors, so it vmaps and compiles; torchopt's schedules do neither.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Schedule = Callable[[Tensor], Tensor]
-"""From the number of updates made so far, a tensor, to the learning rate."""
+"""The learning rate as a function of the number of updates made, both tensors."""
 
 
 def constant(learning_rate: float) -> Schedule:
@@ -21,7 +21,7 @@ def constant(learning_rate: float) -> Schedule:
 
 
 def cosine(learning_rate: float, num_steps: int, final_frac: float = 0.0) -> Schedule:
-    """Fall along half a cosine to `final_frac` of the start.
+    """Decay along half a cosine to `final_frac` of the start.
 
     References:
         Loshchilov and Hutter (2017), SGDR, equation 5, without restarts.
@@ -36,7 +36,7 @@ def cosine(learning_rate: float, num_steps: int, final_frac: float = 0.0) -> Sch
 
 
 def exponential(learning_rate: float, num_steps: int, final_frac: float = 1e-3) -> Schedule:
-    """Fall by the same factor at every step, to `final_frac` of the start after `num_steps`."""
+    """Decay by one factor at every step, to `final_frac` of the start after `num_steps`."""
     slope = math.log(final_frac) / num_steps
     return lambda step: learning_rate * (slope * step.float()).exp()
 
@@ -44,7 +44,7 @@ def exponential(learning_rate: float, num_steps: int, final_frac: float = 1e-3) 
 def step_decay(
     learning_rate: float, every: int, factor: float, steps_per_unit: Fraction | int = 1
 ) -> Schedule:
-    """Fall by `factor` whenever `every` steps, or units of `steps_per_unit` steps, are over."""
+    """Decay by `factor` after every `every` units of `steps_per_unit` steps."""
     unit = Fraction(steps_per_unit)
 
     def schedule(step: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def step_decay(
     return schedule
 
 
-def milestones(
+def multi_step(
     learning_rate: float, at: tuple[int, ...], factor: float, steps_per_unit: Fraction | int = 1
 ) -> Schedule:
-    """Fall by `factor` after each of these numbers of steps, or of units of `steps_per_unit` steps."""
+    """Decay by `factor` after each number of units in `at`; a unit is `steps_per_unit` steps."""
     unit = Fraction(steps_per_unit)
 
     def schedule(step: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ def warmup(schedule: Schedule, num_steps: int) -> Schedule:
 
 
 class Rate(NamedTuple):
-    """A learning rate with a state of its own, which lives in the optimizer's.
+    """A learning rate with a state, which is part of the optimizer's state.
 
     Attributes:
-        init: () -> state.
-        now: state -> the rate of the next update.
-        after: (state, loss of the update or None) -> state.
+        init: `() -> state`.
+        now: `state -> rate` of the next update.
+        after: `(state, loss of the update or None) -> state`.
     """
 
     init: Callable[[], Any]
@@ -87,13 +87,13 @@ class Rate(NamedTuple):
 
 
 class ScheduleState(NamedTuple):
-    """Number of updates made."""
+    """The number of updates made."""
 
     step: Tensor
 
 
 def scheduled(schedule: Schedule) -> Rate:
-    """A rate that depends on nothing but the step."""
+    """The rate of a schedule, which depends on the step alone."""
     return Rate(
         lambda: ScheduleState(torch.zeros((), dtype=torch.int64)),
         lambda state: schedule(state.step),
@@ -102,7 +102,15 @@ def scheduled(schedule: Schedule) -> Rate:
 
 
 class PlateauState(NamedTuple):
-    """Updates made, the factor by now, the best reading, readings since then, and the sum of losses since."""
+    """The state of `plateau`; a reading is the mean loss of `every` steps.
+
+    Attributes:
+        step: Updates made.
+        scale: The product of all factors so far.
+        best: The best reading.
+        num_bad: Readings since the best one or the last fall.
+        total: The sum of losses since the last reading.
+    """
 
     step: Tensor
     scale: Tensor
@@ -119,15 +127,15 @@ def plateau(
     every: int = 1,
     final_frac: float = 0.0,
 ) -> Rate:
-    """A schedule that also falls by `factor` when the loss has stopped falling, as torch's ReduceLROnPlateau.
+    """A schedule that also falls by `factor` when the loss stops falling, like torch's ReduceLROnPlateau.
 
     Args:
-        schedule: What is multiplied.
-        factor: Of each fall.
-        patience: Readings without a new best that are borne; one more, and the rate falls.
-        threshold: A new best is lower than the last by at least this fraction of it.
-        every: A reading is the mean loss of so many steps.
-        final_frac: The product of all factors stays at least this.
+        schedule: The schedule to multiply.
+        factor: The factor of each fall.
+        patience: Readings without a new best that are tolerated before a fall.
+        threshold: The fraction of the best reading by which a new best must be lower.
+        every: Steps of a reading, which is their mean loss.
+        final_frac: The smallest product of all factors.
     """
 
     def init() -> PlateauState:

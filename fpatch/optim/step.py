@@ -1,4 +1,4 @@
-"""One update as a pure function of the state and a batch."""
+"""One update of the patch as a pure function of the state and a batch."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,10 +15,11 @@ from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.compiled import compiled
 from fpatch.optim.gradient import (
+    Gradient,
     accumulate_gradient,
     all_reduced_gradient,
     ascend,
-    norm,
+    global_norm,
     sharded_gradient,
     value_and_grad,
 )
@@ -28,13 +29,19 @@ from fpatch.runtime.parallel import ALONE, Ranks
 
 
 class TrainState(NamedTuple):
-    """All that the next step needs, and all that a resume restores.
+    """The state of a training: everything that the next step needs and that a resume restores.
 
     Attributes:
         params: Patch parameters.
         opt_state: State of the optimizer.
         step: Updates made so far.
         key: Root key of the run; the draws of update `step` come from `fold_in(fold_in(key, "train"), step)`.
+
+    Example:
+        >>> import torch, fpatch
+        >>> state = fpatch.TrainState({"a": torch.zeros(3, 2, 2)}, None, 0, fpatch.random.key(0))
+        >>> state._replace(step=5).step, state.step
+        (5, 0)
     """
 
     params: dict[str, Tensor]
@@ -44,14 +51,14 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a person looks at after a step, of all rows; the next step does not need it.
+    """The report of a step, over all rows; the next step does not need it.
 
     Attributes:
         loss: The weighted sum of the mean terms.
         terms: Every term, unweighted, [b].
-        grad_norm: Euclidean norm over all parameters of the gradient that the optimizer was given.
-        sample: What was drawn, on the host.
-        batch: Photographs of the rows, `image_id` and `draw`, as they were given.
+        grad_norm: Euclidean norm, over all parameters, of the gradient that the optimizer received.
+        sample: The sample, on the host.
+        batch: `image_id` and `draw` of the rows.
     """
 
     loss: Tensor
@@ -70,9 +77,23 @@ def make_state(
     key: Tensor,
     device: torch.device | str = "cpu",
 ) -> TrainState:
-    """The state before the first step: parameters drawn from `fold_in(key, "init")`, and sent to a device.
+    """Make the state before the first step, with parameters drawn from `fold_in(key, "init")`.
 
-    The key stays on the host, where samples are drawn.
+    Args:
+        objective: The objective; its parameterizations make the parameters.
+        optimizer: The optimizer; it makes its own state.
+        key: The root key of the run. It stays on the host, where samples are drawn.
+        device: The device of the parameters.
+
+    Example:
+        >>> import fpatch
+        >>> tv = fpatch.losses.total_variation()
+        >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 5)}), "tv": tv})
+        >>> optimizer = fpatch.make_optimizer(fpatch.Optimizer(), num_steps=10)
+        >>> objective = fpatch.Objective(p, {"total_variation": 1.0})
+        >>> state = fpatch.make_state(objective, optimizer, fpatch.random.key(0))
+        >>> state.step, state.params["a"].shape
+        (0, torch.Size([3, 4, 5]))
     """
     params = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
     return TrainState(params, optimizer.init(params), 0, key)
@@ -89,40 +110,52 @@ def make_step(
     ranks: Ranks = ALONE,
     processes: int = 1,
 ) -> Step:
-    """One update as a pure function `(state, batch) -> (state, info)`.
+    """Make one update, a pure function `(state, batch) -> (state, info)`.
 
-    It runs where the parameters are, and the networks of the pipeline must be there too. Samples are drawn on
-    the host, from what the batch holds there, and sent after it.
+    It runs on the device of the parameters, where the networks of the pipeline must be too. Samples are drawn
+    on the host and copied to that device.
 
     Args:
-        objective: The loss.
+        objective: The objective to minimize.
         optimizer: A torchopt transformation; it never writes in place.
-        transform: See `fpatch.optim.gradient.value_and_grad`.
-        compile: True, or a mode of `torch.compile`: see `fpatch.optim.compiled.compiled`.
-        micro_batch: Rows whose graph is held at a time; None for all. The update is that of the whole batch,
-            to float tolerance, because a row's draws do not depend on the rows beside it.
-        rho: Sharpness-aware: the gradient is that at parameters moved uphill by this Euclidean distance, over
-            all patches together, on the same samples; a second pass. 0: no such pass. The loss that is
-            reported is that of the first.
-        ranks: The processes that step together. Each gives its own rows of the batch, with the `draw` that
-            they have in the whole, and gets the state and info of the whole, as from one process to float
-            tolerance; see `fpatch.runtime.parallel`.
-        processes: Sum rows as so many processes would, and get their bits: for replays in one process.
+        transform: See `fpatch.value_and_grad`.
+        compile: True, or a mode of `torch.compile`; see `fpatch.optim.compiled.compiled`.
+        micro_batch: Rows whose graph is in memory at a time; None for all. The update is that of the whole
+            batch, to float tolerance, because the draws of a row do not depend on other rows.
+        rho: The distance of sharpness-aware minimization; 0 for plain descent. A second pass takes the
+            gradient on the same samples, at parameters moved along the first gradient by this Euclidean
+            distance over all patches. The info reports the loss of the first pass.
+        ranks: The processes that step together. Each gives its own rows of the batch, with the `draw` of the
+            whole batch. Each gets the state and info of the whole batch, to float tolerance; see
+            `fpatch.runtime.parallel`.
+        processes: The number of ranks to emulate in one process, bit for bit, for a replay.
+
+    Raises:
+        ValueError: For a setting out of its range, or a compiled step with `transform="func"`.
 
     References:
         Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
+
+    Example:
+        >>> import torch, fpatch
+        >>> tv = fpatch.losses.total_variation()
+        >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 4)}), "tv": tv})
+        >>> objective = fpatch.Objective(p, {"total_variation": 1.0})
+        >>> optimizer = fpatch.make_optimizer(fpatch.Optimizer(), num_steps=10)
+        >>> state = fpatch.make_state(objective, optimizer, fpatch.random.key(0))
+        >>> batch = {"image_id": torch.tensor([4, 9]), "draw": torch.tensor([0, 1])}
+        >>> state, info = fpatch.make_step(objective, optimizer)(state, batch)
+        >>> state.step, info.terms["total_variation"].shape
+        (1, torch.Size([2]))
     """
     if micro_batch is not None:
         check_number("train.micro_batch", micro_batch, 1)
     check_number("train.rho", rho, 0.0)
-    pipeline = objective.pipeline
-    if compile and transform == "func":
-        raise ValueError('a compiled step differentiates by plain autograd; leave out transform="func"')
-    minimized = compiled(objective, "default" if compile is True else compile) if compile else objective
-    of_rows = accumulate_gradient(value_and_grad(minimized, transform), micro_batch)
+    gradient = accumulate_gradient(_differentiate(objective, transform, compile), micro_batch)
     gradient = (
-        all_reduced_gradient(of_rows, ranks) if processes == 1 else sharded_gradient(of_rows, processes)
+        all_reduced_gradient(gradient, ranks) if processes == 1 else sharded_gradient(gradient, processes)
     )
+    pipeline = objective.pipeline
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
@@ -138,10 +171,23 @@ def make_step(
     return step
 
 
+def _differentiate(
+    objective: Objective, transform: Literal["func", "autograd"], compile: bool | str
+) -> Gradient:
+    """The gradient of an objective, compiled or not."""
+    if not compile:
+        return value_and_grad(objective, transform)
+    if transform == "func":
+        raise ValueError(
+            'make_step(compile): a compiled step uses plain autograd; leave out transform="func"'
+        )
+    return value_and_grad(compiled(objective, "default" if compile is True else compile), transform)
+
+
 def lookahead_params(
     pipeline: Pipeline, optimizer: GradientTransformation, state: TrainState
 ) -> dict[str, Tensor]:
-    """Where an optimizer asks for the gradient: at the parameters, or where it looks ahead to."""
+    """The parameters at which the optimizer needs the gradient: the current ones, or those ahead."""
     if not isinstance(optimizer, Transformation) or optimizer.look_ahead is None:
         return state.params
     return pipeline.project(optimizer.look_ahead(state.params, state.opt_state))
@@ -156,14 +202,14 @@ def apply_gradient(
     sample: Sample,
     batch: Batch,
 ) -> tuple[TrainState, StepInfo]:
-    """The update that an optimizer makes of a gradient, and what there is to see of the step."""
+    """Apply an optimizer's update to the state, and report the step."""
     more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
     updates, opt_state = optimizer.update(grads, state.opt_state, params=state.params, inplace=False, **more)
     moved = {name: value + updates[name] for name, value in state.params.items()}
     info = StepInfo(
         loss=loss.value,
         terms=loss.terms,
-        grad_norm=norm(grads),
+        grad_norm=global_norm(grads),
         sample=sample,
         batch={"image_id": batch["image_id"], "draw": batch["draw"]},
     )

@@ -1,7 +1,7 @@
-"""Directions of descent, and how they are followed: torchopt transformations, closed under composition.
+"""Directions of descent and the learning rate: torchopt transformations, closed under composition.
 
-Each direction is scale-free maths on a tree of gradients; its state goes in and comes out, and the parameters
-are never written in place. All of them vmap and compile, which torchopt's own Adam does not.
+A direction is pure maths on a tree of gradients: its state goes in and comes out, and nothing is written in
+place. All of them vmap and compile; torchopt's own Adam does neither.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
-    """Adam's direction.
+    """Adam: the running mean of the gradient over the root of that of its square.
 
     References:
         Kingma and Ba (2015), Adam, algorithm 1.
@@ -65,7 +65,7 @@ def sign() -> GradientTransformation:
 
 
 class MomentumState(NamedTuple):
-    """Accumulated gradient."""
+    """The accumulated gradient."""
 
     velocity: Any
 
@@ -74,8 +74,8 @@ def momentum(decay: float, normalize: bool = False) -> GradientTransformation:
     """Accumulate gradients: `v = decay * v + g`.
 
     Args:
-        decay: Share of the past that stays.
-        normalize: Divide each gradient by its L1 norm first (of each leaf), as MI-FGSM does; a zero gradient
+        decay: The share of the velocity that stays.
+        normalize: Divide the gradient of each leaf by its L1 norm first, as MI-FGSM does. A zero gradient
             adds nothing.
 
     References:
@@ -100,7 +100,7 @@ def _normalized(gradient: Tensor) -> Tensor:
 
 
 class SquareState(NamedTuple):
-    """Running mean of the square of the gradient."""
+    """The running mean of the square of the gradient."""
 
     square: Any
 
@@ -138,17 +138,17 @@ def decay_weights(weight_decay: float) -> GradientTransformation:
 
 
 class Transformation(GradientTransformation):
-    """A torchopt transformation that may ask for more than gradients.
+    """A torchopt transformation that may use the loss, or a gradient at other parameters.
 
-    Its `update` also takes `value`, the loss of the step. `look_ahead`, unless it is None, says from the
-    parameters and the state at which parameters the gradient is to be taken.
+    Its `update` also takes `value`, the loss of the step. `look_ahead(params, state)`, unless it is None,
+    returns the parameters at which the gradient is taken.
     """
 
     update: Callable[..., Any]
     look_ahead: Callable[[Any, Any], Any] | None
 
     def __new__(cls, init: Any, update: Any, look_ahead: Any = None) -> "Transformation":
-        """From the three functions."""
+        """Make it from the three functions."""
         self = super().__new__(cls, init, update)
         self.look_ahead = look_ahead
         return self
@@ -157,12 +157,13 @@ class Transformation(GradientTransformation):
 def scale_by_learning_rate(
     direction: GradientTransformation, rate: Rate, look_ahead_frac: float = 0.0
 ) -> Transformation:
-    """Follow a direction, downwards.
+    """Step down along a direction by the learning rate.
 
     Args:
-        direction: From gradients to directions; with `look_ahead_frac`, `momentum` comes first in it.
+        direction: The direction of a gradient. With `look_ahead_frac`, its first link is `momentum`.
         rate: The learning rate.
-        look_ahead_frac: Share of an update by the momentum alone, unsigned, that the gradient is taken ahead.
+        look_ahead_frac: The distance ahead at which the gradient is taken, as a fraction of an update by the
+            momentum alone.
     """
 
     def init(params: Any) -> Any:

@@ -167,7 +167,7 @@ def test_a_repeated_use_of_a_photograph_is_refused():
 
 
 def test_a_batch_without_draws_and_a_seed_for_a_key_are_refused():
-    with pytest.raises(ValueError, match=r"fpatch\.random\.key\(seed\) makes, got 0"), unchecked():
+    with pytest.raises(ValueError, match=r"got 0; make one with fpatch\.random\.key\(seed\)"), unchecked():
         row_keys(0, make_inputs())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch must hold 'draw'"):
         row_keys(KEY, {"image_id": torch.arange(3)})

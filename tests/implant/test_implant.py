@@ -14,7 +14,7 @@ from fpatch.core.types import Range
 from fpatch.graph.build import build
 from fpatch.graph.pipeline import pipeline
 from fpatch.graph.samples import to_columns
-from fpatch.ops import region
+from fpatch.ops import region, textures
 
 H, W = 97, 131
 NAMES = ("wide", "high")
@@ -333,7 +333,8 @@ def test_matched_brightness_leaves_absent_placements_alone(name):
 def test_the_gain_has_the_same_bits_in_any_region(monkeypatch):
     stage = implant.warp(match_brightness=True, names=NAMES)
     expected = draw(stage, quads=[BOX, OVERLAPPING], index=[0, 1])
-    monkeypatch.setattr(region, "is_concrete", lambda tensor: False)
+    for module in (region, textures):
+        monkeypatch.setattr(module, "is_concrete", lambda tensor: False)
     assert torch.equal(draw(stage, quads=[BOX, OVERLAPPING], index=[0, 1]), expected)
 
 
@@ -345,11 +346,12 @@ def test_the_gain_has_the_same_bits_in_any_region(monkeypatch):
 def test_a_placement_must_have_corners(name, value, monkeypatch):
     batch = make_batch([BOX, AWAY], [0, 1])
     batch["quads"][1, 0, 2, 1] = batch["quads"][2, 1] = value
-    rule = r"implant: quads in rows \[1, 2\] of the batch have corners that are not finite, but are declared"
+    rule = r"implant: quads in rows \[1, 2\] of the batch have corners that are not finite, but an opacity"
     with pytest.raises(ValueError, match=rule):
         MAKERS[name]()({}, KEY, batch)
     # where nobody can look, as while compiling
-    monkeypatch.setattr(region, "is_concrete", lambda tensor: False)
+    for module in (region, textures):
+        monkeypatch.setattr(module, "is_concrete", lambda tensor: False)
     image = MAKERS[name]()({}, KEY, batch)[0]["image"]
     assert bool(torch.isfinite(image).all())
     valid = batch["quads"].isfinite().flatten(2).all(-1)
@@ -358,7 +360,7 @@ def test_a_placement_must_have_corners(name, value, monkeypatch):
 
 @pytest.mark.parametrize("index", [-1, 2])
 def test_a_placement_must_show_a_patch_that_there_is(index):
-    rule = rf"quad_patch must count the 2 patches \[.*\] from 0, got \[.*{index}"
+    rule = rf"quad_patch must index the 2 patches \[.*\] from 0, got \[.*{index}"
     with pytest.raises(ValueError, match=rule):
         MAKERS["warp"]()({}, KEY, make_batch([BOX, AWAY], [0, index]))
 
@@ -426,6 +428,6 @@ def test_names_are_needed(factory):
         draw(factory(names=("hod", NAMES[1])))
     with (
         unchecked(),
-        pytest.raises(ValueError, match=rf"^{name}\(names\) must be names of patches, got 'hood'"),
+        pytest.raises(ValueError, match=rf"^{name}\(names\) must be a tuple of patch names, got 'hood'"),
     ):
         draw(factory(names="hood"))

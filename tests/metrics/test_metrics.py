@@ -306,7 +306,7 @@ def test_only_a_metric_may_gather():
 
     d = metrics.mean_average_precision
     for reads, role in ((("x",), "stage"), (("*",), "metric")):
-        with pytest.raises(ValueError, match="a summary is a metric that names what it reads"):
+        with pytest.raises(ValueError, match="a summary belongs to a metric with named reads"):
             define(
                 "gatherer", d.config, deterministic, d.apply, reads=reads, writes=(), role=role,
                 summary=d.summary,

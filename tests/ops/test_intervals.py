@@ -124,12 +124,12 @@ def test_no_interval_from_fewer_than_five_photographs():
     assert math.isnan(rate.low)
     assert math.isnan(rate.high)
     assert (rate.count, rate.photographs) == (24, 4)
-    assert "no interval of 24 rows, 4 photographs" in str(rate)
+    assert "no interval of 24 rows, 4 images" in str(rate)
     assert not math.isnan(bootstrap_mean(*simulate(3, num_photographs=5)).low)
 
 
 def test_a_rate_prints_with_its_denominator():
-    assert str(Rate(0.755, 0.7, 0.8, 120, 60)) == "75.5 % [70.0, 80.0] of 120 rows, 60 photographs"
+    assert str(Rate(0.755, 0.7, 0.8, 120, 60)) == "75.5 % [70.0, 80.0] of 120 rows, 60 images"
 
 
 def test_equal_values_have_no_bootstrap_interval():

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fpatch import random
-from fpatch.ops import region
+from fpatch.ops import region, textures
 from fpatch.ops.geometry import quad_to_homography
 from fpatch.ops.region import implant_quads
 from fpatch.ops.sampling import sample_in_order
@@ -187,7 +187,8 @@ def test_the_size_of_the_region_does_not_change_the_bits(monkeypatch):
     for side in (64, 128):
         monkeypatch.setattr(region, "REGION_STEP_PX", side)
         assert torch.equal(draw(quads, which), expected)
-    monkeypatch.setattr(region, "is_concrete", lambda tensor: False)
+    for module in (region, textures):
+        monkeypatch.setattr(module, "is_concrete", lambda tensor: False)
     assert torch.equal(draw(quads, which), expected)
 
 
@@ -445,10 +446,10 @@ def test_a_black_patch_that_is_minified_still_learns():
 def test_errors():
     gray = {**make_patches(), "roof": noise(1, 1, 16, 9)}
     with pytest.raises(
-        ValueError, match=r"patch 'roof' has shape \[1, 16, 9\]; it needs 3 channels: put create.stack"
+        ValueError, match=r"patch 'roof' must have 3 channels, got shape \[1, 16, 9\]; put create.stack"
     ):
         draw([TILTED], [0], patches=gray)
-    with pytest.raises(ValueError, match="there is a mask for 'door', which is no patch"):
+    with pytest.raises(ValueError, match="the mask 'door' belongs to no patch"):
         draw([TILTED], [0], masks={"door": torch.ones(1, 2, 2)})
     with pytest.raises(ValueError, match=r"implant\(names\): no patch 'hood'; known: door, roof"):
         draw([TILTED], [0], patches={"door": gray["hood"], "roof": gray["hood"]})
@@ -536,8 +537,10 @@ def test_the_deterministic_implant_is_the_same(monkeypatch, width):
 
     plain = implanted()
     calls = []
-    monkeypatch.setattr(region, "is_deterministic_gpu", lambda tensor: True)
-    monkeypatch.setattr(region, "sample_in_order", lambda *given: calls.append(1) or sample_in_order(*given))
+    monkeypatch.setattr(textures, "is_deterministic_gpu", lambda tensor: True)
+    monkeypatch.setattr(
+        textures, "sample_in_order", lambda *given: calls.append(1) or sample_in_order(*given)
+    )
     for found, expected in zip(implanted(), plain, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert calls

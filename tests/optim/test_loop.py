@@ -351,7 +351,7 @@ def test_epochs_do_not_go_with_replacement(tmp_path):
         path.read_text().replace("[optimizer]", optimizer).replace("[train]", "[train]\nreplace = true")
     )
     with pytest.raises(
-        ValueError, match=r"optimizer.unit is 'epoch', but photographs drawn with replacement have"
+        ValueError, match=r"optimizer.unit is 'epoch', but images drawn with replacement have"
     ):
         train(load_study(path))
     assert not (tmp_path / "runs").exists()

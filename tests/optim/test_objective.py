@@ -55,9 +55,9 @@ def test_terms_without_a_weight_are_computed_and_count_nothing():
     ("weights", "message"),
     [
         ({"vanis": 1.0}, "no loss term 'vanis'; did you mean 'vanish'"),
-        ({}, "at least one term must count; terms: total_variation, non_printability, vanish"),
-        ({"vanish": 0.0}, "at least one term must count"),
-        ({"vanish": float("nan")}, "that of 'vanish' must be finite, got nan"),
+        ({}, "at least one weight must differ from 0; terms: total_variation, non_printability, vanish"),
+        ({"vanish": 0.0}, "at least one weight must differ from 0"),
+        ({"vanish": float("nan")}, "the weight of 'vanish' must be finite, got nan"),
     ],
 )
 def test_wrong_weights_are_refused(weights, message):

@@ -378,7 +378,7 @@ def test_what_makes_no_population_is_refused():
     assert "got 0 and 0" in error(lambda: make_population_step([], []))
     stranger = Objective(demo().at("train"), {"vanish": 1.0})
     mixed = [*objectives[:2], stranger]
-    assert "member 2 has a pipeline of its own" in error(lambda: make_population_step(mixed, optimizers))
+    assert "member 2 has another pipeline" in error(lambda: make_population_step(mixed, optimizers))
     assert "members_at_once" in error(lambda: make_population_step(objectives, optimizers, members_at_once=0))
     assert "rho" in error(lambda: make_population_step(objectives, optimizers, rho=-1.0))
 
@@ -398,7 +398,7 @@ def test_inputs_that_do_not_fit_are_refused():
     population = Population(case(demo().at("train")))
     step = make_population_step(population.objectives, population.optimizers)
     states, batches = population.states, population.batches
-    assert "3 members need as many" in error(lambda: step(states[:2], batches))
+    assert "3 members need 3 states" in error(lambda: step(states[:2], batches))
     assert "give [batch] * 3" in error(lambda: step(states, batches[:1]))
     two_rows = {name: value[:2] for name, value in batches[0].items()}
     message = error(lambda: step(states, [batches[0], two_rows, batches[0]]))

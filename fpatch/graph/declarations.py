@@ -1,0 +1,120 @@
+"""The declarations of a stage: its traits, role and summary, and the checks of them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from fpatch.core.types import Values
+
+ALL = "*"
+"""As the only name in `reads`: the stage receives all values."""
+
+RESERVED = ("stage", "phases", "reads", "writes", "stream")
+"""Keys of a node in a config file; no setting may have such a name."""
+
+Role = Literal["stage", "victim", "loss", "metric"]
+
+
+class Summary(NamedTuple):
+    """Four pure functions by which a metric gathers rows into numbers that are no mean of rows.
+
+    A state is a dict of tensors, or of lists of tensors, so that it can be saved, sent and merged. The
+    numbers of one batch are `compute(config, update(config, init(config), values))`.
+
+    Attributes:
+        init: `config -> state`, of no rows.
+        update: `(config, state, values) -> state`, with the rows [n, ...] of the values read; the old state
+            is unchanged.
+        merge: `(config, a, b) -> state`, of the rows of `a` followed by those of `b`.
+        compute: `(config, state) -> {name: float}`; NaN where a number is undefined.
+    """
+
+    init: Callable[[Any], dict[str, Any]]
+    update: Callable[[Any, Mapping[str, Any], Values], dict[str, Any]]
+    merge: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    compute: Callable[[Any, Mapping[str, Any]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The flags of a stage: what wiring, compilation, populations and laws may assume of it.
+
+    Attributes:
+        geometric: It moves pixels, and therefore corners and boxes too.
+        of_patch: A loss on the patch alone; it reads `patch`, and `image_id` only for the number of rows.
+        vmap: `torch.func.vmap` maps it over rows.
+        gradient: It passes a gradient from what it writes to what it reads.
+        compile: `torch.compile` traces it whole.
+        eager: Its values decide how much it computes, so that a compiled step runs it uncompiled.
+        pixelwise: It makes each pixel of `image` from that pixel alone, and reads and writes nothing else. It
+            also takes an image in its channels (`fpatch.ops.color.each_channel`).
+    """
+
+    geometric: bool = False
+    of_patch: bool = False
+    vmap: bool = True
+    gradient: bool = True
+    compile: bool = True
+    eager: bool = False
+    pixelwise: bool = False
+
+
+def check_config(name: str, config: Any) -> None:
+    """Check that the settings of a stage are a frozen dataclass without reserved names.
+
+    Raises:
+        ValueError: Naming the stage.
+    """
+    parameters = getattr(config, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
+    taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]
+    if taken:
+        raise ValueError(f"define({name!r}): the setting {taken[0]!r} is a reserved word; rename it")
+
+
+def sampled_fields(name: str, sample: Callable[..., Any], reads: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields of the TypedDict that `sample` returns.
+
+    Raises:
+        ValueError: If it declares none, or an opacity without reading `patch`.
+    """
+    declared = get_type_hints(sample).get("return")
+    if not (isinstance(declared, type) and issubclass(declared, dict) and hasattr(declared, "__total__")):
+        raise ValueError(
+            f"define({name!r}): sample must declare its fields; annotate its return type with a TypedDict "
+            "(a stage that draws nothing uses fpatch.graph.stage.deterministic)"
+        )
+    if "opacity" in declared.__annotations__ and "patch" not in reads and ALL not in reads:
+        raise ValueError(
+            f"define({name!r}): the field `opacity` fades a patch, and every control sets it to 0; a stage "
+            "that does not read `patch` must rename the field"
+        )
+    return tuple(declared.__annotations__)
+
+
+def check_declared(
+    name: str,
+    role: Role,
+    summary: Summary | None,
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    optional: tuple[str, ...],
+    pixelwise: bool,
+) -> None:
+    """Check that role, summary and names fit each other.
+
+    Raises:
+        ValueError: For a summary that is no metric, or a pixelwise stage with other names than `image`.
+    """
+    if summary is not None and (role != "metric" or ALL in reads):
+        raise ValueError(
+            f"define({name!r}): a summary belongs to a metric with named reads; give role='metric' and "
+            "reads=(...)"
+        )
+    if pixelwise and (reads, writes, optional) != (("image",), ("image",), ()):
+        raise ValueError(
+            f"define({name!r}): a pixelwise stage reads and writes `image` and nothing else, got reads "
+            f"{reads + optional} and writes {writes}; leave pixelwise out"
+        )
