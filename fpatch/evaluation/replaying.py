@@ -1,4 +1,4 @@
-"""Run logged rows again, from their logged samples and nothing else, and say what differs."""
+"""Replay: run logged rows again from their logged samples alone, and report every difference."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -61,8 +61,8 @@ def replay(
         rows: Which, in any order; None for all.
         block: Rows that run together, as recorded.
         edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
-        keep: Further values [n, ...] to show to `see`, e.g. "image".
-        on_block: Called with the numbers of some rows and what became of them, as `measure` returns it.
+        keep: Further values [n, ...] to hand to `on_block`, e.g. "image".
+        on_block: Called after every block with its row numbers and its results, as `measure` returns them.
         progress: Called with the rows done and their total.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Train in a run folder: the loop, with its log, its validations and its checkpoints, and again from them.
+"""Train in a run folder: the loop with its log, validations and checkpoints, begun or resumed.
 
-`train` begins a run and `resume` goes on with one; `train_in` does either, and pauses at validations.
+`train` begins a run, and `resume` continues one. `train_in` does either, and pauses at validations.
 """
 
 import json
@@ -35,7 +35,7 @@ from fpatch.study.study import Study
 
 
 class Measured(NamedTuple):
-    """What a validation during training has found.
+    """The result of a validation during training.
 
     Attributes:
         step: Updates made.
@@ -54,8 +54,10 @@ had been the last step. It also pauses, with None, wherever its steps do."""
 
 
 Steps = Callable[[TrainState, Loader, int], Iterator[tuple[TrainState, StepInfo] | None]]
-"""Who takes the steps of a training, as `fit` would: state, loader, number of steps -> the state after each
-step and what there is to see of it; None: not yet, ask again."""
+"""A replacement for `fit`.
+
+It maps a state, a loader and a number of steps to the state and `StepInfo` after each step. None in place of
+both pauses the training: the step is not ready yet."""
 
 
 def train_in(
@@ -69,7 +71,7 @@ def train_in(
     steps: Steps | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
-    """Train in a folder of one's own choosing, or go on with what was begun there, pausing at validations.
+    """Train in a given folder, or resume the run there; pause at every validation.
 
     Args:
         folder: A run folder; it is made if absent.
@@ -78,7 +80,7 @@ def train_in(
         until: Updates after which to end; None: `train.num_steps`, which schedules count on in any case.
         on_progress: Told of progress.
         parts: Those of the study, where they are there already.
-        steps: Who takes the steps; None: this study alone, by `fit`.
+        steps: A replacement for `fit`; None: `fit` itself.
         ranks: The processes that train together, each of which calls this. Process 0 writes the folder and
             pauses; the others take part in its steps until they are all done, or it ends.
 
@@ -129,7 +131,7 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
 def resume(
     folder: str | Path, on_progress: Progress = silent, resources: Mapping[str, Any] | None = None
 ) -> Run:
-    """Go on with a run that was stopped, from its last checkpoint; its patch will be the uninterrupted one's.
+    """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
 
     Raises:
         RunError: If the folder is incomplete, of another version, or held by another process, or if the data
@@ -313,8 +315,8 @@ def _validate(
     run.save_evaluation(f"validation-{state.step:08d}", result, study.execution(study.evaluate.block))
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
-    diagnosis = view_first_block(study, state.params, dataset, result.table, "validation")
-    log_stage_views(study, state.step, diagnosis, dataset.class_names, log, "validation")
+    views = view_first_block(study, state.params, dataset, result.table, "validation")
+    log_stage_views(study, state.step, views, dataset.class_names, log, "validation")
     value = found[study.evaluate.best]
     if not facts or math.isnan(facts["best"]) or value > facts["best"]:
         facts = {"best": value, "best_step": state.step}
