@@ -62,7 +62,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     Args:
         study: What would be trained.
         num_rows: Photographs in the test batch, and rows of each evaluated split that are looked at; the
-            stages' own checks see all training photographs, so many at a time.
+            stages' own checks see all training images, `num_rows` at a time.
 
     Returns:
         All findings at once, and the table of what was measured stage by stage.
@@ -91,7 +91,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         views = view_patches(parts, sample, batch, patched, without, gradients)
         causes = [*judge_patches(study, views, stages, saturated["train"])]
         findings += [*causes, *judge_numbers(stages, loss, gradients)]
-        ended = {path for path, b in saturated["train"].items() if b.everywhere}
+        ended = {path for path, s in saturated["train"].items() if s.everywhere}
         if not causes and not ended:
             findings += judge_terms(study, patched, without)
         findings += judge_pictures(views, stages, {f.where for f in causes} | ended)

@@ -1,4 +1,4 @@
-"""What is found wrong with a study, a sentence each."""
+"""Judgements on a study: one finding for each fault."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -79,7 +79,7 @@ def _is_bad(path: str, gradients: Mapping[str, Tensor]) -> bool:
 
 
 def judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: set[str]) -> Iterator[Finding]:
-    """What weakens a patch, but at the places already explained."""
+    """Find the stages that weaken a patch, except those already explained."""
     for index, name in enumerate(views.dataset.names if views.implants else ()):
         placed = is_placed(views.batch, index)
         unseen = placed & (count_placed(views, name) == 0)
@@ -118,12 +118,12 @@ def judge_saturated(saturated: Mapping[str, Mapping[str, Saturation]]) -> Iterat
     """One finding for each stage, whatever the number of phases."""
     for path in dict.fromkeys(p for stages in saturated.values() for p in stages):
         phases = {phase: stages[path] for phase, stages in saturated.items() if path in stages}
-        worst = max(phases.values(), key=lambda b: b.now)
+        worst = max(phases.values(), key=lambda s: s.now)
         what = (
             f"{100 * worst.now:.0f} % of the picture is black or white after it "
             f"({100 * worst.was:.0f} % before), in {', '.join(phases)}; weaken it"
         )
-        yield Finding("error" if any(b.everywhere for b in phases.values()) else "warning", path, what)
+        yield Finding("error" if any(s.everywhere for s in phases.values()) else "warning", path, what)
 
 
 def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Finding]:
@@ -198,7 +198,7 @@ def judge_victim(
     num_rows: int,
     saturated: dict[str, dict[str, Saturation]],
 ) -> Iterator[Finding]:
-    """The evaluated phase, on a few photographs without a patch; adds what it burns to `saturated`."""
+    """The evaluated phase, on a few photographs without a patch; adds its saturated stages to `saturated`."""
     pipeline = study.pipeline.at(phase)
     batch = dataset.batch(dataset.image_ids[:num_rows])
     try:
@@ -224,7 +224,7 @@ def judge_victim(
         yield Finding("error", phase, f"{what}: there is nothing to attack; {way}")
         return
     # what the victim can still read is not saturated everywhere
-    saturated[phase] = {path: b._replace(everywhere=False) for path, b in saturated[phase].items()}
+    saturated[phase] = {path: s._replace(everywhere=False) for path, s in saturated[phase].items()}
     if share < FOUND_FRAC:
         yield Finding("warning", phase, f"{what}: little is left to measure")
 

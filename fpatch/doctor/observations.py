@@ -1,4 +1,4 @@
-"""What the doctor looks at: a batch put through every stage, with the patch and without, and its gradient."""
+"""The doctor's observations: a batch sent through every stage, with its gradient and its control."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,17 +17,17 @@ from fpatch.study.study import Study
 
 VISIBLE = 1 / 510
 """Half a step of 8 bits: a smaller difference between two pictures is none."""
-BURNT_FRAC = 0.5
-"""More than this share of a picture black or white, by a stage, is worth a warning."""
-ALL_BURNT_FRAC = 0.95
-"""More than this share in every row leaves nothing to see."""
+SATURATED_FRAC = 0.5
+"""A stage that leaves more than this share of an image black or white is worth a warning."""
+ALL_SATURATED_FRAC = 0.95
+"""More than this share black or white, in every row, hides the object."""
 
 
 Trace = Mapping[str, Mapping[str, Any]]
 
 
 class StageFacts(NamedTuple):
-    """What was measured at one node, over the rows of the batch.
+    """Measurements at one node over the rows of the batch.
 
     Attributes:
         writes: The names that it writes.
@@ -46,7 +46,7 @@ class StageFacts(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What there is to see of every patch.
+    """The pixels and gradients of every patch.
 
     Attributes:
         pipeline: Of the training phase.
@@ -79,7 +79,7 @@ class Views(NamedTuple):
 
 
 class Saturation(NamedTuple):
-    """The share of a picture, without a patch, that is black or white before a stage and after it.
+    """The share of an image without a patch that is black or white before and after a stage.
 
     Attributes:
         was: Before, mean of the rows.
@@ -95,7 +95,7 @@ class Saturation(NamedTuple):
 def follow(
     study: Study, parts: Setup, sample: Sample, batch: Batch
 ) -> tuple[Trace, Trace, Loss, dict[str, Tensor]]:
-    """What every node writes with the patch and without, the loss, and its gradient.
+    """Run every node with the patch and without, and return the values, the loss and its gradient.
 
     Returns:
         The gradient by "path/name" of what a node wrote, and by "params/name".
@@ -124,7 +124,7 @@ def follow(
 def measure_stage(
     path: str, patched: Trace, without: Trace, gradients: Mapping[str, Tensor], pipeline: Pipeline
 ) -> StageFacts:
-    """What is known of one node, from what `follow` returns."""
+    """Summarize one node from the values and gradients of `follow`."""
     after, before = _tensors(patched[path]), _tensors(without[path])
     differences = [
         (after[n].double() - before[n].double()).abs().nan_to_num().mean()
@@ -159,7 +159,7 @@ def view_patches(
     without: Trace,
     gradients: Mapping[str, Tensor],
 ) -> Views:
-    """Leave out one patch after the other, and see which pixels change."""
+    """Leave out one patch after the other, and find the pixels that change."""
     pipeline, names = parts.objective.pipeline, parts.dataset.names
     pictures = [p for p, written in patched.items() if "image" in written]
     implants = [p for p in pictures if "opacity" in pipeline[p].stage.definition.fields]
@@ -192,21 +192,21 @@ def _leave_out(pipeline: Pipeline, sample: Sample, batch: Batch, patch: int) -> 
 
 
 def find_saturated(without: Trace, batch: Batch) -> dict[str, Saturation]:
-    """The stages that leave little of a picture but black and white, by path."""
+    """Find the stages that turn most of an image black or white, by path."""
     found: dict[str, Saturation] = {}
-    was = _burnt_frac(batch["scene"])
+    was = _saturated_frac(batch["scene"])
     for path, written in without.items():
         picture = written.get("image", written.get("scene"))
         if picture is not None:
-            now = _burnt_frac(picture)
-            if float(now.mean()) > max(BURNT_FRAC, float(was.mean()) + 0.2):
-                everywhere = bool((now > ALL_BURNT_FRAC).all())
+            now = _saturated_frac(picture)
+            if float(now.mean()) > max(SATURATED_FRAC, float(was.mean()) + 0.2):
+                everywhere = bool((now > ALL_SATURATED_FRAC).all())
                 found[path] = Saturation(float(was.mean()), float(now.mean()), everywhere)
             was = now
     return found
 
 
-def _burnt_frac(picture: Tensor) -> Tensor:
+def _saturated_frac(picture: Tensor) -> Tensor:
     return ((picture <= VISIBLE) | (picture >= 1 - VISIBLE)).float().flatten(1).mean(1)
 
 

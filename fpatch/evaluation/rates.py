@@ -87,6 +87,17 @@ def success(table: Table, metric: str = "found") -> Success:
 
     Raises:
         ValueError: If the table has no such metric, or it is not boolean.
+
+    Example:
+        Four objects are found without a patch; the patch hides three of them:
+
+        >>> import numpy as np
+        >>> from fpatch import success
+        >>> without, patched = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0]], bool)
+        >>> table = {"image_id": np.arange(5), "found/none": without, "found/patch": patched}
+        >>> rate = success(table).rates["patch"]
+        >>> rate.value, rate.count
+        (0.75, 4)
     """
     names = [c for c in conditions_of(table, metric) if c != NONE]
     if f"{metric}/{NONE}" not in table or not names:

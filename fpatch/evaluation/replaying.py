@@ -1,4 +1,4 @@
-"""Run logged rows again, from their logged samples and nothing else, and say what differs."""
+"""Replay: run logged rows again from their logged samples alone, and report every difference."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -61,12 +61,32 @@ def replay(
         rows: Which, in any order; None for all.
         block: Rows that run together, as recorded.
         edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
-        keep: Further values [n, ...] to show to `see`, e.g. "image".
-        on_block: Called with the numbers of some rows and what became of them, as `measure` returns it.
+        keep: Further values [n, ...] to hand to `on_block`, e.g. "image".
+        on_block: Called after every block with its row numbers and its results, as `measure` returns them.
         progress: Called with the rows done and their total.
 
     Raises:
         ValueError: If a row does not exist, or the table lacks samples.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch import create, data, evaluate, implant, losses, pipeline, random, replay
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
+        >>> _ = (folder / "placements.csv").write_text(
+        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
+        ...     + "scene.png,tag,test,8,8,40,8,40,40,8,40"
+        ... )
+        >>> scenes = data.targets(folder / "placements.csv", size=(48, 64)).split("test")
+        >>> stages = {"pixels": create.pixels({"tag": (3, 8, 8)}), "implant": implant.warp()}
+        >>> stages["smooth"] = losses.total_variation()
+        >>> test = pipeline(stages).at("test")
+        >>> params = test.init(random.key(0))
+        >>> result = evaluate(test, params, scenes, random.key(1), num_draws=2)
+        >>> again = replay(test, result.conditions, scenes, result.table)
+        >>> again.rows.tolist(), again.differences, again.largest
+        ([0, 1], {}, 0.0)
     """
     total = len(table["image_id"])
     chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)

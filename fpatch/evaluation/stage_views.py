@@ -1,4 +1,4 @@
-"""A batch looked at closely: what every stage has to show, with the patch and without."""
+"""Views of a batch: the images, scalars and histograms that stages show, with the patch and without."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from fpatch.graph.samples import control
 
 
 class StageViews(NamedTuple):
-    """A batch looked at closely.
+    """The views of a batch.
 
     Attributes:
         phase: Of the pipeline.
-        shown: What the stages have to show: images [c, h, w], scalars, and arrays [n] for histograms.
+        shown: Views of the stages: images [c, h, w], scalars, and arrays [n] for histograms.
         patched: All values with the patch.
         without: All values with every opacity 0.
     """
@@ -30,7 +30,7 @@ class StageViews(NamedTuple):
 def view_stages(
     pipeline: Pipeline, patch_params: Params, sample: Sample, batch: Batch, phase: str
 ) -> StageViews:
-    """Let every stage that has a `show` look at what it read and wrote, with the patch and without.
+    """Call the `show` of every stage with the values it reads and writes, with the patch and without.
 
     It runs where the parameters are; what comes out is on the host.
 

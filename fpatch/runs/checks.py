@@ -1,4 +1,4 @@
-"""What a run folder recorded, compared with what is here."""
+"""Compare the record of a run folder with the study, data and execution at hand."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ _ELSEWHERE = ("name", "device", "log")
 
 
 def check_study(run: Run, study: Study) -> list[str]:
-    """Refuse another study than the run was begun with, as far as its patch depends on it.
+    """Refuse a study whose patch would differ from that of the run.
 
     Returns:
-        What is not the same and changes last bits alone, a sentence each.
+        The differences that change last bits alone, a sentence each.
 
     Raises:
-        RunError: With the setting, what it was and what it is.
+        RunError: For another difference, with the setting, its recorded and its present value.
     """
     configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
     before, here = (flatten({n: v for n, v in c.items() if n not in _ELSEWHERE}) for c in configs)
@@ -44,7 +44,7 @@ def check_study(run: Run, study: Study) -> list[str]:
 
 
 def warn_if_inexact(run: Run, differences: Sequence[str], processes: int) -> None:
-    """Say what keeps a run that so many processes go on with from the bits of an uninterrupted one."""
+    """Warn about differences that make a resumed run inexact."""
     recorded = run.stretches()
     if set(recorded) != {processes}:
         said = " then ".join(map(str, recorded))
@@ -54,7 +54,7 @@ def warn_if_inexact(run: Run, differences: Sequence[str], processes: int) -> Non
 
 
 def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
-    """What a resumed run should find again: both tables to the byte, the photographs by name and size."""
+    """Digests of the data: the bytes of both tables, the names and sizes of the images."""
     tables = {"placements": study.data.placements, "objects": study.data.objects}
     digests = {name: file_digest(path) for name, path in tables.items() if path is not None}
     sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in dataset.paths)
@@ -62,7 +62,7 @@ def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
 
 
 def check_data(run: Run, found: Mapping[str, str]) -> None:
-    """Refuse other tables; a photograph may have been repaired."""
+    """Refuse other tables, and warn about other images, which may have been repaired."""
     recorded = run.read_json("environment.json", "data")["data"]
     changed = [name for name in found if recorded.get(name) != found[name]]
     if changed == ["photographs"]:

@@ -1,6 +1,6 @@
-"""Measure a patch as its study says: the photographs of a split, by the study's own keys and controls.
+"""Evaluate a run: the images of a split, under the keys and controls of its study.
 
-`fpatch.evaluation` knows pipelines and data sets; what a run folder and a study add to it stands here.
+`fpatch.evaluation` measures a pipeline on a data set; this module opens the run and its study for it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,13 +31,13 @@ def evaluate_run(
     on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
 ) -> tuple[Run, Success]:
-    """Measure a run's patch on held-out photographs, and add the table, figures and rates to its folder.
+    """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
     Args:
         folder: The run.
         split: Which split of the study's data.
         checkpoint: Name of a checkpoint.
-        on_progress: Told of progress.
+        on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
     with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
@@ -52,9 +52,9 @@ def evaluate_run(
         log = open_study_log(study, run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
-            diagnosis = view_first_block(study, trained.params, dataset, result.table, split)
-            log_stage_views(study, last_step, diagnosis, dataset.class_names, log, table)
-            run.write_image(f"figures/{table}.png", make_figure(study, diagnosis, dataset.class_names))
+            views = view_first_block(study, trained.params, dataset, result.table, split)
+            log_stage_views(study, last_step, views, dataset.class_names, log, table)
+            run.write_image(f"figures/{table}.png", make_figure(study, views, dataset.class_names))
             figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(f"figures/{table}-effects.png", figure)
             log.images(last_step, {f"{table}/largest and smallest effects": figure})
@@ -67,7 +67,7 @@ def evaluate_run(
 
 
 class Trained(NamedTuple):
-    """What a run has to be measured with.
+    """A run opened for measuring.
 
     Attributes:
         run: Its folder.
@@ -93,9 +93,9 @@ def load_trained(
     checkpoint: str = "best",
     resources: Mapping[str, Any] | None = None,
 ) -> Iterator[Trained]:
-    """A run's patch, and the photographs and the pipeline to measure it with.
+    """Load a run's patch, and the images and the pipeline to measure it with.
 
-    Meanwhile torch is asked for the same bits every time, if the study is; see `Train.deterministic`.
+    Meanwhile torch is asked for the same bits every time, if the study is; see `TrainConfig.deterministic`.
 
     Args:
         folder: The run.
@@ -113,12 +113,12 @@ def load_trained(
 
 
 def table_name(split: str, checkpoint: str) -> str:
-    """What the evaluation of a checkpoint is called in tables and logs: "test", "test-last" and the like."""
+    """The name of an evaluation in tables and logs: "test", "test-last" and the like."""
     return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
 
 
 def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:
-    """What a person asks of an evaluation, as JSON."""
+    """Rates, rates over objects and summaries of an evaluation, as JSON."""
     objects = of_objects(result.objects, study.evaluate.metric)
     more = {} if objects is None else {"objects": objects.to_json()}
     return rates.to_json() | more | {"summaries": result.summaries}

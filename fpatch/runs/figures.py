@@ -1,4 +1,4 @@
-"""What there is to see of an evaluation: what stages show, and the patch beside its control."""
+"""Figures of an evaluation: the views of its stages, and the patch beside its control."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +16,14 @@ from fpatch.study.study import Study
 from fpatch.viz.side_by_side import Panel, side_by_side
 
 _PICTURED = 3
-"""Rows at either end of the effects of which there is an image."""
+"""Rows pictured at either end of the effects."""
 
 
 def log_stage_views(
-    study: Study, step: int, diagnosis: StageViews, names: Sequence[str], log: Log, table: str
+    study: Study, step: int, views: StageViews, names: Sequence[str], log: Log, table: str
 ) -> None:
-    """What every stage has to show, and a figure of what the victim says, under the name of the table."""
-    for name, value in diagnosis.shown.items():
+    """Log the views of every stage, and a figure of the victim's answers, under the name of the table."""
+    for name, value in views.shown.items():
         full = f"{table}/{name}"
         if value.ndim == 3:
             log.images(step, {full: value})
@@ -31,13 +31,13 @@ def log_stage_views(
             log.scalars(step, {full: float(value)})
         else:
             log.histograms(step, {full: value})
-    log.images(step, {f"{table}/control and patched": make_figure(study, diagnosis, names)})
+    log.images(step, {f"{table}/control and patched": make_figure(study, views, names)})
 
 
 def view_first_block(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
 ) -> StageViews:
-    """The first block of an evaluation, looked at closely."""
+    """The views of all stages on the first block of an evaluation."""
     rows = slice(0, study.evaluate.block)
     sample, batch = logged_rows(dataset, table, rows, study.place)
     return view_stages(study.placed.at(phase), params, sample, batch, phase)
@@ -46,27 +46,27 @@ def view_first_block(
 def picture_effects(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
 ) -> torch.Tensor:
-    """Control and patched images of the rows that the patch changed most, and of those it changed least."""
+    """Picture the rows with the largest and the smallest effects, control beside patched image."""
     effect = effects(table, study.evaluate.metric)
     order = np.argsort(-effect, kind="stable")
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
-    diagnosis = view_stages(study.placed.at(phase), params, sample, batch, phase)
+    views = view_stages(study.placed.at(phase), params, sample, batch, phase)
     captions = [f"patch, score {_change(float(effect[row]))}" for row in rows]
-    return make_figure(study, diagnosis, dataset.class_names, captions)
+    return make_figure(study, views, dataset.class_names, captions)
 
 
 def _change(effect: float) -> str:
-    """What an effect does to the score, in words of a caption."""
+    """The change of the score, as a caption."""
     size = f"{abs(effect):.2f}"
     return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
 
 
 def make_figure(
-    study: Study, diagnosis: StageViews, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
+    study: Study, views: StageViews, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
 ) -> torch.Tensor:
-    """Control and patched images side by side, with what the victim says of them; a row per caption."""
+    """Control and patched images side by side, with the victim's answers; a row per caption."""
 
     def panel(values: Mapping[str, Any], i: int, caption: str) -> Panel:
         final = values.get("detections", {}).get("final")
@@ -78,7 +78,7 @@ def make_figure(
         return Panel(values["image"][i], caption)
 
     rows = [
-        [panel(diagnosis.without, i, "no patch"), panel(diagnosis.patched, i, caption)]
-        for i, caption in enumerate(captions[: len(diagnosis.patched["image"])])
+        [panel(views.without, i, "no patch"), panel(views.patched, i, caption)]
+        for i, caption in enumerate(captions[: len(views.patched["image"])])
     ]
     return side_by_side(rows, class_names, study.evaluate.score)

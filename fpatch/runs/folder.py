@@ -30,7 +30,18 @@ from fpatch.runtime.execution import Execution
 
 
 class Run:
-    """A run folder."""
+    """A run folder: its paths, JSON files, checkpoints, tables and lock.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import Run
+        >>> made = Run.create(tempfile.mkdtemp(), "tag", {"seed": 3}, {"execution": {}})
+        >>> run = Run.open(made.folder)
+        >>> run.read_json("config.json"), run.checkpoint_steps()
+        ({'seed': 3}, [])
+        >>> sorted(path.name for path in run.folder.iterdir())
+        ['config.json', 'environment.json']
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Refer to a run folder, which need not exist yet."""

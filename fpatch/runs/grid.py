@@ -102,5 +102,5 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
-    diagnosis = view_stages(trained.pipeline, trained.params, sample, batch, "test")
-    return make_figure(trained.study, diagnosis, trained.dataset.class_names, captions)
+    views = view_stages(trained.pipeline, trained.params, sample, batch, "test")
+    return make_figure(trained.study, views, trained.dataset.class_names, captions)

@@ -1,4 +1,4 @@
-"""A folder for one process, and names for new ones."""
+"""Locks of run folders, and names for new ones."""
 
 import fcntl
 import itertools
@@ -18,7 +18,7 @@ class LockedError(RunError):
 
 @contextmanager
 def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
-    """Hold a folder for one process, and raise the error if another does what is said to it."""
+    """Lock a folder; raise `error` if another process holds it."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a run says of itself in its log, and what can be read back from there."""
+"""The log of a run: its description, its scalars, and reading them back."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def open_study_log(study: Study, run: Run, resume_step: int | None) -> Log:
 
 
 def log_study(study: Study, dataset: TargetSet, log: Log) -> None:
-    """Log what is known before the first step: the settings, the data set and the description."""
+    """Log the settings, the data set and the description before the first step."""
     log.params(flatten(study.config))
     log.tags({"fpatch": __version__, "study": study.name})
     source = study.data.placements
@@ -45,16 +45,16 @@ def describe(study: Study) -> str:
 
 
 def step_scalars(info: StepInfo) -> dict[str, float]:
-    """What is logged of a step, by name."""
+    """The scalars of a step, by name in the log."""
     terms = {f"train/{name}": float(term.mean()) for name, term in info.terms.items()}
     return {"train/loss": float(info.loss), **terms, "train/grad_norm": float(info.grad_norm)}
 
 
 def logged_scalars(run: Run, step: int) -> dict[str, float]:
-    """What was logged of a step.
+    """Read the logged scalars of a step.
 
     Raises:
-        ValueError: If nothing was.
+        ValueError: If the step has no record.
     """
     records = Records(run.folder)
     try:

@@ -1,4 +1,4 @@
-"""A run folder opened again: the study that it was made from, and what is not as it was then."""
+"""Open a run folder: its study, and its recorded execution."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,11 @@ from fpatch.study.study import Study
 
 
 def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
-    """A run folder, and the study that it was made from."""
+    """Open a run folder and the study that it was made from.
+
+    Raises:
+        RunError: If it is no run folder, or its config cannot be read.
+    """
     run = Run.open(folder)
     try:
         return run, study_from_config(run.read_json("config.json"), run.folder, resources)
@@ -24,7 +28,7 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
 
 @contextmanager
 def recorded_execution(recorded: Execution, study: Study) -> Iterator[list[str]]:
-    """Run as recorded, as far as this process can; yields what is not the same, a sentence each."""
+    """Recreate a recorded execution as far as possible; yield the differences, a sentence each."""
     here = describe_device(study.place)
     with recorded.recreated(here) as differences, deterministic_algorithms(study.train.deterministic):
         yield differences

@@ -1,6 +1,6 @@
 """Replay a run: evaluated rows from their logged samples, and training updates from checkpoints.
 
-`fpatch.evaluation.replaying` knows pipelines and tables; what a run folder and a study add to it stands here.
+`fpatch.evaluation.replaying` replays tables of a pipeline; this module opens the run and its study for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ class StepReplay(NamedTuple):
         start: The checkpoint that it started from.
         scalars: Logged and rerun value of every scalar of the step.
         info: Samples and terms of the batch.
-        environment: What is not as recorded, a sentence each.
+        environment: Differences from the recorded execution, a sentence each.
     """
 
     step: int
@@ -64,14 +64,14 @@ def replay_run(
         folder: The run.
         rows: Of the table; None for all.
         table: Its name.
-        on_progress: Told of progress.
+        on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
         edits: Values to take instead of the sampled ones, by path, as `fpatch.override` takes them.
-        keep: Further values to show to `see`, e.g. "image".
-        on_block: Called with the numbers of some rows, and with what became of them under every condition.
+        keep: Further values to hand to `on_block`, e.g. "image".
+        on_block: Called after every block with its row numbers and its results under every condition.
 
     Returns:
-        What came out, and what of the environment is not as recorded, a sentence each.
+        The replay, and the differences from the recorded execution, a sentence each.
     """
     run, study = open_run(folder, resources)
     logged, recorded = run.load_table(table), run.load_execution(table)

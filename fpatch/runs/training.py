@@ -1,41 +1,37 @@
-"""Train in a run folder: the loop, with its log, its validations and its checkpoints, and again from them.
+"""Train in a run folder: the loop with its log, validations and checkpoints, begun or resumed.
 
-`train` begins a run and `resume` goes on with one; `train_in` does either, and pauses at validations.
+`train` begins a run, and `resume` continues one. `train_in` does either, and pauses at validations.
 """
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from fpatch.core.progress import Progress, silent
-from fpatch.data import Loader
 from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.rates import scalars, standard_errors
 from fpatch.log import Log
-from fpatch.optim.loop import find_bad_row, fit
-from fpatch.optim.step import StepInfo, TrainState
-from fpatch.runs.checkpoints import state_bytes
+from fpatch.optim.loop import find_bad_row
+from fpatch.optim.step import TrainState
 from fpatch.runs.checks import check_data, check_study, data_digests, warn_if_inexact
 from fpatch.runs.figures import log_stage_views, view_first_block
 from fpatch.runs.folder import Run, describe_environment
 from fpatch.runs.logging import log_study, open_study_log, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution
+from fpatch.runs.steps import Steps, follow_steps, take_steps
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.dry_run import dry_run_setup
-from fpatch.study.setup import Setup, make_loader, make_training_step, set_up
+from fpatch.study.setup import Setup, make_loader, set_up
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
 
 
 class Measured(NamedTuple):
-    """What a validation during training has found.
+    """The result of a validation during training.
 
     Attributes:
         step: Updates made.
@@ -53,11 +49,6 @@ Training = Generator[Measured | None, bool | None, None]
 had been the last step. It also pauses, with None, wherever its steps do."""
 
 
-Steps = Callable[[TrainState, Loader, int], Iterator[tuple[TrainState, StepInfo] | None]]
-"""Who takes the steps of a training, as `fit` would: state, loader, number of steps -> the state after each
-step and what there is to see of it; None: not yet, ask again."""
-
-
 def train_in(
     folder: str | Path,
     study: Study,
@@ -69,7 +60,7 @@ def train_in(
     steps: Steps | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
-    """Train in a folder of one's own choosing, or go on with what was begun there, pausing at validations.
+    """Train in a given folder, or resume the run there; pause at every validation.
 
     Args:
         folder: A run folder; it is made if absent.
@@ -78,7 +69,7 @@ def train_in(
         until: Updates after which to end; None: `train.num_steps`, which schedules count on in any case.
         on_progress: Told of progress.
         parts: Those of the study, where they are there already.
-        steps: Who takes the steps; None: this study alone, by `fit`.
+        steps: A replacement for `fit`; None: `fit` itself.
         ranks: The processes that train together, each of which calls this. Process 0 writes the folder and
             pauses; the others take part in its steps until they are all done, or it ends.
 
@@ -109,6 +100,30 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         ValueError: For anything wrong in the study, before the folder is made; and if a loss is not finite,
             with the term, the row and its sample, after the state before it was saved.
         ConnectionError: If another process of the run has ended.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch import data, load_study, train
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
+        >>> _ = (folder / "placements.csv").write_text(
+        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
+        ...     + "scene.png,tag,train,8,8,40,8,40,40,8,40"
+        ... )
+        >>> _ = (folder / "study.toml").write_text('''
+        ... data = {placements = "placements.csv", size = [48, 64], validation = false, test = "train"}
+        ... objective = {weights = {total_variation = 1.0}}
+        ... train = {num_steps = 3, batch_size = 1}
+        ... log = {tensorboard = false, mlflow = false}
+        ... [pipeline]
+        ... pixels = {stage = "create.pixels", shapes = {tag = [3, 8, 8]}}
+        ... implant = {stage = "implant.warp"}
+        ... smooth = {stage = "losses.total_variation"}
+        ... ''')
+        >>> run = train(load_study(folder / "study.toml", {"log.runs": str(folder)}))
+        >>> run.checkpoint_steps(), tuple(run.load_params("last")["tag"].shape)
+        ([0, 3], (3, 8, 8))
     """
     with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
@@ -117,7 +132,7 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         dry_run_setup(study, parts)
         if ranks.rank:
             run = Run(ranks.tell(""))  # which this process need not see
-            _follow(study, parts, parts.initial, ranks)
+            follow_steps(study, parts, parts.initial, ranks)
             return run
         environment = _environment(study, data_digests(study, parts.dataset), ranks)
         run = Run.create(study.log.runs, study.name, study.config, environment)
@@ -129,11 +144,38 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
 def resume(
     folder: str | Path, on_progress: Progress = silent, resources: Mapping[str, Any] | None = None
 ) -> Run:
-    """Go on with a run that was stopped, from its last checkpoint; its patch will be the uninterrupted one's.
+    """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
 
     Raises:
         RunError: If the folder is incomplete, of another version, or held by another process, or if the data
             are not those that it was started with.
+
+    Example:
+        A run of three steps, resumed when it has ended, stays as it is:
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch import data, load_study, resume, train
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
+        >>> _ = (folder / "placements.csv").write_text(
+        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
+        ...     + "scene.png,tag,train,8,8,40,8,40,40,8,40"
+        ... )
+        >>> _ = (folder / "study.toml").write_text('''
+        ... data = {placements = "placements.csv", size = [48, 64], validation = false, test = "train"}
+        ... objective = {weights = {total_variation = 1.0}}
+        ... train = {num_steps = 3, batch_size = 1}
+        ... log = {tensorboard = false, mlflow = false}
+        ... [pipeline]
+        ... pixels = {stage = "create.pixels", shapes = {tag = [3, 8, 8]}}
+        ... implant = {stage = "implant.warp"}
+        ... smooth = {stage = "losses.total_variation"}
+        ... ''')
+        >>> run = train(load_study(folder / "study.toml", {"log.runs": str(folder)}))
+        >>> again = resume(run.folder)
+        >>> again.folder == run.folder, again.checkpoint_steps()
+        (True, [0, 3])
     """
     run, study = open_run(folder, resources)
     with joined(device=study.device) as ranks:
@@ -183,7 +225,7 @@ def _continue(
         elif (run.folder / "records.jsonl").exists():
             resume_step = state.step
         if ranks.rank:
-            _follow(study, parts, state, ranks, until)
+            follow_steps(study, parts, state, ranks, until)
         else:
             yield from _train(study, parts, run, state, facts, resume_step, on_progress, ranks, until, steps)
 
@@ -191,27 +233,6 @@ def _continue(
 def _finish(training: Training) -> None:
     for _ in training:
         pass
-
-
-def _together(
-    steps: Iterator[tuple[TrainState, StepInfo]], study: Study, state: TrainState, ranks: Ranks
-) -> Iterator[tuple[TrainState, StepInfo]]:
-    """The same steps; at the start and at every checkpoint all processes must hold the same state."""
-    ranks.check_same(f"the state at step {state.step}", state_bytes(state))
-    for after, info in steps:
-        if after.step == study.train.num_steps or after.step % study.train.checkpoint_every == 0:
-            ranks.check_same(f"the state at step {after.step}", state_bytes(after))
-        yield after, info
-
-
-def _follow(study: Study, parts: Setup, state: TrainState, ranks: Ranks, until: int | None = None) -> None:
-    """Take part in the steps of process 0, and stop where it stops."""
-    num_steps = study.train.num_steps if until is None else until
-    step, loader = make_training_step(study, parts, ranks), make_loader(study, parts, ranks)
-    steps = fit(state, step, loader, num_steps)
-    for after, info in _together(steps, study, state, ranks):
-        if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
-            raise ValueError(f"update {after.step}: {bad}")
 
 
 def _train(
@@ -235,7 +256,7 @@ def _train(
         log_study(study, parts.dataset, log)
         if state.step == 0 or not run.has_checkpoint("last"):
             _checkpoint(run, log, state, facts)
-        for one in _take_steps(study, parts, run, state, num_steps, ranks, steps):
+        for one in take_steps(study, parts, run, state, num_steps, ranks, steps):
             if one is None:
                 yield None
                 continue
@@ -263,23 +284,6 @@ def _train(
         raise
     finally:
         log.close(finished=finished)
-
-
-def _take_steps(
-    study: Study,
-    parts: Setup,
-    run: Run,
-    state: TrainState,
-    num_steps: int,
-    ranks: Ranks,
-    steps: Steps | None,
-) -> Iterator[tuple[TrainState, StepInfo] | None]:
-    """The steps from a state on: those of `fit` in all processes, or of its replacement."""
-    loader = make_loader(study, parts, ranks)
-    if steps is not None:
-        return steps(state, loader, num_steps)
-    own = fit(state, make_training_step(study, parts, ranks), loader, num_steps)
-    return _profiled(_together(own, study, state, ranks), study, run)
 
 
 def _write_best(study: Study, parts: Setup, run: Run, log: Log) -> None:
@@ -313,26 +317,11 @@ def _validate(
     run.save_evaluation(f"validation-{state.step:08d}", result, study.execution(study.evaluate.block))
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
-    diagnosis = view_first_block(study, state.params, dataset, result.table, "validation")
-    log_stage_views(study, state.step, diagnosis, dataset.class_names, log, "validation")
+    views = view_first_block(study, state.params, dataset, result.table, "validation")
+    log_stage_views(study, state.step, views, dataset.class_names, log, "validation")
     value = found[study.evaluate.best]
     if not facts or math.isnan(facts["best"]) or value > facts["best"]:
         facts = {"best": value, "best_step": state.step}
         run.save_checkpoint("best", state, **facts)
     errors = standard_errors(result, study.evaluate.metric)
     return facts, Measured(state.step, found, errors)
-
-
-def _profiled(
-    steps: Iterator[tuple[TrainState, StepInfo]], study: Study, run: Run
-) -> Iterator[tuple[TrainState, StepInfo]]:
-    """The same steps, some of them recorded for TensorBoard's profile tab, after two to warm up."""
-    if study.log.profile_steps:
-        yield from islice(steps, 2)
-        handler = torch.profiler.tensorboard_trace_handler(str(run.path("tensorboard/x").parent))
-        with torch.profiler.profile(on_trace_ready=handler, record_shapes=True, acc_events=True):
-            for i in range(2, 2 + study.log.profile_steps):
-                with torch.profiler.record_function(f"ProfilerStep#{i}"):  # the name that the tab looks for
-                    taken = list(islice(steps, 1))
-                yield from taken
-    yield from steps

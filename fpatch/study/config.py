@@ -29,6 +29,23 @@ def load_study(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: With file, dotted name, value and what was expected.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch import load_study
+        >>> path = Path(tempfile.mkdtemp()) / "study.toml"
+        >>> _ = path.write_text('''
+        ... data = {placements = "placements.csv", size = [48, 64], validation = false}
+        ... objective = {weights = {total_variation = 1.0}}
+        ... [pipeline]
+        ... pixels = {stage = "create.pixels", shapes = {tag = [3, 8, 8]}}
+        ... implant = {stage = "implant.warp"}
+        ... smooth = {stage = "losses.total_variation"}
+        ... ''')
+        >>> study = load_study(path, {"train.num_steps": 20})
+        >>> study.train.num_steps, study.train.batch_size, list(study.pipeline)
+        (20, 16, ['pixels', 'implant', 'smooth'])
     """
     path = Path(path)
     raw = read_toml(path)

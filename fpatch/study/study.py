@@ -32,6 +32,16 @@ class Study:
         train: How long.
         evaluate: How it is measured.
         log: Where records go.
+
+    Example:
+        >>> from fpatch import Study, create, implant, losses, pipeline
+        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> stages = {"pixels": create.pixels({"tag": (3, 8, 8)}), "implant": implant.warp()}
+        >>> stages["smooth"] = losses.total_variation()
+        >>> objective = ObjectiveConfig({"total_variation": 1.0})
+        >>> study = Study("tag", DataConfig("placements.csv", (48, 64)), pipeline(stages), objective)
+        >>> study.config["optimizer"]["name"], study.seed
+        ('adam', 0)
     """
 
     name: str
