@@ -28,9 +28,9 @@ class Warp:
 
     Convention:
         Quads are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
-        whose center is (0.5, 0.5). Corners are those of the upright patch: top-left, top-right,
-        bottom-right, bottom-left. Listed counter-clockwise on the screen, they show the patch mirrored. The
-        outer corners of the patch's corner pixels lie on them. Positive jitter moves a corner right or down.
+        whose center is (0.5, 0.5). Corners are those of the upright patch: top-left, top-right, bottom-right,
+        bottom-left. Listed counter-clockwise on the screen, they show the patch mirrored. The outer corners
+        of the patch's corner pixels lie on them. Positive jitter moves a corner right or down.
 
     Example:
         >>> import torch
