@@ -1,4 +1,4 @@
-"""What the implanters share: which placements they fill, how they call the kernel, and what is too small."""
+"""Helpers of the implanters: what they read, placements, the call of the kernel, and small patches."""
 
 import dataclasses
 from typing import Any, Literal
@@ -14,56 +14,74 @@ from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.patches import check_only
 from fpatch.ops.region import implant_quads
 
+READS = ("scene", "quads", "quad_patch", "quad_valid", "patch")
+"""The values that every implanter reads."""
+
+OPTIONAL = ("masks", "image_id")
+"""The values that every implanter reads where they exist."""
+
 Boxes = Literal["all", "one"]
-ALL_PLACEMENTS = -1
-SMALLEST_PX = 4.0
-"""A patch with a shorter side is reported: a victim sees next to nothing of it."""
+"""Fill all placements of an image, or one of them."""
+
+_ALL_PLACEMENTS = -1
+_SMALLEST_PX = 4.0
+"""`fpatch doctor` reports a patch with a shorter side: a victim sees next to nothing of it."""
 
 
 def draw_placement(boxes: Boxes, keys: Tensor, batch: Batch) -> Int64[Tensor, " b"]:
-    """The index of one valid placement per row, each as likely; -1 for all, 0 in a row that has none."""
+    """Draw the index [b] of one valid placement per row, all equally likely.
+
+    The index is -1 where all placements are filled, and 0 in a row without a valid one.
+    """
     valid = batch["quad_valid"].long()
     if boxes == "all":
-        return torch.full((len(keys),), ALL_PLACEMENTS)
+        return torch.full((len(keys),), _ALL_PLACEMENTS)
     rank = random.randint(keys, (), 0, valid.sum(-1).clamp(min=1))
     return (valid.cumsum(-1) <= rank[:, None]).sum(-1) % valid.shape[-1]
 
 
 def patch_names(config: Any, values: Values) -> tuple[str, ...]:
-    """What `quad_patch` counts.
+    """Return the names of the patches in the order that `quad_patch` counts.
 
     Raises:
-        ValueError: If neither the setting nor a parameterization says it, or one of them is no patch.
+        ValueError: If the setting `names` is None, which no parameterization filled, or names no patch.
     """
     field = f"{type(config).__module__.rpartition('.')[2]}(names)"
     if config.names is None:
-        raise ValueError(f"{field} must say what quad_patch counts, where no parameterization does")
+        raise ValueError(
+            f"{field} must list the patches that quad_patch counts, got None; give names=(...), or put a "
+            "parameterization into the pipeline"
+        )
     check_only(field, config.names, tuple(values["patch"]))
     return config.names
 
 
 def patch_size(config: Any, values: Values) -> Float[Tensor, "b k 2"]:
-    """Width and height of the patch that each placement shows, in its own pixels."""
+    """Return width and height of the patch that each placement shows, in pixels of the patch."""
     patches, quads = values["patch"], values["quads"]
     sizes = [[patches[name].shape[-1], patches[name].shape[-2]] for name in patch_names(config, values)]
     return constant(sizes, quads)[values["quad_patch"]]
 
 
 def placement_box(values: Values) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2"]]:
-    """The box around each placement: its top-left corner, and its width and height."""
+    """Return the upright box around each placement: its top-left corner, and its width and height."""
     bounds = quad_bounds(values["quads"])
     return bounds[..., :2], bounds[..., 2:] - bounds[..., :2]
 
 
 def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Values:
-    """The image with the sampled placements filled: patches in `quads`, through the region kernel."""
+    """Return the image with the sampled placements filled, drawn into `quads` by the region kernel.
+
+    Raises:
+        ValueError: If the scene holds whole numbers, or `patch_names` or the kernel refuses the values.
+    """
     if not values["scene"].is_floating_point():
         raise ValueError(f"scene must be floats in 0..1, got {values['scene'].dtype}; divide levels by 255")
     opacity = sample["opacity"] * values["quad_valid"]
     if "placement" in sample:
         chosen = sample["placement"][:, None]
         index = torch.arange(opacity.shape[1], device=chosen.device)
-        opacity = opacity * ((chosen == ALL_PLACEMENTS) | (chosen == index))
+        opacity = opacity * ((chosen == _ALL_PLACEMENTS) | (chosen == index))
     image = implant_quads(
         values["scene"],
         values["patch"],
@@ -79,19 +97,19 @@ def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Value
 
 
 def find_small(values: Values, quads: Tensor) -> dict[str, list[str]]:
-    """The valid placements where the mean width or height of the quad is too small."""
+    """Return the valid placements whose quad has a mean width or height below `_SMALLEST_PX`, by rule."""
     sides = (quads.roll(-1, -2) - quads).square().sum(-1).sqrt()
     size = torch.stack([sides[..., 0::2].mean(-1), sides[..., 1::2].mean(-1)], dim=-1)
-    small = (size.amin(-1) < SMALLEST_PX) & values["quad_valid"]
+    small = (size.amin(-1) < _SMALLEST_PX) & values["quad_valid"]
     image_id = values.get("image_id", torch.arange(len(quads)))
     places = [
         "image {}, placement {}: {:.1f} x {:.1f} px".format(int(image_id[i]), j, *size[i, j].tolist())
         for i, j in small.nonzero().tolist()
     ]
-    rule = f"a patch may be less than {SMALLEST_PX:g} px wide or high, of which a victim sees next to nothing"
+    rule = f"a patch may be less than {_SMALLEST_PX:g} px wide or high, too small for a victim to see"
     return {f"{rule}; enlarge it, or leave the placement out": places} if places else {}
 
 
 def fill_names(config: Any, names: tuple[str, ...]) -> Any:
-    """The setting `names` from the pipeline, where it is None."""
+    """Fill the setting `names` with those of the pipeline where it is None."""
     return config if config.names is not None else dataclasses.replace(config, names=names)

@@ -10,20 +10,49 @@ from torch import Tensor
 from fpatch.core.checks import check_choice
 from fpatch.core.types import Batch, Params, Values
 from fpatch.graph.stage import define
-from fpatch.implant._placement import Boxes, draw_placement, fill_names, find_small, implant
+from fpatch.implant._placement import (
+    OPTIONAL,
+    READS,
+    Boxes,
+    draw_placement,
+    fill_names,
+    find_small,
+    implant,
+)
 from fpatch.ops.geometry import box_corners, quad_bounds
 from fpatch.random import fold_in
 
 
 @dataclass(frozen=True)
 class FillBox:
-    """Which boxes, and how.
+    """Which boxes are filled; the aspect ratio of the patch is not kept.
 
     Attributes:
-        boxes: Fill "all" placements of an image, or "one" of the valid ones, drawn for each row.
-        antialias: Average where a patch is minified; otherwise interpolate there too.
-        match_brightness: Scale each patch, by 1/4 to 4, to the mean luma of the scene below it.
-        names: Patches in the order that `quad_patch` counts; None: those of the pipeline.
+        boxes: Fill "all" valid placements of an image, or "one" of them, drawn for each row.
+        antialias: Average the pixels of the patch where it is minified; False interpolates there too.
+        match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
+        names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+
+    Convention:
+        Boxes are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
+        whose center is (0.5, 0.5). The box is the smallest upright one around the quad, in any corner order.
+        The patch stands upright, and the outer edges of its pixels are the sides of its rectangle.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import implant
+        >>> quads = torch.tensor([[[[2.0, 0.0], [3.0, 1.0], [2.0, 2.0], [1.0, 1.0]]]])  # a diamond, 2 px wide
+        >>> batch = {
+        ...     "scene": torch.zeros(1, 3, 2, 4),
+        ...     "patch": {"hood": torch.ones(3, 2, 2)},
+        ...     "quads": quads,
+        ...     "quad_patch": torch.tensor([[0]]),
+        ...     "quad_valid": torch.tensor([[True]]),
+        ... }
+        >>> sample = {"opacity": torch.ones(1, 1), "placement": torch.tensor([-1])}
+        >>> implant.fill_box(names=("hood",)).apply({}, sample, batch)["image"][0, 0]
+        tensor([[0., 1., 1., 0.],
+                [0., 1., 1., 0.]])
     """
 
     boxes: Boxes = "all"
@@ -36,7 +65,7 @@ class FillBox:
 
 
 class FillBoxSample(TypedDict):
-    """Per placement: opacity 0 takes it out. `placement` is the index of the one to fill, -1 for all."""
+    """Opacity per placement, 0 to leave it out; `placement` is the index to fill per row, -1 for all."""
 
     opacity: Float[Tensor, "b k"]
     placement: Int64[Tensor, " b"]
@@ -54,7 +83,7 @@ def apply(config: FillBox, patch_params: Params, sample: FillBoxSample, values: 
 
 
 def check(config: FillBox, values: Values) -> dict[str, list[str]]:
-    """Boxes that are too small."""
+    """Return boxes that are too small."""
     return find_small(values, box_corners(quad_bounds(values["quads"])))
 
 
@@ -63,8 +92,8 @@ fill_box = define(
     FillBox,
     sample,
     apply,
-    reads=("scene", "quads", "quad_patch", "quad_valid", "patch"),
-    optional=("masks", "image_id"),
+    reads=READS,
+    optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
     eager=True,

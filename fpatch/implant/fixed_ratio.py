@@ -12,6 +12,8 @@ from fpatch.core.checks import check_choice, check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
 from fpatch.implant._placement import (
+    OPTIONAL,
+    READS,
     Boxes,
     draw_placement,
     fill_names,
@@ -29,15 +31,40 @@ class FixedRatio:
     """Size and position in the box; the patch keeps its aspect ratio.
 
     Attributes:
-        ratio: Fraction of the box.
-        by: "width": the width of the patch is that fraction of the box's width; "height" likewise; "min": the
-            longer side of the patch is that fraction of the box's shorter side.
-        offset_x_frac: Position in the room that is left: 0 is left, 1 is right, also where it is negative.
-        offset_y_frac: 0 is top, 1 is bottom.
-        boxes: Fill "all" placements of an image, or "one" of the valid ones, drawn for each row.
-        antialias: Average where a patch is minified; otherwise interpolate there too.
-        match_brightness: Scale each patch, by 1/4 to 4, to the mean luma of the scene below it.
-        names: Patches in the order that `quad_patch` counts; None: those of the pipeline.
+        ratio: Size of the patch as a fraction of the box.
+        by: The sides compared. "width": the patch's width with the box's; "height": the heights; "min": the
+            patch's longer side with the box's shorter side.
+        offset_x_frac: Range of the position in the room left beside the patch: 0 is left, 1 is right. A patch
+            wider than the box has negative room; 0 and 1 still align its left and right sides.
+        offset_y_frac: The same along y: 0 is top, 1 is bottom.
+        boxes: Fill "all" valid placements of an image, or "one" of them, drawn for each row.
+        antialias: Average the pixels of the patch where it is minified; False interpolates there too.
+        match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
+        names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+
+    Convention:
+        Boxes are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
+        whose center is (0.5, 0.5). The box is the smallest upright one around the quad, in any corner order.
+        The patch stands upright, and the outer edges of its pixels are the sides of its rectangle.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import implant
+        >>> quads = torch.tensor([[[[0.0, 0.0], [4.0, 0.0], [4.0, 1.0], [0.0, 1.0]]]])  # 4 x 1 px
+        >>> batch = {
+        ...     "scene": torch.zeros(1, 3, 1, 4),
+        ...     "patch": {"hood": torch.ones(3, 1, 2)},
+        ...     "quads": quads,
+        ...     "quad_patch": torch.tensor([[0]]),
+        ...     "quad_valid": torch.tensor([[True]]),
+        ... }
+        >>> sample = {
+        ...     "opacity": torch.ones(1, 1),
+        ...     "placement": torch.tensor([-1]),
+        ...     "offset_frac": torch.tensor([[[1.0, 0.5]]]),  # right
+        ... }
+        >>> implant.fixed_ratio(0.5, "width", names=("hood",)).apply({}, sample, batch)["image"][0, 0]
+        tensor([[0., 0., 1., 1.]])
     """
 
     ratio: float = 0.5
@@ -59,7 +86,7 @@ class FixedRatio:
 
 
 class FixedRatioSample(TypedDict):
-    """Per placement: opacity 0 takes it out. `placement` is the index of the one to fill, -1 for all."""
+    """Opacity and offset per placement; `placement` is the index to fill per row, -1 for all."""
 
     opacity: Float[Tensor, "b k"]
     placement: Int64[Tensor, " b"]
@@ -81,7 +108,7 @@ def apply(config: FixedRatio, patch_params: Params, sample: FixedRatioSample, va
 
 
 def check(config: FixedRatio, values: Values) -> dict[str, list[str]]:
-    """Placements that are too small."""
+    """Return placements that are too small."""
     return find_small(values, _place(config, torch.zeros_like(values["quads"][..., 0, :]), values))
 
 
@@ -103,8 +130,8 @@ fixed_ratio = define(
     FixedRatio,
     sample,
     apply,
-    reads=("scene", "quads", "quad_patch", "quad_valid", "patch"),
-    optional=("masks", "image_id"),
+    reads=READS,
+    optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
     eager=True,

@@ -12,6 +12,8 @@ from fpatch.core.checks import check_choice, check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
 from fpatch.implant._placement import (
+    OPTIONAL,
+    READS,
     Boxes,
     draw_placement,
     fill_names,
@@ -26,16 +28,42 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Size and position in the box.
+    """Size and position in the box; the patch keeps its aspect ratio.
 
     Attributes:
-        scale: Size of the patch relative to the largest that fits the box with its aspect ratio kept.
-        offset_x_frac: Position in the room that is left: 0 is left, 1 is right.
-        offset_y_frac: 0 is top, 1 is bottom.
-        boxes: Fill "all" placements of an image, or "one" of the valid ones, drawn for each row.
-        antialias: Average where a patch is minified; otherwise interpolate there too.
-        match_brightness: Scale each patch, by 1/4 to 4, to the mean luma of the scene below it.
-        names: Patches in the order that `quad_patch` counts; None: those of the pipeline.
+        scale: Range of the size relative to the largest patch of the same aspect ratio that fits the box.
+        offset_x_frac: Range of the position in the room left beside the patch: 0 is left, 1 is right.
+        offset_y_frac: The same along y: 0 is top, 1 is bottom.
+        boxes: Fill "all" valid placements of an image, or "one" of them, drawn for each row.
+        antialias: Average the pixels of the patch where it is minified; False interpolates there too.
+        match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
+        names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+
+    Convention:
+        Boxes are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
+        whose center is (0.5, 0.5). The box is the smallest upright one around the quad, in any corner order.
+        The patch stands upright, and the outer edges of its pixels are the sides of its rectangle.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import implant
+        >>> quads = torch.tensor([[[[0.0, 0.0], [4.0, 0.0], [4.0, 2.0], [0.0, 2.0]]]])  # 4 x 2 px
+        >>> batch = {
+        ...     "scene": torch.zeros(1, 3, 2, 4),
+        ...     "patch": {"hood": torch.ones(3, 1, 2)},
+        ...     "quads": quads,
+        ...     "quad_patch": torch.tensor([[0]]),
+        ...     "quad_valid": torch.tensor([[True]]),
+        ... }
+        >>> sample = {
+        ...     "opacity": torch.ones(1, 1),
+        ...     "placement": torch.tensor([-1]),
+        ...     "scale": torch.tensor([[0.5]]),  # 2 x 1 px
+        ...     "offset_frac": torch.tensor([[[0.0, 1.0]]]),  # bottom left
+        ... }
+        >>> implant.rectangle(names=("hood",)).apply({}, sample, batch)["image"][0, 0]
+        tensor([[0., 0., 0., 0.],
+                [1., 1., 0., 0.]])
     """
 
     scale: Range = Range(0.5, 1.0)
@@ -54,7 +82,7 @@ class Rectangle:
 
 
 class RectangleSample(TypedDict):
-    """Per placement: opacity 0 takes it out. `placement` is the index of the one to fill, -1 for all."""
+    """Opacity, scale and offset per placement; `placement` is the index to fill per row, -1 for all."""
 
     opacity: Float[Tensor, "b k"]
     placement: Int64[Tensor, " b"]
@@ -78,7 +106,7 @@ def apply(config: Rectangle, patch_params: Params, sample: RectangleSample, valu
 
 
 def check(config: Rectangle, values: Values) -> dict[str, list[str]]:
-    """Placements that are too small at the smallest scale."""
+    """Return placements that are too small at the smallest scale."""
     corners = values["quads"][..., 0, :]
     scale = torch.full_like(corners[..., 0], config.scale.low)
     return find_small(values, _place(config, scale, torch.zeros_like(corners), values))
@@ -97,8 +125,8 @@ rectangle = define(
     Rectangle,
     sample,
     apply,
-    reads=("scene", "quads", "quad_patch", "quad_valid", "patch"),
-    optional=("masks", "image_id"),
+    reads=READS,
+    optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
     eager=True,

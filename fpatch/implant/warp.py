@@ -1,4 +1,4 @@
-"""Warp each patch onto the four corners of its placement."""
+"""Warp each patch onto the four corners of its placement by a homography."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -11,7 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
-from fpatch.implant._placement import fill_names, find_small, implant
+from fpatch.implant._placement import OPTIONAL, READS, fill_names, find_small, implant
 from fpatch.random import fold_in
 
 
@@ -20,11 +20,40 @@ class Warp:
     """Size and misplacement of the patch in its quad.
 
     Attributes:
-        scale: Size relative to the quad, about the mean of its corners.
+        scale: Range of the size relative to the quad; the mean of the corners stays.
         jitter_frac: Largest displacement of a corner along x and y, as a fraction of the quad's mean side.
-        antialias: Average where a patch is minified; otherwise interpolate there too.
-        match_brightness: Scale each patch, by 1/4 to 4, to the mean luma of the scene below it.
-        names: Patches in the order that `quad_patch` counts; None: those of the pipeline.
+        antialias: Average the pixels of the patch where it is minified; False interpolates there too.
+        match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
+        names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+
+    Convention:
+        Quads are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
+        whose center is (0.5, 0.5). Corners are those of the upright patch: top-left, top-right, bottom-right,
+        bottom-left. Listed counter-clockwise on the screen, they show the patch mirrored. The outer corners
+        of the patch's corner pixels lie on them. Positive jitter moves a corner right or down.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import implant
+        >>> quad = torch.tensor([[[[1.0, 0.0], [3.0, 0.0], [3.0, 1.0], [1.0, 1.0]]]])  # 2 x 1 px
+        >>> batch = {
+        ...     "scene": torch.zeros(1, 3, 1, 4),
+        ...     "patch": {"hood": torch.ones(3, 2, 4)},
+        ...     "quads": quad,
+        ...     "quad_patch": torch.tensor([[0]]),
+        ...     "quad_valid": torch.tensor([[True]]),
+        ... }
+        >>> sample = {
+        ...     "opacity": torch.ones(1, 1),
+        ...     "scale": torch.ones(1, 1),
+        ...     "jitter": torch.zeros(1, 1, 4, 2),
+        ... }
+        >>> implant.warp(names=("hood",)).apply({}, sample, batch)["image"][0, 0]
+        tensor([[0., 1., 1., 0.]])
+
+    References:
+        Heckbert (1989), Fundamentals of Texture Mapping and Image Warping, section 2.2.3: from corners to the
+        homography.
     """
 
     scale: Range = Range(1.0, 1.0)
@@ -39,7 +68,7 @@ class Warp:
 
 
 class WarpSample(TypedDict):
-    """Per placement: opacity 0 takes it out; `jitter` is a displacement per corner."""
+    """Per placement: opacity, 0 to leave it out; scale; jitter of each corner along x and y."""
 
     opacity: Float[Tensor, "b k"]
     scale: Float[Tensor, "b k"]
@@ -64,7 +93,7 @@ def apply(config: Warp, patch_params: Params, sample: WarpSample, values: Values
 
 
 def check(config: Warp, values: Values) -> dict[str, list[str]]:
-    """Placements that are too small at the smallest scale, without jitter."""
+    """Return placements that are too small at the smallest scale, without jitter."""
     return find_small(values, _scale(values["quads"], config.scale.low))
 
 
@@ -74,7 +103,7 @@ def _scale(quads: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def show(config: Warp, values: Values, control_values: Values) -> Values:
-    """The first photograph with and without, and the share of pixels that the patch covers."""
+    """Show the first image with and without the patch, and the share of pixels that the patch changes."""
     changed = (values["image"] != control_values["image"]).any(1)
     return {
         "patch": values["image"][0],
@@ -88,8 +117,8 @@ warp = define(
     Warp,
     sample,
     apply,
-    reads=("scene", "quads", "quad_patch", "quad_valid", "patch"),
-    optional=("masks", "image_id"),
+    reads=READS,
+    optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
     eager=True,

@@ -253,7 +253,7 @@ def test_what_a_stage_declares_may_depend_on_its_settings():
 
 
 def test_an_implant_needs_to_know_the_order_of_the_patches():
-    with pytest.raises(ValueError, match=r"warp\(names\) must say what quad_patch counts"):
+    with pytest.raises(ValueError, match=r"warp\(names\) must list the patches that quad_patch counts"):
         implant.warp()({}, KEY, make_inputs())
 
 

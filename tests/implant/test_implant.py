@@ -422,7 +422,7 @@ def test_wrong_settings_are_refused(make, rule):
 @pytest.mark.parametrize("factory", [implant.fill_box, implant.fixed_ratio, implant.rectangle, implant.warp])
 def test_names_are_needed(factory):
     name = factory().definition.name.rpartition(".")[2]
-    with pytest.raises(ValueError, match=rf"^{name}\(names\) must say what quad_patch counts"):
+    with pytest.raises(ValueError, match=rf"^{name}\(names\) must list the patches that quad_patch counts"):
         draw(factory())
     with pytest.raises(ValueError, match=rf"^{name}\(names\): no patch 'hod'; "):
         draw(factory(names=("hod", NAMES[1])))

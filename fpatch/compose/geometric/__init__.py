@@ -1,1 +1,1 @@
-"""Stages that move pixels, and quads and boxes with them."""
+"""Geometric stages: they move the pixels of the scene, and its quads and boxes with them."""

@@ -1,6 +1,6 @@
 """Rotate, shear, scale and shift the clean scene, and its quads and boxes with it.
 
-It acts before the implant, where the background needs no gradient and the patch is resampled once.
+The stage acts before the implant, where the scene needs no gradient and the patch is resampled only once.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,29 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Affine:
-    """Ranges, about the center of the frame.
+    """Ranges of an affine map about the center of the image; the edge is repeated outside the scene.
 
     Attributes:
-        angle_deg: Rotation, clockwise on the screen.
-        shear_deg: Shear along x.
-        scale: Zoom.
-        shift_frac: Shift along x and y, as a fraction of the frame's side.
+        angle_deg: Range of the rotation in degrees; positive is clockwise on the screen.
+        shear_deg: Range of the shear along x in degrees; positive moves the lower half to the right.
+        scale: Range of the zoom; above 1 enlarges.
+        shift_frac: Range of the shift along x and along y, as a fraction of the image's width and height.
+
+    Convention:
+        Pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel, whose center
+        is (0.5, 0.5). Corners keep their order: top-left, top-right, bottom-right, bottom-left of the upright
+        patch. The map scales, shears, then rotates about the center (w / 2, h / 2), and shifts last. At 90
+        degrees the top left of a square image moves to the top right. Positive shifts go right and down.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> batch = {"scene": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 3, 2, 2) / 4}
+        >>> sample = {"angle_deg": torch.tensor([90.0]), "shear_deg": torch.zeros(1), "scale": torch.ones(1)}
+        >>> sample |= {"shift_frac": torch.zeros(1, 2)}
+        >>> 4 * compose.affine().apply({}, sample, batch)["scene"][0, 0].round(decimals=2)
+        tensor([[3., 1.],
+                [4., 2.]])
     """
 
     angle_deg: Range = Range(-5.0, 5.0)
@@ -42,7 +58,7 @@ class Affine:
 
 
 class AffineSample(TypedDict):
-    """Per row."""
+    """Angle, shear, scale and shift along x and y, per row."""
 
     angle_deg: Float[Tensor, " b"]
     shear_deg: Float[Tensor, " b"]

@@ -1,4 +1,4 @@
-"""Exchange left and right: the scene, and its quads and boxes with it."""
+"""Exchange left and right of the scene, and of its quads and boxes."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -17,7 +17,24 @@ from fpatch.ops.geometry import LABELS, move_labels, scale_matrix
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Probability of a row to be mirrored; its patches are then seen mirrored too."""
+    """Probability that a row is mirrored; its patches are then mirrored too.
+
+    Convention:
+        Pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel, whose center
+        is (0.5, 0.5). Corners keep their order: top-left, top-right, bottom-right, bottom-left of the upright
+        patch. The width of the image is w, and x becomes w - x.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> batch = {
+        ...     "scene": torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 3, 2, 2) / 4,
+        ...     "quads": torch.tensor([[[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]]]),
+        ... }
+        >>> out = compose.horizontal_flip().apply({}, {"on": torch.tensor([True])}, batch)
+        >>> (4 * out["scene"][0, 0]).tolist(), out["quads"].tolist()
+        ([[2.0, 1.0], [4.0, 3.0]], [[[[2.0, 0.0], [1.0, 0.0], [1.0, 1.0], [2.0, 1.0]]]])
+    """
 
     p: float = 0.5
 
@@ -26,7 +43,7 @@ class HorizontalFlip:
 
 
 class HorizontalFlipSample(TypedDict):
-    """Whether each row is mirrored."""
+    """Whether each row is mirrored, bool."""
 
     on: Bool[Tensor, " b"]
 

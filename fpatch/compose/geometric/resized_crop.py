@@ -1,4 +1,4 @@
-"""Cut a window out of the scene and enlarge it to the frame, with quads and boxes."""
+"""Crop a window of the scene and enlarge it to the size of the image, with quads and boxes."""
 
 from dataclasses import dataclass
 from math import log
@@ -19,12 +19,30 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """The window.
+    """The window; its sides are cut to those of the image, and pixels are interpolated bilinearly.
 
     Attributes:
-        area_frac: Range of its share of the frame.
-        aspect: Range of its aspect ratio relative to the frame's, drawn evenly in the logarithm.
-        p: Probability of a row to be cropped.
+        area_frac: Range of the window's area as a fraction of the image's.
+        aspect: Range of the aspect ratio (width / height) relative to the image's, uniform in the logarithm.
+        p: Probability that a row is cropped.
+
+    Convention:
+        Pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel, whose center
+        is (0.5, 0.5). Corners keep their order: top-left, top-right, bottom-right, bottom-left of the upright
+        patch. The offset (0, 0) puts the window to the top left, (1, 1) to the bottom right. The outer edges
+        of the window become those of the image.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> batch = {"scene": torch.zeros(1, 3, 4, 4), "boxes": torch.tensor([[[3.0, 3.0, 4.0, 4.0]]])}
+        >>> sample = {"on": torch.tensor([True]), "area_frac": torch.tensor([0.25]), "aspect": torch.ones(1)}
+        >>> sample |= {"offset_frac": torch.ones(1, 2)}  # the quarter at the bottom right
+        >>> compose.resized_crop().apply({}, sample, batch)["boxes"]
+        tensor([[[2., 2., 4., 4.]]])
+
+    References:
+        Szegedy et al. (2015), Going deeper with convolutions, CVPR, section 6.
     """
 
     area_frac: Range = Range(0.5, 1.0)
@@ -38,7 +56,7 @@ class ResizedCrop:
 
 
 class ResizedCropSample(TypedDict):
-    """Per row; the offset is a fraction of the room that the window leaves along x and y."""
+    """Per row; the offset is a fraction of the room that the window leaves along x and along y."""
 
     on: Bool[Tensor, " b"]
     area_frac: Float[Tensor, " b"]
@@ -56,11 +74,6 @@ def sample(config: ResizedCrop, keys: Tensor, batch: Batch) -> ResizedCropSample
 
 
 def apply(config: ResizedCrop, patch_params: Params, sample: ResizedCropSample, values: Values) -> Values:
-    """Bilinear; one side is cut where it is longer than the frame's.
-
-    References:
-        Szegedy et al. (2015), Going deeper with convolutions, CVPR, section 6.
-    """
     h, w = values["scene"].shape[-2:]
     area, aspect = sample["area_frac"], sample["aspect"]
     side_frac = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=-1).clamp(max=1.0)

@@ -1,4 +1,4 @@
-"""Turn the picture plane about its axes under a perspective camera, with quads and boxes."""
+"""Tilt the scene as a plane under a perspective camera, with quads and boxes."""
 
 from dataclasses import dataclass
 from math import cos, radians, tan
@@ -17,12 +17,33 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Tilt:
-    """How the plane is turned about its center, and the camera that then sees it.
+    """Rotation of the plane about its center, and the field of view of the camera.
 
     Attributes:
-        about_x_deg: Positive tips its top away from the camera.
-        about_y_deg: Positive turns its right side away from the camera.
-        fov_deg: Field of view along the longer side of the frame: the wider, the stronger the perspective.
+        about_x_deg: Range of the rotation about x in degrees; positive tips the top away from the camera.
+        about_y_deg: Range of the rotation about y in degrees; positive turns the right side away.
+        fov_deg: Field of view in degrees along the longer side of the image; wider is stronger perspective.
+
+    Convention:
+        Pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel, whose center
+        is (0.5, 0.5). Corners keep their order: top-left, top-right, bottom-right, bottom-left of the upright
+        patch. The plane turns about x first, then about y. Its center (w / 2, h / 2) lies on the optical axis
+        and stays. Pixels repeat the nearest edge outside the scene.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> quads = torch.tensor([[[[0.0, 0.0], [8.0, 0.0], [8.0, 8.0], [0.0, 8.0]]]])
+        >>> sample = {"about_x_deg": torch.tensor([30.0]), "about_y_deg": torch.tensor([0.0])}
+        >>> out = compose.tilt().apply({}, sample, {"scene": torch.zeros(1, 3, 8, 8), "quads": quads})
+        >>> out["quads"].round(decimals=1)  # the top is far, and narrow
+        tensor([[[[ 0.9000,  1.3000],
+                  [ 7.1000,  1.3000],
+                  [ 9.6000,  8.9000],
+                  [-1.6000,  8.9000]]]])
+
+    References:
+        Hartley and Zisserman (2004), Multiple View Geometry, section 8.1.1: H = K [r1 r2 t].
     """
 
     about_x_deg: Range = Range(-15.0, 15.0)
@@ -43,7 +64,7 @@ class Tilt:
 
 
 class TiltSample(TypedDict):
-    """Per row."""
+    """Angles per row."""
 
     about_x_deg: Float[Tensor, " b"]
     about_y_deg: Float[Tensor, " b"]

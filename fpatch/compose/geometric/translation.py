@@ -1,4 +1,4 @@
-"""Shift the scene, and its quads and boxes with it; the edge is repeated into the gap."""
+"""Shift the scene, and its quads and boxes with it; the gap repeats the edge."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -18,11 +18,25 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Translation:
-    """How far.
+    """Range and probability of the shift.
 
     Attributes:
-        shift_frac: Range of the shift along x and along y, as a fraction of the frame's side.
-        p: Probability of a row to be shifted.
+        shift_frac: Range of the shift along x and along y, as a fraction of the image's width and height.
+        p: Probability that a row is shifted.
+
+    Convention:
+        Pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel, whose center
+        is (0.5, 0.5). Corners keep their order: top-left, top-right, bottom-right, bottom-left of the upright
+        patch. Positive shifts go right and down. A shift by whole pixels moves pixel values unchanged; any
+        other interpolates bilinearly.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> batch = {"scene": torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(1, 3, 1, 4)}
+        >>> sample = {"on": torch.tensor([True]), "shift_frac": torch.tensor([[0.25, 0.0]])}  # 1 px
+        >>> compose.translation().apply({}, sample, batch)["scene"][0, 0].round(decimals=2)
+        tensor([[0.1000, 0.1000, 0.2000, 0.3000]])
     """
 
     shift_frac: Range = Range(-0.1, 0.1)
@@ -34,7 +48,7 @@ class Translation:
 
 
 class TranslationSample(TypedDict):
-    """Per row; the shift is along x and y."""
+    """Per row; the shift is along x and along y."""
 
     on: Bool[Tensor, " b"]
     shift_frac: Float[Tensor, "b 2"]
