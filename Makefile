@@ -34,8 +34,9 @@ test-oldest:
 PROCESSORS = ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 # Whatever compares bits, or numbers with those of a reference.
-BITS = $(addprefix tests/test_,$(addsuffix .py,laws stages_reference kornia compose create implant region \
-	detections detection_losses torchvision_victims yolo_and_transformers population replay resume))
+BITS = tests/compose tests/create tests/implant tests/infer $(addprefix tests/,$(addsuffix .py, \
+	test_golden test_laws test_stages_reference losses/test_detection_losses ops/test_detections \
+	ops/test_region optim/test_population runs/test_replay runs/test_resume))
 
 test-processors: $(VENV)/.test
 	for processor in $(PROCESSORS); do \

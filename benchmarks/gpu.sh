@@ -28,7 +28,7 @@ run() {
     timeout "$limit" "$@" || failed+=("$name")
 }
 
-run tests 170 "$python" -m pytest -q tests/test_cuda.py tests/test_random.py tests/test_data.py \
+run tests 170 "$python" -m pytest -q tests/test_cuda.py tests/random/test_random.py tests/data/test_data.py \
     -k "cuda or gpu or device" --junitxml="$results/tests-cuda.xml"
 for suite in parts:30 step:140 population:50 memory:50 random_draws:40; do
     name=${suite%:*}

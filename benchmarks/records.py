@@ -26,8 +26,7 @@ from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
 from fpatch.demo.world.scenes import cached_scenes
 from fpatch.log import Log
-from fpatch.runs import figures as pictures
-from fpatch.runs import training
+from fpatch.runs import figures, training
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study
 
@@ -42,7 +41,7 @@ RECORDING: Mapping[str, list[tuple[Any, str]]] = {
             for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")
         ),
     ],
-    "pictures": [(training, "view_first_block"), (pictures, "make_figure")],
+    "pictures": [(training, "view_first_block"), (figures, "make_figure")],
     "tables": [(Run, "save_evaluation")],
     "checkpoints": [(Run, "save_checkpoint")],
 }

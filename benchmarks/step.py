@@ -46,7 +46,7 @@ def measure(name: str, b: int, side: int, options: Options, record: Record) -> N
     if not options.small:  # which takes a minute
         functions["compiled step"] = lambda: compiled(state, batch)
         ratios.append(("compiled step", "victim"))
-    if not options.small and pipeline["victim"].stage.definition.compile:
+    if not options.small and pipeline["victim"].stage.definition.traits.compile:
         functions["compiled victim"] = alone(torch.compile(answer, dynamic=False))
         ratios.append(("compiled step", "compiled victim"))
     times = interleave(functions, options.repeats, device=options.device)

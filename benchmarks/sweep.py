@@ -31,7 +31,7 @@ WORKLOADS = [(8, 96, 20, 4), (8, 96, 100, 4)]
 
 PROCESS = """
 import sys
-from fpatch.tune.pack import run_trials
+from fpatch.tune.trials.pack import run_trials
 
 for name in sys.argv[2:]:
     list(run_trials(sys.argv[1], name))

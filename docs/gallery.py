@@ -20,7 +20,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from fpatch import random
-from fpatch.core.types import Range
+from fpatch.core.types import Range, Sample
 from fpatch.graph.stage import Stage, deterministic
 from fpatch.infer.transformers_detector import MEAN, STD
 from fpatch.viz import Panel, side_by_side

@@ -1,7 +1,9 @@
 """Before any import of fpatch: shapes and types of its annotations are checked while tests run."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +40,43 @@ def run(trained, tmp_path: Path):
     from study_fixture import copy_run
 
     return copy_run(trained, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A new MLflow database, made once: its making takes seconds."""
+    from fpatch.log import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with mlflow._contained():
+        mlflow._make_database(path)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path, empty_store: Path) -> Path:
+    """A folder for runs beside an MLflow database."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Start commands; those that a test leaves behind are ended."""
+    from study_fixture import command, environment
+
+    begun = []
+
+    def start(*words) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun.append(subprocess.Popen(command(*words), cwd=tmp_path, env=environment(), **pipes))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from log_stores import file_size_limit, mlflow_server, read_mlflow
 from study_fixture import (
     STEPS,
     change,
@@ -22,7 +23,6 @@ from study_fixture import (
     parameters,
     read_records,
 )
-from test_log import empty_store, file_size_limit, mlflow_server, read_mlflow, runs  # noqa: F401
 
 from fpatch.cli.main import main
 from fpatch.runs.folder import Run
@@ -471,7 +471,7 @@ def test_a_disk_that_is_really_full(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_tracking_server_that_goes_away_in_the_middle(trained, runs):  # noqa: F811
+def test_a_tracking_server_that_goes_away_in_the_middle(trained, runs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

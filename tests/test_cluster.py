@@ -16,8 +16,7 @@ import psutil
 import pytest
 import torch
 from study_fixture import environment, logged_steps, make_study, parameters
-from test_sweep import sweep_file
-from test_sweep_ray import LONG, assert_same, the_sweep, trained_here, wait_until
+from sweeps import LONG, assert_same, sweep_file, the_sweep, trained_here, wait_until
 
 from fpatch.runs.folder import Run
 from fpatch.runs.training import resume, train

@@ -6,11 +6,10 @@ import numpy as np
 import optree
 import pytest
 import torch
-from cases import CASES, demo, make_inputs
+from cases import CASES, demo, make_batch
 from laws import KEY, assert_equal, run
 from laws import leaves as leaves_of
 from study_fixture import STEPS, copy_run, make_study, parameters
-from test_device import NAMES
 from typecheck import unchecked
 
 from fpatch import random
@@ -30,7 +29,7 @@ from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.config import load_study
 from fpatch.study.setup import set_up
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.cuda
 
 MOVABLE = [name for name, case in CASES.items() if not name.startswith("torchvision's Faster")]
 
@@ -53,8 +52,7 @@ def moved(objective):
 
 @pytest.fixture
 def batch():
-    inputs = make_inputs()
-    return {name: inputs[name] for name in NAMES}
+    return make_batch()
 
 
 @pytest.mark.parametrize("name", MOVABLE)

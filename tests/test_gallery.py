@@ -38,7 +38,7 @@ def stages(gallery):
 def extension():
     """The modules by which Sphinx writes the reference."""
     sys.path.insert(0, str(DOCS / "_ext"))
-    names = ("markdown", "docstrings", "reference")
+    names = ("markdown_text", "docstrings", "reference")
     hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(DOCS / "_ext"))
@@ -82,13 +82,13 @@ def test_a_docstring_is_told_apart_by_its_sections(extension):
     doc = (
         "One.\n\nAttributes:\n    a: Of `b: c`.\n    d: Long,\n        goes on.\n\nReferences:\n    X (2000)."
     )
-    markdown = extension["markdown"]
-    assert markdown.parse_attributes(doc) == {"a": "Of `b: c`.", "d": "Long, goes on."}
-    assert markdown.parse_section(doc, "References") == "X (2000)."
-    assert markdown.render_summary(doc) == "One."
-    assert list(markdown.render_sections(doc)) == ["*X (2000).*", ""]
+    markdown_text = extension["markdown_text"]
+    assert markdown_text.parse_attributes(doc) == {"a": "Of `b: c`.", "d": "Long, goes on."}
+    assert markdown_text.parse_section(doc, "References") == "X (2000)."
+    assert markdown_text.render_summary(doc) == "One."
+    assert list(markdown_text.render_sections(doc)) == ["*X (2000).*", ""]
     convention = "One.\n\nConvention:\n    x to the right, a * b.\n\nExamples:\n    >>> 1 + 1\n    2"
-    assert list(markdown.render_sections(convention)) == [
+    assert list(markdown_text.render_sections(convention)) == [
         *(":::{admonition} Convention", "x to the right, a \\* b.", ":::", ""),
         *("```pycon\n>>> 1 + 1\n2\n```", ""),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from study_fixture import STEPS, logged_steps, read_records, run_fpatch
-from test_sweep import work
+from sweeps import work
 
 from fpatch.cli.main import main
 from fpatch.runs.evaluating import evaluate_run
@@ -22,7 +22,7 @@ from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study, study_from_config
 from fpatch.tune import Journal, read_plan
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "recorded"
 OLD = "/fpatch-old"
 """Where the study was when they were made."""
 CLOSE = 1e-3

@@ -36,7 +36,7 @@ class LinkCode(SphinxPostTransform):
         found = NAME.match(text)
         if found is None or not ("." in text or "_" in text or text[0].isupper()):
             return
-        objects = self.env.get_domain("py").objects
+        objects = self.env.domains.python_domain.objects
         full = next((name for name in (found[0], f"fpatch.{found[0]}") if name in objects), None)
         if full is None:
             if STAGE.match(text) and self.env.docname != "development/changelog":

@@ -19,9 +19,9 @@ from types import ModuleType
 from typing import Any
 
 import docstrings
-from markdown import escape_cell, parse_attributes, parse_summary, render_sections, render_summary
+from markdown_text import escape_cell, parse_attributes, parse_summary, render_sections, render_summary
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 import fpatch
 from fpatch import Range, Resource, compose

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fpatch.core.types import Batch, Params, Sample, Values
-from fpatch.graph.stage import ALL, Definition, Stage, deterministic
+from fpatch.graph.stage import ALL, Definition, Stage, Traits, deterministic
 
 
 class KeySample(TypedDict):
@@ -71,6 +71,6 @@ def from_function(
         writes=writes,
         fields=() if is_loss else ("key",),
         role="loss" if is_loss else "stage",
-        vmap=False,
+        traits=Traits(vmap=False),
     )
     return Stage(definition, Function(function, writes))

@@ -12,9 +12,11 @@ Control, replay and counterfactuals are then nothing but `apply` with another sa
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypedDict, get_type_hints
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ from fpatch.graph.keys import row_keys
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
+Role = Literal["stage", "victim", "loss", "metric"]
 
 ALL = "*"
 """As the only name in `reads`: the stage is given every value so far."""
@@ -67,8 +71,35 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Traits:
+    """The flags of a stage: what wiring, compilation, populations and laws may assume of it.
+
+    Attributes:
+        geometric: It moves pixels, and therefore corners and boxes too.
+        of_patch: A loss on the patch alone; it reads `patch`, and `image_id` only for the number of rows.
+        vmap: `torch.func.vmap` maps it over rows.
+        gradient: It passes a gradient from what it writes to what it reads.
+        compile: `torch.compile` traces it whole.
+        eager: Its values decide how much it computes, so that a compiled step runs it uncompiled.
+        pixelwise: It makes each pixel of `image` from that pixel alone, and reads and writes nothing else. It
+            also takes an image in its channels (`fpatch.ops.color.each_channel`).
+    """
+
+    geometric: bool = False
+    of_patch: bool = False
+    vmap: bool = True
+    gradient: bool = True
+    compile: bool = True
+    eager: bool = False
+    pixelwise: bool = False
+
+
+@dataclass(frozen=True)
 class Definition(Generic[P]):
-    """What is true of every stage of one kind; calling it with a config makes a `Stage`."""
+    """The contract of all stages of one kind; calling it with settings makes a `Stage`.
+
+    `define` documents the fields.
+    """
 
     name: str
     module: str
@@ -79,7 +110,7 @@ class Definition(Generic[P]):
     writes: tuple[str, ...]
     fields: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    role: Literal["stage", "victim", "loss", "metric"] = "stage"
+    role: Role = "stage"
     summary: Summary | None = None
     init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     project: Callable[[Any, Params], dict[str, Tensor]] | None = None
@@ -88,25 +119,37 @@ class Definition(Generic[P]):
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None
     describe: Callable[[Any], str] | None = None
     declare: Callable[[Any], Mapping[str, Any]] | None = None
-    geometric: bool = False
-    of_patch: bool = False
-    vmap: bool = True
-    gradient: bool = True
-    compile: bool = True
-    eager: bool = False
-    pixelwise: bool = False
+    traits: Traits = Traits()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
-        """A stage with these settings."""
+        """Make a stage with these settings."""
         return self.configured(self.config(*args, **kwargs))
 
     def configured(self, config: Any) -> "Stage":
-        """A stage with a config already made."""
+        """Make a stage with a config already made."""
         if self.declare is None:
             return Stage(self, config)
-        return Stage(dataclasses.replace(self, **self.declare(config)), config)
+        declared = dict(self.declare(config))
+        flags = {f.name: declared.pop(f.name) for f in dataclasses.fields(Traits) if f.name in declared}
+        traits = dataclasses.replace(self.traits, **flags)
+        return Stage(dataclasses.replace(self, traits=traits, **declared), config)
 
 
+def _suggest_keyword(function: F) -> F:
+    """Name the nearest keyword when a call gives an unknown one."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Any, **keywords: Any) -> Any:
+        for keyword in keywords:
+            if keyword not in known:
+                raise TypeError(f"{function.__name__}: no keyword {keyword!r}; {nearest(keyword, known)}")
+        return function(*args, **keywords)
+
+    return cast(F, checked)
+
+
+@_suggest_keyword
 def define(
     name: str,
     config: Callable[P, Any],
@@ -116,42 +159,86 @@ def define(
     reads: tuple[str, ...],
     writes: tuple[str, ...],
     optional: tuple[str, ...] = (),
-    **parts: Any,
+    role: Role = "stage",
+    summary: Summary | None = None,
+    init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None,
+    project: Callable[[Any, Params], dict[str, Tensor]] | None = None,
+    fill: Callable[[Any, tuple[str, ...]], Any] | None = None,
+    check: Callable[[Any, Values], Mapping[str, list[str]]] | None = None,
+    show: Callable[[Any, Values, Values], dict[str, Any]] | None = None,
+    describe: Callable[[Any], str] | None = None,
+    declare: Callable[[Any], Mapping[str, Any]] | None = None,
+    geometric: bool = False,
+    of_patch: bool = False,
+    vmap: bool = True,
+    gradient: bool = True,
+    compile: bool = True,
+    eager: bool = False,
+    pixelwise: bool = False,
 ) -> Definition[P]:
     """Join a config, `sample` and `apply` into the factory of a stage.
 
     Args:
-        name: What configs call it.
+        name: Its name in configs.
         config: A frozen dataclass of Python values.
         sample: `(config, keys [b, 2], batch) -> TypedDict` of float32, int64 or bool tensors [b, ...].
         apply: `(config, patch_params, sample, values) -> {written name: value}`; `values` holds what is read.
         reads: Names that must exist; `("*",)` asks for all values so far.
         writes: Names that it writes.
         optional: Names read where they exist. One that is also in `writes` is written only then.
-        **parts: Optional parts: `role` (a "victim" has a setting `model`; "loss" and "metric" write one
-            number per row; a metric may write one per object, [b, m]), `summary` (a metric that gathers
-            rows), `init`, `project` (for parameterizations), `fill` (settings left None, from the names of
-            the patches), `check` (`{broken rule: places}`, for `fpatch doctor`; "image <id>" where a place
-            begins is shown as its file), `show`, `describe`, and what it cannot do: `vmap=False`,
-            `gradient=False`, `compile=False` (whole); `eager=True` for a stage whose values decide how much
-            it computes, which a compiled step therefore leaves as it is; `pixelwise=True` for a stage that
-            makes each pixel of `image` from that pixel alone, and reads and writes nothing else: it takes an
-            image in its channels too (`fpatch.ops.color.each_channel`), of which a compiled step makes one
-            loop; `geometric=True` for a stage that moves pixels; `of_patch=True` for a loss on the patch
-            alone, which reads `patch`, and `image_id` for nothing but the number of rows.
-            `declare(config)` replaces what of all this depends on the settings, such as `fields`, the names
-            of what is drawn.
+        role: A "victim" has a setting `model`. A "loss" and a "metric" write one number per row; a metric may
+            write one per object, [b, m].
+        summary: For a metric that gathers rows.
+        init: For a parameterization: `(config, key) -> {name: parameter}`.
+        project: For a parameterization: `(config, params) -> {name: the nearest allowed parameter}`.
+        fill: `(config, names of the patches) -> config`, with the settings that were left None.
+        check: `(config, values) -> {broken rule: places}`, for `fpatch doctor`. A place that begins with
+            "image <id>" is shown as its file.
+        show: `(config, values before, values after) -> {name: value}`, for the log.
+        describe: `config -> sentence`.
+        declare: `config -> {field or flag: value}`, for what depends on the settings, such as `fields`, the
+            names in the sample.
+        geometric: See `Traits`, as for the flags that follow.
+        of_patch: A loss on the patch alone.
+        vmap: Whether `torch.func.vmap` maps it.
+        gradient: Whether it passes a gradient.
+        compile: Whether `torch.compile` traces it whole.
+        eager: Whether its values decide how much it computes.
+        pixelwise: Whether each pixel is made from that pixel alone.
+
+    Returns:
+        The factory: `factory(**settings) -> Stage`.
 
     Raises:
+        TypeError: For an unknown keyword, with the nearest.
         ValueError: If the config is no frozen dataclass or uses a reserved name, or `sample` does not declare
             what it draws.
     """
+    _check_config(name, config)
+    fields = _drawn_fields(name, sample, reads)
+    _check_promises(name, role, summary, reads, writes, optional, pixelwise)
+    module = apply.__module__
+    identity = identify(name, module)
+    parts = (role, summary, init, project, fill, check, show, describe, declare)
+    traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise)
+    definition = Definition(
+        identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits
+    )
+    register(identity, definition)
+    return definition
+
+
+def _check_config(name: str, config: Any) -> None:
     parameters = getattr(config, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
         raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
-    taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]  # type: ignore[arg-type]
+    taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]
     if taken:
         raise ValueError(f"define({name!r}): the setting {taken[0]!r} is a reserved word; rename it")
+
+
+def _drawn_fields(name: str, sample: Callable[..., Any], reads: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields of the TypedDict that `sample` returns."""
     declared = get_type_hints(sample).get("return")
     if not (isinstance(declared, type) and issubclass(declared, dict) and hasattr(declared, "__total__")):
         raise ValueError(
@@ -163,21 +250,28 @@ def define(
             f"define({name!r}): `opacity` in a sample takes a patch out of the picture, and is 0 in every "
             "control; a stage that does not read `patch` must call it something else"
         )
-    if "summary" in parts and (parts.get("role") != "metric" or ALL in reads):
+    return tuple(declared.__annotations__)
+
+
+def _check_promises(
+    name: str,
+    role: Role,
+    summary: Summary | None,
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    optional: tuple[str, ...],
+    pixelwise: bool,
+) -> None:
+    if summary is not None and (role != "metric" or ALL in reads):
         raise ValueError(
             f"define({name!r}): a summary is a metric that names what it reads; give role='metric' and "
             "reads=(...)"
         )
-    if parts.get("pixelwise") and (reads, writes, optional) != (("image",), ("image",), ()):
+    if pixelwise and (reads, writes, optional) != (("image",), ("image",), ()):
         raise ValueError(
             f"define({name!r}): a pixelwise stage reads and writes `image` and nothing else, got reads "
             f"{reads + optional} and writes {writes}; leave pixelwise out"
         )
-    identity, module = identify(name, apply.__module__), apply.__module__
-    fields = tuple(declared.__annotations__)
-    definition = Definition(identity, module, config, sample, apply, reads, writes, fields, optional, **parts)
-    register(identity, definition)
-    return definition
 
 
 @dataclass(frozen=True)

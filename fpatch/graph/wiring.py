@@ -81,10 +81,10 @@ def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
                     f"second does not read it; rename one with node(..., writes=...) or drop one"
                 )
         _check_control(phase, path, n, carries_patch)
-        if d.geometric:
+        if d.traits.geometric:
             _check_moved(phase, path, n, later, writers)
         for name in {"patch", "image"} & set(n.reads.values()) & set(writers):
-            if not d.gradient and phase == "train":
+            if not d.traits.gradient and phase == "train":
                 raise ValueError(
                     f"phase 'train': node {path!r} passes no gradient on to {name!r} of {writers[name]!r}; "
                     'take it out of training (phases = ["eval"] in TOML, node(..., phases="eval") in '

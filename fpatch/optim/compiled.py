@@ -73,11 +73,11 @@ def compiled(
 
 def _cut(pipeline: Pipeline) -> list[_Part]:
     """A pipeline in parts: what is compiled together, and what runs as it is."""
-    definitions = [n.stage.definition for n in pipeline.values()]
-    last = max((i for i, d in enumerate(definitions) if d.eager or d.geometric), default=-1)
+    traits = [n.stage.definition.traits for n in pipeline.values()]
+    last = max((i for i, t in enumerate(traits) if t.eager or t.geometric), default=-1)
     forms = [
-        "eager" if i <= last or not d.compile else "pixelwise" if d.pixelwise else "compiled"
-        for i, d in enumerate(definitions)
+        "eager" if i <= last or not t.compile else "pixelwise" if t.pixelwise else "compiled"
+        for i, t in enumerate(traits)
     ]
     order = zip(pipeline, forms, strict=True)
     runs = [(form, [path for path, _ in run]) for form, run in groupby(order, key=itemgetter(1))]

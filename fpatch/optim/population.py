@@ -86,8 +86,8 @@ def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
     used_by_rows: set[str] = set()
     for path, n in pipeline.items():
         d, writes = n.stage.definition, set(n.writes.values())
-        reads = set(n.reads.values()) - ({"image_id"} if d.of_patch else set())
-        on_patches = d.of_patch or (d.writes == ("patch",) and not d.fields)
+        reads = set(n.reads.values()) - ({"image_id"} if d.traits.of_patch else set())
+        on_patches = d.traits.of_patch or (d.writes == ("patch",) and not d.fields)
         if on_patches and reads <= known and not {*writes, ALL} & used_by_rows:
             of_members.append(path)
             known |= writes

@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -87,29 +87,13 @@ def train_in(
     """
     parts = parts or set_up(study)
     digests = data_digests(study, parts.dataset)
-    run = Run(folder)
-    if not ranks.rank and not (run.folder / "config.json").is_file():
-        environment = describe_environment(study.seed, study.execution(0)) | {"data": digests}
-        Run.create_at(folder, study.config, environment | {"processes": ranks.size})
+    if not ranks.rank and not (Path(folder) / "config.json").is_file():
+        Run.create_at(folder, study.config, _environment(study, digests, ranks))
     ranks.check_same("the data", json.dumps(digests).encode())  # and now the folder is there for all
     run = Run.open(folder)
     check_data(run, digests)
     changed = check_study(run, study)
-    held = nullcontext() if ranks.rank else run.locked()
-    with held, recorded_execution(run.execution, study) as differences:
-        warn_if_inexact(run, changed + differences, ranks.size)
-        state, facts, resume_step = start or parts.initial, {}, None
-        if run.has_checkpoint("last"):
-            state, facts = run.load_checkpoint("last", parts.initial)
-            resume_step = state.step
-        elif (run.folder / "records.jsonl").exists():
-            resume_step = state.step
-        if ranks.rank:
-            _follow(study, parts, state, ranks, until)
-        else:
-            yield from _train(
-                study, parts, run, state, facts, resume_step, on_progress, ranks, until=until, steps=steps
-            )
+    yield from _continue(run, study, parts, on_progress, ranks, changed, start, until, steps)
 
 
 def train(study: Study, on_progress: Progress = silent) -> Run:
@@ -132,15 +116,13 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         make_loader(study, parts, ranks)  # refuses a batch that is too small for all
         dry_run_setup(study, parts)
         if ranks.rank:
-            run = Run(ranks.tell(""))
+            run = Run(ranks.tell(""))  # which this process need not see
             _follow(study, parts, parts.initial, ranks)
             return run
-        environment = describe_environment(study.seed, study.execution(0))
-        environment |= {"data": data_digests(study, parts.dataset), "processes": ranks.size}
+        environment = _environment(study, data_digests(study, parts.dataset), ranks)
         run = Run.create(study.log.runs, study.name, study.config, environment)
         ranks.tell(str(run.folder))
-        with run.locked():
-            _finish(_train(study, parts, run, parts.initial, {}, None, on_progress, ranks))
+        _finish(_continue(run, study, parts, on_progress, ranks))
     return run
 
 
@@ -157,17 +139,53 @@ def resume(
     with joined(device=study.device) as ranks:
         parts = set_up(study)
         check_data(run, data_digests(study, parts.dataset))
-        held = nullcontext() if ranks.rank else run.locked()
-        with held, recorded_execution(run.execution, study) as differences:
-            warn_if_inexact(run, differences, ranks.size)
-            state, facts = parts.initial, {}
-            if run.has_checkpoint("last"):
-                state, facts = run.load_checkpoint("last", parts.initial)
-            if ranks.rank:
-                _follow(study, parts, state, ranks)
-            else:
-                _finish(_train(study, parts, run, state, facts, state.step, on_progress, ranks))
+        _finish(_continue(run, study, parts, on_progress, ranks))
     return run
+
+
+def _environment(study: Study, digests: Mapping[str, str], ranks: Ranks) -> dict[str, Any]:
+    """The content of `environment.json` of a new run."""
+    environment = describe_environment(study.seed, study.execution(0))
+    return environment | {"data": digests, "processes": ranks.size}
+
+
+def _continue(
+    run: Run,
+    study: Study,
+    parts: Setup,
+    on_progress: Progress,
+    ranks: Ranks,
+    changed: Sequence[str] = (),
+    start: TrainState | None = None,
+    until: int | None = None,
+    steps: Steps | None = None,
+) -> Training:
+    """Train in an existing folder from its last checkpoint, or from `start` if it has none.
+
+    Args:
+        run: The folder; process 0 locks it.
+        study: The study that it was made from.
+        parts: The objects made from it.
+        on_progress: Called with the progress.
+        ranks: The processes that train together.
+        changed: Differences from the recorded study, which make the run inexact.
+        start: The state to begin with; None: the study's own.
+        until: Updates after which to end; None: all.
+        steps: A replacement for `fit`.
+    """
+    held = nullcontext() if ranks.rank else run.locked()
+    with held, recorded_execution(run.execution, study) as differences:
+        warn_if_inexact(run, [*changed, *differences], ranks.size)
+        state, facts, resume_step = start or parts.initial, {}, None
+        if run.has_checkpoint("last"):
+            state, facts = run.load_checkpoint("last", parts.initial)
+            resume_step = state.step
+        elif (run.folder / "records.jsonl").exists():
+            resume_step = state.step
+        if ranks.rank:
+            _follow(study, parts, state, ranks, until)
+        else:
+            yield from _train(study, parts, run, state, facts, resume_step, on_progress, ranks, until, steps)
 
 
 def _finish(training: Training) -> None:
@@ -204,12 +222,12 @@ def _train(
     facts: dict[str, Any],
     resume_step: int | None,
     on_progress: Progress,
-    ranks: Ranks = ALONE,
-    until: int | None = None,
-    steps: Steps | None = None,
+    ranks: Ranks,
+    until: int | None,
+    steps: Steps | None,
 ) -> Training:
-    settings = study.train
-    num_steps = settings.num_steps if until is None else until
+    """The loop of process 0: log every step, validate, and save checkpoints."""
+    num_steps = study.train.num_steps if until is None else until
     run.note_processes(state.step, ranks.size)
     log = open_study_log(study, run, resume_step)
     finished = False
@@ -217,13 +235,7 @@ def _train(
         log_study(study, parts.dataset, log)
         if state.step == 0 or not run.has_checkpoint("last"):
             _checkpoint(run, log, state, facts)
-        loader = make_loader(study, parts, ranks)
-        if steps is None:
-            own = fit(state, make_training_step(study, parts, ranks), loader, num_steps)
-            taken = _profiled(_together(own, study, state, ranks), study, run)
-        else:
-            taken = steps(state, loader, num_steps)
-        for one in taken:
+        for one in _take_steps(study, parts, run, state, num_steps, ranks, steps):
             if one is None:
                 yield None
                 continue
@@ -238,21 +250,43 @@ def _train(
             if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
                 facts, measured = _validate(study, parts, run, log, state, facts, on_progress)
                 at_end = bool((yield measured)) or at_end
-            if at_end or state.step % settings.checkpoint_every == 0:
+            if at_end or state.step % study.train.checkpoint_every == 0:
                 _checkpoint(run, log, state, facts)
             if at_end:
                 break
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
-        best, _ = run.load_checkpoint("best", parts.initial)
-        run.write_patches(make_patches(study.placed.at("test"), best.params))
-        log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
+        _write_best(study, parts, run, log)
         finished = True
     except BaseException as error:
         error.add_note(f"what was done is kept; go on with: fpatch resume {run.folder}")
         raise
     finally:
         log.close(finished=finished)
+
+
+def _take_steps(
+    study: Study,
+    parts: Setup,
+    run: Run,
+    state: TrainState,
+    num_steps: int,
+    ranks: Ranks,
+    steps: Steps | None,
+) -> Iterator[tuple[TrainState, StepInfo] | None]:
+    """The steps from a state on: those of `fit` in all processes, or of its replacement."""
+    loader = make_loader(study, parts, ranks)
+    if steps is not None:
+        return steps(state, loader, num_steps)
+    own = fit(state, make_training_step(study, parts, ranks), loader, num_steps)
+    return _profiled(_together(own, study, state, ranks), study, run)
+
+
+def _write_best(study: Study, parts: Setup, run: Run, log: Log) -> None:
+    """Write the patches of the best checkpoint as images, and offer the results to the log."""
+    best, _ = run.load_checkpoint("best", parts.initial)
+    run.write_patches(make_patches(study.placed.at("test"), best.params))
+    log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
 
 
 def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
     """
     config = study.config | {"pipeline": study.pipeline.given_config}
     for name, value in settings.items():
-        _assign(config, name, value)
+        assign(config, name, value)
     return study_from_config(config, Path.cwd(), resources)
 
 
@@ -116,8 +116,24 @@ def _pin(config: Any, root: Path) -> Any:
     return {n: _pin(v, root) for n, v in config.items()} if isinstance(config, Mapping) else config
 
 
-def _assign(config: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by dotted name; `.low` and `.high` address a range."""
+def assign(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a value by dotted name in nested tables, in place; `.low` and `.high` address a range.
+
+    Args:
+        config: Tables as in TOML; those on the way to the value must exist.
+        name: The dotted name.
+        value: As in TOML.
+
+    Raises:
+        ValueError: For a table that does not exist, with the nearest name.
+
+    Example:
+        >>> from fpatch.study.config import assign
+        >>> config = {"pipeline": {"exposure": {"stops": [-1.0, 1.0]}}}
+        >>> assign(config, "pipeline.exposure.stops.low", -2.0)
+        >>> config
+        {'pipeline': {'exposure': {'stops': [-2.0, 1.0]}}}
+    """
     target: Any = config
     *parents, last = name.split(".")
     for parent in parents:

@@ -10,7 +10,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten, to_toml
 from fpatch.runs.locks import RunError
-from fpatch.study.config import read_toml, study_from_config, vary
+from fpatch.study.config import assign, read_toml, study_from_config, vary
 from fpatch.study.study import Study
 from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.folder.mirror import mirrored
@@ -125,7 +125,9 @@ def load_plan(
         space, settings = raw.pop("space"), raw.pop("sweep")
         others = dict(overrides or {})
         for name in [name for name in others if name.startswith("sweep.")]:
-            _assign(settings, name.removeprefix("sweep."), others.pop(name))
+            own = name.removeprefix("sweep.")
+            _make_tables(settings, own)
+            assign(settings, own, others.pop(name))
         study = study_from_config(raw, path.parent.resolve(), resources)
         study = vary(study, others, resources) if others else study
         return Plan(study, parse_space(space, toml=True), decode(Sweep, settings, "sweep"))
@@ -135,14 +137,12 @@ def load_plan(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _assign(table: dict[str, Any], name: str, value: Any) -> None:
-    """Set a value by dotted name, in tables that need not be there yet."""
-    *parents, last = name.split(".")
-    for parent in parents:
+def _make_tables(table: dict[str, Any], name: str) -> None:
+    """Make the tables on the way to a dotted name that do not exist yet."""
+    for parent in name.split(".")[:-1]:
         if not isinstance(table.get(parent), dict):
             table[parent] = {}
         table = table[parent]
-    table[last] = value
 
 
 def run_plan(plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None = None) -> Journal:

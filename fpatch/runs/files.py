@@ -1,0 +1,91 @@
+"""Files of a run folder: written whole or not at all, and read with errors that say what to restore."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fpatch.core.files import write_atomic
+from fpatch.log.values import to_json
+from fpatch.runs.locks import RunError
+from fpatch.runtime.execution import Execution
+
+FORMAT = 1
+"""Version of the layout of a run folder; a reader refuses another one."""
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file atomically, in a folder that is made if absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN becomes null."""
+    write_file(path, to_json(value))
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that must have these keys.
+
+    Raises:
+        RunError: If the file is no JSON, or lacks a key.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is broken ({error}); restore it, or train again") from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise RunError(f"{path} is broken (it lacks {missing[0]!r}); restore it, or train again")
+    return value
+
+
+def read_execution(path: Path) -> Execution:
+    """Read the execution that a JSON file records.
+
+    Raises:
+        RunError: If the file is broken, or records other fields than this version.
+    """
+    recorded = read_json(path, "execution")["execution"]
+    try:
+        return Execution(**recorded)
+    except TypeError as error:
+        what = "the execution is not as this version records it; train or evaluate again"
+        raise RunError(f"{path}: {what}") from error
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Tensors as a safetensors file; `metadata` becomes its header."""
+    # the file format demands that no two tensors share memory
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    return save(copies) if metadata is None else save(copies, dict(metadata))
+
+
+def read_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a safetensors file, and its header.
+
+    Args:
+        folder: The run folder.
+        name: Of the file in it.
+
+    Raises:
+        RunError: If the file is missing or broken.
+    """
+    path = folder / name
+    if not path.is_file():
+        known = [p.name.removesuffix(".safetensors") for p in path.parent.glob("*.safetensors")]
+        there = ", ".join(sorted(known)) or "nothing"
+        hint = f"; if the run was stopped: fpatch resume {folder}" if "last" in known else ""
+        raise RunError(f"{folder} lacks {name}; there is: {there}{hint}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"{path} is broken ({error}); restore it, or put a copy of an older one in its place"
+        ) from error

@@ -1,0 +1,611 @@
+"""What is true of every stage and of every pipeline, one function per law; `broken.py` has a breach of each.
+
+What a law varies among the inputs of a case are its *leaves*: parameters, patches, image, logits.
+"""
+
+import io
+import json
+import random as python_random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import optree
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from cases import NUM_ROWS, SHARED, Case, noise
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.backends import cudnn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from typecheck import unchecked
+
+from fpatch import random
+from fpatch.core.tree import to_device
+from fpatch.graph.build import build
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control, from_columns, to_columns
+from fpatch.graph.stage import Stage
+
+KEY = random.key(5)
+Tree = Any
+
+
+class Law(NamedTuple):
+    """A check that raises AssertionError, and which cases it speaks of."""
+
+    check: Callable[[Case], None]
+    applies: Callable[[Case], bool]
+
+
+LAWS: dict[str, Law] = {}
+
+
+def law(applies: Callable[[Case], bool] = lambda case: True) -> Callable[..., Any]:
+    def register(check: Callable[[Case], None]) -> Callable[[Case], None]:
+        LAWS[check.__name__] = Law(check, applies)
+        return check
+
+    return register
+
+
+# -- looking at a case
+
+
+def leaves(case: Case) -> dict[str, Tensor]:
+    """What the case computes from and a gradient may reach."""
+    found = {f"params/{name}": value for name, value in case.params.items()}
+    found |= {f"patch/{name}": value for name, value in case.batch.get("patch", {}).items()}
+    found |= {name: case.batch[name] for name in ("image", "logits") if name in case.batch}
+    if "detections" in case.batch and case.stages[0].definition.role != "metric":
+        found["dense"] = case.batch["detections"]["dense"]["logits"]
+    return found
+
+
+def run(case: Case, values: Mapping[str, Tensor], sample: Tree, batch: Tree = None) -> dict[str, Tree]:
+    """Apply with other leaves; returns what the case writes."""
+    batch = dict(case.batch if batch is None else batch)
+    for name in ("image", "logits"):
+        batch |= {name: values[name]} if name in values else {}
+    if "patch" in batch:
+        batch["patch"] = {name: values[f"patch/{name}"] for name in batch["patch"]}
+    if "dense" in values:
+        dense = {**batch["detections"]["dense"], "logits": values["dense"]}
+        batch["detections"] = {**batch["detections"], "dense": dense}
+    params = {name: values[f"params/{name}"] for name in case.params}
+    out = case.subject.apply(params, sample, batch)
+    return {name: out[name] for name in written_names(case)}
+
+
+def written_names(case: Case) -> list[str]:
+    if isinstance(case.subject, Pipeline):
+        return sorted({name for n in case.subject.values() for name in n.writes.values()} - set(SHARED))
+    d = case.subject.definition
+    return [name for name in d.writes if name not in d.optional or name in case.batch]
+
+
+def take(tree: Tree, rows: list[int]) -> Tree:
+    """These rows of a batch, a sample or an output."""
+    if isinstance(tree, Mapping):
+        return {k: take_shared(v, rows) if k in SHARED else take(v, rows) for k, v in tree.items()}
+    return tree[rows]
+
+
+def take_shared(patches: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    """The same patches [c, h, w], and these rows of those [b, c, h, w]."""
+    return {name: patch[rows] if patch.ndim == 4 else patch for name, patch in patches.items()}
+
+
+def stack_rows(trees: list[Tree]) -> Tree:
+    """The rows of several batches or samples as one."""
+    if isinstance(trees[0], Mapping):
+        return {
+            k: stack_shared([t[k] for t in trees]) if k in SHARED else stack_rows([t[k] for t in trees])
+            for k in trees[0]
+        }
+    return torch.cat(trees)
+
+
+def stack_shared(trees: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {n: torch.cat([t[n] for t in trees]) if p.ndim == 4 else p for n, p in trees[0].items()}
+
+
+def others(case: Case) -> dict[str, Tree]:
+    """Other rows: other photographs, darker ones, with larger quads and all placements there."""
+    changed = take(case.batch, [1, 2, 0])
+    for name in ("scene", "image"):
+        if name in changed:
+            changed[name] = 0.3 * (1 - changed[name])
+    if "quads" in changed:
+        changed["quads"] = 1.7 * changed["quads"].nan_to_num(nan=9.0)
+    if "quad_valid" in changed:
+        changed["quad_valid"] = torch.ones_like(changed["quad_valid"])
+    return {**changed, "image_id": case.batch["image_id"] + 100}
+
+
+def assert_equal(found: Tree, expected: Tree, tolerance: float = 0.0) -> None:
+    """Bit for bit (or within a tolerance relative to the largest value), with NaN equal to NaN."""
+    names = optree.tree_paths(expected)
+    assert names == optree.tree_paths(found)
+    for path, a, b in zip(names, optree.tree_leaves(found), optree.tree_leaves(expected), strict=True):
+        assert a.dtype == b.dtype, path
+        assert a.shape == b.shape, path
+        if tolerance and a.is_floating_point():
+            limit = tolerance * max(1.0, float(b.nan_to_num().abs().max()))
+            torch.testing.assert_close(a, b, rtol=0, atol=limit, equal_nan=True)
+        else:
+            same = (a == b) | ((a != a) & (b != b))
+            assert bool(same.all()), f"{path}: {int((~same).sum())} of {a.numel()} values differ"
+
+
+def clone(tree: Tree) -> Tree:
+    return optree.tree_map(Tensor.clone, tree)
+
+
+# -- randomness
+
+
+@law()
+def same_key_same_sample(case: Case) -> None:
+    assert_equal(case.subject.sample(KEY, case.batch), case.subject.sample(KEY.clone(), case.batch))
+
+
+@law(
+    applies=lambda case: (
+        not case.few_draws and any(set(s.definition.fields) - {"opacity", "on"} for s in case.stages)
+    )
+)
+def draws_depend_on_key_photograph_and_use(case: Case) -> None:
+    """Another key, another photograph and another use of one photograph give another sample."""
+    found = to_columns(case.subject.sample(KEY, case.batch))
+    drawn = np.stack([column.astype(np.float64) for column in found.values()])
+    again = to_columns(case.subject.sample(random.key(6), case.batch))
+    assert any(not np.array_equal(found[name], again[name]) for name in found)
+    assert len(np.unique(drawn, axis=1).T) == NUM_ROWS
+
+
+@law()
+def sample_does_not_see_pixels(case: Case) -> None:
+    """All randomness and no maths: what is drawn cannot depend on the patch, nor on the pictures."""
+    names = ("patch", "masks", "scene", "image", "logits", "detections")
+    blank = {k: optree.tree_map(torch.zeros_like, v) if k in names else v for k, v in case.batch.items()}
+    assert_equal(case.subject.sample(KEY, blank), case.subject.sample(KEY, case.batch))
+
+
+@law()
+def permuted_batch_permutes_sample(case: Case) -> None:
+    order = [2, 0, 1]
+    permuted = case.subject.sample(KEY, take(case.batch, order))
+    assert_equal(permuted, take(case.subject.sample(KEY, case.batch), order))
+
+
+@law()
+def draws_do_not_depend_on_the_batch(case: Case) -> None:
+    """A row draws the same alone and among others."""
+    sample = case.subject.sample(KEY, case.batch)
+    assert_equal(case.subject.sample(KEY, take(case.batch, [1])), take(sample, [1]))
+    more = case.subject.sample(KEY, stack_rows([others(case), case.batch]))
+    assert_equal(take(more, [3, 4, 5]), sample)
+
+
+# -- apply
+
+
+@law()
+def call_is_sample_then_apply(case: Case) -> None:
+    out, sample = case.subject(case.params, KEY, case.batch)
+    assert_equal(sample, case.subject.sample(KEY, case.batch))
+    assert_equal(out, case.subject.apply(case.params, sample, case.batch))
+    assert set(case.batch) <= set(out)
+
+
+@law()
+def inputs_are_left_alone(case: Case) -> None:
+    sample = case.subject.sample(KEY, case.batch)
+    before = clone((case.params, case.batch, sample))
+    case.subject.apply(case.params, sample, case.batch)
+    assert_equal((case.params, case.batch, sample), before)
+
+
+@law()
+def global_generators_are_left_alone(case: Case) -> None:
+    """Nothing is drawn from torch, numpy or python, and nothing changes with them."""
+    outs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        python_random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), python_random.getstate()
+        with unchecked():
+            outs.append(case.subject(case.params, KEY, case.batch))
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert np.array_equal(before[1], np.random.get_state()[1])
+        assert before[2] == python_random.getstate()
+    assert_equal(outs[0], outs[1])
+
+
+@law()
+def rows_do_not_see_their_neighbors(case: Case) -> None:
+    """With other neighbors, of other sizes, a row keeps its bits."""
+    sample, other = case.subject.sample(KEY, case.batch), others(case)
+    mixed = stack_rows([take(other, [0]), take(case.batch, [1]), take(other, [2])])
+    drawn = case.subject.sample(KEY, other)
+    mixed_sample = stack_rows([take(drawn, [0]), take(sample, [1]), take(drawn, [2])])
+    values = leaves(case)
+    alone, among = run(case, values, sample), run(case, row_leaves(case, mixed), mixed_sample, mixed)
+    assert_equal(take(among, [1]), take(alone, [1]))
+
+
+def row_leaves(case: Case, batch: Tree) -> dict[str, Tensor]:
+    """The leaves of another batch."""
+    return leaves(Case(case.subject, case.params, batch))
+
+
+@law()
+def position_keeps_the_bits(case: Case) -> None:
+    """A row is the same anywhere in a batch, and in one of another size (behind a victim, to rounding)."""
+    sample = case.subject.sample(KEY, case.batch)
+    expected = run(case, leaves(case), sample)
+    for rows in [2, 0, 1], [1], [0, 2, 0, 2, 1, 1, 0]:
+        batch = take(case.batch, rows)
+        found = run(case, row_leaves(case, batch), take(sample, rows), batch)
+        tolerance = 0.0 if len(rows) == NUM_ROWS else case.tolerance
+        assert_equal(found, take(expected, rows), tolerance)
+
+
+@law(applies=lambda case: case.tolerance == 0)
+def products_are_those_of_one_row(case: Case) -> None:
+    """Matrix products and convolutions see no more rows than one, whatever this processor's library does.
+
+    Some libraries sum otherwise with the size of a batch, and only on some processors.
+    """
+    sample = case.subject.sample(KEY, case.batch)
+    found = []
+    for rows in ([1], [0, 1, 2]):
+        batch = take(case.batch, rows)
+        with Products() as products:
+            run(case, row_leaves(case, batch), take(sample, rows), batch)
+        found.append(products.shapes)
+    assert found[1] == found[0]
+
+
+class Products(TorchDispatchMode):
+    """Shapes of what goes into a library of linear algebra or of convolutions."""
+
+    NAMES = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in self.NAMES or name.startswith("linalg"):
+            self.shapes.add((name, *(tuple(a.shape) for a in args if isinstance(a, Tensor))))
+        return function(*args, **(kwargs or {}))
+
+
+@law()
+def pictures_stay_pictures(case: Case) -> None:
+    """From 0..1 to 0..1, finite, in the same type; where placements are absent too."""
+    sample = case.subject.sample(KEY, case.batch)
+    out = case.subject.apply(case.params, sample, case.batch)
+    for name in {"scene", "image"} & set(written_names(case)):
+        assert out[name].shape == (NUM_ROWS, 3, *case.batch.get("scene", case.batch.get("image")).shape[-2:])
+        assert out[name].dtype == torch.float32
+        assert -1e-6 <= float(out[name].min()) <= float(out[name].max()) <= 1 + 1e-6
+    for name, patch in out.get("patch", {}).items():
+        assert 0 <= float(patch.min()) <= float(patch.max()) <= 1, name
+
+
+@law(applies=lambda case: any(s.definition.role in ("loss", "metric") for s in case.stages))
+def losses_and_metrics_write_one_number_per_row(case: Case) -> None:
+    out, _ = case.subject(case.params, KEY, case.batch)
+    nodes = [node(case.subject)] if isinstance(case.subject, Stage) else case.subject.values()
+    for n in nodes:
+        role = n.stage.definition.role
+        for name in n.writes.values() if role in ("loss", "metric") else ():
+            if role == "metric" and out[name].ndim == 2:
+                assert out[name].shape == case.batch["box_valid"].shape  # one number per object
+            else:
+                assert out[name].shape == (NUM_ROWS,)
+            assert role == "metric" or out[name].dtype == torch.float32
+
+
+@law(applies=lambda case: any(s.definition.summary is not None for s in case.stages))
+def summaries_are_pure_and_merge(case: Case) -> None:
+    """States are tensors in dicts and lists, updates leave the old one alone, shards add up to the whole."""
+    whole = case.subject if isinstance(case.subject, Pipeline) else Pipeline({"stage": node(case.subject)})
+    sample = whole.sample(KEY, case.batch)
+    _, seen = whole.observe(case.params, sample, case.batch, want=())
+    assert set(seen) == set(whole.summaries)
+    for path, values in seen.items():
+        stage = whole[path].stage
+        summary = stage.definition.summary
+        assert summary is not None
+        init, update, merge, compute = summary
+        first, second, third = (take(values, [i]) for i in range(NUM_ROWS))
+        empty, read = init(stage.config), clone(values)
+        a = update(stage.config, empty, first)
+        assert_equal(empty, init(stage.config))
+        before = clone(a)
+        b = update(stage.config, update(stage.config, empty, second), third)
+        rows = update(stage.config, update(stage.config, a, second), third)
+        merged, at_once = merge(stage.config, a, b), update(stage.config, empty, values)
+        found = [compute(stage.config, state) for state in (at_once, rows, merged)]
+        assert_equal((a, values), (before, read))
+        assert all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(at_once))
+        assert all(isinstance(value, float) for value in found[0].values())
+        for other in found[1:]:
+            assert list(other) == list(found[0])
+            np.testing.assert_allclose(list(other.values()), list(found[0].values()), atol=1e-6)
+
+
+# -- populations, replay, gradients
+
+
+def members(case: Case) -> list[dict[str, Tensor]]:
+    """Three sets of leaves."""
+    return [
+        {
+            name: (value + i * noise(name, *value.shape) / 3).remainder(1.0)
+            for name, value in leaves(case).items()
+        }
+        for i in range(3)
+    ]
+
+
+@law(applies=lambda case: bool(leaves(case)) and all(s.definition.traits.vmap for s in case.stages))
+def vmap_equals_a_loop(case: Case) -> None:
+    """`vmap(apply)` over three sets of leaves, to rounding (a batch may be summed otherwise)."""
+    population = members(case)
+    sample = case.subject.sample(KEY, case.batch)
+    looped = [run(case, values, sample) for values in population]
+    stacked = optree.tree_map(lambda *v: torch.stack(v), *population)
+    found = torch.func.vmap(lambda values: run(case, values, sample))(stacked)
+    expected = optree.tree_map(lambda *v: torch.stack(v), *looped)
+    assert_equal(found, expected, max(case.tolerance, 1e-6))
+
+
+@law()
+def flat_population_equals_a_loop(case: Case) -> None:
+    """A population is p * b rows, in which each row carries its member's patch."""
+    population = members(case)
+    sample = case.subject.sample(KEY, case.batch)
+    shared = [
+        name
+        for name, value in leaves(case).items()
+        if name.startswith("params/") or (name.startswith("patch/") and value.ndim == 3)
+    ]
+    flat = {
+        name: torch.cat(
+            [m[name].expand(NUM_ROWS, *m[name].shape) if name in shared else m[name] for m in population]
+        )
+        for name in leaves(case)
+    }
+    num = len(population)
+    found = run(case, flat, stack_rows([sample] * num), stack_rows([case.batch] * num))
+    for i, values in enumerate(population):
+        expected = run(case, values, sample)
+        for name in set(expected) - set(SHARED):
+            rows = list(range(i * NUM_ROWS, (i + 1) * NUM_ROWS))
+            assert_equal(take(found[name], rows), expected[name], case.tolerance)
+        for patch, value in expected.get("patch", {}).items():
+            own = found["patch"][patch][i * NUM_ROWS : (i + 1) * NUM_ROWS]
+            assert_equal(own, value.expand_as(own), case.tolerance)
+
+
+@law(applies=lambda case: any(s.definition.traits.of_patch for s in case.stages))
+def what_is_of_the_patch_sees_no_photograph(case: Case) -> None:
+    """A loss on the patch alone is the same in every row that shows it, whatever the photographs are."""
+    names = [n for s in case.stages if s.definition.traits.of_patch for n in s.definition.writes]
+    sample = case.subject.sample(KEY, case.batch)
+    out = run(case, leaves(case), sample)
+    again = run(case, leaves(case), sample, {**case.batch, "image_id": case.batch["image_id"] + 100})
+    for name in names:
+        assert_equal(again[name], out[name])
+        assert_equal(out[name], out[name][:1].expand(NUM_ROWS))
+
+
+@law()
+def sample_survives_a_table(case: Case) -> None:
+    """Through JSON and through Parquet and back, in the same bits; and it replays to the same bits."""
+    sample = case.subject.sample(KEY, case.batch)
+    columns = to_columns(sample)
+    lists = json.loads(json.dumps({name: column.tolist() for name, column in columns.items()}))
+    file = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), file)
+    table = pq.read_table(file)
+    expected = case.subject.apply(case.params, sample, case.batch)
+    arrays = {name: table[name].to_numpy() for name in table.column_names}
+    for held in from_columns(lists), from_columns(arrays):
+        assert_equal(held, sample)
+        assert_equal(case.subject.apply(case.params, held, case.batch), expected)
+
+
+def weighted_sum(out: Tree, names: list[str]) -> Tensor:
+    """Of everything (float) that is written under some names and depends on a leaf."""
+    floats = [t for n in names if n in out for t in optree.tree_leaves(out[n]) if t.is_floating_point()]
+    total = sum((t * noise("weights", *t.shape).to(t.device)).sum() for t in floats if t.requires_grad)
+    assert isinstance(total, Tensor), "nothing that is written depends on a leaf"
+    return total
+
+
+def gradients(case: Case, values: Mapping[str, Tensor], sample: Tree, names: list[str]) -> dict[str, Tensor]:
+    inputs = {name: value.clone().requires_grad_() for name, value in values.items()}
+    total = weighted_sum(run(case, inputs, sample), names)
+    found = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
+    return {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(values, found, strict=True)}
+
+
+def is_differentiable(case: Case) -> bool:
+    d = case.stages[-1].definition
+    return bool(leaves(case)) and d.role != "metric" and d.traits.gradient and d.writes != ("masks",)
+
+
+@law(applies=is_differentiable)
+def gradient_reaches_every_leaf(case: Case) -> None:
+    values = leaves(case)
+    sample = case.subject.sample(KEY, case.batch)
+    for name, gradient in gradients(case, values, sample, written_names(case)).items():
+        assert bool(torch.isfinite(gradient).all()), name
+        assert bool((gradient != 0).any()), f"no gradient in {name}"
+
+
+@law(applies=lambda case: is_differentiable(case) and all(s.definition.traits.vmap for s in case.stages))
+def vmapped_gradient_equals_a_loop(case: Case) -> None:
+    """`vmap(grad(...))`, as a population is trained, to rounding."""
+    population = members(case)
+    sample = case.subject.sample(KEY, case.batch)
+    names = written_names(case)
+    looped = [gradients(case, values, sample, names) for values in population]
+    stacked = optree.tree_map(lambda *v: torch.stack(v), *population)
+    gradient = torch.func.grad(lambda values: weighted_sum(run(case, values, sample), names))
+    found = torch.func.vmap(gradient)(stacked)
+    expected = optree.tree_map(lambda *v: torch.stack(v), *looped)
+    assert_equal(found, expected, max(case.tolerance, 1e-5))
+
+
+@law(applies=lambda case: any("opacity" in s.definition.fields for s in case.stages))
+def opacity_0_is_the_clean_scene(case: Case) -> None:
+    """Control is an edit of the sample: bit for bit, whatever the patch holds, with a gradient of zero."""
+    sample = case.subject.sample(KEY, case.batch)
+    wrapped = control({"stage": sample})["stage"] if isinstance(case.subject, Stage) else control(sample)
+    values = leaves(case)
+    nan = {name: torch.full_like(value, torch.nan) for name, value in values.items()}
+    image_names = [n for n in written_names(case) if n in ("image", "logits", "detections", "vanish")]
+    clean, poisoned = run(case, values, wrapped), run(case, nan, wrapped)
+    assert_equal({n: poisoned[n] for n in image_names}, {n: clean[n] for n in image_names})
+    for values_of in (values, nan):
+        for name, gradient in gradients(case, values_of, wrapped, image_names).items():
+            assert not bool((gradient != 0).any()), f"a gradient reaches {name}"
+    if isinstance(case.subject, Stage):
+        assert_equal(poisoned["image"], case.batch["scene"])
+        return
+    below = case.batch["scene"]
+    params = {name: nan[f"params/{name}"] for name in case.params}
+    for path, written in case.subject.trace(params, wrapped, case.batch).items():
+        if "opacity" in wrapped.get(path, {}):
+            assert_equal(written["image"], below)
+        below = written.get("image", written.get("scene", below))
+
+
+# -- settings and compilation
+
+
+@law()
+def config_rebuilds_it(case: Case) -> None:
+    """Config -> JSON -> config: the same settings, and the same outputs."""
+    whole = case.subject if isinstance(case.subject, Pipeline) else Pipeline({"stage": node(case.subject)})
+    config = json.loads(json.dumps(whole.config))
+    again = build(config)
+    assert again.config == whole.config
+    subject = again if isinstance(case.subject, Pipeline) else again["stage"].stage
+    assert repr(subject) == repr(case.subject)
+    assert_equal(subject(case.params, KEY, case.batch), case.subject(case.params, KEY, case.batch))
+
+
+@law(applies=lambda case: all(s.definition.traits.compile for s in case.stages))
+def compiled_equals_eager(case: Case) -> None:
+    """`torch.compile` traces `apply` whole, and keeps its values to rounding."""
+    sample = case.subject.sample(KEY, case.batch)
+    expected = case.subject.apply(case.params, sample, case.batch)
+    torch._dynamo.reset()
+    function: Callable[..., Tree] = torch.compile(case.subject.apply, backend="aot_eager", fullgraph=True)
+    with unchecked():
+        found = function(case.params, sample, case.batch)
+    assert_equal(found, expected, max(case.tolerance, 1e-6))
+
+
+@law(applies=lambda case: isinstance(case.subject, Stage) and case.subject.definition.traits.pixelwise)
+def channels_are_the_image(case: Case) -> None:
+    """A pixelwise stage does the same to an image in its channels, bit for bit."""
+    sample = case.subject.sample(KEY, case.batch)
+    image = case.batch["image"].clone().requires_grad_()
+    whole = case.subject.written(case.params, sample, {**case.batch, "image": image})["image"]
+    channels = case.subject.written(case.params, sample, {"image": image.split(1, dim=1)})["image"]
+    assert_equal(torch.cat(channels, dim=1), whole)
+    weights = random.normal(KEY, whole.shape)
+    expected, found = (
+        torch.autograd.grad((weights * x).sum(), image)[0] for x in (whole, torch.cat(channels, dim=1))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# -- another device
+
+
+def can_be_faked(case: Case) -> bool:
+    """Not what reads values on the host: kornia's augmentations, and what a case is marked for."""
+    return case.fake and all(s.definition.name != "compose.augmentation" for s in case.stages)
+
+
+@law(applies=can_be_faked)
+def it_runs_on_another_device(case: Case) -> None:
+    """With all it is given on a GPU, nothing is left on the CPU, and nothing waits for values.
+
+    Fake tensors know their device and refuse to be mixed, but hold no values. A gradient on "cuda" needs a
+    driver, and is therefore taken on "meta", which is a device like any other to them.
+    """
+    sample = case.subject.sample(KEY, case.batch)
+    for stage in case.stages:
+        stage.load()
+    for device in ("cuda", "meta"):
+        with fake_devices():
+            moved = Case(case.subject.to(device), *to_device((case.params, case.batch), device))
+            values = {n: value.requires_grad_(device == "meta") for n, value in leaves(moved).items()}
+            try:
+                out = run(moved, values, to_device(sample, device))
+                found = optree.tree_leaves(out)
+                if device == "meta" and is_differentiable(case):
+                    total = weighted_sum(out, written_names(case))
+                    found += torch.autograd.grad(total, list(values.values()), allow_unused=True)
+            except RuntimeError as error:
+                raise AssertionError(f"on {device}: {error}") from error
+        places = {tensor.device.type for tensor in found if tensor is not None}
+        assert places <= {device}, f"on {device} it writes to {places}"
+
+
+@contextmanager
+def fake_devices() -> Iterator[None]:
+    """Tensors of any device, without values; without cuDNN, which asks for a driver."""
+    # a module cannot exchange the fake parameters that it was copied with for themselves
+    stay = mock.patch.object(torch.nn.Module, "to", lambda module, device: module)
+    copied = mock.patch.object(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone())
+    with unchecked(), cudnn.flags(enabled=False), stay, copied, FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@law(applies=lambda case: can_be_faked(case) and not READS & {s.definition.name for s in case.stages})
+def nothing_waits_for_a_gpu(case: Case) -> None:
+    """No copy makes the host wait until a GPU has done all that it was given."""
+    sample = case.subject.sample(KEY, case.batch)
+    for stage in case.stages:
+        stage.load()
+    with fake_devices():
+        moved = Case(case.subject.to("cuda"), *to_device((case.params, case.batch), "cuda"))
+        sample = to_device(sample, "cuda")
+        with NoWaiting():
+            run(moved, leaves(moved), sample)
+
+
+READS = {"create.soft_proof", "infer.torchvision_detector", "infer.transformers_detector"}
+"""An engine on the host, and networks of libraries that make constants as they go."""
+
+
+class NoWaiting(TorchFunctionMode):
+    """Refuses copies between the host and a GPU that are not declared to be asynchronous."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "")
+        if isinstance(out, Tensor) and name in ("tensor", "as_tensor", "new_tensor", "to", "cpu", "cuda"):
+            given = args[0].device.type if isinstance(args[0], Tensor) and name != "new_tensor" else "cpu"
+            declared = out.is_cuda and (kwargs or {}).get("non_blocking", False)
+            assert given == out.device.type or declared, f"{name} waits for the GPU"
+        return out
