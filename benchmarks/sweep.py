@@ -23,8 +23,8 @@ from fpatch.study.config import load_study
 from fpatch.tune import Journal, parse_space
 from fpatch.tune.plan import Plan
 from fpatch.tune.settings import Sweep
+from fpatch.tune.trials.dispatcher import Dispatcher
 from fpatch.tune.trials.pack import run_trials
-from fpatch.tune.trials.ray_driver import Dispatcher
 
 WORKLOADS = [(8, 96, 20, 4), (8, 96, 100, 4)]
 """Trials, side of the photographs, updates of each trial, and rows of an update."""

@@ -89,7 +89,7 @@ class SweepJob(Requeued):
 
     def __call__(self) -> str:
         """Search from wherever the sweep stands; returns its folder."""
-        from fpatch.tune.trials.ray_driver import import_ray, on_loopback
+        from fpatch.tune.trials.ray_cluster import import_ray, on_loopback
 
         env = submitit.JobEnvironment()
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -326,7 +326,7 @@ def test_the_ray_cluster_is_one_that_ray_accepts():
     """By the validation of `ray up`, which asks no machine."""
     import yaml
 
-    from fpatch.tune.trials.ray_driver import import_ray
+    from fpatch.tune.trials.ray_cluster import import_ray
 
     import_ray()
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -360,7 +360,7 @@ def assert_known_options(command: str) -> None:
 def test_the_kubernetes_manifest_has_what_the_operator_requires():
     import yaml
 
-    from fpatch.tune.trials.ray_driver import import_ray
+    from fpatch.tune.trials.ray_cluster import import_ray
 
     import_ray()
     cluster, claim, policy = yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text())

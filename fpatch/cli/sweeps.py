@@ -101,7 +101,7 @@ def _sweep_status(options: argparse.Namespace) -> int:
     from fpatch import tune
 
     journal = tune.Journal.open(options.run_folder)
-    going, plan = journal.is_held, tune.read_plan(journal)
+    going, plan = journal.is_locked, tune.read_plan(journal)
     console.print(trials_table(plan, journal.entries(), num_rows=None, going=going))
     if not going and any(entry.outcome is None for entry in journal.entries()):
         say(f"go on with: fpatch sweep resume {journal.folder}")

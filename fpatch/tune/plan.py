@@ -1,4 +1,4 @@
-"""What a sweep does next, from its journal alone."""
+"""A sweep before and while it runs: checks, the next trial, and which trials to stop."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,18 +18,19 @@ from fpatch.tune.folder.journal import Entry, Journal, Trial
 from fpatch.tune.search.generations import Population, propose_child
 from fpatch.tune.search.halving import should_stop
 from fpatch.tune.search.noisy_gp import propose_noisy_gp
+from fpatch.tune.search.parsing import encode_space, parse_space
 from fpatch.tune.search.proposers import propose_grid, propose_optuna, propose_random
-from fpatch.tune.search.space import Settings, Space, SpaceError, encode_space, parse_space
+from fpatch.tune.search.space import Settings, Space, SpaceError
 from fpatch.tune.settings import Sweep
 
 
 class Plan(NamedTuple):
-    """A sweep before it runs.
+    """All that defines a sweep.
 
     Attributes:
-        study: What every trial begins with.
-        space: What varies.
-        sweep: How it is searched.
+        study: The study that every trial varies.
+        space: The search space.
+        sweep: The settings of the search.
     """
 
     study: Study
@@ -38,19 +39,19 @@ class Plan(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON values from which `plan_from_config` makes the same."""
+        """JSON values from which `plan_from_config` makes the same plan."""
         study = self.study.config | {"pipeline": self.study.pipeline.given_config}
         return {"study": study, "space": encode_space(self.space), "sweep": encode(self.sweep)}
 
 
 def plan_from_config(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Plan:
-    """The plan in `sweep.json`."""
+    """Make a plan from the JSON values in `sweep.json`."""
     study = study_from_config(config["study"], Path.cwd(), resources)
     return Plan(study, parse_space(config["space"]), decode(Sweep, config["sweep"], "sweep"))
 
 
 def trial_study(plan: Plan, trial: Trial, runs: Path, resources: Mapping[str, Any] | None = None) -> Study:
-    """The ordinary study of a trial."""
+    """Make the study of a trial."""
     settings = {"seed": trial.seed, **plan.space.fixed, **trial.settings, "log.runs": str(runs)}
     if trial.micro_batch is not None:
         settings["train.micro_batch"] = trial.micro_batch
@@ -60,19 +61,19 @@ def trial_study(plan: Plan, trial: Trial, runs: Path, resources: Mapping[str, An
 
 
 def num_steps(plan: Plan, trial: Trial) -> int:
-    """Updates of a trial that is not stopped."""
+    """The training steps of a trial that is not stopped early."""
     settings = {"train.num_steps": plan.study.train.num_steps, **plan.space.fixed, **trial.settings}
     return settings["train.num_steps"] if trial.until is None else trial.until
 
 
 def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
-    """Refuse what would fail in every trial, or in those at an end of the space, before anything starts.
+    """Check a plan before anything starts: try the study at every end of the space.
 
     Raises:
-        SpaceError: For a name that is no setting, or an end that is no value of it.
-        ValueError: For an objective that is no scalar of the validation.
+        SpaceError: If a name is no setting, or an end of an interval is not allowed.
+        ValueError: If the objective is no scalar of the validation, or a setting of the sweep does not fit.
     """
-    check_how(plan)
+    check_resources(plan)
     if plan.study.data.validation is None:
         raise ValueError("a sweep needs a validation split to measure its objective on; set data.validation")
     first, compared = None, False
@@ -82,16 +83,17 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         _check_weights(varied)
         if varied.train.batch_size < plan.sweep.processes:
             raise ValueError(
-                f"sweep.processes = {plan.sweep.processes}: each must have a row of every batch, and there "
-                f"are batches of {varied.train.batch_size}; set fewer, or a larger train.batch_size"
+                f"sweep.processes = {plan.sweep.processes}: each process needs a row of every batch, got "
+                f"train.batch_size = {varied.train.batch_size}; lower sweep.processes, or raise "
+                "train.batch_size"
             )
         first = first or varied
     assert first is not None
     if not compared:
         raise ValueError(
-            f"{plan.sweep.halving} stops no trial: none is evaluated from sweep.halving.first on and before "
-            f"its end (train.num_steps = {first.train.num_steps}, evaluate.every = {first.evaluate.every}); "
-            "set it lower, or evaluate more often"
+            f"{plan.sweep.halving} stops no trial: no evaluation is between sweep.halving.first and the end "
+            f"(train.num_steps = {first.train.num_steps}, evaluate.every = {first.evaluate.every}); lower "
+            "sweep.halving.first or evaluate.every"
         )
     parts, known = dry_run(first)
     if plan.sweep.objective not in known:
@@ -103,12 +105,12 @@ def check_plan(plan: Plan, resources: Mapping[str, Any] | None = None) -> None:
         _check_states(plan, parts.initial, resources)
 
 
-def check_how(plan: Plan) -> None:
-    """Refuse what cannot be run in the way that the sweep says.
+def check_resources(plan: Plan) -> None:
+    """Check the settings of a sweep that may change when it resumes: trials, packs, processes and GPUs.
 
     Raises:
-        ValueError: For trials of a grid that there are not, generations for which there are no steps, packs
-            that cannot be, and processes of a trial that would share a GPU.
+        ValueError: If a grid has too few points, generations need more steps than a trial has, trials cannot
+            be packed, or the processes of a trial would share a GPU.
     """
     count = plan.sweep.count(plan.space)
     if plan.sweep.population is not None:
@@ -118,13 +120,13 @@ def check_how(plan: Plan) -> None:
     device = plan.space.fixed.get("device", plan.study.device)
     if _on_cpu(plan.sweep) and device.startswith("cuda"):
         raise ValueError(
-            f"sweep.processes = {plan.sweep.processes}: with sweep.gpus = 0 the processes of a trial run on "
-            f'the CPU, got device = "{device}"; set sweep.gpus = 1, or device = "cpu"'
+            f"sweep.processes = {plan.sweep.processes}: the processes of a trial run on the CPU with "
+            f'sweep.gpus = 0, got device = "{device}"; set sweep.gpus = 1, or device = "cpu"'
         )
 
 
 def _is_compared(sweep: Sweep, study: Study) -> bool:
-    """Whether a trial of this study is evaluated where it may be stopped, if any is to be."""
+    """Whether an evaluation of this study lies at or after the first rung; true without halving."""
     every = study.evaluate.every
     last_before_end = (study.train.num_steps - 1) // every * every
     return sweep.halving is None or last_before_end >= sweep.halving.first
@@ -132,22 +134,24 @@ def _is_compared(sweep: Sweep, study: Study) -> bool:
 
 def _check_generations(plan: Plan, rule: Population, num_trials: int) -> None:
     if "train.num_steps" in plan.space.varied:
-        raise SpaceError("space.train.num_steps cannot vary in a population: its members share their steps")
+        raise SpaceError(
+            "space.train.num_steps must be fixed with search = 'population', whose members share their steps"
+        )
     steps = plan.space.fixed.get("train.num_steps", plan.study.train.num_steps)
     most = rule.size * -(-steps // rule.every)
     if num_trials > most:
         raise ValueError(
-            f"sweep.num_trials: {steps} steps (train.num_steps) in generations of {rule.every} "
-            f"(sweep.population.every) are {most} trials, {rule.size} in each, got {num_trials}; set fewer "
-            "trials, or more steps"
+            f"sweep.num_trials must be at most {most}, got {num_trials}: train.num_steps = {steps} in "
+            f"generations of {rule.size} trials and sweep.population.every = {rule.every} steps; lower "
+            "num_trials, or raise num_steps"
         )
 
 
 def _vary(plan: Plan, settings: Settings, resources: Mapping[str, Any] | None) -> Study:
-    """The study with the fixed settings and these; with the middle of all others, where they need others.
+    """Vary the study by the fixed settings and by these; add the middle of all others where they need it.
 
     Raises:
-        SpaceError: That blames the last of them, or what is fixed.
+        SpaceError: If that fails; the message names the last setting, or the fixed ones.
     """
     fixed, error = plan.space.fixed, None
     for some in (settings, plan.space.around(settings)):
@@ -155,53 +159,53 @@ def _vary(plan: Plan, settings: Settings, resources: Mapping[str, Any] | None) -
             return vary(plan.study, {**fixed, **some}, resources)
         except ValueError as caught:
             error = error or caught
-    said = str(error).removeprefix("--")
+    message = str(error).removeprefix("--")
     try:
         vary(plan.study, fixed, resources)
     except ValueError as caught:
         if str(caught) == str(error):
-            raise SpaceError(f"space: {said}") from error
+            raise SpaceError(f"space: {message}") from error
     name = next(reversed(settings))
-    raise SpaceError(f"space.{name} = {settings[name]!r}: {said}") from error
+    raise SpaceError(f"space.{name} = {settings[name]!r}: {message}") from error
 
 
 def _on_cpu(sweep: Sweep) -> bool:
-    """Whether trials must not take a GPU that they find: all processes of one would take the same."""
+    """Whether trials stay off the GPU: all processes of a trial would take the same one."""
     return sweep.processes > 1 and not sweep.gpus
 
 
 def why_not_packed(plan: Plan) -> str | None:
-    """Why trials cannot be members of one population; None if they can."""
+    """Return why trials cannot be members of one population; None if they can."""
     sweep, fixed = plan.sweep, plan.space.fixed
     for name in plan.space.varied:
         if name != "seed" and not name.startswith(("optimizer.", "objective.weights.")):
             return f"trials that differ in {name} cannot be trained together"
     if sweep.search == "population" or sweep.halving is not None:
-        return "trials that replace or stop one another are not trained together"
+        return "trials that replace or stop each other cannot be trained together"
     for name in ("train.compile", "train.micro_batch", "log.profile_steps"):
         section, field = name.split(".")
         if fixed.get(name, getattr(getattr(plan.study, section), field)):
-            return f"with {name}, trials are trained one by one"
+            return f"{name} needs trials that are trained one by one"
     if sweep.processes > 1:
-        return "with sweep.processes, trials are trained one by one"
+        return "sweep.processes needs trials that are trained one by one"
     if sweep.micro_batch_on_oom:
-        return "with sweep.micro_batch_on_oom, trials are trained one by one"
+        return "sweep.micro_batch_on_oom needs trials that are trained one by one"
     pipeline = plan.study.pipeline.at("train")
     if any(isinstance(n.stage.config, Function) for n in pipeline.values()):
-        return "a plain function in the pipeline expects one patch, not one per row"
+        return "a plain function in the pipeline expects one patch, not one for each row"
     return None
 
 
 _LARGEST_PACK = 16
 
 
-def pack_size(plan: Plan, places: int) -> int:
-    """Trials that one process trains together, where so many processes have room."""
+def pack_size(plan: Plan, num_concurrent: int) -> int:
+    """The number of trials in a pack, if `num_concurrent` packs run at once."""
     if plan.sweep.pack != "auto":
         return plan.sweep.pack
     if plan.sweep.search not in ("random", "grid") or why_not_packed(plan) is not None:
         return 1
-    return max(1, min(_LARGEST_PACK, -(-plan.sweep.count(plan.space) // max(1, places))))
+    return max(1, min(_LARGEST_PACK, -(-plan.sweep.count(plan.space) // max(1, num_concurrent))))
 
 
 def _check_weights(study: Study) -> None:
@@ -209,12 +213,12 @@ def _check_weights(study: Study) -> None:
     for name in study.objective.weights:
         if name not in terms:
             raise SpaceError(
-                f"space.weights.{name}: no loss of the study is called that; {nearest(name, terms)}"
+                f"space.weights.{name}: the study has no loss of that name; {nearest(name, terms)}"
             )
 
 
 def _check_states(plan: Plan, like: Any, resources: Mapping[str, Any] | None) -> None:
-    """Members hand on their states, which must fit."""
+    """Check that all members have states of the same form, which they inherit from each other."""
 
     def form(state: Any) -> Any:
         tree: Any = (dict(state.params), state.opt_state)
@@ -225,8 +229,8 @@ def _check_states(plan: Plan, like: Any, resources: Mapping[str, Any] | None) ->
         if form(made) != form(like):
             name = next(reversed(settings))
             raise SpaceError(
-                f"space.{name} changes the form of the optimizer or of the patch, so that members of a "
-                "population could not go on from one another; fix it, or choose another search"
+                f"space.{name} changes the form of the optimizer or of the patch, so members of a population "
+                "cannot inherit states; fix it, or choose another search"
             )
 
 
@@ -234,17 +238,17 @@ def _check_states(plan: Plan, like: Any, resources: Mapping[str, Any] | None) ->
 
 
 def next_trial(plan: Plan, entries: list[Entry]) -> Trial | None:
-    """What to try after all that was begun; None if there is nothing more, or nothing yet."""
+    """Propose the next trial; None if the sweep is complete, or its search must wait."""
     sweep, number = plan.sweep, len(entries)
     if number >= sweep.count(plan.space):
         return None
-    seen = [entry.seen(sweep.sign) for entry in entries]
+    observations = [entry.observation(sweep.sign) for entry in entries]
     key = random.fold_in(random.key(sweep.seed), "search")
     name = f"{number:04d}"
     seed = trial_seed(plan.study.seed, name)
     if sweep.search == "population":
         assert sweep.population is not None
-        child = propose_child(sweep.population, plan.space, seen, key)
+        child = propose_child(sweep.population, plan.space, observations, key)
         if child is None:
             return None
         trial = Trial(name, child.settings, seed)
@@ -260,17 +264,17 @@ def next_trial(plan: Plan, entries: list[Entry]) -> Trial | None:
         "optuna_gp": propose_optuna("gp"),
         "noisy_gp": propose_noisy_gp,
     }
-    return Trial(name, proposers[sweep.search](plan.space, seen, key), seed)
+    return Trial(name, proposers[sweep.search](plan.space, observations, key), seed)
 
 
 def trial_seed(seed: int, name: str) -> int:
-    """The seed of a trial: 53 bits that its name and the study's seed decide alone."""
+    """The seed of a trial: 53 bits that depend on its name and the study's seed only."""
     first, second = random.fold_in(random.fold_in(random.key(seed), "trial"), name).tolist()
     return ((first & 0x1FFFFF) << 32) + second
 
 
 def is_behind(plan: Plan, name: str, entries: list[Entry]) -> bool:
-    """Whether a trial should end after its present evaluation."""
+    """Whether a trial should stop after its last evaluation."""
     rule, sign = plan.sweep.halving, plan.sweep.sign
     if rule is None:
         return False
@@ -281,7 +285,7 @@ def is_behind(plan: Plan, name: str, entries: list[Entry]) -> bool:
 
 
 def best_entry(journal: Journal, plan: Plan) -> Entry | None:
-    """The trial with the best objective at its last evaluation, of those that finished."""
+    """The finished trial with the best objective at its last evaluation; None if no trial has one."""
     done = [
         e for e in journal.entries() if e.outcome and e.outcome.status == "finished" and e.value == e.value
     ]

@@ -1,4 +1,4 @@
-"""How a space is searched: the section `[sweep]`."""
+"""The settings of a sweep: the section `[sweep]`."""
 
 import math
 from dataclasses import dataclass
@@ -12,31 +12,38 @@ from fpatch.tune.search.space import Space, combinations
 
 @dataclass(frozen=True)
 class Sweep:
-    """How a space is searched.
+    """The settings of a sweep.
 
     Attributes:
         objective: A scalar of the validation, such as "success/patch" or "success/over/noise".
-        mode: Whether more of it is better ("max") or less ("min").
-        num_trials: How many; None for a grid: all of it.
+        mode: Whether a greater ("max") or a smaller ("min") objective is better.
+        num_trials: Number of trials; None with search = "grid": all grid points.
         search: "random"; "grid"; "tpe" and "optuna_gp" of Optuna; "noisy_gp", a Gaussian process that takes
             the standard errors of the objective; "population", training in generations.
-        seed: Of what the search draws.
+        seed: Seed of the search.
         grid_points: Values of each interval in a grid.
-        halving: Stop trials early whose evaluations are behind; None: train all to the end.
-        population: For the search of that name.
+        halving: Stop trials that fall behind; None: train all to the end.
+        population: Generations of search = "population".
         cpus: CPU cores of each process of a trial.
-        gpus: GPUs of each process of a trial: 0, 1, or a fraction, of which several share one.
-        processes: That train each trial together, by rows; see `fpatch.runtime.parallel`.
-        pack: Trials that one process trains together, in the steps of one population, on the resources of
-            one trial; 1: none. "auto": random and grid searches whose trials differ in what a population's
-            members may, so many that all places are taken, at most 16.
-        max_concurrent: Trials, or packs of them, that run at once; None: as many as there is room for.
-        retries: How often a trial is taken up again whose worker died.
-        micro_batch_on_oom: After running out of memory, go on from the last checkpoint with half the rows in
-            memory at a time (`train.micro_batch`; the update is the same to float tolerance).
-        address: Of a Ray cluster, "auto" or ray://HOST:PORT; None: this machine, on loopback.
-        storage: A URI such as s3://BUCKET/PREFIX, below which a copy of the sweep's folder is kept up to
-            date; `fpatch sweep fetch` brings it back. None: no copy.
+        gpus: GPUs of each process of a trial: 0, 1, or a fraction to share one GPU.
+        processes: Processes that train one trial together, by rows; see `fpatch.runtime.parallel`.
+        pack: Trials that one process trains together as one population, on the resources of one trial; 1:
+            none. "auto": packs of at most 16 for random and grid searches, if a population can hold them.
+        max_concurrent: Trials, or packs, that run at once; None: as many as the resources allow.
+        retries: Restarts of a trial whose worker died.
+        micro_batch_on_oom: When out of memory, resume from the last checkpoint with half the rows in memory
+            at a time (`train.micro_batch`; the update is the same to float tolerance).
+        address: Address of a Ray cluster, "auto" or ray://HOST:PORT; None: this machine, on loopback.
+        storage: URI such as s3://BUCKET/PREFIX that holds a copy of the sweep's folder, kept up to date;
+            `fpatch sweep fetch` downloads it. None: no copy.
+
+    Example:
+        >>> from fpatch.tune import Sweep, parse_space
+        >>> space = parse_space({"optimizer": {"learning_rate": (0.02, 0.4, "log"), "name": ["adam", "bim"]}})
+        >>> Sweep(search="grid", grid_points=3).count(space)
+        6
+        >>> Sweep(mode="min", num_trials=24).sign
+        -1.0
     """
 
     objective: str = "success/patch"
@@ -62,7 +69,7 @@ class Sweep:
             check_number("sweep.num_trials", self.num_trials, 1)
         elif self.search != "grid":
             raise ValueError(
-                f"sweep.num_trials is required with search = {self.search!r}; only a grid has an end"
+                f"sweep.num_trials is required with search = {self.search!r}; only a grid ends without it"
             )
         if (self.search == "population") != (self.population is not None):
             raise ValueError(
@@ -70,15 +77,13 @@ class Sweep:
                 f"search = {self.search!r} and population = {self.population!r}"
             )
         if self.search == "population" and self.halving is not None:
-            raise ValueError(
-                "sweep.halving cannot be had with a population, which replaces the weak; leave one out"
-            )
+            raise ValueError("sweep.halving and sweep.population exclude each other, got both; leave one out")
         check_number("sweep.seed", self.seed, 0)
         check_number("sweep.grid_points", self.grid_points, 2)
         check_number("sweep.cpus", self.cpus, 0.0)
         check_number("sweep.gpus", self.gpus, 0.0)
         if not self.cpus and not self.gpus:
-            raise ValueError("sweep.cpus must be more than 0 where sweep.gpus is 0, got 0 for both")
+            raise ValueError("sweep.cpus must be above 0 if sweep.gpus is 0, got 0 for both; set one")
         if self.gpus > 1:
             raise ValueError(
                 f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "
@@ -94,32 +99,30 @@ class Sweep:
             check_number("sweep.max_concurrent", self.max_concurrent, 1)
 
     def _check_processes(self) -> None:
-        what = f"sweep.processes = {self.processes}"
+        given = f"sweep.processes = {self.processes}"
         if self.pack not in ("auto", 1):
-            raise ValueError(
-                f"{what}: the trials of a pack have one process, got sweep.pack = {self.pack}; leave one out"
-            )
+            raise ValueError(f"{given}: a pack has one process, got sweep.pack = {self.pack}; leave one out")
         if 0 < self.gpus < 1:
             raise ValueError(
-                f"{what}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it "
+                f"{given}: processes of one trial cannot share a GPU, got sweep.gpus = {self.gpus:g}; set it "
                 "to 0 or 1"
             )
         if self.micro_batch_on_oom:
             raise ValueError(
-                f"{what}: out of memory, one process cannot go on without the others; leave out "
+                f"{given}: a process that runs out of memory cannot continue without the others; leave out "
                 "sweep.micro_batch_on_oom, and set train.micro_batch"
             )
 
     @property
     def sign(self) -> float:
-        """What the objective is multiplied by so that greater is better."""
+        """The factor that makes a greater objective better: 1 or -1."""
         return 1.0 if self.mode == "max" else -1.0
 
     def count(self, space: Space) -> int:
-        """Trials of the whole sweep.
+        """The number of trials of the whole sweep.
 
         Raises:
-            ValueError: If a grid has fewer points than trials are asked for.
+            ValueError: If `num_trials` exceeds the points of a grid.
         """
         if self.search != "grid":
             assert self.num_trials is not None

@@ -1,4 +1,4 @@
-"""Sweeps: many runs of one study with other settings, searched for the best."""
+"""Start, resume and read sweeps: many runs of one study with varied settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,10 +16,12 @@ from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.folder.mirror import mirrored
 from fpatch.tune.folder.stores import check_storage
 from fpatch.tune.output.sweep_log import SweepLog
-from fpatch.tune.plan import Plan, best_entry, check_how, check_plan, plan_from_config, trial_study
-from fpatch.tune.search.space import Space, parse_space
+from fpatch.tune.plan import Plan, best_entry, check_plan, check_resources, plan_from_config, trial_study
+from fpatch.tune.search.parsing import parse_space
+from fpatch.tune.search.space import Space
 from fpatch.tune.settings import Sweep
-from fpatch.tune.trials.ray_driver import drive, find_ray
+from fpatch.tune.trials.ray_cluster import find_ray
+from fpatch.tune.trials.ray_driver import drive
 
 
 def sweep(
@@ -32,15 +34,15 @@ def sweep(
     resources: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Journal:
-    """Search the settings of a study for the best objective; every trial is an ordinary run.
+    """Search the settings of a study for the best objective; every trial has an ordinary run folder.
 
     Args:
-        study: What every trial begins with.
+        study: The study that every trial varies.
         space: Settings by dotted name: a scalar is fixed; (low, high), (low, high, "log") and (low, high,
-            "int") are intervals; a list is a choice; see `fpatch.tune.search.space.parse_space`.
-        objective: A scalar of the validation, measured at the last evaluation of a trial.
+            "int") are intervals; a list is a choice; see `fpatch.tune.parse_space`.
+        objective: A scalar of the validation, taken from the last evaluation of a trial.
         mode: "max" or "min".
-        on_progress: Told of progress.
+        on_progress: Called with the progress of the sweep and of its trials.
         resources: Live objects by "path/setting" of the pipeline.
         **settings: Those of `fpatch.tune.Sweep`: num_trials, search, halving, cpus, gpus and so on.
 
@@ -48,9 +50,24 @@ def sweep(
         The folder of the sweep, with its table of trials, figures, and a run folder for each trial.
 
     Raises:
-        SpaceError: For anything wrong in the space, before anything is started.
-        ValueError: The same for the study and the settings.
-        ImportError: Without the extra `sweep`.
+        SpaceError: If the space is malformed or does not fit the study; nothing is started.
+        ValueError: If the study or a setting of the sweep is wrong; nothing is started.
+        ImportError: If the extra `sweep` is not installed.
+
+    Example:
+        Settings are checked before anything starts:
+
+        >>> from fpatch import Study, create, losses, pipeline
+        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.tune import sweep
+        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
+        >>> data = DataConfig("placements.csv", size=(64, 64))
+        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
+        >>> try:
+        ...     sweep(study, {"optimizer.learning_rate": (0.4, 0.02, "log")}, num_trials=24)
+        ... except ValueError as error:
+        ...     print(error)
+        space.optimizer.learning_rate: low must be less than high, got (0.4, 0.02); swap the two
     """
     parsed = space if isinstance(space, Space) else parse_space(space)
     raw = {"objective": objective, "mode": mode, **settings}
@@ -61,16 +78,39 @@ def sweep(
 def load_plan(
     path: str | Path, overrides: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None
 ) -> Plan:
-    """Read a study in TOML that has the sections `[space]` and `[sweep]`, too.
+    """Read a study in TOML with the sections `[space]` and `[sweep]`.
 
     Args:
         path: The file.
         overrides: Values of the study and of `sweep.NAME` by dotted name.
         resources: Live objects by "path/setting" of the pipeline.
 
+    Returns:
+        The study, the space and the settings of the sweep.
+
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: With file, dotted name, value and what was expected.
+        FileNotFoundError: If the file is missing.
+        ValueError: If a setting is wrong; the message gives file, dotted name, value and rule.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.tune import load_plan
+        >>> text = '''
+        ... name = "tiny"
+        ... data = {placements = "placements.csv", size = [64, 64]}
+        ... pipeline.pixels = {stage = "create.pixels", shapes = {a = [3, 8, 8]}}
+        ... pipeline.smooth = {stage = "losses.total_variation"}
+        ... objective.weights.total_variation = 1.0
+        ... space.optimizer.learning_rate = {low = 0.02, high = 0.4, scale = "log"}
+        ... sweep.num_trials = 24
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "study.toml")
+        ...     _ = file.write_text(text)
+        ...     plan = load_plan(file, {"sweep.search": "random"})
+        >>> plan.sweep.search, plan.sweep.num_trials, list(plan.space.varied)
+        ('random', 24, ['optimizer.learning_rate'])
     """
     path = Path(path)
     raw = read_toml(path)
@@ -108,21 +148,29 @@ def _make_tables(table: dict[str, Any], name: str) -> None:
 def run_plan(plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None = None) -> Journal:
     """Check a plan, make its folder, and run it.
 
+    Args:
+        plan: The sweep.
+        on_progress: Called with the progress of the sweep and of its trials.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Returns:
+        The folder of the sweep.
+
     Raises:
-        ValueError: For anything wrong, before the folder is made.
-        OSError: If the folder cannot be written, or there is no cluster at `sweep.address`.
+        ValueError: If the plan is wrong; no folder is made.
+        OSError: If the folder cannot be written, or no cluster answers at `sweep.address`.
     """
-    find_ray(plan)  # before anything is made
+    find_ray(plan)  # before the folder is made
     journal = create_sweep(plan, resources)
     _run(journal, plan_from_config(journal.config, resources), on_progress, resources)
     return journal
 
 
 def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Journal:
-    """Check a plan and make its folder, for `resume_sweep` to run.
+    """Check a plan and make its folder, which `resume_sweep` can run.
 
     Raises:
-        ValueError: For anything wrong, before the folder is made.
+        ValueError: If the plan is wrong; no folder is made.
         OSError: If the folder cannot be written.
     """
     check_plan(plan, resources)
@@ -144,46 +192,49 @@ def resume_sweep(
     num_trials: int | None = None,
     resources: Mapping[str, Any] | None = None,
 ) -> Journal:
-    """Go on with a sweep that was stopped: every trial from its last checkpoint, then what is not begun.
+    """Resume a stopped sweep: unfinished trials from their last checkpoint, then new ones.
 
     Args:
-        folder: Of the sweep.
-        on_progress: Told of progress.
-        plan: What the sweep is expected to be; where it finds something else, that is an error. How it is
-            run (`num_trials`, `cpus`, `storage` and so on) is taken from it, and recorded.
-        num_trials: Another number of trials, to make a finished sweep longer.
+        folder: Folder of the sweep.
+        on_progress: Called with the progress of the sweep and of its trials.
+        plan: The expected plan; a recorded plan that differs is an error. Settings of how the sweep runs
+            (`num_trials`, `cpus`, `storage` and so on) are taken from it, and recorded.
+        num_trials: New number of trials, which extends a finished sweep.
         resources: Live objects by "path/setting" of the pipeline.
 
+    Returns:
+        The folder of the sweep.
+
     Raises:
-        RunError: If the folder is no sweep, is held by another process, or is of another space or study.
-        ValueError: If it cannot be run so.
+        RunError: If the folder is no sweep, is locked by another process, or records another plan.
+        ValueError: If the new settings are wrong.
         OSError: If a new storage cannot be written.
     """
     journal = Journal.open(folder)
     recorded = plan_from_config(journal.config, resources)
     _check_same(journal, recorded, plan)
-    how = {} if plan is None else {name: getattr(plan.sweep, name) for name in _HOW}
-    how |= {} if num_trials is None else {"num_trials": num_trials}
-    taken = recorded._replace(sweep=dataclasses.replace(recorded.sweep, **how))
-    check_how(taken)
-    if taken.sweep.storage not in (None, recorded.sweep.storage):
-        check_storage(taken.sweep.storage)
-    _run(journal, taken, on_progress, resources)
+    new = {} if plan is None else {name: getattr(plan.sweep, name) for name in _MAY_CHANGE}
+    new |= {} if num_trials is None else {"num_trials": num_trials}
+    changed = recorded._replace(sweep=dataclasses.replace(recorded.sweep, **new))
+    check_resources(changed)
+    if changed.sweep.storage not in (None, recorded.sweep.storage):
+        check_storage(changed.sweep.storage)
+    _run(journal, changed, on_progress, resources)
     return journal
 
 
-_HOW = (
+_MAY_CHANGE = (
     *("num_trials", "cpus", "gpus", "pack", "max_concurrent", "retries", "micro_batch_on_oom", "address"),
     "storage",
 )
-"""Settings of a sweep that may change: they say how it is run, not what it finds."""
+"""Settings that may change when a sweep resumes: they do not change its results."""
 
 
 def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None:
     for entry in journal.entries():
         if (name := recorded.space.foreign_setting(entry.trial.settings)) is not None:
             raise RunError(
-                f"{journal.folder}: the space has changed: trial {entry.trial.name} has {name} = "
+                f"{journal.folder}: the space does not hold trial {entry.trial.name}, which has {name} = "
                 f"{entry.trial.settings.get(name)!r}; restore sweep.json, or start a new sweep"
             )
     if expected is None:
@@ -192,48 +243,94 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
     expected = expected._replace(study=vary(expected.study, own))
     theirs, ours = flatten(expected.config), flatten(recorded.config)
     for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name) and name.removeprefix("sweep.") not in _HOW:
+        if ours.get(name) != theirs.get(name) and name.removeprefix("sweep.") not in _MAY_CHANGE:
             raise RunError(
-                f"{journal.folder}: {name} was {ours.get(name)!r} when the sweep was started and is now "
+                f"{journal.folder}: {name} must be {ours.get(name)!r}, as when the sweep started, got "
                 f"{theirs.get(name)!r}; restore it, or start a new sweep"
             )
 
 
 def _run(journal: Journal, plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None) -> None:
-    with ExitStack() as held:
-        held.enter_context(journal.locked())
+    with ExitStack() as stack:
+        stack.enter_context(journal.locked())
         if not plan.config.items() <= journal.config.items():
             journal.replace_config(plan.config)
-        held.enter_context(mirrored(journal, plan.sweep.storage))
+        stack.enter_context(mirrored(journal, plan.sweep.storage))
         log = SweepLog(journal, plan, on_progress)
         finished = False
         try:
             drive(journal, plan, log.notify, resources)
             finished = True
         except BaseException as error:
-            error.add_note(f"what was done is kept; go on with: fpatch sweep resume {journal.folder}")
+            error.add_note(f"finished steps are kept; resume with: fpatch sweep resume {journal.folder}")
             raise
         finally:
             log.close(finished)
 
 
-# -- looking at one ----------------------------------------------------------------------------------------
+# -- reading a sweep ----------------------------------------------------------------------------------------
 
 
 def read_plan(journal: Journal, resources: Mapping[str, Any] | None = None) -> Plan:
-    """What a sweep is made from."""
+    """Read the plan of a sweep from its folder.
+
+    Args:
+        journal: The folder of the sweep.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import Study, create, losses, pipeline
+        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.tune import Journal, Sweep, parse_space, read_plan
+        >>> from fpatch.tune.plan import Plan
+        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
+        >>> data = DataConfig("placements.csv", size=(64, 64))
+        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
+        >>> plan = Plan(study, parse_space({"seed": (0, 9, "int")}), Sweep(num_trials=24))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     journal = Journal.create(folder, "tiny", plan.config)
+        ...     print(read_plan(journal).space.varied)
+        {'seed': Interval(low=0, high=9, log=False, integer=True)}
+    """
     return plan_from_config(journal.config, resources)
 
 
 def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:
-    """A trial by its name, or the best that finished.
+    """Return a trial by name, or the best finished trial.
+
+    Args:
+        journal: The folder of the sweep.
+        plan: Its plan.
+        name: Name of the trial; None: the best.
 
     Raises:
-        RunError: If there is none.
+        RunError: If no such trial exists, or none has finished.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import Study, create, losses, pipeline
+        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.tune import Journal, Sweep, find_entry, parse_space
+        >>> from fpatch.tune.folder.journal import Outcome, Point, Trial
+        >>> from fpatch.tune.plan import Plan
+        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
+        >>> data = DataConfig("placements.csv", size=(64, 64))
+        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
+        >>> plan = Plan(study, parse_space({"optimizer.learning_rate": (0.02, 0.4)}), Sweep(num_trials=24))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     journal = Journal.create(folder, "tiny", plan.config)
+        ...     for name, value in (("0000", 0.25), ("0001", 0.75)):
+        ...         journal.add(Trial(name, {"optimizer.learning_rate": 0.1}, seed=7))
+        ...         journal.add_point(name, Point(100, value, 0.02))
+        ...         journal.add_outcome(name, Outcome("finished", 0.0, 0.0))
+        ...     entry = find_entry(journal, plan)
+        >>> entry.trial.name, entry.value
+        ('0001', 0.75)
     """
     if name is None:
         if (best := best_entry(journal, plan)) is None:
-            raise RunError(f"{journal.folder}: no trial has finished with a value yet")
+            raise RunError(f"{journal.folder}: no trial has finished with a value; resume the sweep")
         return best
     if name not in journal.names():
         raise RunError(f"{journal.folder} has no trial {name!r}; {nearest(name, journal.names())}")
@@ -243,24 +340,42 @@ def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:
 def export_trial(
     folder: str | Path, name: str | None = None, resources: Mapping[str, Any] | None = None
 ) -> str:
-    """The study of a trial in TOML: `fpatch train` of it gives the trial's patch bit for bit.
+    """Return the study of a trial in TOML; `fpatch train` makes the trial's patch from it, bit for bit.
 
     Args:
-        folder: Of the sweep.
-        name: Of the trial; None: the best.
+        folder: Folder of the sweep.
+        name: Name of the trial; None: the best.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
-        RunError: If there is no such trial.
-        ValueError: If it began with the state of another, as in a population.
+        RunError: If no such trial exists.
+        ValueError: If the trial started with the state of another one, as in a population.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import Study, create, losses, pipeline
+        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.tune import Journal, Sweep, export_trial, parse_space
+        >>> from fpatch.tune.folder.journal import Trial
+        >>> from fpatch.tune.plan import Plan
+        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
+        >>> data = DataConfig("placements.csv", size=(64, 64))
+        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
+        >>> plan = Plan(study, parse_space({"optimizer.learning_rate": (0.02, 0.4)}), Sweep(num_trials=24))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     journal = Journal.create(folder, "tiny", plan.config)
+        ...     journal.add(Trial("0000", {"optimizer.learning_rate": 0.25}, seed=7))
+        ...     text = export_trial(journal.folder, "0000")
+        >>> [line for line in text.splitlines() if line.startswith(("seed", "learning_rate"))]
+        ['seed = 7', 'learning_rate = 0.25']
     """
     journal = Journal.open(folder)
     plan = read_plan(journal, resources)
     entry = find_entry(journal, plan, name)
     if entry.trial.parent is not None:
         raise ValueError(
-            f"trial {entry.trial.name} went on from {entry.trial.parent}, so that no single study makes its "
-            f"patch; take the patch itself: {journal.run_folder(entry.trial.name) / 'patch'}"
+            f"trial {entry.trial.name} started with the state of trial {entry.trial.parent}, so no study "
+            f"alone makes its patch; take the patch itself: {journal.run_folder(entry.trial.name) / 'patch'}"
         )
     study = trial_study(plan, entry.trial, Path(plan.study.log.runs), resources)
     return to_toml(study.config | {"pipeline": study.pipeline.given_config})

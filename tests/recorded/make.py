@@ -20,7 +20,7 @@ from fpatch.tune.folder.journal import Journal
 from fpatch.tune.output.sweep_log import SweepLog
 from fpatch.tune.plan import Plan, check_plan
 from fpatch.tune.settings import Sweep
-from fpatch.tune.trials.ray_driver import Dispatcher
+from fpatch.tune.trials.dispatcher import Dispatcher
 from fpatch.tune.trials.trial import run_trial
 
 HERE, OLD = Path(__file__).parent, Path("/fpatch-old")
@@ -59,13 +59,13 @@ def sweep(study: Path, evaluations: int) -> Path:
         name = dispatcher.take()
         assert name is not None
         for _, point in run_trial(journal.folder, name):
-            dispatcher.measured(name)
+            dispatcher.handle_evaluation(name)
             evaluations -= 1
             print(name, point)
             if not evaluations and point.step < plan.study.train.num_steps:
                 break
         else:
-            dispatcher.ended(name)
+            dispatcher.handle_end(name)
     log.close(finished=False)
     return journal.folder
 

@@ -18,8 +18,8 @@ from fpatch.study.config import load_study
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.plan import Plan, check_plan
+from fpatch.tune.trials.dispatcher import Dispatcher
 from fpatch.tune.trials.pack import run_trials
-from fpatch.tune.trials.ray_driver import Dispatcher
 
 RATES = {"optimizer.learning_rate": (0.01, 0.3, "log")}
 
@@ -53,9 +53,9 @@ def work(journal: Journal, plan: Plan, notify=lambda name: None, steps: int = 10
             evaluated = next(news, None)
             if evaluated is None:
                 del running[name]
-                dispatcher.ended(name)
+                dispatcher.handle_end(name)
             else:
-                dispatcher.measured(evaluated[0])
+                dispatcher.handle_evaluation(evaluated[0])
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from fpatch.study.config import load_study, vary
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.output.table import trial_columns
 from fpatch.tune.plan import Plan, next_trial, pack_size, plan_from_config
+from fpatch.tune.trials.dispatcher import Dispatcher
 from fpatch.tune.trials.pack import with_one_pipeline
-from fpatch.tune.trials.ray_driver import Dispatcher
 
 MEMBERS = {
     "optimizer.learning_rate": (0.02, 0.2, "log"),
@@ -193,7 +193,7 @@ def test_the_last_pack_may_be_smaller(tmp_path):
     packs = [e.trial.pack for e in journal.entries()]
     assert packs == [["0000", "0001"]] * 2 + [["0002", "0003"]] * 2 + [None]
     assert told == journal.names()
-    dispatcher.ended("0002")
+    dispatcher.handle_end("0002")
     failed = [e.outcome is not None and e.outcome.status == "failed" for e in journal.entries()]
     assert failed == [False, False, True, True, False]
 
@@ -246,11 +246,11 @@ def test_the_size_of_packs(tmp_path, settings, places, size):
     ("settings", "why"),
     [
         ({"space": {"train.batch_size": (2, 4, "int")}}, "differ in train.batch_size"),
-        ({"halving": {"first": 3}}, "stop one another"),
+        ({"halving": {"first": 3}}, "stop each other"),
         ({"search": "population", "num_trials": 8, "population": {"size": 4, "every": 3}}, "replace"),
-        ({"micro_batch_on_oom": True}, "with sweep.micro_batch_on_oom"),
-        ({"space": {**RATES, "train.micro_batch": 2}}, "with train.micro_batch"),
-        ({"study": {"profile_steps": 1}}, "with log.profile_steps"),
+        ({"micro_batch_on_oom": True}, "sweep.micro_batch_on_oom needs"),
+        ({"space": {**RATES, "train.micro_batch": 2}}, "train.micro_batch needs"),
+        ({"study": {"profile_steps": 1}}, "log.profile_steps needs"),
     ],
 )
 def test_a_pack_that_cannot_be_is_refused_before_anything_starts(tmp_path, settings, why):

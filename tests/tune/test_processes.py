@@ -12,7 +12,7 @@ from sweeps import make_plan
 
 from fpatch.tune.plan import Plan
 from fpatch.tune.trials import processes
-from fpatch.tune.trials.ray_driver import _places, connected
+from fpatch.tune.trials.ray_cluster import connected, num_concurrent
 
 
 @pytest.fixture
@@ -74,12 +74,12 @@ def test_a_process_that_ends_before_it_comes_is_not_waited_for(plan, monkeypatch
 
         store = processes._listen("127.0.0.1", 2)
         start, ends = time.monotonic(), [die.options(max_retries=0).remote()]
-        with pytest.raises(ConnectionError, match="ended before it came"):
+        with pytest.raises(ConnectionError, match="ended before it joined"):
             processes._wait_for_all(store, ends)
         assert time.monotonic() - start < 60
         ends = [stay.remote()]
         monkeypatch.setattr(processes, "_MEETING_S", 2.0)
-        with pytest.raises(ConnectionError, match="did not come within 2 s"):
+        with pytest.raises(ConnectionError, match="did not join within 2 s"):
             processes._wait_for_all(store, ends)
         store.set(processes._here(1), "")
         processes._wait_for_all(store, ends)
@@ -102,11 +102,11 @@ def test_what_has_no_room_on_this_machine_is_refused_and_waits_on_a_cluster(tmp_
     elsewhere = many._replace(sweep=dataclasses.replace(many.sweep, address="auto"))
     with connected(few) as ray:
         cores = int(ray.cluster_resources()["CPU"])
-        assert _places(few, ray) == cores // 2
+        assert num_concurrent(few, ray) == cores // 2
         asked = "sweep.processes = 4, sweep.cpus = 1, sweep.gpus = 1"
         with pytest.raises(
-            ValueError, match=f"{asked}: there is no room .* there are {cores} CPUs and 0 GPUs"
+            ValueError, match=f"{asked}: one trial does not fit.* found {cores} CPUs and 0 GPUs"
         ):
-            _places(many, ray)
-        assert _places(elsewhere, ray) == 1
+            num_concurrent(many, ray)
+        assert num_concurrent(elsewhere, ray) == 1
         assert "trials wait until the cluster grows" in caplog.text

@@ -76,7 +76,7 @@ def test_a_sweep_from_the_command_line(start, tmp_path):
 HERE = """
 import os
 from fpatch import tune
-from fpatch.tune.trials.ray_driver import connected
+from fpatch.tune.trials.ray_cluster import connected
 
 if __name__ == "__main__":
     name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -111,7 +111,7 @@ def test_a_killed_driver(start, tmp_path, how):
     journal = the_sweep(tmp_path / "ray")
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert f"go on with: fpatch sweep resume {journal.folder}" in err
+        assert f"resume with: fpatch sweep resume {journal.folder}" in err
     began = {n: Run(journal.run_folder(n)).checkpoint_steps() for n in journal.names()}
     assert not all(e.outcome for e in journal.entries())
     again = start("sweep", "resume", journal.folder, "--config", path)
@@ -264,7 +264,7 @@ import sys, threading, time, warnings
 from pathlib import Path
 from fpatch import tune
 from fpatch.core.progress import Progress
-from fpatch.tune.trials.ray_driver import import_ray
+from fpatch.tune.trials.ray_cluster import import_ray
 
 if __name__ == "__main__":
     ray = import_ray()

@@ -11,7 +11,8 @@ from scipy import stats
 
 from fpatch import random
 from fpatch.tune import Choice, Interval, SpaceError, parse_space
-from fpatch.tune.search.space import combinations, encode_space
+from fpatch.tune.search.parsing import encode_space
+from fpatch.tune.search.space import combinations
 
 TOML = """
 [space]
@@ -74,7 +75,7 @@ def test_it_survives_json():
         ("a = {low = 2, high = 1}", r"low must be less than high, got \(2, 1\); swap the two"),
         ('a = {low = 0, high = 1, scale = "log"}', "must start above 0, got low = 0"),
         ('a = {low = -1, high = 1, scale = "log"}', "must start above 0, got low = -1"),
-        ('a = {low = 0.5, high = 2, type = "int"}', r"must be whole, got \(0.5, 2\)"),
+        ('a = {low = 0.5, high = 2, type = "int"}', r"must be integers, got \(0.5, 2\)"),
         ("a = {low = 0, high = inf}", "must be finite numbers, got inf"),
         ("a = {low = nan, high = 1}", "must be finite numbers, got nan"),
         ('a = {low = "0", high = 1}', "must be finite numbers, got '0'"),
@@ -86,19 +87,19 @@ def test_it_survives_json():
         ("a = {low = 0, high = 1, scales = 1}", "unknown key 'scales'; did you mean 'scale'?"),
         ("a = {choices = []}", r"a list of at least one value, got \[\]"),
         ("a = {choices = 3}", "a list of at least one value, got 3"),
-        ("a = {choices = [1, 2, 1]}", "1 stands twice among the choices"),
+        ("a = {choices = [1, 2, 1]}", "1 occurs twice among the choices"),
         ("a = {choices = [1, {b = 2}]}", "a scalar or a list of scalars, got {'b': 2}"),
         ("a = {choices = [1], low = 0}", "unknown key 'low'"),
         ("a = {}", "an empty table"),
-        ("a = 1", "nothing varies"),
+        ("a = 1", "no setting varies"),
         ("a = 2026-01-01", "expected a scalar, an interval or choices, got datetime.date"),
         ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {c = 1}}", "'c' must be a choice or scalar"),
         ("b = {low = 0, high = 1, when = {a = 1}}\na = {choices = [1, 2]}", "'a' must be a choice or scalar"),
-        ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {a = 3}}", "a is never 3; it is one of"),
+        ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {a = 3}}", "a cannot be 3; it is one of"),
         ("a = {low = 0, high = 1, when = {a = 1}}", "'a' must be a choice or scalar above it"),
         ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = 3}", "when must be a table"),
         ("a = {low = 0, high = 1}\nb = {low = 0, high = 1, when = {a = 1}}", "'a' must be a choice"),
-        ("weights.a = {low=0, high=1}\nobjective.weights.a = 1", "objective.weights.a stands twice"),
+        ("weights.a = {low=0, high=1}\nobjective.weights.a = 1", "objective.weights.a is given twice"),
     ],
 )  # fmt: skip
 def test_what_is_no_space_is_refused(line, message):

@@ -1,1 +1,1 @@
-"""The folder of a sweep: its journal, its copies, where they are stored."""
+"""The folder of a sweep: the journal, its copy in an object store, and the stores."""

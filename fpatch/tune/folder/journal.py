@@ -1,14 +1,14 @@
-"""The folder of a sweep: all that it is and has found, in small files that are replaced whole or not at all.
+"""The journal of a sweep: its plan, trials and results, in small files that are replaced atomically.
 
     sweep.json                 the study, the space and how it is searched
     journal/0003.json          a trial: its settings and its seed, written before it starts
-    journal/0003.points.jsonl  its evaluations, each written before the state that led to it is saved
-    journal/0003.stop          that it is not worth more steps
+    journal/0003.points.jsonl  its evaluations, each written before the checkpoint of its step
+    journal/0003.stop          present if the trial should stop early
     journal/0003.outcome.json  how it ended
     trials/0003/               its run folder
     trials.csv trials.parquet figures/ tensorboard/    made from these
 
-Whoever reads it, after a kill at any moment too, knows what is left to do: there is no other state.
+A sweep has no other state: a reader knows the remaining work, also after a kill at any moment.
 """
 
 import json
@@ -28,17 +28,17 @@ FORMAT = 1
 
 
 class Trial(NamedTuple):
-    """What is tried.
+    """A trial as proposed, before it runs.
 
     Attributes:
         name: Its number with leading zeros.
         settings: Varied values by dotted name.
-        seed: Of the study.
-        parent: The trial whose last state it starts with; None: the study's own beginning.
-        until: Updates after which it ends; None: those of the study.
-        micro_batch: Rows in memory at a time, after running out of it; None: those of the study.
-        pack: Names of the trials that are trained together, this one among them, in their order, on which
-            the last bits depend; None: it is trained alone.
+        seed: Seed of its study.
+        parent: Name of the trial whose last state it starts with; None: the study's initial state.
+        until: Training steps after which it ends; None: `train.num_steps` of its study.
+        micro_batch: Rows in memory at a time, lowered after running out of memory; None: as in its study.
+        pack: Names of all trials trained together, in the order that the last bits depend on; None: the
+            trial is trained alone.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Trial(NamedTuple):
 
     @property
     def together(self) -> list[str]:
-        """Names of the trials that are trained with this one; its own, if it is trained alone."""
+        """Names of the trials in its pack; its own name if it is trained alone."""
         return self.pack or [self.name]
 
 
 class Point(NamedTuple):
-    """An evaluation: the step, the objective and its standard error (NaN if that is not known)."""
+    """An evaluation: the step, the objective and its standard error (NaN if unknown)."""
 
     step: int
     value: float
@@ -67,11 +67,11 @@ class Outcome(NamedTuple):
     """How a trial ended.
 
     Attributes:
-        status: "finished"; "stopped" for others being better; "failed" by an error.
+        status: "finished", "stopped" early, or "failed" with an error.
         time: Seconds since the epoch.
-        seconds: What it took in the process that ended it.
-        error: The last sentence of the error.
-        traceback: All of it.
+        seconds: Duration in the process that ended it.
+        error: Type and message of the error.
+        traceback: The whole traceback.
     """
 
     status: Literal["finished", "stopped", "failed"]
@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A trial and what is known of it; `outcome` is None while it is not done."""
+    """A trial, its evaluations, and its outcome, which is None until the trial ends."""
 
     trial: Trial
     points: list[Point]
@@ -90,31 +90,44 @@ class Entry(NamedTuple):
 
     @property
     def value(self) -> float:
-        """The objective at the last evaluation; NaN for a trial without one, or that failed."""
+        """The objective at the last evaluation; NaN without an evaluation or after a failure."""
         failed = self.outcome is not None and self.outcome.status == "failed"
         return self.points[-1].value if self.points and not failed else math.nan
 
     @property
     def error(self) -> float:
-        """The standard error of the last evaluation; NaN where that is not known."""
+        """The standard error of the last evaluation; NaN if unknown."""
         return self.points[-1].error if self.points else math.nan
 
-    def seen(self, sign: float) -> Observation:
-        """What a search may know: the objective times `sign`."""
+    def observation(self, sign: float) -> Observation:
+        """The trial as a search sees it, with the objective times `sign`."""
         if self.outcome is None:
             return Observation(self.trial.settings)
         return Observation(self.trial.settings, sign * self.value, self.error)
 
 
 class Journal:
-    """The folder of a sweep."""
+    """The folder of a sweep.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.tune import Journal
+        >>> from fpatch.tune.folder.journal import Point, Trial
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     journal = Journal.create(folder, "tiny", {})
+        ...     journal.add(Trial("0000", {"optimizer.learning_rate": 0.1}, seed=7))
+        ...     journal.add_point("0000", Point(step=100, value=0.75, error=0.02))
+        ...     entry = journal.entry("0000")
+        >>> entry.value, entry.error, entry.outcome
+        (0.75, 0.02, None)
+    """
 
     def __init__(self, folder: str | Path) -> None:
-        """Refer to the folder of a sweep, which need not exist yet."""
+        """Refer to a folder, which need not exist yet."""
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
-        """As it is opened."""
+        """The call that makes it."""
         return f"Journal({str(self.folder)!r})"
 
     @staticmethod
@@ -122,7 +135,7 @@ class Journal:
         """Make `root/<time>-<name>-sweep/`.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If the folder cannot be written.
         """
         journal = Journal(new_folder(Path(root).resolve(), f"{name}-sweep"))
         for part in ("journal", "trials"):
@@ -132,18 +145,20 @@ class Journal:
 
     @staticmethod
     def open(folder: str | Path) -> "Journal":
-        """A sweep that exists.
+        """Open the folder of an existing sweep.
 
         Raises:
-            RunError: If it is none, or made by another version.
+            RunError: If the folder is no sweep, or has another format.
         """
         journal = Journal(folder)
         if not (journal.folder / "sweep.json").is_file():
-            raise RunError(f"{folder} lacks sweep.json: it is no folder of a sweep; sweeps end in -sweep")
+            raise RunError(
+                f"{folder} lacks sweep.json, so it is not the folder of a sweep; their names end in -sweep"
+            )
         if journal.config["format"] != FORMAT:
             raise RunError(
-                f"{folder} was made by fpatch {journal.config['fpatch']}, in format "
-                f"{journal.config['format']!r}; this is {__version__}, which reads format {FORMAT}"
+                f"{folder} must have format {FORMAT}, got {journal.config['format']!r} of fpatch "
+                f"{journal.config['fpatch']}; this is {__version__}, so install that version"
             )
         return journal
 
@@ -154,51 +169,51 @@ class Journal:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `create` was given."""
+        """The JSON values in `sweep.json`."""
         path = self.folder / "sweep.json"
         try:
             return json.loads(path.read_text())
         except ValueError as error:
-            raise RunError(f"{path} is broken ({error}); restore it, or start the sweep again") from error
+            raise RunError(f"{path} is broken ({error}); restore it, or start a new sweep") from error
 
     def run_folder(self, name: str) -> Path:
-        """Where a trial is trained."""
+        """The run folder of a trial."""
         return self.folder / "trials" / name
 
     def add(self, trial: Trial) -> None:
-        """Note a trial before it starts."""
+        """Write a trial, before it starts."""
         write_atomic(self._path(trial.name, "json"), _encode(trial._asdict()))
 
     def add_point(self, name: str, point: Point) -> None:
-        """Note an evaluation."""
+        """Append an evaluation."""
         line = json.dumps([point.step, repr(float(point.value)), repr(float(point.error))])
         with self._path(name, "points.jsonl").open("a") as file:
             file.write(f"\n{line}\n")  # a line of its own, whatever a kill left before it
 
     def add_outcome(self, name: str, outcome: Outcome) -> None:
-        """Note how a trial ended."""
+        """Write how a trial ended."""
         write_atomic(self._path(name, "outcome.json"), _encode(outcome._asdict()))
 
     def stop(self, name: str) -> None:
-        """Tell a trial to end after its present evaluation."""
+        """Request that a trial stops after its last evaluation."""
         write_atomic(self._path(name, "stop"), b"")
 
     def is_stopped(self, name: str) -> bool:
-        """Whether a trial was told to end."""
+        """Whether `stop` was called for a trial."""
         return self._path(name, "stop").exists()
 
     def names(self) -> list[str]:
-        """Of all trials, in their order."""
+        """Names of all trials, in order."""
         paths = (self.folder / "journal").glob("*.json")
         return sorted((path.stem for path in paths if path.stem.isdigit()), key=int)
 
     def entry(self, name: str) -> Entry:
-        """What is known of a trial."""
+        """Read a trial, its evaluations and its outcome."""
         trial = Trial(**json.loads(self._path(name, "json").read_text()))
-        points: dict[int, Point] = {}  # what a resumed trial evaluated once more replaces what it was
+        points: dict[int, Point] = {}  # a resumed trial evaluates some steps again: the last line wins
         with suppress(FileNotFoundError):
             for line in self._path(name, "points.jsonl").read_text().splitlines(keepends=True):
-                if line.endswith("]\n"):  # or a kill tore it
+                if line.endswith("]\n"):  # else a kill cut the line off
                     step, value, error = json.loads(line)
                     points[step] = Point(step, float(value), float(error))
         outcome = None
@@ -207,12 +222,12 @@ class Journal:
         return Entry(trial, [points[step] for step in sorted(points)], outcome)
 
     def entries(self) -> list[Entry]:
-        """What is known of all trials, in their order."""
+        """Read all trials, in order."""
         return [self.entry(name) for name in self.names()]
 
     @property
-    def is_held(self) -> bool:
-        """Whether a driver runs it now."""
+    def is_locked(self) -> bool:
+        """Whether a process runs the sweep now."""
         try:
             with self.locked():
                 return False
@@ -221,10 +236,10 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the sweep for one driver.
+        """Lock the sweep for one process.
 
         Raises:
-            RunError: If another process holds it.
+            RunError: If another process holds the lock.
         """
         with lock(self.folder, RunError, "run"):
             yield

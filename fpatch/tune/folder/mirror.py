@@ -1,8 +1,7 @@
-"""A copy of a sweep's folder in an object store, from which it goes on after the disk is gone.
+"""A copy of a sweep's folder in an object store, from which the sweep resumes if the disk is lost.
 
-The folder stays where it is, on a disk that all machines of the sweep share. What is new in it is sent every
-few seconds, in such an order that the copy can be resumed whenever it is cut off: as after a kill at that
-moment, or at one before.
+The folder stays on a disk that all machines of the sweep share. New files are sent every few seconds, in an
+order that keeps the copy resumable: a transfer that is cut off leaves a state as after a kill.
 """
 
 import logging
@@ -23,41 +22,58 @@ from fpatch.tune.folder.stores import check_uri, open_storage, write_file
 _logger = logging.getLogger(__name__)
 
 PERIOD_S = 10.0
-"""Between the end of a transfer and the next look at what is new."""
+"""Seconds between the end of a transfer and the next one."""
 
 _PATIENCE_S = 30.0
-"""When a sweep ends: how long a store may take for one file."""
+"""Seconds that a store may take for one file when the sweep ends."""
 
 _Stamp = tuple[int, int] | None
-"""Size and time of change of a file; None: not there."""
+"""Size and modification time of a file; None: no such file."""
 
 
 def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
-    """Bring a sweep back from its storage, for `resume_sweep` to go on with.
+    """Download a sweep from its storage, so that `resume_sweep` can resume it.
 
-    The process that ran it must have ended. Photographs and weights must be where they were.
+    The process that ran the sweep must have ended. Images and weights must have the recorded paths.
 
     Args:
-        uri: Of the sweep: that in `sweep.storage`, with the name of the sweep's folder behind its path.
+        uri: URI in `sweep.storage`, followed by the name of the sweep's folder.
         runs: Folder that will hold the sweep.
 
+    Returns:
+        The folder of the sweep.
+
     Raises:
-        ValueError: As `open_storage`.
-        RunError: If there is no sweep, or its folder is here already.
-        OSError: If it cannot be read or written.
+        ValueError: If the URI names no store, or may hold a secret.
+        RunError: If the store holds no sweep at the URI, or the folder exists already.
+        OSError: If the store cannot be read, or the folder not written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.tune import Journal, fetch_sweep
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sweep = Journal.create(Path(folder, "store"), "tiny", {})
+        ...     copy = fetch_sweep(f"file://{sweep.folder}", Path(folder, "runs"))
+        ...     print(copy.folder.name == sweep.folder.name, copy.names())
+        True []
     """
     store, path = open_storage(uri)
     name = path.rpartition("/")[2]
     folder, draft = Path(runs).resolve() / name, Path(runs).resolve() / f".{name}.part"
     if folder.exists():
-        raise RunError(f"{folder} is here already: fpatch sweep resume {folder}; or move it away")
+        raise RunError(
+            f"{folder} exists already; resume it with: fpatch sweep resume {folder}; or move it away"
+        )
     found = store.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
     names = [i.path.removeprefix(f"{path}/") for i in found if i.type == FileType.File]
     names = [one for one in names if not one.endswith(".tmp")]
     if "sweep.json" not in names:
-        raise RunError(f"{uri} holds no sweep; give the URI that ends in the name of a sweep, ...-sweep")
+        raise RunError(
+            f"{uri} holds no sweep; give the URI that ends in the name of the sweep's folder, ...-sweep"
+        )
     if any(part in ("", ".", "..") for one in names for part in one.split("/")):
-        raise RunError(f"{uri} holds names that lead out of its folder; it was not written by a sweep")
+        raise RunError(f"{uri} holds file names that leave its folder, so no sweep wrote it; check the URI")
     with suppress(FileNotFoundError):
         shutil.rmtree(draft)
     for part in ("journal", "trials"):
@@ -73,7 +89,7 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
 
 @contextmanager
 def mirrored(journal: Journal, uri: str | None) -> Iterator[None]:
-    """Keep a copy of a sweep up to date while it runs; a store that is away stops nothing, at no time.
+    """Keep a copy of a sweep up to date while it runs; an unreachable store never stops the sweep.
 
     Raises:
         ValueError: If the URI names no store, or may hold a secret.
@@ -95,17 +111,17 @@ def mirrored(journal: Journal, uri: str | None) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        _join_while_it_sends(thread, mirror)
+        _join_while_sending(thread, mirror)
         error = last[0] if last else TimeoutError(f"no answer within {_PATIENCE_S:g} s")
         if error is not None:
             _logger.warning(
-                "%s lacks what the sweep did last (%s); it is kept: `fpatch sweep resume %s` sends it",
+                "%s lacks the last steps of the sweep (%s); `fpatch sweep resume %s` sends them",
                 uri, error, journal.folder,
             )  # fmt: skip
 
 
-def _join_while_it_sends(thread: threading.Thread, mirror: "Mirror") -> None:
-    """Wait for the last transfer, for as long as one file after another gets there."""
+def _join_while_sending(thread: threading.Thread, mirror: "Mirror") -> None:
+    """Wait for the last transfer as long as it makes progress."""
     before = None
     while thread.is_alive() and mirror.num_changed != before:
         before = mirror.num_changed
@@ -113,14 +129,14 @@ def _join_while_it_sends(thread: threading.Thread, mirror: "Mirror") -> None:
 
 
 class Mirror:
-    """What of a sweep's folder has been sent.
+    """A copy of a sweep's folder, and the files that it holds.
 
     Attributes:
-        num_changed: Files that were written or deleted there.
+        num_changed: Files written or deleted in the store so far.
     """
 
     def __init__(self, journal: Journal, uri: str) -> None:
-        """Of a sweep, below a URI."""
+        """Prepare a copy below a URI; the store is opened at the first transfer."""
         self._journal, self._folder = journal, journal.folder
         self._uri = uri
         self._place: tuple[FileSystem, str] | None = None
@@ -129,14 +145,14 @@ class Mirror:
         self._marks: dict[str, list[_Stamp]] = {}
 
     @property
-    def _there(self) -> tuple[FileSystem, str]:
-        """The store, which is opened when it is there, and the path in it."""
+    def _store(self) -> tuple[FileSystem, str]:
+        """The store and the path in it, opened at first use."""
         if self._place is None:
             self._place = open_storage(self._uri, self._folder.name)
         return self._place
 
     def try_to_send(self, again: bool = False) -> Exception | None:
-        """Send what is new; the error, if that was cut off."""
+        """Send new files; return the error that stopped the transfer, if any."""
         try:
             self.send(again)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -144,35 +160,35 @@ class Mirror:
         return None
 
     def send(self, again: bool = False) -> None:
-        """Send what is new.
+        """Send new files.
 
-        What tells of something else is read before it, and sent after it: the log of the sweep around its
-        trials, a trial's outcome around its run, a run's last checkpoint around its records, its config
-        around what else makes a run of it. A trial whose settings follow from others comes after them.
+        A file that refers to others is read before them and sent after them. The sweep's log encloses its
+        trials, an outcome its run, a last checkpoint its records, and a config the other files of a run.
+        Trials are sent in order, so a trial follows those that its settings depend on.
 
         Args:
-            again: Look into the runs of trials that have no new checkpoint, too.
+            again: Also look into the runs of trials without a new checkpoint.
         """
         if not self._sent:
-            self._list_strangers()
+            self._list_store()
         if again:
             self._marks.clear()
         of_sweep = self._of_sweep()
-        told = [self._read(one) for one in of_sweep if self._is_new(one)]
+        enclosing = [self._read(one) for one in of_sweep if self._is_new(one)]
         if self._is_new("sweep.json"):
             self._put(self._read("sweep.json"))
         names = self._journal.names()
         for name in names:
             self._send_trial(name)
-        for file in told:
+        for file in enclosing:
             self._put(file)
-        there = {"sweep.json", *of_sweep}
+        present = {"sweep.json", *of_sweep}
         for one in sorted(self._sent):  # a trial's place in the journal before its run
-            if one not in there and _trial_of(one) not in names:
+            if one not in present and _trial_of(one) not in names:
                 self._delete(one)
 
     def _send_trial(self, name: str) -> None:
-        """Send a trial that has a new checkpoint, or has ended."""
+        """Send a trial that has a new checkpoint or an outcome."""
         first, outcome = f"journal/{name}.json", f"journal/{name}.outcome.json"
         config, last = (f"trials/{name}/{one}" for one in ("config.json", "checkpoints/last.safetensors"))
         marks = [self._stamp(one) for one in (first, last, outcome)]
@@ -180,13 +196,13 @@ class Mirror:
             return
         ended, state = self._read(outcome), self._read(last)
         self._put(self._read(first))
-        there = {one for one in self._below(f"trials/{name}") if one not in (config, last)}
-        there |= {f"journal/{name}.points.jsonl", f"journal/{name}.stop"}
-        for one in (*sorted(there), config):
+        present = {one for one in self._below(f"trials/{name}") if one not in (config, last)}
+        present |= {f"journal/{name}.points.jsonl", f"journal/{name}.stop"}
+        for one in (*sorted(present), config):
             if self._is_new(one):
                 self._put(self._read(one))
         for one in [
-            n for n in self._sent if n.startswith(f"trials/{name}/") and n not in {*there, config, last}
+            n for n in self._sent if n.startswith(f"trials/{name}/") and n not in {*present, config, last}
         ]:
             self._delete(one)
         self._put(state)
@@ -194,7 +210,7 @@ class Mirror:
         self._marks[name] = marks
 
     def _of_sweep(self) -> list[str]:
-        """Files beside the journal and the trials: log, table, figures; no secrets, and nothing of Ray's."""
+        """Files of the sweep as a whole: log, table and figures; no secrets and no files of Ray."""
         ours = [p.name for p in self._folder.iterdir() if not p.name.startswith((".", "ray"))]
         tops = [name for name in ours if name not in ("journal", "trials", "sweep.json")]
         return [one for top in sorted(tops) for one in self._below(top)]
@@ -217,7 +233,7 @@ class Mirror:
         return self._stamp(name) != self._sent.get(name)
 
     def _read(self, name: str) -> tuple[str, _Stamp, bytes]:
-        """A file, with what it was before it was read: one that changes meanwhile is sent again."""
+        """Read a file, with its stamp from before: a file that changes meanwhile is sent again."""
         stamp = self._stamp(name)
         return name, stamp, b"" if stamp is None else (self._folder / name).read_bytes()
 
@@ -225,27 +241,27 @@ class Mirror:
         name, stamp, data = file
         if stamp is None or stamp == self._sent.get(name):
             return
-        store, root = self._there
+        store, root = self._store
         write_file(store, f"{root}/{name}", data)
         self._sent[name] = stamp
         self.num_changed += 1
 
     def _delete(self, name: str) -> None:
-        store, root = self._there
+        store, root = self._store
         with suppress(FileNotFoundError):
             store.delete_file(f"{root}/{name}")
         del self._sent[name]
         self.num_changed += 1
 
-    def _list_strangers(self) -> None:
-        """Know of files that are there from before, so that those that have gone here go there, too."""
-        store, root = self._there
+    def _list_store(self) -> None:
+        """List the files of earlier processes in the store, so that deleted ones are deleted there, too."""
+        store, root = self._store
         found = store.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
         files = [info.path.removeprefix(f"{root}/") for info in found if info.type == FileType.File]
         self._sent = dict.fromkeys(files)
 
 
 def _trial_of(name: str) -> str | None:
-    """The trial that a file tells of, by its name; None: the whole sweep."""
+    """Return the name of the trial that a file belongs to; None: the whole sweep."""
     top, _, rest = name.partition("/")
     return re.split("[/.]", rest)[0] if top in ("journal", "trials") else None

@@ -1,4 +1,4 @@
-"""The object stores that `sweep.storage` may name: by URIs that hold no secret, since they are recorded."""
+"""Object stores of `sweep.storage`; their URIs are recorded, so they must hold no secret."""
 
 import re
 from urllib.parse import unquote, urlsplit
@@ -13,7 +13,7 @@ _OPTIONS = {
     "endpoint_override", "project_id", "region", "retry_limit_seconds", "scheme", "smart_defaults",
     "tenant_id", "tls_ca_dir_path", "tls_ca_file_path", "tls_verify_certificates",
 }  # fmt: skip
-"""What pyarrow reads behind a question mark, but what is a secret."""
+"""Options of pyarrow in a URI, without those that hold a secret."""
 
 _SECRETS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, a file, or `gcloud auth application-default login`",
@@ -21,51 +21,51 @@ _SECRETS = {
     "shared access signature is not supported",
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the file ~/.aws/credentials",
 }
-"""Where a store's own tools, and pyarrow, look for them."""
+"""Where pyarrow and a store's own tools look for credentials."""
 _SECRETS |= {"gcs": _SECRETS["gs"], "abfss": _SECRETS["abfs"]}
 
 _WHOLE = ("s3", "gcs", "abfs")
-"""Stores in which a file is there as a whole or not at all."""
+"""Stores that write a file atomically."""
 
 
 def open_storage(uri: str, folder: str = "") -> tuple[FileSystem, str]:
-    """The store that a URI names, and the path in it.
+    """Open the store of a URI; return it with the path in it.
 
     Args:
-        uri: As pyarrow reads it, with options after a question mark: s3://BUCKET/PREFIX?region=eu-central-1,
+        uri: URI of pyarrow, with options after a question mark: s3://BUCKET/PREFIX?region=eu-central-1,
             gs://BUCKET/PREFIX, abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX, file:///PATH.
         folder: Appended to the path.
 
     Raises:
-        ValueError: If it names no store, or may hold a secret, which the error does not repeat.
+        ValueError: If the URI names no store, or may hold a secret, which the error does not repeat.
         OSError: If the store does not answer.
     """
     check_uri(uri)
     try:
         store, path = FileSystem.from_uri(uri)
     except (pa.ArrowException, ImportError) as error:
-        raise ValueError(f"sweep.storage: {uri!r} is no store that pyarrow knows: {error}") from error
+        raise ValueError(f"sweep.storage must name a store of pyarrow, got {uri!r}: {error}") from error
     return store, "/".join(part for part in (path.rstrip("/"), folder) if part)
 
 
 def check_uri(uri: str) -> None:
-    """Refuse what names no store, or may hold a secret, without asking the store.
+    """Check a URI without a request to the store.
 
     Raises:
-        ValueError: As `open_storage`.
+        ValueError: If the URI names no store, or may hold a secret.
     """
     scheme, _, rest = uri.partition("://")
-    where = _SECRETS.get(scheme, "the environment, or a file of the store's own tools")
+    where = _SECRETS.get(scheme, "the environment, or the configuration of the store's own tools")
     if re.search(":.*@", unquote(rest or uri), re.DOTALL):
         raise ValueError(
-            "sweep.storage is recorded, and must not hold a password, as before an '@' behind a ':'; leave "
-            f"it out, and give it by {where}"
+            "sweep.storage is recorded, so it must not hold a password (between ':' and '@'); leave it out, "
+            f"and give it by {where}"
         )
     for option in filter(None, re.split("[&;#]", uri.partition("?")[2])):
         name = unquote(option.partition("=")[0])
         if name not in _OPTIONS:
             raise ValueError(
-                f"sweep.storage is recorded, and must hold no secret: its option {name!r} is none of "
+                f"sweep.storage is recorded, so it must hold no secret: option {name!r} must be one of "
                 f"{', '.join(sorted(_OPTIONS))}; leave it out, and give credentials by {where}"
             )
     parts = urlsplit(uri)
@@ -74,11 +74,11 @@ def check_uri(uri: str) -> None:
 
 
 def check_storage(uri: str) -> None:
-    """Write a small file, and remove it.
+    """Check that a store can be written: write a small file and delete it.
 
     Raises:
-        ValueError: As `open_storage`.
-        OSError: If it cannot be written.
+        ValueError: If the URI names no store, or may hold a secret.
+        OSError: If the store cannot be written.
     """
     store, path = open_storage(uri, f".fpatch-{uuid4().hex}")
     try:
@@ -89,7 +89,7 @@ def check_storage(uri: str) -> None:
 
 
 def write_file(store: FileSystem, path: str, data: bytes) -> None:
-    """Replace a file, whole or not at all."""
+    """Replace a file atomically."""
     if store.type_name in _WHOLE:
         with store.open_output_stream(path) as file:
             file.write(data)

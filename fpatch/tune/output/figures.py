@@ -1,4 +1,4 @@
-"""Figures of a sweep: every trial as a line through its settings, and which settings matter."""
+"""Figures of a sweep: parallel coordinates of all trials, and the importance of each setting."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,18 @@ from fpatch.tune.plan import Plan
 from fpatch.tune.search.space import Choice, Space, Varied
 
 _FEWEST = 10
-"""Trials from which importances are learned."""
+"""The least number of trials for importances."""
 _FOOT = -0.15
-"""Where a setting stands that a trial does not have."""
+"""Position of a setting that a trial lacks."""
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-"""Behind labels, so that they can be read on lines."""
+"""Box behind labels, which keeps them legible on lines."""
 
 
 def save_figures(journal: Journal, plan: Plan) -> list[str]:
     """Write `figures/parallel.png` and, from ten trials on, `figures/importance.png`; returns their names.
 
     Raises:
-        ImportError: Without the extra `sweep`.
+        ImportError: If the extra `sweep` is not installed.
     """
     entries = [e for e in journal.entries() if e.outcome is not None and e.value == e.value]
     folder = journal.folder / "figures"
@@ -46,7 +46,7 @@ def _new_figure(**options: Any) -> Any:
 
 
 def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
-    """Save parallel coordinates: an axis for each setting, the objective last; the best are drawn last."""
+    """Save parallel coordinates: an axis for each setting, then the objective; the best are drawn last."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -72,8 +72,8 @@ def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
     for side in ("top", "left", "right", "bottom"):
         axis.spines[side].set_visible(False)
-    said = "; a setting that a trial does not have is at the foot" if plan.space.when else ""
-    figure.suptitle(f"{plan.study.name}: {len(entries)} trials{said}", fontsize=10)
+    note = "; a setting that a trial lacks is at the foot" if plan.space.when else ""
+    figure.suptitle(f"{plan.study.name}: {len(entries)} trials{note}", fontsize=10)
     figure.savefig(path, dpi=140)
 
 
@@ -91,15 +91,15 @@ def _label_ends(axis: Any, x: int, low: str, high: str) -> None:
 
 
 def place(space: Space, name: str, settings: dict[str, Any]) -> float:
-    """Where a setting stands between its ends, in [0, 1]; below them if it is not there."""
+    """Return the position of a setting between its ends, in [0, 1]; below 0 if the trial lacks it."""
     return space.varied[name].unit(settings[name]) if name in settings else _FOOT
 
 
 def importance(plan: Plan, entries: Sequence[Entry]) -> Any:
-    """What shuffling each setting costs a forest that predicts the objective of trials that it has not seen.
+    """Permutation importance of each setting for a forest that predicts the objective of held-out trials.
 
     Raises:
-        fpatch.analysis.importance.NothingToExplain: If the objective does not vary.
+        fpatch.analysis.importance.NothingToExplain: If the objective or the settings do not vary.
     """
     from fpatch.analysis import permutation_importance
 
@@ -113,7 +113,7 @@ def importance(plan: Plan, entries: Sequence[Entry]) -> Any:
 
 
 def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
-    """Save what shuffling each setting costs, as bars, with how well the objective is predicted at all."""
+    """Save the importances as bars, with the share of the variance that the forest predicts."""
     from fpatch.analysis.importance import NothingToExplain
 
     figure = _new_figure(figsize=(6.4, 0.4 * len(plan.space.varied) + 1.6))
@@ -121,11 +121,10 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     try:
         found = importance(plan, entries)
     except NothingToExplain:
-        why = (
-            "all have the same" if np.ptp([e.value for e in entries]) == 0 else "nothing but the seed varies"
-        )
-        said = f"nothing can be said of {plan.sweep.objective} from {len(entries)} trials: {why}"
-        axis.text(0.5, 0.5, said, ha="center", wrap=True, fontsize=8)
+        is_constant = np.ptp([e.value for e in entries]) == 0
+        why = "all have the same value" if is_constant else "only the seed varies"
+        note = f"no importances for {plan.sweep.objective} from {len(entries)} trials: {why}"
+        axis.text(0.5, 0.5, note, ha="center", wrap=True, fontsize=8)
         axis.set_axis_off()
     else:
         columns = found.columns[::-1]
@@ -133,7 +132,7 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         axis.barh(names, [c.mean for c in columns], xerr=[c.std for c in columns], color="#4477aa")
         axis.set_xlabel("share of the variance lost when shuffled")
         score = found.score
-        verdict = "; it may be 0, so these bars mean nothing" if score.low <= 0 else ""
+        verdict = "; the interval holds 0: ignore the bars" if score.low <= 0 else ""
         figure.suptitle(
             f"{plan.sweep.objective}, {len(entries)} trials: share of the variance predicted in trials\n"
             f"held out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]{verdict}",

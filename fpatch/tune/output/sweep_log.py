@@ -1,4 +1,4 @@
-"""What a sweep leaves for people: a parent run in MLflow and TensorBoard, a table, figures, progress."""
+"""The log of a sweep: a parent run in MLflow and TensorBoard, the table, figures and progress."""
 
 import logging
 import time
@@ -16,19 +16,19 @@ from fpatch.tune.plan import Plan, best_entry, num_steps
 _logger = logging.getLogger(__name__)
 
 _PAUSE_S = 30.0
-"""After a failure, MLflow is left alone for so long."""
+"""Seconds without a request to MLflow after one failed."""
 
 
 class SweepLog:
-    """The log of a sweep as a whole; that of a trial is its own.
+    """The log of a whole sweep; each trial has a log of its own.
 
-    In `records.jsonl` step k is the k-th trial that ended: its objective and the best so far. All comes from
-    the journal, so that what a kill kept from being written is written when the sweep goes on.
+    Step k of `records.jsonl` is the k-th trial that ended: its objective and the best so far. All values come
+    from the journal, so records that a kill prevented are written when the sweep resumes.
     """
 
     def __init__(self, journal: Journal, plan: Plan, on_progress: Progress) -> None:
-        """Begin, or go on with, the log of a sweep."""
-        self._journal, self._plan, self._report = journal, plan, on_progress
+        """Open the log of a sweep, or continue it."""
+        self._journal, self._plan, self._on_progress = journal, plan, on_progress
         self._linked: set[str] = set()
         self._no_link_before = 0.0
         folder, settings = journal.folder, plan.study.log
@@ -49,15 +49,15 @@ class SweepLog:
         self._follow_outcomes()
 
     def notify(self, name: str) -> None:
-        """Take note that there is news of a trial."""
+        """Report a trial whose state has changed, and record its outcome."""
         entry = self._journal.entry(name)
-        self._tell(entry)
+        self._report(entry)
         if entry.outcome is not None:
             self._follow_outcomes()
         self._link()
 
     def close(self, finished: bool) -> None:
-        """Write the table and the figures, send what is not sent yet, and end."""
+        """Write the table and the figures, send unsent records, and close the log."""
         entries = self._journal.entries()
         done = [e for e in entries if e.outcome is not None]
         files = save_table(self._journal, self._plan)
@@ -70,26 +70,27 @@ class SweepLog:
         self._log.close(finished)
         self._no_link_before = 0.0
         self._link()
-        if unsent := [e.trial.name for e in done if not self._is_told(e)]:
+        if unsent := [e.trial.name for e in done if not self._is_sent(e)]:
             _logger.warning(
-                "MLflow lacks what %d of %d trials recorded; it is kept: `fpatch sweep resume %s` sends it",
+                "MLflow lacks records of %d of %d trials; they are kept: `fpatch sweep resume %s` sends them",
                 len(unsent), len(done), self._journal.folder,
             )  # fmt: skip
 
-    def _tell(self, entry: Entry) -> None:
+    def _report(self, entry: Entry) -> None:
+        """Call `on_progress` for a trial."""
         plan, trial = self._plan, entry.trial
         total = num_steps(plan, trial)
         step = entry.points[-1].step if entry.points else 0
         note = f"{plan.sweep.objective} {entry.value:.4g}" if entry.points else ""
         if entry.outcome is None:
-            self._report(f"trial {trial.name}", min(step, total - 1), total, note)
+            self._on_progress(f"trial {trial.name}", min(step, total - 1), total, note)
             return
         status = entry.outcome.status
         note = f"{status} at step {step}, {note}" if status != "failed" else f"failed: {entry.outcome.error}"
-        self._report(f"trial {trial.name}", total, total, note)
+        self._on_progress(f"trial {trial.name}", total, total, note)
 
     def _follow_outcomes(self) -> None:
-        """Record what ended since the last time, in the order in which it ended."""
+        """Record the trials that ended since the last call, in the order in which they ended."""
         plan, entries = self._plan, self._journal.entries()
         done = sorted((e for e in entries if e.outcome), key=lambda e: e.outcome.time if e.outcome else 0.0)
         for number, entry in enumerate(done, 1):
@@ -108,10 +109,10 @@ class SweepLog:
         save_table(self._journal, plan)
         found = best_entry(self._journal, plan)
         note = "" if found is None else f"best {plan.sweep.objective} {found.value:.4g} in {found.trial.name}"
-        self._report("trials", len(done), plan.sweep.count(plan.space), note)
+        self._on_progress("trials", len(done), plan.sweep.count(plan.space), note)
 
     def _link(self) -> None:
-        """Have MLflow show the trials below the sweep."""
+        """Nest the trials below the sweep in MLflow."""
         uri = self._plan.study.log.mlflow
         if not isinstance(uri, str) or time.monotonic() < self._no_link_before:
             return
@@ -124,13 +125,13 @@ class SweepLog:
             return
         try:
             mlflow.nest(uri, self._journal.folder, list(new.values()))
-        except Exception:  # no failure of a tracker is worth a sweep; the log tells of it when it ends
+        except Exception:  # a failing tracker must not stop a sweep; `close` warns
             self._no_link_before = time.monotonic() + _PAUSE_S
         else:
             self._linked |= set(new)
 
-    def _is_told(self, entry: Entry) -> bool:
-        """Whether MLflow has all of a trial, and has it below the sweep; true without MLflow."""
+    def _is_sent(self, entry: Entry) -> bool:
+        """Whether MLflow has all records of a trial and shows it below the sweep; true without MLflow."""
         folder = self._journal.run_folder(entry.trial.name)
         if not isinstance(self._plan.study.log.mlflow, str) or not (folder / "records.jsonl").exists():
             return True
@@ -139,7 +140,7 @@ class SweepLog:
         return mlflow.is_sent(folder) and self._linked.issuperset(mlflow.run_ids([folder]))
 
     def _send_rest(self, entry: Entry) -> None:
-        """Send what MLflow did not take while the trial ran."""
+        """Send the records of a trial that MLflow did not accept while it ran."""
         settings, folder = self._plan.study.log, self._journal.run_folder(entry.trial.name)
         if not isinstance(settings.mlflow, str) or not (folder / "records.jsonl").exists():
             return
@@ -158,7 +159,7 @@ class SweepLog:
 
 
 def _last_step(folder: Path) -> int | None:
-    """The last step in a log; None if there is no log."""
+    """The last step in a log; None without a log."""
     if not (folder / "records.jsonl").exists():
         return None
     records = Records(folder)

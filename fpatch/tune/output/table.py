@@ -13,12 +13,12 @@ from fpatch.tune.plan import Plan
 
 
 def trial_columns(plan: Plan, entries: list[Entry]) -> dict[str, list[Any]]:
-    """A column for each fact and each varied setting; None for what a trial does not have.
+    """Make a column for each fact and each varied setting; None where a trial has no value.
 
     Columns:
-        trial, status ("running" while there is no outcome), the objective by its name at the last evaluation,
-        `error` its standard error, step, seconds, seed, parent, pack (the first of the trials
-        that were trained together), `setting/<name>`, `message`, `traceback` of a trial that failed.
+        `trial`, `status` ("running" without an outcome), the objective by its name at the last evaluation,
+        `error` (its standard error), `step`, `seconds`, `seed`, `parent`, `pack` (the first trial of the
+        pack), `setting/<name>`, and `message` and `traceback` of a failed trial.
     """
     objective = plan.sweep.objective
     columns: dict[str, list[Any]] = {
@@ -40,7 +40,7 @@ def trial_columns(plan: Plan, entries: list[Entry]) -> dict[str, list[Any]]:
 
 
 def save_table(journal: Journal, plan: Plan) -> list[str]:
-    """Write `trials.parquet` and `trials.csv` into the folder of the sweep; returns their names."""
+    """Write `trials.parquet` and `trials.csv` into the folder of the sweep; return their names."""
     columns = trial_columns(plan, journal.entries())
     table = pa.table({name: _column(values) for name, values in columns.items()})
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
@@ -52,7 +52,7 @@ def save_table(journal: Journal, plan: Plan) -> list[str]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """As numbers or strings where all are of one kind, else each as JSON."""
+    """Make a column of numbers or strings if all values are of one kind, else of JSON."""
     kinds = {type(v) for v in values if v is not None}
     if kinds <= {int, float}:
         return pa.array([None if v is None else float(v) for v in values] if float in kinds else values)

@@ -1,8 +1,8 @@
-"""Population-based training in generations: the weak go on from a copy of the strong, with other settings.
+"""Population-based training in generations: the weakest members continue as changed copies of the strongest.
 
-A generation is a row of trials of so many steps each. A trial begins with the exact state (parameters,
-optimizer, step and key) that its parent ended with, so that a member that is never replaced trains bit for
-bit as one long run would.
+A generation is a group of trials that train for `every` steps each. A trial starts with the exact state
+(parameters, optimizer, step and key) of its parent. A member that is never replaced therefore trains bit for
+bit as one long run.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,24 @@ from fpatch.tune.search.proposers import Observation, propose_random
 from fpatch.tune.search.space import Choice, Settings, Space
 
 _SHARE = 0.25
-"""Of a generation that is replaced, and that it is replaced from."""
+"""Share of a generation that is replaced, and share that it is replaced from."""
 _AFRESH = 0.25
-"""Chance that a setting is drawn anew instead of moved."""
+"""Probability that a setting is drawn anew instead of changed."""
 
 
 @dataclass(frozen=True)
 class Population:
-    """How many train side by side.
+    """Size and length of the generations of population-based training.
 
     Attributes:
-        size: Members of a generation.
-        every: Steps of a generation.
+        size: Members of a generation, at least 4.
+        every: Training steps of a generation.
+
+    Example:
+        >>> from fpatch.tune import Population, Sweep
+        >>> sweep = Sweep(search="population", num_trials=24, population=Population(size=8, every=100))
+        >>> sweep.num_trials // sweep.population.size
+        3
     """
 
     size: int
@@ -40,12 +46,12 @@ class Population:
 
 
 class Child(NamedTuple):
-    """The next trial.
+    """A proposed member of the next generation.
 
     Attributes:
-        settings: Its values by dotted name.
-        parent: Number of the trial whose last state it starts with; None: its own beginning.
-        generation: From 0.
+        settings: Values by dotted name.
+        parent: Number of the trial whose last state it starts with; None: a new initial state.
+        generation: Number of its generation, from 0.
     """
 
     settings: Settings
@@ -53,39 +59,44 @@ class Child(NamedTuple):
     generation: int
 
 
-def propose_child(rule: Population, space: Space, seen: Sequence[Observation], key: Tensor) -> Child | None:
-    """The next member; None while the generation before is not complete.
+def propose_child(
+    rule: Population, space: Space, observations: Sequence[Observation], key: Tensor
+) -> Child | None:
+    """Propose the next member; None while the previous generation is incomplete.
 
-    The last quarter by value, and whoever has none, copies one of the first quarter; its numbers are
-    multiplied by 0.8 or 1.2 within their interval, its choices kept, and each is now and then drawn anew.
+    Members of the last quarter by value, and members without a value, copy a member of the first quarter.
+    Copied numbers are multiplied by 0.8 or 1.2 within their interval; choices are kept. Each setting is drawn
+    anew with probability 0.25.
 
     References:
         Jaderberg et al. (2017), Population based training of neural networks, section 4.1.1 (truncation
         selection, perturbation by 0.8 or 1.2).
     """
-    generation, member = divmod(len(seen), rule.size)
+    generation, member = divmod(len(observations), rule.size)
     if generation == 0:
-        return Child(propose_random(space, seen, key), None, 0)
+        return Child(propose_random(space, observations, key), None, 0)
     first = (generation - 1) * rule.size
     before = range(first, first + rule.size)
-    if any(seen[number].value is None for number in before):
+    if any(observations[number].value is None for number in before):
         return None
-    ranked = sorted((n for n in before if seen[n].measured), key=lambda n: (-(seen[n].value or 0.0), n))
+    ranked = sorted(
+        (n for n in before if observations[n].measured), key=lambda n: (-(observations[n].value or 0.0), n)
+    )
     if not ranked:
-        return Child(propose_random(space, seen, key), None, generation)
+        return Child(propose_random(space, observations, key), None, generation)
     few = max(1, int(_SHARE * rule.size))
     weak = (set(before) - set(ranked)) | set(ranked[max(few, rule.size - few) :])
     own = first + member
     if own not in weak:
-        return Child(seen[own].settings, own, generation)
-    key = random.fold_in(random.fold_in(key, "population"), len(seen))
+        return Child(observations[own].settings, own, generation)
+    key = random.fold_in(random.fold_in(key, "population"), len(observations))
     strong = ranked[:few]
     parent = strong[int(random.randint(random.fold_in(key, "parent"), (), 0, len(strong)))]
-    return Child(explore(space, seen[parent].settings, key), parent, generation)
+    return Child(explore(space, observations[parent].settings, key), parent, generation)
 
 
 def explore(space: Space, settings: Settings, key: Tensor) -> Settings:
-    """Settings near these."""
+    """Return changed settings: each number multiplied by 0.8 or 1.2, some settings drawn anew."""
     fresh = space.draw(random.fold_in(key, "afresh"), 1)[0]
     moved: Settings = {}
     for name, kind in space.varied.items():

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: which trials are not worth their remaining steps."""
+"""Asynchronous successive halving: stop trials that fall behind the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,20 @@ from fpatch.core.checks import check_number
 
 @dataclass(frozen=True)
 class Halving:
-    """Where trials are compared.
+    """Rungs of asynchronous successive halving.
 
     Attributes:
-        first: Step of the first comparison; the next are at `factor` times the one before.
-        factor: At each, a trial must be among the best 1/factor of those that came so far.
+        first: Step of the first rung; each next rung is at `factor` times the step of the previous one.
+        factor: At each rung, a trial must be among the best 1/factor of those that reached it.
+
+    Example:
+        >>> from fpatch.tune import Halving
+        >>> from fpatch.tune.search.halving import should_stop
+        >>> others = {"0000": [(100, 0.9)], "0001": [(100, 0.7)]}
+        >>> should_stop(Halving(first=100), 300, [(100, 0.2)], others)
+        True
+        >>> should_stop(Halving(first=100), 300, [(100, 0.95)], others)
+        False
     """
 
     first: int
@@ -26,20 +35,23 @@ class Halving:
 
 
 Points = Sequence[tuple[int, float]]
-"""(step, value) of the evaluations of a trial, by step; greater is better."""
+"""The (step, value) pairs of a trial's evaluations, by step; greater is better."""
 
 
 def should_stop(rule: Halving, num_steps: int, points: Points, others: Mapping[str, Points]) -> bool:
-    """Whether the last evaluation of a trial is the first at or after a comparison that it loses.
+    """Whether a trial falls behind at a rung that its last evaluation is the first to reach.
 
-    Who comes first at a comparison is never stopped by it. What arrives there late is compared with all that
-    came before it.
+    The first trial at a rung is never stopped there. A later trial is compared with all that reached the rung
+    before it.
 
     Args:
-        rule: Where trials are compared.
-        num_steps: Of a whole trial, which is not stopped at its end.
-        points: Of this trial.
-        others: Of all other trials, by name, as far as they are known.
+        rule: The rungs.
+        num_steps: Steps of a whole trial; the end of a trial is no rung.
+        points: Evaluations of this trial.
+        others: Known evaluations of all other trials, by name.
+
+    Returns:
+        True if the trial should end now.
 
     References:
         Li et al. (2020), A system for massively parallel hyperparameter tuning, algorithm 2, in the form that

@@ -1,6 +1,6 @@
-"""What to try next: pure functions of what has been tried.
+"""Proposers: pure functions from the observed trials to the settings of the next one.
 
-A search keeps no state, so that a sweep that was killed goes on from its table of trials alone.
+A search keeps no state, so a killed sweep resumes from its journal alone.
 """
 
 import logging
@@ -16,16 +16,16 @@ from fpatch import random
 from fpatch.tune.search.space import Choice, Settings, Space
 
 NUM_RANDOM = 8
-"""Trials at random before a model is asked."""
+"""Random trials before a model proposes."""
 
 
 class Observation(NamedTuple):
-    """What a search knows of a trial.
+    """A trial as a search sees it.
 
     Attributes:
-        settings: Its values by dotted name.
-        value: Its objective, greater is better; None while it runs, NaN if there is none.
-        error: Standard error of the value; NaN if that is unknown.
+        settings: Values by dotted name.
+        value: The objective, greater is better; None while the trial runs, NaN if it has none.
+        error: Standard error of the value; NaN if unknown.
     """
 
     settings: Settings
@@ -34,40 +34,40 @@ class Observation(NamedTuple):
 
     @property
     def measured(self) -> bool:
-        """Whether it has a value."""
+        """Whether the value is known and finite."""
         return self.value is not None and math.isfinite(self.value)
 
 
 Propose = Callable[[Space, Sequence[Observation], Tensor], Settings]
-"""(space, trials in their order, key) -> the settings of the next trial, whose number is their count."""
+"""(space, observations in order, key) -> settings of the next trial, whose number is their count."""
 
 
-def propose_random(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
-    """Independent draws; trial n is the same whatever was tried before."""
-    return space.draw(random.fold_in(key, len(seen)), 1)[0]
+def propose_random(space: Space, observations: Sequence[Observation], key: Tensor) -> Settings:
+    """Propose an independent draw; trial n does not depend on the trials before it."""
+    return space.draw(random.fold_in(key, len(observations)), 1)[0]
 
 
 def propose_grid(points: int) -> Propose:
-    """Every combination in turn."""
+    """Make a proposer that tries every grid point in turn."""
 
-    def propose(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
-        return next(settings for i, settings in enumerate(space.grid(points)) if i == len(seen))
+    def propose(space: Space, observations: Sequence[Observation], key: Tensor) -> Settings:
+        return next(settings for i, settings in enumerate(space.grid(points)) if i == len(observations))
 
     return propose
 
 
 def propose_optuna(sampler: str) -> Propose:
-    """Optuna's tree-structured Parzen estimator ("tpe") or its Gaussian process ("gp").
+    """Make a proposer of Optuna: tree-structured Parzen estimator ("tpe") or Gaussian process ("gp").
 
-    Neither knows how uncertain a value is. Trials that run count as they do in Optuna.
+    Neither takes the standard error of a value. Running trials count as they do in Optuna.
 
     References:
         Bergstra et al. (2011), Algorithms for hyper-parameter optimization, section 4 (tpe).
     """
 
-    def propose(space: Space, seen: Sequence[Observation], key: Tensor) -> Settings:
+    def propose(space: Space, observations: Sequence[Observation], key: Tensor) -> Settings:
         optuna = import_optuna()
-        seed = int(random.bits(random.fold_in(key, len(seen))))
+        seed = int(random.bits(random.fold_in(key, len(observations))))
         with _quiet(optuna):
             if sampler == "tpe":
                 chosen = optuna.samplers.TPESampler(
@@ -76,7 +76,7 @@ def propose_optuna(sampler: str) -> Propose:
             else:
                 chosen = optuna.samplers.GPSampler(n_startup_trials=NUM_RANDOM, seed=seed)
             study = optuna.create_study(direction="maximize", sampler=chosen)
-            for trial in seen:
+            for trial in observations:
                 study.add_trial(_to_optuna(optuna, space, trial))
             trial = study.ask()
             settings: Settings = {}
@@ -89,10 +89,10 @@ def propose_optuna(sampler: str) -> Propose:
 
 
 def import_optuna() -> Any:
-    """Optuna.
+    """Import Optuna.
 
     Raises:
-        ImportError: Without the extra `sweep`.
+        ImportError: If the extra `sweep` is not installed.
     """
     try:
         import optuna
@@ -103,7 +103,7 @@ def import_optuna() -> Any:
 
 @contextmanager
 def _quiet(optuna: Any) -> Any:
-    """Neither its log nor its notes that an option is experimental."""
+    """Silence Optuna's log and its warnings about experimental options."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.ERROR)
     try:

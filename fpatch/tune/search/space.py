@@ -1,7 +1,7 @@
-"""What a sweep may vary: a setting of the study by dotted name, and the values that it may take.
+"""The search space: settings of a study by dotted name, and the values that each may take.
 
-A scalar is fixed; (low, high), (low, high, "log"), (low, high, "int") and their combination are intervals; a
-list in code, `{choices = [...]}` in TOML, is a choice. `when` makes a setting depend on another.
+A number has an `Interval`, any other setting a `Choice`. `fpatch.tune.search.parsing` reads both from
+Python values and from TOML.
 """
 
 import itertools
@@ -14,20 +14,39 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
-from fpatch.core.checks import nearest
-
-_INTERVAL = ("low", "high", "scale", "type", "when")
-_CHOICE = ("choices", "when")
-_MARKS = ("log", "int")
 
 
 class SpaceError(ValueError):
-    """A space that nothing can be drawn from."""
+    """A search space is malformed, or does not fit the study.
+
+    Example:
+        >>> from fpatch.tune import SpaceError, parse_space
+        >>> try:
+        ...     parse_space({"optimizer.learning_rate": (0.4, 0.02, "log")})
+        ... except SpaceError as error:
+        ...     print(error)
+        space.optimizer.learning_rate: low must be less than high, got (0.4, 0.02); swap the two
+    """
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number in [low, high], uniform in itself or in its logarithm; whole numbers only if `integer`."""
+    """A number in [low, high].
+
+    Attributes:
+        low: The smallest value.
+        high: The largest value.
+        log: Whether the logarithm is uniform, instead of the value.
+        integer: Whether only whole numbers are drawn.
+
+    Example:
+        >>> from fpatch.tune import Interval
+        >>> rate = Interval(0.01, 1.0, log=True)
+        >>> round(rate.at(0.5), 6), round(rate.unit(0.1), 6)
+        (0.1, 0.5)
+        >>> Interval(1, 4, integer=True).points(4)
+        [1, 2, 3, 4]
+    """
 
     low: float
     high: float
@@ -35,7 +54,7 @@ class Interval:
     integer: bool = False
 
     def at(self, unit: float) -> float | int:
-        """The value at a place in [0, 1]; integers share it evenly."""
+        """Return the value at a position in [0, 1], which integers share evenly."""
         low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
         if self.log:
             value = math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
@@ -45,14 +64,14 @@ class Interval:
         return round(value) if self.integer else value
 
     def unit(self, value: float) -> float:
-        """The place of a value in [0, 1]."""
+        """Return the position of a value in [0, 1]."""
         low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
         if self.log:
             return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
         return (value - low) / (high - low)
 
     def points(self, count: int) -> list[float | int]:
-        """So many values from low to high, evenly spaced; fewer where there are fewer integers."""
+        """Return `count` evenly spaced values from low to high, or all integers if there are fewer."""
         evenly = np.linspace(0.0, 1.0, count)
         if self.log:
             values = [self.low * (self.high / self.low) ** u for u in evenly]
@@ -64,20 +83,30 @@ class Interval:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values, which share [0, 1] evenly."""
+    """One of several values, which share [0, 1] evenly.
+
+    Attributes:
+        options: The values.
+
+    Example:
+        >>> from fpatch.tune import Choice
+        >>> name = Choice(("adam", "bim"))
+        >>> name.at(0.7), name.unit("adam")
+        ('bim', 0.25)
+    """
 
     options: tuple[Any, ...]
 
     def at(self, unit: float) -> Any:
-        """The value at a place in [0, 1]."""
+        """Return the value at a position in [0, 1]."""
         return self.options[min(int(unit * len(self.options)), len(self.options) - 1)]
 
     def unit(self, value: Any) -> float:
-        """The middle of a value's part of [0, 1]."""
+        """Return the middle of a value's share of [0, 1]."""
         return (self.options.index(value) + 0.5) / len(self.options)
 
     def points(self, count: int) -> list[Any]:
-        """All values, however many are asked for."""
+        """Return all values, whatever `count` is."""
         return list(self.options)
 
 
@@ -88,12 +117,23 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Space:
-    """What may vary, in the order written.
+    """A search space; settings keep the order in which they were written.
+
+    A setting is active if every condition in `when` holds. An inactive setting is absent from a trial.
 
     Attributes:
-        fixed: Values by dotted name, alike in all trials.
+        fixed: Values by dotted name, equal in all trials.
         varied: Intervals and choices by dotted name.
-        when: For a setting that depends on others: by their names, the values under which it is there.
+        when: Conditions by dotted name: the values of other settings under which this one is active.
+
+    Example:
+        >>> from fpatch import random
+        >>> from fpatch.tune import parse_space
+        >>> space = parse_space({"train.batch_size": 16, "optimizer.name": ["adam", "bim"]})
+        >>> space.fixed, list(space.grid(3))
+        ({'train.batch_size': 16}, [{'optimizer.name': 'adam'}, {'optimizer.name': 'bim'}])
+        >>> space.draw(random.key(0), 2) == space.draw(random.key(0), 2)
+        True
     """
 
     fixed: Mapping[str, Any]
@@ -101,12 +141,12 @@ class Space:
     when: Mapping[str, Mapping[str, tuple[Any, ...]]]
 
     def active(self, name: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a setting is there, given those above it."""
+        """Whether a setting is active, given those written before it."""
         known = {**self.fixed, **settings}
         return all(parent in known and known[parent] in v for parent, v in self.when.get(name, {}).items())
 
     def at(self, units: Mapping[str, float]) -> Settings:
-        """The settings at places in [0, 1], one for every varied name; what is not active is left out."""
+        """Return the active settings at positions in [0, 1], one for every varied name."""
         settings: Settings = {}
         for name, kind in self.varied.items():
             if self.active(name, settings):
@@ -114,12 +154,12 @@ class Space:
         return settings
 
     def draw(self, key: Tensor, count: int) -> list[Settings]:
-        """So many independent settings; a name's draws do not depend on the other names."""
+        """Draw `count` independent settings; the draws of a name do not depend on other names."""
         columns = {n: random.uniform(random.fold_in(key, n), (count,)).tolist() for n in self.varied}
         return [self.at({n: column[i] for n, column in columns.items()}) for i in range(count)]
 
     def grid(self, count: int) -> Iterator[Settings]:
-        """Every combination of `count` points of each interval and all choices, the last name fastest."""
+        """Yield every combination of `count` points per interval and all choices, the last name fastest."""
 
         def below(names: tuple[str, ...], settings: Settings) -> Iterator[Settings]:
             if not names:
@@ -135,7 +175,10 @@ class Space:
         return below(tuple(self.varied), {})
 
     def encode(self, settings: Mapping[str, Any]) -> np.ndarray:
-        """A point in the unit cube: places of numbers, a column per option; 0.5 or 0 for what is absent."""
+        """Return a point of the unit cube: a column for each number, and one for each option.
+
+        An absent number is 0.5, an absent option 0.
+        """
         columns: list[float] = []
         for name, kind in self.varied.items():
             if isinstance(kind, Interval):
@@ -145,7 +188,7 @@ class Space:
         return np.array(columns)
 
     def foreign_setting(self, settings: Mapping[str, Any]) -> str | None:
-        """The first name whose value, or whose presence, is not of this space; None if there is none."""
+        """Return the first name whose value or presence contradicts this space; None if all fit."""
         for name in dict.fromkeys([*self.varied, *settings]):
             kind = self.varied.get(name)
             if kind is None or (name in settings) != self.active(name, settings):
@@ -159,13 +202,13 @@ class Space:
         return None
 
     def extremes(self) -> Iterator[Settings]:
-        """Both ends of every interval and every option, each under the conditions that it needs."""
+        """Yield both ends of every interval and every option, each under its conditions."""
         for name, kind in self.varied.items():
             for value in kind.points(2):
                 yield self._supported(name) | {name: value}
 
     def around(self, settings: Mapping[str, Any]) -> Settings:
-        """These, and of all else that is there with them the middle."""
+        """Complete settings: every other active setting takes its middle value."""
         found: Settings = {}
         for name, kind in self.varied.items():
             if name in settings or self.active(name, found):
@@ -173,7 +216,7 @@ class Space:
         return found
 
     def _supported(self, name: str) -> Settings:
-        """The first values of other settings under which one is there."""
+        """Return the first values of other settings under which one is active."""
         settings: Settings = {}
         for parent, values in self.when.get(name, {}).items():
             if parent in self.varied:
@@ -181,203 +224,6 @@ class Space:
         return settings
 
 
-# -- reading one -------------------------------------------------------------------------------------------
-
-
-def parse_space(raw: Mapping[str, Any], *, toml: bool = False) -> Space:
-    """The space that a mapping describes.
-
-    Args:
-        raw: By dotted name or nested: a scalar, a tuple (low, high, "log", "int"), a list of choices, or a
-            table {low, high, scale="log", type="int", when} or {choices, when}. `weights.NAME` is short for
-            `objective.weights.NAME`.
-        toml: Whether it was read from a file, where a bare list might mean either and is refused.
-
-    Raises:
-        SpaceError: With the name, the rule, the value and the way out.
-    """
-    fixed: dict[str, Any] = {}
-    varied: dict[str, Varied] = {}
-    when: dict[str, Mapping[str, tuple[Any, ...]]] = {}
-    for given, value in _leaves(raw):
-        name = _full(given)
-        if name in fixed or name in varied:
-            raise SpaceError(f"space.{given}: {name} stands twice; leave one out")
-        if isinstance(value, Mapping):
-            varied[name] = _read_table(given, value)
-            if "when" in value:
-                when[name] = _read_when(given, value["when"], fixed, varied)
-        elif isinstance(value, tuple) and not toml:
-            varied[name] = _read_tuple(given, value)
-        elif isinstance(value, list | tuple):
-            if toml:
-                raise SpaceError(_ambiguous(given, value))
-            varied[name] = _read_choices(given, value)
-        elif isinstance(value, bool | int | float | str):
-            fixed[name] = value
-        else:
-            raise SpaceError(
-                f"space.{given}: expected a scalar, an interval or choices, got {value!r} "
-                f"({type(value).__name__}); give (low, high), a list, or one number, string or bool"
-            )
-    if not varied:
-        raise SpaceError("space: nothing varies; give at least one interval or choice")
-    return Space(fixed, varied, when)
-
-
-def encode_space(space: Space) -> dict[str, Any]:
-    """JSON values from which `parse_space` makes the same space."""
-    made: dict[str, Any] = dict(space.fixed)
-    for name, kind in space.varied.items():
-        if isinstance(kind, Choice):
-            made[name] = {"choices": list(kind.options)}
-        else:
-            made[name] = {"low": kind.low, "high": kind.high}
-            made[name] |= {"scale": "log"} if kind.log else {}
-            made[name] |= {"type": "int"} if kind.integer else {}
-        if name in space.when:
-            made[name]["when"] = {parent: list(values) for parent, values in space.when[name].items()}
-    return made
-
-
-def _full(name: str) -> str:
-    return f"objective.{name}" if name.startswith("weights.") else name
-
-
-def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names with dots between nested tables, down to what describes values."""
-    for name, value in raw.items():
-        if isinstance(value, Mapping) and not _describes_values(value):
-            if not value:
-                raise SpaceError(f"space.{prefix}{name}: an empty table; give low and high, or choices")
-            if wrong := _OTHERS.intersection(value):
-                raise SpaceError(
-                    f"space.{prefix}{name}: unknown key {min(wrong)!r}; an interval is "
-                    "{low = ..., high = ...}, a choice {choices = [...]}"
-                )
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-_OTHERS = frozenset(("min", "max", "lower", "upper", "values", "options"))
-"""What other programs call ends and choices; no setting is called that."""
-
-
-def _describes_values(table: Mapping[str, Any]) -> bool:
-    ends = [table[end] for end in ("low", "high") if end in table]
-    return "choices" in table or any(not isinstance(end, Mapping) for end in ends)
-
-
-def _read_table(name: str, table: Mapping[str, Any]) -> Varied:
-    known = _CHOICE if "choices" in table else _INTERVAL
-    for key in table:
-        if key not in known:
-            raise SpaceError(f"space.{name}: unknown key {key!r}; {nearest(key, known)}")
-    if "choices" in table:
-        return _read_choices(name, table["choices"])
-    for end in ("low", "high"):
-        if end not in table:
-            raise SpaceError(
-                f"space.{name}: {end} is missing in {dict(table)!r}; give both ends, or quote the whole "
-                f"name to fix one end: '{name}.{next(iter(table))}' = {next(iter(table.values()))!r}"
-            )
-    marks = []
-    for key, mark, other in (("scale", "log", "linear"), ("type", "int", "float")):
-        if (value := table.get(key, other)) not in (mark, other):
-            raise SpaceError(f"space.{name}.{key} must be {mark!r} or {other!r}, got {value!r}")
-        marks += [mark] if value == mark else []
-    return _read_tuple(name, (table["low"], table["high"], *marks))
-
-
-def _read_tuple(name: str, value: tuple[Any, ...]) -> Interval:
-    ends, marks = value[:2], value[2:]
-    if len(ends) < 2 or any(mark not in _MARKS for mark in marks) or len(set(marks)) < len(marks):
-        raise SpaceError(
-            f"space.{name}: expected (low, high), (low, high, 'log') or (low, high, 'int'), got {value!r}; "
-            "a choice is a list"
-        )
-    for end in ends:
-        if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-            raise SpaceError(f"space.{name}: low and high must be finite numbers, got {end!r} in {value!r}")
-    low, high = ends
-    if not low < high:
-        way_out = f"for one value, give {low!r}" if low == high else "swap the two"
-        raise SpaceError(f"space.{name}: low must be less than high, got {(low, high)}; {way_out}")
-    if "log" in marks and low <= 0:
-        raise SpaceError(f"space.{name}: a logarithmic interval must start above 0, got low = {low!r}")
-    if "int" in marks and (low != int(low) or high != int(high)):
-        raise SpaceError(f"space.{name}: the ends of whole numbers must be whole, got {(low, high)}")
-    if "int" in marks:
-        return Interval(int(low), int(high), "log" in marks, True)
-    return Interval(float(low), float(high), "log" in marks)
-
-
-def _read_choices(name: str, options: Any) -> Choice:
-    if not isinstance(options, list | tuple) or not options:
-        raise SpaceError(f"space.{name}: choices must be a list of at least one value, got {options!r}")
-    for i, option in enumerate(options):
-        if not _is_plain(option):
-            raise SpaceError(
-                f"space.{name}: a choice must be a scalar or a list of scalars, got {option!r}; vary the "
-                "settings in it by their own names"
-            )
-        if any(option == other and type(option) is type(other) for other in options[:i]):
-            raise SpaceError(f"space.{name}: {option!r} stands twice among the choices; leave one out")
-    return Choice(tuple(list(o) if isinstance(o, tuple) else o for o in options))
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _read_when(
-    name: str, when: Any, fixed: Mapping[str, Any], varied: Mapping[str, Varied]
-) -> dict[str, tuple[Any, ...]]:
-    if not isinstance(when, Mapping) or not when:
-        raise SpaceError(
-            f"space.{name}.when must be a table such as {{'optimizer.name' = 'sgd'}}, got {when!r}"
-        )
-    found: dict[str, tuple[Any, ...]] = {}
-    for given, value in _conditions(when):
-        parent = _full(given)
-        above = {n: k.options for n, k in varied.items() if isinstance(k, Choice)}
-        above |= {n: (v,) for n, v in fixed.items()}
-        if parent not in above or parent == _full(name):
-            known = [n for n in above if n != _full(name)]
-            raise SpaceError(
-                f"space.{name}.when: {given!r} must be a choice or scalar above it; {nearest(parent, known)}"
-            )
-        values = tuple(value) if isinstance(value, list | tuple) else (value,)
-        for one in values:
-            if one not in above[parent]:
-                raise SpaceError(
-                    f"space.{name}.when: {parent} is never {one!r}; it is one of {list(above[parent])}"
-                )
-        found[parent] = values
-    return found
-
-
-def _conditions(when: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in when.items():
-        if isinstance(value, Mapping):
-            yield from _conditions(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _ambiguous(name: str, value: Any) -> str:
-    listed = ", ".join(map(repr, value))
-    spellings = [f"{{choices = [{listed}]}} for one of these"]
-    if len(value) == 2 and all(isinstance(v, int | float) for v in value):
-        spellings.insert(0, f"{{low = {value[0]!r}, high = {value[1]!r}}} for an interval")
-    else:
-        spellings.insert(0, "{low = ..., high = ...} for an interval")
-    return f"space.{name}: a bare list may mean two things, got [{listed}]; write {' or '.join(spellings)}"
-
-
 def combinations(space: Space, count: int) -> int:
-    """How many points the grid has."""
+    """Return the number of grid points, at most a million."""
     return sum(1 for _ in itertools.islice(space.grid(count), 1_000_000))

@@ -1,4 +1,4 @@
-"""A pack of trials: one process trains them in the steps of one population, each in its own run folder."""
+"""A pack of trials: one process trains them as one population, each in its own run folder."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -21,23 +21,23 @@ from fpatch.tune.plan import plan_from_config, trial_study
 from fpatch.tune.trials.trial import Evaluation, failure, follow, record_outcome, run_trial, wait_for
 
 _ROWS_AT_ONCE = 64
-"""Rows whose graph is held at a time, at least those of one trial. Another number changes last bits."""
+"""Rows in the graph at a time, at least those of one trial; the last bits depend on this number."""
 
 
 def run_trials(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
 ) -> Generator[Evaluation, None, None]:
-    """Train the trials of a pack from wherever they stand, or a trial by itself, as `run_trial` does.
+    """Start or resume the trials of a pack; a single trial runs as by `run_trial`.
 
-    A trial that raises fails alone. What fails in the step that they share fails them all.
+    A trial that raises fails alone. An error in the shared step fails all of them.
 
     Args:
-        folder: Of the sweep.
-        name: Of a trial of the pack.
+        folder: Folder of the sweep.
+        name: Name of any trial of the pack.
         resources: Live objects by "path/setting" of the pipeline.
 
     Yields:
-        The objective of a trial at each evaluation, which already stands in the journal.
+        The name of a trial and its point at each evaluation, which the journal already holds.
     """
     journal = Journal.open(folder)
     names = [n for n in journal.entry(name).trial.together if n in journal.names()]
@@ -81,7 +81,7 @@ def _run_pack(
         if entries[i].outcome is None
     }
     begun = [Run(folder) for folder in folders if (folder / "environment.json").is_file()]
-    # members leave in another order than they came, so that what they set must be set around them all
+    # members end in another order than they start, so process-wide settings must enclose all of them
     recreated = begun[0].execution.recreated() if begun else nullcontext()
     with recreated, deterministic_algorithms(studies[0].train.deterministic):
         try:
@@ -101,23 +101,23 @@ def _run_pack(
 
 
 def with_one_pipeline(studies: Sequence[Study]) -> list[Study]:
-    """The same studies with the pipeline of the first, whose networks are copied to the device once."""
+    """Give all studies the pipeline of the first, whose networks are copied to the device once."""
     first = studies[0]
     shared = [replace(study, pipeline=first.pipeline) for study in studies]
     for study in shared:
-        vars(study)["placed"] = first.placed  # where `Study.placed` looks first
+        vars(study)["placed"] = first.placed  # the cache of the property `Study.placed`
     return shared
 
 
 class Pack:
     """Trainings that take their steps together.
 
-    Each asks for a step and pauses. A step is of all members, always: for one that has ended, what it asked
-    for last is done once more, and dropped, so that the bits of the others do not depend on when it ended.
+    Each member requests a step and pauses. A step always computes all members: for an ended member it repeats
+    the last request and drops the result. So the bits of the others do not depend on when it ended.
     """
 
     def __init__(self, studies: Sequence[Study], parts: Sequence[Setup]) -> None:
-        """Of studies that differ in seed, optimizer and weights, and their parts."""
+        """Join studies that differ in seed, optimizer and weights, with their setups."""
         self.parts = parts
         train = studies[0].train
         self._step = make_population_step(
@@ -131,7 +131,7 @@ class Pack:
         self._infos: list[StepInfo | None] = [None] * len(parts)
 
     def steps_of(self, i: int) -> Steps:
-        """The steps of a member: None wherever `step` must be called before it can go on."""
+        """The steps of a member: yields None when it needs a call of `step`."""
 
         def steps(
             state: TrainState, loader: Loader, num_steps: int
@@ -151,7 +151,7 @@ class Pack:
         return steps
 
     def step(self) -> None:
-        """Answer all that have asked."""
+        """Compute one step of all members, for those that requested one."""
         some = next(batch for batch in self._batches if batch is not None)
         batches = [some if batch is None else batch for batch in self._batches]
         moved, infos = self._step(self._states, batches)

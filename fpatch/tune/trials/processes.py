@@ -1,4 +1,4 @@
-"""A trial that several processes train: Ray starts them, and they step as `fpatch.runtime.parallel` says."""
+"""A trial that several processes train together, started by Ray; see `fpatch.runtime.parallel`."""
 
 import os
 import socket
@@ -26,20 +26,20 @@ from fpatch.tune.trials.trial import (
 )
 
 _MEETING_S = 300.0
-"""How long processes wait for one another: until all have come, and once one is lost."""
+"""Seconds that processes wait for each other: at the start, and after one is lost."""
 
 
 class Rendezvous(NamedTuple):
-    """What the first process of a trial tells the others.
+    """What the first process of a trial sends to the others, so that they can join it.
 
     Attributes:
-        folder: Of the sweep.
-        name: Of the trial.
+        folder: Folder of the sweep.
+        name: Name of the trial.
         resources: Live objects by "path/setting" of the pipeline.
-        device: Of the trial's study.
-        ip: Where the first process has opened a store.
-        port: The same.
-        size: How many processes there are.
+        device: Device of the trial's study.
+        ip: Address of the store that the first process opened.
+        port: Port of that store.
+        size: Number of processes.
     """
 
     folder: str
@@ -54,13 +54,13 @@ class Rendezvous(NamedTuple):
 def run_together(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
 ) -> Generator[Evaluation, None, None]:
-    """Train a trial from wherever it stands, as `run_trial` does, in as many processes as the sweep says.
+    """Start or resume a trial in `sweep.processes` processes, otherwise as `run_trial`.
 
-    Called in a Ray actor, which is the first process; the others have the other bundles of its placement
-    group, and end with it.
+    The caller is a Ray actor, the first process. The others use the other bundles of its placement group, and
+    end with it. An error that one of them raises is the outcome of the trial.
 
     Raises:
-        LostProcessError: If one of the others was killed. What one raises is the outcome of the trial.
+        LostProcessError: If one of the others was killed.
     """
     for point in record_outcome(Journal.open(folder), name, _lead(folder, name, resources)):
         if point is not None:
@@ -75,11 +75,11 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
     device = trial_study(plan, journal.entry(name).trial, Path(), resources).device
     ip, size = ray.util.get_node_ip_address(), plan.sweep.processes
     store = _listen(ip, size)
-    told = Rendezvous(str(folder), name, resources, device, ip, store.port, size)
+    rendezvous = Rendezvous(str(folder), name, resources, device, ip, store.port, size)
     with _others(size, plan.sweep.cpus, plan.sweep.gpus) as others:
-        ends = [other.follow.remote(rank, told) for rank, other in enumerate(others, 1)]
-        left = threading.Event()
-        threading.Thread(target=_end_all_with_one, args=(ends, others, left), daemon=True).start()
+        ends = [other.follow.remote(rank, rendezvous) for rank, other in enumerate(others, 1)]
+        has_left = threading.Event()
+        threading.Thread(target=_end_all_with_one, args=(ends, others, has_left), daemon=True).start()
         try:
             _wait_for_all(store, ends)
             with _interface_of(ip), joined(device=device, meeting=Meeting(store, 0, size)) as ranks:
@@ -88,14 +88,14 @@ def _lead(folder: str | Path, name: str, resources: Mapping[str, Any] | None) ->
             _raise_cause(ends)
             raise
         finally:
-            left.set()
+            has_left.set()
 
 
 def _wait_for_all(store: TCPStore, ends: list[Any]) -> None:
-    """Wait until the others have come to the store.
+    """Wait until the other processes have registered in the store.
 
     Raises:
-        ConnectionError: If one of them has ended before, or does not come in time.
+        ConnectionError: If one of them ends before, or does not register in time.
     """
     import ray
 
@@ -104,19 +104,19 @@ def _wait_for_all(store: TCPStore, ends: list[Any]) -> None:
     while not store.check(keys):
         ended, _ = ray.wait(ends, timeout=1.0)
         if ended or time.monotonic() > deadline:
-            how = "ended before it came" if ended else f"did not come within {_MEETING_S:.0f} s"
+            how = "ended before it joined" if ended else f"did not join within {_MEETING_S:.0f} s"
             raise ConnectionError(f"a process of the trial {how}")
 
 
 def _here(rank: int) -> str:
-    """What a process that has come notes in the store."""
+    """The key under which a process registers in the store."""
     return f"fpatch/here/{rank}"
 
 
-def _end_all_with_one(ends: list[Any], others: list[Any], left: threading.Event) -> None:
-    """Once one process has failed, kill the others, so that the first does not wait for them.
+def _end_all_with_one(ends: list[Any], others: list[Any], has_left: threading.Event) -> None:
+    """Kill the other processes once one has failed, so that the first does not wait for them.
 
-    Where it waits all the same, by NCCL or for a group that will never be, it ends as if killed.
+    If the first waits nevertheless, in NCCL or for an incomplete group, it exits as if killed.
     """
     import ray
     from ray.exceptions import RayError
@@ -128,13 +128,13 @@ def _end_all_with_one(ends: list[Any], others: list[Any], left: threading.Event)
         except RayError:
             for other in others:
                 ray.kill(other)
-            if not left.wait(_MEETING_S):
+            if not has_left.wait(_MEETING_S):
                 os._exit(1)
             return
 
 
 def _raise_cause(ends: list[Any]) -> None:
-    """Raise what another process has ended with, unless that is the end of a process, too."""
+    """Raise the error of another process, unless that is the loss of a process, too."""
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
@@ -155,7 +155,7 @@ def _raise_cause(ends: list[Any]) -> None:
 
 @contextmanager
 def _others(num: int, cpus: float, gpus: float) -> Iterator[list[Any]]:
-    """Actors for all processes but the first, in the bundles behind its own."""
+    """Start an actor for each process but the first, in the bundles after its own."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -168,34 +168,35 @@ def _others(num: int, cpus: float, gpus: float) -> Iterator[list[Any]]:
     try:
         yield others
     finally:
-        for other in others:  # one that waits for the first would wait for long
+        for other in others:  # one that waits for the first would wait long
             ray.kill(other)
 
 
 class Follower:
-    """A process of a trial, but not its first."""
+    """A process of a trial other than the first."""
 
     def __init__(self, cpus: float) -> None:
-        """With so many threads."""
+        """Set the number of threads."""
         torch.set_num_threads(max(1, int(cpus)))
 
-    def follow(self, rank: int, told: Rendezvous) -> None:
-        """Take part in the steps of the first process."""
+    def follow(self, rank: int, rendezvous: Rendezvous) -> None:
+        """Join the steps of the first process."""
         import ray
 
-        store = _store(told.ip, told.port, told.size)
+        store = _store(rendezvous.ip, rendezvous.port, rendezvous.size)
         store.set(_here(rank), "")
         own_ip = ray.util.get_node_ip_address()
         with (
             _interface_of(own_ip),
-            joined(device=told.device, meeting=Meeting(store, rank, told.size)) as ranks,
+            joined(device=rendezvous.device, meeting=Meeting(store, rank, rendezvous.size)) as ranks,
         ):
-            for _ in train_trial(Journal.open(told.folder), told.name, told.resources, ranks):
+            journal = Journal.open(rendezvous.folder)
+            for _ in train_trial(journal, rendezvous.name, rendezvous.resources, ranks):
                 pass
 
 
 def _listen(ip: str, num: int) -> TCPStore:
-    """A store that so many processes reach, at this address alone."""
+    """Open a store for `num` processes, which listens at this address only."""
     listener = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     listener.bind((ip, 0))
     listener.listen()
@@ -209,9 +210,9 @@ def _store(ip: str, port: int, num: int, **how: Any) -> TCPStore:
 
 @contextmanager
 def _interface_of(ip: str) -> Iterator[None]:
-    """Have tensors travel by the network device that has this address, unless the environment names one.
+    """Select the network device with this address for tensors, unless the environment names one.
 
-    Else gloo and NCCL take one by rules of their own, such as by the name of the host.
+    By default gloo and NCCL choose a device by rules of their own, such as the name of the host.
     """
     import psutil  # comes with Ray
 

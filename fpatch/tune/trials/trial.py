@@ -1,4 +1,4 @@
-"""A trial: an ordinary run in the folder of a sweep, in as many processes as it takes."""
+"""A trial: an ordinary run in the folder of a sweep, in one process or several."""
 
 import math
 import time
@@ -21,31 +21,32 @@ from fpatch.tune.plan import Plan, plan_from_config, trial_study
 from fpatch.tune.settings import Sweep
 
 PATIENCE_S = 60.0
-"""How long to wait for a killed worker to let go of its run, or for what a lost process has to say."""
+"""Seconds to wait for a killed worker to release its run, or for the error of a lost process."""
 
 Evaluation = tuple[str, Point]
-"""The name of a trial, and an evaluation of it."""
+"""The name of a trial and one evaluation of it."""
 
 TrialWork = Generator[Point | None, None, bool]
-"""Training of a trial that pauses after each evaluation, with it, and wherever its steps pause, with None;
-returns whether it was stopped early."""
+"""The training of a trial: yields each evaluation, and None while it waits for the step of a pack.
+
+Returns whether the trial was stopped early."""
 
 
 def run_trial(
     folder: str | Path, name: str, resources: Mapping[str, Any] | None = None
 ) -> Generator[Evaluation, None, None]:
-    """Train a trial from wherever it stands; pauses after each evaluation, and notes how it ended.
+    """Start or resume a trial, pause after each evaluation, and record its outcome.
 
-    Whether it should end early is read from the journal after each pause. What is wrong with it does not
-    leave it: the outcome holds the error, and the sweep goes on.
+    After each pause the journal decides whether the trial stops early. An error is recorded in the outcome
+    and not raised, so that the sweep continues.
 
     Args:
-        folder: Of the sweep.
-        name: Of the trial.
+        folder: Folder of the sweep.
+        name: Name of the trial.
         resources: Live objects by "path/setting" of the pipeline.
 
     Yields:
-        The objective at each evaluation, which already stands in the journal.
+        The name of the trial and its point at each evaluation, which the journal already holds.
     """
     journal = Journal.open(folder)
     for point in record_outcome(journal, name, train_trial(journal, name, resources)):
@@ -54,11 +55,11 @@ def run_trial(
 
 
 class LostProcessError(ConnectionError):
-    """A process of a trial that was killed, so that the trial should be taken up again."""
+    """A process of a trial was killed; the trial should be restarted."""
 
 
 def record_outcome(journal: Journal, name: str, work: TrialWork) -> Generator[Point | None, None, None]:
-    """Do the work on a trial, and note how it ended, unless that was by the loss of a process."""
+    """Do the work on a trial and record its outcome, unless a process was lost."""
     start = time.monotonic()
     try:
         stopped = yield from work
@@ -72,16 +73,16 @@ def record_outcome(journal: Journal, name: str, work: TrialWork) -> Generator[Po
 
 
 def failure(error: Exception, seconds: float) -> Outcome:
-    """The outcome of a trial that raised."""
+    """Make the outcome of a trial that raised."""
     sentence = f"{type(error).__name__}: {error}"
     return Outcome("failed", time.time(), seconds, sentence, "".join(traceback.format_exception(error)))
 
 
 def wait_for(folder: Path) -> None:
-    """Wait until a worker before this one, which is being killed, has let go of a run.
+    """Wait until a previous worker, which is being killed, has released a run.
 
     Raises:
-        HeldError: If it does not.
+        LockedError: If it does not within a minute.
     """
     deadline = time.monotonic() + PATIENCE_S
     while folder.is_dir():
@@ -97,7 +98,7 @@ def wait_for(folder: Path) -> None:
 def train_trial(
     journal: Journal, name: str, resources: Mapping[str, Any] | None, ranks: Ranks = ALONE
 ) -> TrialWork:
-    """Train a trial by itself, as one of the processes that do."""
+    """Train a trial outside a pack, as one of its processes."""
     plan, trial = plan_from_config(journal.config, resources), journal.entry(name).trial
     folder = journal.run_folder(name)
     if not ranks.rank:
@@ -111,7 +112,7 @@ def train_trial(
         except (torch.OutOfMemoryError, MemoryError) as error:
             rows = study.train.micro_batch or study.train.batch_size
             if not plan.sweep.micro_batch_on_oom or rows == 1:
-                error.add_note(f"{_way_out(plan.sweep)} would go on with fewer rows in memory at a time")
+                error.add_note(f"{_way_out(plan.sweep)} holds fewer rows in memory at a time")
                 raise
             trial = trial._replace(micro_batch=rows // 2)
             journal.add(trial)
@@ -122,12 +123,12 @@ def train_trial(
 
 
 def _way_out(sweep: Sweep) -> str:
-    """A setting with which a trial needs less memory."""
+    """The setting that lets a trial use less memory."""
     return "train.micro_batch" if sweep.processes > 1 else "sweep.micro_batch_on_oom = true"
 
 
 def _start(journal: Journal, trial: Trial, study: Study) -> Any:
-    """The state that the parent ended with, if there is one."""
+    """Load the last state of the parent; None without a parent."""
     if trial.parent is None:
         return None
     parent = Run.open(journal.run_folder(trial.parent))
@@ -135,7 +136,7 @@ def _start(journal: Journal, trial: Trial, study: Study) -> Any:
 
 
 def follow(journal: Journal, plan: Plan, name: str, training: Training) -> TrialWork:
-    """Note every evaluation of a trial, and end early if the journal says so."""
+    """Record every evaluation of a trial, and stop early if the journal requests it."""
     objective, stop = plan.sweep.objective, False
     with closing(training):
         try:
