@@ -621,7 +621,7 @@ def test_misclassify_by_a_loop(target, margin):
         (
             {"target": 0},
             {"logits": torch.zeros(NUM_ROWS, 1)},
-            "one class only, and no other to answer; give it",
+            "the victim must have two classes at least, got 1; give it",
         ),
     ],
 )

@@ -71,7 +71,7 @@ class Importances(NamedTuple):
 def permutation_importance(
     table: Mapping[str, np.ndarray], metric: str, *, num_repeats: int = 10, seed: int = 0
 ) -> Importances:
-    """Say which sampled values a metric depends on.
+    """Measure how much a metric depends on each sampled value.
 
     A random forest learns the metric from the columns `sample/...`; its score is that on photographs it has
     not seen, in five folds that keep the rows of a photograph together. The importance of a column is how
@@ -96,8 +96,7 @@ def permutation_importance(
         Fisher, Rudin, Dominici (2019), All models are wrong, but many are useful, section 3.
     """
     try:
-        from sklearn import inspection
-        from sklearn.model_selection import GroupKFold
+        import sklearn  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "permutation importance needs scikit-learn: pip install 'fpatch[analysis]'"
@@ -114,19 +113,9 @@ def permutation_importance(
     features = np.stack([table[name][kept].astype(np.float64) for name in names], axis=1)
     categories = [i for i, name in enumerate(names) if _is_category(table[name][kept])]
 
-    error_of_mean, error_of_forest = np.zeros(len(explained)), np.zeros(len(explained))
-    rise = np.zeros((len(names), num_repeats))
-    folds = GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
-    for learned, held_out in folds.split(features, explained, photographs):
-        forest = _make_forest(categories, seed).fit(features[learned], explained[learned])
-        rows = features[held_out], explained[held_out]
-        error_of_mean[held_out] = (explained[held_out] - explained[learned].mean()) ** 2
-        error_of_forest[held_out] = (explained[held_out] - forest.predict(rows[0])) ** 2
-        shuffled = inspection.permutation_importance(
-            forest, *rows, scoring="neg_mean_squared_error", n_repeats=num_repeats, random_state=seed
-        )
-        rise += shuffled.importances * len(held_out)  # type: ignore[attr-defined]
-
+    error_of_mean, error_of_forest, rise = _cross_validate(
+        features, explained, photographs, categories, num_repeats, seed
+    )
     score = _score(error_of_forest, error_of_mean, photographs, seed)
     falls = rise / error_of_mean.sum()
     columns = [
@@ -141,6 +130,38 @@ def permutation_importance(
         int((~kept).sum()),
         tuple(_warnings(metric, score)),
     )
+
+
+def _cross_validate(
+    features: np.ndarray,
+    explained: np.ndarray,
+    photographs: np.ndarray,
+    categories: list[int],
+    num_repeats: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit a forest per fold, and shuffle every column among the rows held out.
+
+    Returns:
+        The squared errors of the mean and of the forest on held-out rows, [n] each; the rise of the summed
+        squared error for each column and repeat, [columns, num_repeats].
+    """
+    from sklearn import inspection
+    from sklearn.model_selection import GroupKFold
+
+    error_of_mean, error_of_forest = np.zeros(len(explained)), np.zeros(len(explained))
+    rise = np.zeros((features.shape[1], num_repeats))
+    folds = GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    for learned, held_out in folds.split(features, explained, photographs):
+        forest = _make_forest(categories, seed).fit(features[learned], explained[learned])
+        rows = features[held_out], explained[held_out]
+        error_of_mean[held_out] = (explained[held_out] - explained[learned].mean()) ** 2
+        error_of_forest[held_out] = (explained[held_out] - forest.predict(rows[0])) ** 2
+        shuffled = inspection.permutation_importance(
+            forest, *rows, scoring="neg_mean_squared_error", n_repeats=num_repeats, random_state=seed
+        )
+        rise += shuffled.importances * len(held_out)  # type: ignore[attr-defined]
+    return error_of_mean, error_of_forest, rise
 
 
 def _metric_values(table: Mapping[str, np.ndarray], metric: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Victims as stages, and the detections or logits that they answer."""
 
+# the public name of this family, which study files hold
 from fpatch.graph.precision import reduce_precision as lighter
 from fpatch.infer.classifier import classifier
 from fpatch.infer.detector import detector

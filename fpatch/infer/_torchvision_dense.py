@@ -16,10 +16,10 @@ from torchvision.ops import clip_boxes_to_image
 from fpatch.core.tree import constant
 from fpatch.ops.detections import ABSENT, log_odds_of_log, softmax_log_odds
 
-SMALLEST_BOX_PX = 1e-2
+_SMALLEST_BOX_PX = 1e-2
 """Faster R-CNN drops smaller boxes (`RoIHeads.postprocess_detections`), in pixels of the resized image."""
 
-Answer = tuple[Tensor, Tensor]
+_Answer = tuple[Tensor, Tensor]
 """Boxes in pixels of the resized image and log-odds."""
 
 
@@ -45,7 +45,7 @@ class Dense(nn.Module):
         return {"boxes": boxes * (size / resized_size).repeat(2), "logits": logits}
 
 
-def faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tensor]) -> Answer:
+def _faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tensor]) -> _Answer:
     """Every proposal, with a box and the log-odds of every class.
 
     Padding of the proposals has no size, nor has what is decoded from it.
@@ -60,32 +60,32 @@ def faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tensor
     class_logits, codes = heads.box_predictor(pooled)
     boxes = heads.box_coder.decode(codes, proposals).unflatten(0, (-1, num))
     boxes = clip_boxes_to_image(boxes, images.image_sizes[0])
-    logits = softmax_without_background(class_logits).unflatten(0, (-1, num))
-    small = (boxes[..., 2:] - boxes[..., :2] < SMALLEST_BOX_PX).any(-1)
+    logits = _softmax_without_background(class_logits).unflatten(0, (-1, num))
+    small = (boxes[..., 2:] - boxes[..., :2] < _SMALLEST_BOX_PX).any(-1)
     return boxes, logits.masked_fill(small, ABSENT)
 
 
-def retinanet(model: RetinaNet, images: ImageList, features: dict[str, Tensor]) -> Answer:
+def _retinanet(model: RetinaNet, images: ImageList, features: dict[str, Tensor]) -> _Answer:
     """Every anchor, with a sigmoid per class."""
     said = model.head(list(features.values()))
-    return decode(model, images, features, said["bbox_regression"]), said["cls_logits"]
+    return _decode(model, images, features, said["bbox_regression"]), said["cls_logits"]
 
 
-def fcos(model: FCOS, images: ImageList, features: dict[str, Tensor]) -> Answer:
+def _fcos(model: FCOS, images: ImageList, features: dict[str, Tensor]) -> _Answer:
     """Every place, with the geometric mean of a class and of the centerness as the score."""
     said = model.head(list(features.values()))
     log_scores = (F.logsigmoid(said["cls_logits"]) + F.logsigmoid(said["bbox_ctrness"])) / 2
-    return decode(model, images, features, said["bbox_regression"]), log_odds_of_log(log_scores)
+    return _decode(model, images, features, said["bbox_regression"]), log_odds_of_log(log_scores)
 
 
-def ssd(model: SSD, images: ImageList, features: dict[str, Tensor]) -> Answer:
+def _ssd(model: SSD, images: ImageList, features: dict[str, Tensor]) -> _Answer:
     """Every default box, with a softmax over the classes."""
     said = model.head(list(features.values()))
-    boxes = decode(model, images, features, said["bbox_regression"])
-    return boxes, softmax_without_background(said["cls_logits"])
+    boxes = _decode(model, images, features, said["bbox_regression"])
+    return boxes, _softmax_without_background(said["cls_logits"])
 
 
-def decode(
+def _decode(
     model: FCOS | RetinaNet | SSD, images: ImageList, features: dict[str, Tensor], codes: Tensor
 ) -> Tensor:
     """Boxes [b, n, 4] inside the image, from what was said about every anchor."""
@@ -96,14 +96,14 @@ def decode(
     return clip_boxes_to_image(boxes, images.image_sizes[0])
 
 
-def softmax_without_background(class_logits: Tensor) -> Tensor:
+def _softmax_without_background(class_logits: Tensor) -> Tensor:
     """Log-odds [..., c], those of class 0 `ABSENT`."""
     return F.pad(softmax_log_odds(class_logits)[..., 1:], (1, 0), value=ABSENT)
 
 
-FAMILIES: dict[type[nn.Module], Callable[..., Answer]] = {
-    FasterRCNN: faster_rcnn,
-    RetinaNet: retinanet,
-    FCOS: fcos,
-    SSD: ssd,
+FAMILIES: dict[type[nn.Module], Callable[..., _Answer]] = {
+    FasterRCNN: _faster_rcnn,
+    RetinaNet: _retinanet,
+    FCOS: _fcos,
+    SSD: _ssd,
 }

@@ -51,11 +51,11 @@ def apply(config: Suppress, patch_params: Params, sample: Sample, values: Values
     if not config.multi_label:
         best = F.one_hot(scores.argmax(-1), scores.shape[-1]).bool()
         scores = scores.masked_fill(~best, -1.0)
-    final = keep_best(dense["boxes"], scores, config)
+    final = _keep_best(dense["boxes"], scores, config)
     return {"detections": {**values["detections"], "final": final}}
 
 
-def keep_best(
+def _keep_best(
     boxes: Float[Tensor, "b n 4"] | Float[Tensor, "b n c 4"], scores: Float[Tensor, "b n c"], config: Suppress
 ) -> dict[str, Tensor]:
     """The m best detections that overlap no better one of their class; zeros after the last."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torchvision.models import WeightsEnum  # importing torchvision takes longer than importing torch
 
 
-class Normalized(nn.Module):
+class _Normalized(nn.Module):
     """A classifier behind the normalization that it was trained with."""
 
     mean: Tensor
@@ -89,17 +89,17 @@ def load_model(
     published = models.get_model_weights(architecture)
     with torch.random.fork_rng(devices=[]):
         if weights is not None:
-            model, source = from_file(Path(weights), architecture, published, arguments)
+            model, source = _from_file(Path(weights), architecture, published, arguments)
         elif download is not None:
-            model, source = from_network(download, architecture, published, arguments)
+            model, source = _from_network(download, architecture, published, arguments)
         else:
             # the builder draws from no other generator, which is forked above
             torch.default_generator.manual_seed(seed)  # type: ignore[arg-type]
             model, source = build(architecture, arguments), None
-    refuse_unknown(architecture, model, arguments)
+    _refuse_unknown(architecture, model, arguments)
     if normalize and not is_detector:
         preset = (source or published["DEFAULT"]).transforms()
-        model = Normalized(model, preset.mean, preset.std)
+        model = _Normalized(model, preset.mean, preset.std)
     return model.eval()
 
 
@@ -116,7 +116,7 @@ def build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | N
         raise ValueError(f"{architecture} with {arguments}: {error}") from error
 
 
-def from_network(
+def _from_network(
     name: str, architecture: str, published: "type[WeightsEnum]", arguments: dict[str, Any]
 ) -> "tuple[nn.Module, WeightsEnum]":
     """Published weights by their name."""
@@ -139,15 +139,15 @@ def from_network(
     return build(architecture, arguments, source), source
 
 
-def from_file(
+def _from_file(
     path: Path, architecture: str, published: "type[WeightsEnum]", arguments: dict[str, Any]
 ) -> "tuple[nn.Module, WeightsEnum | None]":
     """Weights from a file, as the library takes them if it is one of its own."""
-    state = read_state(path)
+    state = _read_state(path)
     digest = file_digest(path)
     source = next((w for w in published if digest.startswith(Path(w.url).stem.rpartition("-")[2])), None)
     if source is not None:
-        with hub_of(path, Path(source.url).name):
+        with _hub_of(path, Path(source.url).name):
             return build(architecture, arguments, source), source
     model = build(architecture, arguments)
     try:
@@ -166,7 +166,7 @@ def from_file(
     return model, None
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path) -> dict[str, Tensor]:
     """A state dict, read without running code from the file."""
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"{path}: weights must be a .safetensors, .pt or .pth file")
@@ -178,7 +178,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def hub_of(path: Path, name: str) -> Iterator[None]:
+def _hub_of(path: Path, name: str) -> Iterator[None]:
     """A folder of `torch.hub` in which a file is already there, for a library that looks nowhere else."""
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def hub_of(path: Path, name: str) -> Iterator[None]:
             torch.hub.set_dir(before)
 
 
-def refuse_unknown(architecture: str, model: nn.Module, arguments: dict[str, Any]) -> None:
+def _refuse_unknown(architecture: str, model: nn.Module, arguments: dict[str, Any]) -> None:
     """Arguments that nothing reads: the transform of a detector swallows whatever is left."""
     from torchvision import models
 

@@ -98,19 +98,19 @@ class TransformersDetector:
 
 def apply(config: TransformersDetector, patch_params: Params, sample: Sample, values: Values) -> Values:
     model = check_victim("transformers_detector", resolve(config.model))
-    family, num_labels = family_of(model)
+    family, num_labels = _family_of(model)
 
     def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:
         h, w = images.shape[-2:]
         answer = model(prepare(images, config.size, family))
         center, half = answer.pred_boxes[..., :2], answer.pred_boxes[..., 2:] / 2
         boxes = torch.cat([center - half, center + half], dim=-1) * constant([w, h, w, h], images)
-        return {"boxes": boxes, "logits": read_logits(answer.logits, family, num_labels)}
+        return {"boxes": boxes, "logits": _read_logits(answer.logits, family, num_labels)}
 
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
 
 
-def family_of(model: nn.Module) -> tuple[Family, int]:
+def _family_of(model: nn.Module) -> tuple[Family, int]:
     """What a network's own config says of it, and the number of its labels."""
     own = getattr(model, "config", None)
     kind, num_labels = getattr(own, "model_type", None), getattr(own, "num_labels", None)
@@ -156,7 +156,7 @@ def target_size(image_size: Sequence[int], size: Mapping[str, int], multiple: in
     return (to_short, to_long) if image_size[0] <= image_size[1] else (to_long, to_short)
 
 
-def read_logits(logits: Float[Tensor, "b n _"], family: Family, num_labels: int) -> Float[Tensor, "b n c"]:
+def _read_logits(logits: Float[Tensor, "b n _"], family: Family, num_labels: int) -> Float[Tensor, "b n c"]:
     """Log-odds of the classes that exist."""
     width = num_labels + (family.scores == "softmax")
     if logits.shape[-1] != width:

@@ -9,10 +9,10 @@ from torch import nn
 
 from fpatch.core.resource import define_loader
 
-FILES = ("model.safetensors", "config.json")
+_FILES = ("model.safetensors", "config.json")
 
 
-def load_transformers(
+def _load_transformers(
     weights: str | Path | None = None, *, pretrained: str | None = None, revision: str | None = None
 ) -> nn.Module:
     """A detection network in evaluation mode, for `infer.transformers_detector`.
@@ -38,14 +38,14 @@ def load_transformers(
                 f"transformers_model(revision) must be the commit of {pretrained}, 40 hexadecimal digits, "
                 f"got {revision!r}; https://huggingface.co/{pretrained}/commits/main lists them"
             )
-        return load_model(pretrained, f"{pretrained} at {revision}", revision=revision)
+        return _load_model(pretrained, f"{pretrained} at {revision}", revision=revision)
     path = Path(str(weights))
-    if path.name != FILES[0] or not path.with_name(FILES[1]).is_file():
-        raise ValueError(f"weights must be a {FILES[0]} with its {FILES[1]} beside it, got {path}")
-    return load_model(str(path.parent), str(path.parent), local_files_only=True)
+    if path.name != _FILES[0] or not path.with_name(_FILES[1]).is_file():
+        raise ValueError(f"weights must be a {_FILES[0]} with its {_FILES[1]} beside it, got {path}")
+    return _load_model(str(path.parent), str(path.parent), local_files_only=True)
 
 
-def load_model(source: str, what: str, **options: Any) -> nn.Module:
+def _load_model(source: str, what: str, **options: Any) -> nn.Module:
     """A model for object detection by its name or folder."""
     try:
         detection_model = importlib.import_module("transformers").AutoModelForObjectDetection
@@ -60,12 +60,12 @@ def load_model(source: str, what: str, **options: Any) -> nn.Module:
     except OSError as error:
         folder = f"https://huggingface.co/{source}/resolve/{options.get('revision')}"
         raise ValueError(
-            f"transformers_model cannot get {what}; without network fetch {folder}/{FILES[0]} and "
-            f"{folder}/{FILES[1]} into one folder elsewhere and give weights='<folder>/{FILES[0]}' "
+            f"transformers_model cannot get {what}; without network fetch {folder}/{_FILES[0]} and "
+            f"{folder}/{_FILES[1]} into one folder elsewhere and give weights='<folder>/{_FILES[0]}' "
             f"({str(error).splitlines()[0]})"
         ) from error
     except ValueError as error:
         raise ValueError(f"{what} is no object detector: {str(error).splitlines()[0]}") from error
 
 
-transformers_model = define_loader("transformers_model", load_transformers)
+transformers_model = define_loader("transformers_model", _load_transformers)

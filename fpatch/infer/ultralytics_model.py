@@ -27,19 +27,19 @@ from torch._tensor_str import PRINT_OPTS
 
 from fpatch.core.resource import define_loader
 
-QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+_QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 """What Ultralytics reads of the environment when it is imported: no telemetry, no pip, no banners."""
 
-ACTIVATION = re.compile(r"activation\s*:\s*(torch\.)?nn\.[A-Za-z0-9]+\([A-Za-z0-9_=., ]*\)")
+_ACTIVATION = re.compile(r"activation\s*:\s*(torch\.)?nn\.[A-Za-z0-9]+\([A-Za-z0-9_=., ]*\)")
 """What a description may say of its activation."""
 
-CONVERT = (
+_CONVERT = (
     "import torch; c = torch.load('{name}', 'cpu', weights_only=False); "
     "torch.save((c.get('ema') or c['model']).float().state_dict(), '{stem}-state.pt')"
 )
 
 
-def load_ultralytics(
+def _load_ultralytics(
     weights: str | Path | None = None,
     *,
     architecture: str,
@@ -65,8 +65,8 @@ def load_ultralytics(
         ValueError: For an unknown architecture, one that has no one-to-one head, a pickled checkpoint, and
             weights of another network.
     """
-    check_architecture(architecture)
-    detection_model = import_detection_model()
+    _check_architecture(architecture)
+    detection_model = _import_detection_model()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the network draws from no other; forked above
         try:
@@ -77,7 +77,7 @@ def load_ultralytics(
                 "ships with the installed Ultralytics; an example is 'yolo11n.yaml'"
             ) from error
     if weights is not None:
-        state = read_state(Path(weights))
+        state = _read_state(Path(weights))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -94,7 +94,7 @@ def load_ultralytics(
     return copy.deepcopy(model).eval()  # all networks share one activation, whose mode others would switch
 
 
-def check_architecture(architecture: str) -> None:
+def _check_architecture(architecture: str) -> None:
     """Refuse what would be downloaded, and a description whose activation is more than a layer's name.
 
     Ultralytics evaluates that entry as Python.
@@ -106,13 +106,13 @@ def check_architecture(architecture: str) -> None:
     text = Path(architecture).read_text() if Path(architecture).is_file() else ""
     for line in text.splitlines():
         entry = line.partition("#")[0].strip()
-        if entry.lstrip("'\"{ ").startswith("activation") and not ACTIVATION.fullmatch(entry):
+        if entry.lstrip("'\"{ ").startswith("activation") and not _ACTIVATION.fullmatch(entry):
             raise ValueError(
                 f"{architecture}: {entry!r} is no layer of torch.nn with plain arguments, and would be run"
             )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict, by name; nothing in the file is executed."""
     if path.suffix == ".safetensors":
         return load_file(path)
@@ -121,7 +121,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         state = None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        command = CONVERT.format(name=path.name, stem=path.stem)
+        command = _CONVERT.format(name=path.name, stem=path.stem)
         raise ValueError(
             "it must hold a state dict of tensors only; a pickled checkpoint can run any code when it is "
             f'loaded. If you trust it, convert it where it lies: python -c "{command}"'
@@ -129,7 +129,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def import_detection_model() -> Any:
+def _import_detection_model() -> Any:
     """Ultralytics' class of detection networks."""
     try:
         with process_unchanged():
@@ -151,7 +151,7 @@ def process_unchanged() -> Iterator[None]:
     environment, threads, numpy_options = dict(os.environ), cv2.getNumThreads(), np.get_printoptions()
     save, image_open = torch.save, Image.open
     torch_options = vars(PRINT_OPTS).copy()
-    os.environ.update(QUIET)
+    os.environ.update(_QUIET)
     try:
         with warnings.catch_warnings():
             yield
@@ -164,4 +164,4 @@ def process_unchanged() -> Iterator[None]:
         vars(PRINT_OPTS).update(torch_options)
 
 
-ultralytics_model = define_loader("ultralytics_model", load_ultralytics)
+ultralytics_model = define_loader("ultralytics_model", _load_ultralytics)

@@ -96,7 +96,7 @@ class Yolo:
 def apply(config: Yolo, patch_params: Params, sample: Sample, values: Values) -> Values:
     def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:
         fitted, offset, scale = fit_images(images, config)
-        dense = DECODERS[config.format](model(fitted), fitted.shape[-2:], config)
+        dense = _DECODERS[config.format](model(fitted), fitted.shape[-2:], config)
         return {**dense, "boxes": (dense["boxes"] - offset) / scale}
 
     model = check_victim("yolo", resolve(config.model))
@@ -139,53 +139,53 @@ def fit_images(
 # -- from its answer
 
 
-def decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+def _decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
     parts = answer[:2] if isinstance(answer, (list, tuple)) else ()
     if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
-        raise refusal(answer, config)
+        raise _refusal(answer, config)
     boxes, confidences = parts
     if boxes.shape[2:] != (1, 4) or confidences.ndim != 3 or boxes.shape[:2] != confidences.shape[:2]:
-        raise refusal(answer, config)
-    check_classes(answer, confidences, confidences.shape[-1], config)
+        raise _refusal(answer, config)
+    _check_classes(answer, confidences, confidences.shape[-1], config)
     return {
         "boxes": boxes[:, :, 0] * constant([size[1], size[0]] * 2, boxes),
         "logits": log_odds(confidences),
     }
 
 
-def decode_v5(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
-    found = first_tensor(answer, config)
+def _decode_v5(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    found = _first_tensor(answer, config)
     num_boxes, num_classes = found.shape[1], found.shape[2] - 5
-    check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
+    _check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
     return {
-        "boxes": to_corners(found[..., :4]),
+        "boxes": _to_corners(found[..., :4]),
         "objectness": log_odds(found[..., 4]),
         "logits": log_odds(found[..., 5:]),
     }
 
 
-def decode_v8(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
-    found = first_tensor(answer, config).transpose(1, 2)
+def _decode_v8(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    found = _first_tensor(answer, config).transpose(1, 2)
     num_boxes, num_classes = found.shape[1], found.shape[2] - 4
-    check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
-    return {"boxes": to_corners(found[..., :4]), "logits": log_odds(found[..., 4:])}
+    _check_classes(answer, found[..., 4:], num_classes, config, num_boxes)
+    return {"boxes": _to_corners(found[..., :4]), "logits": log_odds(found[..., 4:])}
 
 
-def decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
-    found = first_tensor(answer, config)
+def _decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
+    found = _first_tensor(answer, config)
     if found.shape[-1] != 6:
-        raise refusal(answer, config)
+        raise _refusal(answer, config)
     besides = answer[1] if isinstance(answer, (list, tuple)) and len(answer) > 1 else None
     if isinstance(besides, Mapping) and isinstance(besides.get("one2one"), Mapping):
         dense = decode_one_to_one(besides["one2one"], size)
-        check_classes(answer, found[..., 4], dense["logits"].shape[-1], config)
+        _check_classes(answer, found[..., 4], dense["logits"].shape[-1], config)
         return dense
     if config.num_classes is None:
         raise ValueError(
             "yolo(num_classes) is required: the answer [b, m, 6] of a v10 network does not tell how "
             "many there are"
         )
-    check_classes(answer, found[..., 4], config.num_classes, config)
+    _check_classes(answer, found[..., 4], config.num_classes, config)
     label = found[..., 5:].detach()
     if is_concrete(label) and not bool(((label >= 0) & (label < config.num_classes)).all()):
         raise ValueError(
@@ -224,30 +224,30 @@ def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str,
     return {"boxes": corners * stride, "logits": head["scores"].transpose(1, 2)}
 
 
-DECODERS = {"v4": decode_v4, "v5": decode_v5, "v8": decode_v8, "v10": decode_v10}
+_DECODERS = {"v4": _decode_v4, "v5": _decode_v5, "v8": _decode_v8, "v10": _decode_v10}
 
 
-def to_corners(boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n 4"]:
+def _to_corners(boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n 4"]:
     """From center, width and height to xyxy."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def first_tensor(answer: Any, config: Yolo) -> Tensor:
+def _first_tensor(answer: Any, config: Yolo) -> Tensor:
     """The answer without what a network gives besides."""
     found = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
     if not isinstance(found, Tensor) or found.ndim != 3:
-        raise refusal(answer, config)
+        raise _refusal(answer, config)
     return found
 
 
-def check_classes(
+def _check_classes(
     answer: Any, probabilities: Tensor, num_classes: int, config: Yolo, num_boxes: int | None = None
 ) -> None:
     """Refuse another number of classes, and what cannot be probabilities: an answer of another format."""
     expected = config.num_classes
     if num_classes != expected if expected is not None else num_classes < 1:
-        raise refusal(answer, config)
+        raise _refusal(answer, config)
     if expected is None and num_boxes is not None and num_classes > num_boxes:
         raise ValueError(
             f"yolo(format={config.format!r}): {describe(answer)} would be {num_boxes} boxes of {num_classes} "
@@ -261,7 +261,7 @@ def check_classes(
         )
 
 
-def refusal(answer: Any, config: Yolo) -> ValueError:
+def _refusal(answer: Any, config: Yolo) -> ValueError:
     """What was expected and what was found."""
     classes = "" if config.num_classes is None else f" with c = {config.num_classes}"
     return ValueError(

@@ -1,4 +1,4 @@
-"""What losses on dense detections share: which boxes count for a place, and their scores as log-odds."""
+"""Helpers of losses on dense detections: the boxes that count for a place, and their log-odds."""
 
 from collections.abc import Mapping
 
@@ -15,15 +15,15 @@ from fpatch.ops.geometry import pairwise_iou
 def can_claim(
     places: Float[Tensor, "b m 4"], boxes: Float[Tensor, "b n 4"] | Float[Tensor, "b m n 4"], iou: float
 ) -> Bool[Tensor, "b m n"]:
-    """Which boxes could be taken for what is at which place.
+    """Mark the boxes that can answer the object at each place.
 
-    The center counts beside the overlap because a patch that only shrinks or shifts the boxes would otherwise
-    be done: they would answer beside the object, and no longer be pushed.
+    The center counts beside the overlap. By overlap alone a patch could shrink or shift the boxes, and the
+    loss would no longer push them.
 
     Args:
         places: xyxy in pixels.
-        boxes: The same for every place, or others for each.
-        iou: A box counts if its center lies on the place, or if it overlaps it at least so much.
+        boxes: xyxy in pixels; the same for every place, or others for each.
+        iou: A box counts if its center lies on the place, or if its IoU with the place is at least this.
     """
     boxes = boxes.detach()
     boxes = boxes if boxes.ndim == 4 else boxes[:, None].expand(-1, places.shape[1], -1, -1)
@@ -34,14 +34,14 @@ def can_claim(
 
 
 def best_boxes(dense: Mapping[str, Tensor]) -> Float[Tensor, "b n 4"]:
-    """The box that every entry has for its best class."""
+    """Return the box of every entry for its best class."""
     return boxes_of(dense, dense["logits"].argmax(-1))
 
 
 def of_labels(
     dense: Mapping[str, Tensor], scores: Float[Tensor, "b n c"], labels: Int64[Tensor, "b m"]
 ) -> tuple[Tensor, Float[Tensor, "b m n"]]:
-    """The boxes and the scores that all entries have for the class of every object.
+    """Return the boxes and scores of all entries for the class of every object.
 
     Returns:
         Boxes [b, n, 4], or [b, m, n, 4] where every class has its own; scores [b, m, n].
@@ -55,21 +55,21 @@ def of_labels(
 
 
 def present(dense: Mapping[str, Tensor]) -> Bool[Tensor, "b n"]:
-    """Which entries are boxes, and no padding."""
+    """Mark the entries that are boxes, not padding."""
     return (dense["logits"] != ABSENT).any(-1)
 
 
 def mean_over_places(per_place: Float[Tensor, "b m"], valid: Bool[Tensor, "b m"]) -> Float[Tensor, " b"]:
-    """The mean over the places that are there; 0 where none is."""
+    """Average over the valid places; 0 where none is valid."""
     weight = valid.to(per_place)
     return (per_place * weight).sum(-1) / weight.sum(-1).clamp(min=1)
 
 
 def object_labels(stage: str, values: Values, num_classes: int) -> Int64[Tensor, "b m"]:
-    """The classes of the objects; 0 where there is none.
+    """Return the classes of the objects; 0 where `box_valid` is false.
 
     Raises:
-        ValueError: If a valid object is of a class that the victim does not have.
+        ValueError: If the victim lacks the class of a valid object.
     """
     labels = torch.where(values["box_valid"], values["labels"], 0)
     check_labels(f"{stage}: a label", labels, num_classes)
@@ -77,14 +77,14 @@ def object_labels(stage: str, values: Values, num_classes: int) -> Int64[Tensor,
 
 
 def check_labels(field: str, labels: Int64[Tensor, "*shape"], num_classes: int) -> None:
-    """`check_label` of each, where values can be read."""
+    """Apply `check_label` to each label, outside of tracing."""
     if is_concrete(labels):
         for label in labels.unique().tolist():
             check_label(field, label, num_classes)
 
 
 def check_label(field: str, label: int, num_classes: int) -> None:
-    """Refuse a class that the victim does not have.
+    """Refuse a class that the victim lacks.
 
     Raises:
         ValueError: With the field and the value.
@@ -99,7 +99,7 @@ def check_label(field: str, label: int, num_classes: int) -> None:
 def find_unclaimed(
     claims: Bool[Tensor, "b m n"], valid: Bool[Tensor, "b m"], values: Values, what: str
 ) -> dict[str, list[str]]:
-    """The places that no box can claim, for `fpatch doctor`."""
+    """List the places that no box can claim, for `fpatch doctor`."""
     image_id = values.get("image_id", torch.arange(len(claims)))
     lost = (valid & ~claims.any(-1)).nonzero().tolist()
     found = [f"image {int(image_id[i])}, {what} {j}" for i, j in lost]

@@ -1,4 +1,4 @@
-"""What losses on the patch itself share: which patches count, and their mean."""
+"""Helper of losses on the patch itself: the mean over the patches that count."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,13 +12,16 @@ from fpatch.ops.patches import check_only
 def mean_over_patches(
     field: str, only: tuple[str, ...] | None, values: Values, score: Callable[[str, Tensor], Tensor]
 ) -> Tensor:
-    """The mean over patches of a score, [b].
+    """Average a score over patches.
 
     Args:
-        field: Where `only` stands, for errors.
+        field: The setting that holds `only`, for errors.
         only: Patches that count; None for all.
-        values: With `patch` and `image_id`.
-        score: From the name and the patch [c, h, w] or [b, c, h, w] to a number or [b].
+        values: Holds `patch` and `image_id`.
+        score: From the name and the patch, [c, h, w] or [b, c, h, w], to a number or [b].
+
+    Returns:
+        The mean score of each row, [b].
     """
     patches: Mapping[str, Tensor] = values["patch"]
     check_only(field, only, tuple(patches))

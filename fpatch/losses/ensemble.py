@@ -1,4 +1,4 @@
-"""One loss from those of several victims."""
+"""The losses of several victims joined into one."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,12 +13,26 @@ from fpatch.graph.stage import define, deterministic
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Whose losses, and how they are joined.
+    """Settings of `losses.ensemble`: the terms, and the way to join them.
+
+    The stage writes `ensemble` [b].
 
     Attributes:
         terms: Names of the terms, one per victim.
-        how: "mean", or "worst": the largest, the loss of the victim that is least fooled, row by row.
-        weights: Of the terms, at least 0; None: 1 each. The mean is divided by their sum.
+        how: "mean", or "worst": the largest term of each row, of the victim that is fooled least.
+        weights: One per term, at least 0; None: 1 each. The mean is divided by their sum.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> values = {"small/vanish": torch.tensor([1.0, 4.0]), "large/vanish": torch.tensor([3.0, 2.0])}
+        >>> losses.ensemble(("small/vanish", "large/vanish")).apply({}, {}, values)["ensemble"]
+        tensor([2., 3.])
+        >>> losses.ensemble(("small/vanish", "large/vanish"), how="worst").apply({}, {}, values)["ensemble"]
+        tensor([3., 4.])
+
+    Raises:
+        ValueError: If a term is named twice, or a weight is missing, negative, or every weight is 0.
 
     References:
         Liu et al. (2017), Delving into Transferable Adversarial Examples and Black-box Attacks (several
@@ -32,18 +46,18 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if not self.terms or len(set(self.terms)) < len(self.terms):
-            raise ValueError(f"ensemble(terms) must be different names, at least one, got {self.terms}")
+            raise ValueError(f"ensemble(terms) must hold one name at least, and none twice, got {self.terms}")
         check_choice("ensemble(how)", self.how, ("mean", "worst"))
         if self.weights is None:
             return
         if len(self.weights) != len(self.terms):
             raise ValueError(
-                f"ensemble(weights): there are {len(self.terms)} terms, but {len(self.weights)} weights"
+                f"ensemble(weights) must hold one number per term, {len(self.terms)}, got {len(self.weights)}"
             )
         for weight in self.weights:
             check_number("ensemble(weights)", weight, 0.0)
         if not any(self.weights):
-            raise ValueError("ensemble(weights): one of them must be above 0")
+            raise ValueError(f"ensemble(weights) must hold a number above 0, got {self.weights}")
 
 
 def apply(config: Ensemble, patch_params: Params, sample: Sample, values: Values) -> Values:

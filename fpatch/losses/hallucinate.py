@@ -1,9 +1,9 @@
 """Make an object appear where none is: push up the score of a class among the dense boxes at a place.
 
-The score is that of the class, times the objectness where there is one, as the detector itself compares it
-with its threshold; in log-odds, where most of the gradient goes to the smaller of the two. A row with no
-placement is done: its term and its gradient are 0. Which boxes are at a place is seen as it is, without
-gradient: those of a detector whose boxes roam the image (DETR) may leave a small one.
+The score is that of the class, times the objectness where the victim has one: the detector compares this
+product with its threshold. The loss takes its log-odds, where the smaller factor gets most of the gradient.
+A row without a placement has the term 0 and the gradient 0. The choice of boxes passes no gradient. Boxes of
+a detector such as DETR move over the image, and may leave a small place.
 """
 
 from collections.abc import Mapping
@@ -25,15 +25,30 @@ from fpatch.ops.stable import softplus
 
 @dataclass(frozen=True)
 class Hallucinate:
-    """What is to appear, and where.
+    """Settings of `losses.hallucinate`: the class that shall appear, and the place.
+
+    The stage writes `hallucinate` [b], the mean of softplus(-logit) over the best boxes at each place.
 
     Attributes:
-        label: Class, by the victim's own number.
-        box: Where: left, top, right and bottom as fractions of the image; None: at every placement of a
-            patch, in the box around its quad.
-        num_boxes: The mean is over so many of the highest logits at each place; where there are fewer, the
-            others count as a score of 1e-13.
-        iou: A dense box is at the place if its center lies in it, or if it overlaps it at least so much.
+        label: The class, by the victim's own number.
+        box: The place (left, top, right, bottom) in fractions of the image. None: the box around the quad of
+            every placement.
+        num_boxes: The mean is over this many of the highest logits at each place. Missing boxes count as a
+            score of 1e-13.
+        iou: A dense box is at the place if its center lies in it, or if its IoU with it is at least this.
+
+    Convention:
+        Boxes are xyxy in pixels of the image: the origin is the outer corner of the top left pixel, x points
+        right and y down.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> dense = {"boxes": torch.tensor([[[0.0, 0.0, 8.0, 8.0]]]), "logits": torch.tensor([[[0.0, 2.0]]])}
+        >>> values = {"detections": {"dense": dense}, "image": torch.zeros(1, 3, 8, 8)}
+        >>> stage = losses.hallucinate(label=1, box=(0.0, 0.0, 1.0, 1.0))
+        >>> print(f"{float(stage.apply({}, {}, values)['hallucinate']):.4f}")  # log(1 + exp(-2))
+        0.1269
     """
 
     label: int
@@ -64,7 +79,7 @@ def apply(config: Hallucinate, patch_params: Params, sample: Sample, values: Val
 
 
 def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
-    """The log-odds [b, 1, n], which boxes are at which place [b, k, n], and which places are there [b, k]."""
+    """Return log-odds [b, 1, n], the boxes at each place [b, k, n] bool and the valid places [b, k] bool."""
     dense = values["detections"]["dense"]
     logits = score_logits(dense)
     check_label("hallucinate(label)", config.label, logits.shape[-1])
@@ -72,7 +87,7 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
     boxes = boxes_of(dense, torch.full_like(logits, config.label, dtype=torch.int64))
     if config.box is None:
         valid = values["quad_valid"]
-        places = quad_bounds(values["quads"])  # nothing is near one that is absent and NaN
+        places = quad_bounds(values["quads"])  # an absent quad is NaN, and no box is near it
     else:
         height, width = values["image"].shape[-2:]
         places = constant(config.box, boxes) * constant([width, height, width, height], boxes)
@@ -82,14 +97,14 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check(config: Hallucinate, values: Values) -> dict[str, list[str]]:
-    """Places that no box is at."""
+    """List the places without a box."""
     _, near, valid = _near(config, values)
     absent = values["detections"]["dense"]["logits"][..., config.label] == ABSENT
     return find_unclaimed(near & ~absent[:, None], valid, values, "place")
 
 
 def declare(config: Hallucinate) -> Mapping[str, Any]:
-    """Placements are read, or the size of the image."""
+    """Read placements, or the image for its size."""
     return {} if config.box is None else {"reads": ("detections", "image")}
 
 

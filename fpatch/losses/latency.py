@@ -1,11 +1,11 @@
-"""Give the suppression step more work: every dense box over the threshold, and small enough to stay.
+"""Slow suppression down: push every dense box over the threshold, and make it small enough to stay.
 
-Suppression compares boxes in pairs, so that its time grows with the square of how many pass the threshold;
-what one box removes need not be compared again, and small boxes remove fewer. A detector that is trained end
-to end has no such step, and nothing to slow down.
+Suppression compares boxes in pairs, so its time grows with the square of the boxes over the threshold. A
+removed box is compared no more, and small boxes remove fewer others. End-to-end detectors have no suppression
+to slow down.
 
-Two terms. `latency` is how far the boxes are below the threshold, on average, 0 where all have passed it;
-`latency_area` is the mean area of those that have passed, as a fraction of the image, 0 where none has.
+The stage writes two terms. `latency` is the mean distance of the boxes below the threshold, 0 where all
+have passed. `latency_area` is the mean area of those that have passed, a fraction of the image.
 
 References:
     Shapira et al., Phantom Sponges: Exploiting Non-Maximum Suppression to Attack Deep Object Detectors, WACV
@@ -30,13 +30,25 @@ from fpatch.ops.stable import sigmoid
 
 @dataclass(frozen=True)
 class Latency:
-    """Which threshold is to be passed, and how the way to it is measured.
+    """Settings of `losses.latency`: the threshold, and the measure of the distance below it.
+
+    The stage writes `latency` [b] and `latency_area` [b].
 
     Attributes:
-        score: Of the best class, times the objectness where there is one; a little more than the victim's
-            own threshold.
-        on: How far a box is below it: in log-odds, where every box is pushed alike; or in probability, where
-            those are pushed that are near.
+        score: The threshold on the score of the best class, times the objectness where the victim has one.
+            Set it a little above the victim's own.
+        on: "logit": the distance in log-odds, which pushes every box alike. "probability": the distance in
+            probability, which pushes the boxes near the threshold.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [4.0, 4.0, 8.0, 8.0]]])
+        >>> dense = {"boxes": boxes, "logits": torch.tensor([[[-3.0], [2.0]]])}
+        >>> values = {"detections": {"dense": dense}, "image": torch.zeros(1, 3, 8, 8)}
+        >>> out = losses.latency(score=0.5).apply({}, {}, values)
+        >>> out["latency"], out["latency_area"]
+        (tensor([1.5000]), tensor([0.2500]))
     """
 
     score: float = 0.25

@@ -1,4 +1,4 @@
-"""Distance of a patch to an image that it should keep looking like."""
+"""The distance between a patch and the image that it shall resemble."""
 
 import math
 from collections.abc import Mapping
@@ -18,15 +18,28 @@ from fpatch.ops.patches import check_only
 
 @dataclass(frozen=True)
 class LpDistance:
-    """What to keep to, and how strictly.
+    """Settings of `losses.lp_distance`: the images, the norm and the masks.
+
+    The stage writes `lp_distance` [b].
 
     Attributes:
-        content: Image by patch name, [c, h, w] in 0..1 as large as the patch, or a `data.image_file`; patches
-            that are not named are free.
-        p: Of the norm, at least 1: 1 tolerates few large differences, 2 many small ones; infinity is the
-            largest difference alone.
-        masks: Where a patch must keep to its image, by patch name: weights [h, w] in 0..1, or a
-            `create.mask_image`; patches that are not named keep to it everywhere.
+        content: An image per patch name, [c, h, w] in 0..1 of the patch's shape, or a `data.image_file`.
+            Patches that are not named are free.
+        p: The order of the norm, at least 1. 1 tolerates few large differences, 2 many small ones; infinity
+            is the largest difference alone.
+        masks: Weights [h, w] in 0..1 per patch name, or a `create.mask_image`: where the patch shall resemble
+            its image. Patches that are not named do so everywhere.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> stage = losses.lp_distance({"sticker": torch.zeros(3, 2, 2)})
+        >>> patches = {"sticker": torch.full((3, 2, 2), 0.25)}
+        >>> stage.apply({}, {}, {"patch": patches, "image_id": torch.tensor([0])})["lp_distance"]
+        tensor([0.2500])
+
+    Raises:
+        ValueError: If `p` is below 1, `content` is empty, or a mask has no content.
     """
 
     content: Mapping[str, Resource | Tensor]
@@ -64,13 +77,13 @@ def apply(config: LpDistance, patch_params: Params, sample: Sample, values: Valu
             )
         _check_range(f"lp_distance(content): {name!r}", content)
         mask = resolve(config.masks[name]) if name in config.masks else torch.ones(patch.shape[-2:])
-        weights = _checked(name, mask, patch).to(patch, non_blocking=True)
+        weights = _check_mask(name, mask, patch).to(patch, non_blocking=True)
         return mean_norm(patch - content, weights, config.p)
 
     return {"lp_distance": mean_over_patches("lp_distance(content)", tuple(config.content), values, score)}
 
 
-def _checked(name: str, mask: Tensor, patch: Tensor) -> Tensor:
+def _check_mask(name: str, mask: Tensor, patch: Tensor) -> Tensor:
     where = f"lp_distance(masks): {name!r}"
     if mask.shape != patch.shape[-2:]:
         raise ValueError(f"{where} must be {list(patch.shape[-2:])}, as its patch, got {list(mask.shape)}")
@@ -87,20 +100,23 @@ def _check_range(where: str, image: Tensor) -> None:
 
 
 def mean_norm(difference: Tensor, mask: Tensor, p: float) -> Tensor:
-    """The p-norm as a mean, `(sum(mask |d|^p) / sum(mask))^(1/p)`, so that a uniform d has norm |d|.
+    """Return the p-norm as a mean, `(sum(mask |d|^p) / sum(mask))^(1/p)`: a uniform d has norm |d|.
 
-    The gradient is 0 where nothing differs.
+    The gradient is 0 where d is 0.
 
     Args:
         difference: [c, h, w] or [b, c, h, w].
-        mask: Weights [h, w]; for infinite p only whether they are 0 matters.
+        mask: Weights [h, w]; an infinite p counts every weight above 0 alike.
         p: At least 1.
+
+    Returns:
+        A number, or [b].
     """
     magnitude = torch.where(mask > 0, difference.abs(), 0.0).flatten(-3)
     largest = magnitude.amax(-1)
     if math.isinf(p):
         return largest
-    # in units of the largest, a constant: no power of a small number vanishes, and the gradient is the same
+    # in units of the largest, a constant: no power underflows, and the gradient stays the same
     unit = torch.where(largest == 0, 1.0, largest).detach()
     weights = mask.expand(difference.shape[-3:]).flatten()
     same = magnitude == 0

@@ -13,11 +13,22 @@ from fpatch.losses._detections import check_label, check_labels
 
 @dataclass(frozen=True)
 class Misclassify:
-    """The goal.
+    """Settings of `losses.misclassify`: the goal, and the lead that suffices.
+
+    The stage writes `misclassify` [b].
 
     Attributes:
-        target: Class to be answered (targeted), or None for any but the true one (untargeted).
-        margin: The term stops falling once the goal leads by so much, in logits.
+        target: The class to answer (targeted), or None for any but the true one (untargeted).
+        margin: The lead of the goal, in logits, from which on the term is 0.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> values = {"logits": torch.tensor([[3.0, 1.0], [0.0, 5.0]]), "target": torch.tensor([0, 0])}
+        >>> losses.misclassify(margin=1.0).apply({}, {}, values)["misclassify"]
+        tensor([3., 0.])
+        >>> losses.misclassify(target=1, margin=10.0).apply({}, {}, values)["misclassify"]
+        tensor([12.,  5.])
     """
 
     target: int | None = None
@@ -33,8 +44,8 @@ def apply(config: Misclassify, patch_params: Params, sample: Sample, values: Val
     num_classes = logits.shape[-1]
     if num_classes < 2:
         raise ValueError(
-            "misclassify: this victim has one class only, and no other to answer; give it a second logit, of "
-            "0 for the opposite"
+            "misclassify: the victim must have two classes at least, got 1; give it a second logit, 0 for "
+            "the opposite"
         )
     if config.target is None:
         check_labels("misclassify: a target", label, num_classes)

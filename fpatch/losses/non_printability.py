@@ -1,4 +1,4 @@
-"""Non-printability score: how far every pixel is from the nearest color that a printer can print."""
+"""The non-printability score: the distance of every pixel to the nearest printable color."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +18,34 @@ Colors = tuple[tuple[float, float, float], ...]
 
 _LEVELS = (0.06, 0.35, 0.64, 0.93)
 PRINTABLE: Colors = tuple((r, g, b) for r in _LEVELS for g in _LEVELS for b in _LEVELS)
-"""A generic grid of 64 sRGB colors inside the range of a print: no ink is darker than 6 %, no paper lighter
-than 93 %. Measure your own printer, and give its colors, when it matters."""
+"""A generic grid of 64 sRGB colors: no ink is darker than 6 %, no paper lighter than 93 %.
+
+For a study with real prints, measure the printer and give its colors."""
 
 _CHUNK = 4096
-"""Pixels compared with all colors at a time."""
+"""Pixels compared with all colors at once."""
 
 
 @dataclass(frozen=True)
 class NonPrintability:
-    """What counts as printable.
+    """Settings of `losses.non_printability`: the printable colors, and the patches that count.
+
+    The stage writes `non_printability` [b].
 
     Attributes:
-        colors: Printable colors, sRGB in 0..1, or a `color_list`.
-        only: Patches that count; None for all.
+        colors: Printable colors, sRGB in 0..1, or a `losses.color_list`.
+        only: Names of the patches that count; None for all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> stage = losses.non_printability(colors=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+        >>> patches = {"sticker": torch.tensor([1.0, 0.5, 1.0])[:, None, None].expand(3, 2, 2)}
+        >>> stage.apply({}, {}, {"patch": patches, "image_id": torch.tensor([0])})["non_printability"]
+        tensor([0.5000])
+
+    References:
+        Sharif, Bhagavatula, Bauer and Reiter (2016), Accessorize to a Crime, equation 5.
     """
 
     colors: Resource | Colors = PRINTABLE
@@ -40,7 +54,10 @@ class NonPrintability:
     def __post_init__(self) -> None:
         colors = resolve(self.colors)
         if not colors or not all(len(c) == 3 and all(0 <= level <= 1 for level in c) for c in colors):
-            raise ValueError("non_printability(colors) must be (red, green, blue) triples within 0..1")
+            raise ValueError(
+                "non_printability(colors) must be (red, green, blue) triples within 0..1; divide levels by "
+                "255"
+            )
 
 
 def apply(config: NonPrintability, patch_params: Params, sample: Sample, values: Values) -> Values:
@@ -48,21 +65,24 @@ def apply(config: NonPrintability, patch_params: Params, sample: Sample, values:
 
     def score(name: str, patch: Tensor) -> Tensor:
         check_color("non_printability", name, patch)
-        return distance_to_colors(patch, colors)
+        return _distance_to_colors(patch, colors)
 
     return {"non_printability": mean_over_patches("non_printability(only)", config.only, values, score)}
 
 
-def distance_to_colors(patch: Tensor, colors: Float[Tensor, "n 3"]) -> Tensor:
-    """Mean over the pixels of the distance to the nearest color; a number, or [b] for patches [b, 3, h, w].
+def _distance_to_colors(patch: Tensor, colors: Float[Tensor, "n 3"]) -> Tensor:
+    """Return the mean distance of the pixels to their nearest color.
 
-    The score of the paper is a product over colors, which vanishes near any of them; like most later work we
-    take the distance to the nearest color, which has the same zeros and usable gradients. Which color that is
-    needs no gradient, so that memory is a few times that of the patch, however many the colors.
+    The paper's score is a product over colors, which vanishes near any of them. Like most later work we take
+    the distance to the nearest color: it has the same zeros and usable gradients. The choice of that color
+    needs no gradient, so memory does not grow with the number of colors.
 
     Args:
         patch: [3, h, w] or [b, 3, h, w].
-        colors: Printable colors.
+        colors: Printable colors, sRGB in 0..1.
+
+    Returns:
+        A number, or [b].
 
     References:
         Sharif, Bhagavatula, Bauer and Reiter (2016), Accessorize to a Crime, equation 5.
@@ -70,23 +90,36 @@ def distance_to_colors(patch: Tensor, colors: Float[Tensor, "n 3"]) -> Tensor:
     colors = colors.to(patch, non_blocking=True)
     pixels = patch.flatten(-2).transpose(-1, -2)
     parts = pixels.detach().reshape(-1, 3).split(_CHUNK)
-    index = torch.cat([nearest_color(part, colors) for part in parts]).reshape(pixels.shape[:-1])
+    index = torch.cat([_nearest_color(part, colors) for part in parts]).reshape(pixels.shape[:-1])
     return root((pixels - colors[index]).square().sum(-1)).mean(-1)
 
 
-def nearest_color(pixels: Float[Tensor, "m 3"], colors: Float[Tensor, "n 3"]) -> Int64[Tensor, " m"]:
-    """Index of the nearest color, the first of equals."""
+def _nearest_color(pixels: Float[Tensor, "m 3"], colors: Float[Tensor, "n 3"]) -> Int64[Tensor, " m"]:
+    """Return the index of the nearest color, the first of equals."""
     red, green, blue = ((p[:, None] - c).square() for p, c in zip(pixels.T, colors.T, strict=True))
     return (red + green + blue).argmin(-1)
 
 
-def read_colors(path: str | Path) -> Colors:
-    """Colors from a text file: red, green and blue in 0..1 on each line, separated by commas or blanks.
+def _read_colors(path: str | Path) -> Colors:
+    r"""Read colors from a text file: red, green and blue in 0..1 on each line.
 
-    Empty lines and those that start with # are skipped.
+    Commas or blanks separate the numbers. Empty lines and lines that start with # are skipped.
+
+    Args:
+        path: The file.
 
     Raises:
-        ValueError: With the line and what it holds.
+        ValueError: With the line and its text, if it is no color within 0..1; if the file holds no color.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch import losses
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "printer.csv")
+        ...     _ = file.write_text("# measured\n0.1, 0.2, 0.3\n")
+        ...     losses.color_list(file).value
+        ((0.1, 0.2, 0.3),)
     """
     colors = []
     for number, line in enumerate(Path(path).read_text().splitlines(), 1):
@@ -103,11 +136,13 @@ def read_colors(path: str | Path) -> Colors:
             )
         colors.append((red, green, blue))
     if not colors:
-        raise ValueError("it holds no color")
+        raise ValueError(
+            "the file must hold one color at least, and holds none; add a line such as 0.1, 0.2, 0.3"
+        )
     return tuple(colors)
 
 
-color_list = define_loader("color_list", read_colors)
+color_list = define_loader("color_list", _read_colors)
 non_printability = define(
     "non_printability",
     NonPrintability,

@@ -1,8 +1,8 @@
-"""Make a detector call an object by another name: away from its class, or towards a chosen one.
+"""Make a detector answer an object with another class: any but its own, or a chosen one.
 
-The class log-odds of each box that claims the object are compared with each other; an objectness is common to
-all classes and would cancel. Nothing asks that the object is still found: `losses.hallucinate` of the target
-does, as a second term.
+The loss compares the class log-odds of each box that claims the object. The objectness is common to all
+classes and would cancel. The term does not keep the object found; add `losses.hallucinate` of the target for
+that.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,25 @@ from fpatch.ops.detections import ABSENT, score_logits
 
 @dataclass(frozen=True)
 class Relabel:
-    """The goal, and which boxes count.
+    """Settings of `losses.relabel`: the goal, and the boxes that count.
+
+    The stage writes `relabel` [b].
 
     Attributes:
-        target: Class to be answered, or None for any but the object's own.
-        margin: The term of a box stops falling once the goal leads by so much, in logits.
-        num_boxes: The mean is over so many of the boxes that claim each object, the best by the score of
-            their best class; where there are fewer, the others count 0.
-        iou: A dense box can claim an object if its center lies on it, or if it overlaps it at least so much.
+        target: The class to answer, or None for any but the object's own.
+        margin: The lead of the goal, in logits, from which on the term of a box is 0.
+        num_boxes: The mean is over this many of the boxes that claim each object, the best by the score of
+            their best class. Missing boxes count 0.
+        iou: A dense box can claim an object if its center lies on it, or if its IoU with it is at least this.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> box, logits = torch.tensor([[[0.0, 0.0, 8.0, 8.0]]]), torch.tensor([[[3.0, 1.0]]])
+        >>> values = {"detections": {"dense": {"boxes": box, "logits": logits}}, "boxes": box}
+        >>> values |= {"labels": torch.tensor([[0]]), "box_valid": torch.tensor([[True]])}
+        >>> losses.relabel(margin=1.0).apply({}, {}, values)["relabel"]  # class 0 leads by 2
+        tensor([3.])
     """
 
     target: int | None = None
@@ -54,13 +65,15 @@ def apply(config: Relabel, patch_params: Params, sample: Sample, values: Values)
     logits, claims = dense["logits"], _claims(config, values)
     num_boxes, num_classes = logits.shape[-2:]
     if num_classes < 2:
-        raise ValueError("relabel: this victim has one class only; make the object vanish instead")
+        raise ValueError(
+            "relabel: the victim must have two classes at least, got 1; use losses.vanish instead"
+        )
     if config.target is not None:
         check_label("relabel(target)", config.target, num_classes)
     labels = object_labels("relabel", values, num_classes)
     goal = labels if config.target is None else torch.full_like(labels, config.target)
     own = logits.transpose(1, 2).gather(1, goal[..., None].expand(-1, -1, num_boxes))
-    two = logits.topk(2, dim=-1)  # of which one is the rival
+    two = logits.topk(2, dim=-1)  # the rival is one of these
     first, second = two.values[:, None].unbind(-1)
     rival = torch.where(two.indices[:, None, :, 0] == goal[..., None], second, first)
     lead = own - rival if config.target is None else rival - own
@@ -77,7 +90,7 @@ def _claims(config: Relabel, values: Values) -> Tensor:
 
 
 def check(config: Relabel, values: Values) -> dict[str, list[str]]:
-    """Objects that nothing claims, by a box that could answer the target."""
+    """List the objects that no box claims, of those that can answer the target."""
     claims = _claims(config, values)
     if config.target is not None:
         claims = claims & (values["detections"]["dense"]["logits"][..., config.target] != ABSENT)[:, None]

@@ -1,4 +1,4 @@
-"""Saliency: a colorful patch catches the eye, so its colorfulness is pushed down."""
+"""Saliency: the colorfulness of the patch, which catches the eye."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,27 @@ from fpatch.ops.stable import root
 
 @dataclass(frozen=True)
 class Saliency:
-    """Patches that count, by name; None for all."""
+    """Settings of `losses.saliency`: the patches that count.
+
+    The stage writes `saliency` [b].
+
+    Attributes:
+        only: Names of the patches that count; None for all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> patches = {"gray": torch.full((3, 2, 2), 0.5), "red": torch.zeros(3, 2, 2)}
+        >>> patches["red"][0] = 1.0
+        >>> values = {"patch": patches, "image_id": torch.tensor([0])}
+        >>> losses.saliency(only=("gray",)).apply({}, {}, values)["saliency"]
+        tensor([0.])
+        >>> print(f"{float(losses.saliency(only=('red',)).apply({}, {}, values)['saliency']):.4f}")
+        0.3354
+
+    References:
+        Hasler and Suesstrunk (2003), Measuring colorfulness in natural images, section 7, metric 3.
+    """
 
     only: tuple[str, ...] | None = None
 
@@ -27,11 +47,17 @@ def apply(config: Saliency, patch_params: Params, sample: Sample, values: Values
 
 
 def colorfulness(patch: Tensor) -> Tensor:
-    """Spread plus 0.3 times the mean of two opponent colors; a number, or [b] for patches [b, 3, h, w].
+    """Return the spread plus 0.3 times the mean of two opponent colors.
 
-    With rg = R - G and yb = (R + G) / 2 - B, of which the standard deviations (over all pixels) and means are
-    taken: sqrt(std_rg^2 + std_yb^2) + 0.3 sqrt(mean_rg^2 + mean_yb^2). Of sRGB in 0..1; the paper's values,
-    of 0..255, are 255 times as large. A gray patch scores 0, with gradient 0.
+    The opponent colors are rg = R - G and yb = (R + G) / 2 - B. With means and standard deviations over all
+    pixels: sqrt(std_rg^2 + std_yb^2) + 0.3 sqrt(mean_rg^2 + mean_yb^2). The paper takes levels of 0..255, so
+    its values are 255 times as large. A gray patch scores 0, with gradient 0.
+
+    Args:
+        patch: sRGB in 0..1, [3, h, w] or [b, 3, h, w].
+
+    Returns:
+        A number, or [b].
 
     References:
         Hasler and Suesstrunk (2003), Measuring colorfulness in natural images, section 7, metric 3.

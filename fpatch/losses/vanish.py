@@ -1,8 +1,8 @@
-"""Make an object vanish: push down the scores of every dense box that could still claim it.
+"""Make an object vanish: push down the scores of every dense box that can claim it.
 
-Dense log-odds, not final scores: suppression cuts the gradient, and a sigmoid near 0 or 1 flattens it. The
-objects' own class counts, or any: a box that answers another class is still an answer (`losses.relabel` is
-for that goal).
+The loss reads dense log-odds, not final scores: suppression cuts the gradient, and a sigmoid near 0 or 1
+flattens it. By default any class counts, because a box of another class still answers the object.
+`losses.relabel` aims at another class instead.
 """
 
 from collections.abc import Mapping
@@ -23,25 +23,36 @@ from fpatch.losses._detections import (
     of_labels,
 )
 from fpatch.ops.detections import ABSENT, Score, score_logits
-from fpatch.ops.stable import (
-    sigmoid,
-    softplus,
-)
+from fpatch.ops.stable import sigmoid, softplus
 
 
 @dataclass(frozen=True)
 class Vanish:
-    """Which boxes count, and which of their scores.
+    """Settings of `losses.vanish`: the boxes that count, and their score.
+
+    The stage writes `vanish` [b].
 
     Attributes:
-        num_boxes: The mean is over so many of the highest logits that claim each object.
-        iou: A dense box can claim an object if its center lies on it, or if it overlaps it at least so much.
-        on: What is pushed down: softplus of the logit, whose gradient never fades; or the probability, whose
-            gradient goes to the boxes near the threshold and leaves those that are already safe.
-        score: Whose logit: the class, the objectness, or their product, which is what a detector compares
+        num_boxes: The mean is over this many of the highest logits that claim each object.
+        iou: A dense box can claim an object if its center lies on it, or if its IoU with it is at least this.
+        on: "logit": the softplus of the logit, whose gradient never fades. "probability": the probability,
+            whose gradient goes to the boxes near the threshold and spares those far below it.
+        score: The score that counts: the class, the objectness, or their product, which a detector compares
             with its threshold. Without objectness the product is the class.
-        boxes: Those that can claim the object, or all of the image.
-        label: Which class of a box: its best one (None), or the object's own ("own", by `labels`).
+        boxes: "overlapping": the boxes that can claim the object; "all": every box of the image.
+        label: The class of a box that counts: its best one (None), or the object's own ("own", by `labels`).
+
+    Example:
+        >>> import torch
+        >>> from fpatch import losses
+        >>> box, logits = torch.tensor([[[0.0, 0.0, 8.0, 8.0]]]), torch.tensor([[[0.0, -1.0]]])
+        >>> values = {"detections": {"dense": {"boxes": box, "logits": logits}}, "boxes": box}
+        >>> values["box_valid"] = torch.tensor([[True]])
+        >>> losses.vanish(on="probability").apply({}, {}, values)["vanish"]  # sigmoid(0)
+        tensor([0.5000])
+
+    Raises:
+        ValueError: If a setting is outside its range, or `label="own"` meets `score="objectness"`.
     """
 
     num_boxes: int = 6
@@ -60,8 +71,8 @@ class Vanish:
         check_choice("vanish(label)", self.label, (None, "own"))
         if self.label == "own" and self.score == "objectness":
             raise ValueError(
-                "vanish(label='own') needs a score by class, and score='objectness' has none; take "
-                "score='product', or leave label out"
+                "vanish(label='own') needs a score by class, got score='objectness'; take score='product', "
+                "or leave label out"
             )
 
 
@@ -74,10 +85,10 @@ def apply(config: Vanish, patch_params: Params, sample: Sample, values: Values) 
 
 
 def _claims(config: Vanish, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-odds of every box for every object, [b, m or 1, n], and which count, [b, m, n]."""
+    """Return the log-odds of every box for every object, [b, m or 1, n], and those that count, [b, m, n]."""
     dense = values["detections"]["dense"]
     if config.score == "objectness" and "objectness" not in dense:
-        raise ValueError("vanish(score='objectness'): this victim has no objectness; take score='class'")
+        raise ValueError("vanish(score='objectness'): the victim answers no objectness; take score='class'")
     logits = score_logits(dense, config.score)
     if config.label is None:
         boxes, logits = best_boxes(dense), logits.amax(-1)[:, None]
@@ -88,23 +99,23 @@ def _claims(config: Vanish, values: Values) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def check(config: Vanish, values: Values) -> dict[str, list[str]]:
-    """Objects that nothing claims."""
+    """List the objects that no box claims."""
     return find_unclaimed(_claims(config, values)[1], values["box_valid"], values, "object")
 
 
 def declare(config: Vanish) -> Mapping[str, Any]:
-    """Labels are read where they count."""
-    return {"reads": (*READS, "labels")} if config.label == "own" else {}
+    """Read labels if `label` is "own"."""
+    return {"reads": (*_READS, "labels")} if config.label == "own" else {}
 
 
-READS = ("detections", "boxes", "box_valid")
+_READS = ("detections", "boxes", "box_valid")
 
 vanish = define(
     "vanish",
     Vanish,
     deterministic,
     apply,
-    reads=READS,
+    reads=_READS,
     optional=("image_id",),
     writes=("vanish",),
     role="loss",
