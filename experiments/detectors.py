@@ -29,16 +29,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.ssd import SSD
 
-from fpatch import Range, create, implant, infer, losses, pipeline, random
+import fpatch
+from fpatch import Range, Stage, create, implant, infer, losses, random
 from fpatch.cli.console import console
-from fpatch.core.resource import define_loader
 from fpatch.data import TargetSet, targets
-from fpatch.graph.stage import Stage
-from fpatch.infer._boundary import check_victim
 from fpatch.ops.geometry import quad_bounds
-from fpatch.optim.objective import Objective
-from fpatch.optim.optimizer import Optimizer, make_optimizer
-from fpatch.optim.step import make_state, make_step
 
 PANELS = ("hood", "roof", "door")
 SIZE = (320, 320)
@@ -75,7 +70,7 @@ def load_yolos(weights: str | Path | None = None) -> Any:
     return YolosForObjectDetection(tiny).eval()
 
 
-yolos = define_loader("yolos", load_yolos)
+yolos = fpatch.define_loader("yolos", load_yolos)
 
 
 def torchvision_victim(architecture: str, **settings: Any) -> Callable[[str | None], Stage]:
@@ -104,7 +99,7 @@ VICTIMS: dict[str, Callable[[str | None], Stage]] = {
 
 def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained: bool) -> Report:
     """Train three prints against it for some steps."""
-    whole = pipeline({
+    whole = fpatch.pipeline({
         "pixels": create.pixels({name: (3, 64, 64) for name in PANELS}),
         "implant": implant.warp(scale=Range(WIDER, WIDER)),
         "victim": victim,
@@ -116,9 +111,10 @@ def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained:
     if untrained:
         enliven(model, batch["scene"])
     before = digest(model)
-    objective = Objective(whole, {"vanish": 1.0})
-    optimizer = make_optimizer(Optimizer(learning_rate=LEARNING_RATE), num_steps)
-    state, step = make_state(objective, optimizer, key), make_step(objective, optimizer)
+    objective = fpatch.Objective(whole, {"vanish": 1.0})
+    optimizer = fpatch.make_optimizer(fpatch.Optimizer(learning_rate=LEARNING_RATE), num_steps)
+    state = fpatch.make_state(objective, optimizer, key)
+    step = fpatch.make_step(objective, optimizer)
     wanted = ("image", "detections", "vanish")
     with torch.no_grad():
         first, sample = whole(state.params, key, batch, want=wanted)
@@ -186,7 +182,7 @@ def time_alone(victim: Stage, images: Tensor, repeats: int = 2) -> float:
 def digest(model: Any) -> str:
     """Of parameters, buffers and whether any parameter has a gradient."""
     found = hashlib.sha256()
-    for name, tensor in check_victim("detectors", model).state_dict().items():
+    for name, tensor in model.state_dict().items():
         found.update(name.encode() + tensor.numpy().tobytes())
     return f"{found.hexdigest()} {[n for n, p in model.named_parameters() if p.grad is not None]}"
 

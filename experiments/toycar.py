@@ -16,7 +16,7 @@ are measured on the fold's own. Every photograph is held out once, and the rows 
 
 The numbers, per scale:
 - success: share of held-out rows (a photograph under one draw of the camera) answered "toy car" without a
-  patch that are no longer so with it, beside benign prints of the same size and place: noise, a flat print,
+  patch that are no longer so with it, beside control patches of the same size and place: noise, a flat print,
   the patch's own pixels shuffled. "patch minus it" is the paired difference: the effect.
 - lead: how far the logit of "toy car" is above the other on average, which shows what success does not reach.
 - intervals are 95 %, over photographs, and over viewpoints, which are fewer but nearer to independent.
@@ -54,11 +54,9 @@ from fpatch.data import Loader, TargetSet, letterbox, move_points, targets, writ
 from fpatch.evaluation.blocks import measure
 from fpatch.evaluation.conditions import CONTROLS, NONE, PATCH, TITLES
 from fpatch.evaluation.rates import Success
-from fpatch.graph.stage import define, deterministic
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.geometry import box_corners
-from fpatch.optim.optimizer import Optimizer
 from fpatch.runs.evaluating import load_trained
 from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 
@@ -71,7 +69,7 @@ PHOTO_PX, CROP_PX = 640, 128
 CAR_ZOOM = 2.0  # side of a car crop over that of the box around its panels: about the whole car
 GROUNDS_PER_PHOTO = 8
 GROUND_PX = (100, 240)  # sides of background crops
-PRINTED_FRAC = 0.5  # of the panels that a classifier sees, so that no benign print fools it
+PRINTED_FRAC = 0.5  # of the panels that a classifier sees, so that no control patch fools it
 PATCH_PX, SEEN_PX = 64, 32  # at these distances a camera averages over the finest pixels of a print
 
 
@@ -106,8 +104,8 @@ def apply_true_class(config: TrueClass, patch_params: Params, sample: Sample, va
     return {"target": torch.full_like(values["image_id"], config.label)}
 
 
-true_class = define(
-    "true_class", TrueClass, deterministic, apply_true_class, reads=("image_id",), writes=("target",)
+true_class = fpatch.define(
+    "true_class", TrueClass, fpatch.deterministic, apply_true_class, reads=("image_id",), writes=("target",)
 )
 
 # -- crops, viewpoints and folds ----------------------------------------------------------------------------
@@ -381,7 +379,7 @@ def run_fold(fold: int, crops: Crops, folder: Path, settings: Settings, report: 
             pipeline=make_pipeline(settings.patches, scale, weights),
             objective=ObjectiveConfig({"misclassify": 1.0, "total_variation": 0.5}),
             seed=int(random.bits(random.fold_in(key, "study"))),
-            optimizer=Optimizer(learning_rate=0.05),
+            optimizer=fpatch.Optimizer(learning_rate=0.05),
             train=TrainConfig(settings.patch_steps, batch_size=16),
             evaluate=EvaluateConfig(num_draws=settings.num_draws),
             log=LogConfig(str(folder), mlflow=settings.mlflow, experiment="toycar"),

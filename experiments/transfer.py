@@ -6,13 +6,13 @@
 The victims are those of `fpatch demo` and one more, equal but for the seed of their weights and of the order
 of their training images. For each a patch is trained as the demo does; and for each two of them one patch
 against both, whose loss is the mean of both victims' (`--how worst`: the larger one), with as many steps. The
-third victim is then one that neither the patch nor any choice has seen. All patches, and the benign prints,
+third victim is then one that neither the patch nor any choice has seen. All patches, and the control patches,
 are measured on all victims, on the same held-out scenes under the same draws.
 
 Numbers: success is the share, of the scenes whose truck a victim finds without a patch, in which it does not
-find it with the print, at score 0.5; intervals are 95 %, over scenes. Benign prints are made after the patch
-that was trained on the victim. Equal architecture and training data make transfer as easy as it gets: this is
-no statement about victims that differ more.
+find it with the print, at score 0.5; intervals are 95 %, over scenes. The control patches are made after the
+patch that was trained on the victim. Equal architecture and training data make transfer as easy as it gets:
+this is no statement about victims that differ more.
 
 The folder `runs/<time>-transfer/` keeps a run folder per patch, `transfer.json` and `transfer.png`.
 """
@@ -24,15 +24,13 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from fpatch import infer, losses
+import fpatch
+from fpatch import Study, infer, losses
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.tables import transfer_table
 from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
-from fpatch.runs.training import train
 from fpatch.runs.transfer import save_transfer, transfer_runs
-from fpatch.study.config import load_study
 from fpatch.study.settings import ObjectiveConfig
-from fpatch.study.study import Study
 
 NUM_VICTIMS = 3
 
@@ -74,14 +72,16 @@ def main() -> None:
         for i in range(NUM_VICTIMS):
             name = f"victim{i}"
             file = prepare_study(folder, name, scenes, size, False, options.seed, i, report)
-            studies[name] = load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False})
+            studies[name] = fpatch.load_study(
+                file, {"evaluate.every": size.num_steps, "log.tensorboard": False}
+            )
         both = {
             f"{a}+{b}": against_both((studies[a], studies[b]), f"{a}+{b}", options.how)
             for a, b in itertools.combinations(studies, 2)
         }
         runs = {}
         for name, study in (studies | both).items():
-            run = train(study, lambda task, *rest, name=name: report(f"{name}: {task}", *rest))
+            run = fpatch.train(study, lambda task, *rest, name=name: report(f"{name}: {task}", *rest))
             runs[name] = run.folder.rename(folder / name)
         found = transfer_runs(
             [runs[name] for name in studies],

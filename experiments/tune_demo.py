@@ -32,22 +32,17 @@ import numpy as np
 from scipy import stats
 
 import fpatch
-from fpatch import random
+from fpatch import Study, random
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.tables import percent
 from fpatch.demo.study import FULL, QUICK, open_scenes, prepare_scenes, prepare_study
 from fpatch.evaluation.conditions import NONE, PATCH, make_controls, make_patches
-from fpatch.evaluation.evaluation import evaluate
-from fpatch.evaluation.rates import Table, success
+from fpatch.evaluation.rates import Table
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
 from fpatch.runs.evaluating import load_trained
-from fpatch.runs.training import train
-from fpatch.study.config import load_study, vary
-from fpatch.study.study import Study
-from fpatch.tune import Journal
-from fpatch.tune.plan import best_entry
-from fpatch.tune.sweep import read_plan
+from fpatch.study.config import vary
+from fpatch.tune import Journal, find_entry, read_plan
 
 SPACE = {
     "optimizer.learning_rate": (0.02, 0.4, "log"),
@@ -68,7 +63,7 @@ def train_both(
     for name, changed in ((DEFAULTS, {}), ("best", settings)):
         named = f"{study.name}-{name}-seed{seed}"
         varied = dataclasses.replace(vary(study, {**changed, "seed": seed}), name=named)
-        run = train(varied, lambda task, *rest, named=named: report(f"{named}: {task}", *rest))
+        run = fpatch.train(varied, lambda task, *rest, named=named: report(f"{named}: {task}", *rest))
         runs[name] = run.folder.rename(folder / named)
     return runs
 
@@ -83,7 +78,7 @@ def compare(runs: Mapping[str, Path], scenes: Path, size: Any, seed: int) -> Tab
         own = make_patches(best.pipeline, best.params)
         noise = make_controls(own, random.fold_in(key, "control"))[NOISE]
         others = {DEFAULTS: make_patches(defaults.pipeline, defaults.params), NOISE: noise}
-        return evaluate(
+        return fpatch.evaluate(
             best.pipeline,
             {},
             open_scenes(scenes, size).split("test"),
@@ -100,7 +95,7 @@ def joined(tables: list[Table]) -> dict[str, np.ndarray]:
 
 def show(title: str, table: Table) -> dict[str, Any]:
     """Print the rates of both, and how far the best is ahead."""
-    rates = success(table)
+    rates = fpatch.success(table)
 
     def line(rate: Rate) -> str:
         return " ".join(percent(rate).split())
@@ -144,7 +139,8 @@ def main() -> None:
         studies = []
         for i in range(NUM_VICTIMS):
             file = prepare_study(folder, f"victim{i}", scenes, size, False, seed, i, report)
-            studies.append(load_study(file, {"evaluate.every": size.num_steps, "log.tensorboard": False}))
+            changes = {"evaluate.every": size.num_steps, "log.tensorboard": False}
+            studies.append(fpatch.load_study(file, changes))
         if options.sweep is None:
             found = fpatch.sweep(
                 studies[0], SPACE, num_trials=options.trials, search="noisy_gp", seed=seed, on_progress=report
@@ -153,8 +149,7 @@ def main() -> None:
             found = Journal.open(options.sweep)
             if (other := read_plan(found).study.data) != studies[0].data:
                 parser.error(f"--sweep {options.sweep} is of other scenes: {other.placements}")
-        entry = best_entry(found, read_plan(found))
-        assert entry is not None, f"no trial has finished: {found.folder}"
+        entry = find_entry(found, read_plan(found))
         settings = dict(entry.trial.settings)
         tables: list[list[Table]] = [[] for _ in studies]
         for i, study in enumerate(studies):
@@ -169,7 +164,7 @@ def main() -> None:
             result[f"victim {i}, seed {other}"] = show(f"victim {i}, seed {other}", table)
         result[f"victim {i}"] = show(f"victim {i}", joined(rows))
     result["all"] = show("all", joined([table for rows in tables for table in rows]))
-    pairs = [[success(table).over[DEFAULTS].value for table in rows] for rows in tables]
+    pairs = [[fpatch.success(table).over[DEFAULTS].value for table in rows] for rows in tables]
     groups = {f"victim {i}": rows for i, rows in enumerate(pairs)} | {
         "all": [x for rows in pairs for x in rows]
     }
