@@ -9,7 +9,8 @@ import json
 import os
 import string
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -203,13 +204,7 @@ def _look_closer(trained: Trained, scenes: Path, size: Size, on_progress: Progre
     camera = [path for path in trained.pipeline if path.startswith("camera/")]
     clean = measured(test, "without the camera", (PATCH, NONE), pipeline=trained.pipeline.without(*camera))
 
-    textures = {name: patch.permute(1, 2, 0).numpy() for name, patch in conditions[PATCH]["patch"].items()}
-    with tempfile.TemporaryDirectory(prefix="fpatch-") as folder:
-        root = Path(folder) / "scenes"
-        render_textured(
-            scenes, root, "test", textures, progress=lambda i, n: on_progress("rendering the patch", i, n, "")
-        )
-        painted = open_scenes(scenes, size, root).split("test")
+    with _painted_scenes(scenes, size, conditions[PATCH]["patch"], on_progress) as painted:
         rendered = measured(painted, "rendered trial", (PATCH, NONE))
     table |= {
         f"{metric}/rendered": rendered.table[f"{metric}/{NONE}"]
@@ -218,17 +213,30 @@ def _look_closer(trained: Trained, scenes: Path, size: Size, on_progress: Progre
     precision["rendered"] = _precision(rendered.kept[NONE])
     rates = success(table)
 
-    area: dict[str, list[Rate]] = {PATCH: [], "noise": []}
-    for side in size.sides:
-        part = measured(test, f"side {side:g} of the panel", (PATCH, NONE, "noise"), side)
-        found = success(part.table)
-        for name in area:
-            area[name].append(found.rates[name])
+    parts = [
+        success(measured(test, f"side {side:g} of the panel", (PATCH, NONE, "noise"), side).table)
+        for side in size.sides
+    ]
+    area = {name: [found.rates[name] for found in parts] for name in (PATCH, "noise")}
     shares = [side**2 * covered_share(test) for side in size.sides]
     result = Result(run, study, rates, precision, _precision(clean.kept[NONE]), area, shares)
     save_figures(result, table, same, rendered, test.class_names)
     run.write_json("tables/demo.json", to_json(result))
     return result
+
+
+@contextmanager
+def _painted_scenes(
+    scenes: Path, size: Size, patches: Mapping[str, torch.Tensor], on_progress: Progress
+) -> Iterator[TargetSet]:
+    """The test scenes, rendered again with the patches painted on the truck."""
+    textures = {name: patch.permute(1, 2, 0).numpy() for name, patch in patches.items()}
+    with tempfile.TemporaryDirectory(prefix="fpatch-") as folder:
+        root = Path(folder) / "scenes"
+        render_textured(
+            scenes, root, "test", textures, progress=lambda i, n: on_progress("rendering the patch", i, n, "")
+        )
+        yield open_scenes(scenes, size, root).split("test")
 
 
 def _precision(values: Mapping[str, Any]) -> float:

@@ -57,53 +57,12 @@ def _paint_car(canvas: Canvas, body: Solid, color: NDArray, hub: NDArray) -> Non
 
 def paint_surroundings(rng: np.random.Generator, canvas: Canvas, truck: Truck) -> None:
     """Sky, ground and road; then buildings and trees, farthest first."""
-    camera, planes = canvas.camera, canvas.planes
+    camera = canvas.camera
     x = (canvas.x - camera.center_px[0].astype(np.float32)) / np.float32(camera.focal_px)
     y = ((canvas.y - camera.center_px[1].astype(np.float32)) / np.float32(camera.focal_px))[:, None]
     rays = [np.float32(a) * x + (np.float32(b) * y + np.float32(c)) for a, b, c in camera.axes.T]
-
-    sky, haze = draw_paint(rng, SKIES), rng.uniform(0.75, 0.95)
-    cloudy, shift = rng.uniform(0, 0.6), rng.integers(512, size=6)
-    rise = np.clip(rays[2] * 2.5, 0, 1)
-    clouds = np.float32(cloudy) * np.clip(
-        grain(rays[0] * 200 + shift[0], rays[2] * 500 + shift[1]) * 2 - 1, 0, 1
-    )
-    color = haze + rise * (sky.astype(np.float32)[:, None, None] - np.float32(haze))
-    planes[:3] = color + clouds * (np.float32(0.95) - color)
-
-    far = np.maximum(-rays[2], np.float32(0.004))
-    away = np.float32(camera.position[2]) / far
-    ground_x, ground_y = rays[0] * away, rays[1] * away
-    base, other = draw_paint(rng, GROUNDS), draw_paint(rng, GROUNDS)
-    rough, patchy = rng.uniform(0.1, 0.5), rng.uniform(0, 0.7)
-    fine = grain(ground_x * 40 + shift[2], ground_y * 40 + shift[3]) - np.float32(0.5)
-    wide = grain(ground_x * 6 + shift[4], ground_y * 6 + shift[5])
-    color = base[:, None, None] + (other - base)[:, None, None] * (patchy * wide)
-    color = color.astype(np.float32) * (1 + np.float32(rough) * fine * np.minimum(1, 8 / away))
-
-    along = truck.cargo.heading if rng.random() < 0.6 else direction(rng.uniform(-1.5, 1.5))
-    half, offset, gray = rng.uniform((2.4, -1.2, 0.22), (4.5, 1.2, 0.45))
-    dash, has_road = rng.uniform(1.5, 3.0), rng.random() < 0.8
-    if has_road:
-        aside = np.float32(along[1]) * (ground_x - np.float32(truck.cargo.center[0]))
-        aside -= np.float32(along[0]) * (ground_y - np.float32(truck.cargo.center[1])) + np.float32(offset)
-        onward = np.float32(along[0]) * ground_x + np.float32(along[1]) * ground_y
-        blur = away * np.float32(1.0 / camera.focal_px) + np.float32(1e-3)
-        road = np.clip((np.float32(half) - abs(aside)) / blur + np.float32(0.5), 0, 1)
-        color += road * (np.float32(gray) * (1 + np.float32(0.3) * fine) - color)
-        middle = np.clip((np.float32(0.1) - abs(aside)) / blur + np.float32(0.5), 0, 1) * (
-            onward % (2 * dash) < dash
-        )
-        border = np.clip(
-            (np.float32(0.08) - abs(abs(aside) - np.float32(half - 0.3))) / blur + np.float32(0.5), 0, 1
-        )
-        color += np.maximum(middle, border) * (np.float32(0.85) - color)
-    lit = canvas.sun.shade(np.array([0.0, 0.0, 1.0]))
-    fog = np.clip(away / 150, 0, np.float32(0.8))
-    color = color * np.float32(lit)
-    color += fog * (np.float32(haze) - color)
-    ground = np.clip(-rays[2] * np.float32(camera.focal_px) + np.float32(0.5), 0, 1)
-    planes[:3] += ground * (color - planes[:3])
+    haze, shift = _paint_sky(rng, canvas, rays)
+    _paint_ground(rng, canvas, truck, rays, haze, shift)
 
     distances = np.sort(rng.uniform(20, 60, rng.integers(1, 7)))[::-1]
     for distance in distances:
@@ -115,6 +74,76 @@ def paint_surroundings(rng: np.random.Generator, canvas: Canvas, truck: Truck) -
             length, depth, high, angle = rng.uniform((6, 6, 4, 0), (16, 12, 14, math.pi))
             wall = draw_paint(rng, WALLS)
             _paint_building(canvas, Solid(center, direction(angle), length, depth, 0.0, high), wall)
+
+
+def _paint_sky(rng: np.random.Generator, canvas: Canvas, rays: list[NDArray]) -> tuple[float, NDArray]:
+    """A sky with clouds; returns the gray of the haze, and where the grain of sky and ground begins."""
+    sky, haze = draw_paint(rng, SKIES), rng.uniform(0.75, 0.95)
+    cloudy, shift = rng.uniform(0, 0.6), rng.integers(512, size=6)
+    rise = np.clip(rays[2] * 2.5, 0, 1)
+    clouds = np.float32(cloudy) * np.clip(
+        grain(rays[0] * 200 + shift[0], rays[2] * 500 + shift[1]) * 2 - 1, 0, 1
+    )
+    color = haze + rise * (sky.astype(np.float32)[:, None, None] - np.float32(haze))
+    canvas.planes[:3] = color + clouds * (np.float32(0.95) - color)
+    return haze, shift
+
+
+def _paint_ground(
+    rng: np.random.Generator,
+    canvas: Canvas,
+    truck: Truck,
+    rays: list[NDArray],
+    haze: float,
+    shift: NDArray,
+) -> None:
+    """The ground up to the horizon, with a road at times, in the haze where it is far."""
+    camera, planes = canvas.camera, canvas.planes
+    far = np.maximum(-rays[2], np.float32(0.004))
+    away = np.float32(camera.position[2]) / far
+    ground_x, ground_y = rays[0] * away, rays[1] * away
+    base, other = draw_paint(rng, GROUNDS), draw_paint(rng, GROUNDS)
+    rough, patchy = rng.uniform(0.1, 0.5), rng.uniform(0, 0.7)
+    fine = grain(ground_x * 40 + shift[2], ground_y * 40 + shift[3]) - np.float32(0.5)
+    wide = grain(ground_x * 6 + shift[4], ground_y * 6 + shift[5])
+    color = base[:, None, None] + (other - base)[:, None, None] * (patchy * wide)
+    color = color.astype(np.float32) * (1 + np.float32(rough) * fine * np.minimum(1, 8 / away))
+    _paint_road(rng, color, truck, ground_x, ground_y, away * np.float32(1.0 / camera.focal_px), fine)
+    lit = canvas.sun.shade(np.array([0.0, 0.0, 1.0]))
+    fog = np.clip(away / 150, 0, np.float32(0.8))
+    color = color * np.float32(lit)
+    color += fog * (np.float32(haze) - color)
+    ground = np.clip(-rays[2] * np.float32(camera.focal_px) + np.float32(0.5), 0, 1)
+    planes[:3] += ground * (color - planes[:3])
+
+
+def _paint_road(
+    rng: np.random.Generator,
+    color: NDArray,
+    truck: Truck,
+    ground_x: NDArray,
+    ground_y: NDArray,
+    pixel_m: NDArray,
+    fine: NDArray,
+) -> None:
+    """A road with its markings into the color of the ground, mostly along the truck."""
+    along = truck.cargo.heading if rng.random() < 0.6 else direction(rng.uniform(-1.5, 1.5))
+    half, offset, gray = rng.uniform((2.4, -1.2, 0.22), (4.5, 1.2, 0.45))
+    dash, has_road = rng.uniform(1.5, 3.0), rng.random() < 0.8
+    if not has_road:
+        return
+    aside = np.float32(along[1]) * (ground_x - np.float32(truck.cargo.center[0]))
+    aside -= np.float32(along[0]) * (ground_y - np.float32(truck.cargo.center[1])) + np.float32(offset)
+    onward = np.float32(along[0]) * ground_x + np.float32(along[1]) * ground_y
+    blur = pixel_m + np.float32(1e-3)
+    road = np.clip((np.float32(half) - abs(aside)) / blur + np.float32(0.5), 0, 1)
+    color += road * (np.float32(gray) * (1 + np.float32(0.3) * fine) - color)
+    middle = np.clip((np.float32(0.1) - abs(aside)) / blur + np.float32(0.5), 0, 1)
+    middle = middle * (onward % (2 * dash) < dash)
+    border = np.clip(
+        (np.float32(0.08) - abs(abs(aside) - np.float32(half - 0.3))) / blur + np.float32(0.5), 0, 1
+    )
+    color += np.maximum(middle, border) * (np.float32(0.85) - color)
 
 
 def _paint_building(canvas: Canvas, solid: Solid, wall: NDArray) -> None:
