@@ -140,9 +140,8 @@ def _from_network(
             f"elsewhere and put it at {path}, or anywhere and give weights = its path instead of download"
         ) from error
     path = Path(torch.hub.get_dir(), "checkpoints", Path(source.url).name)
-    if not file_digest(path).startswith(
-        path.stem.rpartition("-")[2]
-    ):  # torch.hub does not check a file that was there
+    # torch.hub does not check a file that was there before
+    if not file_digest(path).startswith(path.stem.rpartition("-")[2]):
         raise ValueError(f"{path} is not the file that torchvision published; delete it")
     return build(architecture, arguments, source), source
 
