@@ -1,7 +1,7 @@
 """Write the reference before Sphinx reads it: a page per stage, per family and wing, and the commands.
 
-The pages are found by walking what the packages declare (`__all__`), so that a stage that moves or is added
-needs no line here. They are written beside the other pages, into files that git ignores.
+The pages show the public names, which `docs/public-names.toml` lists. A stage that moves needs no line here.
+The pages are written beside the others, into files that git ignores.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import importlib
 import inspect
 import io
 import os
-import pkgutil
 import re
+import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,15 +37,19 @@ COMMANDS = (
 )
 
 
-# -- what there is
+PUBLIC = {
+    module: sorted(names.split())
+    for module, names in tomllib.loads((DOCS / "public-names.toml").read_text()).items()
+}
+"""The public names by module."""
+
+
+# -- the public names
 
 
 def find_names(module: ModuleType) -> list[str]:
-    """The public names: those declared, or else those that are made there."""
-    made = [
-        name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
-    ]
-    return sorted(n for n in getattr(module, "__all__", made) if not n.startswith("_"))
+    """The public names of a module."""
+    return [name for name in PUBLIC[module.__name__] if not name.startswith("_")]
 
 
 def find_stages(family: str) -> dict[str, Any]:
@@ -56,11 +60,21 @@ def find_stages(family: str) -> dict[str, Any]:
 
 
 def find_wings() -> list[str]:
-    """The modules with public names, the families first: those of the face, and all that declare any."""
-    declared = [name for name in fpatch.__all__ if inspect.ismodule(getattr(fpatch, name))]
-    walked = [i.name for i in pkgutil.iter_modules(fpatch.__path__) if not i.name.startswith("_")]
-    open_ = [n for n in walked if hasattr(importlib.import_module(f"fpatch.{n}"), "__all__")]
-    return [*FAMILIES, *sorted({*declared, *open_} - set(FAMILIES))]
+    """The wings with public names, the families first."""
+    wings = {module.split(".")[1] for module in PUBLIC if module != "fpatch"}
+    return [*FAMILIES, *sorted(wings - set(FAMILIES))]
+
+
+def find_modules(wing: str) -> list[ModuleType]:
+    """The modules of a wing that have public names."""
+    full = f"fpatch.{wing}"
+    return [importlib.import_module(name) for name in PUBLIC if name == full or name.startswith(f"{full}.")]
+
+
+def find_wing(value: Any) -> str:
+    """The wing in which a function or a class is made."""
+    module = getattr(value, "__module__", "")
+    return module.split(".")[1] if module.startswith("fpatch.") else "core"
 
 
 def group_stages(stages: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -292,21 +306,53 @@ def make_gallery() -> Iterator[str]:
             yield from (*make_picture(family, name), "")
 
 
+def make_face_page() -> Iterator[str]:
+    """The names of the package itself, by the wing that makes them."""
+    yield from ("fpatch", "======", "", ".. automodule:: fpatch", "   :no-members:", "")
+    names = [name for name in find_names(fpatch) if not inspect.ismodule(getattr(fpatch, name))]
+    by_wing: dict[str, list[str]] = {}
+    for name in names:
+        by_wing.setdefault(find_wing(getattr(fpatch, name)), []).append(name)
+    for wing, members in sorted(by_wing.items()):
+        about = get_summary(importlib.import_module(f"fpatch.{wing}"))
+        yield from (wing, "-" * len(wing), "", docstrings.escape(about), "")
+        yield from make_list(fpatch, members)
+        yield from make_objects(fpatch, members)
+
+
 def make_wing_page(wing: str) -> Iterator[str]:
-    """The public names of a wing, or of the face."""
-    full = f"fpatch.{wing}" if wing else "fpatch"
-    module = importlib.import_module(full)
-    yield from (full, "=" * len(full), "", f".. automodule:: {full}", "   :no-members:", "")
-    names = [n for n in find_names(module) if not inspect.ismodule(getattr(module, n))]
+    """The public names of a wing, by module."""
+    full = f"fpatch.{wing}"
+    yield from (full, "=" * len(full), "")
+    modules = find_modules(wing)
+    if modules[0].__name__ != full:
+        yield from (docstrings.escape(get_summary(importlib.import_module(full))), "")
+    for module in modules:
+        if module.__name__ != full:
+            yield from (module.__name__, "-" * len(module.__name__), "")
+        yield from (f".. automodule:: {module.__name__}", "   :no-members:", "")
+        yield from make_list(module, find_names(module))
+        yield from make_objects(module, find_names(module))
+
+
+def make_list(module: ModuleType, names: Iterable[str]) -> Iterator[str]:
+    """A table of names, each with its first sentence."""
     yield from (".. list-table::", "   :widths: 30 70", "")
     for name in names:
-        at = "fpatch" if hasattr(fpatch, name) and getattr(fpatch, name) is getattr(module, name) else full
-        value = getattr(module, name)
-        doc = inspect.getdoc(value.load if isinstance(value, Loader) else value) or ""
-        about = doc.split("\n\n")[0].replace("\n", " ")
-        yield from (f"   * - :py:obj:`{name} <{at}.{name}>`", f"     - {docstrings.escape(about)}")
+        value, full = getattr(module, name), module.__name__
+        at = "fpatch" if getattr(fpatch, name, None) is value else full
+        yield from (
+            f"   * - :py:obj:`{name} <{at}.{name}>`",
+            f"     - {docstrings.escape(get_summary(value))}",
+        )
     yield ""
-    yield from make_objects(module, names)
+
+
+def get_summary(value: Any) -> str:
+    """The first paragraph of a docstring; a plain value has none of its own."""
+    doc = inspect.getdoc(value.load if isinstance(value, Loader) else value) or ""
+    is_documented = inspect.ismodule(value) or callable(value)
+    return doc.split("\n\n")[0].replace("\n", " ") if is_documented else ""
 
 
 def make_objects(module: ModuleType, names: Iterable[str]) -> Iterator[str]:
@@ -315,7 +361,9 @@ def make_objects(module: ModuleType, names: Iterable[str]) -> Iterator[str]:
         value, full = getattr(module, name), f"{module.__name__}.{name}"
         if module is not fpatch and getattr(fpatch, name, None) is value:
             continue
-        if isinstance(value, Loader):
+        if typing.get_origin(value) is not None:  # another name of a type
+            yield from (f".. autodata:: {full}", "   :no-value:", "")
+        elif isinstance(value, Loader):
             yield from make_loader(full, value)
         elif inspect.isclass(value):
             fields = ", ".join(getattr(value, "_fields", ()))
@@ -349,7 +397,7 @@ def make_index(wings: list[str]) -> Iterator[str]:
     for wing in ["", *wings]:
         full = f"fpatch.{wing}" if wing else "fpatch"
         page = f"#stages-{wing}" if wing in FAMILIES else f"{full}.rst"
-        about = (inspect.getdoc(importlib.import_module(full)) or "").split("\n\n")[0].replace("\n", " ")
+        about = get_summary(importlib.import_module(full))
         yield f"| [`{full}`]({page}) | {escape_cell(about)} |"
     entries = [f"{w} </reference/stages/{w}>" if w in FAMILIES else f"{w} <fpatch.{w}>" for w in wings]
     pages = [e for e in entries if "/stages/" not in e]
@@ -404,8 +452,9 @@ def make_pages() -> dict[Path, str]:
             pages[stages / f"{family}.{name}.md"] = make_stage_page(family, name, definition)
     pages[stages / "gallery.md"] = make_gallery()
     wings = find_wings()
-    for wing in [wing for wing in ["", *wings] if wing not in FAMILIES]:
-        pages[api / f"fpatch{'.' * bool(wing)}{wing}.rst"] = make_wing_page(wing)
+    pages[api / "fpatch.rst"] = make_face_page()
+    for wing in [wing for wing in wings if wing not in FAMILIES]:
+        pages[api / f"fpatch.{wing}.rst"] = make_wing_page(wing)
     pages[api / "index.md"] = make_index(wings)
     pages[DOCS / "reference" / "commands.md"] = make_commands()
     pages[DOCS / "reference" / "settings.md"] = make_study_settings()

@@ -1,4 +1,4 @@
-"""What the command line prints: progress bars and tables."""
+"""Progress bars and lines on the console."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

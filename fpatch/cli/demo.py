@@ -1,4 +1,4 @@
-"""`fpatch demo`."""
+"""The command `fpatch demo`."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
         runs: Folder of run folders.
         quick: One victim, smaller images, fewer of everything.
         mlflow: Tracking URI; true: a local SQLite file beside the runs.
-        seed: Of scenes, victims and patches.
+        seed: Seed of scenes, victims and patches.
     """
     size = QUICK if quick else FULL
     results = []
@@ -30,22 +30,22 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
             config = prepare_study(
                 runs, f"demo-victim{number}", scenes, size, mlflow, seed, number, on_progress
             )
-            told = _renamed(on_progress, f"patch {number}")
-            run = train(load_study(config), told)
-            evaluate_run(run.folder, on_progress=told)
-            results.append(look_closer(run.folder, scenes, size, told))
+            own = _prefix(on_progress, f"patch {number}")
+            run = train(load_study(config), own)
+            evaluate_run(run.folder, on_progress=own)
+            results.append(look_closer(run.folder, scenes, size, own))
     for number, result in enumerate(results):
         print_result(number, result, config=runs / f"demo-victim{number}.toml")
     print_commands(results[0].run, runs, mlflow)
     return results
 
 
-def _renamed(on_progress: Progress, prefix: str) -> Progress:
+def _prefix(on_progress: Progress, prefix: str) -> Progress:
     return lambda task, done, total, note="": on_progress(f"{prefix}: {task}", done, total, note)
 
 
 def print_result(number: int, result: Result, config: Path) -> None:
-    """One victim's table."""
+    """Print the table of one victim."""
     precision = [f"{result.precision[c]:.3f}" for c in result.rates.rates]
     title = f"Victim {number}: attack success on held-out scenes at score 0.5"
     console.print()
@@ -61,11 +61,11 @@ def print_result(number: int, result: Result, config: Path) -> None:
         console.print(f"share of the box covered (median) -> success %: {sizes}", soft_wrap=True)
     console.print(f"run folder: {result.run.folder}", soft_wrap=True)
     console.print("  figures/demo.png  figures/curves.png  patch/*.png  tables/test.csv", soft_wrap=True)
-    console.print(f"  again, or otherwise: fpatch train {config}", soft_wrap=True)
+    console.print(f"  train it again, or with other settings: fpatch train {config}", soft_wrap=True)
 
 
 def print_commands(run: Run, runs: Path, mlflow: str | bool) -> None:
-    """What to do next."""
+    """Print the commands to run next."""
     uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{(runs / 'mlflow.db').resolve()}"
     console.print("\n[bold]look at it[/bold]")
     console.print(f"  tensorboard --logdir {runs}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The command line: what was typed, the command that it asks for, and errors as sentences."""
+"""The command line: its parser, the overrides of settings, and errors as sentences."""
 
 import argparse
 import os
@@ -12,26 +12,36 @@ from fpatch.core.version import __version__
 from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
 _EPILOG = """\
-typical use:
-  fpatch demo                              see everything once, in a few minutes
-  fpatch describe study.toml               what a config means, stage by stage
+begin:
+  fpatch demo --quick                      everything once, in about a minute
+  fpatch describe study.toml               the stages of a study, in order
   fpatch doctor study.toml                 why its patch would not learn
+
+train and measure:
   fpatch train study.toml --train.num_steps 1000 --pipeline.camera/exposure.stops.low -2
+  fpatch resume runs/20260101-120000-study
   fpatch evaluate runs/20260101-120000-study
+
+look closer:
   fpatch replay runs/20260101-120000-study --verify
-  fpatch analyze runs/20260101-120000-study
   fpatch grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5
   fpatch transfer runs/20260101-120000-a runs/20260101-130000-b
+  fpatch analyze runs/20260101-120000-study
   fpatch score truth.json detections.json --iou 0.5 --score 0.4
+
+search settings:
   fpatch sweep study.toml --sweep.num_trials 24
   fpatch sweep resume runs/20260101-120000-study-sweep
+
+fpatch COMMAND --help shows the options of a command.
+Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 130 stopped.
 """
 
 _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (0 done, 1 a difference was found, 2 wrong input)."""
+    """Run a command and return its exit code: 0 done, 1 a difference was found, 2 wrong input."""
     sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
     if arguments is None:  # the process is ours
         keep_freed_memory()
@@ -66,13 +76,13 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fpatch {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for kind in (studies, measurements, replays, sweeps):
+    for kind in (studies, replays, measurements, sweeps):
         kind.add(commands)
     return parser
 
 
 def _take_overrides(words: list[str]) -> dict[str, Any]:
-    """Remove every `--section.name value` (or that of `--name`, `--seed`, `--device`) from the words.
+    """Remove every `--section.name value` from the words, and those of `--name`, `--seed` and `--device`.
 
     Values are TOML, or else strings.
     """

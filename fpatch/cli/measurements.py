@@ -1,11 +1,11 @@
-"""What is measured of runs, and of detections of other programs."""
+"""Commands that measure: evaluate, grid, transfer, score, analyze."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number
+from fpatch.cli.options import add_command, read_number, take_checkpoint
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 
 if TYPE_CHECKING:
@@ -13,62 +13,63 @@ if TYPE_CHECKING:
 
     from fpatch.core.types import Params
 
-_ANALYZE = (
-    "How to read it: a forest learns the metric from what was sampled (angles, stops, ...) and is asked "
-    "about photographs that it has not seen. The score is the share of the variance that it predicts: if "
-    "that may be 0, the importances mean nothing. An importance is what of the score is lost when that "
-    "column is shuffled. figures/scatter.html opens in any browser, offline; figures/training.gif shows "
-    "the patch at every checkpoint."
-)
-
 
 def add(commands: Any) -> None:
-    """Give the command line these commands."""
+    """Register the commands."""
+    for register in (_add_evaluate, _add_grid, _add_transfer, _add_score, _add_analyze):
+        register(commands)
+
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = add_command(
         commands,
         "evaluate",
         _evaluate,
-        "measure a run's patch against its controls, held out",
-        "Every photograph of the split is shown with the trained patch, without, and with benign prints "
-        "(noise, a flat print, the patch's pixels shuffled), on the same samples. It prints success with "
-        "intervals, and leaves in the run folder tables/test.csv and .parquet, a row per photograph and "
-        "draw, tables/test.summary.json, figures/test.png and figures/test-effects.png.",
+        "measure a run's patch against its controls, on held-out images",
+        "Every image of the split is shown with the trained patch, without a patch, and with control patches "
+        "(noise, a flat print, the patch's pixels shuffled), on the same samples. The command prints success "
+        "rates with intervals. It writes into the run folder: tables/test.csv and .parquet, one row per "
+        "image and draw; tables/test.summary.json; figures/test.png and figures/test-effects.png.",
+        ("evaluate runs/20260101-120000-study", "evaluate runs/20260101-120000-study --checkpoint last"),
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
-    _take_checkpoint(evaluate)
+    take_checkpoint(evaluate)
 
-    score = add_command(
-        commands,
-        "score",
-        _score,
-        "score detections of any program against ground truth, both in COCO's JSON format",
-        "AP is COCO's: the best 100 detections per image and class, whatever their score; classes without "
-        "objects have none. Objects marked iscrowd do not count.",
-    )
-    score.add_argument("truth", metavar="GT.json", help="images, annotations and categories")
-    score.add_argument(
-        "detections", metavar="DETECTIONS.json", help="a list of image_id, category_id, bbox, score"
-    )
-    score.add_argument("--iou", type=float, default=0.5, help="overlap of a match (default: 0.5)")
-    score.add_argument("--score", type=float, default=0.5, help="threshold for recall (default: 0.5)")
 
+def _add_grid(commands: Any) -> None:
     grid = add_command(
         commands,
         "grid",
         _grid,
         "measure a run's patch in every combination of sampled values",
-        "VALUES are numbers, as a list -1,0,1 or as LOW:HIGH:COUNT; true and false are 1 and 0. Paths are "
-        "those of the columns `sample/...` of a table, such as camera/exposure/stops; all else is drawn as "
-        "ever, and alike in every cell.",
+        "VALUES are numbers: a list -1,0,1 or a range LOW:HIGH:COUNT; true and false are 1 and 0. A PATH is "
+        "a column `sample/...` of a table without that prefix. All other values are drawn by "
+        "the same keys in every cell. The command writes a table, heat maps of all pairs of axes and images "
+        "of the weakest and strongest cells.",
+        (
+            "grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5",
+            "grid RUN --over camera/exposure/stops=-1,0,1 --over camera/blur/sigma_px=0:2:3",
+        ),
     )
     grid.add_argument("run_folder", metavar="RUN", help="the run folder")
     grid.add_argument(
         "--over", metavar="PATH=VALUES", action="append", required=True, help="an axis; may be repeated"
     )
-    _take_checkpoint(grid)
+    take_checkpoint(grid)
 
+
+def _add_transfer(commands: Any) -> None:
     transfer = add_command(
-        commands, "transfer", _transfer, "measure the patch of every run on the victim of every other"
+        commands,
+        "transfer",
+        _transfer,
+        "measure the patch of every run on the victim of every other run",
+        "All runs must use the same images. The command prints a table and writes it as JSON and as a heat "
+        "map.",
+        (
+            "transfer runs/20260101-120000-a runs/20260101-130000-b",
+            "transfer runs/*-a runs/*-b --also runs/*-ensemble --out figures/transfer",
+        ),
     )
     transfer.add_argument(
         "run_folders", metavar="RUN", nargs="+", help="runs whose patches meet their victims"
@@ -76,17 +77,50 @@ def add(commands: Any) -> None:
     transfer.add_argument(
         "--also", metavar="RUN", nargs="+", default=(), help="runs of which only the patch is measured"
     )
-    _take_checkpoint(transfer)
+    take_checkpoint(transfer)
     transfer.add_argument(
         "--out", metavar="FILE", help="FILE.png and FILE.json (default: transfer, beside the first run)"
     )
 
+
+def _add_score(commands: Any) -> None:
+    score = add_command(
+        commands,
+        "score",
+        _score,
+        "score the detections of any program against ground truth, both in COCO's JSON format",
+        "Average precision is COCO's: the best 100 detections per image and class, whatever their score. A "
+        "class without objects has none. Objects marked iscrowd do not count.",
+        (
+            "score truth.json detections.json",
+            "score truth.json detections.json --iou 0.75 --score 0.4",
+        ),
+    )
+    score.add_argument("truth", metavar="GT.json", help="images, annotations and categories")
+    score.add_argument(
+        "detections", metavar="DETECTIONS.json", help="a list of image_id, category_id, bbox, score"
+    )
+    score.add_argument("--iou", type=float, default=0.5, help="overlap of a match, 0..1 (default: 0.5)")
+    score.add_argument(
+        "--score", type=float, default=0.5, help="score threshold of the recall, 0..1 (default: 0.5)"
+    )
+
+
+def _add_analyze(commands: Any) -> None:
     analyze = add_command(
         commands,
         "analyze",
         _analyze,
-        "say which sampled values matter, and draw the run's rows and steps",
-        _ANALYZE,
+        "rank the sampled values by their importance, and draw the run's rows and steps",
+        "A random forest learns the metric from the sampled values (angles, stops and so on) and predicts it "
+        "for held-out images. The score is the share of variance that it predicts: if that may be 0, the "
+        "importances mean nothing. The importance of a column is the score lost when that column is "
+        "shuffled. figures/scatter.html opens in any browser, offline; figures/training.gif shows the "
+        "patch at every checkpoint.",
+        (
+            "analyze runs/20260101-120000-study",
+            "analyze runs/20260101-120000-study --metric best_score/delta/noise",
+        ),
     )
     analyze.add_argument("run_folder", metavar="RUN", help="the run folder")
     analyze.add_argument(
@@ -97,11 +131,6 @@ def add(commands: Any) -> None:
     analyze.add_argument(
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
     )
-
-
-def _take_checkpoint(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--split", choices=("test", "validation"), default="test", help="(default: test)")
-    command.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -121,7 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     rate = rates.rates[PATCH]
     if rate.count:
         wished = num_photographs(rate.value, 0.1)
-        console.print(f"for an interval of +-5 points: about {wished} photographs ({rate.photographs} here)")
+        console.print(f"for an interval of +-5 points: about {wished} images ({rate.photographs} here)")
     for name in (f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png"):
         say(f"  {run.folder / name}")
     return 0
@@ -154,7 +183,7 @@ def _grid(options: argparse.Namespace) -> int:
 
 
 def _read_axis(text: str) -> tuple[str, list[float]]:
-    """`path=-1,0,1` or `path=-1:1:5`."""
+    """Read `path=-1,0,1` or `path=-1:1:5`."""
     path, _, values = text.partition("=")
     try:
         if ":" in values:
@@ -204,11 +233,9 @@ def _analyze(options: argparse.Namespace) -> int:
         patches = make_patches(pipeline, params)
         return {name: patch for entries in patches.values() for name, patch in entries.items()}
 
-    photographs = {
-        int(i): p for i, p in zip(table["image_id"], table["path"], strict=True) if Path(p).is_file()
-    }
+    images = {int(i): p for i, p in zip(table["image_id"], table["path"], strict=True) if Path(p).is_file()}
     with run.locked():
-        analysis.scatter(table, page, x=first, y=metric, images=photographs)
+        analysis.scatter(table, page, x=first, y=metric, images=images)
         viz.animate(run.folder, animation, decode)
     for path in (page, animation):
         say(f"  {path}")

@@ -1,4 +1,4 @@
-"""What was logged is run again."""
+"""The command that reruns logged rows and updates."""
 
 import argparse
 import math
@@ -16,16 +16,21 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Give the command line these commands."""
+    """Register the command."""
     replay = add_command(
         commands,
         "replay",
         _replay,
-        "rerun logged images from their logged samples",
-        "Photographs, samples, results and composed images are compared, images by their digests, which is "
-        "what a table holds of them. With --set, other values are taken than were sampled: what differs then "
-        "is what they change. Paths are those of the columns `sample/...`; fpatch grid does so to every "
-        "photograph, with intervals.",
+        "rerun logged rows from their recorded samples, and compare",
+        "Original images, samples, results and composed images are compared; of images a table holds "
+        "digests. With --set, a sampled value is replaced: the differences are its effect. A PATH is a "
+        "column `sample/...` of a table without that prefix. `fpatch grid` does so for every image, with "
+        "intervals.",
+        (
+            "replay runs/20260101-120000-study --verify",
+            "replay RUN --rows 3 --out seen --set camera/exposure/stops=-2",
+            "replay RUN --step 100",
+        ),
     )
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
     replay.add_argument(

@@ -1,4 +1,4 @@
-"""What is done with a study: it is described, examined and trained."""
+"""Commands on studies: demo, describe, doctor, train, resume."""
 
 import argparse
 from pathlib import Path
@@ -10,42 +10,80 @@ from fpatch.cli.tables import stage_table
 
 
 def add(commands: Any) -> None:
-    """Give the command line these commands."""
+    """Register the commands."""
+    for register in (_add_demo, _add_describe, _add_doctor, _add_train, _add_resume):
+        register(commands)
+
+
+def _add_demo(commands: Any) -> None:
     demo = add_command(
-        commands, "demo", _demo, "render scenes, train a victim and a patch against it, and measure it"
+        commands,
+        "demo",
+        _demo,
+        "render scenes, train a victim and a patch against it, and measure it",
+        "Nothing is downloaded. Scenes and victims are cached, so that a second demo is quicker.",
+        ("demo --quick", "demo --runs demo-runs --seed 1"),
     )
     demo.add_argument("--quick", action="store_true", help="one smaller victim: about a minute")
     demo.add_argument("--runs", default="runs", help="folder of run folders (default: runs)")
     demo.add_argument(
         "--mlflow-uri", help="an MLflow server (default: a local SQLite file in the runs folder)"
     )
-    demo.add_argument(
-        "--seed", type=int, default=0, help="of the scenes, the victims and the patch (default: 0)"
+    demo.add_argument("--seed", type=int, default=0, help="seed of scenes, victims and patch (default: 0)")
+
+
+def _add_describe(commands: Any) -> None:
+    describe = add_command(
+        commands,
+        "describe",
+        _describe,
+        "print a study: its stages in order, the inputs they need and what is minimized",
+        OVERRIDES,
+        ("describe study.toml", "describe study.toml --phase test --mermaid"),
     )
-
-    train = add_command(commands, "train", _train, "train a patch as a study file says", OVERRIDES)
-    train.add_argument("config", metavar="CONFIG.toml", help="the study")
-    train.add_argument("--mlflow-uri", help="an MLflow server instead of what the study says")
-
-    resume = add_command(commands, "resume", _resume, "go on with a run that was stopped, to the bit")
-    resume.add_argument("run_folder", metavar="RUN", help="the run folder")
-
-    describe = add_command(commands, "describe", _describe, "say what a study is, stage by stage", OVERRIDES)
     describe.add_argument("config", metavar="CONFIG.toml", help="the study")
     describe.add_argument("--phase", help="only the nodes alive in it: train, validation, test, ...")
-    describe.add_argument("--mermaid", action="store_true", help="a Mermaid diagram instead")
+    describe.add_argument("--mermaid", action="store_true", help="print a Mermaid diagram instead")
 
+
+def _add_doctor(commands: Any) -> None:
     doctor = add_command(
         commands,
         "doctor",
         _doctor,
-        "say why a patch would not learn: send one through every stage, and follow its gradient back",
-        "Exit code 1 if the patch could not learn or not be measured, 0 with warnings at most. " + OVERRIDES,
+        "find out why a patch would not learn: follow one batch and its gradient through every stage",
+        f"Exit code 1 if the patch could not learn or not be measured, 0 with warnings at most. {OVERRIDES}",
+        ("doctor study.toml", "doctor study.toml --rows 64 --optimizer.learning_rate 0.01"),
     )
     doctor.add_argument("config", metavar="CONFIG.toml", help="the study")
     doctor.add_argument(
-        "--rows", type=int, default=16, help="photographs of each split that are looked at (default: 16)"
+        "--rows", type=int, default=16, help="number of images examined in each split (default: 16)"
     )
+
+
+def _add_train(commands: Any) -> None:
+    train = add_command(
+        commands,
+        "train",
+        _train,
+        "train a patch as a study file says, into a new run folder",
+        OVERRIDES,
+        ("train study.toml", "train study.toml --train.num_steps 1000 --optimizer.learning_rate 0.1"),
+    )
+    train.add_argument("config", metavar="CONFIG.toml", help="the study")
+    train.add_argument("--mlflow-uri", help="an MLflow server instead of the study's own setting")
+
+
+def _add_resume(commands: Any) -> None:
+    resume = add_command(
+        commands,
+        "resume",
+        _resume,
+        "resume a stopped run from its last checkpoint",
+        "The patch will be that of an uninterrupted run, bit for bit; differences that prevent it are named.",
+        ("resume runs/20260101-120000-study",),
+    )
+    resume.add_argument("run_folder", metavar="RUN", help="the run folder")
 
 
 def _demo(options: argparse.Namespace) -> int:

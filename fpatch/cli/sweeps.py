@@ -1,4 +1,4 @@
-"""A study's settings are searched, and a sweep that was started is seen to."""
+"""The command that starts, resumes and reads sweeps."""
 
 import argparse
 from pathlib import Path
@@ -10,23 +10,31 @@ from fpatch.cli.tables import settings_table, trials_table
 
 
 def add(commands: Any) -> None:
-    """Give the command line these commands."""
+    """Register the command."""
     sweep = add_command(
         commands,
         "sweep",
         _sweep,
-        "search a study's settings for the best objective, or see to a sweep that was started",
+        "search the settings of a study for the best objective; resume or read a sweep",
         "WHAT is a study in TOML with the sections [space] and [sweep], or one of: status, the table of "
-        "trials; best, the best one; export, its study as TOML; resume, to go on; fetch, to bring one back "
-        "from its storage. " + OVERRIDES,
+        "trials; best, the best trial; export, its study as TOML; resume, which continues a sweep; fetch, "
+        f"which copies one from its storage. {OVERRIDES}",
+        (
+            "sweep study.toml --sweep.num_trials 24",
+            "sweep status runs/20260101-120000-study-sweep",
+            "sweep resume runs/20260101-120000-study-sweep --num-trials 48",
+            "sweep export runs/20260101-120000-study-sweep --out best.toml",
+        ),
     )
     sweep.add_argument("what", metavar="WHAT", help="CONFIG.toml, status, best, export, resume or fetch")
     sweep.add_argument("run_folder", metavar="RUN", nargs="?", help="the folder of the sweep; fetch: its URI")
-    sweep.add_argument("--trial", metavar="NAME", help="export: this one instead of the best, e.g. 0003")
-    sweep.add_argument("--out", metavar="FILE", help="export: where to (default: the terminal)")
-    sweep.add_argument("--config", metavar="CONFIG.toml", help="resume: refuse if this is another sweep now")
-    sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: so many in all")
-    sweep.add_argument("--runs", metavar="FOLDER", help="fetch: the folder that will hold it (default: runs)")
+    sweep.add_argument("--trial", metavar="NAME", help="export: a trial, e.g. 0003 (default: the best)")
+    sweep.add_argument("--out", metavar="FILE", help="export: the file to write (default: the terminal)")
+    sweep.add_argument(
+        "--config", metavar="CONFIG.toml", help="resume: refuse if the file describes another sweep"
+    )
+    sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: total number of trials")
+    sweep.add_argument("--runs", metavar="FOLDER", help="fetch: folder to copy into (default: runs)")
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -104,7 +112,7 @@ def _sweep_status(options: argparse.Namespace) -> int:
     going, plan = journal.is_locked, tune.read_plan(journal)
     console.print(trials_table(plan, journal.entries(), num_rows=None, going=going))
     if not going and any(entry.outcome is None for entry in journal.entries()):
-        say(f"go on with: fpatch sweep resume {journal.folder}")
+        say(f"resume with: fpatch sweep resume {journal.folder}")
     return 0
 
 

@@ -69,15 +69,15 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     if not found:
         table.caption = (
             f"nothing can be measured: without a patch the victim is right in none of {clean.count} rows "
-            f"({clean.photographs} photographs); `fpatch doctor` looks for the reason"
+            f"({clean.photographs} images); `fpatch doctor` looks for the reason"
         )
         return table
     first = (
         f"success: not found with the print, among the {found} of {clean.count} rows ({clean.photographs} "
-        "photographs) found without; brackets are 95 % intervals over photographs"
+        "images) found without; brackets are 95 % intervals over images"
     )
     if clean.photographs < FEW_PHOTOGRAPHS:
-        first += f"; with fewer than {FEW_PHOTOGRAPHS} photographs they are rough at best"
+        first += f"; with fewer than {FEW_PHOTOGRAPHS} images they are rough at best"
     missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
     sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
     if rates.drop:
@@ -125,10 +125,10 @@ def transfer_table(found: "Transfer") -> Table:
     counted = ", ".join(
         f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
     )
-    photographs = next(iter(found.clean.values())).photographs
+    images = next(iter(found.clean.values())).photographs
     table.caption = (
-        f"success: not found with the print, among the rows found without ({counted}; {photographs} "
-        "photographs); brackets are 95 % intervals over photographs"
+        f"success: not found with the print, among the rows found without ({counted}; {images} "
+        "images); brackets are 95 % intervals over images"
     )
     table.caption_justify = "left"
     return table
@@ -153,7 +153,7 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
         values = (f"{value:g}" for value in cell.values.values())
         counted = f"{rates['patch'].count} of {clean.count}"
         table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
-    table.caption, table.caption_justify = "brackets are 95 % intervals over photographs", "left"
+    table.caption, table.caption_justify = "brackets are 95 % intervals over images", "left"
     return table
 
 
@@ -165,7 +165,7 @@ def trials_table(
     Args:
         plan: Of the sweep.
         entries: Its trials.
-        num_rows: At most so many; None: all.
+        num_rows: The most rows; None: all.
         going: Whether the sweep runs: what has no outcome is "running" then, and else "interrupted".
     """
     objective, sign = plan.sweep.objective, plan.sweep.sign
@@ -195,7 +195,7 @@ def trials_table(
         table.add_row(entry.trial.name, status(entry), value, spread, step, *map(Text, cells))
     counts = [status(entry) for entry in entries]
     said = [f"{counts.count(s)} {s}" for s in order if s in counts]
-    sentences = [", ".join(said) + "; +- is a standard error over photographs"]
+    sentences = [", ".join(said) + "; +- is a standard error over images"]
     sentences += [
         f"{e.trial.name} failed: {e.outcome.error}" for e in entries if e.outcome and e.outcome.error
     ]
@@ -206,7 +206,7 @@ def trials_table(
 def settings_table(plan: "Plan", entry: "Entry") -> Table:
     """A trial: its objective, and every setting that varied by its whole name."""
     error = entry.error
-    spread = f" +- {error:.2g}, a standard error over photographs" if error == error else ""
+    spread = f" +- {error:.2g}, a standard error over images" if error == error else ""
     table = Table(
         title=f"{plan.study.name}, trial {entry.trial.name}", title_justify="left", show_header=False
     )
@@ -230,7 +230,7 @@ def _last_parts(names: Iterable[str]) -> list[str]:
 
 
 def stage_table(diagnosis: "Diagnosis") -> Table:
-    """What a test patch does at every stage of training."""
+    """The effect of a test patch at every stage of training."""
     table = Table(title="one batch, stage by stage", title_justify="left", title_style="bold")
     table.add_column("stage", no_wrap=True)
     table.add_column("writes", max_width=24)
@@ -253,14 +253,14 @@ def stage_table(diagnosis: "Diagnosis") -> Table:
 
 
 def importance_table(title: str, result: "Importances") -> RenderableType:
-    """What shuffling each sampled column costs, and how far to believe it."""
+    """The importance of each sampled column, and the score that it rests on."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("sampled column", no_wrap=True)
     table.add_column("importance", justify="right", no_wrap=True)
     for column in result.columns:
         table.add_row(column.column.removeprefix("sample/"), f"{column.mean:.3f} +- {column.std:.3f}")
     score = result.score
-    counted = f"{score.count} rows of {score.photographs} photographs"
+    counted = f"{score.count} rows of {score.photographs} images"
     sentences = [
         f"held-out score {score.value:.3f} [{score.low:.3f}, {score.high:.3f}] on {counted}",
         *(f"warning: {sentence}" for sentence in result.warnings),

@@ -60,7 +60,7 @@ QUICK = Size({"train": 1000, "validation": 32, "test": 150}, ((96, 96),), 250, 1
 
 
 class Result(NamedTuple):
-    """What is known of one victim and the patch trained against it."""
+    """The results of one victim and of the patch trained against it."""
 
     run: Run
     study: Study
@@ -107,7 +107,7 @@ def prepare_study(
         mlflow: Tracking URI; true: a local SQLite file; false: none.
         seed: Of the patch.
         number: Of the victim, whose seed it is added to.
-        on_progress: Told of progress.
+        on_progress: Called with the progress of each task.
     """
     weights = cached_victim(cache_folder(), scenes, size, seed + number, name, on_progress)
     return write_study(runs, name, scenes, weights, size, mlflow, seed)
@@ -138,7 +138,7 @@ def open_scenes(scenes: Path, size: Size, painted: Path | None = None) -> Target
     Args:
         scenes: Their folder.
         size: Of the demo.
-        painted: A folder with other pictures of some of the scenes. Photographs keep their ids, and with them
+        painted: A folder with other pictures of some of the scenes. Images keep their ids, and with them
             their draws: the same cameras look at the painted truck.
     """
     if painted is not None:
@@ -238,7 +238,7 @@ def _precision(values: Mapping[str, Any]) -> float:
 
 
 def covered_share(test: TargetSet) -> float:
-    """Median over the photographs of the share of the object's box that all patches together cover."""
+    """Median over the images of the share of the object's box that all patches together cover."""
     batch = test.batch(test.image_ids)
     covered = (quad_area(batch["quads"]) * batch["quad_valid"]).sum(-1)
     return float((covered / box_area(batch["boxes"][:, 0])).median())

@@ -119,7 +119,7 @@ def train_victim(
         batch: Images per update, with replacement.
         learning_rate: Peak of the one-cycle schedule of AdamW.
         num_classes: Number of classes.
-        progress: Told after each step.
+        progress: Called after each step.
 
     Returns:
         The detector, in evaluation mode and with frozen parameters.

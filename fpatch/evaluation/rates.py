@@ -20,6 +20,7 @@ from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.intervals import TOO_FEW_PHOTOGRAPHS, Z
 
 Table = Mapping[str, np.ndarray]
+"""Columns of equal length by name, one entry per row."""
 
 SCORES = ("best_score", "score", "confidence")
 """Metrics that say how sure the victim is of the object; the first that a table has counts."""

@@ -1,4 +1,4 @@
-"""Start, resume and read sweeps: many runs of one study with varied settings."""
+"""Start and resume sweeps: many runs of one study with varied settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from typing import Any
 
 from fpatch.core.checks import nearest
 from fpatch.core.progress import Progress
-from fpatch.core.schema import decode, flatten, to_toml
+from fpatch.core.schema import decode, flatten
 from fpatch.runs.locks import RunError
 from fpatch.study.config import assign, read_toml, study_from_config, vary
 from fpatch.study.study import Study
-from fpatch.tune.folder.journal import Entry, Journal
+from fpatch.tune.folder.journal import Journal
 from fpatch.tune.folder.mirror import mirrored
 from fpatch.tune.folder.stores import check_storage
 from fpatch.tune.output.sweep_log import SweepLog
-from fpatch.tune.plan import Plan, best_entry, check_plan, check_resources, plan_from_config, trial_study
+from fpatch.tune.plan import Plan, check_plan, check_resources, plan_from_config
 from fpatch.tune.search.parsing import parse_space
 from fpatch.tune.search.space import Space
 from fpatch.tune.settings import Sweep
@@ -266,116 +266,3 @@ def _run(journal: Journal, plan: Plan, on_progress: Progress, resources: Mapping
             raise
         finally:
             log.close(finished)
-
-
-# -- reading a sweep ----------------------------------------------------------------------------------------
-
-
-def read_plan(journal: Journal, resources: Mapping[str, Any] | None = None) -> Plan:
-    """Read the plan of a sweep from its folder.
-
-    Args:
-        journal: The folder of the sweep.
-        resources: Live objects by "path/setting" of the pipeline.
-
-    Example:
-        >>> import tempfile
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
-        >>> from fpatch.tune import Journal, Sweep, parse_space, read_plan
-        >>> from fpatch.tune.plan import Plan
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
-        >>> plan = Plan(study, parse_space({"seed": (0, 9, "int")}), Sweep(num_trials=24))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     journal = Journal.create(folder, "tiny", plan.config)
-        ...     print(read_plan(journal).space.varied)
-        {'seed': Interval(low=0, high=9, log=False, integer=True)}
-    """
-    return plan_from_config(journal.config, resources)
-
-
-def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:
-    """Return a trial by name, or the best finished trial.
-
-    Args:
-        journal: The folder of the sweep.
-        plan: Its plan.
-        name: Name of the trial; None: the best.
-
-    Raises:
-        RunError: If no such trial exists, or none has finished.
-
-    Example:
-        >>> import tempfile
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
-        >>> from fpatch.tune import Journal, Sweep, find_entry, parse_space
-        >>> from fpatch.tune.folder.journal import Outcome, Point, Trial
-        >>> from fpatch.tune.plan import Plan
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
-        >>> plan = Plan(study, parse_space({"optimizer.learning_rate": (0.02, 0.4)}), Sweep(num_trials=24))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     journal = Journal.create(folder, "tiny", plan.config)
-        ...     for name, value in (("0000", 0.25), ("0001", 0.75)):
-        ...         journal.add(Trial(name, {"optimizer.learning_rate": 0.1}, seed=7))
-        ...         journal.add_point(name, Point(100, value, 0.02))
-        ...         journal.add_outcome(name, Outcome("finished", 0.0, 0.0))
-        ...     entry = find_entry(journal, plan)
-        >>> entry.trial.name, entry.value
-        ('0001', 0.75)
-    """
-    if name is None:
-        if (best := best_entry(journal, plan)) is None:
-            raise RunError(f"{journal.folder}: no trial has finished with a value; resume the sweep")
-        return best
-    if name not in journal.names():
-        raise RunError(f"{journal.folder} has no trial {name!r}; {nearest(name, journal.names())}")
-    return journal.entry(name)
-
-
-def export_trial(
-    folder: str | Path, name: str | None = None, resources: Mapping[str, Any] | None = None
-) -> str:
-    """Return the study of a trial in TOML; `fpatch train` makes the trial's patch from it, bit for bit.
-
-    Args:
-        folder: Folder of the sweep.
-        name: Name of the trial; None: the best.
-        resources: Live objects by "path/setting" of the pipeline.
-
-    Raises:
-        RunError: If no such trial exists.
-        ValueError: If the trial started with the state of another one, as in a population.
-
-    Example:
-        >>> import tempfile
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
-        >>> from fpatch.tune import Journal, Sweep, export_trial, parse_space
-        >>> from fpatch.tune.folder.journal import Trial
-        >>> from fpatch.tune.plan import Plan
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
-        >>> plan = Plan(study, parse_space({"optimizer.learning_rate": (0.02, 0.4)}), Sweep(num_trials=24))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     journal = Journal.create(folder, "tiny", plan.config)
-        ...     journal.add(Trial("0000", {"optimizer.learning_rate": 0.25}, seed=7))
-        ...     text = export_trial(journal.folder, "0000")
-        >>> [line for line in text.splitlines() if line.startswith(("seed", "learning_rate"))]
-        ['seed = 7', 'learning_rate = 0.25']
-    """
-    journal = Journal.open(folder)
-    plan = read_plan(journal, resources)
-    entry = find_entry(journal, plan, name)
-    if entry.trial.parent is not None:
-        raise ValueError(
-            f"trial {entry.trial.name} started with the state of trial {entry.trial.parent}, so no study "
-            f"alone makes its patch; take the patch itself: {journal.run_folder(entry.trial.name) / 'patch'}"
-        )
-    study = trial_study(plan, entry.trial, Path(plan.study.log.runs), resources)
-    return to_toml(study.config | {"pipeline": study.pipeline.given_config})

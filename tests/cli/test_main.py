@@ -69,7 +69,7 @@ def test_analyze(run, capsys, monkeypatch):
     said = out(capsys, "analyze", run.folder)
     assert said.startswith("test, found/delta ")
     assert re.search(r"camera/exposure/stops +\S+ +[1-9]\.\d+ \+- 0\.\d+", said)
-    assert "on 60 rows of 30 photographs" in said
+    assert "on 60 rows of 30 images" in said
     page, animation = (run.folder / f"figures/{name}" for name in ("scatter.html", "training.gif"))
     assert f"  {page}\n  {animation}\n" in said
     assert '"start":{"x":"sample/camera/exposure/stops","y":"found/delta"' in page.read_text()

@@ -94,7 +94,7 @@ def test_a_failed_write_keeps_the_checkpoint_before(empty, state, monkeypatch):
     for act in ("os.fsync", "os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(act, full)
-            with pytest.raises(OSError, match=r"last\.safetensors: No space left on device; what stood"):
+            with pytest.raises(OSError, match=r"last\.safetensors: No space left on device; its old content"):
                 empty.save_checkpoint("last", state._replace(step=8))
         assert (empty.folder / "checkpoints/last.safetensors").read_bytes() == before
         assert list(empty.folder.rglob("*.tmp")) == []

@@ -1,4 +1,4 @@
-"""What surfaces look like: colors, grain and prints. Colors are display values in 0..1."""
+"""Surfaces: colors, grain and prints. Colors are display values in 0..1."""
 
 import math
 

@@ -1,9 +1,9 @@
-"""Procedural photographs of a box truck, drawn with numpy alone.
+"""Procedural images of a box truck, drawn with numpy alone.
 
 A pinhole camera looks at a street: sky, ground, a road, buildings, trees, other boxes that cast the same
 kind of shadow, and one truck. The sides and the rear of its cargo box carry flat panels. What is printed on
 a panel is lit, hidden behind poles, blurred and made noisy like everything else, so that one scene can be
-photographed again with another print and nothing else changed.
+rendered again with another print and nothing else changed.
 
 For the frames of the world and of the picture see `fpatch.demo.world.solids`.
 """
@@ -30,7 +30,7 @@ PRINT_SIZE = {"side": (20, 36), "rear": (20, 20)}
 
 @dataclass(frozen=True)
 class Scene:
-    """One photograph and what is known about it.
+    """One image and its ground truth.
 
     Attributes:
         image: uint8 ``[h, w, 3]``.
@@ -53,7 +53,7 @@ def scene_rng(seed: int, index: int) -> np.random.Generator:
 def render(
     rng: np.random.Generator, size_hw: tuple[int, int], textures: Mapping[str, NDArray] | None = None
 ) -> Scene:
-    """Photograph one random scene.
+    """Render one random scene.
 
     Args:
         rng: The only source of randomness; generators in the same state give the same scene, bit for bit.

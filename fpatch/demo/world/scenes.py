@@ -76,7 +76,7 @@ def write_scenes(
         sizes_hw: Image sizes, taken in turn.
         textures: Prints for the panels, see `fpatch.demo.world.render.render`.
         workers: Number of processes.
-        progress: Told after each scene.
+        progress: Called after each scene.
 
     Returns:
         The folder, which holds ``images/<split>-00001.png`` and so on, ``placements.csv``, ``objects.csv``
@@ -130,16 +130,16 @@ def render_textured(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Path:
-    """Photograph the scenes of one split again with other prints on the panels and everything else the same.
+    """Render the scenes of one split again with other prints on the panels, all else equal.
 
     Args:
         scenes: A folder that `write_scenes` made.
         folder: Where the new target set goes; must not exist yet. Image names and tables are those of
             `scenes`.
-        split: The split to photograph.
+        split: The split to render.
         textures: Panel name to print; a panel without one keeps its own.
         workers: Number of processes, see `write_scenes`.
-        progress: Told after each scene.
+        progress: Called after each scene.
 
     Raises:
         FileNotFoundError: If `scenes` has no ``scenes.json``.

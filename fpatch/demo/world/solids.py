@@ -108,7 +108,7 @@ def bounds_of(points: NDArray) -> NDArray:
 
 
 def overlap(a: NDArray, b: NDArray) -> bool:
-    """Whether two xyxy boxes do."""
+    """Whether two xyxy boxes overlap."""
     return bool((a[:2] < b[2:]).all() and (b[:2] < a[2:]).all())
 
 

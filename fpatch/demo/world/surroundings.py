@@ -1,4 +1,4 @@
-"""What is around the truck: sky, ground and road, buildings, trees, cars, crates and poles."""
+"""The surroundings of the truck: sky, ground and road, buildings, trees, cars, crates and poles."""
 
 import math
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""What a sweep leaves to read: tables, figures, its log."""
+"""The table, the figures and the log of a sweep."""

@@ -1,1 +1,1 @@
-"""What a sweep searches, and what it tries next."""
+"""The search space and the proposers of a sweep."""

@@ -30,7 +30,7 @@ _MEETING_S = 300.0
 
 
 class Rendezvous(NamedTuple):
-    """What the first process of a trial sends to the others, so that they can join it.
+    """The message with which the first process of a trial invites the others.
 
     Attributes:
         folder: Folder of the sweep.
