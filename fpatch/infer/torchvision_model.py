@@ -101,7 +101,7 @@ def load_model(
         else:
             # the builder draws from no other generator, which is forked above
             torch.default_generator.manual_seed(seed)  # type: ignore[arg-type]
-            model, source = build(architecture, arguments), None
+            model, source = _build(architecture, arguments), None
     _refuse_unknown(architecture, model, arguments)
     if normalize and not is_detector:
         preset = (source or published["DEFAULT"]).transforms()
@@ -109,7 +109,7 @@ def load_model(
     return model.eval()
 
 
-def build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | None" = None) -> nn.Module:
+def _build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | None" = None) -> nn.Module:
     """Build the library's own network, without weights or with published ones."""
     from torchvision import models
 
@@ -143,7 +143,7 @@ def _from_network(
     # torch.hub does not check a file that was there before
     if not file_digest(path).startswith(path.stem.rpartition("-")[2]):
         raise ValueError(f"{path} is not the file that torchvision published; delete it")
-    return build(architecture, arguments, source), source
+    return _build(architecture, arguments, source), source
 
 
 def _from_file(
@@ -155,8 +155,8 @@ def _from_file(
     source = next((w for w in published if digest.startswith(Path(w.url).stem.rpartition("-")[2])), None)
     if source is not None:
         with _hub_of(path, Path(source.url).name):
-            return build(architecture, arguments, source), source
-    model = build(architecture, arguments)
+            return _build(architecture, arguments, source), source
+    model = _build(architecture, arguments)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes

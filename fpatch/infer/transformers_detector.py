@@ -48,7 +48,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """The mean and standard deviation of ImageNet."""
 
 
-class Family(NamedTuple):
+class _Family(NamedTuple):
     """The properties of a family of networks.
 
     Attributes:
@@ -63,17 +63,17 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "detr": Family("softmax"),
-    "table-transformer": Family("softmax"),
-    "yolos": Family("softmax", multiple=16),
-    "conditional_detr": Family("sigmoid"),
-    "deformable_detr": Family("sigmoid"),
-    "rt_detr": Family("sigmoid", normalize=False),
-    "rt_detr_v2": Family("sigmoid", normalize=False),
-    "d_fine": Family("sigmoid", normalize=False),
+    "detr": _Family("softmax"),
+    "table-transformer": _Family("softmax"),
+    "yolos": _Family("softmax", multiple=16),
+    "conditional_detr": _Family("sigmoid"),
+    "deformable_detr": _Family("sigmoid"),
+    "rt_detr": _Family("sigmoid", normalize=False),
+    "rt_detr_v2": _Family("sigmoid", normalize=False),
+    "d_fine": _Family("sigmoid", normalize=False),
 }
 
-SIZES = ({"shortest_edge", "longest_edge"}, {"height", "width"})
+_SIZES = ({"shortest_edge", "longest_edge"}, {"height", "width"})
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TransformersDetector:
     def __post_init__(self) -> None:
         if self.size is None:
             return
-        if set(self.size) not in SIZES:
+        if set(self.size) not in _SIZES:
             raise ValueError(
                 "transformers_detector(size) must hold shortest_edge and longest_edge, or height and width, "
                 f"got {dict(self.size)}"
@@ -135,7 +135,7 @@ def apply(config: TransformersDetector, patch_params: Params, sample: Sample, va
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
 
 
-def _family_of(model: nn.Module) -> tuple[Family, int]:
+def _family_of(model: nn.Module) -> tuple[_Family, int]:
     """Return the family of a network, by its own config, and the number of its labels."""
     own = getattr(model, "config", None)
     kind, num_labels = getattr(own, "model_type", None), getattr(own, "num_labels", None)
@@ -149,7 +149,7 @@ def _family_of(model: nn.Module) -> tuple[Family, int]:
 
 
 def prepare(
-    images: Float[Tensor, "b c h w"], size: Mapping[str, int] | None, family: Family
+    images: Float[Tensor, "b c h w"], size: Mapping[str, int] | None, family: _Family
 ) -> Float[Tensor, "b c height width"]:
     """Resize and normalize images as the family's image processor does."""
     if size is not None:
@@ -181,7 +181,7 @@ def target_size(image_size: Sequence[int], size: Mapping[str, int], multiple: in
     return (to_short, to_long) if image_size[0] <= image_size[1] else (to_long, to_short)
 
 
-def _read_logits(logits: Float[Tensor, "b n _"], family: Family, num_labels: int) -> Float[Tensor, "b n c"]:
+def _read_logits(logits: Float[Tensor, "b n _"], family: _Family, num_labels: int) -> Float[Tensor, "b n c"]:
     """Return the log-odds of the classes, without the class "no object"."""
     width = num_labels + (family.scores == "softmax")
     if logits.shape[-1] != width:

@@ -47,7 +47,7 @@ from fpatch.graph.stage import define, deterministic
 from fpatch.infer._boundary import check_victim, describe, run_victim, show_log_scores
 from fpatch.ops.detections import ABSENT, log_odds
 
-GRAY = 114 / 255
+_GRAY = 114 / 255
 """The level of the padding of a letterbox."""
 
 _EXPECTED = {
@@ -151,7 +151,7 @@ def fit_images(
     top, left = round((height - rows) / 2 - 0.1), round((width - columns) / 2 - 0.1)
     edges = (left, width - columns - left, top, height - rows - top)
     if any(edges):
-        images = F.pad(images, edges, value=GRAY)
+        images = F.pad(images, edges, value=_GRAY)
     return images, constant([left, top] * 2, images), constant([columns / w, rows / h] * 2, images)
 
 
