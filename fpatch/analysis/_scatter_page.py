@@ -1,4 +1,4 @@
-"""The page of `scatter`: HTML and script, into which plotly.js and the data are put."""
+"""The page of `scatter`: an HTML template with a script; plotly.js and the data are filled in."""
 
 from string import Template
 

@@ -1,4 +1,4 @@
-"""The rows of a table as dots on a page: any column against any other, in the color of a third."""
+"""A page with the rows of a table as dots: any column against any other, colored by a third."""
 
 import base64
 import html
@@ -32,24 +32,36 @@ def scatter(
     color: str | None = None,
     images: Mapping[int, str | os.PathLike[str] | Image.Image] | None = None,
 ) -> None:
-    """Write one HTML file that works offline: a dot per row, and lists to choose what the axes show.
+    """Write one HTML file that works offline: a dot per row, and menus for the columns of the axes.
 
-    Pointing at a dot shows its photograph, draw, results under every condition and sampled values. Columns of
-    digests and keys are left out. The file holds plotly.js (4.8 MB); 300 rows of 60 columns add about 0.2 MB,
+    Pointing at a dot shows its image, draw, results under every condition and sampled values. Columns of
+    digests and keys are left out. The file holds plotly.js (4.8 MB). 300 rows of 60 columns add about 0.2 MB,
     and a thumbnail up to 8 kB.
 
     Args:
-        table: Columns of equal length, as `Evaluation.table` or `Run.load_table` gives them.
+        table: Columns of equal length, such as `Evaluation.table` or the result of `Run.load_table`.
         path: HTML file; its folder is made if absent, an older file is replaced.
-        x: Column that the page starts with; None: the first that was sampled.
-        y: Likewise; None: the first difference to no patch.
-        color: Likewise; None: one color.
-        images: Shown as thumbnails, by `image_id`: files, or PIL images.
+        x: The column of the x axis at the start; None: the first sampled column.
+        y: The column of the y axis at the start; None: the first difference to no patch.
+        color: The column of the color at the start; None: one color.
+        images: Thumbnails by `image_id`: files, or PIL images.
 
     Raises:
-        ImportError: Without the extra `analysis`.
-        FileNotFoundError: An image is missing.
-        ValueError: For an unknown column, or an image that cannot be read.
+        ImportError: If the extra `analysis` is not installed.
+        FileNotFoundError: If an image is missing.
+        ValueError: If a column is unknown, or an image cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from fpatch import analysis
+        >>> table = {"image_id": np.array([0, 1]), "sample/blur/px": np.array([0.5, 2.0])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table |= {"found/patch": np.array([False, True]), "found/delta": np.array([-1.0, 0.0])}
+        ...     analysis.scatter(table, Path(folder, "page.html"))
+        ...     Path(folder, "page.html").read_text()[:15]
+        '<!doctype html>'
     """
     try:
         from plotly.offline import get_plotlyjs
@@ -81,14 +93,14 @@ def scatter(
 
 
 def _plain(column: np.ndarray) -> list[Any]:
-    """A column as JSON: no more digits than it has, and null for what is not finite."""
+    """Convert a column to JSON values: the digits of its type, and null for what is not finite."""
     if column.dtype.kind != "f":
         return column.tolist()
     return [float(str(value)) if np.isfinite(value) else None for value in column]
 
 
 def _thumbnail(source: str | os.PathLike[str] | Image.Image) -> str:
-    """A small JPEG of an image as a data URI."""
+    """Return a small JPEG of an image as a data URI."""
     picture = Image.fromarray(read_image(source).permute(1, 2, 0).numpy())
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     file = io.BytesIO()

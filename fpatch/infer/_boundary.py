@@ -1,8 +1,8 @@
-"""The boundary that victims stand behind: gradients reach the images and nothing else.
+"""The boundary around a victim: gradients reach the images and nothing else.
 
-A victim is any module. Behind the boundary its parameters are never given a gradient and its state is never
-written, whatever transformation runs outside; operators that know nothing of `torch.func` (roi_align, NMS)
-work under it, because inside there is only plain autograd.
+A victim is any module. Inside the boundary, its parameters get no gradient and its state is not written,
+under every transformation outside. Operators without `torch.func` support (roi_align, NMS) work under it,
+because plain autograd runs inside.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from fpatch.ops.detections import log_scores
 
 
 def check_victim(stage: str, model: Any) -> nn.Module:
-    """Refuse a victim that could change while it is attacked.
+    """Check that a victim cannot change during an attack, and return it.
 
     Raises:
         ValueError: If it is no module, or one of its parts is in training mode.
@@ -35,27 +35,38 @@ def check_victim(stage: str, model: Any) -> nn.Module:
 
 
 def call(model: Callable[[Tensor], Any], images: Tensor) -> Any:
-    """What a victim is asked where nothing stands before or behind it."""
+    """Call a victim without an adapter."""
     return model(images)
 
 
 def run_victim(
     model: nn.Module, images: Tensor, ask: Callable[[Callable[[Tensor], Any], Tensor], Any] = call
 ) -> Any:
-    """`ask(model, images)`, differentiable in the images only.
+    """Run a victim; its answer is differentiable in the images only.
 
     Args:
-        model: Its parameters are frozen.
+        model: The victim; its parameters stay frozen.
         images: [b, c, h, w].
-        ask: What an adapter does before and behind the model, inside the boundary; a pytree of tensors
-            [b, ...].
+        ask: The adapter `(model, images) -> answer`, which runs inside the boundary. It prepares the images
+            and decodes the answer.
+
+    Returns:
+        The answer of `ask`, a pytree of tensors [b, ...].
 
     Raises:
-        ValueError: If the victim passes no gradient on.
+        ValueError: If no answer depends on the images by autograd.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.infer._boundary import run_victim
+        >>> model, images = torch.nn.Conv2d(3, 1, 1).eval(), torch.ones(2, 3, 4, 4, requires_grad=True)
+        >>> run_victim(model, images).sum().backward()
+        >>> images.grad.shape, model.weight.grad
+        (torch.Size([2, 3, 4, 4]), None)
     """
     if not torch.is_grad_enabled():
         return ask(model, images)
-    if torch.compiler.is_compiling():  # which cannot trace plain autograd inside a function of its own
+    if torch.compiler.is_compiling():  # the compiler cannot trace plain autograd inside a custom function
         frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
         return ask(lambda x: torch.func.functional_call(model, frozen, (x,)), images)
     structure: list[Any] = []
@@ -75,7 +86,7 @@ def run_victim(
 
 
 def describe(answer: Any) -> str:
-    """The shapes of an answer, for errors."""
+    """Return the shapes of an answer, for errors."""
     if isinstance(answer, Tensor):
         return str(list(answer.shape))
     if isinstance(answer, Mapping):
@@ -86,7 +97,7 @@ def describe(answer: Any) -> str:
 
 
 def show_logits(config: Any, values: Values, control_values: Values) -> Values:
-    """The highest logit of every dense box."""
+    """Return the highest logit of every dense box, with the patch and without."""
     return {
         f"logits/{name}": shown["detections"]["dense"]["logits"].amax(-1).flatten()
         for name, shown in (("patch", values), ("none", control_values))
@@ -94,7 +105,7 @@ def show_logits(config: Any, values: Values, control_values: Values) -> Values:
 
 
 def show_log_scores(config: Any, values: Values, control_values: Values) -> Values:
-    """The logarithm of the highest score of every dense box."""
+    """Return the logarithm of the highest score of every dense box, with the patch and without."""
     return {
         f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
         for name, shown in (("patch", values), ("none", control_values))
@@ -102,7 +113,7 @@ def show_log_scores(config: Any, values: Values, control_values: Values) -> Valu
 
 
 class _Boundary(torch.autograd.Function):
-    """Runs a function on detached images with plain autograd, and keeps that graph for the backward."""
+    """Run a function on detached images with plain autograd, and keep its graph for the backward pass."""
 
     @staticmethod
     def forward(function: Any, images: Tensor) -> Any:
@@ -134,7 +145,7 @@ class _Boundary(torch.autograd.Function):
 
 
 class _Pullback(torch.autograd.Function):
-    """From the outputs' gradients to the images'; the graph is plain, whatever wraps the gradients."""
+    """Pull the gradients of the outputs back to the images, through the plain graph."""
 
     @staticmethod
     def forward(graph: tuple[Tensor, tuple[Tensor, ...]], *grads: Tensor) -> Tensor:

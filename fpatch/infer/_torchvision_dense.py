@@ -1,4 +1,4 @@
-"""What torchvision's detectors say before they suppress, by the library's own parts."""
+"""Dense detections of torchvision's detectors, before suppression, by the library's own parts."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _Answer = tuple[Tensor, Tensor]
 
 
 class Dense(nn.Module):
-    """From images [b, 3, h, w] to the dense detections of one of the `FAMILIES`."""
+    """A module from images [b, 3, h, w] to the dense detections of one of the `FAMILIES`."""
 
     model: Any
 
@@ -33,7 +33,7 @@ class Dense(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """`boxes` and `logits`."""
+        """Return `boxes` and `logits`."""
         model, family = self.model, next(family for family in FAMILIES if isinstance(self.model, family))
         resized, _ = model.transform(list(images))
         features = model.backbone(resized.tensors)
@@ -46,9 +46,9 @@ class Dense(nn.Module):
 
 
 def _faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tensor]) -> _Answer:
-    """Every proposal, with a box and the log-odds of every class.
+    """Return every proposal, with a box and the log-odds of every class.
 
-    Padding of the proposals has no size, nor has what is decoded from it.
+    The proposals are padded with boxes of size 0, which decode to boxes of size 0.
     """
     rpn: Any = model.rpn
     heads: Any = model.roi_heads
@@ -66,29 +66,29 @@ def _faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tenso
 
 
 def _retinanet(model: RetinaNet, images: ImageList, features: dict[str, Tensor]) -> _Answer:
-    """Every anchor, with a sigmoid per class."""
-    said = model.head(list(features.values()))
-    return _decode(model, images, features, said["bbox_regression"]), said["cls_logits"]
+    """Return every anchor, with a sigmoid per class."""
+    answer = model.head(list(features.values()))
+    return _decode(model, images, features, answer["bbox_regression"]), answer["cls_logits"]
 
 
 def _fcos(model: FCOS, images: ImageList, features: dict[str, Tensor]) -> _Answer:
-    """Every place, with the geometric mean of a class and of the centerness as the score."""
-    said = model.head(list(features.values()))
-    log_scores = (F.logsigmoid(said["cls_logits"]) + F.logsigmoid(said["bbox_ctrness"])) / 2
-    return _decode(model, images, features, said["bbox_regression"]), log_odds_of_log(log_scores)
+    """Return every place; its score is the geometric mean of the class and the centerness."""
+    answer = model.head(list(features.values()))
+    log_scores = (F.logsigmoid(answer["cls_logits"]) + F.logsigmoid(answer["bbox_ctrness"])) / 2
+    return _decode(model, images, features, answer["bbox_regression"]), log_odds_of_log(log_scores)
 
 
 def _ssd(model: SSD, images: ImageList, features: dict[str, Tensor]) -> _Answer:
-    """Every default box, with a softmax over the classes."""
-    said = model.head(list(features.values()))
-    boxes = _decode(model, images, features, said["bbox_regression"])
-    return boxes, _softmax_without_background(said["cls_logits"])
+    """Return every default box, with a softmax over the classes."""
+    answer = model.head(list(features.values()))
+    boxes = _decode(model, images, features, answer["bbox_regression"])
+    return boxes, _softmax_without_background(answer["cls_logits"])
 
 
 def _decode(
     model: FCOS | RetinaNet | SSD, images: ImageList, features: dict[str, Tensor], codes: Tensor
 ) -> Tensor:
-    """Boxes [b, n, 4] inside the image, from what was said about every anchor."""
+    """Decode the codes of every anchor to boxes [b, n, 4], clipped to the image."""
     anchors = torch.cat(model.anchor_generator(images, list(features.values())))
     coder: Any = model.box_coder
     decode_flat = coder.decode if isinstance(model, FCOS) else coder.decode_single
@@ -97,7 +97,7 @@ def _decode(
 
 
 def _softmax_without_background(class_logits: Tensor) -> Tensor:
-    """Log-odds [..., c], those of class 0 `ABSENT`."""
+    """Return the log-odds [..., c]; class 0, the background, is `ABSENT`."""
     return F.pad(softmax_log_odds(class_logits)[..., 1:], (1, 0), value=ABSENT)
 
 

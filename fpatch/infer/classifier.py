@@ -1,4 +1,4 @@
-"""A classifier as victim."""
+"""A classifier as the victim."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,23 @@ from fpatch.infer._boundary import check_victim, describe, run_victim
 
 @dataclass(frozen=True)
 class Classifier:
-    """The victim.
+    """Settings of `infer.classifier`: the victim.
+
+    The stage writes `logits` [b, c], differentiable in the images.
 
     Attributes:
         model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> logits [b, c]; or the `Resource`
             that makes one.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import infer
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+        >>> infer.classifier(model).apply({}, {}, {"image": torch.ones(2, 3, 4, 4)})["logits"].shape
+        torch.Size([2, 5])
+
+    Raises:
+        ValueError: If the model is in training mode or answers another shape, when the stage runs.
     """
 
     model: Resource | nn.Module

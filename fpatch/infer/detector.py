@@ -1,4 +1,4 @@
-"""A detector as victim: dense boxes and logits, before any suppression, with no gradient cut."""
+"""A detector as the victim: dense boxes and logits before suppression, differentiable in the images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,28 @@ from fpatch.infer._boundary import check_victim, describe, run_victim, show_logi
 
 @dataclass(frozen=True)
 class Detector:
-    """The victim.
+    """Settings of `infer.detector`: the victim.
+
+    The stage writes `detections`, whose entry `dense` is the model's answer.
 
     Attributes:
-        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> {"boxes" [b, n, 4] xyxy in pixels
-            of the image, or [b, n, c, 4] where every class has its own; "logits" [b, n, c]; "objectness"
-            [b, n], if it has one}. Or the `Resource` that makes one.
+        model: A module in evaluation mode, or the `Resource` that makes one. From images [b, 3, h, w] in 0..1
+            it answers {"boxes", "logits" [b, n, c]} and maybe "objectness" [b, n], as log-odds. Boxes are
+            xyxy in pixels of the image, [b, n, 4], or [b, n, c, 4] if every class has its own.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import infer
+        >>> class Bright(torch.nn.Module):  # one box per image; its logit is the mean of the pixels
+        ...     def forward(self, images):
+        ...         boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).expand(len(images), 1, 4)
+        ...         return {"boxes": boxes, "logits": images.mean((1, 2, 3))[:, None, None]}
+        >>> values = {"image": torch.ones(2, 3, 8, 8)}
+        >>> infer.detector(Bright().eval()).apply({}, {}, values)["detections"]["dense"]["logits"].shape
+        torch.Size([2, 1, 1])
+
+    Raises:
+        ValueError: If the model is in training mode or answers another form, when the stage runs.
     """
 
     model: Resource | nn.Module
@@ -31,7 +47,7 @@ def apply(config: Detector, patch_params: Params, sample: Sample, values: Values
 
 
 def _check_dense(answer: Any, num_rows: int) -> Mapping[str, Tensor]:
-    """Refuse an answer of another form, before a loss stumbles over it."""
+    """Check the form of an answer, and return it."""
     parts = answer if isinstance(answer, Mapping) else {}
     shapes = {name: tuple(part.shape) for name, part in parts.items() if isinstance(part, Tensor)}
     logits = shapes.get("logits", ())

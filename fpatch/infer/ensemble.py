@@ -1,4 +1,4 @@
-"""Several victims of one patch, each with losses and metrics of its own."""
+"""Several victims of one patch, each with its own losses and metrics."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
@@ -10,11 +10,11 @@ from fpatch.graph.stage import Stage
 def ensemble(
     victims: Mapping[str, Stage | Node] | Sequence[Stage | Node], stages: Mapping[str, Stage | Node]
 ) -> dict[str, dict[str, Node]]:
-    """A group of a pipeline for each victim: the victim, and all that reads its answers.
+    """Make a group of nodes for each victim: the victim, and the stages that read its answers.
 
-    What is written in a group belongs to it: the group `small` of `victims` writes
-    `victims/small/detections` and the term `victims/small/vanish`, which `losses.ensemble` joins with those
-    of the other groups. What no stage of the group writes (`image`, `boxes`) is that of the pipeline.
+    A group writes names of its own: `small` in `victims` writes `victims/small/detections` and the term
+    `victims/small/vanish`. `losses.ensemble` joins this term with those of the other groups. Names that no
+    stage of the group writes, such as `image` and `boxes`, are read from the pipeline.
 
         "victims": infer.ensemble(
             {"small": infer.detector(a), "large": infer.detector(b)},
@@ -23,12 +23,25 @@ def ensemble(
         "vanish": losses.ensemble(("victims/small/vanish", "victims/large/vanish"), how="worst"),
 
     Args:
-        victims: By name; a list is numbered from 0. A victim that is a node with phases is alive in these
-            only, and so are its stages: `node(c, phases={"eval"})` is measured and never trained on.
-        stages: What every victim is followed by, in order.
+        victims: The victims by name; a list is numbered from 0. A victim that is a node with phases runs in
+            these phases only, and so do its stages: `node(c, phases={"eval"})` is evaluated, not trained on.
+        stages: The stages that follow every victim, in order.
+
+    Returns:
+        The groups by the victim's name, as a part of a pipeline.
 
     Raises:
         ValueError: If there is no victim, or one of the stages is called "victim".
+
+    Example:
+        >>> import torch
+        >>> from fpatch import infer, losses
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+        >>> groups = infer.ensemble([infer.classifier(model)] * 2, {"loss": losses.misclassify()})
+        >>> {name: list(group) for name, group in groups.items()}
+        {'0': ['victim', 'loss'], '1': ['victim', 'loss']}
+        >>> groups["0"]["loss"].reads["logits"]  # the group's own
+        './logits'
     """
     named = victims if isinstance(victims, Mapping) else {str(i): v for i, v in enumerate(victims)}
     if not named:

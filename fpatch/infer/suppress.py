@@ -1,8 +1,8 @@
 """Non-maximum suppression: from dense detections to a fixed number of final ones.
 
-Greedy, per class, among the best candidates, and over all rows at once: each of the m steps takes the best
-one left in every row. No row's result depends on another's (offsets by row, the usual trick, would change the
-last bits of the boxes).
+The suppression is greedy, per class, among the best candidates, and runs over all rows at once. Each of the m
+steps takes the best candidate left in every row. No row depends on another: the usual trick, offsets by row,
+would change the last bits of the boxes.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,30 @@ from fpatch.ops.geometry import pairwise_iou
 
 @dataclass(frozen=True)
 class Suppress:
-    """What is kept.
+    """Settings of `infer.suppress`: the detections that are kept.
+
+    The stage adds the entry `final` to `detections`: `boxes` [b, m, 4] xyxy in pixels of the image, `scores`,
+    `labels` and `valid` [b, m], with zeros where there are fewer than m. It passes no gradient.
 
     Attributes:
-        score: Detections below this score are not valid.
+        score: The lowest score of a valid detection.
         iou: A box that overlaps a better one of its class by more than this is suppressed; 1: none is.
-        num_detections: What is kept per image at most (m), the best by score; zeros where there is less.
+        num_detections: The most detections kept per image (m), the best by score.
         multi_label: Whether a dense box may answer with several classes, or with its best one only.
-        num_candidates: So many of the best scores per image are looked at.
+        num_candidates: The number of the best scores per image that enter the suppression.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import infer
+        >>> boxes = torch.tensor([[[0.0, 0.0, 8.0, 8.0], [1.0, 0.0, 8.0, 8.0], [20.0, 0.0, 28.0, 8.0]]])
+        >>> dense = {"boxes": boxes, "logits": torch.tensor([[[2.0], [1.0], [0.0]]])}
+        >>> values = {"detections": {"dense": dense}}
+        >>> final = infer.suppress(num_detections=3).apply({}, {}, values)["detections"]["final"]
+        >>> final["valid"], final["boxes"][0, 1]  # the second box overlaps the first by 7 / 8
+        (tensor([[ True,  True, False]]), tensor([20.,  0., 28.,  8.]))
+
+    Raises:
+        ValueError: If a setting is outside its range.
     """
 
     score: float = 0.05
@@ -58,7 +74,7 @@ def apply(config: Suppress, patch_params: Params, sample: Sample, values: Values
 def _keep_best(
     boxes: Float[Tensor, "b n 4"] | Float[Tensor, "b n c 4"], scores: Float[Tensor, "b n c"], config: Suppress
 ) -> dict[str, Tensor]:
-    """The m best detections that overlap no better one of their class; zeros after the last."""
+    """Return the m best detections that overlap no better one of their class; zeros after the last."""
     b, n, num_classes = scores.shape
     scores = scores.nan_to_num(nan=-1.0)
     best = scores.flatten(1).topk(min(config.num_candidates, n * num_classes), sorted=False)

@@ -1,24 +1,23 @@
-"""A detector of torchvision's as victim: its dense answer, before any suppression or threshold.
+"""A detector of torchvision as the victim: its dense answer, before suppression and threshold.
 
-Resizing, normalization, anchors and decoding are the library's own parts; boxes are clipped to the image and
-moved back to its pixels. Labels are the library's own numbers: 0 is the background (`ABSENT` here) of Faster
-R-CNN, SSD and SSDlite; RetinaNet and FCOS have no background, and their column 0 is a class like any other
-(unused by the weights for COCO).
+Resizing, normalization, anchors and decoding are the library's own parts. Boxes are clipped to the image and
+moved back to its pixels. Labels are the library's own numbers. In Faster R-CNN, SSD and SSDlite, label 0 is
+the background, `ABSENT` here. RetinaNet and FCOS have no background: their column 0 is a class like any
+other, which the weights for COCO do not use.
 
     Faster R-CNN   boxes [b, n, c, 4]: each class moves the proposal its own way; logits: the log-odds of the
-                   softmax of `box_predictor`. n is `rpn.post_nms_top_n()`, padded where there are fewer
-                   proposals. Gradients pass through the pooled features; not through the place of a proposal,
-                   nor through the choice of proposals. Boxes under 0.01 px, which the library drops, are
-                   `ABSENT`.
+                   softmax of `box_predictor`. n is `rpn.post_nms_top_n()`, padded if there are fewer
+                   proposals. Gradients pass through the pooled features, but not through the place or the
+                   choice of proposals. Boxes under 0.01 px, which the library drops, are `ABSENT`.
     RetinaNet      boxes [b, n, 4] of the anchors; logits: `cls_logits` as they are.
     FCOS           boxes [b, n, 4] of the places; logits: the log-odds of
                    `sqrt(sigmoid(cls_logits) * sigmoid(bbox_ctrness))`.
     SSD, SSDlite   boxes [b, n, 4] of the default boxes; logits: the log-odds of the softmax of `cls_logits`.
 
-Faster R-CNN chooses its proposals image by image, inside the library. `infer.suppress` answers as the library
-does by default with these settings, and `num_candidates` not below what passes the score. The library also
-cuts before it suppresses, RetinaNet and FCOS to the best 1000 of a feature level, SSD to the best 400 of a
-class, SSDlite to the best 300; `suppress` does not.
+Faster R-CNN chooses its proposals image by image, inside the library. With the settings below,
+`infer.suppress` answers as the library does by default; `num_candidates` must cover the boxes that pass the
+score. The library also keeps only the best boxes before it suppresses: RetinaNet and FCOS 1000 of a feature
+level, SSD 400 of a class, SSDlite 300. `suppress` does not.
 
                    score   iou    num_detections
     Faster R-CNN   0.05    0.5    100
@@ -40,11 +39,23 @@ from fpatch.infer._boundary import check_victim, run_victim, show_logits
 
 @dataclass(frozen=True)
 class TorchvisionDetector:
-    """The victim.
+    """Settings of `infer.torchvision_detector`: the victim.
+
+    The stage writes `detections`, whose entry `dense` holds `boxes` and `logits`.
 
     Attributes:
         model: A Faster R-CNN (Mask and Keypoint R-CNN too), RetinaNet, FCOS, SSD or SSDlite of torchvision in
             evaluation mode; or the `Resource` that makes one, as `infer.torchvision_model` does.
+
+    Example:
+        >>> from fpatch import infer
+        >>> model = infer.torchvision_model(architecture="fcos_resnet50_fpn", download="COCO_V1")
+        >>> stage = infer.torchvision_detector(model)  # the network is made at its first use
+        >>> stage.config.model.loader, stage.config.model.arguments["architecture"]
+        ('infer.torchvision_model', 'fcos_resnet50_fpn')
+
+    Raises:
+        ValueError: If the model is none of these or in training mode, when the stage runs.
     """
 
     model: Resource | nn.Module

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Normalized(nn.Module):
-    """A classifier behind the normalization that it was trained with."""
+    """A classifier behind the normalization of its training."""
 
     mean: Tensor
     std: Tensor
@@ -36,7 +36,7 @@ class _Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [b, c] of images [b, 3, h, w] in 0..1."""
+        """Return logits [b, c] of images [b, 3, h, w] in 0..1."""
         return self.model((images - self.mean) / self.std)
 
 
@@ -49,26 +49,32 @@ def load_model(
     normalize: bool = True,
     **arguments: Any,
 ) -> nn.Module:
-    """A network of torchvision's in evaluation mode, with the weights of one source.
+    """Make a network of torchvision in evaluation mode, with the weights of one source.
 
     Args:
-        weights: A file with a state dict: .safetensors, or .pt or .pth (read with `weights_only=True`). One
-            that torchvision publishes is known by its digest and built as the library does, which sets a few
-            things beside the weights.
-        architecture: What torchvision calls it, `fasterrcnn_resnet50_fpn` or `resnet18`.
-        download: Weights that torchvision publishes, "COCO_V1" or "DEFAULT": from the folder of `torch.hub`,
-            else from the network, checked by hash.
-        seed: An untrained network, drawn from this seed.
-        normalize: Classifiers: whether the mean and the standard deviation that go with the published weights
-            (their defaults, for a file of one's own) stand before the network. Images are not resized:
-            `data.size` is what the network sees. Detectors normalize and resize themselves.
-        **arguments: For the library's builder: `num_classes`, `min_size`, ... Nothing is downloaded for the
-            backbone.
+        weights: A file with a state dict: .safetensors, or .pt or .pth (read with `weights_only=True`). A
+            file that torchvision publishes is recognized by its digest. It is built as the library does,
+            which sets a few things beside the weights.
+        architecture: The library's name of the network, such as `fasterrcnn_resnet50_fpn` or `resnet18`.
+        download: The name of published weights, such as "COCO_V1" or "DEFAULT". They come from the folder of
+            `torch.hub`, or else from the network, and are checked by hash.
+        seed: The seed of an untrained network.
+        normalize: For classifiers: whether the images are normalized before the network, by the mean and
+            standard deviation of the published weights (of the default weights, for another file). Images
+            are not resized: the network sees `data.size`. Detectors normalize and resize themselves.
+        **arguments: Arguments of the library's builder: `num_classes`, `min_size`, ... Nothing is downloaded
+            for the backbone.
 
     Raises:
         ValueError: If not exactly one source is given, a name or an argument is unknown, or the file does not
             fit.
-        OSError: If there is no network; it says where to put the file by hand.
+        OSError: If the download fails; the error says where to put the file by hand.
+
+    Example:
+        >>> from fpatch import infer
+        >>> model = infer.torchvision_model(architecture="squeezenet1_1", seed=0, num_classes=3)
+        >>> model.arguments  # what a study file holds; `model.value` is the network
+        {'architecture': 'squeezenet1_1', 'seed': 0, 'num_classes': 3}
     """
     from torchvision import models
     from torchvision.models import detection
@@ -80,7 +86,7 @@ def load_model(
             f"architecture {architecture!r} is none of torchvision's; {nearest(architecture, known)}"
         )
     if is_detector and not normalize:
-        raise ValueError("normalize=False: a detector normalizes by itself; give it image_mean and image_std")
+        raise ValueError("normalize=False: detectors normalize their images; give image_mean and image_std")
     if [weights, download, seed].count(None) != 2:
         raise ValueError(
             f"{architecture}: its weights come from one source: a file (weights), download = 'DEFAULT', or, "
@@ -95,7 +101,7 @@ def load_model(
         else:
             # the builder draws from no other generator, which is forked above
             torch.default_generator.manual_seed(seed)  # type: ignore[arg-type]
-            model, source = build(architecture, arguments), None
+            model, source = _build(architecture, arguments), None
     _refuse_unknown(architecture, model, arguments)
     if normalize and not is_detector:
         preset = (source or published["DEFAULT"]).transforms()
@@ -103,8 +109,8 @@ def load_model(
     return model.eval()
 
 
-def build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | None" = None) -> nn.Module:
-    """The library's own network, without weights or with published ones."""
+def _build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | None" = None) -> nn.Module:
+    """Build the library's own network, without weights or with published ones."""
     from torchvision import models
 
     builder = models.get_model_builder(architecture)
@@ -119,7 +125,7 @@ def build(architecture: str, arguments: dict[str, Any], source: "WeightsEnum | N
 def _from_network(
     name: str, architecture: str, published: "type[WeightsEnum]", arguments: dict[str, Any]
 ) -> "tuple[nn.Module, WeightsEnum]":
-    """Published weights by their name."""
+    """Make a network with published weights, by their name."""
     if name not in published.__members__:
         raise ValueError(
             f"download {name!r}: no such weights of {architecture}; known: {', '.join(published.__members__)}"
@@ -134,22 +140,23 @@ def _from_network(
             f"elsewhere and put it at {path}, or anywhere and give weights = its path instead of download"
         ) from error
     path = Path(torch.hub.get_dir(), "checkpoints", Path(source.url).name)
-    if not file_digest(path).startswith(path.stem.rpartition("-")[2]):  # one that was there is not checked
+    # torch.hub does not check a file that was there before
+    if not file_digest(path).startswith(path.stem.rpartition("-")[2]):
         raise ValueError(f"{path} is not the file that torchvision published; delete it")
-    return build(architecture, arguments, source), source
+    return _build(architecture, arguments, source), source
 
 
 def _from_file(
     path: Path, architecture: str, published: "type[WeightsEnum]", arguments: dict[str, Any]
 ) -> "tuple[nn.Module, WeightsEnum | None]":
-    """Weights from a file, as the library takes them if it is one of its own."""
+    """Make a network with the weights of a file; a published file is built as the library does."""
     state = _read_state(path)
     digest = file_digest(path)
     source = next((w for w in published if digest.startswith(Path(w.url).stem.rpartition("-")[2])), None)
     if source is not None:
         with _hub_of(path, Path(source.url).name):
-            return build(architecture, arguments, source), source
-    model = build(architecture, arguments)
+            return _build(architecture, arguments, source), source
+    model = _build(architecture, arguments)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes
@@ -167,7 +174,7 @@ def _from_file(
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict, read without running code from the file."""
+    """Read a state dict without running code from the file."""
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(f"{path}: weights must be a .safetensors, .pt or .pth file")
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -179,7 +186,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _hub_of(path: Path, name: str) -> Iterator[None]:
-    """A folder of `torch.hub` in which a file is already there, for a library that looks nowhere else."""
+    """Set the folder of `torch.hub`, the only place where the library looks, to one that holds a file."""
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder, "checkpoints", name)
@@ -193,7 +200,7 @@ def _hub_of(path: Path, name: str) -> Iterator[None]:
 
 
 def _refuse_unknown(architecture: str, model: nn.Module, arguments: dict[str, Any]) -> None:
-    """Arguments that nothing reads: the transform of a detector swallows whatever is left."""
+    """Refuse arguments that nothing reads: the transform of a detector accepts any name."""
     from torchvision import models
 
     transform = getattr(model, "transform", None)

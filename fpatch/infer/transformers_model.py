@@ -1,4 +1,4 @@
-"""Object detectors of Hugging Face transformers, from files or through its own download."""
+"""Object detectors of Hugging Face transformers, from files or by the library's own download."""
 
 import importlib
 import re
@@ -15,20 +15,27 @@ _FILES = ("model.safetensors", "config.json")
 def _load_transformers(
     weights: str | Path | None = None, *, pretrained: str | None = None, revision: str | None = None
 ) -> nn.Module:
-    """A detection network in evaluation mode, for `infer.transformers_detector`.
+    """Make a detection network in evaluation mode, for `infer.transformers_detector`.
 
-    Weights are safetensors only, and no code that comes with a checkpoint is run.
+    Weights are safetensors only, and code of a checkpoint is never run.
 
     Args:
         weights: Path of a model.safetensors with its config.json beside it; nothing is downloaded.
-        pretrained: Or a name on the Hugging Face hub, such as "hustvl/yolos-tiny", for transformers' own
-            download and cache.
-        revision: The commit there, all 40 digits: a branch may hold other weights tomorrow.
+        pretrained: Instead of `weights`, a name on the Hugging Face hub, such as "hustvl/yolos-tiny".
+            transformers downloads and caches it.
+        revision: The commit on the hub, all 40 digits: the weights of a branch may change.
 
     Raises:
-        ImportError: Without transformers.
-        ValueError: For both or none of `weights` and `pretrained`, files that are missing or cannot be
-            fetched, and a checkpoint that is no object detector.
+        ImportError: If transformers is not installed.
+        ValueError: If both or none of `weights` and `pretrained` are given, a file is missing or cannot be
+            downloaded, or the checkpoint is no object detector.
+
+    Example:
+        >>> from fpatch import infer
+        >>> commit = "0123456789abcdef0123456789abcdef01234567"
+        >>> model = infer.transformers_model(pretrained="hustvl/yolos-tiny", revision=commit)
+        >>> model.loader, model.arguments["pretrained"]  # `model.value` downloads it
+        ('infer.transformers_model', 'hustvl/yolos-tiny')
     """
     if (weights is None) == (pretrained is None):
         raise ValueError("transformers_model takes either weights (a path) or pretrained (a name on the hub)")
@@ -46,7 +53,7 @@ def _load_transformers(
 
 
 def _load_model(source: str, what: str, **options: Any) -> nn.Module:
-    """A model for object detection by its name or folder."""
+    """Make a model for object detection by its name or folder."""
     try:
         detection_model = importlib.import_module("transformers").AutoModelForObjectDetection
     except ImportError as error:

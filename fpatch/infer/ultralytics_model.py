@@ -1,9 +1,9 @@
-"""Networks of Ultralytics, which are licensed under the AGPL-3.0: its terms bind who uses them.
+"""Networks of Ultralytics, which are licensed under the AGPL-3.0: its terms bind their users.
 
-fpatch neither contains nor needs that package; `pip install 'fpatch[ultralytics]'` adds it. It is asked to
-stay offline and to install nothing, and what its import changes for the whole process (`torch.save`,
-`PIL.Image.open`, print options, OpenCV's threads, warnings, environment variables) is put back. Its settings
-file is its own, in its own folder (`YOLO_CONFIG_DIR`).
+fpatch neither contains nor needs that package; `pip install 'fpatch[ultralytics]'` adds it. Its settings keep
+it offline and stop it from installing packages. Its import changes the whole process: `torch.save`,
+`PIL.Image.open`, print options, OpenCV's threads, warnings, environment variables. These changes are undone.
+The package keeps its settings file in its own folder (`YOLO_CONFIG_DIR`).
 """
 
 import copy
@@ -28,10 +28,10 @@ from torch._tensor_str import PRINT_OPTS
 from fpatch.core.resource import define_loader
 
 _QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
-"""What Ultralytics reads of the environment when it is imported: no telemetry, no pip, no banners."""
+"""Environment variables for the import of Ultralytics: no telemetry, no pip, no banners."""
 
 _ACTIVATION = re.compile(r"activation\s*:\s*(torch\.)?nn\.[A-Za-z0-9]+\([A-Za-z0-9_=., ]*\)")
-"""What a description may say of its activation."""
+"""The allowed form of the entry `activation` in a description."""
 
 _CONVERT = (
     "import torch; c = torch.load('{name}', 'cpu', weights_only=False); "
@@ -47,23 +47,29 @@ def _load_ultralytics(
     end2end: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """A detection network in evaluation mode, for `infer.yolo`; licensed under the AGPL-3.0.
+    """Make a detection network in evaluation mode, for `infer.yolo`; licensed under the AGPL-3.0.
 
-    All answer in format "v8". Those with a second, one-to-one head (v10, v26) answer with that one in format
-    "v10" if `end2end`, which is Ultralytics' own `predict(nms=False)`.
+    The networks answer in format "v8". With `end2end`, networks with a second, one-to-one head (v10, v26)
+    answer in format "v10", as Ultralytics' own `predict(nms=False)` does.
 
     Args:
         weights: A state dict, .safetensors or a .pt that holds nothing else; None: untrained.
         architecture: The name of a description that ships with Ultralytics, such as "yolo11n.yaml", or the
             path of one.
-        num_classes: None: as the architecture says (80).
+        num_classes: The number of classes; None: that of the architecture (80).
         end2end: Whether the one-to-one head answers, which needs no suppression.
-        seed: Of the untrained network's weights.
+        seed: The seed of the untrained network's weights.
 
     Raises:
-        ImportError: Without Ultralytics.
-        ValueError: For an unknown architecture, one that has no one-to-one head, a pickled checkpoint, and
-            weights of another network.
+        ImportError: If Ultralytics is not installed.
+        ValueError: If the architecture is unknown or has no one-to-one head, the file is a pickled
+            checkpoint, or the weights belong to another network.
+
+    Example:
+        >>> from fpatch import infer
+        >>> model = infer.ultralytics_model(architecture="yolo11n.yaml", num_classes=4, seed=1)
+        >>> infer.yolo(model, format="v8", num_classes=4).config.model.arguments
+        {'architecture': 'yolo11n.yaml', 'num_classes': 4, 'seed': 1}
     """
     _check_architecture(architecture)
     detection_model = _import_detection_model()
@@ -90,14 +96,14 @@ def _load_ultralytics(
     if end2end and not hasattr(head, "one2one_cv2"):
         raise ValueError(f"ultralytics_model(end2end=True): {architecture} has no one-to-one head")
     head.end2end = end2end
-    head.dynamic = True  # anchors anew for each batch, none kept from a call under other rules
-    return copy.deepcopy(model).eval()  # all networks share one activation, whose mode others would switch
+    head.dynamic = True  # new anchors for each batch, never those of a call in another mode
+    return copy.deepcopy(model).eval()  # all networks share one activation module and its mode
 
 
 def _check_architecture(architecture: str) -> None:
-    """Refuse what would be downloaded, and a description whose activation is more than a layer's name.
+    """Refuse an address, and a description whose activation is no plain layer.
 
-    Ultralytics evaluates that entry as Python.
+    Ultralytics would download the one and evaluate the other as Python.
     """
     if "://" in architecture or not architecture.endswith((".yaml", ".yml")):
         raise ValueError(
@@ -113,7 +119,7 @@ def _check_architecture(architecture: str) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, by name; nothing in the file is executed."""
+    """Read the tensors of a state dict, by name; no code in the file is run."""
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
@@ -130,7 +136,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _import_detection_model() -> Any:
-    """Ultralytics' class of detection networks."""
+    """Import Ultralytics' class of detection networks."""
     try:
         with process_unchanged():
             return importlib.import_module("ultralytics.nn.tasks").DetectionModel
@@ -142,7 +148,7 @@ def _import_detection_model() -> Any:
 
 @contextmanager
 def process_unchanged() -> Iterator[None]:
-    """Puts back what an import of Ultralytics changes for everybody else."""
+    """Undo the changes that an import of Ultralytics makes to the process."""
     if "ultralytics" in sys.modules:
         yield
         return

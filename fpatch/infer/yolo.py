@@ -1,17 +1,18 @@
-"""Detectors of the YOLO families, told apart by the format of their answer.
+"""Detectors of the YOLO families, distinguished by the format of their answer.
 
-The network is asked as it was trained: the image is fitted into its input by a letterbox, or stretched, and
-the boxes are moved back to pixels of the image, not clipped to it. What the networks answer:
+The image is fitted into the network's input as in training: by a letterbox, or stretched. The boxes are moved
+back to pixels of the image, not clipped to it. The formats:
 
     v4   boxes [b, n, 1, 4] xyxy in 0..1 of the input, confidences [b, n, c], objectness times class
     v5   [b, n, 5 + c]  center, width, height in pixels, objectness, classes          v5, v7
     v8   [b, 4 + c, n]  center, width, height in pixels, classes         v8, v9, v11, v12, v5u
-    v10  [b, m, 6]      xyxy in pixels, score, class, after the network's own choice  v10, v26
+    v10  [b, m, 6]      xyxy in pixels, score, class, of the network's own selection  v10, v26
 
-Probabilities become log-odds, exactly: `logits` are those of the classes (in v4 of the product), `objectness`
-is there in v5 only. In v10 each of the m boxes has one class, all others are `ABSENT`, and what the network
-did not choose has no gradient. Where the network also gives the head that it chose from (`one2one`, as
-Ultralytics' does), that is decoded instead: every box with every class, the same scores, no gradient cut.
+Probabilities become log-odds, exactly. `logits` are those of the classes, in v4 of the product; only v5 has
+`objectness`. In v10 each of the m boxes has one class, and all others are `ABSENT`. Boxes that the network
+did not select have no gradient. If the network also answers the head that it selected from (`one2one`, as
+Ultralytics' networks do), that head is decoded instead. Then every box has every class and a gradient, and
+the scores are the same.
 
 Labels are the network's own class numbers, from 0. `infer.suppress` answers
 
@@ -20,8 +21,8 @@ Labels are the network's own class numbers, from 0. `infer.suppress` answers
 - like its `predict(nms=False)`, after v10, with score=0.25, iou=1.0, num_detections=300;
 - like the demo of pytorch-YOLOv4 with score=0.4, iou=0.6, multi_label=False.
 
-The letterbox is that of `predict(rect=False)`; by default `predict` pads to the next multiples of 32 only,
-which is size=(height, width) here.
+The letterbox is that of `predict(rect=False)`. By default, `predict` pads to the next multiples of 32 only;
+here that is size=(height, width).
 
 References:
     Ultralytics 8.4: `data.augment.LetterBox(auto=False)`, `utils.ops.scale_boxes`, `nn.modules.head.Detect`.
@@ -46,10 +47,10 @@ from fpatch.graph.stage import define, deterministic
 from fpatch.infer._boundary import check_victim, describe, run_victim, show_log_scores
 from fpatch.ops.detections import ABSENT, log_odds
 
-GRAY = 114 / 255
-"""What a letterbox pads with."""
+_GRAY = 114 / 255
+"""The level of the padding of a letterbox."""
 
-EXPECTED = {
+_EXPECTED = {
     "v4": "a pair of boxes [b, n, 1, 4] and confidences [b, n, c]",
     "v5": "[b, n, 5 + c]",
     "v8": "[b, 4 + c, n]",
@@ -59,18 +60,36 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class Yolo:
-    """The victim, and how it is asked.
+    """Settings of `infer.yolo`: the victim, its format and the size of its input.
+
+    The stage writes `detections`, whose entry `dense` holds `boxes` [b, n, 4], `logits` [b, n, c] and, in
+    format v5, `objectness` [b, n].
 
     Attributes:
-        model: A module in evaluation mode, images [b, 3, h, w] in 0..1, RGB, -> the answer of its family;
-            what it says besides (a tuple's further entries) is ignored. Or the `Resource` that makes one,
-            such as `infer.ultralytics_model`, whose networks are licensed under the AGPL-3.0.
+        model: A module in evaluation mode, images [b, 3, h, w] in 0..1, RGB, -> the answer of its format;
+            further entries of a tuple are ignored. Or the `Resource` that makes one, such as
+            `infer.ultralytics_model`, whose networks are licensed under the AGPL-3.0.
         format: "v4", "v5", "v8" or "v10".
-        size: The network's input, a side or (height, width); None: images go in as they are.
-        num_classes: c, against which the answer is checked. Required for v10 without a dense head, whose
-            answer does not tell.
-        fit: "letterbox" keeps the ratio and pads with gray around; "stretch" does not, as in the demo of
+        size: The network's input in pixels, a side or (height, width); None: images are not resized.
+        num_classes: The number of classes c, which the answer is checked against. Required for v10 without a
+            dense head, because that answer does not contain it.
+        fit: "letterbox" keeps the ratio and pads with gray; "stretch" does not keep it, as in the demo of
             pytorch-YOLOv4.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import infer
+        >>> class Tiny(torch.nn.Module):  # one box of one class, [b, 4 + 1, 1], in the middle of the input
+        ...     def forward(self, images):
+        ...         return images.mean((1, 2, 3))[:, None, None] * torch.tensor([[16.0], [16], [8], [8], [1]])
+        >>> values = {"image": torch.full((2, 3, 32, 32), 1.0)}
+        >>> stage = infer.yolo(Tiny().eval(), format="v8", num_classes=1)
+        >>> stage.apply({}, {}, values)["detections"]["dense"]["boxes"][0]
+        tensor([[12., 12., 20., 20.]])
+
+    Raises:
+        ValueError: If a setting is outside its range. When the stage runs: if the model is in training mode,
+            or its answer does not fit the format.
     """
 
     model: Resource | nn.Module
@@ -80,7 +99,7 @@ class Yolo:
     fit: Literal["letterbox", "stretch"] = "letterbox"
 
     def __post_init__(self) -> None:
-        for field, given in (("format", EXPECTED), ("fit", ("letterbox", "stretch"))):
+        for field, given in (("format", _EXPECTED), ("fit", ("letterbox", "stretch"))):
             if getattr(self, field) not in given:
                 raise ValueError(
                     f"yolo({field}) must be one of {', '.join(given)}, got {getattr(self, field)!r}"
@@ -104,7 +123,7 @@ def apply(config: Yolo, patch_params: Params, sample: Sample, values: Values) ->
 
 
 def declare(config: Yolo) -> dict[str, Any]:
-    """Ultralytics' networks read a stride off a tensor, which `torch.compile` cannot trace."""
+    """Forbid `torch.compile` for Ultralytics' networks, which read their stride from a tensor."""
     model = config.model
     if isinstance(model, Resource):
         traceable = model.loader != "infer.ultralytics_model"
@@ -119,7 +138,7 @@ def declare(config: Yolo) -> dict[str, Any]:
 def fit_images(
     images: Float[Tensor, "b c h w"], config: Yolo
 ) -> tuple[Float[Tensor, "b c height width"], Float[Tensor, "4"], Float[Tensor, "4"]]:
-    """The images as the network wants them, and the offset and scale of boxes xyxy in them."""
+    """Fit images into the network's input; return them and the offset and scale of boxes xyxy in them."""
     h, w = images.shape[-2:]
     height, width = (config.size, config.size) if isinstance(config.size, int) else config.size or (h, w)
     if config.fit == "letterbox":
@@ -132,11 +151,11 @@ def fit_images(
     top, left = round((height - rows) / 2 - 0.1), round((width - columns) / 2 - 0.1)
     edges = (left, width - columns - left, top, height - rows - top)
     if any(edges):
-        images = F.pad(images, edges, value=GRAY)
+        images = F.pad(images, edges, value=_GRAY)
     return images, constant([left, top] * 2, images), constant([columns / w, rows / h] * 2, images)
 
 
-# -- from its answer
+# -- from the network's answer
 
 
 def _decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tensor]:
@@ -175,22 +194,22 @@ def _decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Ten
     found = _first_tensor(answer, config)
     if found.shape[-1] != 6:
         raise _refusal(answer, config)
-    besides = answer[1] if isinstance(answer, (list, tuple)) and len(answer) > 1 else None
-    if isinstance(besides, Mapping) and isinstance(besides.get("one2one"), Mapping):
-        dense = decode_one_to_one(besides["one2one"], size)
+    extra = answer[1] if isinstance(answer, (list, tuple)) and len(answer) > 1 else None
+    if isinstance(extra, Mapping) and isinstance(extra.get("one2one"), Mapping):
+        dense = decode_one_to_one(extra["one2one"], size)
         _check_classes(answer, found[..., 4], dense["logits"].shape[-1], config)
         return dense
     if config.num_classes is None:
         raise ValueError(
-            "yolo(num_classes) is required: the answer [b, m, 6] of a v10 network does not tell how "
-            "many there are"
+            "yolo(num_classes) is required: the answer [b, m, 6] of a v10 network does not contain the "
+            "number of classes"
         )
     _check_classes(answer, found[..., 4], config.num_classes, config)
     label = found[..., 5:].detach()
     if is_concrete(label) and not bool(((label >= 0) & (label < config.num_classes)).all()):
         raise ValueError(
-            f"yolo(num_classes={config.num_classes}): the answer holds class {float(label.max()):g}; they "
-            f"count from 0"
+            f"yolo(num_classes={config.num_classes}): the answer holds class {float(label.max()):g}; "
+            f"classes count from 0"
         )
     own = label == torch.arange(config.num_classes, device=label.device)
     logits = log_odds(found[..., 4:5])
@@ -198,15 +217,15 @@ def _decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Ten
 
 
 def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str, Tensor]:
-    """The dense head that a v10 network chooses its answer from.
+    """Decode the dense head that a v10 network selects its answer from.
 
-    Each cell's box is its distances to the left, top, right and bottom in strides: as they are, or each the
-    mean of a distribution over 0, 1, ..., r - 1.
+    The box of a cell is given by the distances to its left, top, right and bottom edges, in strides. With
+    r > 1, a distance is the mean of a distribution over 0, 1, ..., r - 1.
 
     Args:
-        head: "boxes" [b, 4 r, n], "scores" [b, c, n] (logits), "feats", the feature maps [b, _, h, w] whose
-            cells are the n.
-        size: Of the network's input.
+        head: "boxes" [b, 4 r, n], "scores" [b, c, n] (logits), and "feats", the feature maps [b, _, h, w]
+            with n cells in all.
+        size: Height and width of the network's input, in pixels.
     """
     distances = head["boxes"].unflatten(1, (4, -1))
     bins = distances.shape[2]
@@ -219,7 +238,7 @@ def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str,
         y, x = (torch.arange(n, device=distances.device) + 0.5 for n in (rows, columns))
         centers.append(torch.cartesian_prod(y, x).flip(-1))
         strides.append(torch.full((rows * columns, 1), size[0] / rows, device=distances.device))
-    center, stride = torch.cat(centers), torch.cat(strides)  # float32, whatever the head is in
+    center, stride = torch.cat(centers), torch.cat(strides)  # float32 for every type of the head
     corners = torch.cat([center - left_top, center + right_bottom], dim=-1)
     return {"boxes": corners * stride, "logits": head["scores"].transpose(1, 2)}
 
@@ -228,13 +247,13 @@ _DECODERS = {"v4": _decode_v4, "v5": _decode_v5, "v8": _decode_v8, "v10": _decod
 
 
 def _to_corners(boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n 4"]:
-    """From center, width and height to xyxy."""
+    """Convert center, width and height to xyxy."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], dim=-1)
 
 
 def _first_tensor(answer: Any, config: Yolo) -> Tensor:
-    """The answer without what a network gives besides."""
+    """Return the first tensor of an answer, which may be a tuple."""
     found = answer[0] if isinstance(answer, (list, tuple)) and answer else answer
     if not isinstance(found, Tensor) or found.ndim != 3:
         raise _refusal(answer, config)
@@ -244,7 +263,7 @@ def _first_tensor(answer: Any, config: Yolo) -> Tensor:
 def _check_classes(
     answer: Any, probabilities: Tensor, num_classes: int, config: Yolo, num_boxes: int | None = None
 ) -> None:
-    """Refuse another number of classes, and what cannot be probabilities: an answer of another format."""
+    """Check the number of classes, and that scores are probabilities; else the answer has another format."""
     expected = config.num_classes
     if num_classes != expected if expected is not None else num_classes < 1:
         raise _refusal(answer, config)
@@ -262,10 +281,10 @@ def _check_classes(
 
 
 def _refusal(answer: Any, config: Yolo) -> ValueError:
-    """What was expected and what was found."""
+    """Return the error that names the expected and the found shapes."""
     classes = "" if config.num_classes is None else f" with c = {config.num_classes}"
     return ValueError(
-        f"yolo(format={config.format!r}): the model must answer {EXPECTED[config.format]}{classes}, "
+        f"yolo(format={config.format!r}): the model must answer {_EXPECTED[config.format]}{classes}, "
         f"got {describe(answer)}"
     )
 

@@ -1,4 +1,4 @@
-"""Evaluations by what they are of: the name of a task to the metric that is usual for it."""
+"""The usual metric of a task, by the name of the task."""
 
 from typing import Any
 
@@ -6,19 +6,24 @@ from fpatch.core.checks import nearest
 from fpatch.core.registry import lookup
 from fpatch.graph.stage import Definition, Stage
 
-EVALUATIONS = {"detection": "metrics.mean_average_precision"}
+_EVALUATIONS = {"detection": "metrics.mean_average_precision"}
 
 
 def by_name(name: str, **settings: Any) -> Stage:
-    """The metric of a task.
+    """Return the usual metric of a task.
 
     Args:
-        name: "detection" (mean average precision, and recall at a score).
-        **settings: Of that metric.
+        name: The task: "detection" (mean average precision, and recall at a score).
+        **settings: The settings of that metric.
 
     Raises:
-        ValueError: For an unknown name, with the nearest.
+        ValueError: If the task is unknown; the error names the nearest one.
+
+    Example:
+        >>> from fpatch import metrics
+        >>> metrics.by_name("detection", score=0.3).config
+        MeanAveragePrecision(score=0.3, iou=0.5)
     """
-    if name not in EVALUATIONS:
-        raise ValueError(f"no evaluation {name!r}; {nearest(name, EVALUATIONS)}")
-    return lookup(EVALUATIONS[name], Definition, "metrics.by_name")(**settings)
+    if name not in _EVALUATIONS:
+        raise ValueError(f"no evaluation {name!r}; {nearest(name, _EVALUATIONS)}")
+    return lookup(_EVALUATIONS[name], Definition, "metrics.by_name")(**settings)

@@ -1,4 +1,4 @@
-"""Which detection answers which object: the greedy matching of the COCO evaluation, and AP by its code."""
+"""COCO's greedy matching of detections to objects, and average precision by COCO's own code."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,34 @@ from torch import Tensor
 from fpatch.ops.geometry import pairwise_iou
 
 Answers = Mapping[str, Tensor]
-"""Of one image: `boxes` [n, 4] xyxy, `labels`; of detections also `scores`, of objects maybe `iscrowd`."""
+"""One image: `boxes` [n, 4] xyxy and `labels`; detections add `scores`, objects may add `iscrowd`."""
 
 
 def answered_scores(found: Answers, truth: Answers, iou: float) -> Tensor:
-    """The score of the detection that answers each object of an image, -inf where none does.
+    """Return the score of the detection that matches each object of an image, -inf without a match.
 
-    Class by class, detections choose in the order of their scores, each the free object that it overlaps
-    most, by `iou` at least. A crowd asks for no answer: it holds NaN.
+    Detections choose in the order of their scores. Each takes the free object of its class that it overlaps
+    most, by `iou` at least. A crowd is never matched: its score is NaN.
+
+    Args:
+        found: The detections of one image.
+        truth: Its k objects.
+        iou: The overlap that counts as a match.
+
+    Returns:
+        Scores [k].
 
     References:
         Lin et al. (2014), Microsoft COCO; `COCOeval.evaluateImg` of pycocotools.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.metrics._matching import answered_scores
+        >>> box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+        >>> label, score = torch.tensor([0]), torch.tensor([0.75])
+        >>> found = {"boxes": box, "labels": label, "scores": score}
+        >>> answered_scores(found, {"boxes": torch.cat([box, box + 8]), "labels": torch.tensor([0, 0])}, 0.5)
+        tensor([0.7500,   -inf])
     """
     answered = torch.full([len(truth["labels"])], -torch.inf, dtype=found["scores"].dtype)
     crowd = truth.get("iscrowd", torch.zeros_like(truth["labels"])).bool()
@@ -40,19 +57,20 @@ def coco_precision(
     iou_thresholds: Sequence[float] | None = None,
     recall_thresholds: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What torchmetrics' `MeanAveragePrecision` says of some images; -1 is NaN.
+    """Return the average precision of torchmetrics' `MeanAveragePrecision`, with NaN for its -1.
 
     Args:
-        found: Detections of each image, of which COCO counts the best 100 per class.
-        truth: Objects of each.
-        iou_thresholds: None for those of COCO, 0.5 to 0.95.
-        recall_thresholds: Where precision is read; None for the 101 of COCO, as torchmetrics rounds them.
+        found: Detections of each image; COCO counts the best 100 per class.
+        truth: Objects of each image.
+        iou_thresholds: The overlaps; None: 0.5 to 0.95, as in COCO.
+        recall_thresholds: The recalls at which precision is read; None: COCO's 101, as torchmetrics rounds
+            them.
 
     Returns:
         `map`, `map_50`, `map_75` as floats; `classes`, AP by label.
 
     Raises:
-        ImportError: Without the extra `metrics`.
+        ImportError: If the extra `metrics` is not installed.
     """
     try:
         from torchmetrics.detection import MeanAveragePrecision
@@ -79,7 +97,7 @@ def _number(value: Any) -> float:
 def split_rows(
     final: Answers, boxes: Tensor, labels: Tensor, box_valid: Tensor
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-    """Detections and objects of each row, without their padding."""
+    """Return the detections and the objects of each row, without their padding."""
     found, truth = [], []
     for i in range(len(boxes)):
         keep, real = final["valid"][i], box_valid[i]

@@ -8,16 +8,27 @@ from fpatch.metrics._matching import coco_precision, split_rows
 def average_precision(
     final: dict[str, Tensor], boxes: Tensor, labels: Tensor, box_valid: Tensor, iou: float = 0.5
 ) -> float:
-    """Mean over classes of the area under the precision-recall curve; NaN where there is no object.
+    """Return the mean over classes of the area under the precision-recall curve.
 
     Args:
-        final: {"boxes" [b, m, 4], "scores", "labels", "valid" [b, m]}.
+        final: Final detections: {"boxes" [b, m, 4], "scores", "labels", "valid" [b, m]}.
         boxes: Objects [b, k, 4], xyxy.
-        labels: [b, k].
-        box_valid: [b, k].
+        labels: Their classes [b, k].
+        box_valid: Bool [b, k]; false for padding.
         iou: The overlap that counts as a match.
 
+    Returns:
+        The average precision in 0..1; NaN without objects.
+
     Raises:
-        ImportError: Without the extra `metrics`.
+        ImportError: If the extra `metrics` is not installed.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics
+        >>> box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+        >>> final = {"boxes": box, "scores": torch.tensor([[0.9]]), "labels": label, "valid": yes}
+        >>> metrics.average_precision(final, box, label, yes)
+        1.0
     """
     return coco_precision(*split_rows(final, boxes, labels, box_valid), [iou])["map"]

@@ -1,4 +1,4 @@
-"""Does a classifier still answer the true class?"""
+"""Whether a classifier still answers the true class, per row."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,22 @@ from fpatch.graph.stage import define, deterministic
 
 @dataclass(frozen=True)
 class ClassHit:
-    """No settings."""
+    """Settings of `metrics.class_hit`: none.
+
+    The stage writes `found` [b] bool, whether the answer is the true class. It also writes `confidence` [b],
+    the probability of the true class, and `answer` [b] int64.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics
+        >>> values = {"logits": torch.tensor([[2.0, 0.0], [0.0, 2.0]]), "target": torch.tensor([0, 0])}
+        >>> written = metrics.class_hit().apply({}, {}, values)
+        >>> written["found"], written["answer"]
+        (tensor([ True, False]), tensor([0, 1]))
+    """
 
 
 def apply(config: ClassHit, patch_params: Params, sample: Sample, values: Values) -> Values:
-    """Per row.
-
-    Returns:
-        `found` [b] bool, the answer is the true class; `confidence` [b], its probability; `answer` [b] int64.
-    """
     logits, target = values["logits"], values["target"]
     answer = logits.argmax(-1)
     confidence = logits.softmax(-1).gather(1, target[:, None])[:, 0]

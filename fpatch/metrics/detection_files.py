@@ -13,19 +13,19 @@ from fpatch.core.checks import check_number, nearest
 from fpatch.metrics._matching import answered_scores, coco_precision
 from fpatch.ops.intervals import Rate, wilson
 
-IOU_THRESHOLDS, RECALL_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0.0, 1.0, 101).tolist()
-"""Those of pycocotools, in double precision: 0.1 in single is above a recall of 1 in 10."""
+_IOU_THRESHOLDS, _RECALL_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0.0, 1.0, 101).tolist()
+"""The thresholds of pycocotools, in double precision: 0.1 in single is above a recall of 1 in 10."""
 
 
 class ClassScore(NamedTuple):
-    """What is known of one class.
+    """The scores of one class.
 
     Attributes:
-        objects: Objects of it; crowds do not count.
-        detections: Detections of it, whatever their score.
-        recall: Share of the objects that a detection of at least the score answers, with an interval over
-            photographs.
-        precision: Average precision at the overlap; NaN without objects.
+        objects: The number of its objects; crowds do not count.
+        detections: The number of its detections, at any score.
+        recall: The share of the objects that a detection of at least the score answers, with an interval
+            over images.
+        precision: The average precision at the overlap; NaN without objects.
     """
 
     objects: int
@@ -35,15 +35,15 @@ class ClassScore(NamedTuple):
 
 
 class DetectionScore(NamedTuple):
-    """What detections are worth.
+    """The scores of the detections in a file.
 
     Attributes:
-        recall: Over all objects.
-        precision: AP at the overlap, mean over the classes that have objects.
-        coco: The same, mean over the overlaps 0.5 to 0.95.
-        classes: By name.
-        images: Images of the ground truth.
-        silent: Of those, images without a detection; their objects are not found.
+        recall: The recall over all objects.
+        precision: The AP at the overlap, averaged over the classes that have objects.
+        coco: The AP averaged over the overlaps 0.5 to 0.95 too.
+        classes: The scores of each class, by name.
+        images: The number of images of the ground truth.
+        silent: The number of these images without a detection; their objects are not found.
     """
 
     recall: Rate
@@ -66,10 +66,29 @@ def score_detections(
         iou: The overlap that counts as a match, for recall and AP.
         score: The threshold on a detection's score, for recall.
 
+    Returns:
+        Recall and average precision, over all classes and by class.
+
     Raises:
-        ValueError: With file, entry and value, for whatever is not as described; for detections of an image
-            or a category that the ground truth does not have; for ids that are there twice.
-        ImportError: Without the extra `metrics`.
+        ValueError: If a file has another form, an id stands twice, or a detection names an image or a
+            category that the ground truth does not have. The error names file, entry and value.
+        ImportError: If the extra `metrics` is not installed.
+
+    References:
+        https://cocodataset.org/#format-data and https://cocodataset.org/#format-results.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from fpatch import metrics
+        >>> box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 8, 8]}
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "car"}], "annotations": [box]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     a, b = Path(folder, "truth.json"), Path(folder, "detections.json")
+        ...     _ = a.write_text(json.dumps(truth)), b.write_text(json.dumps([{**box, "score": 0.9}]))
+        ...     scores = metrics.score_detections(a, b)
+        >>> scores.recall.value, scores.precision, scores.classes["car"].objects
+        (1.0, 1.0, 1)
     """
     check_number("score_detections(iou)", iou, 0.0, 1.0)
     if not math.isfinite(score):
@@ -80,15 +99,15 @@ def score_detections(
     real = [_tensors(objects[i], "iscrowd") for i in images]
     answered = [answered_scores(a, t, iou) for a, t in zip(answers, real, strict=True)]
     counts = [len(scores) for scores in answered]
-    best, photograph = torch.cat(answered).numpy(), np.repeat(np.arange(len(images)), counts)
+    best, image = torch.cat(answered).numpy(), np.repeat(np.arange(len(images)), counts)
     labels = torch.cat([t["labels"] for t in real]).numpy()
     counted = ~np.isnan(best)
     hit = best >= score
-    at_iou = coco_precision(answers, real, [iou], RECALL_THRESHOLDS)
+    at_iou = coco_precision(answers, real, [iou], _RECALL_THRESHOLDS)
     detected = torch.cat([a["labels"] for a in answers]).numpy()
 
     def recall(of: np.ndarray) -> Rate:
-        return wilson(hit[counted & of], photograph[counted & of])
+        return wilson(hit[counted & of], image[counted & of])
 
     classes = {
         name: ClassScore(
@@ -102,18 +121,18 @@ def score_detections(
     return DetectionScore(
         recall(np.ones_like(counted)),
         at_iou["map"],
-        coco_precision(answers, real, IOU_THRESHOLDS, RECALL_THRESHOLDS)["map"],
+        coco_precision(answers, real, _IOU_THRESHOLDS, _RECALL_THRESHOLDS)["map"],
         classes,
         len(images),
         sum(not found[i] for i in images),
     )
 
 
-Entries = dict[Any, list[dict[str, Any]]]
-"""Annotations or detections by image."""
+_Entries = dict[Any, list[dict[str, Any]]]
+"""Annotations or detections, by the id of their image."""
 
 
-def _read_truth(path: Path) -> tuple[list[Any], dict[Any, str], Entries]:
+def _read_truth(path: Path) -> tuple[list[Any], dict[Any, str], _Entries]:
     data = _read_json(path)
     if not isinstance(data, Mapping):
         raise ValueError(f"{path}: ground truth must be an object with images, annotations and categories")
@@ -134,7 +153,7 @@ def _read_truth(path: Path) -> tuple[list[Any], dict[Any, str], Entries]:
     return images, names, _by_image(path, "annotations", data["annotations"], images, names, "iscrowd", 0)
 
 
-def _read_detections(path: Path, images: Sequence[Any], names: Mapping[Any, str]) -> Entries:
+def _read_detections(path: Path, images: Sequence[Any], names: Mapping[Any, str]) -> _Entries:
     data = _read_json(path)
     if not isinstance(data, list):
         raise ValueError(f"{path}: detections must be a list of image_id, category_id, bbox and score")
@@ -149,9 +168,9 @@ def _by_image(
     names: Mapping[Any, str],
     extra: str,
     default: Any,
-) -> Entries:
-    """Checked entries, under their images; `extra` is the number that they have beside the box."""
-    by_image: Entries = {i: [] for i in images}
+) -> _Entries:
+    """Check entries and sort them by image; `extra` names the number that stands beside the box."""
+    by_image: _Entries = {i: [] for i in images}
     labels = {category: label for label, category in enumerate(names)}
     for i, entry in enumerate(entries):
         where = f"{section}[{i}]"
@@ -176,7 +195,7 @@ def _by_image(
 
 
 def _tensors(entries: Iterable[Mapping[str, Any]], extra: str) -> dict[str, torch.Tensor]:
-    """As torchmetrics takes them, boxes xyxy."""
+    """Return the tensors that torchmetrics takes, with boxes xyxy."""
     entries = list(entries)
     boxes = torch.tensor([e["bbox"] for e in entries], dtype=torch.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

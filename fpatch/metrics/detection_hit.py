@@ -1,4 +1,4 @@
-"""Does the victim still see the object? Per row, at a score threshold fixed beforehand."""
+"""Whether the victim still finds the object of each row, at a fixed score threshold."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,34 @@ from fpatch.ops.geometry import pairwise_iou, quad_bounds
 
 @dataclass(frozen=True)
 class DetectionHit:
-    """When an object counts as found.
+    """Settings of `metrics.detection_hit`: the detections that count as a hit.
+
+    The object of a row is the one that fits a placement best, or the first valid one without placements. The
+    stage writes, for that object:
+
+    - `found` [b] bool: a detection of its class reaches `score` and `iou`;
+    - `displaced` [b] bool: not found, but a detection beside it reaches `score` and `displaced_iou`;
+    - `best_score` [b]: the highest score of a detection of its class that overlaps it by `iou`, 0 if none,
+      which gives the success at every other threshold;
+    - `has_object` [b] bool: the row has a valid object.
 
     Attributes:
         score: The threshold on the score of a final detection.
         iou: The overlap with the object that a detection must reach.
-        displaced_iou: A detection below `iou` but above this still answers the object: displaced, not gone.
+        displaced_iou: The overlap, below `iou`, from which on a detection counts as displaced, not gone.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics
+        >>> box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+        >>> final = {"boxes": box + 4, "scores": torch.tensor([[0.75]]), "labels": label, "valid": yes}
+        >>> values = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
+        >>> written = metrics.detection_hit().apply({}, {}, values)  # IoU 16 / 112
+        >>> written["found"], written["displaced"]
+        (tensor([False]), tensor([True]))
+
+    Raises:
+        ValueError: If a threshold is outside 0..1, or `displaced_iou` is above `iou`.
     """
 
     score: float = 0.5
@@ -32,16 +54,9 @@ class DetectionHit:
 
 
 def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Values) -> Values:
-    """Per row, for the object that fits a placement best (the first valid one, where nothing is placed).
-
-    Returns:
-        `found` [b] bool; `displaced` [b] bool, not found but answered by a box beside it; `best_score` [b],
-        the highest score of a detection of its class that overlaps it by `iou` (0 if none), which gives the
-        success at every other threshold; `has_object` [b] bool.
-    """
     final = values["detections"]["final"]
     valid = values["box_valid"]
-    chosen = choose_object(values)
+    chosen = _choose_object(values)
     label = values["labels"].gather(1, chosen)
     overlaps = pairwise_iou(values["boxes"], final["boxes"]).masked_fill(~valid[..., None], 0.0)
     overlap = overlaps.gather(1, chosen[..., None].expand(-1, -1, overlaps.shape[2]))[:, 0]
@@ -60,8 +75,8 @@ def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Va
     }
 
 
-def choose_object(values: Values) -> Tensor:
-    """Index [b, 1] of the valid object with the largest IoU with the bounds of a placement."""
+def _choose_object(values: Values) -> Tensor:
+    """Return the index [b, 1] of the valid object with the largest IoU with the bounds of a placement."""
     fit = torch.zeros_like(values["boxes"][..., 0])
     if "quads" in values:
         bounds = quad_bounds(values["quads"].masked_fill(~values["quad_valid"][..., None, None], 0.0))

@@ -1,7 +1,7 @@
-"""COCO's mean average precision over all rows, and recall at a score fixed beforehand.
+"""COCO's mean average precision over all rows, and recall at a fixed score threshold.
 
-A metric that gathers rows: it holds detections and objects of every photograph, and torchmetrics counts at
-the end. Objects are answered as in COCO, one detection each.
+The metric gathers the detections and objects of every row, and torchmetrics scores them at the end. As in
+COCO, one detection answers at most one object.
 
 References:
     Lin et al. (2014), Microsoft COCO: common objects in context; https://cocodataset.org/#detection-eval.
@@ -18,16 +18,40 @@ from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
 from fpatch.metrics._matching import answered_scores, coco_precision, split_rows
 
-FOUND, TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
+_FOUND, _TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
 
 
 @dataclass(frozen=True)
 class MeanAveragePrecision:
-    """What recall is counted at; AP has no settings.
+    """Settings of `metrics.mean_average_precision`: the thresholds of recall; AP has none.
+
+    The stage writes no value per row. Its summary holds:
+
+    - `map`: the mean over classes and the IoU thresholds 0.5 to 0.95; `map_50` and `map_75` at one IoU;
+    - `recall`: the share of the objects that a detection of at least `score` answers;
+    - `map/<label>` and `recall/<label>`: the same for each class.
+
+    Numbers are NaN without objects.
 
     Attributes:
         score: The threshold on the score of a final detection, for recall.
         iou: The overlap that counts as a match, for recall.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics
+        >>> box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+        >>> final = {"boxes": box, "scores": torch.tensor([[0.4]]), "labels": label, "valid": yes}
+        >>> values = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
+        >>> stage = metrics.mean_average_precision(score=0.5)
+        >>> config, summary = stage.config, stage.definition.summary
+        >>> numbers = summary.compute(config, summary.update(config, summary.init(config), values))
+        >>> numbers["map"], numbers["recall"]
+        (1.0, 0.0)
+
+    Raises:
+        ValueError: If a threshold is outside 0..1.
+        ImportError: If the extra `metrics` is not installed, when the numbers are computed.
     """
 
     score: float = 0.5
@@ -39,20 +63,20 @@ class MeanAveragePrecision:
 
 
 def apply(config: MeanAveragePrecision, patch_params: Params, sample: Sample, values: Values) -> Values:
-    """Nothing per row."""
+    """Write nothing per row."""
     return {}
 
 
 def init(config: MeanAveragePrecision) -> dict[str, Any]:
-    """No photograph yet: a list with an entry per photograph for each name."""
-    return {f"found/{n}": [] for n in FOUND} | {f"truth/{n}": [] for n in TRUTH}
+    """Return the state without rows: an empty list for each name, which gets an entry per row."""
+    return {f"found/{n}": [] for n in _FOUND} | {f"truth/{n}": [] for n in _TRUTH}
 
 
 def update(config: MeanAveragePrecision, state: Mapping[str, Any], values: Values) -> dict[str, Any]:
     final = values["detections"]["final"]
     found, truth = split_rows(final, values["boxes"], values["labels"], values["box_valid"])
-    more = {f"found/{n}": [f[n].cpu() for f in found] for n in FOUND}
-    return merge(config, state, more | {f"truth/{n}": [t[n].cpu() for t in truth] for n in TRUTH})
+    more = {f"found/{n}": [f[n].cpu() for f in found] for n in _FOUND}
+    return merge(config, state, more | {f"truth/{n}": [t[n].cpu() for t in truth] for n in _TRUTH})
 
 
 def merge(config: MeanAveragePrecision, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,18 +84,13 @@ def merge(config: MeanAveragePrecision, a: Mapping[str, Any], b: Mapping[str, An
 
 
 def compute(config: MeanAveragePrecision, state: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers.
-
-    Returns:
-        `map` (mean over IoU 0.5 to 0.95 and classes), `map_50`, `map_75`, `recall` (share of the objects that
-        a detection of at least `score` answers); and `map/<label>`, `recall/<label>`. NaN without objects.
-    """
+    """Return the numbers of the summary, by name."""
     found, truth = (
         [
             dict(zip(names, row, strict=True))
             for row in zip(*(state[f"{kind}/{n}"] for n in names), strict=True)
         ]
-        for kind, names in (("found", FOUND), ("truth", TRUTH))
+        for kind, names in (("found", _FOUND), ("truth", _TRUTH))
     )
     if not found:
         return dict.fromkeys(("map", "map_50", "map_75", "recall"), float("nan"))

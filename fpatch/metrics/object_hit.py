@@ -1,4 +1,4 @@
-"""Does the victim still see each object? Per object, at a score threshold fixed beforehand."""
+"""Whether the victim still finds each object, at a fixed score threshold."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,32 @@ from fpatch.ops.geometry import pairwise_iou
 
 @dataclass(frozen=True)
 class ObjectHit:
-    """When an object counts as found.
+    """Settings of `metrics.object_hit`: the detections that count as a hit.
+
+    The stage writes a value per object, which `Evaluation.objects` gathers as a table with a row per object:
+
+    - `object_found` [b, k] bool: a detection of its class reaches `score` and `iou`;
+    - `object_score` [b, k]: the highest score of a detection of its class that overlaps it by `iou`, 0 if
+      none; one detection may answer two objects;
+    - `object_label` [b, k] int64;
+    - `object_valid` [b, k] bool: false for padding.
 
     Attributes:
         score: The threshold on the score of a final detection.
         iou: The overlap with the object that a detection must reach.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics
+        >>> box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+        >>> final = {"boxes": box, "scores": torch.tensor([[0.75]]), "labels": label, "valid": yes}
+        >>> values = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
+        >>> written = metrics.object_hit(score=0.8).apply({}, {}, values)
+        >>> written["object_found"], written["object_score"]
+        (tensor([[False]]), tensor([[0.7500]]))
+
+    Raises:
+        ValueError: If a threshold is outside 0..1.
     """
 
     score: float = 0.5
@@ -28,13 +49,6 @@ class ObjectHit:
 
 
 def apply(config: ObjectHit, patch_params: Params, sample: Sample, values: Values) -> Values:
-    """Per object [b, m]; a table of its own, `Evaluation.objects`, has a row for each.
-
-    Returns:
-        `object_found` bool; `object_score`, the highest score of a detection of its class that overlaps it by
-        `iou` (0 if none; one detection may answer two objects); `object_label` int64; `object_valid` bool,
-        whether there is an object at all.
-    """
     final, label, valid = values["detections"]["final"], values["labels"], values["box_valid"]
     overlaps = pairwise_iou(values["boxes"], final["boxes"])
     of_class = final["valid"][:, None] & (final["labels"][:, None] == label[..., None])

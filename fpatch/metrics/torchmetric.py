@@ -1,7 +1,7 @@
-"""Any metric of torchmetrics, or a collection of them, with its state in the open.
+"""Any metric of torchmetrics, or a collection of them, with an explicit state.
 
-The metric that is given is a recipe: it is copied for every update and never changes. Its state is a dict of
-the states of the metrics in it, so that two phases, two conditions and two shards each have their own.
+The given metric is a template: every update works on a copy. The state is a dict of the states of all metrics
+inside, so that phases, conditions and shards each have their own.
 """
 
 import inspect
@@ -21,12 +21,27 @@ from fpatch.graph.stage import Summary, define, deterministic
 
 @dataclass(frozen=True)
 class Torchmetric:
-    """What is measured.
+    """Settings of `metrics.torchmetric`: the metric, and the arguments of its `update`.
+
+    The stage writes no value per row. Its summary holds each number under the name of its metric's class.
 
     Attributes:
         metric: A `torchmetrics.Metric` or `MetricCollection`; or the `Resource` that makes one, in TOML
             {loader = "metrics.torchmetrics", arguments = {name = "MulticlassAccuracy", num_classes = 2}}.
-        inputs: The arguments of its `update` that it is given; the node's `reads` says which values they are.
+        inputs: The arguments that the metric's `update` gets; the node's `reads` maps them to values.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics
+        >>> stage = metrics.torchmetric(metrics.torchmetrics(name="MeanSquaredError"))
+        >>> values = {"preds": torch.tensor([1.0, 2.0]), "target": torch.tensor([1.0, 4.0])}
+        >>> config, summary = stage.config, stage.definition.summary
+        >>> summary.compute(config, summary.update(config, summary.init(config), values))
+        {'MeanSquaredError': 2.0}
+
+    Raises:
+        ValueError: If `inputs` is empty, or `metric` is no metric of torchmetrics.
+        ImportError: If the extra `metrics` is not installed.
     """
 
     metric: Resource | nn.Module
@@ -40,17 +55,17 @@ class Torchmetric:
 
 
 def declare(config: Torchmetric) -> dict[str, Any]:
-    """It reads what the metric takes."""
+    """Read the arguments of the metric."""
     return {"reads": config.inputs}
 
 
 def apply(config: Torchmetric, patch_params: Params, sample: Sample, values: Values) -> Values:
-    """Nothing per row."""
+    """Write nothing per row."""
     return {}
 
 
 def init(config: Torchmetric) -> dict[str, Any]:
-    """The states of fresh metrics, by `metric/state`."""
+    """Return the states of fresh metrics, by `metric/state`."""
     return _dump(_fresh(config))
 
 
@@ -70,11 +85,11 @@ def update(config: Torchmetric, state: Mapping[str, Any], values: Values) -> dic
 
 
 def merge(config: Torchmetric, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """As torchmetrics joins the states of processes.
+    """Merge two states by the rule with which torchmetrics joins processes.
 
     Raises:
-        ValueError: For a state that is neither summed, nor a maximum or minimum, nor gathered: from an
-            average of unknown weight no common one follows.
+        ValueError: If a state is not joined by sum, maximum, minimum or concatenation: averages of unknown
+            weight cannot be joined.
     """
     from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_min, dim_zero_sum
 
@@ -100,10 +115,10 @@ def merge(config: Torchmetric, a: Mapping[str, Any], b: Mapping[str, Any]) -> di
 
 
 def compute(config: Torchmetric, state: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers, each by its metric's name, those of a vector or dict with their index or key behind it."""
+    """Return each number by its metric's name; a vector's index or a dict's key follows the name."""
     numbers: dict[str, float] = {}
     for name, metric in _load(config, state).items():
-        with warnings.catch_warnings():  # it cannot know what was counted before it was made
+        with warnings.catch_warnings():  # the copy does not know that its state was updated
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
             numbers |= dict(_flatten(name, metric.compute()))
     return numbers
@@ -134,7 +149,7 @@ def _check_metric(metric: Any) -> Any:
 
 
 def _fresh(config: Torchmetric) -> dict[str, Any]:
-    """Copies of the metrics, each on its own: a collection lets some share the state of others."""
+    """Copy every metric alone: the metrics of a collection may share states."""
     from torchmetrics import MetricCollection
 
     metric = _check_metric(resolve(config.metric)).clone()
@@ -145,7 +160,7 @@ def _fresh(config: Torchmetric) -> dict[str, Any]:
 
 
 def _states(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Every state: its path, the metric that has it (some have metrics inside), its name there."""
+    """Yield the path of every state, the metric that holds it (maybe nested), and its name there."""
     from torchmetrics import Metric
 
     for name, whole in metrics.items():
@@ -169,8 +184,22 @@ def _copy(value: Any) -> Any:
     return [v.detach().clone() for v in value] if isinstance(value, list) else value.detach().clone()
 
 
-def load_metric(name: str, **arguments: Any) -> Any:
-    """A metric of torchmetrics by the name of its class; in configs, the loader `metrics.torchmetrics`."""
+def _load_metric(name: str, **arguments: Any) -> Any:
+    """Make a metric of torchmetrics by the name of its class; in configs, the loader `metrics.torchmetrics`.
+
+    Args:
+        name: The class, such as "MulticlassAccuracy".
+        **arguments: The arguments of the class.
+
+    Raises:
+        ValueError: If torchmetrics has no such metric; the error names the nearest one.
+
+    Example:
+        >>> from fpatch import metrics
+        >>> metric = metrics.torchmetrics(name="MulticlassAccuracy", num_classes=2)
+        >>> metric.value
+        MulticlassAccuracy()
+    """
     import torchmetrics
 
     modules = [torchmetrics, *(m for m in vars(torchmetrics).values() if inspect.ismodule(m))]
@@ -185,7 +214,7 @@ def load_metric(name: str, **arguments: Any) -> Any:
     return known[name](**arguments)
 
 
-torchmetrics = define_loader("torchmetrics", load_metric)
+torchmetrics = define_loader("torchmetrics", _load_metric)
 
 torchmetric = define(
     "torchmetric",

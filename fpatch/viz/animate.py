@@ -1,4 +1,4 @@
-"""A training run as an animation: its patches over the steps, beside what was logged."""
+"""A training run as an animation: its patches over the steps, beside the logged curves."""
 
 import io
 import math
@@ -19,18 +19,18 @@ from fpatch.log.records import Records
 _MAX_FRAMES = 60
 _ALL_FRAMES_MS, _LONGEST_FRAME_MS, _LAST_FRAME_MS = 6000, 500, 2000
 _BOX_PX, _CHART_PX, _GAP_PX, _LINE_PX = 288, (320, 150), 24, 24
-_SMOOTH = 3  # curves are drawn so many times as large, and reduced
+_SMOOTH = 3  # curves are drawn larger by this factor, and reduced
 _PAPER, _INK, _PALE, _GRID = (255, 255, 255), (30, 30, 30), (200, 205, 212), (235, 235, 235)
 
 
 class _Curve(NamedTuple):
-    """How a logged scalar is drawn, and its values by step.
+    """The style of a logged scalar, and its values by step.
 
     Attributes:
-        title: Above it.
-        scale: Factor from what was logged.
-        limits: Of its axis; None: those of the values.
-        color: Of the part that is done.
+        title: The title above the chart.
+        scale: The factor of the logged values.
+        limits: The limits of the y axis; None: those of the values.
+        color: The color of the part up to the current step.
         points: (step, value), scaled.
     """
 
@@ -54,19 +54,34 @@ def animate(
 ) -> None:
     """Write a GIF of the patches at every numbered checkpoint of a run, at most 60 of them.
 
-    Beside them stand the logged loss and, where there is one, the success on validation rows. Small patches
-    are enlarged by whole factors, a pixel to a square; levels are those of `fpatch.data.write_image`, and a
-    frame has 256 colors.
+    The logged loss stands beside the patches, and the success on validation rows if it was logged. Small
+    patches are enlarged by whole factors, a pixel to a square. Levels are those of `fpatch.data.write_image`,
+    and a frame has 256 colors.
 
     Args:
-        run_folder: The run.
+        run_folder: The folder of the run.
         path: GIF file; its folder is made if absent, an older file is replaced.
-        decode: Makes patches [c, h, w] by name from the trained parameters; None: they are the patches, as
-            those of `create.pixels` are.
+        decode: A function from the trained parameters to patches [c, h, w] by name; None: the parameters are
+            the patches, as in `create.pixels`.
 
     Raises:
-        FileNotFoundError: The folder has no numbered checkpoints.
-        ValueError: What `decode` gives are no images in 0..1.
+        FileNotFoundError: If the folder has no numbered checkpoints.
+        ValueError: If the patches of `decode` are no images in 0..1.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from safetensors.torch import save_file
+        >>> from fpatch import viz
+        >>> with tempfile.TemporaryDirectory() as folder:  # as `fpatch.train` leaves it, without its log
+        ...     Path(folder, "checkpoints").mkdir()
+        ...     for step in (1, 2):
+        ...         patch = {"params/hood": torch.full((3, 4, 6), step / 2)}
+        ...         save_file(patch, Path(folder, "checkpoints", f"step-{step:08d}.safetensors"))
+        ...     viz.animate(folder, Path(folder, "patches.gif"))
+        ...     Path(folder, "patches.gif").read_bytes()[:3]
+        b'GIF'
     """
     folder, path = Path(run_folder), Path(path)
     files = sorted((folder / "checkpoints").glob("step-*.safetensors"), key=_step)
@@ -96,7 +111,7 @@ def _step(file: Path) -> int:
 def _read_patches(
     file: Path, decode: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None
 ) -> dict[str, np.ndarray]:
-    """The patches of a checkpoint as levels [h, w, c], by name."""
+    """Read the patches of a checkpoint as levels [h, w, c], by name."""
     tensors = load_file(file)
     params = {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")}
     patches = params if decode is None else decode(params)
@@ -110,7 +125,7 @@ def _read_patches(
 
 
 def _read_curves(folder: Path) -> list[_Curve]:
-    """What was logged of the scalars that are drawn."""
+    """Read the logged values of the curves; curves without values are left out."""
     points: dict[str, list[tuple[int, float]]] = {name: [] for name in _CURVES}
     records = Records(folder)
     try:
@@ -125,7 +140,7 @@ def _read_curves(folder: Path) -> list[_Curve]:
 
 
 def _draw_frame(patches: Mapping[str, np.ndarray], curves: list[_Curve], step: int, last: int) -> Image.Image:
-    """Patches from left to right, then the curves up to a step, one below the other."""
+    """Draw the patches from left to right, then the curves up to a step, one below the other."""
     enlarged = {name: _enlarge(pixels) for name, pixels in patches.items()}
     top = _GAP_PX + _LINE_PX + 12
     chart_width, chart_height = _CHART_PX
@@ -148,7 +163,7 @@ def _draw_frame(patches: Mapping[str, np.ndarray], curves: list[_Curve], step: i
 
 
 def _enlarge(pixels: np.ndarray) -> Image.Image:
-    """A patch whose longer side fills a box as far as a whole factor can; a larger one is reduced to it."""
+    """Enlarge a patch by a whole factor, up to the size of a box; reduce a larger one to it."""
     picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert("RGB")
     factor = _BOX_PX // max(picture.size)
     if factor:
@@ -158,7 +173,7 @@ def _enlarge(pixels: np.ndarray) -> Image.Image:
 
 
 def _draw_chart(curve: _Curve, step: int, last: int) -> Image.Image:
-    """A curve in its color up to a step, and pale beyond."""
+    """Draw a curve in its color up to a step, and pale beyond."""
     width, height = (side * _SMOOTH for side in _CHART_PX)
     left, right, upper, lower = 48 * _SMOOTH, width - 8 * _SMOOTH, 30 * _SMOOTH, height - 8 * _SMOOTH
     values = [value for _, value in curve.points]

@@ -1,4 +1,4 @@
-"""Photographs with their boxes and placements: what a data set says, before anything is trained on it."""
+"""Images with their boxes and placements, to check a data set before training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,26 +18,38 @@ def plot_boxes(
     patch_names: Sequence[str] = (),
     columns: int = 4,
 ) -> None:
-    """Save a picture of a batch: boxes in green and quads in red, each with its name, where they are valid.
+    """Save a figure of a batch: valid boxes in green and valid quads in red, each with its name.
 
-    The edge of a quad where the top of its patch lies is thick.
+    The thick edge of a quad is the top of its patch.
 
     Args:
         path: PNG file.
-        batch: `image` or else `scene` [b, 3, h, w] in 0..1, with as many as there are of `boxes`, `labels`,
-            `box_valid`, `quads`, `quad_patch`, `quad_valid` and `image_id`.
-        class_names: Names by label; a number where there is none.
-        patch_names: Names by `quad_patch`, likewise.
-        columns: Photographs beside each other.
+        batch: `image` or else `scene` [b, 3, h, w] in 0..1. It may also hold `boxes`, `labels`, `box_valid`,
+            `quads`, `quad_patch`, `quad_valid` and `image_id`.
+        class_names: Names by label; labels without a name are shown as numbers.
+        patch_names: Names by `quad_patch`; likewise.
+        columns: The most images in a row.
 
     Raises:
-        ImportError: Without the extra `plot`.
+        ImportError: If the extra `plot` is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from fpatch import viz
+        >>> box, label = torch.tensor([[[4.0, 4.0, 20.0, 12.0]]]), torch.tensor([[0]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     batch = {"image": torch.full((1, 3, 16, 32), 0.5), "boxes": box, "labels": label}
+        ...     viz.plot_boxes(Path(folder, "boxes.png"), batch, class_names=("car",))
+        ...     Path(folder, "boxes.png").read_bytes()[1:4]
+        b'PNG'
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.patches import Polygon, Rectangle
     except ImportError as error:
-        raise ImportError("pictures of boxes need matplotlib: pip install 'fpatch[plot]'") from error
+        raise ImportError("figures of boxes need matplotlib: pip install 'fpatch[plot]'") from error
     images = (batch["image"] if "image" in batch else batch["scene"]).detach().cpu().clamp(0, 1)
     columns = min(columns, len(images))
     rows, aspect = math.ceil(len(images) / columns), images.shape[2] / images.shape[3]
@@ -65,7 +77,7 @@ def plot_boxes(
 def _valid(
     batch: Mapping[str, Any], shapes: str, index: str, valid: str, names: Sequence[str], row: int
 ) -> list[tuple[Any, str]]:
-    """The valid boxes or quads of one row, as lists of numbers, each with its name."""
+    """Return the valid boxes or quads of one row, as lists of numbers, each with its name."""
     if shapes not in batch:
         return []
     found: Tensor = batch[shapes][row]

@@ -1,4 +1,4 @@
-"""Rates with their intervals as curves."""
+"""Rates with their intervals, as curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,22 @@ def plot_curves(
 
     Args:
         path: PNG file.
-        panels: Per panel, by the name of its x axis: x values, and per curve a rate for each.
-        title: Above all.
-        labels: Legend by curve; by default its name.
+        panels: The panels by the name of their x axis: the x values, and a rate for each, by curve.
+        title: The title above all panels.
+        labels: The legend by curve; None: the names of the curves.
 
     Raises:
-        ImportError: Without the extra `plot`.
+        ImportError: If the extra `plot` is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch import metrics, viz
+        >>> rates = [metrics.Rate(0.8, 0.7, 0.9, 60, 60), metrics.Rate(0.4, 0.3, 0.5, 60, 60)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     viz.plot_curves(Path(folder, "curves.png"), {"distance (m)": ([5, 10], {"patch": rates})})
+        ...     Path(folder, "curves.png").read_bytes()[1:4]
+        b'PNG'
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Rates over a grid of two values as heat maps."""
+"""Rates over a grid of two values, as heat maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,19 @@ _MOST_PANELS_WIDE = 3
 
 
 class HeatMap(NamedTuple):
-    """One panel.
+    """One panel of a figure.
 
     Attributes:
         x: Name and values (or names) of the columns.
-        y: Name and values of the rows.
-        rates: By row and column; None for what was not measured.
+        y: Name and values (or names) of the rows.
+        rates: The rates by row and column; None for a cell that was not measured.
+
+    Example:
+        >>> from fpatch import metrics, viz
+        >>> rate = metrics.Rate(0.8, 0.7, 0.9, 60, 60)
+        >>> panel = viz.HeatMap(("distance (m)", [5, 10]), ("light", ["day"]), [[rate, None]])
+        >>> print(panel.rates[0][0])
+        80.0 % [70.0, 90.0] of 60 rows, 60 images
     """
 
     x: tuple[str, Sequence[float | str]]
@@ -26,14 +33,25 @@ class HeatMap(NamedTuple):
 
 
 def plot_heat_maps(path: str | Path, panels: Sequence[HeatMap]) -> None:
-    """Save heat maps of rates, each cell with its percentage and how many rows it counts.
+    """Save heat maps of rates; each cell shows its percentage and its number of rows.
 
     Args:
         path: PNG file.
-        panels: One at least.
+        panels: The panels, one at least.
 
     Raises:
-        ImportError: Without the extra `plot`.
+        ImportError: If the extra `plot` is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch import metrics, viz
+        >>> rate = metrics.Rate(0.8, 0.7, 0.9, 60, 60)
+        >>> panel = viz.HeatMap(("distance (m)", [5, 10]), ("light", ["day"]), [[rate, None]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     viz.plot_heat_maps(Path(folder, "map.png"), [panel])
+        ...     Path(folder, "map.png").read_bytes()[1:4]
+        b'PNG'
     """
     try:
         from matplotlib.figure import Figure

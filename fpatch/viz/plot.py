@@ -1,4 +1,4 @@
-"""Images as a figure."""
+"""A figure of images, beside each other."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,18 @@ def plot(
         path: File to save the figure to, or None.
 
     Returns:
-        The figure, which no state of pyplot knows of; a notebook displays it.
+        The figure, independent of pyplot's state; a notebook displays it.
 
     Raises:
-        ImportError: Without the extra `plot`.
-        ValueError: No images, what is no image, or another number of titles.
+        ImportError: If the extra `plot` is not installed.
+        ValueError: If there are no images, a tensor is no image, or the number of titles differs.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import viz
+        >>> figure = viz.plot({"hood": torch.zeros(3, 8, 8), "roof": torch.ones(3, 8, 4)})
+        >>> [axis.get_title() for axis in figure.axes]
+        ['hood', 'roof']
     """
     try:
         from matplotlib.figure import Figure

@@ -14,13 +14,19 @@ _FONT_PX = 14
 
 
 class Panel(NamedTuple):
-    """One picture of a figure.
+    """One image of a figure, with its boxes and caption.
 
     Attributes:
         image: [3, h, w] in 0..1.
-        caption: A line above it.
-        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]} drawn in red if finite, or None.
-        truth: Boxes [k, 4] drawn in green, or None.
+        caption: A line above the image.
+        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]}, drawn in red if finite, or None.
+        truth: Boxes [k, 4], drawn in green, or None. All boxes are xyxy in pixels of the image.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import viz
+        >>> viz.Panel(torch.zeros(3, 8, 16), "clean").caption
+        'clean'
     """
 
     image: Float[Tensor, "3 h w"]
@@ -35,16 +41,24 @@ def side_by_side(
     score: float = 0.5,
     panel_px: int = 320,
 ) -> Float[Tensor, "3 height width"]:
-    """Rows of panels as one image.
+    """Draw rows of panels as one image.
 
     Args:
         rows: Panels; every row has the same number of columns.
-        class_names: Names by label.
-        score: Detections below it are not drawn.
+        class_names: Names by label; labels without a name are shown as numbers.
+        score: Detections below this score are not drawn.
         panel_px: Width of a panel; images are enlarged to it.
 
     Returns:
-        A figure in 0..1.
+        The figure [3, height, width] in 0..1.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import viz
+        >>> box = torch.tensor([[2.0, 2.0, 12.0, 6.0]])
+        >>> panel = viz.Panel(torch.zeros(3, 8, 16), "clean", truth=box)
+        >>> viz.side_by_side([[panel, panel]], panel_px=64).shape  # gaps and captions included
+        torch.Size([3, 70, 152])
     """
     drawn = [[_draw(panel, class_names, score, panel_px) for panel in row] for row in rows]
     height = max(p.height for row in drawn for p in row)
@@ -59,7 +73,7 @@ def side_by_side(
 
 
 def _font(text: str, width: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
-    """The font of a line, smaller where the line is too long for the width."""
+    """Return the font of a line, smaller if the line is too long for the width."""
     px = _FONT_PX
     while px > 6 and ImageFont.load_default(size=px).getlength(text) > width:
         px -= 1

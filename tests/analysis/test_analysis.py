@@ -192,7 +192,7 @@ def test_rows_without_a_number_are_dropped_and_counted(planted):
 def test_few_photographs_are_said_to_be_few(rng):
     table = plant(make_table(rng, photographs=8, draws=10), rng)
     result = analysis.permutation_importance(table, "loss/patch", num_repeats=1)
-    assert result.warnings[-1].startswith("8 photographs are few")
+    assert result.warnings[-1].startswith("8 images are few")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_few_photographs_are_said_to_be_few(rng):
         ("sample/exposure/stops", {}, "'sample/exposure/stops' is no metric"),
         ("flat", {"flat": np.full(180, 0.5)}, "flat is 0.5 in every row: nothing to explain"),
         ("flat", {"flat": np.full(180, np.nan)}, "flat is nowhere finite"),
-        ("found/patch", {"image_id": np.arange(180) % 4}, "for 4 photographs, and 5 are the least"),
+        ("found/patch", {"image_id": np.arange(180) % 4}, "must be finite on at least 5 images, got 4"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(planted, metric, edit, message):

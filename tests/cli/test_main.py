@@ -104,7 +104,7 @@ def test_analyze_refuses(trained, capsys, words, message):
     ("words", "message"),
     [
         ([], "found/delta is -1 in every row: nothing to explain"),
-        (["--metric", "best_score/delta"], "known for 4 photographs, and 5 are the least"),
+        (["--metric", "best_score/delta"], "must be finite on at least 5 images, got 4"),
     ],
 )
 def test_analyze_draws_what_has_no_importances(run, capsys, words, message):

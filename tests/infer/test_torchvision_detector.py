@@ -392,7 +392,7 @@ def test_a_study_names_it(tmp_path):
         ("segmentation", {"architecture": "lraspp_mobilenet_v3_large", "seed": 1}, "none of torchvision's"),
         ("published", {"download": "COCO"}, "'COCO': no such weights of ssdlite320.*known: COCO_V1, DEFAULT"),
         ("argument", {"seed": 1, "num_clases": 3}, "no argument 'num_clases'; did you mean 'num_classes'"),
-        ("normalize", {"seed": 1, "normalize": False}, "a detector normalizes by itself"),
+        ("normalize", {"seed": 1, "normalize": False}, "detectors normalize their images"),
     ],
 )
 def test_a_wrong_request_is_refused(problem, arguments, message):

@@ -274,7 +274,7 @@ def test_another_number_of_classes_is_refused(name):
 
 def test_a_class_beyond_the_last_is_refused():
     with pytest.raises(
-        ValueError, match=r"yolo\(num_classes=1\): the answer holds class 1; they count from 0"
+        ValueError, match=r"yolo\(num_classes=1\): the answer holds class 1; classes count from 0"
     ):
         dense_of(infer.yolo(Answer(torch.ones(2, 3, 6)), format="v10", num_classes=1))
 
