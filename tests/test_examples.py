@@ -45,7 +45,7 @@ PUBLIC = dict(find_public())
 def run_example(address: str, value: Any) -> str:
     """What differs from what the docstring shows; nothing if all is as shown."""
     text = inspect.getdoc(value) or ""
-    test = doctest.DocTestParser().get_doctest(text, {}, address, address, 0)
+    test = doctest.DocTestParser().get_doctest(text, {"__name__": "example"}, address, address, 0)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
     runner.run(test, out=said.append, clear_globs=True)

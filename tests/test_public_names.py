@@ -28,14 +28,14 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
-WRITTEN = (
+LEFT_OUT = (
     "docs/_build",
     "docs/reference/api",
     "docs/reference/stages/",
     "docs/reference/settings.md",
     "CHANGELOG.md",
 )
-"""What the site writes from the code itself."""
+"""Pages that are written from the code, and the past."""
 IMPORTED = re.compile(r"^ *from (fpatch[\w.]*) import (\([^)]*\)|[^\n]+)", flags=re.M)
 MENTIONED = re.compile(r"(?<![\w/.:@-])fpatch((?:\.[A-Za-z_]\w*)+)(?![\w/])")
 

@@ -73,7 +73,7 @@ class ObjectiveConfig:
 
     Attributes:
         weights: Weight of each loss term, by name.
-        transform: How the gradient is taken; see `fpatch.optim.gradient.value_and_grad`.
+        transform: How the gradient is taken; see `fpatch.value_and_grad`.
     """
 
     weights: Mapping[str, float]
@@ -89,7 +89,7 @@ class TrainConfig:
         batch_size: Rows per update.
         micro_batch: Rows held in memory at a time, whose gradients add up to that of the update; None: all.
         rho: Distance that a sharpness-aware step looks uphill, in a second pass; 0: none. See
-            `fpatch.optim.step.make_step`.
+            `fpatch.make_step`.
         compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.optim.compiled.compiled`.
             Evaluations and replays of rows run uncompiled, always.
         precision: Of the victims, while training; see `fpatch.infer.lighter`.

@@ -98,7 +98,7 @@ def make_loader(study: Study, parts: Setup, ranks: Ranks = ALONE) -> Loader:
 
 
 def make_training_step(study: Study, parts: Setup, ranks: Ranks = ALONE, processes: int = 1) -> Step:
-    """The update of a training; `ranks` and `processes` are those of `fpatch.optim.step.make_step`."""
+    """The update of a training; `ranks` and `processes` are those of `fpatch.make_step`."""
     return make_step(
         parts.objective,
         parts.optimizer,
