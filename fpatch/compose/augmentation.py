@@ -58,6 +58,16 @@ class Augmentation:
         arguments: Its keyword arguments, `p` among them; lists stand for tuples and tensors.
         size: Height and width of the images; None: those of `scene` (or `image`) in the batch, which a
             pipeline is asked for when it draws.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose, random
+        >>> image = torch.full((2, 3, 8, 8), 0.25)
+        >>> batch = {"image": image, "image_id": torch.tensor([0, 1]), "draw": torch.tensor([0, 0])}
+        >>> stage = compose.augmentation("RandomInvert", {"p": 1.0})
+        >>> out, sample = stage({}, random.key(0), batch)
+        >>> sample["on"].tolist(), out["image"].unique().tolist()
+        ([True, True], [0.75])
     """
 
     name: str

@@ -17,7 +17,17 @@ from fpatch.graph.stage import define
 
 @dataclass(frozen=True)
 class Blur:
-    """Range of the standard deviation in pixels of the image; 0 leaves it as it is."""
+    """Range of the standard deviation in pixels of the image; 0 leaves it as it is.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.zeros(1, 3, 5, 5)
+        >>> image[..., 2, 2] = 1.0
+        >>> out = compose.blur().apply({}, {"sigma_px": torch.tensor([0.7])}, {"image": image})["image"]
+        >>> round(out[0, 0].sum().item(), 4), bool(out[0, 0, 2, 2] < 1.0)
+        (0.9998, True)
+    """
 
     sigma_px: Range = Range(0.0, 1.0)
 

@@ -24,6 +24,16 @@ class Defocus:
     Attributes:
         radius_px: Range of the radius; its square is what an image costs.
         p: Probability of a row to be blurred.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.zeros(1, 3, 9, 9)
+        >>> image[..., 4, 4] = 1.0
+        >>> sample = {"on": torch.tensor([True]), "radius_px": torch.tensor([2.0])}
+        >>> out = compose.defocus().apply({}, sample, {"image": image})["image"][0, 0]
+        >>> round(out.sum().item(), 4), [round(x, 2) for x in out[4].tolist()]
+        (1.0, [0.0, 0.0, 0.04, 0.08, 0.08, 0.08, 0.04, 0.0, 0.0])
     """
 
     radius_px: Range = Range(0.5, 2.5)

@@ -24,6 +24,17 @@ class Erasing:
         aspect: Its width over its height in pixels, drawn evenly in the logarithm.
         level: Its brightness.
         p: Probability of a row to be covered.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import Range, compose, random
+        >>> image = torch.zeros(1, 3, 16, 16)
+        >>> batch = {"image": image, "image_id": torch.tensor([0]), "draw": torch.tensor([0])}
+        >>> one = Range(1.0, 1.0)
+        >>> stage = compose.erasing(area_frac=Range(0.25, 0.25), aspect=one, level=one, p=1.0)
+        >>> out, _ = stage({}, random.key(0), batch)
+        >>> round(out["image"].mean().item(), 2)
+        0.25
     """
 
     area_frac: Range = Range(0.02, 0.33)

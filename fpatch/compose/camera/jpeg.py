@@ -46,6 +46,15 @@ class Jpeg:
     Attributes:
         quality: Whole numbers, 1 (worst) to 100, as libjpeg counts.
         p: Probability of a row to be compressed.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.full((1, 3, 16, 16), 0.5)
+        >>> sample = {"on": torch.tensor([True]), "quality": torch.tensor([50])}
+        >>> out = compose.jpeg().apply({}, sample, {"image": image})["image"]
+        >>> tuple(out.shape), bool((out - image).abs().max() < 1 / 255)
+        ((1, 3, 16, 16), True)
     """
 
     quality: Range = Range(40.0, 95.0)

@@ -26,6 +26,17 @@ class MotionBlur:
         length_px: Its length in pixels of the image; 0 leaves it as it is.
         angle_deg: Its direction, clockwise on the screen from the x axis.
         p: Probability of a row to be blurred.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.zeros(1, 3, 5, 5)
+        >>> image[..., 2, 2] = 1.0
+        >>> length, angle = torch.tensor([3.0]), torch.tensor([0.0])
+        >>> sample = {"on": torch.tensor([True]), "length_px": length, "angle_deg": angle}
+        >>> out = compose.motion_blur().apply({}, sample, {"image": image})["image"][0, 0]
+        >>> [round(x, 2) for x in out[2].tolist()], [round(x, 2) for x in out[:, 2].tolist()]
+        ([0.04, 0.29, 0.34, 0.29, 0.04], [0.0, 0.0, 0.34, 0.0, 0.0])
     """
 
     length_px: Range = Range(0.0, 6.0)

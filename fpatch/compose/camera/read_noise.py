@@ -16,7 +16,18 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class ReadNoise:
-    """Range of the standard deviation, as a fraction of full scale."""
+    """Range of the standard deviation, as a fraction of full scale.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose, random
+        >>> image = torch.full((2, 3, 4, 4), 0.5)
+        >>> batch = {"image": image, "image_id": torch.tensor([0, 1]), "draw": torch.tensor([0, 0])}
+        >>> out, sample = compose.read_noise()({}, random.key(0), batch)
+        >>> again = compose.read_noise().apply({}, sample, batch)
+        >>> torch.equal(out["image"], again["image"]), torch.equal(out["image"][0], out["image"][1])
+        (True, False)
+    """
 
     std_frac: Range = Range(0.0, 0.03)
 

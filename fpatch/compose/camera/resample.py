@@ -25,6 +25,15 @@ class Resample:
     Attributes:
         scale: Range of its sides relative to the image's, rounded to whole pixels.
         p: Probability of a row to be resized.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.tensor([0.0, 1.0]).repeat(4).expand(1, 3, 8, 8)
+        >>> sample = {"on": torch.tensor([True]), "scale": torch.tensor([0.5])}
+        >>> out = compose.resample().apply({}, sample, {"image": image})["image"]
+        >>> tuple(out.shape), [round(x, 2) for x in out[0, 0, 4, 2:6].tolist()]
+        ((1, 3, 8, 8), [0.48, 0.5, 0.5, 0.52])
     """
 
     scale: Range = Range(0.3, 1.0)

@@ -24,6 +24,15 @@ class Shadow:
         offset_frac: Distance of its edge from the center, as a fraction of the shorter side.
         softness_frac: Width of the edge, likewise.
         p: Probability of a row to be shaded.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose, random
+        >>> image = torch.full((1, 3, 4, 4), 0.5)
+        >>> batch = {"image": image, "image_id": torch.tensor([0]), "draw": torch.tensor([0])}
+        >>> out, sample = compose.shadow(p=1.0)({}, random.key(0), batch)
+        >>> sorted(sample), bool((out["image"] <= 0.5).all())
+        (['angle_deg', 'offset_frac', 'on', 'softness_frac', 'strength'], True)
     """
 
     strength: Range = Range(0.2, 0.6)

@@ -25,6 +25,15 @@ class ColorJitter:
         saturation: Factor on the distance from luma.
         hue_deg: Rotation of chroma at constant luma.
         p: Probability of a row to be changed.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose, random
+        >>> image = torch.full((1, 3, 2, 2), 0.5)
+        >>> batch = {"image": image, "image_id": torch.tensor([7]), "draw": torch.tensor([0])}
+        >>> out, sample = compose.color_jitter(p=0.0)({}, random.key(0), batch)
+        >>> sample["on"].item(), torch.equal(out["image"], image)
+        (False, True)
     """
 
     brightness: Range = Range(0.8, 1.25)

@@ -15,7 +15,16 @@ from fpatch.ops.color import clip, each_channel
 
 @dataclass(frozen=True)
 class Contrast:
-    """Range of the factor; 1 leaves the image as it is, 0 makes it gray."""
+    """Range of the factor; 1 leaves the image as it is, 0 makes it gray.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.tensor([0.25, 0.75]).expand(1, 3, 1, 2)
+        >>> out = compose.contrast().apply({}, {"factor": torch.tensor([0.5])}, {"image": image})
+        >>> [round(x, 6) for x in out["image"][0, 0, 0].tolist()]
+        [0.375, 0.625]
+    """
 
     factor: Range = Range(0.8, 1.25)
 

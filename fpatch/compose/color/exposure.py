@@ -15,7 +15,16 @@ from fpatch.ops.color import LN2, clip, each_channel
 
 @dataclass(frozen=True)
 class Exposure:
-    """Range of the exposure in stops; +1 doubles the values of an image, as displayed."""
+    """Range of the exposure in stops; +1 doubles the values of an image, as displayed.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.full((1, 3, 2, 2), 0.25)
+        >>> out = compose.exposure().apply({}, {"stops": torch.tensor([1.0])}, {"image": image})
+        >>> round(out["image"].max().item(), 6)
+        0.5
+    """
 
     stops: Range = Range(-1.0, 1.0)
 

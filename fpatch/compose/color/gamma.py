@@ -18,7 +18,16 @@ TOE = 1e-3
 
 @dataclass(frozen=True)
 class Gamma:
-    """Range of the exponent; above 1 darkens, 1 leaves the image as it is."""
+    """Range of the exponent; above 1 darkens, 1 leaves the image as it is.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.tensor([0.0, 0.5, 1.0]).expand(1, 3, 1, 3)
+        >>> out = compose.gamma().apply({}, {"gamma": torch.tensor([2.0])}, {"image": image})
+        >>> [round(x, 6) for x in out["image"][0, 0, 0].tolist()]
+        [0.0, 0.25, 1.0]
+    """
 
     gamma: Range = Range(0.7, 1.4)
 

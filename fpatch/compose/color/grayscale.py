@@ -16,7 +16,16 @@ from fpatch.ops.color import luma
 
 @dataclass(frozen=True)
 class Grayscale:
-    """Probability of a row to lose its color."""
+    """Probability of a row to lose its color.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> colors = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).reshape(2, 3, 1, 1)
+        >>> out = compose.grayscale().apply({}, {"on": torch.tensor([True, False])}, {"image": colors})
+        >>> [[round(x, 3) for x in row] for row in out["image"].flatten(1).tolist()]
+        [[0.299, 0.299, 0.299], [0.0, 1.0, 0.0]]
+    """
 
     p: float = 0.1
 

@@ -15,7 +15,16 @@ from fpatch.ops.color import clip, each_channel, hue_rotation, mix_channels
 
 @dataclass(frozen=True)
 class Hue:
-    """Range of the angle in degrees."""
+    """Range of the angle in degrees.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> gray = torch.full((1, 3, 1, 1), 0.5)
+        >>> out = compose.hue().apply({}, {"angle_deg": torch.tensor([90.0])}, {"image": gray})
+        >>> [round(x, 3) for x in out["image"].flatten().tolist()]
+        [0.5, 0.5, 0.5]
+    """
 
     angle_deg: Range = Range(-15.0, 15.0)
 

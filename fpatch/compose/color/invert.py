@@ -15,7 +15,16 @@ from fpatch.graph.stage import define
 
 @dataclass(frozen=True)
 class Invert:
-    """Probability of a row to be inverted."""
+    """Probability of a row to be inverted.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.full((2, 3, 1, 1), 0.25)
+        >>> out = compose.invert().apply({}, {"on": torch.tensor([True, False])}, {"image": image})
+        >>> out["image"].flatten(1).tolist()
+        [[0.75, 0.75, 0.75], [0.25, 0.25, 0.25]]
+    """
 
     p: float = 0.1
 

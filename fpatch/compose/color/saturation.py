@@ -15,7 +15,16 @@ from fpatch.ops.color import clip, each_channel, mix_channels, saturation_matrix
 
 @dataclass(frozen=True)
 class Saturation:
-    """Range of the factor; 1 leaves the image as it is, 0 removes all color."""
+    """Range of the factor; 1 leaves the image as it is, 0 removes all color.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+        >>> out = compose.saturation().apply({}, {"factor": torch.tensor([0.0])}, {"image": red})
+        >>> [round(x, 3) for x in out["image"].flatten().tolist()]
+        [0.299, 0.299, 0.299]
+    """
 
     factor: Range = Range(0.7, 1.3)
 

@@ -21,6 +21,14 @@ class Solarize:
     Attributes:
         threshold: Range of the value from which on a channel is inverted.
         p: Probability of a row to be solarized.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> image = torch.tensor([0.25, 0.75]).expand(1, 3, 1, 2)
+        >>> sample = {"on": torch.tensor([True]), "threshold": torch.tensor([0.5])}
+        >>> compose.solarize().apply({}, sample, {"image": image})["image"][0, 0, 0].tolist()
+        [0.25, 0.25]
     """
 
     threshold: Range = Range(0.4, 0.6)

@@ -21,6 +21,15 @@ class WhiteBalance:
     """Range of the color temperature of the light in kelvin, under a camera balanced for 6500 K.
 
     Lower is warmer. Even draws in reciprocal temperature are even to the eye (Judd, 1933).
+
+    Example:
+        >>> import torch
+        >>> from fpatch import compose
+        >>> white = torch.full((1, 3, 1, 1), 0.5)
+        >>> out = compose.white_balance().apply({}, {"kelvin": torch.tensor([4000.0])}, {"image": white})
+        >>> red, _, blue = out["image"].flatten().tolist()
+        >>> red > blue
+        True
     """
 
     kelvin: Range = Range(4000.0, 10000.0)
