@@ -1,5 +1,6 @@
 """Before any import of fpatch: shapes and types of its annotations are checked while tests run."""
 
+import gc
 import os
 import shutil
 import signal
@@ -10,15 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from typecheck import install
 
 torch.set_num_threads(1)
 # Python does not notice when a limit on file sizes or a full disk cut the bytecode that it caches
 sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-hook = install_import_hook("fpatch", "typecheck.checked")
+install()
 settings.register_profile("fpatch", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("fpatch")
+
+
+def pytest_collection_finish():
+    """What is imported stays: the collector of garbage need not look at it after every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
