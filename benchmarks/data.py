@@ -90,7 +90,7 @@ def make_photographs(folder: Path, work: Workload) -> None:
 def measure_memory(folder: Path, work: Workload, options: Options, record: Record) -> None:
     """Peaks and times of fresh processes, with many photographs and with few in turn."""
     found: dict[str, list[tuple[float, ...]]] = {"all": [], "few": []}
-    for _ in range(min(options.repeats, 3)):
+    for _ in range(1 if options.small else min(options.repeats, 3)):
         for name, seen in found.items():
             tables = [str(folder / f"{name}-{table}.csv") for table in ("placements", "objects")]
             numbers = [str(n) for n in (work.size_px, work.batch, work.batches)]

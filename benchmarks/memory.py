@@ -79,7 +79,9 @@ def measure(
 ) -> None:
     """One victim: alone, the step, and the step in micro-batches."""
     variants = {"victim": 0, "step": None} | {f"step, micro_batch {n}": n for n in micro_batches}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    # the small form does without processes of their own
+    tasks = None if options.small else 1
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=tasks) as pool:
         rounds = [
             {v: pool.submit(peak_mb, name, b, side, n, options.device).result() for v, n in variants.items()}
             for _ in range(1 if options.small else min(options.repeats, 3))

@@ -92,7 +92,7 @@ def measure(folder: Path, size: Size, options: Options, record: Record) -> None:
     config = write_study(folder, "records", scenes, folder / "victim.safetensors", size, True, 0)
     sinks = {"disk, TensorBoard, MLflow": {}, "disk": {"log.tensorboard": False, "log.mlflow": False}}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sinks}
-    for _ in range(1 + options.repeats):
+    for _ in range(2 if options.small else 1 + options.repeats):
         for name, settings in sinks.items():
             loaded = load_study(config, settings)
             with clocked() as seconds:

@@ -6,7 +6,21 @@ from cases import CASES
 from laws import LAWS
 
 APPLICABLE = [(rule, name) for rule, law in LAWS.items() for name, case in CASES.items() if law.applies(case)]
-SLOW = {("compiled_equals_eager", "demo, train"), ("compiled_equals_eager", "demo, test")}
+TRACED, COMPILED = "traced_equals_eager", "compiled_equals_eager"
+
+
+def find_slow() -> set[tuple[str, str]]:
+    """Every stage is compiled in its first case, and traced in all others; the other way round is slow."""
+    seen: set[str] = set()
+    slow = {(rule, f"demo, {phase}") for rule in (TRACED, COMPILED) for phase in ("train", "test")}
+    for name in [name for rule, name in APPLICABLE if rule == COMPILED and (rule, name) not in slow]:
+        stages = {s.definition.name for s in CASES[name].stages}
+        slow.add((TRACED if stages - seen else COMPILED, name))
+        seen |= stages
+    return slow
+
+
+SLOW = find_slow()
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_logging_and_evaluation_on_or_off_give_the_same_patch(trained, tmp_path)
     expected = parameters(trained)
     variants = {
         "silent": {"tensorboard": False, "validation": False, "checkpoint_every": 100},
-        "chatty": {"tensorboard": True, "every": 1, "checkpoint_every": 1, "profile_steps": 2},
+        "chatty": {"tensorboard": True, "every": 2, "checkpoint_every": 1, "profile_steps": 2},
         "other block": {"block": 5, "num_draws": 1},
     }
     for name, settings in variants.items():

@@ -10,6 +10,7 @@ from study_fixture import run_fpatch
 from torch import Tensor
 
 from fpatch import compose, random
+from fpatch.cli.main import main
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.grid import cells_of, evaluate_grid
 from fpatch.evaluation.rates import success
@@ -168,10 +169,9 @@ def test_the_command_leaves_a_table_to_replay_and_figures(run, tmp_path):
 
 
 @pytest.mark.parametrize("values", ["", "a", "1:2", "0:1:x", "1,,2"])
-def test_values_of_another_form_are_refused(run, tmp_path, values):
-    done = run_fpatch("grid", run.folder, "--over", f"{STOPS}={values}", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT" in done.stderr
+def test_values_of_another_form_are_refused(trained, capsys, values):
+    assert main(["grid", str(trained.folder), "--over", f"{STOPS}={values}"]) == 2
+    assert "--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT" in capsys.readouterr().err
 
 
 def test_a_heat_map_tells_every_rate_and_its_count(tmp_path, monkeypatch):

@@ -321,6 +321,7 @@ BROKEN = {
     ),
     "config_rebuilds_it": photo_case("halved", config=Halved),
     "compiled_equals_eager": photo_case("unless_compiled", apply=apply_unless_compiled),
+    "traced_equals_eager": photo_case("untraced", apply=apply_unless_compiled),
     "channels_are_the_image": case(
         define(
             "other_channels",

@@ -4,6 +4,7 @@ A new stage is one line in `CASES`. It is given what it reads of `make_inputs`, 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -135,7 +136,19 @@ picture = define_loader("picture", lambda shape: noise("picture", *shape))
 
 
 def noise(name: str, *shape: int) -> Tensor:
+    return _noise(name, *shape).clone()
+
+
+@cache
+def _noise(name: str, *shape: int) -> Tensor:
     return random.uniform(random.fold_in(random.key(7), name), shape)
+
+
+@cache
+def _dense() -> dict[str, Tensor]:
+    """Of the images of `make_inputs`, by an odd number of boxes: what is equal only in whole vectors shows."""
+    found = TinyDetector(3)(noise("image", NUM_ROWS, 3, HEIGHT, WIDTH))
+    return {name: value.detach()[:, :191] for name, value in found.items()}
 
 
 def imports(module: str) -> bool:
@@ -163,8 +176,7 @@ def make_inputs(**others: Any) -> dict[str, Any]:
     boxes = torch.tensor([[10.0, 8.0, 80.0, 70.0], [60.0, 30.0, 131.0, 97.0]])
     boxes = boxes + 4 * noise("boxes", NUM_ROWS, 2, 4)
     images = noise("image", NUM_ROWS, 3, HEIGHT, WIDTH)
-    # an odd number of boxes: what is equal only in whole vectors of a processor shows
-    dense = {name: value.detach()[:, :191] for name, value in TinyDetector(3)(images).items()}
+    dense = {name: value.clone() for name, value in _dense().items()}
     final = {
         "boxes": torch.cat([boxes, boxes + 15, boxes - 40], dim=1),
         "scores": noise("scores", NUM_ROWS, 6),

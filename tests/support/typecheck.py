@@ -73,7 +73,7 @@ awaited = threading.local()
 
 
 def find_inner(definition: Function) -> tuple[Function, bool]:
-    """As `make_strict`, which takes a millisecond, once for all functions that one `def` inside another makes."""
+    """As `make_strict`, once for all functions that one `def` inside another makes: it takes a millisecond."""
     hints, strict, has_axes = INNER.get(definition.__code__, (None, definition, False))
     if hints != definition.__annotations__:
 
@@ -98,8 +98,9 @@ def resolve(definition: Function, hint: Any) -> Any:
     if isinstance(hint, type):
         return hint
 
-    def one(value: hint) -> None: ...
+    def one(value: Any) -> None: ...
 
+    one.__annotations__["value"] = hint
     try:
         return get_type_hints(one, definition.__globals__, include_extras=True)["value"]
     except NameError:
