@@ -146,7 +146,7 @@ def _noise(name: str, *shape: int) -> Tensor:
 
 @cache
 def _dense() -> dict[str, Tensor]:
-    """Of the images of `make_inputs`, by an odd number of boxes: what is equal only in whole vectors shows."""
+    """An odd number of boxes in the images of `make_inputs`: what is equal only in whole vectors shows."""
     found = TinyDetector(3)(noise("image", NUM_ROWS, 3, HEIGHT, WIDTH))
     return {name: value.detach()[:, :191] for name, value in found.items()}
 

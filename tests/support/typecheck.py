@@ -73,7 +73,7 @@ awaited = threading.local()
 
 
 def find_inner(definition: Function) -> tuple[Function, bool]:
-    """As `make_strict`, once for all functions that one `def` inside another makes: it takes a millisecond."""
+    """As `make_strict`, a millisecond, once for all functions that one `def` inside another makes."""
     hints, strict, has_axes = INNER.get(definition.__code__, (None, definition, False))
     if hints != definition.__annotations__:
 

@@ -49,7 +49,7 @@ def test_a_grid_is_walked_through():
 )
 def test_a_model_finds_the_top_of_a_hill(propose, share):
     """Nearer than as many trials at random, with three different seeds together."""
-    asked, drawn = ([run(p, SQUARE, hill, 16, seed=s) for s in range(3)] for p in (propose, propose_random))
+    asked, drawn = ([run(p, SQUARE, hill, 13, seed=s) for s in range(3)] for p in (propose, propose_random))
 
     def below_the_top(runs):
         return np.mean([1 - max(t.value for t in seen) for seen in runs])
