@@ -43,7 +43,7 @@ LEARNING_RATE = 0.002
 
 
 class Report(NamedTuple):
-    """What is known of a victim after training."""
+    """Findings about one victim after a short training."""
 
     boxes: tuple[int, ...]
     gradient: float
@@ -97,7 +97,7 @@ VICTIMS: dict[str, Callable[[str | None], Stage]] = {
 }
 
 
-def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained: bool) -> Report:
+def try_victim(victim: Stage, images: TargetSet, num_steps: int, untrained: bool) -> Report:
     """Train three prints against it for some steps."""
     whole = fpatch.pipeline({
         "pixels": create.pixels({name: (3, 64, 64) for name in PANELS}),
@@ -106,7 +106,7 @@ def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained:
         "vanish": losses.vanish(),
     })  # fmt: skip
     key = random.key(0)
-    batch = with_car(photographs.batch(photographs.image_ids[:BATCH]))
+    batch = with_car(images.batch(images.image_ids[:BATCH]))
     model = victim.config.model.value
     if untrained:
         enliven(model, batch["scene"])
@@ -199,13 +199,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     files = dict(entry.split("=", 1) for entry in options.weights)
-    photographs = targets(options.data / "warp.csv", size=SIZE, patches=PANELS)
-    table = Table(title=f"{len(photographs.image_ids)} photographs, {options.steps} steps of {BATCH}")
+    images = targets(options.data / "warp.csv", size=SIZE, patches=PANELS)
+    table = Table(title=f"{len(images.image_ids)} photographs, {options.steps} steps of {BATCH}")
     for heading in ("victim", "dense boxes", "|gradient|", "loss", "step s", "victim s", "unchanged"):
         table.add_column(heading, justify="left" if heading == "victim" else "right")
     for name in options.only:
         with console.status(name):
-            found = try_victim(VICTIMS[name](files.get(name)), photographs, options.steps, name not in files)
+            found = try_victim(VICTIMS[name](files.get(name)), images, options.steps, name not in files)
         numbers = " x ".join(map(str, found.boxes))
         loss = f"{found.losses[0]:.3g} -> {found.losses[-1]:.3g}"
         times = f"{found.seconds:.2f}", f"{found.alone:.2f}"

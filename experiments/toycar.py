@@ -74,7 +74,7 @@ PATCH_PX, SEEN_PX = 64, 32  # at these distances a camera averages over the fine
 
 
 class Settings(NamedTuple):
-    """What is run, and for how long."""
+    """Scope and length of the experiment."""
 
     patches: tuple[str, ...] = PANELS
     seed: int = 0
@@ -252,7 +252,7 @@ presence = fpatch.define_loader("presence", load_presence)
 
 
 def make_augmentation(patches: tuple[str, ...]) -> fpatch.Pipeline:
-    """What the classifier is trained through. Hue is free, so that yellow alone is no toy car."""
+    """The augmentation of the classifier's training. Hue is free, so that yellow alone is no toy car."""
     return fpatch.pipeline(
         {
             "affine": compose.affine(Range(-45, 45), Range(-15, 15), Range(0.8, 1.3), Range(-0.15, 0.15)),
