@@ -7,7 +7,7 @@ from fpatch.demo.victim import TinyDetector, load_victim
 from fpatch.demo.world.scenes import cached_scenes
 
 SMALL = Size(
-    {"train": 200, "test": 80}, ((96, 96),), victim_steps=120, num_victims=1, num_steps=120, sides=()
+    {"train": 200, "test": 80}, ((96, 96),), victim_steps=120, num_victims=1, num_steps=100, sides=()
 )
 
 
