@@ -17,7 +17,13 @@ if not console.is_terminal:
 
 
 def say(line: str) -> None:
-    """Print a line as it is, whatever its length and whatever is in it."""
+    """Print a line as it is, whatever its length and whatever is in it.
+
+    Example:
+        >>> from fpatch.cli.console import say
+        >>> say("[bold] is no markup here")
+        [bold] is no markup here
+    """
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -27,6 +33,13 @@ def progress_bars(lines: str | None = None) -> "Iterator[progress.Progress]":
 
     Args:
         lines: Tasks whose name begins so become a line on a terminal, too, when they are done.
+
+    Example:
+        >>> from fpatch.cli.console import progress_bars
+        >>> with progress_bars() as on_progress:
+        ...     on_progress("training", 1, 2, "")
+        ...     on_progress("training", 2, 2, "loss 0.1")
+        training: 2 done loss 0.1
     """
     columns = [
         TextColumn("{task.description:<24}"),

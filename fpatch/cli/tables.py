@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 def percent(rate: "Rate") -> str:
-    """A rate and its interval, in percent."""
+    """A rate and its interval, in percent.
+
+    Example:
+        >>> from fpatch.cli.tables import percent
+        >>> from fpatch.metrics import Rate
+        >>> percent(Rate(0.25, 0.1, 0.5, 40, 10))
+        ' 25.0  [10.0, 50.0]'
+    """
     if rate.value != rate.value:
         return "-"
     bounds = "" if rate.low != rate.low else f"  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
@@ -45,6 +52,16 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         title: Above the table.
         rates: What is shown.
         extra: Further columns, by heading, one entry per condition.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch import success
+        >>> from fpatch.cli.tables import success_table
+        >>> without, patched = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0]], bool)
+        >>> rates = success({"image_id": np.arange(5), "found/none": without, "found/patch": patched})
+        >>> table = success_table("a patch of five rows", rates)
+        >>> [list(column.cells) for column in table.columns]
+        [['trained patch'], [' 75.0'], ['']]
     """
     from fpatch.ops.intervals import FEW_PHOTOGRAPHS
 
@@ -114,7 +131,17 @@ def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
 
 
 def transfer_table(found: "Transfer") -> Table:
-    """Success of every patch and print on every victim."""
+    """Success of every patch and print on every victim.
+
+    Example:
+        >>> from fpatch.cli.tables import transfer_table
+        >>> from fpatch.evaluation.transfer import Transfer
+        >>> from fpatch.metrics import Rate
+        >>> rates = {"small": {"small": Rate(0.9, 0.8, 1.0, 40, 40), "large": Rate(0.4, 0.3, 0.5, 40, 40)}}
+        >>> found = Transfer(rates, {"small": Rate(1.0, 0.9, 1.0, 40, 40)}, {})
+        >>> [list(column.cells) for column in transfer_table(found).columns]
+        [['small', 'large'], [' 90.0  [80.0, 100.0]', ' 40.0  [30.0, 50.0]']]
+    """
     table = Table(title="success % of every patch on every victim", title_justify="left", title_style="bold")
     table.add_column("trained on")
     for name in found.rates:

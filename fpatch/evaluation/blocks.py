@@ -41,6 +41,21 @@ def measure(
     Returns:
         Per condition `{metric: [n] or [n, m], "digest": [n strings], "seen": {path: {name: [n, ...]}}, name
         kept: [n, ...]}`, where "seen" is what metrics with a summary read.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.blocks import measure
+        >>> from fpatch.evaluation.conditions import make_patches
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> patches = make_patches(test, test.init(random.key(0)))
+        >>> batch = scenes.batch(scenes.image_ids[:2])
+        >>> sample = test.sample(random.key(1), batch)
+        >>> results = measure(test, {"patch": patches, "none": patches}, sample, batch, block=4)
+        >>> results["none"]["found"], results["patch"]["confidence"].shape
+        (tensor([True, True]), torch.Size([2]))
     """
     n = len(batch["image_id"])
     assert n <= block, "measure runs one block"

@@ -30,7 +30,16 @@ Patches = Mapping[str, Any]
 
 
 def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
-    """What the parameterizations of a pipeline write for these parameters."""
+    """What the parameterizations of a pipeline write for these parameters.
+
+    Example:
+        >>> from fpatch import create, implant, pipeline, random
+        >>> from fpatch.evaluation.conditions import make_patches
+        >>> stages = pipeline({"pixels": create.pixels({"tag": (3, 8, 8)}), "implant": implant.warp()})
+        >>> patches = make_patches(stages, stages.init(random.key(0)))
+        >>> patches["patch"]["tag"].shape
+        torch.Size([3, 8, 8])
+    """
     values: Values = {}
     for path in pipeline.parameterizations:
         n = pipeline[path]
@@ -66,6 +75,17 @@ def make_controls(
 
     Raises:
         ValueError: For a name that a condition has, or what is no such picture.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import random
+        >>> from fpatch.evaluation.conditions import make_controls
+        >>> patches = {"patch": {"tag": torch.tensor([[[0.0, 0.25, 0.5]]])}}
+        >>> controls = make_controls(patches, random.key(0))
+        >>> list(controls), controls["flat"]["patch"]["tag"]
+        (['noise', 'flat', 'shuffled'], tensor([[[0.2500, 0.2500, 0.2500]]]))
+        >>> sorted(controls["shuffled"]["patch"]["tag"].flatten().tolist())
+        [0.0, 0.25, 0.5]
     """
     for name, picture in (pictures or {}).items():
         check_control_name("make_controls(pictures)", name)

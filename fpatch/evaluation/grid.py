@@ -74,6 +74,20 @@ def evaluate_grid(
     Raises:
         ValueError: For an unknown path, an axis without values or with one twice, or a stage that would be
             skipped in some rows whatever its value.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.grid import evaluate_grid
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> params = test.init(random.key(0))
+        >>> result = evaluate_grid(test, params, scenes, random.key(1), {"exposure/stops": [-2.0, 0.0]})
+        >>> result.table["grid/exposure/stops"].tolist()
+        [-2.0, -2.0, -2.0, -2.0, 0.0, 0.0, 0.0, 0.0]
+        >>> result.table["found/none"].tolist()
+        [False, False, False, False, True, True, True, True]
     """
     _check_grid(grid)
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -114,6 +128,14 @@ def cells_of(
 
     Raises:
         ValueError: If the table has no such axis.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.grid import cells_of
+        >>> table = {"image_id": np.arange(4), "grid/light/stops": np.array([-1.0, -1.0, 0.0, 0.0])}
+        >>> table |= {"found/none": np.ones(4, bool), "found/patch": np.array([False, False, False, True])}
+        >>> [(cell.values, cell.success.rates["patch"].value) for cell in cells_of(table)]
+        [({'light/stops': -1.0}, 1.0), ({'light/stops': 0.0}, 0.5)]
     """
     known = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     if not known:

@@ -39,6 +39,16 @@ class Success(NamedTuple):
         missed: Per condition, "none" last, the share of *all* rows with an object in which it is not found.
         drop: Per condition but "none", the mean of what the victim's score of the object loses, over the rows
             found without a patch, bootstrapped over photographs; empty without such a metric.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch import success
+        >>> without, patched = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0]], bool)
+        >>> rates = success({"image_id": np.arange(5), "found/none": without, "found/patch": patched})
+        >>> rates.clean.value, rates.rates["patch"].value, rates.missed["none"].value
+        (0.8, 0.75, 0.2)
+        >>> rates.scalars()["success/patch"]
+        0.75
     """
 
     rates: dict[str, Rate]

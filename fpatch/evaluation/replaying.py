@@ -127,7 +127,20 @@ def logged_rows(
     rows: np.ndarray | slice,
     device: torch.device | str | None = None,
 ) -> tuple[Sample, Batch]:
-    """The samples that a table holds for some rows, and their photographs, the scenes on a device."""
+    """The samples that a table holds for some rows, and their photographs, the scenes on a device.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate, random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.replaying import logged_rows
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> result = evaluate(test, test.init(random.key(0)), scenes, random.key(1))
+        >>> sample, batch = logged_rows(scenes, result.table, slice(0, 2))
+        >>> sample["exposure"]["stops"].shape, batch["scene"].shape, batch["draw"]
+        (torch.Size([2]), torch.Size([2, 3, 24, 32]), tensor([0, 0]))
+    """
     columns = {n.removeprefix(_PREFIX): c[rows] for n, c in table.items() if n.startswith(_PREFIX)}
     ids, draw = (torch.from_numpy(table[n][rows].astype(np.int64)) for n in ("image_id", "draw"))
     # two rows may be one use of a photograph, which matters to who draws, and nothing is drawn here

@@ -28,7 +28,20 @@ def update_states(
 
 
 def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of the rows of one shard followed by those of another."""
+    """The states of the rows of one shard followed by those of another.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics, pipeline
+        >>> from fpatch.evaluation.summaries import init_states, merge_states, update_states
+        >>> test = pipeline({"precision": metrics.mean_average_precision()})
+        >>> box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+        >>> final = {"boxes": box, "scores": torch.tensor([[0.4]]), "labels": label, "valid": yes}
+        >>> seen = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
+        >>> one = update_states(test, init_states(test), {"precision": seen})
+        >>> len(merge_states(test, one, one)["precision"]["found/scores"])
+        2
+    """
     return {p: summary.merge(config, a[p], b[p]) for p, summary, config in _summaries(pipeline)}
 
 

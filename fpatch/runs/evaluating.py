@@ -39,6 +39,17 @@ def evaluate_run(
         checkpoint: Name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate_run, train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
+        >>> run, rates = evaluate_run(run.folder)
+        >>> rates.clean.value, rates.rates["noise"].value, rates.rates["patch"].value
+        (1.0, 0.0, 1.0)
+        >>> sorted(path.name for path in (run.folder / "figures").iterdir())
+        ['test-effects.png', 'test.png']
     """
     with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
@@ -102,6 +113,16 @@ def load_trained(
         split: Which split of the study's data.
         checkpoint: Name of a checkpoint.
         resources: Live objects by "path/setting" of the pipeline.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.evaluating import load_trained
+        >>> run = train(tiny_study(tempfile.mkdtemp(), {"data.validation": False}))
+        >>> with load_trained(run.folder) as trained:
+        ...     trained.step, trained.params["tag"].shape, len(trained.dataset.image_ids)
+        (4, torch.Size([3, 6, 6]), 4)
     """
     run, study = open_run(folder, resources)
     parts = set_up(study)

@@ -72,6 +72,16 @@ def replay_run(
 
     Returns:
         The replay, and the differences from the recorded execution, a sentence each.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate_run, replay_run, train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
+        >>> _ = evaluate_run(run.folder)
+        >>> again, differences = replay_run(run.folder, slice(0, 2))
+        >>> again.rows.tolist(), again.differences, differences
+        ([0, 1], {}, [])
     """
     run, study = open_run(folder, resources)
     logged, recorded = run.load_table(table), run.load_execution(table)

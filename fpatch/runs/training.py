@@ -75,6 +75,18 @@ def train_in(
 
     Raises:
         RunError: As for `resume`, and if the folder was begun with another study.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.training import train_in
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> study = tiny_study(folder, {"evaluate.every": 2})
+        >>> for measured in train_in(folder / "run", study):
+        ...     print(measured.step, measured.scalars["success/clean"])
+        2 1.0
+        4 1.0
     """
     parts = parts or set_up(study)
     digests = data_digests(study, parts.dataset)
@@ -151,31 +163,15 @@ def resume(
             are not those that it was started with.
 
     Example:
-        A run of three steps, resumed when it has ended, stays as it is:
+        A finished run stays as it is:
 
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from fpatch import data, load_study, resume, train
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
-        >>> _ = (folder / "placements.csv").write_text(
-        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
-        ...     + "scene.png,tag,train,8,8,40,8,40,40,8,40"
-        ... )
-        >>> _ = (folder / "study.toml").write_text('''
-        ... data = {placements = "placements.csv", size = [48, 64], validation = false, test = "train"}
-        ... objective = {weights = {total_variation = 1.0}}
-        ... train = {num_steps = 3, batch_size = 1}
-        ... log = {tensorboard = false, mlflow = false}
-        ... [pipeline]
-        ... pixels = {stage = "create.pixels", shapes = {tag = [3, 8, 8]}}
-        ... implant = {stage = "implant.warp"}
-        ... smooth = {stage = "losses.total_variation"}
-        ... ''')
-        >>> run = train(load_study(folder / "study.toml", {"log.runs": str(folder)}))
+        >>> import tempfile
+        >>> from fpatch import resume, train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
         >>> again = resume(run.folder)
         >>> again.folder == run.folder, again.checkpoint_steps()
-        (True, [0, 3])
+        (True, [0, 4])
     """
     run, study = open_run(folder, resources)
     with joined(device=study.device) as ranks:

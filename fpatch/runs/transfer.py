@@ -40,6 +40,18 @@ def transfer_runs(
 
     Raises:
         ValueError: If two folders have one name, or the photographs differ.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.transfer import transfer_runs
+        >>> folder, settings = tempfile.mkdtemp(), {"data.validation": False}
+        >>> long = train(tiny_study(folder, settings | {"name": "long"})).folder
+        >>> short = train(tiny_study(folder, settings | {"name": "short", "train.num_steps": 1})).folder
+        >>> rates = transfer_runs([short, long]).rates[short.name]
+        >>> rates[short.name].value, rates[long.name].value
+        (0.0, 1.0)
     """
     names = [Path(folder).resolve().name for folder in (*folders, *also)]
     if len(set(names)) < len(names):
@@ -71,7 +83,20 @@ def transfer_runs(
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
-    """Write the rates as `<path>.json`, null for what there is not, and as a heat map, `<path>.png`."""
+    """Write the rates as `<path>.json`, null for what there is not, and as a heat map, `<path>.png`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.evaluation.transfer import Transfer
+        >>> from fpatch.metrics import Rate
+        >>> from fpatch.runs.transfer import save_transfer
+        >>> rates = {"small": {"small": Rate(0.9, 0.8, 1.0, 40, 40), "large": Rate(0.4, 0.3, 0.5, 40, 40)}}
+        >>> found = Transfer(rates, {"small": Rate(1.0, 0.9, 1.0, 40, 40)}, {})
+        >>> files = save_transfer(Path(tempfile.mkdtemp(), "transfer"), found)
+        >>> [path.name for path in files]
+        ['transfer.json', 'transfer.png']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {

@@ -119,6 +119,15 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
 
     Raises:
         ValueError: With the dotted name, the value and what was expected.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.config import vary
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> brighter = vary(study, {"pipeline.exposure.stops.high": 1.0, "train.num_steps": 10})
+        >>> brighter.pipeline["exposure"].stage, brighter.train.num_steps
+        (compose.exposure(stops=(-0.05, 1.0)), 10)
     """
     config = study.config | {"pipeline": study.pipeline.given_config}
     for name, value in settings.items():

@@ -33,6 +33,12 @@ class DataConfig:
         validation: Split that chooses the best checkpoint; None (false in TOML): no validation, and the last
             checkpoint is the best.
         test: Split held out for `fpatch evaluate`.
+
+    Example:
+        >>> from fpatch.study.settings import DataConfig
+        >>> data = DataConfig("placements.csv", size=(480, 640), validation=None)
+        >>> data.train, data.validation, data.test
+        ('train', None, 'test')
     """
 
     placements: str
@@ -74,6 +80,11 @@ class ObjectiveConfig:
     Attributes:
         weights: Weight of each loss term, by name.
         transform: How the gradient is taken; see `fpatch.value_and_grad`.
+
+    Example:
+        >>> from fpatch.study.settings import ObjectiveConfig
+        >>> ObjectiveConfig({"vanish": 1.0, "total_variation": 0.1}).transform
+        'autograd'
     """
 
     weights: Mapping[str, float]
@@ -99,6 +110,16 @@ class TrainConfig:
             slower on a GPU, and nothing new on a CPU. See `fpatch.runtime.device.deterministic_algorithms`.
         replace: Draw photographs with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
+
+    Example:
+        >>> from fpatch.study.settings import TrainConfig
+        >>> TrainConfig(batch_size=64, micro_batch=16).num_steps
+        500
+        >>> try:
+        ...     TrainConfig(batch_size=0)
+        ... except ValueError as error:
+        ...     print(error)
+        train.batch_size must be at least 1, got 0
     """
 
     num_steps: int = 500
@@ -138,6 +159,12 @@ class EvaluateConfig:
         best: The scalar on validation rows that picks the best checkpoint (higher is better).
         score: Detections below it are not drawn in figures.
         controls: Further benign prints by name: image files, stretched to every patch.
+
+    Example:
+        >>> from fpatch.study.settings import EvaluateConfig
+        >>> config = EvaluateConfig(num_draws=4, controls={"poster": "poster.png"})
+        >>> config.metric, config.best, config.block
+        ('found', 'success/patch', 16)
     """
 
     every: int = 100
@@ -180,6 +207,16 @@ class LogConfig:
         mlflow: Tracking URI; true: a local SQLite file beside the runs; false: none.
         experiment: Name of the experiment in MLflow.
         profile_steps: Steps recorded by torch.profiler, from the third on, for TensorBoard's profile tab.
+
+    Example:
+        >>> from fpatch.study.settings import LogConfig
+        >>> LogConfig(mlflow="sqlite:///runs/mlflow.db").tensorboard
+        True
+        >>> try:
+        ...     LogConfig(mlflow="mlflow.db")
+        ... except ValueError as error:
+        ...     print(error)
+        log.mlflow must be true, false, or like sqlite:///FILE or http://HOST:PORT, got 'mlflow.db'
     """
 
     runs: str = "runs"

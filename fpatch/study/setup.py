@@ -32,6 +32,14 @@ def set_up(study: Study, shared: Setup | None = None) -> Setup:
 
     Raises:
         ValueError: For anything that would only show later: an empty split, a term that is not [b].
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.setup import set_up
+        >>> made = set_up(tiny_study(tempfile.mkdtemp()))
+        >>> made.dataset.names, made.initial.step, made.initial.params["tag"].shape
+        (('tag',), 0, torch.Size([3, 6, 6]))
     """
     dataset = study.data.open() if shared is None else shared.dataset
     for split in (study.data.train, study.data.validation, study.data.test):
