@@ -280,7 +280,10 @@ def test_a_loss_of_parameters_that_an_evaluation_does_not_have(study, capsys):
     add_fragile(study)
     replace(study, 'fragile"\nphases = ["train"]', 'fragile"')
     message = refuse_to_train(capsys, study)
-    assert "the parameters 'side' are read, but only patches are there; read `patch` instead" in message
+    assert (
+        "a node reads the parameters 'side', but an evaluation has patches only; read `patch` instead"
+        in message
+    )
     assert message.endswith("; in node 'fragile': study_fixture:fragile(image_id=2)")
 
 
