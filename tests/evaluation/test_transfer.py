@@ -118,7 +118,7 @@ def test_other_photographs_are_refused(runs, tmp_path):
     with Image.open(photograph) as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photograph)
     other = train(load_study(file, {"train.num_steps": 1, "name": "third"}))
-    with pytest.raises(ValueError, match="has other photographs in the test split"):
+    with pytest.raises(ValueError, match="has other images in the test split"):
         transfer_runs([runs[0], other.folder])
 
 
