@@ -80,8 +80,8 @@ def _find_cause(
     """Find why a patch cannot learn: the node (or "") and the reason; None if it can."""
     placed = is_placed(views.batch, index)
     if not bool(placed.any()):
-        what = "no training image has a placement of it; add rows to the placements, or omit it from data.patches"
-        return "", what
+        way = "add rows to the placements, or omit it from data.patches"
+        return "", f"no training image has a placement of it; {way}"
     shown = views.shown[name]
     if views.implants:
         pixels = count_placed(views, name)
