@@ -80,7 +80,19 @@ def cache_folder() -> Path:
 
 
 def prepare_scenes(size: Size, seed: int, on_progress: Progress) -> Path:
-    """The folder of the rendered scenes, from the cache if they are there."""
+    """The folder of the rendered scenes, from the cache if they are there.
+
+    Example:
+        >>> import dataclasses, os, tempfile
+        >>> from unittest import mock
+        >>> from fpatch.core.progress import silent
+        >>> from fpatch.demo.study import QUICK, cache_folder, cached_scenes, prepare_scenes
+        >>> size = dataclasses.replace(QUICK, splits={"test": 2})
+        >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        ...     kept = cached_scenes(cache_folder(), 7, size.splits, size.sizes_hw, workers=1)
+        ...     prepare_scenes(size, 7, silent) == kept, sorted(path.name for path in kept.iterdir())
+        (True, ['images', 'objects.csv', 'placements.csv', 'scenes.json'])
+    """
 
     def rendering(done: int, total: int) -> None:
         on_progress("rendering scenes", done, total, "")

@@ -39,6 +39,14 @@ class TinyDetector(nn.Module):
         num_classes: Number of scores per cell.
         width: Channels of the trunk, a multiple of 16.
         generator: Draws the initial weights; None leaves them unset, to be loaded.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.demo.victim import TinyDetector
+        >>> model = TinyDetector(num_classes=2, width=16, generator=torch.Generator().manual_seed(0))
+        >>> dense = model(torch.zeros(1, 3, 16, 24))  # 2 x 3 cells of 8 x 8 pixels
+        >>> dense["boxes"].shape, dense["logits"].shape
+        (torch.Size([1, 6, 4]), torch.Size([1, 6, 2]))
     """
 
     def __init__(self, num_classes: int = 1, width: int = 64, generator: torch.Generator | None = None):

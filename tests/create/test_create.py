@@ -710,7 +710,7 @@ def pattern(values, patch_params):
             nn.Sequential(nn.Upsample(scale_factor=3)).eval(),
             r"'hood' must be within 0..1, got -.* \(x \+ 1\) / 2",
         ),
-        (nn.Sequential(nn.Flatten()).eval(), r"must answer \[1, c, h, w\] for 'hood', got \[1, 24\]"),
+        (nn.Sequential(nn.Flatten()).eval(), r"must return \[1, c, h, w\] for 'hood', got \[1, 24\]"),
     ],
 )
 def test_what_is_no_generator_is_refused(model, message):
