@@ -1,4 +1,4 @@
-"""A small world to try things in: rendered scenes and a detector, made in a few seconds."""
+"""A small world for examples: rendered scenes and a detector, made in a few seconds."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ SIZE_HW = (96, 96)
 
 
 def small_world(folder: str | Path, seed: int = 0) -> tuple[TargetSet, TinyDetector]:
-    """Render 500 scenes of a truck and train a detector on 400 of them; read both again if they are there.
+    """Render 500 scenes of a truck and train a detector on 400 of them, or read both from the folder.
 
     Args:
-        folder: Where scenes and weights are kept.
-        seed: Of the scenes and of the detector.
+        folder: The folder of scenes and weights.
+        seed: The seed of the scenes and of the detector.
 
     Returns:
         The scenes, with the splits "train" and "test" and places for the patches "side" and "rear"; and the
