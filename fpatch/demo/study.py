@@ -125,7 +125,6 @@ def prepare_study(
 
     Example:
         >>> import dataclasses, os, tempfile
-        >>> from pathlib import Path
         >>> from unittest import mock
         >>> from fpatch.core.progress import silent
         >>> from fpatch.demo.study import QUICK, prepare_study
@@ -133,7 +132,7 @@ def prepare_study(
         >>> size = dataclasses.replace(QUICK, splits={"train": 4}, sizes_hw=((48, 48),), victim_steps=2)
         >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
         ...     scenes = write_scenes(f"{folder}/scenes", 7, size.splits, size.sizes_hw, workers=1)
-        ...     study = prepare_study(Path(folder, "runs"), "demo", scenes, size, False, 0, 0, silent)
+        ...     study = prepare_study(scenes.parent / "runs", "demo", scenes, size, False, 0, 0, silent)
         ...     study.name, study.read_text().count("tiny_detector")
         ('demo.toml', 1)
     """
@@ -256,18 +255,7 @@ def _measure(
     side: float | None = None,
     pipeline: Pipeline | None = None,
 ) -> Evaluation:
-    """Evaluate some conditions with the draws of the study's test split.
-
-    Args:
-        trained: The run, its study and its pipeline.
-        conditions: The recorded conditions, by name.
-        on_progress: Called with the progress.
-        dataset: The scenes.
-        task: The name of the task, for `on_progress`.
-        names: The conditions to evaluate.
-        side: The side of the patch relative to the panel; None for the drawn one.
-        pipeline: None for the pipeline of the run.
-    """
+    """Evaluate some conditions with the draws of the test split; `side` replaces the drawn side of the patch."""
     study = trained.study
 
     def resized(sample: Sample) -> Sample:
