@@ -1,8 +1,8 @@
-"""`fpatch demo`: render scenes, train victims, then train and evaluate a study on each, and look closer.
+"""`fpatch demo`: render scenes, train victims, then train and evaluate a study on each, and measure more.
 
-What stands here is only what the demo adds to a study: its data, its victims, and three further measurements
-of the trained patch: success against the score threshold, success against area, and the rendered trial, in
-which the renderer paints the patch on the truck and the implant takes no part.
+The demo adds data, victims and three measurements of the trained patch to a study: success against the score
+threshold, success against area, and the rendered trial. In the rendered trial the renderer paints the patch
+on the truck, and the implant takes no part.
 """
 
 import json
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ SIDES = (0.5, 0.65, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """Numbers of scenes, victims, steps and measurements."""
 
     splits: Mapping[str, int]
     sizes_hw: tuple[tuple[int, int], ...]
@@ -73,14 +74,26 @@ class Result(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where scenes and victims are kept; made if it is not there."""
+    """Return the folder of kept scenes and victims, made if absent."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fpatch"
     cache.mkdir(parents=True, exist_ok=True)
     return cache
 
 
 def prepare_scenes(size: Size, seed: int, on_progress: Progress) -> Path:
-    """The folder of the rendered scenes, from the cache if they are there."""
+    """Return the folder of the rendered scenes; the cache keeps them.
+
+    Example:
+        >>> import dataclasses, os, tempfile
+        >>> from unittest import mock
+        >>> from fpatch.core.progress import silent
+        >>> from fpatch.demo.study import QUICK, cache_folder, cached_scenes, prepare_scenes
+        >>> size = dataclasses.replace(QUICK, splits={"test": 2})
+        >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        ...     kept = cached_scenes(cache_folder(), 7, size.splits, size.sizes_hw, workers=1)
+        ...     prepare_scenes(size, 7, silent) == kept, sorted(path.name for path in kept.iterdir())
+        (True, ['images', 'objects.csv', 'placements.csv', 'scenes.json'])
+    """
 
     def rendering(done: int, total: int) -> None:
         on_progress("rendering scenes", done, total, "")
@@ -98,24 +111,37 @@ def prepare_study(
     number: int,
     on_progress: Progress,
 ) -> Path:
-    """The study of a patch against a victim of its own, which is trained if the cache does not have it.
+    """Write the study of a patch against its victim; the cache keeps trained victims.
 
     Args:
-        runs: Folder of the study's file and of its runs.
-        name: Of the study.
-        scenes: What both are trained on.
-        size: Of the demo.
-        mlflow: Tracking URI; true: a local SQLite file; false: none.
-        seed: Of the patch.
-        number: Of the victim, whose seed it is added to.
+        runs: The folder of the study's file and of its runs.
+        name: The name of the study.
+        scenes: The folder of the scenes of both trainings.
+        size: The size of the demo.
+        mlflow: Tracking URI; true for a local SQLite file, false for none.
+        seed: The seed of the patch.
+        number: The number of the victim; its seed is `seed + number`.
         on_progress: Called with the progress of each task.
+
+    Example:
+        >>> import dataclasses, os, tempfile
+        >>> from unittest import mock
+        >>> from fpatch.core.progress import silent
+        >>> from fpatch.demo.study import QUICK, prepare_study
+        >>> from fpatch.demo.world.scenes import write_scenes
+        >>> size = dataclasses.replace(QUICK, splits={"train": 4}, sizes_hw=((48, 48),), victim_steps=2)
+        >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        ...     scenes = write_scenes(f"{folder}/scenes", 7, size.splits, size.sizes_hw, workers=1)
+        ...     study = prepare_study(scenes.parent / "runs", "demo", scenes, size, False, 0, 0, silent)
+        ...     study.name, study.read_text().count("tiny_detector")
+        ('demo.toml', 1)
     """
     weights = cached_victim(cache_folder(), scenes, size, seed + number, name, on_progress)
     return write_study(runs, name, scenes, weights, size, mlflow, seed)
 
 
 def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, on_progress: Progress) -> Path:
-    """Weights of a victim trained on these scenes, from the cache if they are there."""
+    """Return the weights of a victim trained on these scenes; the cache keeps them."""
     tag = digest(
         [victim_module], scenes=scenes.name, seed=seed, steps=size.victim_steps, torch=torch.__version__,
         threads=torch.get_num_threads(),
@@ -134,13 +160,24 @@ def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, o
 
 
 def open_scenes(scenes: Path, size: Size, painted: Path | None = None) -> TargetSet:
-    """The rendered scenes as any other target set.
+    """Read the rendered scenes as a target set.
 
     Args:
-        scenes: Their folder.
-        size: Of the demo.
-        painted: A folder with other pictures of some of the scenes. Images keep their ids, and with them
-            their draws: the same cameras look at the painted truck.
+        scenes: The folder of the scenes.
+        size: The size of the demo.
+        painted: A folder with other renderings of some scenes. Images keep their ids and therefore their
+            draws, so the same cameras see the painted truck.
+
+    Example:
+        >>> import dataclasses, tempfile
+        >>> from fpatch.demo.study import QUICK, open_scenes
+        >>> from fpatch.demo.world.scenes import write_scenes
+        >>> size = dataclasses.replace(QUICK, splits={"test": 4})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scenes = write_scenes(f"{folder}/scenes", 7, size.splits, size.sizes_hw, workers=1)
+        ...     dataset = open_scenes(scenes, size)
+        ...     dataset.names, dataset.class_names, dataset.batch(dataset.image_ids)["scene"].shape
+        (('side', 'rear'), ('truck',), torch.Size([4, 3, 96, 96]))
     """
     if painted is not None:
         for image in (scenes / "images").iterdir():
@@ -158,7 +195,7 @@ def open_scenes(scenes: Path, size: Size, painted: Path | None = None) -> Target
 def write_study(
     runs: Path, name: str, scenes: Path, weights: Path, size: Size, mlflow: str | bool, seed: int
 ) -> Path:
-    """The study as a file, from which `fpatch train` does again what the demo does."""
+    """Write the study file, from which `fpatch train` repeats the training of the demo."""
     runs.mkdir(parents=True, exist_ok=True)
     height, width = size.sizes_hw[0]
     text = string.Template(files("fpatch.demo").joinpath("demo.toml").read_text()).substitute(
@@ -171,41 +208,24 @@ def write_study(
 
 
 def look_closer(folder: Path, scenes: Path, size: Size, on_progress: Progress) -> Result:
-    """The demo's own measurements of a run: AP, curves over thresholds and area, and the rendered trial."""
+    """Measure a run further: AP, curves over thresholds and area, and the rendered trial."""
     with load_trained(folder) as trained:
         return _look_closer(trained, scenes, size, on_progress)
 
 
 def _look_closer(trained: Trained, scenes: Path, size: Size, on_progress: Progress) -> Result:
     run, study, test = trained.run, trained.study, trained.dataset
-    key = evaluation_key(study, "test")
     conditions = to_device(run.load_conditions("test"), study.place)
     table = run.load_table("test")
-    kept = ("image", "detections", "boxes", "labels", "box_valid")
+    measure = partial(_measure, trained, conditions, on_progress)
 
-    def measured(
-        dataset: TargetSet,
-        task: str,
-        names: tuple[str, ...],
-        side: float | None = None,
-        pipeline: Pipeline = trained.pipeline,
-    ) -> Evaluation:
-        def resized(sample: Sample) -> Sample:
-            return sample if side is None else override(sample, {"implant_exactly/scale": side})
-
-        return evaluate(
-            pipeline, {}, dataset, key, block=study.evaluate.block, edit=resized, keep=kept,
-            conditions={name: conditions[name] for name in names},
-            progress=lambda i, n: on_progress(task, i, n, ""),
-        )  # fmt: skip
-
-    same = measured(test, "average precision", tuple(conditions))
+    same = measure(test, "average precision", tuple(conditions))
     precision = {name: _precision(values) for name, values in same.kept.items()}
     camera = [path for path in trained.pipeline if path.startswith("camera/")]
-    clean = measured(test, "without the camera", (PATCH, NONE), pipeline=trained.pipeline.without(*camera))
+    clean = measure(test, "without the camera", (PATCH, NONE), pipeline=trained.pipeline.without(*camera))
 
     with _painted_scenes(scenes, size, conditions[PATCH]["patch"], on_progress) as painted:
-        rendered = measured(painted, "rendered trial", (PATCH, NONE))
+        rendered = measure(painted, "rendered trial", (PATCH, NONE))
     table |= {
         f"{metric}/rendered": rendered.table[f"{metric}/{NONE}"]
         for metric in ("found", "displaced", "best_score")
@@ -214,7 +234,7 @@ def _look_closer(trained: Trained, scenes: Path, size: Size, on_progress: Progre
     rates = success(table)
 
     parts = [
-        success(measured(test, f"side {side:g} of the panel", (PATCH, NONE, "noise"), side).table)
+        success(measure(test, f"side {side:g} of the panel", (PATCH, NONE, "noise"), side).table)
         for side in size.sides
     ]
     area = {name: [found.rates[name] for found in parts] for name in (PATCH, "noise")}
@@ -225,11 +245,36 @@ def _look_closer(trained: Trained, scenes: Path, size: Size, on_progress: Progre
     return result
 
 
+def _measure(
+    trained: Trained,
+    conditions: Mapping[str, Any],
+    on_progress: Progress,
+    dataset: TargetSet,
+    task: str,
+    names: tuple[str, ...],
+    side: float | None = None,
+    pipeline: Pipeline | None = None,
+) -> Evaluation:
+    """Evaluate conditions with the draws of the test split; `side` replaces the drawn side of the patch."""
+    study = trained.study
+
+    def resized(sample: Sample) -> Sample:
+        return sample if side is None else override(sample, {"implant_exactly/scale": side})
+
+    kept = ("image", "detections", "boxes", "labels", "box_valid")
+    return evaluate(
+        trained.pipeline if pipeline is None else pipeline, {}, dataset, evaluation_key(study, "test"),
+        block=study.evaluate.block, edit=resized, keep=kept,
+        conditions={name: conditions[name] for name in names},
+        progress=lambda i, n: on_progress(task, i, n, ""),
+    )  # fmt: skip
+
+
 @contextmanager
 def _painted_scenes(
     scenes: Path, size: Size, patches: Mapping[str, torch.Tensor], on_progress: Progress
 ) -> Iterator[TargetSet]:
-    """The test scenes, rendered again with the patches painted on the truck."""
+    """Render the test scenes again, with the patches painted on the truck."""
     textures = {name: patch.permute(1, 2, 0).numpy() for name, patch in patches.items()}
     with tempfile.TemporaryDirectory(prefix="fpatch-") as folder:
         root = Path(folder) / "scenes"
@@ -246,13 +291,13 @@ def _precision(values: Mapping[str, Any]) -> float:
 
 
 def covered_share(test: TargetSet) -> float:
-    """Median over the images of the share of the object's box that all patches together cover."""
+    """Return the share of an object's box that all patches cover, as the median over images."""
     batch = test.batch(test.image_ids)
     covered = (quad_area(batch["quads"]) * batch["quad_valid"]).sum(-1)
     return float((covered / box_area(batch["boxes"][:, 0])).median())
 
 
-# -- showing it ----------------------------------------------------------------------------------------------
+# -- figures and numbers -------------------------------------------------------------------------------------
 
 
 def save_figures(
@@ -262,10 +307,10 @@ def save_figures(
     rendered: Evaluation,
     class_names: Sequence[str],
 ) -> None:
-    """Curves, and scenes without the patch, with it implanted, and with it rendered."""
+    """Draw the curves, and scenes without the patch, with the patch implanted and rendered."""
     names = [c for c in TITLES if f"best_score/{c}" in table]
     counted = [i for i, rate in enumerate(threshold_curve(table, THRESHOLDS, PATCH)) if rate.low == rate.low]
-    thresholds = [THRESHOLDS[i] for i in counted]  # beyond, the rates of one or two scenes are no curve
+    thresholds = [THRESHOLDS[i] for i in counted]  # elsewhere too few scenes count for a curve
     panels: dict[str, Any] = {
         "score threshold": (thresholds, {c: threshold_curve(table, thresholds, c) for c in names})
     }
@@ -293,7 +338,7 @@ def save_figures(
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """The demo's numbers."""
+    """Return the numbers of the demo as JSON values."""
     return {
         "ap50_clean": result.clean_precision,
         "ap50": result.precision,
