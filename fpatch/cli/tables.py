@@ -90,7 +90,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         )
         return table
     first = (
-        f"success: not found with the print, among the {found} of {clean.count} rows ({clean.photographs} "
+        f"success: not found with the patch, among the {found} of {clean.count} rows ({clean.photographs} "
         "images) found without; brackets are 95 % intervals over images"
     )
     if clean.photographs < FEW_PHOTOGRAPHS:
@@ -154,7 +154,7 @@ def transfer_table(found: "Transfer") -> Table:
     )
     images = next(iter(found.clean.values())).photographs
     table.caption = (
-        f"success: not found with the print, among the rows found without ({counted}; {images} "
+        f"success: not found with the patch, among the rows found without ({counted}; {images} "
         "images); brackets are 95 % intervals over images"
     )
     table.caption_justify = "left"
