@@ -17,10 +17,10 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
     """Run the demo, print its tables and leave its run folders.
 
     Args:
-        runs: Folder of run folders.
-        quick: One victim, smaller images, fewer of everything.
-        mlflow: Tracking URI; true: a local SQLite file beside the runs.
-        seed: Seed of scenes, victims and patches.
+        runs: The folder of run folders.
+        quick: Train one victim, on fewer and smaller images.
+        mlflow: A tracking URI; True: a local SQLite file beside the runs.
+        seed: The seed of scenes, victims and patches.
     """
     size = QUICK if quick else FULL
     results = []
