@@ -255,7 +255,7 @@ def _measure(
     side: float | None = None,
     pipeline: Pipeline | None = None,
 ) -> Evaluation:
-    """Evaluate conditions with the draws of the test split; `side` replaces the drawn side of the patch."""
+    """Evaluate some conditions with the draws of the test split; `side` replaces the drawn side."""
     study = trained.study
 
     def resized(sample: Sample) -> Sample:
