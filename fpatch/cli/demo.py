@@ -5,7 +5,8 @@ from pathlib import Path
 from fpatch.cli.console import console, progress_bars
 from fpatch.cli.tables import percent, success_table
 from fpatch.core.progress import Progress
-from fpatch.demo.study import FULL, QUICK, Result, look_closer, prepare_scenes, prepare_study
+from fpatch.demo.measurements import Result, look_closer
+from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run

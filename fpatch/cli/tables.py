@@ -63,7 +63,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         >>> [list(column.cells) for column in table.columns]
         [['trained patch'], [' 75.0'], ['']]
     """
-    from fpatch.ops.intervals import FEW_PHOTOGRAPHS
+    from fpatch.ops.intervals import FEW_IMAGES
 
     clean = rates.clean
     found = next(iter(rates.rates.values())).count
@@ -93,8 +93,8 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         f"success: not found with the patch, among the {found} of {clean.count} rows ({clean.photographs} "
         "images) found without; brackets are 95 % intervals over images"
     )
-    if clean.photographs < FEW_PHOTOGRAPHS:
-        first += f"; with fewer than {FEW_PHOTOGRAPHS} images they are rough at best"
+    if clean.photographs < FEW_IMAGES:
+        first += f"; with fewer than {FEW_IMAGES} images they are rough at best"
     missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
     sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
     if rates.drop:

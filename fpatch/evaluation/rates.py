@@ -17,7 +17,7 @@ from fpatch.evaluation.columns import split_group
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.ops.intervals import TOO_FEW_PHOTOGRAPHS, Z
+from fpatch.ops.intervals import TOO_FEW_IMAGES, Z
 
 Table = Mapping[str, np.ndarray]
 """Columns of equal length by name, one entry per row."""
@@ -213,7 +213,7 @@ def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
     """Compute the standard error of a mean whose rows come in groups, to first order in their sizes."""
     _, group = np.unique(image_id, return_inverse=True)
     groups, values = int(group.max()) + 1, values.astype(np.float64)
-    if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
+    if groups < TOO_FEW_IMAGES or np.ptp(values) == 0:
         return float("nan")
     sums = np.bincount(group, weights=values - values.mean())
     return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
