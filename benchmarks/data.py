@@ -1,6 +1,6 @@
-"""Photographs from disk: what 10,000 of them need in memory and to open, and whether a step waits for them.
+"""Images from disk: what 10,000 of them need in memory and to open, and whether a step waits for them.
 
-The files are 500 photographs of 1280 x 1280, JPEG, each linked 20 times, in a temporary folder, at 640 x 640
+The files are 500 images of 1280 x 1280, JPEG, each linked 20 times, in a temporary folder, at 640 x 640
 in batches of 8. Memory is the peak of a fresh process (on Linux) that opens them and goes through the loader,
 over that of one with 100 of them. A step waits for its batch (as little as the thread behind the loader
 allows), and the share of the wait is that of the whole step, with resnet18 as the victim. Decoding is timed
@@ -55,7 +55,7 @@ print(opened, int(peak.split()[1]) / 1024)
 class Workload:
     """How much of everything."""
 
-    photographs: int = 10_000
+    images: int = 10_000
     few: int = 100
     files: int = 500
     side_px: int = 1280
@@ -68,7 +68,7 @@ class Workload:
 SMALL = Workload(8, 4, 2, 96, 48, 2, 2, "tiny")
 
 
-def make_photographs(folder: Path, work: Workload) -> None:
+def make_images(folder: Path, work: Workload) -> None:
     """Files, links, and the tables of all of them and of the first few."""
     generator = np.random.default_rng(0)
     for i in range(work.files):
@@ -76,10 +76,10 @@ def make_photographs(folder: Path, work: Workload) -> None:
         coarse = generator.integers(0, 256, (work.side_px // 32, work.side_px // 32, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((work.side_px, work.side_px), Image.Resampling.BICUBIC)
         image.save(folder / f"{i}.jpg", quality=90)
-    for i in range(work.files, work.photographs):
+    for i in range(work.files, work.images):
         os.link(folder / f"{i % work.files}.jpg", folder / f"{i}.jpg")
     box = [0.1 * work.side_px, 0.1 * work.side_px, 0.3 * work.side_px, 0.3 * work.side_px]
-    for name, count in (("all", work.photographs), ("few", work.few)):
+    for name, count in (("all", work.images), ("few", work.few)):
         for table, column, values in (("placements", "patch", NAMES), ("objects", "label", ("car",))):
             with (folder / f"{name}-{table}.csv").open("w", newline="") as file:
                 lines = csv.writer(file)
@@ -88,7 +88,7 @@ def make_photographs(folder: Path, work: Workload) -> None:
 
 
 def measure_memory(folder: Path, work: Workload, options: Options, record: Record) -> None:
-    """Peaks and times of fresh processes, with many photographs and with few in turn."""
+    """Peaks and times of fresh processes, with many images and with few in turn."""
     found: dict[str, list[tuple[float, ...]]] = {"all": [], "few": []}
     for _ in range(1 if options.small else min(options.repeats, 3)):
         for name, seen in found.items():
@@ -97,14 +97,14 @@ def measure_memory(folder: Path, work: Workload, options: Options, record: Recor
             command = [sys.executable, "-c", PROBE, *tables, *numbers]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             seen.append(tuple(map(float, done.stdout.split())))
-    for name, count in (("all", work.photographs), ("few", work.few)):
+    for name, count in (("all", work.images), ("few", work.few)):
         opened, peak = (quartiles([r[i] for r in found[name]]) for i in (0, 1))
-        record.add(f"{count} photographs from disk", open_s=opened, peak_mib=peak)
+        record.add(f"{count} images from disk", open_s=opened, peak_mib=peak)
     more = [a[1] - b[1] for a, b in zip(found["all"], found["few"], strict=True)]
-    record.add(f"{work.photographs} beyond {work.few}", more_mib=quartiles(more))
+    record.add(f"{work.images} beyond {work.few}", more_mib=quartiles(more))
 
 
-def open_photographs(folder: Path, work: Workload) -> TargetSet:
+def open_images(folder: Path, work: Workload) -> TargetSet:
     """All of them."""
     tables = (folder / f"all-{table}.csv" for table in ("placements", "objects"))
     return targets(*tables, size=(work.size_px, work.size_px), resident="disk")
@@ -170,9 +170,9 @@ def main(argv: list[str] | None = None) -> None:
     work = SMALL if options.small else Workload()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_photographs(folder, work)
+        make_images(folder, work)
         measure_memory(folder, work, options, record)
-        data = open_photographs(folder, work)
+        data = open_images(folder, work)
         measure_wait(data, work, options, record)
         measure_decoding(folder, data, work, options, record)
 

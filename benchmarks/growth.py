@@ -6,7 +6,7 @@ exponent is the slope of a straight line through the logarithms of time and quan
 round: 1 is linear, 0 is flat, and a fixed cost of a step pulls it below 1. The slope between the two largest
 sizes, where a fixed cost counts least, stands beside it; more than 1 there is growth that should not be.
 
-The last line is of the loader: a batch of 16 from so many photographs of 16 x 16 pixels that are already
+The last line is of the loader: a batch of 16 from as many images of 16 x 16 pixels that are already
 decoded, which leaves the choice of rows and their collection.
 
     python benchmarks/growth.py [--repeats 11] [--small]
@@ -46,16 +46,16 @@ def make_step(**changes: Any) -> Callable[[], object]:
 
 
 def make_loader(num: int, folder: Path) -> Callable[[], object]:
-    """The next batch of 16 from a set of photographs that are held in memory."""
+    """The next batch of 16 from a set of images that are held in memory."""
     root = folder / str(num)
     root.mkdir()
-    data.write_image(folder / "photograph.png", torch.full((3, 16, 16), 0.5))
-    photograph = (folder / "photograph.png").read_bytes()
+    data.write_image(folder / "image.png", torch.full((3, 16, 16), 0.5))
+    image = (folder / "image.png").read_bytes()
     with (root / "placements.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("image", "patch", "split", "ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly"))
         for i in range(num):
-            (root / f"{i}.png").write_bytes(photograph)
+            (root / f"{i}.png").write_bytes(image)
             table.writerow((f"{i}.png", "hood", "train", 2, 2, 14, 2, 14, 14, 2, 14))
     dataset = data.targets(root / "placements.csv", size=(16, 16))
     dataset.batch(dataset.image_ids)
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     measure("pixels of a frame", frame, options, record)
     with tempfile.TemporaryDirectory() as folder:
         sets = {n: make_loader(n, Path(folder)) for n in ((10, 20) if small else (100, 1000, 10000))}
-        measure("photographs, the loader alone", sets, options, record)
+        measure("images, the loader alone", sets, options, record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every suite shares: interleaved timing, ratios with quartiles, and the record of a run.
+"""Tools of every suite: interleaved timing, ratios with quartiles, and the record of a run.
 
 The machines that this runs on are shared and noisy. A figure is therefore a ratio of two things timed in
 turn, A B A B, in one process after a warm-up, as the median and the quartiles over the rounds. The record
@@ -93,7 +93,7 @@ def interleave(
 def kernel_share(function: Callable[[], object], calls: int = 5) -> float | None:
     """Share of the time in which a kernel runs on the GPU, from the first of some calls to the last.
 
-    None if the profiler is told of no kernel, as where its counters may not be read.
+    None if the profiler sees no kernel, for instance where its counters may not be read.
     """
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(calls):
@@ -117,7 +117,7 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 @functools.cache
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Hardware and software that the figures were measured on."""
     root = Path(__file__).parents[1]
     commit = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
@@ -146,7 +146,7 @@ def _processor() -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What every suite can be told.
+    """Options of every suite.
 
     Attributes:
         repeats: Rounds.

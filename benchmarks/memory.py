@@ -30,7 +30,7 @@ MB = 2**20
 
 
 def make(name: str, b: int, side: int, micro_batch: int | None, device: str) -> Callable[[], object]:
-    """What is measured: a step, or with `micro_batch=0` the victim alone; called once on something small."""
+    """The measured call: a step, or with `micro_batch=0` the victim alone; called once on a small batch."""
     victim = make_victim(name, device)
     pipeline = make_pipeline(victim)
     batch, small = make_batch(b, side, device=device), make_batch(1, 96, device=device)

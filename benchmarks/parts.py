@@ -1,7 +1,7 @@
 """The time of parts that could be slow: losses of a patch, an implant's filter, a deterministic gradient.
 
 Losses: forward and backward for 16 patches of 3 x 128 x 128 (64 colors for the non-printability score). The
-implant: 16 photographs of 3 x 320 x 320 with a patch of 300 x 300 pixels, drawn 40 and 150 pixels wide,
+implant: 16 images of 3 x 320 x 320 with a patch of 300 x 300 pixels, drawn 40 and 150 pixels wide,
 forward and backward, with the filter and without, in turn. Interpolation: that whose gradient has the same
 bits every time, which an implant uses on a GPU if `train.deterministic` asks for it, over that of torch,
 forward and backward, for 24 patches of 4 x 64 x 64 in regions of 96 x 96.
@@ -36,7 +36,7 @@ def loss_step(stage: Stage, num: int, side: int, device: str) -> Callable[[], ob
 
 
 def implant_step(num: int, width: float, antialias: bool, device: str) -> Callable[[], object]:
-    """Forward and backward of an implant of photographs."""
+    """Forward and backward of an implant of images."""
     patch = random.uniform(random.key(1), (3, 300, 300)).to(device).requires_grad_()
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.05], [0.97, 1.0], [0.02, 0.95]]) * width + 80
     batch = {

@@ -6,7 +6,7 @@
 ART is no dependency of fpatch; where it is not installed, fpatch stands alone. Compared was 1.20.1, its
 `AdversarialPatchPyTorch`, which has to be called below its public `generate` to time one step.
 
-Equal: resnet18, untrained, seeded, frozen, in evaluation mode; 16 noise photographs of 224 x 224 pixels in
+Equal: resnet18, untrained, seeded, frozen, in evaluation mode; 16 noise images of 224 x 224 pixels in
 memory, the same at every step; one square patch of 3 x 224 x 224 pixels, at first gray; drawn anew for every
 row and step: a rotation by up to 22.5 degrees, a scale of 0.1 to 1 of the frame (both as ART has them by
 default) or of 0.2 to 0.4, anywhere within it; cross entropy to one class, the mean over rows; Adam at 0.05,

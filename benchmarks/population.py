@@ -1,6 +1,6 @@
 """Patch-steps per second of a population in one step, over those of a loop of separate steps.
 
-Every member has a patch, a learning rate and draws of its own, on the same four photographs; patches are a
+Every member has a patch, a learning rate and draws of its own, on the same four images; patches are a
 quarter of the picture wide. How many members are held at once matters: on a processor the rows should fit
 its cache.
 

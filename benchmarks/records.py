@@ -1,6 +1,6 @@
-"""What the records of a run cost: their share of the time of training the study of the demo.
+"""The cost of the records of a run: their share of the time of training the study of the demo.
 
-The study runs as ever, with TensorBoard and MLflow (a SQLite file) beside the log on disk, and with the log
+The study runs as usual, with TensorBoard and MLflow (a SQLite file) beside the log on disk, and with the log
 on disk alone, in turn. A clock runs in the functions that record: the log (scalars of each step, images and
 histograms of each evaluation, their sinks, the order to the disk before a checkpoint), the pictures (what the
 stages show and the figure, computed for the log alone), the tables, and the checkpoints. The share is that of
@@ -115,7 +115,7 @@ def measure(folder: Path, size: Size, options: Options, record: Record) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The study of the demo, on few photographs."""
+    """The study of the demo, on few images."""
     options = read_options(__doc__, argv)
     record = Record("records", options)
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from fpatch.tune.trials.dispatcher import Dispatcher
 from fpatch.tune.trials.pack import run_trials
 
 WORKLOADS = [(8, 96, 20, 4), (8, 96, 100, 4)]
-"""Trials, side of the photographs, updates of each trial, and rows of an update."""
+"""Trials, side of the images, updates of each trial, and rows of an update."""
 
 PROCESS = """
 import sys
@@ -39,7 +39,7 @@ for name in sys.argv[2:]:
 
 
 def make_plan(folder: Path, num_trials: int, side: int, num_steps: int, rows: int) -> Plan:
-    """The sweep, its photographs and its victim, in a folder."""
+    """The sweep, its images and its victim, in a folder."""
     splits = {"train": 32, "validation": 16, "test": 2}
     scenes = write_scenes(folder / "scenes", 0, splits, ((side, side),), workers=1)
     save_victim(folder / "victim.safetensors", TinyDetector(generator=torch.Generator().manual_seed(0)))

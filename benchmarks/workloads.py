@@ -60,7 +60,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 
 def _dense_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """What a torchvision detector computes before suppression, by the same code as in the pipeline."""
+    """Logits of a torchvision detector before suppression, by the same code as in the pipeline."""
     stage = infer.torchvision_detector(model)
     return stage.written({}, {}, {"image": images})["detections"]["dense"]["logits"]
 
@@ -68,9 +68,9 @@ def _dense_logits(model: nn.Module, images: Tensor) -> Tensor:
 def make_batch(
     b: int, side: int, num_placements: int = 3, patch_px: float = 64.0, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """Noise photographs with placements about as large as the patches, all within the frame.
+    """Noise images with placements about as large as the patches, all within the frame.
 
-    As a loader gives them: the photographs on the device, the rest on the host.
+    As a loader gives them: the images on the device, the rest on the host.
     """
     corners = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.95, 1.0], [-0.05, 0.9]]) * patch_px
     free = side - 1.5 * patch_px
@@ -118,7 +118,7 @@ def make_training(pipeline: fpatch.Pipeline, device: str = "cpu", **settings: An
 
 
 def make_images(pipeline: fpatch.Pipeline, state: TrainState, batch: dict[str, Tensor]) -> Tensor:
-    """What the victim is shown in a step, as a leaf."""
+    """The images that the victim gets in a step, as a leaf."""
     with torch.no_grad():
         sample, batch = to_device((pipeline.sample(random.key(2), batch), batch), device_of(state.params))
         image = pipeline.apply(state.params, sample, batch, want=("image",))["image"]

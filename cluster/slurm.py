@@ -192,7 +192,7 @@ def _wait_until(holds: Any, otherwise: str) -> None:
 
 
 def read_studies(paths: Sequence[str]) -> list[Any]:
-    """The studies, all tried on a few photographs.
+    """The studies, all tried on a few images.
 
     Raises:
         ValueError: For anything wrong in one of them.
@@ -207,7 +207,7 @@ def read_studies(paths: Sequence[str]) -> list[Any]:
 
 
 def train_jobs(paths: Sequence[str]) -> list[TrainJob]:
-    """A job for each study, whose folder is made; all are tried on a few photographs before.
+    """A job for each study, whose folder is made; all are tried on a few images before.
 
     Raises:
         ValueError: For anything wrong in one of them.

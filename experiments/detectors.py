@@ -1,19 +1,19 @@
-"""Real detectors on real photographs: does the way from a patch to each kind of detector and back work?
+"""Do images and gradients pass between a patch and each kind of real detector?
 
     python experiments/detectors.py --data ../shared/data/toycar
 
-The photographs of the toy car (see `toycar.py`), letterboxed to 320 x 320 pixels, with three prints on its
-panels, 1.7 times as wide as their corners, go through Faster R-CNN, SSDlite, FCOS (at half the size), YOLO11n
-and YOLOS. Some steps of Adam make the car vanish (`losses.vanish`; the car is the box around its panels,
-twice as large).
+The images of the toy car (see `toycar.py`) are letterboxed to 320 x 320 pixels. Three patches lie on its
+panels, 1.7 times as wide as their corners. The victims are Faster R-CNN, SSDlite, FCOS (at half the size),
+YOLO11n and YOLOS. Some steps of Adam on `losses.vanish` hide the car, which is the box around its panels,
+twice as large.
 
-The networks are untrained: convolutions are drawn by He's rule from a seed, and batch normalization takes its
-statistics from the photographs, so that signals and gradients neither fade nor explode; what such a network
-says means nothing. What this shows is mechanics, not an effect: the size of the dense answer, the norm of the
-gradient that reaches the prints, the loss before and after some small steps on four photographs, the time of
-a step beside that of the victim alone, and that the victim is the same afterwards. The effect on a trained
-victim is in `fpatch demo` and `toycar.py`. With weights of one's own (`--weights fcos=FILE`) the same table
-is about these.
+The networks are untrained, so their detections mean nothing. Convolutions are drawn by He's rule from a seed,
+and batch normalization takes its statistics from the images: signals and gradients neither fade nor explode.
+
+The table shows mechanics, not an effect: the size of the dense answer, the norm of the gradient at the
+patches, the loss before and after small steps on four images, the time of a step beside that of the victim
+alone, and that the victim keeps its bits. `fpatch demo` and `toycar.py` show the effect on a trained victim.
+`--weights fcos=FILE` puts trained weights into the same table.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LEARNING_RATE = 0.002
 
 
 class Report(NamedTuple):
-    """What is known of a victim after training."""
+    """The measurements of one victim."""
 
     boxes: tuple[int, ...]
     gradient: float
@@ -97,8 +97,8 @@ VICTIMS: dict[str, Callable[[str | None], Stage]] = {
 }
 
 
-def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained: bool) -> Report:
-    """Train three prints against it for some steps."""
+def try_victim(victim: Stage, images: TargetSet, num_steps: int, untrained: bool) -> Report:
+    """Train three patches against a victim for some steps."""
     whole = fpatch.pipeline({
         "pixels": create.pixels({name: (3, 64, 64) for name in PANELS}),
         "implant": implant.warp(scale=Range(WIDER, WIDER)),
@@ -106,7 +106,7 @@ def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained:
         "vanish": losses.vanish(),
     })  # fmt: skip
     key = random.key(0)
-    batch = with_car(photographs.batch(photographs.image_ids[:BATCH]))
+    batch = with_car(images.batch(images.image_ids[:BATCH]))
     model = victim.config.model.value
     if untrained:
         enliven(model, batch["scene"])
@@ -137,7 +137,7 @@ def try_victim(victim: Stage, photographs: TargetSet, num_steps: int, untrained:
 
 
 def enliven(model: nn.Module, images: Tensor) -> None:
-    """Weights and statistics under which an untrained network tells one picture from another."""
+    """Set weights and statistics under which an untrained network tells images apart."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -168,7 +168,7 @@ def with_car(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def time_alone(victim: Stage, images: Tensor, repeats: int = 2) -> float:
-    """Seconds of the victim with the gradient of the images, the best of some."""
+    """The shortest time, in seconds, of the victim with the gradient of the images."""
     durations = []
     for _ in range(repeats):
         inside = images.clone().requires_grad_()
@@ -180,7 +180,7 @@ def time_alone(victim: Stage, images: Tensor, repeats: int = 2) -> float:
 
 
 def digest(model: Any) -> str:
-    """Of parameters, buffers and whether any parameter has a gradient."""
+    """Return a digest of the parameters, the buffers and the presence of gradients."""
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         found.update(name.encode() + tensor.numpy().tobytes())
@@ -191,7 +191,7 @@ def main() -> None:
     """Try every victim and print a line for each."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--data", type=Path, required=True, help="folder with warp.csv and its photographs")
+    parser.add_argument("--data", type=Path, required=True, help="folder with warp.csv and its images")
     parser.add_argument("--steps", type=int, default=10, help="of Adam (default: 10)")
     parser.add_argument("--only", choices=VICTIMS, nargs="+", default=tuple(VICTIMS), help="(default: all)")
     parser.add_argument(
@@ -199,13 +199,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     files = dict(entry.split("=", 1) for entry in options.weights)
-    photographs = targets(options.data / "warp.csv", size=SIZE, patches=PANELS)
-    table = Table(title=f"{len(photographs.image_ids)} photographs, {options.steps} steps of {BATCH}")
+    images = targets(options.data / "warp.csv", size=SIZE, patches=PANELS)
+    table = Table(title=f"{len(images.image_ids)} images, {options.steps} steps of {BATCH}")
     for heading in ("victim", "dense boxes", "|gradient|", "loss", "step s", "victim s", "unchanged"):
         table.add_column(heading, justify="left" if heading == "victim" else "right")
     for name in options.only:
         with console.status(name):
-            found = try_victim(VICTIMS[name](files.get(name)), photographs, options.steps, name not in files)
+            found = try_victim(VICTIMS[name](files.get(name)), images, options.steps, name not in files)
         numbers = " x ".join(map(str, found.boxes))
         loss = f"{found.losses[0]:.3g} -> {found.losses[-1]:.3g}"
         times = f"{found.seconds:.2f}", f"{found.alone:.2f}"

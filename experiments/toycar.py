@@ -1,29 +1,28 @@
-"""Hide a toy car from a presence classifier, on real photographs, cross-validated by viewpoint.
+"""Hide a toy car from a presence classifier on camera images, cross-validated by viewpoint.
 
     python experiments/toycar.py --data ../shared/data/toycar
 
-19 photographs of a toy car come with the corners of flat panels on it (`warp.csv`); not every photograph
-shows every panel. Three 64x64 gray patches (`hood`, `roof`, `door`) are trained to turn the answer "toy car"
-of a small classifier into "no toy car", through random shear, scale, rotation, brightness, contrast,
-saturation, hue and noise. The corners mark the middle of each panel, about a tenth of the car in all: this is
-scale 1. The same is done once more with prints 1.7 times as wide, which fill the panels and here and there
-reach over an edge.
+19 images of a toy car come with the corners of flat panels on it (`warp.csv`); not every image shows every
+panel. Three 64x64 gray patches (`hood`, `roof`, `door`) are trained to turn the answer "toy car" of a small
+classifier into "no toy car", through random shear, scale, rotation, brightness, contrast, saturation, hue and
+noise. The corners mark the middle of each panel, about a tenth of the car in all: this is scale 1. At scale
+1.7 the patches fill the panels and reach over an edge here and there.
 
-The photographs are frames of two videos. Frames at most `NEAR_FRAMES` apart are nearly one picture: they
-make a *viewpoint*, and a viewpoint is never split between training and testing. The viewpoints are dealt to
-five folds. In each fold, classifier and patches see only the photographs of the other four, and the patches
-are measured on the fold's own. Every photograph is held out once, and the rows of all folds are pooled.
+The images are frames of two videos. Frames at most `NEAR_FRAMES` apart are nearly one image: they make a
+*viewpoint*, and a viewpoint is never split between training and testing. The viewpoints are dealt to five
+folds. In each fold, classifier and patches see only the images of the other four, and the patches are
+measured on the fold's own. Every image is held out once, and the rows of all folds are pooled.
 
 The numbers, per scale:
-- success: share of held-out rows (a photograph under one draw of the camera) answered "toy car" without a
-  patch that are no longer so with it, beside control patches of the same size and place: noise, a flat print,
-  the patch's own pixels shuffled. "patch minus it" is the paired difference: the effect.
-- lead: how far the logit of "toy car" is above the other on average, which shows what success does not reach.
-- intervals are 95 %, over photographs, and over viewpoints, which are fewer but nearer to independent.
+- success: the share of held-out rows (an image under one draw of the camera) answered "toy car" without a
+  patch and not with it. Control patches of the same size and place stand beside it: noise, a flat print, the
+  patch's own pixels shuffled. "patch minus it" is the paired difference: the effect.
+- lead: the mean distance of the logit of "toy car" above the other. It shows effects too small for success.
+- intervals are 95 %, over images, and over viewpoints, which are fewer but nearer to independent.
 - clean accuracy, without any patch, on held-out car crops and on held-out crops of the background.
 
-No setting was chosen by a held-out result; what was looked at is success and loss on the training photographs
-of one fold. The folder `runs/<time>-toycar/` keeps the crops, a classifier per fold, a run folder per fold
+No setting was chosen by a held-out result; settings were chosen by success and loss on the training images of
+one fold. The folder `runs/<time>-toycar/` keeps the crops, a classifier per fold, a run folder per fold
 and scale, `summary.json` and `examples.png`. With this file's folder on PYTHONPATH,
 `fpatch replay RUN --verify` reruns the rows of a run.
 """
@@ -74,7 +73,7 @@ PATCH_PX, SEEN_PX = 64, 32  # at these distances a camera averages over the fine
 
 
 class Settings(NamedTuple):
-    """What is run, and for how long."""
+    """The size of an experiment."""
 
     patches: tuple[str, ...] = PANELS
     seed: int = 0
@@ -112,7 +111,7 @@ true_class = fpatch.define(
 
 
 class Crop(NamedTuple):
-    """A square crop on disk, the number of the photograph it is from, and its quads by patch."""
+    """A square crop on disk, the number of its image, and its quads by patch."""
 
     image: str
     photo: int
@@ -120,7 +119,7 @@ class Crop(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Crops around the car and of the background, and the files and viewpoints of the photographs."""
+    """Crops around the car and of the background, and the files and viewpoints of the images."""
 
     folder: Path
     cars: list[Crop]
@@ -130,7 +129,7 @@ class Crops(NamedTuple):
 
 
 def cut_crops(data: Path, folder: Path, patches: Sequence[str], key: Tensor) -> Crops:
-    """Write the crops of every photograph that shows one of the patches."""
+    """Write the crops of every image that shows one of the patches."""
     whole = targets(data / "warp.csv", size=(PHOTO_PX, PHOTO_PX))
     ids = targets(data / "warp.csv", size=(PHOTO_PX, PHOTO_PX), patches=patches).image_ids.tolist()
     cars, grounds = [], []
@@ -171,7 +170,7 @@ def find_grounds(key: Tensor, car: tuple[int, int, int]) -> list[tuple[int, int,
 
 
 def place_squares(key: Tensor, window: tuple[int, int, int], count: int) -> Tensor:
-    """Quads [count, 4, 2] in a window, about as large as panels: where prints go on the background."""
+    """Quads [count, 4, 2] in a window, about as large as panels: places of patches on the background."""
     x, y, side = window
     corner = random.uniform(random.fold_in(key, "corner"), (count, 2), 0.0, 0.7)
     size = random.uniform(random.fold_in(key, "size"), (count, 1), 0.1, 0.3)
@@ -190,7 +189,7 @@ def _cut(
 
 
 def find_viewpoints(photos: Sequence[Path]) -> np.ndarray:
-    """The viewpoint of each photograph: frames of one video without a wide gap between them."""
+    """The viewpoint of each image: frames of one video without a wide gap between them."""
     order = sorted(range(len(photos)), key=lambda i: (photos[i].parent, int(photos[i].stem)))
     viewpoint = np.zeros(len(photos), dtype=np.int64)
     for before, after in itertools.pairwise(order):
@@ -201,7 +200,7 @@ def find_viewpoints(photos: Sequence[Path]) -> np.ndarray:
 
 
 def deal(viewpoint: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
-    """The fold of each photograph: viewpoints by size, each to the fold that has the fewest so far."""
+    """The fold of each image: viewpoints by size, each to the fold that has the fewest so far."""
     sizes, filled = np.bincount(viewpoint), np.zeros(num_folds, dtype=np.int64)
     fold_of = np.zeros(len(viewpoint), dtype=np.int64)
     for v in np.argsort(-sizes, kind="stable"):
@@ -252,7 +251,7 @@ presence = fpatch.define_loader("presence", load_presence)
 
 
 def make_augmentation(patches: tuple[str, ...]) -> fpatch.Pipeline:
-    """What the classifier is trained through. Hue is free, so that yellow alone is no toy car."""
+    """The augmentations of the classifier. Hue is free, so yellow alone is no toy car."""
     return fpatch.pipeline(
         {
             "affine": compose.affine(Range(-45, 45), Range(-15, 15), Range(0.8, 1.3), Range(-0.15, 0.15)),
@@ -270,7 +269,7 @@ def make_augmentation(patches: tuple[str, ...]) -> fpatch.Pipeline:
 def train_classifier(
     cars: TargetSet, grounds: TargetSet, key: Tensor, num_steps: int, report: Progress
 ) -> PresenceNet:
-    """Train on as many car as background crops; half of the panels, and of the squares, carry a print."""
+    """Train on equally many car and background crops; half of the panels and squares carry a print."""
     half = 12
     augmentation = make_augmentation(cars.names)
     with torch.random.fork_rng(devices=[]):
@@ -414,7 +413,7 @@ def make_examples(trial: Trial, num_rows: int = 1) -> list[list[viz.Panel]]:
 
 
 class Pooled(NamedTuple):
-    """Over the held-out rows of all folds, at one scale; `lead` in logits, by condition."""
+    """Results over the held-out rows of all folds, at one scale; `lead` in logits, by condition."""
 
     by_photograph: Success
     by_viewpoint: Success
@@ -466,9 +465,9 @@ def run_experiment(data: Path, runs: Path, settings: Settings, report: Progress)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the command line, run, and print what came out."""
+    """Read the command line, run, and print the results."""
     parser = argparse.ArgumentParser(description="Hide a toy car from a classifier.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with warp.csv and its photographs")
+    parser.add_argument("--data", type=Path, required=True, help="folder with warp.csv and its images")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the results go")
     parser.add_argument("--patches", nargs="+", choices=PANELS, default=PANELS, help="panels that carry one")
     parser.add_argument("--seed", type=int, default=0)

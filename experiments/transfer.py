@@ -4,15 +4,15 @@
     python experiments/transfer.py --quick    # smaller: does it run?
 
 The victims are those of `fpatch demo` and one more, equal but for the seed of their weights and of the order
-of their training images. For each a patch is trained as the demo does; and for each two of them one patch
-against both, whose loss is the mean of both victims' (`--how worst`: the larger one), with as many steps. The
-third victim is then one that neither the patch nor any choice has seen. All patches, and the control patches,
-are measured on all victims, on the same held-out scenes under the same draws.
+of their training images. For each victim a patch is trained as the demo does. For each pair one patch is
+trained against both, with as many steps, on the mean of both losses (`--how worst`: the larger one). Neither
+that patch nor any choice has seen the third victim. All patches and the control patches are measured on all
+victims, on the same held-out scenes under the same draws.
 
-Numbers: success is the share, of the scenes whose truck a victim finds without a patch, in which it does not
-find it with the print, at score 0.5; intervals are 95 %, over scenes. The control patches are made after the
-patch that was trained on the victim. Equal architecture and training data make transfer as easy as it gets:
-this is no statement about victims that differ more.
+Numbers: success is the share of the scenes whose truck a victim finds without a patch and not with it, at
+score 0.5; intervals are 95 %, over scenes. The control patches are made from the patch that was trained on
+the victim. Equal architecture and training data make transfer as easy as possible: the numbers say nothing
+about victims that differ more.
 
 The folder `runs/<time>-transfer/` keeps a run folder per patch, `transfer.json` and `transfer.png`.
 """
@@ -55,7 +55,7 @@ def against_both(studies: tuple[Study, Study], name: str, how: Literal["mean", "
 
 
 def main() -> None:
-    """Train what is not there yet, measure, print and save."""
+    """Train the missing patches, measure, print and save."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -4,19 +4,19 @@
     python experiments/tune_demo.py --quick    # smaller: does it run?
     python experiments/tune_demo.py --sweep runs/<time>-tune-demo/<time>-victim0-sweep --seeds 4 5 6 7 8 9
 
-A sweep chooses: each trial trains the demo's patch against victim 0 with other settings and a seed of its
-own, as long as the demo does, and is measured on 300 validation scenes. The weights of total variation and of
-non-printability stay, because success on pixels would gain from giving them up and a print would lose.
+First a sweep chooses. Each trial trains the demo's patch against victim 0 with other settings and its own
+seed, as long as the demo does, and is measured on 300 validation scenes. The weights of total variation and
+of non-printability stay: without them, success on pixels would rise and a print would lose.
 
-Then the best trial's settings and the defaults are trained again, with seeds that no trial had, against
-victim 0 and against victim 1, which the sweep has not seen. All patches are measured on scenes that were
-rendered for this alone and drawn under a key of their own: no choice of ours or of the sweep has met them.
+Then the best trial's settings and the defaults are trained again with fresh seeds, against victim 0 and
+against victim 1, which the sweep has not seen. All patches are measured on scenes that are rendered for this
+comparison and drawn under a key of their own. No choice has seen these scenes.
 
-Numbers: success is the share, of the scenes whose truck a victim finds without a patch, in which it does not
-find it with the print, at score 0.5. The difference is paired: the same scenes, under the same draws, with
-the patch of the same seed. Intervals are 95 %, over scenes with all their seeds and victims. They do not hold
-the spread over seeds, so the difference has a second one: Student's, over the pairs of patches, each of which
-counts once. That is the one to ask whether the settings are better for a patch that is still to be trained.
+Numbers: success is the share of the scenes whose truck a victim finds without a patch and not with it, at
+score 0.5. The difference is paired: the same scenes and draws, with the patch of the same seed. Intervals are
+95 %, over scenes with all their seeds and victims. They do not cover the spread over seeds, so the difference
+has a second interval: Student's, over the pairs of patches, each of which counts once. The second interval
+decides whether the settings are better for a new patch.
 
 The folder `runs/<time>-tune-demo/` keeps the sweep, a run folder per patch, and `tune.json`.
 """
@@ -69,7 +69,7 @@ def train_both(
 
 
 def compare(runs: Mapping[str, Path], scenes: Path, size: Any, seed: int) -> Table:
-    """Rows of the scenes: the patch is that of the best settings, and the defaults' a control of it."""
+    """Rows of the scenes, with the patch of the best settings and that of the defaults as its control."""
     key = random.fold_in(random.key(seed), "tune the demo")
     with (
         load_trained(runs["best"], checkpoint="last") as best,
@@ -89,7 +89,7 @@ def compare(runs: Mapping[str, Path], scenes: Path, size: Any, seed: int) -> Tab
 
 
 def joined(tables: list[Table]) -> dict[str, np.ndarray]:
-    """The rows of all; those of one scene stay one scene."""
+    """Join tables; rows of one scene keep their scene."""
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 

@@ -163,10 +163,10 @@ def test_patches_that_the_table_or_the_pipeline_lacks(study, capsys):
     assert "'raer'" in message
     assert "did you mean 'rear'?" in message
     message = refuse_to_train(capsys, study, "--pipeline.pixels.shapes", "{side = [3, 4, 4]}")
-    assert "ask for the patch 'rear', which the pipeline does not make" in message
+    assert "name the patch 'rear', which the pipeline does not make" in message
     message = refuse_to_train(capsys, study, "--data.patches", '["rear", "side"]')
-    assert "must be the same, in one order" in message
-    assert "give data.patches = [" in message
+    assert "must be the same in the same order" in message
+    assert "set data.patches = [" in message
 
 
 # Configs
@@ -190,13 +190,13 @@ CONFIG = {
     "no stage": (('stage = "losses.vanish"', ""), "pipeline.vanish: the key 'stage' is required"),
     "a loss weight without a term": (("vanish = 1.0", "vanihs = 1.0"), "no loss term 'vanihs'; did you mean 'vanish'?"),
     "no weight that counts": (("vanish = 1.0, total_variation = 0.05", "vanish = 0"), "at least one weight must differ from 0; terms: total_variation, vanish"),
-    "no objective": (("[objective]\nweights = {vanish = 1.0, total_variation = 0.05}", ""), "the section [objective] is required"),
+    "no objective": (("[objective]\nweights = {vanish = 1.0, total_variation = 0.05}", ""), "the section [objective] is required; add it"),
     "a key that is required": (("size = [48, 64]", ""), "data: the key 'size' is required"),
     "weights that are gone": (('"tiny.safetensors"', '"gone.safetensors"'), "gone.safetensors: no such file"),
     "a name that is no folder": (('name = "tiny"', 'name = "../tiny"'), "name must be usable as the name of a folder, got '../tiny'"),
     "no metric": (('stage = "metrics.detection_hit"', 'stage = "metrics.class_hit"'), "'hit'"),
     "another metric": (("[evaluate]", '[evaluate]\nmetric = "fond"'), "no stage in phase 'validation' writes 'fond'; did you mean 'found'?"),
-    "another scalar for the best": (("[evaluate]", '[evaluate]\nbest = "success/ptch"'), "evaluate.best: no scalar 'success/ptch'; did you mean 'success/patch'?"),
+    "another scalar for the best": (("[evaluate]", '[evaluate]\nbest = "success/ptch"'), "evaluate.best: the validation has no scalar 'success/ptch'; did you mean 'success/patch'?"),
     "broken TOML": (("[train]", "[train"), "study.toml: not valid TOML: "),
     "an order that cannot be": (('[pipeline.pixels]\nstage = "create.pixels"', '[pipeline.pixels]\nstage = "create.pixels"\nwrites = ["paint"]'), "patch"),
     "a URI that is none": (("mlflow = false", 'mlflow = "localhost:5000"'), "or like sqlite:///FILE or http://HOST:PORT, got 'localhost:5000'"),
@@ -216,7 +216,9 @@ def test_files_that_are_none(tmp_path, capsys):
     (tmp_path / "b.toml").write_bytes(b"\xff\xff")
     assert "b.toml: not valid TOML" in refuse(capsys, "train", tmp_path / "b.toml")
     (tmp_path / "c.toml").write_text("")
-    assert refuse(capsys, "train", tmp_path / "c.toml").endswith("c.toml: the section [data] is required")
+    assert refuse(capsys, "train", tmp_path / "c.toml").endswith(
+        "c.toml: the section [data] is required; add it"
+    )
 
 
 def test_overrides(study, capsys):
@@ -263,7 +265,7 @@ def test_a_loss_that_is_not_finite(study, capsys):
     assert message.startswith(f"update {step + 1}: the loss term 'fragile' is nan in row ")
     assert "photograph-02.png, draw 0, with the sample {'affine/angle_deg': " in message
     assert message.endswith(
-        f"; the state before it is kept; what was done is kept; go on with: fpatch resume {run.folder}"
+        f"; the state before it is kept; finished steps are kept; resume with: fpatch resume {run.folder}"
     )
     assert step in run.checkpoint_steps()
     # The cause removed, the run goes on from the state before, and ends as if nothing had happened.
@@ -280,7 +282,10 @@ def test_a_loss_of_parameters_that_an_evaluation_does_not_have(study, capsys):
     add_fragile(study)
     replace(study, 'fragile"\nphases = ["train"]', 'fragile"')
     message = refuse_to_train(capsys, study)
-    assert "the parameters 'side' are read, but only patches are there; read `patch` instead" in message
+    assert (
+        "a node reads the parameters 'side', but an evaluation has patches only; read `patch` instead"
+        in message
+    )
     assert message.endswith("; in node 'fragile': study_fixture:fragile(image_id=2)")
 
 
@@ -289,7 +294,7 @@ def test_a_loss_that_is_not_finite_at_the_start(study, capsys):
     replace(study, "[pipeline.fragile]", "[pipeline.fragile]\nimage_id = 1")
     replace(study, "shapes = {", "start = [0.0, 0.1]\nshapes = {")
     message = refuse_to_train(capsys, study)
-    assert "before training, on the first photographs: the loss term 'fragile' is nan in row 1" in message
+    assert "before training, on the first images: the loss term 'fragile' is nan in row 1" in message
     assert "photograph-0" in message
     assert "with the sample {'affine/angle_deg'" in message
 
@@ -316,7 +321,7 @@ def remove(name: str):
 FOLDERS = {
     "another version": (damage_json("environment.json", format=7, fpatch="9.1.0"), "was made by fpatch 9.1.0, in format 7; this is"),
     "no version": (damage_json("environment.json", format=None), "environment.json is broken (it lacks 'format')"),
-    "no config": (remove("config.json"), "lacks config.json: it is no run folder, or its start was cut off; train again"),
+    "no config": (remove("config.json"), "lacks config.json: it is no run folder, or was killed at its start; train again"),
     "no environment": (remove("environment.json"), "lacks environment.json"),
     "half a config": (truncate("config.json"), "config.json is broken ("),
     "half an environment": (truncate("environment.json"), "environment.json is broken ("),
@@ -350,7 +355,7 @@ FILES = {
     "half of what was shown": ("replay", truncate("tables/test.patches.safetensors"), "test.patches.safetensors is broken"),
     "half an execution": ("replay", truncate("tables/test.json"), "test.json is broken"),
     "a damaged log": ("resume", lambda run: replace(run.folder / "records.jsonl", "{", "("), "records.jsonl: the line that ends at byte"),
-    "a checkpoint of another patch": ("resume", lambda run: run.write_json("config.json", grown(run)), "params/side has shape [3, 10, 14], the config asks for [3, 11, 14]"),
+    "a checkpoint of another patch": ("resume", lambda run: run.write_json("config.json", grown(run)), "params/side must have shape [3, 11, 14] by the config, got [3, 10, 14]"),
 }  # fmt: skip
 
 
@@ -385,7 +390,7 @@ def test_replay_before_evaluation_says_what_to_run(tmp_path, capsys):
     message = refuse(capsys, "replay", run.folder, "--verify")
     assert message == f"{run.folder} has no table 'test'; `fpatch evaluate {run.folder}` makes 'test'"
     message = refuse(capsys, "evaluate", run.folder, "--split", "validation")
-    assert message == "the study has no validation split; take the test split"
+    assert message == "data.validation: the study has no validation split; evaluate the test split"
     assert "there is: best, last" in refuse(capsys, "evaluate", run.folder, "--checkpoint", "first")
 
 

@@ -15,16 +15,27 @@ from fpatch.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 WRITTEN = [p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts]
-PAGES = [p for p in (*WRITTEN, ROOT / "README.md") if "```python" in p.read_text()]
+PAGES = [p for p in WRITTEN if "```python" in p.read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     module = types.ModuleType("doc_" + page.stem.replace("-", "_"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, str(page), "exec"), module.__dict__)
+
+
+def test_the_readme_is_short_and_its_example_prints_a_success_rate(monkeypatch, capsys, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 70
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.search(r"^patch +\d+\.\d % \[\d+\.\d, \d+\.\d\] of \d+ rows", capsys.readouterr().out)
 
 
 def test_the_study_of_a_model_of_ones_own_is_trained_and_replayed(tmp_path, monkeypatch):

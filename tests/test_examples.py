@@ -64,8 +64,9 @@ def test_no_example_is_skipped():
 
 
 @pytest.mark.parametrize("wing", sorted({value.__module__.split(".")[1] for value in PUBLIC.values()}))
-def test_examples_print_what_they_show(wing, tmp_path, monkeypatch):
+def test_examples_print_what_they_show(wing, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     wrong = [
         differs
         for address, value in PUBLIC.items()

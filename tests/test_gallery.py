@@ -88,10 +88,9 @@ def test_a_docstring_is_told_apart_by_its_sections(extension):
     assert markdown_text.render_summary(doc) == "One."
     assert list(markdown_text.render_sections(doc)) == ["*X (2000).*", ""]
     convention = "One.\n\nConvention:\n    x to the right, a * b.\n\nExamples:\n    >>> 1 + 1\n    2"
-    assert list(markdown_text.render_sections(convention)) == [
-        *(":::{admonition} Convention", "x to the right, a \\* b.", ":::", ""),
-        *("```pycon\n>>> 1 + 1\n2\n```", ""),
-    ]
+    shown = [":::{admonition} Convention", "x to the right, a \\* b.", ":::", ""]
+    assert list(markdown_text.render_sections(convention)) == shown
+    assert list(markdown_text.render_examples(convention)) == ["```pycon\n>>> 1 + 1\n2\n```", ""]
 
 
 def test_docstrings_in_sphinx_keep_every_character(extension):
@@ -102,6 +101,8 @@ def test_docstrings_in_sphinx_keep_every_character(extension):
         *(".. code-block:: python", "", "    code(*args)", ""),
         *("Args:", "    a: Of ``[b, *c]``.", ""),
     ]
+    example = ["Example:", "    >>> 2 * 3", "    6"]
+    assert convert(example) == [*example, ""]
 
 
 @pytest.mark.parametrize("identity", sorted(STAGES))

@@ -44,7 +44,9 @@ def _converted(paragraphs: Sequence[str]) -> Iterator[str]:
         elif not inside and first.startswith("    "):
             yield from (".. code-block:: python", "", *paragraph.split("\n"), "")
         else:
-            yield from (*escape(paragraph).split("\n"), "")
+            prose, _, _ = paragraph.partition(">>> ")
+            code = paragraph[len(prose) :]  # below a title such as Example
+            yield from (*(escape(prose) + code).split("\n"), "")
 
 
 def on_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import takewhile
 
+EXAMPLES = ("Example", "Examples")
 TITLE = re.compile(r"^([A-Z][A-Za-z ]*):\n(?=    )", re.MULTILINE)
 
 
@@ -42,16 +43,20 @@ def render_paragraph(text: str) -> str:
 
 
 def render_sections(doc: str) -> Iterator[str]:
-    """All sections but the settings, which have a table of their own."""
+    """All sections but the settings, which have a table, and the examples, which have a heading."""
     for title in TITLE.findall(doc):
         text = parse_section(doc, title)
         if title == "References":
             yield from (f"*{escape(' '.join(text.split()))}*", "")
-        elif title in ("Example", "Examples"):
-            yield from ("\n\n".join(map(render_paragraph, text.split("\n\n"))), "")
-        elif title != "Attributes":
+        elif title not in ("Attributes", *EXAMPLES):
             body = "\n\n".join(map(render_paragraph, text.split("\n\n")))
             yield from (f":::{{admonition}} {title}", body, ":::", "")
+
+
+def render_examples(doc: str) -> Iterator[str]:
+    """The examples, as Python would print them."""
+    for title in filter(EXAMPLES.__contains__, TITLE.findall(doc)):
+        yield from ("\n\n".join(map(render_paragraph, parse_section(doc, title).split("\n\n"))), "")
 
 
 def escape(text: str) -> str:

@@ -19,7 +19,14 @@ from types import ModuleType
 from typing import Any
 
 import docstrings
-from markdown_text import escape_cell, parse_attributes, parse_summary, render_sections, render_summary
+from markdown_text import (
+    escape_cell,
+    parse_attributes,
+    parse_summary,
+    render_examples,
+    render_sections,
+    render_summary,
+)
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
@@ -119,6 +126,8 @@ def make_stage_page(family: str, name: str, definition: Any) -> Iterator[str]:
     yield from ("## Values", "", *make_values(definition), "")
     for text in (about, doc):
         yield from render_sections(text)
+    examples = [line for text in (about, doc) for line in render_examples(text)]
+    yield from ("## Example", "", *examples) if examples else ()
     yield from ("## In a study", "", *make_section(family, name, definition.config), "")
     file = Path(inspect.getfile(module)).relative_to(ROOT)
     yield from ("## Source", "", f"<details><summary><code>{file}</code></summary>", "")

@@ -8,7 +8,7 @@ import numpy as np
 
 from fpatch.core.checks import check_number, nearest
 from fpatch.metrics import Rate
-from fpatch.ops.intervals import FEW_PHOTOGRAPHS, resample
+from fpatch.ops.intervals import FEW_IMAGES, resample
 
 _NUM_FOLDS = 5
 _MAX_CATEGORIES = 10
@@ -256,6 +256,6 @@ def _warnings(metric: str, score: Rate) -> list[str]:
             f"the sampled values do not predict {metric} on held-out images (the score may be 0), so the "
             "importances mean nothing"
         )
-    if score.photographs < FEW_PHOTOGRAPHS:
+    if score.photographs < FEW_IMAGES:
         found.append(f"{score.photographs} images are few; the interval is too narrow")
     return found

@@ -13,20 +13,36 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 if not console.is_terminal:
-    console.width = max(console.width, 110)  # a file or a pipe has no width of its own
+    console.width = max(console.width, 110)  # a file or a pipe has no width
 
 
 def say(line: str) -> None:
-    """Print a line as it is, whatever its length and whatever is in it."""
+    """Print a line without wrapping or markup.
+
+    Example:
+        >>> from fpatch.cli.console import say
+        >>> say("[bold] is no markup here")
+        [bold] is no markup here
+    """
     console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bars(lines: str | None = None) -> "Iterator[progress.Progress]":
-    """A bar per task, on a terminal; elsewhere a line when a task is done.
+    """Show a bar per task on a terminal; elsewhere print a line when a task is done.
 
     Args:
-        lines: Tasks whose name begins so become a line on a terminal, too, when they are done.
+        lines: A prefix of task names; these tasks end in a line on a terminal, too.
+
+    Yields:
+        The progress callback.
+
+    Example:
+        >>> from fpatch.cli.console import progress_bars
+        >>> with progress_bars() as on_progress:
+        ...     on_progress("training", 1, 2, "")
+        ...     on_progress("training", 2, 2, "loss 0.1")
+        training: 2 done loss 0.1
     """
     columns = [
         TextColumn("{task.description:<24}"),

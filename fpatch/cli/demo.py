@@ -5,7 +5,8 @@ from pathlib import Path
 from fpatch.cli.console import console, progress_bars
 from fpatch.cli.tables import percent, success_table
 from fpatch.core.progress import Progress
-from fpatch.demo.study import FULL, QUICK, Result, look_closer, prepare_scenes, prepare_study
+from fpatch.demo.measurements import Result, look_closer
+from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
@@ -17,10 +18,10 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
     """Run the demo, print its tables and leave its run folders.
 
     Args:
-        runs: Folder of run folders.
-        quick: One victim, smaller images, fewer of everything.
-        mlflow: Tracking URI; true: a local SQLite file beside the runs.
-        seed: Seed of scenes, victims and patches.
+        runs: The folder of run folders.
+        quick: Train one victim, on fewer and smaller images.
+        mlflow: A tracking URI; True: a local SQLite file beside the runs.
+        seed: The seed of scenes, victims and patches.
     """
     size = QUICK if quick else FULL
     results = []

@@ -42,7 +42,7 @@ _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 a difference was found, 2 wrong input."""
-    sys.path.insert(0, os.getcwd())  # modules that a study imports stages from
+    sys.path.insert(0, os.getcwd())  # a study may import stages from modules here
     if arguments is None:  # the process is ours
         keep_freed_memory()
         os.environ.setdefault(*CUBLAS_WORKSPACE)

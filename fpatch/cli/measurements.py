@@ -170,7 +170,7 @@ def _grid(options: argparse.Namespace) -> int:
 
     axes = [_read_axis(text) for text in options.over]
     if len(dict(axes)) < len(axes):
-        raise ValueError("--over: each path may be given once, with all its values")
+        raise ValueError("--over: give each path once, with all its values")
     with progress_bars() as on_progress:
         run, cells = evaluate_grid_run(
             options.run_folder, dict(axes), options.split, options.checkpoint, on_progress

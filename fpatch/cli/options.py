@@ -27,7 +27,7 @@ def add_command(
 
     Args:
         commands: The subparsers of the command line.
-        name: Of the command.
+        name: The name of the command.
         run: A function of the parsed options; it returns the exit code.
         help: One line, in lower case.
         more: A paragraph below the options.
@@ -55,6 +55,6 @@ def read_number(text: str) -> float:
     """Read a sampled value: a number, or true or false for 1 and 0.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If the text is none of these.
     """
     return {"true": 1.0, "false": 0.0}[text] if text in ("true", "false") else float(text)

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 def percent(rate: "Rate") -> str:
-    """A rate and its interval, in percent."""
+    """Format a rate and its interval in percent.
+
+    Example:
+        >>> from fpatch.cli.tables import percent
+        >>> from fpatch.metrics import Rate
+        >>> percent(Rate(0.25, 0.1, 0.5, 40, 10))
+        ' 25.0  [10.0, 50.0]'
+    """
     if rate.value != rate.value:
         return "-"
     bounds = "" if rate.low != rate.low else f"  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
@@ -34,19 +41,29 @@ def _title(condition: str) -> str:
 
 
 def _counted(rate: "Rate") -> str:
-    """A share in percent, and how many that is."""
+    """Format a share in percent with its count."""
     return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
 
 
 def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str]] | None = None) -> Table:
-    """Success rates by condition.
+    """Make a table of success rates by condition.
 
     Args:
-        title: Above the table.
-        rates: What is shown.
-        extra: Further columns, by heading, one entry per condition.
+        title: The title above the table.
+        rates: The rates to show.
+        extra: Further columns by heading, one entry per condition.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch import success
+        >>> from fpatch.cli.tables import success_table
+        >>> without, patched = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0]], bool)
+        >>> rates = success({"image_id": np.arange(5), "found/none": without, "found/patch": patched})
+        >>> table = success_table("a patch of five rows", rates)
+        >>> [list(column.cells) for column in table.columns]
+        [['trained patch'], [' 75.0'], ['']]
     """
-    from fpatch.ops.intervals import FEW_PHOTOGRAPHS
+    from fpatch.ops.intervals import FEW_IMAGES
 
     clean = rates.clean
     found = next(iter(rates.rates.values())).count
@@ -73,11 +90,11 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         )
         return table
     first = (
-        f"success: not found with the print, among the {found} of {clean.count} rows ({clean.photographs} "
+        f"success: not found with the patch, among the {found} of {clean.count} rows ({clean.photographs} "
         "images) found without; brackets are 95 % intervals over images"
     )
-    if clean.photographs < FEW_PHOTOGRAPHS:
-        first += f"; with fewer than {FEW_PHOTOGRAPHS} images they are rough at best"
+    if clean.photographs < FEW_IMAGES:
+        first += f"; with fewer than {FEW_IMAGES} images they are rough at best"
     missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
     sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
     if rates.drop:
@@ -88,7 +105,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
 
 
 def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
-    """Recall and AP by class, and over all."""
+    """Make a table of recall and AP, by class and over all."""
     table = Table(title_justify="left", title_style="bold")
     table.title = f"recall at score {score:g} and AP, at IoU {iou:g}"
     table.add_column("class")
@@ -114,7 +131,17 @@ def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
 
 
 def transfer_table(found: "Transfer") -> Table:
-    """Success of every patch and print on every victim."""
+    """Make a table of the success of every patch and control on every victim.
+
+    Example:
+        >>> from fpatch.cli.tables import transfer_table
+        >>> from fpatch.evaluation.transfer import Transfer
+        >>> from fpatch.metrics import Rate
+        >>> rates = {"small": {"small": Rate(0.9, 0.8, 1.0, 40, 40), "large": Rate(0.4, 0.3, 0.5, 40, 40)}}
+        >>> found = Transfer(rates, {"small": Rate(1.0, 0.9, 1.0, 40, 40)}, {})
+        >>> [list(column.cells) for column in transfer_table(found).columns]
+        [['small', 'large'], [' 90.0  [80.0, 100.0]', ' 40.0  [30.0, 50.0]']]
+    """
     table = Table(title="success % of every patch on every victim", title_justify="left", title_style="bold")
     table.add_column("trained on")
     for name in found.rates:
@@ -127,7 +154,7 @@ def transfer_table(found: "Transfer") -> Table:
     )
     images = next(iter(found.clean.values())).photographs
     table.caption = (
-        f"success: not found with the print, among the rows found without ({counted}; {images} "
+        f"success: not found with the patch, among the rows found without ({counted}; {images} "
         "images); brackets are 95 % intervals over images"
     )
     table.caption_justify = "left"
@@ -135,7 +162,7 @@ def transfer_table(found: "Transfer") -> Table:
 
 
 def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
-    """The cells of a grid, weakest success first; the middle of a long list is left out."""
+    """Make a table of grid cells, weakest success first; the middle of a long list is omitted."""
     shown = sorted(cells, key=lambda c: (c.success.rates["patch"].count == 0, c.success.rates["patch"].value))
     table = Table(title="success % by cell, weakest first", title_justify="left", title_style="bold")
     for path in shown[0].values:
@@ -160,13 +187,13 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
 def trials_table(
     plan: "Plan", entries: "Sequence[Entry]", num_rows: int | None = 12, *, going: bool = True
 ) -> Table:
-    """Trials, the best first, those that are not done or failed last; the end of a long list is left out.
+    """Make a table of trials, the best first, unfinished and failed ones last.
 
     Args:
-        plan: Of the sweep.
-        entries: Its trials.
-        num_rows: The most rows; None: all.
-        going: Whether the sweep runs: what has no outcome is "running" then, and else "interrupted".
+        plan: The plan of the sweep.
+        entries: The trials.
+        num_rows: The maximal number of rows; None: all.
+        going: True if the sweep runs: a trial without an outcome is then "running", else "interrupted".
     """
     objective, sign = plan.sweep.objective, plan.sweep.sign
     table = Table(title=f"{plan.study.name}: {objective}, {plan.sweep.mode}", title_justify="left")
@@ -204,7 +231,7 @@ def trials_table(
 
 
 def settings_table(plan: "Plan", entry: "Entry") -> Table:
-    """A trial: its objective, and every setting that varied by its whole name."""
+    """Make a table of one trial: its objective, and every varied setting by its full name."""
     error = entry.error
     spread = f" +- {error:.2g}, a standard error over images" if error == error else ""
     table = Table(
@@ -218,7 +245,7 @@ def settings_table(plan: "Plan", entry: "Entry") -> Table:
 
 
 def _last_parts(names: Iterable[str]) -> list[str]:
-    """Dotted names without what is not needed to tell them apart; the end of a range keeps its range."""
+    """Shorten dotted names to the last parts that tell them apart; `low` and `high` keep their range."""
     split = [name.split(".") for name in names]
     short = []
     for parts in split:
@@ -230,7 +257,7 @@ def _last_parts(names: Iterable[str]) -> list[str]:
 
 
 def stage_table(diagnosis: "Diagnosis") -> Table:
-    """The effect of a test patch at every stage of training."""
+    """Make a table of the effect of a test patch at every stage of training."""
     table = Table(title="one batch, stage by stage", title_justify="left", title_style="bold")
     table.add_column("stage", no_wrap=True)
     table.add_column("writes", max_width=24)
@@ -253,7 +280,7 @@ def stage_table(diagnosis: "Diagnosis") -> Table:
 
 
 def importance_table(title: str, result: "Importances") -> RenderableType:
-    """The importance of each sampled column, and the score that it rests on."""
+    """Make a table of the importance of each sampled column, with the score of the prediction."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("sampled column", no_wrap=True)
     table.add_column("importance", justify="right", no_wrap=True)

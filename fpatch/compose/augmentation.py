@@ -1,9 +1,9 @@
 """Any two-dimensional augmentation of kornia, by name.
 
-Each row is drawn alone, by kornia itself, in a fork of torch's generator that is seeded from the row's key.
-What it drew is the sample, under kornia's names, and goes back in as `params=`. What is as large as the image
-(a field of noise) is drawn again from the logged seed. Rows are applied one by one: kornia shares some
-parameters among the rows of a batch, and last bits of its kernels depend on the size of one.
+Kornia draws each row alone, in a fork of torch's generator that is seeded from the row's key. Its parameters
+are the sample, under kornia's names, and return to it as `params=`. Parameters as large as the image, such as
+a field of noise, are drawn again from the logged seed. Rows are applied one by one: kornia shares some
+parameters among the rows of a batch, and the last bits of its kernels depend on the size of a batch.
 """
 
 import inspect
@@ -30,34 +30,34 @@ REFUSED = {
     "RandomJigsaw": "it shuffles tiles, which no quad or box can follow",
     **dict.fromkeys(
         ("Normalize", "Denormalize"),
-        "its result is no picture within 0..1; normalize in the victim",
+        "its result leaves 0..1; normalize in the victim",
     ),
     "RandomDissolving": "it needs a diffusion model, which it downloads, and draws while it is applied",
 }
-"""Augmentations that cannot be stages, and why."""
+"""Augmentations that cannot be stages, and the reasons."""
 
 UNTRACKED = ("RandomElasticTransform", "RandomFisheye", "RandomThinPlateSpline")
-"""They bend the image, without a homography that quads and boxes could follow."""
+"""Augmentations that bend the image without a homography for quads and boxes."""
 
 NOT_DIFFERENTIABLE = ("RandomClahe", "RandomEqualize", "RandomPosterize")
-"""No gradient comes through them; through `RandomClahe` it does with `slow_and_differentiable=True`."""
+"""Augmentations without a gradient; `RandomClahe` has one with `slow_and_differentiable=True`."""
 
 LARGE = (
     *("coordinates_factor", "gaussian_noise", "gradient", "mask_pepper", "mask_salt", "noise", "plasma"),
     *("batch_prob", "forward_input_shape"),
 )
-"""Parameters that are not logged: drawn again from the seed, or known otherwise."""
+"""Parameters that are not logged: they are drawn again from the seed, or follow from the sample."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which one.
+    """The name and arguments of an augmentation of kornia.
 
     Attributes:
         name: A class of `kornia.augmentation`.
         arguments: Its keyword arguments, `p` among them; lists stand for tuples and tensors.
-        size: Height and width of the images; None: those of `scene` (or `image`) in the batch, which a
-            pipeline is asked for when it draws.
+        size: Height and width of the images; None for those of `scene` or `image` in the batch, which
+            `Pipeline.sample` then needs.
 
     Example:
         >>> import torch
@@ -80,9 +80,9 @@ class Augmentation:
 
 
 class AugmentationSample(TypedDict):
-    """Per row, and beside these whatever kornia draws for it.
+    """Values per row, beside the parameters that kornia draws.
 
-    `on` says whether it is applied, `size_px` the height and width that were drawn for.
+    `on` marks the rows that are changed; `size_px` holds the height and width of the draw.
     """
 
     on: Bool[Tensor, " b"]
@@ -140,7 +140,7 @@ def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> 
 
 
 def declare(config: Augmentation) -> dict[str, Any]:
-    """What is drawn, read and moved depends on the augmentation."""
+    """Declare the fields, reads and writes of the chosen augmentation."""
     module, _ = _make(config)
     is_geometric = _is_geometric(config.name)
     size = config.size or ((2048, 2048) if is_geometric and config.name not in UNTRACKED else (64, 64))
@@ -156,7 +156,7 @@ def declare(config: Augmentation) -> dict[str, Any]:
 
 
 def _make(config: Augmentation) -> tuple[Any, float]:
-    """The module, made to heed `batch_prob`, and the probability that it is applied to a row."""
+    """Make the module, which then obeys `batch_prob`, and return it with its probability for a row."""
     kind, arguments, where = _find(config.name), config.arguments, f"augmentation({config.name!r})"
     if arguments.get("same_on_batch"):
         raise ValueError(f"{where}: same_on_batch=True would tie rows together; leave it out")
@@ -178,7 +178,7 @@ def _make(config: Augmentation) -> tuple[Any, float]:
 
 
 def _find(name: str) -> type:
-    """The class of kornia that a name stands for."""
+    """Return the class of kornia with this name."""
     from kornia import augmentation as kornia
 
     if name in REFUSED:
@@ -187,7 +187,7 @@ def _find(name: str) -> type:
     base = kornia.AugmentationBase2D
     known = {n: kind for n, kind in named.items() if isinstance(kind, type) and issubclass(kind, base)}
     if name not in known:
-        raise ValueError(f"augmentation({name!r}): kornia has no such thing in 2-D; {nearest(name, known)}")
+        raise ValueError(f"augmentation({name!r}): kornia has no such 2-D one; {nearest(name, known)}")
     return known[name]
 
 
@@ -198,7 +198,7 @@ def _is_geometric(name: str) -> bool:
 
 
 def _find_size(config: Augmentation, batch: Batch) -> tuple[int, int]:
-    """Height and width of the images to draw for."""
+    """Return the height and width of the images, for the draw."""
     if config.size is not None:
         return config.size
     names = ("scene",) if _is_geometric(config.name) else ("image", "scene")
@@ -212,7 +212,7 @@ def _find_size(config: Augmentation, batch: Batch) -> tuple[int, int]:
 
 
 def _draw(module: Any, seed: int, size: tuple[int, int]) -> dict[str, Tensor]:
-    """What kornia draws for one image; torch's generator is put back."""
+    """Draw kornia's parameters for one image; torch's generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # kornia draws from no other
         return module.forward_parameters(torch.Size((1, 3, *size)))
@@ -223,13 +223,13 @@ def _logged(params: dict[str, Tensor]) -> list[str]:
 
 
 def _log(value: Tensor) -> Tensor:
-    """One row of a parameter, in a type that a sample holds."""
+    """Convert the parameter of one row to a type that a sample can hold."""
     row = value[0] if value.shape[:1] == (1,) else value
     return row if row.dtype == torch.bool else row.float() if row.is_floating_point() else row.long()
 
 
 def _frozen(value: Any) -> Any:
-    """Lists, as a config file has them, as tuples."""
+    """Convert lists, as in a config file, to tuples."""
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 

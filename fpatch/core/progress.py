@@ -7,4 +7,9 @@ Progress = Callable[[str, int, int, str], None]
 
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:
-    """Ignore all progress; the default callback."""
+    """Ignore all progress; the default callback.
+
+    Example:
+        >>> from fpatch.core.progress import silent
+        >>> silent("rendering scenes", 3, 100, "")  # prints nothing
+    """

@@ -1,4 +1,4 @@
-"""What the stages of this family share: shapes by name, rows, and how a patch is shown."""
+"""Checks, draws and views that the create stages share."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ Shapes = Mapping[str, tuple[int, int, int]]
 
 
 def check_shapes(stage: str, shapes: Shapes) -> None:
-    """Refuse shapes that no patch can have.
+    """Check that every shape is (channels, height, width), at least 1 each.
 
     Raises:
         ValueError: Naming the stage and the patch.
@@ -25,7 +25,7 @@ def check_shapes(stage: str, shapes: Shapes) -> None:
 
 
 def check_names(field: str, names: Mapping[str, object], example: str) -> None:
-    """Refuse a parameterization of no patch.
+    """Check that a parameterization names at least one patch.
 
     Raises:
         ValueError: Naming the setting.
@@ -35,7 +35,7 @@ def check_names(field: str, names: Mapping[str, object], example: str) -> None:
 
 
 def draw_uniform(key: Tensor, shapes: Shapes, start: Range) -> dict[str, Tensor]:
-    """Pixels of every patch, uniform in a range, each patch from `fold_in(key, name)`."""
+    """Draw the pixels of each patch uniformly from a range, with the key `fold_in(key, name)`."""
     return {
         name: random.uniform(random.fold_in(key, name), tuple(shape), *start)
         for name, shape in shapes.items()
@@ -43,16 +43,16 @@ def draw_uniform(key: Tensor, shapes: Shapes, start: Range) -> dict[str, Tensor]
 
 
 def view_patches(patches: Mapping[str, Tensor]) -> Values:
-    """Every patch as an image, of the first row where rows differ, and the distribution of its values."""
+    """Return each patch as an image (of the first row, if rows differ) and the values for a histogram."""
     images = {name: patch if patch.ndim == 3 else patch[0] for name, patch in patches.items()}
     return images | {f"{name} values": patch.flatten() for name, patch in patches.items()}
 
 
 def describe_shapes(shapes: Shapes) -> str:
-    """Names and sizes on one line."""
+    """Return names and sizes on one line."""
     return ", ".join(f"{name} {h} x {w} x {c}" for name, (c, h, w) in shapes.items())
 
 
 def to_rows(patch: Tensor, num_rows: int) -> Tensor:
-    """A patch [c, h, w] or [b, c, h, w] as [b, c, h, w]."""
+    """Return a patch [c, h, w] or [b, c, h, w] as [b, c, h, w]."""
     return patch if patch.ndim == 4 else patch.expand(num_rows, *patch.shape)

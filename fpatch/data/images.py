@@ -56,7 +56,19 @@ def read_image(source: str | os.PathLike[str] | Image.Image) -> UInt8[Tensor, "3
 
 
 def _load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
-    """Read an image as floats in 0..1."""
+    """Read an image as floats in 0..1.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from fpatch import data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data.write_image(Path(folder, "art.png"), torch.ones(3, 4, 6))
+        ...     image = data.image_file(Path(folder, "art.png")).value
+        >>> image.shape, image.unique()
+        (torch.Size([3, 4, 6]), tensor([1.]))
+    """
     return read_image(path).float() / 255.0
 
 

@@ -221,7 +221,7 @@ class TargetSet:
 
     @functools.cached_property
     def _shown(self) -> Bool[Tensor, "all"]:
-        """Whether each image is in this view, by id."""
+        """Return the mask of the images in this view, by id."""
         shown = torch.zeros(len(self.paths), dtype=torch.bool)
         shown[self.image_ids] = True
         return shown

@@ -1,7 +1,10 @@
 """The embedded demo: rendered scenes and a small detector to attack."""
 
 from fpatch.core.resource import define_loader
+from fpatch.demo.tiny import load_brightness
 from fpatch.demo.victim import load_victim
 
+brightness = define_loader("brightness", load_brightness)
+"""`brightness()` names the classifier of the tiny study in a config."""
 tiny_detector = define_loader("tiny_detector", load_victim)
 """`tiny_detector("victim.safetensors")` names a trained `TinyDetector` in a config."""

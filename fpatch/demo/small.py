@@ -1,37 +1,38 @@
-"""A small world to try things in: rendered scenes and a detector, made in a few seconds."""
+"""A small world for first trials: rendered scenes and a detector, made in a few seconds."""
 
-from pathlib import Path
+from fpatch.core.progress import silent
+from fpatch.data import TargetSet
+from fpatch.demo.study import Size, cache_folder, cached_victim, open_scenes
+from fpatch.demo.victim import TinyDetector, load_victim
+from fpatch.demo.world.scenes import cached_scenes
 
-from fpatch.data import TargetSet, targets
-from fpatch.demo.victim import TinyDetector, load_victim, save_victim, train_victim
-from fpatch.demo.world.scenes import write_scenes
-
-SPLITS = {"train": 400, "test": 100}
-SIZE_HW = (96, 96)
+SMALL = Size(
+    {"train": 200, "test": 80}, ((96, 96),), victim_steps=120, num_victims=1, num_steps=100, sides=()
+)
 
 
-def small_world(folder: str | Path, seed: int = 0) -> tuple[TargetSet, TinyDetector]:
-    """Render 500 scenes of a truck and train a detector on 400 of them; read both again if they are there.
+def small_world(size: Size = SMALL, seed: int = 0) -> tuple[TargetSet, TinyDetector]:
+    """Render scenes of a truck and train a detector on them; read both from the cache if it has them.
+
+    The cache is that of `fpatch demo`, whose detectors are trained longer: this one is good enough for a
+    trial, and easily fooled.
 
     Args:
-        folder: Where scenes and weights are kept.
-        seed: Of the scenes and of the detector.
+        size: Number of scenes by split, their size in pixels and the training steps of the detector.
+        seed: Seed of the scenes and of the detector.
 
     Returns:
-        The scenes, with the splits "train" and "test" and places for the patches "side" and "rear"; and the
-        detector, in evaluation mode and with frozen parameters.
+        scenes: Target set with quads for the patches "side" and "rear".
+        detector: In evaluation mode, with frozen parameters.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from fpatch.demo.small import SMALL, small_world
+        >>> trucks, detector = small_world(replace(SMALL, splits={"train": 4, "test": 2}, victim_steps=1))
+        >>> trucks.split("test").batch([4])["scene"].shape, detector.training
+        (torch.Size([1, 3, 96, 96]), False)
     """
-    scenes, weights = Path(folder, "scenes"), Path(folder, "detector.safetensors")
-    if not scenes.is_dir():
-        scenes.parent.mkdir(parents=True, exist_ok=True)
-        write_scenes(scenes, seed, SPLITS, (SIZE_HW,), workers=1)
-    trucks = targets(
-        scenes / "placements.csv", scenes / "objects.csv", size=SIZE_HW, patches=("side", "rear")
-    )
-    if not weights.is_file():
-        train = trucks.split("train")
-        batch = train.batch(train.image_ids)
-        images = (batch["scene"] * 255).round().byte()
-        model = train_victim(images, batch["boxes"], batch["labels"], batch["box_valid"], seed, steps=200)
-        save_victim(weights, model)
-    return trucks, load_victim(weights)
+    cache = cache_folder()
+    scenes = cached_scenes(cache, seed, size.splits, size.sizes_hw, workers=1)
+    weights = cached_victim(cache, scenes, size, seed, "detector", silent)
+    return open_scenes(scenes, size), load_victim(weights)

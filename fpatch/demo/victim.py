@@ -1,4 +1,4 @@
-"""A small real detector: one convolutional trunk of stride 8, one score and one box per cell, no anchors.
+"""A small anchor-free detector: a convolutional trunk of stride 8, with scores and a box per cell.
 
 References:
     Tian et al., FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019 (cells inside a box regress
@@ -21,24 +21,32 @@ from torchvision.ops import generalized_box_iou_loss
 
 STRIDE_PX = 8
 GROUPS = 8
-HIDDEN_FRAC = 0.5  # of the training images have a part of the object covered
-PRIOR = 0.01  # score of every cell before training
-CENTER_CELLS = 1.5  # cells this near to the center of an object, in strides, are to find it
+HIDDEN_FRAC = 0.5  # share of the training images whose object is partly covered
+PRIOR = 0.01  # the score of each cell before training
+CENTER_CELLS = 1.5  # reach of an object center, in strides; cells within it find the object
 
 Progress = Callable[[int, int], None]
 """Called with the number of steps done and the number of all."""
 
 
 class TinyDetector(nn.Module):
-    """Dense detector of about 250,000 parameters.
+    """A dense detector of about 250,000 parameters.
 
-    Rows never see each other (normalization is over groups of channels of one row), there is no difference
-    between training and evaluation, and the weights depend on `generator` alone.
+    Rows are independent: normalization is over groups of channels of one row. Training and evaluation do not
+    differ, and the weights depend on `generator` alone.
 
     Args:
         num_classes: Number of scores per cell.
         width: Channels of the trunk, a multiple of 16.
         generator: Draws the initial weights; None leaves them unset, to be loaded.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.demo.victim import TinyDetector
+        >>> model = TinyDetector(num_classes=2, width=16, generator=torch.Generator().manual_seed(0))
+        >>> dense = model(torch.zeros(1, 3, 16, 24))  # 2 x 3 cells of 8 x 8 pixels
+        >>> dense["boxes"].shape, dense["logits"].shape
+        (torch.Size([1, 6, 4]), torch.Size([1, 6, 2]))
     """
 
     def __init__(self, num_classes: int = 1, width: int = 64, generator: torch.Generator | None = None):
@@ -106,8 +114,8 @@ def train_victim(
 ) -> TinyDetector:
     """Train a detector from scratch.
 
-    Everything random comes from `seed`: two calls with equal arguments, thread count and library versions
-    give equal weights, and the global generators are left alone.
+    All randomness comes from `seed`: two calls with equal arguments, thread count and library versions give
+    equal weights. The global generators keep their state.
 
     Args:
         images: RGB.
@@ -151,9 +159,9 @@ def detection_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """Focal loss of all cells plus GIoU loss of the cells at the center of an object, per such cell.
+    """Return the focal loss of all cells plus the GIoU loss of cells at object centers, per such cell.
 
-    Where objects overlap, a cell finds the smaller one.
+    Where objects overlap, a cell finds the smaller object.
     """
     centers = _cell_centers(*size_hw, device=boxes.device)[:, None]
     low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]
@@ -173,7 +181,7 @@ def detection_loss(
 
 
 def save_victim(path: str | Path, model: TinyDetector) -> None:
-    """Write the weights as safetensors; the file is there afterwards, complete, or as it was."""
+    """Write the weights as safetensors, atomically."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     settings = {"num_classes": str(model.num_classes), "width": str(model.width)}
@@ -183,7 +191,7 @@ def save_victim(path: str | Path, model: TinyDetector) -> None:
 
 
 def load_victim(path: str | Path) -> TinyDetector:
-    """Read what `save_victim` wrote: a detector in evaluation mode with frozen parameters."""
+    """Read a detector of `save_victim`, in evaluation mode with frozen parameters."""
     with safe_open(path, framework="pt") as file:
         settings = file.metadata()
         model = TinyDetector(int(settings["num_classes"]), int(settings["width"]))
@@ -192,7 +200,7 @@ def load_victim(path: str | Path) -> TinyDetector:
 
 
 def _cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:
-    """The (x, y) center of every cell of an image, row by row, in pixels."""
+    """Return the (x, y) center of each cell of an image, row by row, in pixels."""
     y = torch.arange(STRIDE_PX / 2, height, STRIDE_PX, device=device)
     x = torch.arange(STRIDE_PX / 2, width, STRIDE_PX, device=device)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -249,7 +257,7 @@ def _unit(channels_in: int, channels: int, **settings: int) -> nn.Sequential:
 
 
 def _conv(*args: int, **settings) -> nn.Conv2d:
-    """A convolution whose weights are not set yet, so that no global generator is asked."""
+    """Make a convolution with unset weights, so that no global generator draws them."""
     layer = nn.utils.skip_init(nn.Conv2d, *args, **settings)
     assert isinstance(layer, nn.Conv2d)
     return layer

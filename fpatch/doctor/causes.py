@@ -1,4 +1,4 @@
-"""Why a patch cannot learn: for each patch by itself, the first cause, without what follows from it."""
+"""Causes that keep a patch from learning: the first one of each patch, without its consequences."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -18,16 +18,16 @@ from fpatch.ops.geometry import quad_bounds
 from fpatch.study.study import Study
 
 LOST_FRAC = 0.01
-"""A stage after which no row shows more than this share of a patch's pixels is the end of that patch."""
+"""A patch ends at a stage after which no row shows more than this share of its pixels."""
 
 
 class Finding(NamedTuple):
-    """Something that a person should know.
+    """A fault or a risk of a study.
 
     Attributes:
-        level: "error" if the patch cannot learn, or nothing can be measured, as things stand.
+        level: "error" if the patch cannot learn, or cannot be measured.
         where: The node or the setting.
-        what: What was found, and what to do.
+        what: The observation and the way out.
     """
 
     level: Literal["error", "warning"]
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 def judge_patches(
     study: Study, views: Views, stages: Mapping[str, StageFacts], saturated: Mapping[str, Saturation]
 ) -> Iterator[Finding]:
-    """What stops each patch: the first cause of each, patches with the same one together."""
+    """Yield the first cause that stops each patch; patches with the same cause share a finding."""
     if blind := _find_blind(study, views):
         yield blind
         return
@@ -53,7 +53,7 @@ def judge_patches(
 
 
 def _find_blind(study: Study, views: Views) -> Finding | None:
-    """A node that looks at a picture without the patch, so that no weighted term depends on one with it."""
+    """Find nodes that read an image without the patch, if no weighted term depends on one with it."""
     blind, pipeline = [], views.pipeline
     reached: set[str] = set()
     for path, n in pipeline.items():
@@ -68,7 +68,7 @@ def _find_blind(study: Study, views: Views) -> Finding | None:
     if not blind or any(name in reached for name in weighted):
         return None
     what = (
-        "it reads 'scene', the photograph without the patch, and so no weighted loss term depends on the "
+        "it reads 'scene', the image without the patch, and so no weighted loss term depends on the "
         "patch; let it read 'image'"
     )
     return Finding("error", ", ".join(blind), what)
@@ -77,14 +77,11 @@ def _find_blind(study: Study, views: Views) -> Finding | None:
 def _find_cause(
     index: int, name: str, views: Views, stages: Mapping[str, StageFacts]
 ) -> tuple[str, str] | None:
-    """Why a patch cannot learn: the node (or "") and the reason; None if it can."""
+    """Find why a patch cannot learn: the node (or "") and the reason; None if it can."""
     placed = is_placed(views.batch, index)
     if not bool(placed.any()):
-        what = (
-            "no photograph of training has a placement of it; add rows to the placements, or leave it out of "
-            "data.patches"
-        )
-        return "", what
+        way = "add rows to the placements, or omit it from data.patches"
+        return "", f"no training image has a placement of it; {way}"
     shown = views.shown[name]
     if views.implants:
         pixels = count_placed(views, name)
@@ -95,14 +92,14 @@ def _find_cause(
         rows = was > 0
         if bool(rows.any()) and bool((now[rows] <= LOST_FRAC * was[rows]).all()):
             what = (
-                f"ends here: in none of {int(rows.sum())} photographs more than {100 * LOST_FRAC:g} % of its "
-                "pixels can be told after it from a picture without it; weaken this stage"
+                f"ends here: in none of {int(rows.sum())} images do more than {100 * LOST_FRAC:g} % of its "
+                "pixels still differ from the image without it; weaken this stage"
             )
             return path, what
     for before, path in reversed([*pairwise(views.pictures)]):
         if views.gradient(name, path) > 0 and views.gradient(name, before) == 0:
-            written = f"{views.gradient(name, path):.3g} in what it writes"
-            return path, f"the gradient ends here: {written}, none in what it reads"
+            written = f"{views.gradient(name, path):.3g} in its outputs"
+            return path, f"the gradient ends here: {written}, and none in its inputs"
     gradient = views.gradients.get(f"params/{name}")
     if gradient is None or bool((gradient != 0).any()):
         return None
@@ -112,7 +109,7 @@ def _find_cause(
 def _why_unseen(index: int, name: str, views: Views, somewhere: bool) -> str:
     n = views.pipeline[views.implants[0]]
     inputs = n.inputs(views.values)
-    what = "changes less than one pixel per photograph" if somewhere else "changes no pixel of any photograph"
+    what = "changes less than one pixel per image" if somewhere else "changes no pixel of any image"
     mask = inputs.get("masks", {}).get(name)
     if mask is not None and not bool((mask > VISIBLE).any()):
         written = n.reads.get("masks", "masks")
@@ -123,16 +120,16 @@ def _why_unseen(index: int, name: str, views: Views, somewhere: bool) -> str:
         x0, y0, x1, y1 = quad_bounds(corners).unbind(-1)
         height, width = inputs["scene"].shape[-2:]
         if bool(((x1 <= 0) | (y1 <= 0) | (x0 >= width) | (y0 >= height)).all()):
-            return f"{what}: its corners lie outside every picture; correct them in the placements"
+            return f"{what}: its corners lie outside every image; correct them in the placements"
         inputs["quad_valid"] = inputs["quad_valid"] & (inputs["quad_patch"] == index)
         check = n.stage.definition.check
         if check is not None and check(n.stage.config, inputs):
-            return f"{what}: it is too small; enlarge it by this stage's settings, or by its corners"
-    return f"{what}: look at its corners in the placements, its mask, and what later placements hide"
+            return f"{what}: it is too small; enlarge it by the settings of this stage, or by its corners"
+    return f"{what}: check its corners in the placements, its mask, and later placements that hide it"
 
 
 def _where_lost(name: str, views: Views, stages: Mapping[str, StageFacts]) -> str:
-    """The last node, from the loss backwards, that still has a gradient of this patch."""
+    """Name the last node, from the loss backwards, that still has a gradient of this patch."""
 
     def reaches(path: str) -> bool:
         if path in views.pictures:
@@ -142,12 +139,12 @@ def _where_lost(name: str, views: Views, stages: Mapping[str, StageFacts]) -> st
 
     alive = [p for p in stages if not views.pipeline[p].terms and reaches(p)]
     if not alive:
-        return "not even what the losses read has one: their weights, or their inputs, do not see the patch"
+        return "not even the inputs of the losses have one: check the weights and the inputs of the losses"
     stage = views.pipeline[alive[0]].stage
     last = views.pictures[-1:]
     if any(stages[p].gradient > 0 and views.gradient(name, p) == 0 for p in last):
-        return f"what {alive[0]!r} ({stage!r}) says depends on others, but not on it; move or enlarge it"
+        return f"the output of {alive[0]!r} ({stage!r}) depends on others, but not on it; move or enlarge it"
     return (
-        f"it is still there in what {alive[0]!r} ({stage!r}) writes, and lost inside that stage: look at its "
-        "settings, or at its input"
+        f"it exists in the output of {alive[0]!r} ({stage!r}), and is lost inside that stage: check its "
+        "settings and its input"
     )

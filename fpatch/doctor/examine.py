@@ -1,10 +1,10 @@
-"""Why a patch does nothing: a study looked at on one batch of its training photographs.
+"""Examine a study on one batch of its training images: why would its patch not learn?
 
-The patch is sent through every stage, and the control too (the same samples at opacity 0), and the gradient
-of the loss is followed back through every stage. What a person would look for by hand stands in one
-report: where the gradient is lost, how many pixels the patch reaches, how many are clipped, which loss sees
-it, whether the victim sees the object at all, and what the stages' own checks say. What stops a patch is
-judged for each patch by itself, and said once: the first cause, without what follows from it.
+The patch passes every stage, and so does the control (the same samples at opacity 0). The gradient of the
+loss is followed back through every stage. One report shows where the gradient is lost, how many pixels the
+patch reaches, how many are clipped, which loss depends on it, whether the victim finds the object at all, and
+the results of the stages' own checks. Each patch is judged alone, and its first cause is reported once,
+without its consequences.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Diagnosis(NamedTuple):
     """The report on a study.
 
     Attributes:
-        findings: Errors first.
-        stages: What was measured, by path of the training phase, in order.
+        findings: The findings, errors first.
+        stages: The measurements at each node of the training phase, by path, in order.
     """
 
     findings: tuple[Finding, ...]
@@ -52,26 +52,26 @@ class Diagnosis(NamedTuple):
 
     @property
     def can_learn(self) -> bool:
-        """Whether nothing was found that stops the patch from learning."""
+        """True if no finding is an error."""
         return all(f.level != "error" for f in self.findings)
 
 
 def examine(study: Study, num_rows: int = 16) -> Diagnosis:
-    """Look for every reason why the patch of a study would not learn, or could not be measured.
+    """Find all reasons why the patch of a study would not learn, or could not be measured.
 
     Args:
-        study: What would be trained.
-        num_rows: Photographs in the test batch, and rows of each evaluated split that are looked at; the
-            stages' own checks see all training images, `num_rows` at a time.
+        study: The study to examine.
+        num_rows: Images in the test batch, and rows examined of each evaluated split. The stages' own checks
+            run on all training images, `num_rows` at a time.
 
     Returns:
-        All findings at once, and the table of what was measured stage by stage.
+        All findings, and the measurements at each stage.
 
     Raises:
-        ValueError: If there is nothing to run: no row, or the data or the pipeline cannot be made at all.
+        ValueError: If `num_rows` is under 1, or the data or the pipeline cannot be made.
     """
     check_number("examine(num_rows)", num_rows, 1)
-    study = dataclasses.replace(study, device="cpu")  # it reads what it finds, a number at a time
+    study = dataclasses.replace(study, device="cpu")  # reading single numbers is slow on a GPU
     parts = set_up(study)
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(_choose(dataset, num_rows))
@@ -104,7 +104,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
 
 
 def _choose(dataset: TargetSet, num_rows: int) -> list[int]:
-    """The first photographs, and where they lack a patch, the first one that has it."""
+    """Choose the first images, and for each patch that they lack the first image with it."""
     chosen = dataset.image_ids[:num_rows].tolist()
     for patch in range(len(dataset.names)):
         having = dataset.image_ids[is_placed(dataset.tables, patch)[dataset.image_ids]].tolist()
@@ -114,7 +114,7 @@ def _choose(dataset: TargetSet, num_rows: int) -> list[int]:
 
 
 def _merge(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first, and what is said of several places once."""
+    """Sort errors first, and merge equal findings of several places."""
     places: dict[tuple[str, str], dict[str, None]] = {}
     for level, where, what in findings:
         places.setdefault((level, what), {})[where] = None

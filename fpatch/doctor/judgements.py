@@ -29,15 +29,15 @@ from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
 
 CLIPPED_FRAC = 0.5
-"""More than this share of the patch's values at 0 or 1 is worth a warning: no gradient passes them."""
+"""A larger share of the patch's values at 0 or 1 gives a warning: no gradient passes them."""
 
 
 COVERED_FRAC = 0.005
-"""A patch that covers less than this share of a picture (median) is worth a warning."""
+"""A patch that covers a smaller share of an image (median) gives a warning."""
 
 
 KEPT_FRAC = 0.5
-"""A stage after which fewer of the patch's pixels show is worth a warning."""
+"""A stage after which a smaller share of the patch's pixels shows gives a warning."""
 
 
 MAX_SHOWN = 3
@@ -45,21 +45,22 @@ MAX_SHOWN = 3
 
 
 FOUND_FRAC = 0.5
-"""A victim that is right in fewer rows than this, without a patch, is worth a warning."""
+"""A victim that is right in a smaller share of rows without a patch gives a warning."""
 
 
 def judge_weights(study: Study) -> Iterator[Finding]:
-    """Negative weights, which may be a slip."""
+    """Warn about negative weights, which may be a slip."""
     for name, weight in study.objective.weights.items():
         if weight < 0:
-            what = f"{name} = {weight:g}: training makes a term of negative weight larger; is that meant?"
+            effect = "training makes a term of negative weight larger"
+            what = f"{name} = {weight:g}: {effect}; give a positive weight unless that is meant"
             yield Finding("warning", "objective.weights", what)
 
 
 def judge_numbers(
     stages: dict[str, StageFacts], loss: Loss, gradients: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
-    """Loss terms and gradients that are not finite."""
+    """Find loss terms and gradients that are not finite."""
     for name, term in loss.terms.items():
         if not bool(torch.isfinite(term).all()):
             row = int((~torch.isfinite(term)).nonzero()[0])
@@ -85,15 +86,13 @@ def judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: se
         unseen = placed & (count_placed(views, name) == 0)
         if bool(unseen.any()) and views.implants[0] not in explained:
             files = [views.dataset.paths[i].name for i in views.batch["image_id"][unseen].tolist()]
-            counted = f"{len(files)} of {int(placed.sum())} photographs that have it"
+            counted = f"{len(files)} of {int(placed.sum())} images that have it"
             what = f"patch {name!r}: changes no pixel in {counted}: {_shorten(files)}"
             yield Finding("warning", views.implants[0], what)
     for path in views.implants:
         if 0 < stages[path].covered < COVERED_FRAC:
             share = f"{100 * stages[path].covered:.2f} %"
-            yield Finding(
-                "warning", path, f"the patch covers {share} of the picture (median); make it larger"
-            )
+            yield Finding("warning", path, f"the patch covers {share} of the image (median); make it larger")
     for before, path in pairwise(views.pictures):
         if path in explained:
             continue
@@ -102,8 +101,8 @@ def judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: se
         clipped = stages[path].clipped
         if kept < KEPT_FRAC:
             what = (
-                f"{100 * (1 - kept):.0f} % of the pixels that the patch had changed are the same after it as "
-                "without a patch; weaken it"
+                f"{100 * (1 - kept):.0f} % of the pixels that the patch changes before it are the same after "
+                "it as without a patch; weaken it"
             )
             yield Finding("warning", path, what)
         elif clipped > max(CLIPPED_FRAC, stages[before].clipped + 0.1):
@@ -115,19 +114,19 @@ def judge_pictures(views: Views, stages: Mapping[str, StageFacts], explained: se
 
 
 def judge_saturated(saturated: Mapping[str, Mapping[str, Saturation]]) -> Iterator[Finding]:
-    """One finding for each stage, whatever the number of phases."""
+    """Report each saturating stage once, for all phases together."""
     for path in dict.fromkeys(p for stages in saturated.values() for p in stages):
         phases = {phase: stages[path] for phase, stages in saturated.items() if path in stages}
         worst = max(phases.values(), key=lambda s: s.now)
         what = (
-            f"{100 * worst.now:.0f} % of the picture is black or white after it "
+            f"{100 * worst.now:.0f} % of the image is black or white after it "
             f"({100 * worst.was:.0f} % before), in {', '.join(phases)}; weaken it"
         )
         yield Finding("error" if any(s.everywhere for s in phases.values()) else "warning", path, what)
 
 
 def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Finding]:
-    """Weighted terms that the patch does not change."""
+    """Report weighted terms that the patch does not change."""
     moved = {
         name: bool((term != without[path][name]).any())
         for path, written in patched.items()
@@ -138,7 +137,7 @@ def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Findin
     if not any(moved[n] for n in weighted):
         what = (
             f"{', '.join(weighted)}: the same with the patch and without it, in every row; give weight to a "
-            "loss of what the victim says, or find out why the patch does not reach it"
+            "loss of the victim's answer, or check why the patch does not reach it"
         )
         yield Finding("error", "objective.weights", what)
 
@@ -146,7 +145,7 @@ def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Findin
 def judge_step(
     study: Study, parts: Setup, batch: Batch, gradients: Mapping[str, Tensor]
 ) -> Iterator[Finding]:
-    """Take one step, and see whether the parameters that have a gradient moved."""
+    """Take one step, and check that the parameters with a gradient move."""
     pushed = [name for name in parts.initial.params if bool((gradients[f"params/{name}"] != 0).any())]
     if not pushed:
         return
@@ -162,7 +161,7 @@ def judge_step(
 
 
 def ask_stages(parts: Setup, dataset: TargetSet, key: Tensor, num_rows: int) -> Iterator[Finding]:
-    """Each stage's own checks, on what it reads for every photograph."""
+    """Run the stages' own checks on all training images."""
     pipeline = parts.objective.pipeline
     asked = [path for path, n in pipeline.items() if n.stage.definition.check is not None]
     if not asked:
@@ -198,7 +197,7 @@ def judge_victim(
     num_rows: int,
     saturated: dict[str, dict[str, Saturation]],
 ) -> Iterator[Finding]:
-    """The evaluated phase, on a few photographs without a patch; adds its saturated stages to `saturated`."""
+    """Run an evaluated phase on a few images without a patch; add its saturated stages to `saturated`."""
     pipeline = study.pipeline.at(phase)
     batch = dataset.batch(dataset.image_ids[:num_rows])
     try:
@@ -214,21 +213,21 @@ def judge_victim(
     if right is None:
         return
     share = float(right.float().mean())
-    what = f"without a patch the victim is right in {int(right.sum())} of {len(right)} photographs"
+    what = f"without a patch the victim is right in {int(right.sum())} of {len(right)} images"
     if share == 0:
         way = (
-            f"mend {next(iter(saturated[phase]))!r} first"
+            f"correct {next(iter(saturated[phase]))!r} first"
             if saturated[phase]
             else "train it, or check the labels"
         )
         yield Finding("error", phase, f"{what}: there is nothing to attack; {way}")
         return
-    # what the victim can still read is not saturated everywhere
+    # an image that the victim still reads is not saturated everywhere
     saturated[phase] = {path: s._replace(everywhere=False) for path, s in saturated[phase].items()}
     if share < FOUND_FRAC:
         yield Finding("warning", phase, f"{what}: little is left to measure")
 
 
 def to_sentence(error: Exception) -> str:
-    """The message of an error with its notes."""
+    """Return the message of an error with its notes."""
     return "; ".join([str(error), *getattr(error, "__notes__", ())])

@@ -16,11 +16,11 @@ from fpatch.study.setup import Setup
 from fpatch.study.study import Study
 
 VISIBLE = 1 / 510
-"""Half a step of 8 bits: a smaller difference between two pictures is none."""
+"""Half a step of 8 bits: a smaller difference between two images is none."""
 SATURATED_FRAC = 0.5
-"""A stage that leaves more than this share of an image black or white is worth a warning."""
+"""A stage that leaves a larger share of an image black or white gives a warning."""
 ALL_SATURATED_FRAC = 0.95
-"""More than this share black or white, in every row, hides the object."""
+"""A larger share black or white, in every row, hides the object."""
 
 
 Trace = Mapping[str, Mapping[str, Any]]
@@ -31,11 +31,11 @@ class StageFacts(NamedTuple):
 
     Attributes:
         writes: The names that it writes.
-        gradient: Norm of the gradient of the loss in what it writes; NaN where none is needed or it is no
+        gradient: The norm of the gradient of the loss in its outputs; NaN without one, or if it is not a
             number.
-        delta: Mean absolute difference that the patch makes to what it writes.
-        covered: Median share of the pixels that the patch changes, for pictures; else NaN.
-        clipped: Share of their values that are 0 or 1; else NaN.
+        delta: The mean absolute difference that the patch makes to its outputs.
+        covered: The median share of the pixels that the patch changes, for images; else NaN.
+        clipped: The share of their values that are 0 or 1; else NaN.
     """
 
     writes: tuple[str, ...]
@@ -49,13 +49,14 @@ class Views(NamedTuple):
     """The pixels and gradients of every patch.
 
     Attributes:
-        pipeline: Of the training phase.
-        dataset: The training photographs.
-        values: What the batch and all nodes up to the first implant hold, and that node's inputs.
-        batch: What was looked at.
+        pipeline: The pipeline of the training phase.
+        dataset: The training images.
+        values: The values of the batch and of all nodes before the first implant.
+        batch: The examined rows.
         implants: Paths of the nodes that place patches.
         pictures: Paths of the nodes that write the image, in order.
-        shown: By patch and path of a picture, the pixels [b, h, w] that differ with this patch and without.
+        shown: By patch and path of a written image, the pixels [b, h, w] that differ with and without this
+            patch.
         every: The same for all patches together.
         gradients: As `follow` returns them.
     """
@@ -71,7 +72,7 @@ class Views(NamedTuple):
     gradients: Mapping[str, Tensor]
 
     def gradient(self, name: str, path: str) -> float:
-        """Norm of the gradient in what a node writes, in the pixels where a patch shows."""
+        """Return the norm of the gradient in a node's image, over the pixels that a patch changes."""
         whole = self.gradients.get(f"{path}/image")
         if whole is None:
             return 0.0
@@ -82,9 +83,9 @@ class Saturation(NamedTuple):
     """The share of an image without a patch that is black or white before and after a stage.
 
     Attributes:
-        was: Before, mean of the rows.
-        now: After.
-        everywhere: Whether it is nearly all in every row.
+        was: The share before the stage, mean over rows.
+        now: The share after the stage, mean over rows.
+        everywhere: True if nearly all of every row is black or white after the stage.
     """
 
     was: float
@@ -98,7 +99,8 @@ def follow(
     """Run every node with the patch and without, and return the values, the loss and its gradient.
 
     Returns:
-        The gradient by "path/name" of what a node wrote, and by "params/name".
+        The values with the patch, those without, the loss, and the gradients by "path/name" of a node's
+        outputs and by "params/name".
     """
     pipeline = parts.objective.pipeline
     leaves = {n: p.detach().requires_grad_() for n, p in parts.initial.params.items()}
@@ -159,7 +161,7 @@ def view_patches(
     without: Trace,
     gradients: Mapping[str, Tensor],
 ) -> Views:
-    """Leave out one patch after the other, and find the pixels that change."""
+    """Leave out one patch after another, and find the pixels that change."""
     pipeline, names = parts.objective.pipeline, parts.dataset.names
     pictures = [p for p, written in patched.items() if "image" in written]
     implants = [p for p in pictures if "opacity" in pipeline[p].stage.definition.fields]
@@ -180,7 +182,7 @@ def view_patches(
 
 
 def _leave_out(pipeline: Pipeline, sample: Sample, batch: Batch, patch: int) -> Sample:
-    """The same sample at opacity 0 where a placement shows this patch."""
+    """Set the opacity of a sample to 0 where a placement shows this patch."""
     changed = {}
     for path, fields in sample.items():
         changed[path] = dict(fields)
@@ -211,22 +213,22 @@ def _saturated_frac(picture: Tensor) -> Tensor:
 
 
 def is_placed(values: Mapping[str, Any], patch: int) -> Tensor:
-    """Which rows have a placement of a patch, [b]."""
+    """Return which rows have a placement of a patch, [b]."""
     return (values["quad_valid"] & (values["quad_patch"] == patch)).any(-1)
 
 
 def count_pixels(shown: Tensor) -> Tensor:
-    """How many pixels [b] of a map [b, h, w]."""
+    """Count the pixels [b] of a map [b, h, w]."""
     return shown.flatten(1).sum(1)
 
 
 def count_placed(views: Views, name: str) -> Tensor:
-    """How many pixels [b] of a patch the implants bring into the picture."""
+    """Count the pixels [b] of a patch that the implants bring into the image."""
     return torch.stack([count_pixels(views.shown[name][p]) for p in views.implants]).amax(0)
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:
-    """The pixels [b, h, w] in which a camera could tell two pictures apart; NaN is a difference."""
+    """Return the pixels [b, h, w] in which two images of 8 bits would differ; NaN is a difference."""
     return ~((one - other).abs() <= VISIBLE).all(1)
 
 

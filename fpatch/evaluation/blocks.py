@@ -1,4 +1,4 @@
-"""Rows in blocks of a fixed number: the only code that measures."""
+"""Measure rows in blocks of a fixed number, under every condition."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,21 +26,36 @@ def measure(
     block: int,
     keep: Sequence[str] = (),
 ) -> dict[str, Values]:
-    """Results of some rows under every condition, at most one block of them, on the host.
+    """Measure at most one block of rows under every condition.
 
-    It runs where the patches are, and the networks of the pipeline must be there too.
+    The pipeline runs on the device of the patches, where its networks must be too. Results are on the host.
 
     Args:
-        pipeline: Of the evaluated phase.
-        conditions: Patches by condition; "none" is run with every opacity 0.
-        sample: Rows [n, ...].
+        pipeline: The pipeline of the evaluated phase.
+        conditions: Patches by condition; "none" runs with every opacity 0.
+        sample: The samples of the rows [n, ...].
         batch: The same rows, n <= block.
         block: Rows that run together; a short block repeats its last row.
-        keep: Further names to return.
+        keep: Names of further values to return.
 
     Returns:
         Per condition `{metric: [n] or [n, m], "digest": [n strings], "seen": {path: {name: [n, ...]}}, name
-        kept: [n, ...]}`, where "seen" is what metrics with a summary read.
+        kept: [n, ...]}`, where "seen" holds the inputs of the metrics with a summary.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.blocks import measure
+        >>> from fpatch.evaluation.conditions import make_patches
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> patches = make_patches(test, test.init(random.key(0)))
+        >>> batch = scenes.batch(scenes.image_ids[:2])
+        >>> sample = test.sample(random.key(1), batch)
+        >>> results = measure(test, {"patch": patches, "none": patches}, sample, batch, block=4)
+        >>> results["none"]["found"], results["patch"]["confidence"].shape
+        (tensor([True, True]), torch.Size([2]))
     """
     n = len(batch["image_id"])
     assert n <= block, "measure runs one block"
@@ -64,20 +79,20 @@ def measure(
 
 
 class _NoParams(dict[str, Tensor]):
-    """Patch parameters where there are none: an evaluation shows prints, and most have no parameters."""
+    """Patch parameters of an evaluation: reading one is an error, since most prints have none."""
 
     def __missing__(self, name: str) -> Tensor:
         raise ValueError(
-            f"evaluation: the parameters {name!r} are read, but only patches are there; read `patch` "
-            'instead, or give the node phases = ["train"]'
+            f"evaluation: a node reads the parameters {name!r}, but an evaluation has patches only; read "
+            '`patch` instead, or give the node phases = ["train"]'
         )
 
 
 def _pad_rows(tree: Any, block: int) -> Any:
-    """Every tensor [n, ...] with its last row repeated up to [block, ...]."""
+    """Pad every tensor [n, ...] to [block, ...] with copies of its last row."""
     return optree.tree_map(lambda x: torch.cat([x, x[-1:].expand(block - len(x), *x.shape[1:])]), tree)
 
 
 def blocks(count: int, block: int) -> Iterator[slice]:
-    """Slices of at most `block` rows."""
+    """Cut `count` rows into slices of at most `block` rows."""
     return (slice(start, min(start + block, count)) for start in range(0, count, block))

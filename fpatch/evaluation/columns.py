@@ -1,4 +1,4 @@
-"""From what metrics write under every condition to the columns of a table, with digests of the rows."""
+"""Columns of a table: metrics by condition, deltas of the patch, and digests of the rows."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from fpatch.graph.pipeline import Pipeline
 
 
 def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
-    """What the metric and loss nodes of a pipeline write: one number per row, or per object, each."""
+    """Return the names that metric and loss nodes write: each holds one number per row or per object."""
     measured = (n for n in pipeline.values() if n.stage.definition.role in ("loss", "metric"))
     return tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
 
 
 def split_group(metric: str) -> tuple[str, str]:
-    """The group of a metric, with its slash, and its own name: ("victims/small/", "found"); ("", "found")."""
+    """Split a metric into its group, with the slash, and its own name: ("victims/small/", "found")."""
     group, slash, own = metric.rpartition("/")
     return group + slash, own
 
 
 def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns `<metric>/<condition>` of metrics of rows, deltas of the patch, and `digest/<condition>`."""
+    """Make the columns `<metric>/<condition>` of metrics per row, their deltas, and `digest/<condition>`."""
     columns: dict[str, np.ndarray] = {}
     for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
         columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
@@ -33,17 +33,17 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
 
 
 OBJECT = "object_"
-"""How the metrics of objects start; the table of objects leaves it out."""
+"""The prefix of metrics per object; the table of objects omits it."""
 
 
 def object_columns(
     results: Mapping[str, Values], batch: Batch, metrics: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Columns of the metrics that write [n, m], one entry per object, row after row.
+    """Make the columns of metrics that write [n, m]: one entry per object, row after row.
 
-    They are `image_id`, `draw`, `object` (its place among the m), `label` (if something writes
-    `object_label`), and `<metric>/<condition>` with deltas as in `result_columns`, `object_found` as `found`.
-    Places that `object_valid` says are empty without a patch are left out.
+    They are `image_id`, `draw`, `object` (its place among the m), `label` (if a node writes `object_label`),
+    and `<metric>/<condition>` with deltas as in `result_columns`. `object_found` becomes `found`. Places
+    where `object_valid` is False without a patch are omitted.
     """
     every = {n: results[PATCH][n] for n in metrics if results[PATCH][n].ndim == 2}
     if not every:
@@ -51,10 +51,10 @@ def object_columns(
     rows, places = next(iter(every.values())).shape
     if odd := [n for n, v in every.items() if v.shape[1] != places]:
         raise ValueError(
-            f"metrics of objects must have one number of places: {odd[0]!r} has {every[odd[0]].shape[1]}, "
-            f"{next(iter(every))!r} has {places}; evaluate them apart"
+            f"metrics per object must have the same number of objects: {odd[0]!r} has "
+            f"{every[odd[0]].shape[1]}, {next(iter(every))!r} has {places}; evaluate them apart"
         )
-    # several victims have the same objects, and say so each in its group
+    # several victims have the same objects: each writes them in its own group
     own = {n: split_group(n)[1].removeprefix(OBJECT) for n in every}
     valid = next((n for n in every if own[n] == "valid"), None)
     label = next((n for n in every if own[n] == "label"), None)
@@ -71,7 +71,7 @@ def object_columns(
 
 
 def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`<metric>/<condition>`, and the patch minus each of the others."""
+    """Make the columns `<metric>/<condition>`, and the patch minus each other condition."""
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
     numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
     for c in numbers:
@@ -83,12 +83,12 @@ def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np
 
 
 def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """sha256 of the values of every row, as hex: an edit too small to change an image changes it."""
+    """Return the sha256 of each row's values, as hex; it shows edits too small to change an image."""
     names = sorted(columns)
     rows = zip(*(columns[name] for name in names), strict=True)
     return np.array([hashlib.sha256(b"".join(value.tobytes() for value in row)).hexdigest() for row in rows])
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of the values of a tensor, as hex."""
+    """Return the sha256 of a tensor's values, as hex."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

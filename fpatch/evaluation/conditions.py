@@ -1,8 +1,8 @@
-"""What is shown in an evaluation: the trained patch, no patch, and benign prints.
+"""The conditions of an evaluation: the trained patch, no patch, and control patches.
 
-A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled, and
-any picture of the user's. They replace the *output of the parameterization*, so that all pass the same print,
-size, place and camera. The condition "none" is the trained patch with every opacity 0.
+A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled, or a
+picture of the user's. It replaces the *output of the parameterization*, so that all conditions pass the same
+print, size, place and camera. The condition "none" is the trained patch with every opacity 0.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,20 @@ PATCH, NONE = "patch", "none"
 CONTROLS = ("noise", "flat", "shuffled")
 
 Patches = Mapping[str, Any]
-"""What the parameterizations wrote: names to pytrees of patches."""
+"""The output of the parameterizations: pytrees of patches by name."""
 
 
 def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
-    """What the parameterizations of a pipeline write for these parameters."""
+    """Make the patches that the parameterizations of a pipeline write for these parameters.
+
+    Example:
+        >>> from fpatch import create, implant, pipeline, random
+        >>> from fpatch.evaluation.conditions import make_patches
+        >>> stages = pipeline({"pixels": create.pixels({"tag": (3, 8, 8)}), "implant": implant.warp()})
+        >>> patches = make_patches(stages, stages.init(random.key(0)))
+        >>> patches["patch"]["tag"].shape
+        torch.Size([3, 8, 8])
+    """
     values: Values = {}
     for path in pipeline.parameterizations:
         n = pipeline[path]
@@ -40,10 +49,10 @@ def make_patches(pipeline: Pipeline, patch_params: Params) -> Patches:
 
 
 def check_control_name(field: str, name: str) -> None:
-    """Refuse a name that another condition has, or that would look like something else in a table.
+    """Refuse a name of a control that is taken, or that a table could confuse with another column.
 
     Raises:
-        ValueError: With the name.
+        ValueError: If the name is taken, empty or has a slash.
     """
     taken = (PATCH, NONE, *CONTROLS, "delta", "clean")
     if name in taken or not name or "/" in name:
@@ -56,23 +65,34 @@ def check_control_name(field: str, name: str) -> None:
 def make_controls(
     patches: Patches, key: Tensor, pictures: Mapping[str, Tensor] | None = None
 ) -> dict[str, Patches]:
-    """Benign prints of each patch's size: uniform noise, its mean color, its own pixels in random order.
+    """Make control patches of each patch's size: uniform noise, its mean color, its pixels shuffled.
 
     Args:
-        patches: What the parameterizations wrote.
-        key: Of the noise and the order of pixels, from which each patch has its own by its name.
-        pictures: Further prints, [3, h, w] in 0..1 by the name of the control; every patch becomes the
-            picture, stretched to its size, in gray where it is.
+        patches: The output of the parameterizations.
+        key: The key of the noise and of the order of pixels; each patch folds in its name.
+        pictures: Further controls by name, [3, h, w] in 0..1. Each is stretched to the size of every patch,
+            and turned gray for a gray one.
 
     Raises:
-        ValueError: For a name that a condition has, or what is no such picture.
+        ValueError: If a name is taken, or a picture has another shape.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import random
+        >>> from fpatch.evaluation.conditions import make_controls
+        >>> patches = {"patch": {"tag": torch.tensor([[[0.0, 0.25, 0.5]]])}}
+        >>> controls = make_controls(patches, random.key(0))
+        >>> list(controls), controls["flat"]["patch"]["tag"]
+        (['noise', 'flat', 'shuffled'], tensor([[[0.2500, 0.2500, 0.2500]]]))
+        >>> sorted(controls["shuffled"]["patch"]["tag"].flatten().tolist())
+        [0.0, 0.25, 0.5]
     """
     for name, picture in (pictures or {}).items():
         check_control_name("make_controls(pictures)", name)
         if picture.ndim != 3 or len(picture) != 3:
             shape = list(picture.shape)
             raise ValueError(f"make_controls(pictures): {name!r} must be [3, h, w], in color, got {shape}")
-    on_host = to_device(patches, "cpu")  # whose bits they have on every device
+    on_host = to_device(patches, "cpu")  # so that the bits are the same on every device
     paths, leaves, tree = optree.tree_flatten_with_path(on_host)
     made: dict[str, list[Tensor]] = {name: [] for name in (*CONTROLS, *(pictures or {}))}
     for path, patch in zip(paths, leaves, strict=True):
@@ -90,7 +110,7 @@ def make_controls(
 
 
 def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
-    """A picture [3, h, w] in the shape of a patch [..., c, h, w]."""
+    """Stretch a picture [3, h, w] to the shape of a patch [..., c, h, w]."""
     colored = picture if patch.shape[-3] == 3 else luma(picture)
     size = [int(side) for side in patch.shape[-2:]]
     fitted = F.interpolate(colored[None], size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
@@ -100,7 +120,7 @@ def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
 def make_conditions(
     pipeline: Pipeline, patch_params: Params, key: Tensor, pictures: Mapping[str, Tensor] | None = None
 ) -> dict[str, Patches]:
-    """The trained patch first, then no patch, then the benign prints of `make_controls`."""
+    """Make all conditions: the trained patch, no patch, then the controls of `make_controls`."""
     patches = make_patches(pipeline, patch_params)
     return {PATCH: patches, NONE: patches, **make_controls(patches, key, pictures)}
 
@@ -112,4 +132,4 @@ TITLES = {
     "shuffled": "shuffled pixels",
     "rendered": "rendered trial",
 }
-"""What conditions are called in tables and figures."""
+"""Titles of the conditions in tables and figures."""

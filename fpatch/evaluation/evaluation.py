@@ -1,8 +1,8 @@
 """Measure a patch against its controls on the same samples.
 
-Rows run in blocks of a fixed number, one condition per block, because a network's rows have other last bits
-in a batch of another size. `measure` is the only code that does so; `evaluate` hands it fresh samples and
-`replay` hands it logged ones.
+Rows run in blocks of a fixed number, one condition per block, because the last bits of a network's answers
+depend on the size of the batch. Only `measure` runs blocks: `evaluate` gives it fresh samples, and `replay`
+logged ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,27 +46,27 @@ def evaluate(
     keep: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> "Evaluation":
-    """Run every photograph of a data set under every condition.
+    """Run every image of a data set under every condition.
 
     Args:
-        pipeline: Of the evaluated phase; its metric nodes say what is measured.
-        patch_params: What was trained.
-        dataset: The photographs.
-        key: What samples are drawn from; it does not depend on the step of training.
-        num_draws: Samples per photograph.
+        pipeline: The pipeline of the evaluated phase; its metric nodes measure.
+        patch_params: The trained parameters.
+        dataset: The images.
+        key: The key of the samples; it must not depend on the step of training.
+        num_draws: Samples per image.
         block: Rows that run together, part of the recorded execution.
-        conditions: "patch" and any others; by default those of `make_conditions`.
-        pictures: Further controls for those, [3, h, w] by name.
-        edit: Changes every sample, e.g. by `override`, to ask what if.
-        keep: Further values [n, ...] to keep for all rows, e.g. "detections".
+        conditions: Patches by condition, "patch" among them; by default those of `make_conditions`.
+        pictures: Further controls for `make_conditions`, [3, h, w] by name.
+        edit: A function of every sample, such as one that calls `override`, for a counterfactual.
+        keep: Names of further values [n, ...] to keep for all rows, such as "detections".
         progress: Called with the rows done and their total.
 
     Returns:
-        The table of rows, that of objects, what was kept and what was gathered.
+        The tables of rows and of objects, the values kept, and the summaries of metrics.
 
     Raises:
-        ValueError: For a block or a number of draws under 1, conditions without "patch", or a value to keep
-            that is not there.
+        ValueError: If `block` or `num_draws` is under 1, the conditions lack "patch", or no node writes a
+            name in `keep`.
 
     Example:
         >>> import tempfile, torch
@@ -97,7 +97,8 @@ def evaluate(
     )
     if PATCH not in made:
         raise ValueError(
-            f"evaluate(conditions) must hold {PATCH!r}, which the others are compared with, got {[*made]}"
+            f"evaluate(conditions) must hold {PATCH!r}, with which the others are compared, got {[*made]}; "
+            "add it"
         )
     image_id, draw = rows(dataset.image_ids, num_draws)
     parts, objects, kept, metrics = [], [], [], metric_names(pipeline)
@@ -121,25 +122,25 @@ def evaluate(
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation leaves.
+    """The result of an evaluation.
 
     Attributes:
         table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
             `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
             `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`.
-        conditions: The patches that were shown.
+        conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
-        objects: Columns of equal length, one entry per object, of the metrics that write one number each
-            [n, m] such as `metrics.object_hit`; see `object_columns`. Empty without any.
-        states: `{condition: {path: state}}` of the metrics that gather rows; those of two shards are one by
-            `merge_states`.
+        objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as
+            `metrics.object_hit`; see `object_columns`. Empty without such a metric.
+        states: `{condition: {path: state}}` of the metrics that gather rows; `merge_states` joins those of
+            two shards.
         summaries: `{condition: {path/name: number}}` of those metrics.
     """
 
     table: dict[str, np.ndarray]
     conditions: Mapping[str, Patches]
     kept: dict[str, dict[str, Any]]
-    objects: dict[str, np.ndarray] = {}  # noqa: RUF012 (a NamedTuple's default, which nothing writes to)
+    objects: dict[str, np.ndarray] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
     states: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     summaries: dict[str, dict[str, float]] = {}  # noqa: RUF012
 
@@ -157,6 +158,3 @@ def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample)
         **{f"sample/{path}": column for path, column in drawn.items()},
         "sample": row_digests(drawn),
     }
-
-
-# -- metrics that gather rows ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Exhaustive evaluation: every photograph under every combination of chosen sampled values.
+"""Grids: every image under every combination of chosen sampled values.
 
-A random sample says how a patch does on the whole; a grid says where it fails. Everything that is not on the
-grid is drawn as ever, and by the same keys in every cell, so that cells differ in what the grid says alone.
+A random sample shows how well a patch does overall, and a grid shows where it fails. All other values are
+drawn from the same keys in every cell, so that cells differ in the values of the grid alone.
 """
 
 import itertools
@@ -26,16 +26,16 @@ AXIS_PREFIX = "grid/"
 
 
 Grid = Mapping[str, Sequence[float]]
-"""Values by the path of what is sampled, such as {"camera/exposure/stops": [-1.0, 0.0, 1.0]}."""
+"""Values by the path of a sampled value, such as {"camera/exposure/stops": [-1.0, 0.0, 1.0]}."""
 
 
 class Cell(NamedTuple):
     """One combination of values.
 
     Attributes:
-        values: By path.
-        success: Rates of its rows.
-        rows: Which rows of the table they are.
+        values: The values by path.
+        success: The rates of its rows.
+        rows: The indices of its rows in the table.
     """
 
     values: dict[str, float]
@@ -58,12 +58,12 @@ def evaluate_grid(
     """Evaluate in every cell of a grid.
 
     Args:
-        pipeline: Of the evaluated phase.
-        patch_params: What was trained.
-        dataset: The photographs.
-        key: What the rest is drawn from.
-        grid: Values of at least one path; the last one changes fastest.
-        num_draws: Samples per photograph and cell.
+        pipeline: The pipeline of the evaluated phase.
+        patch_params: The trained parameters.
+        dataset: The images.
+        key: The key of all other sampled values.
+        grid: Values of at least one path; the last path changes fastest.
+        num_draws: Samples per image and cell.
         block: Rows that run together.
         conditions: As for `fpatch.evaluate`.
         progress: Called with the rows done and their total.
@@ -72,8 +72,22 @@ def evaluate_grid(
         An evaluation whose table has the rows of all cells in order, and a column `grid/<path>` per axis.
 
     Raises:
-        ValueError: For an unknown path, an axis without values or with one twice, or a stage that would be
-            skipped in some rows whatever its value.
+        ValueError: If a path is unknown, an axis has no values or repeats one, or a stage of the grid is
+            skipped in some rows.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.grid import evaluate_grid
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> params = test.init(random.key(0))
+        >>> result = evaluate_grid(test, params, scenes, random.key(1), {"exposure/stops": [-2.0, 0.0]})
+        >>> result.table["grid/exposure/stops"].tolist()
+        [-2.0, -2.0, -2.0, -2.0, 0.0, 0.0, 0.0, 0.0]
+        >>> result.table["found/none"].tolist()
+        [False, False, False, False, True, True, True, True]
     """
     _check_grid(grid)
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -105,20 +119,28 @@ def evaluate_grid(
 def cells_of(
     table: Mapping[str, np.ndarray], metric: str = "found", axes: Iterable[str] | None = None
 ) -> list[Cell]:
-    """The cells of a stratified table, in order.
+    """Return the cells of a grid's table, in order.
 
     Args:
-        table: Of `evaluate_grid`.
+        table: The table of `evaluate_grid`.
         metric: The boolean metric whose failure is a success of the patch.
-        axes: Some of the paths: rows that differ in the others only are counted together. None: all.
+        axes: The paths that tell cells apart; cells are pooled over the others. None: all.
 
     Raises:
         ValueError: If the table has no such axis.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.grid import cells_of
+        >>> table = {"image_id": np.arange(4), "grid/light/stops": np.array([-1.0, -1.0, 0.0, 0.0])}
+        >>> table |= {"found/none": np.ones(4, bool), "found/patch": np.array([False, False, False, True])}
+        >>> [(cell.values, cell.success.rates["patch"].value) for cell in cells_of(table)]
+        [({'light/stops': -1.0}, 1.0), ({'light/stops': 0.0}, 0.5)]
     """
     known = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     if not known:
         raise ValueError(
-            "cells_of: the table has no axis; take one that `evaluate_grid` or `fpatch grid` made"
+            "cells_of: the table has no axis; give one that `evaluate_grid` or `fpatch grid` made"
         )
     chosen = known if axes is None else list(axes)
     for path in chosen:
@@ -135,7 +157,7 @@ def cells_of(
 
 
 def _set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
-    """The sample in a cell; what a stage skips at random cannot be stratified."""
+    """Set the values of a cell in a sample; refuse a stage that is skipped at random."""
     placed = override(sample, cell)
     for path in cell:
         name = next(n for n in placed if path.startswith(f"{n}/"))

@@ -1,11 +1,11 @@
-"""From the table of an evaluation to success rates, with denominators, controls and intervals.
+"""Success rates of an evaluation, with denominators, controls and intervals.
 
-There are two denominators. For a *success* a row counts if the victim finds the object without any patch; the
-attack succeeds on it if the object is then not found, *displaced* if a box of the class still answers beside
-the object, and *gone* otherwise. For what is *missed* every row with an object counts, so that the victim's
-own failures, the entry "none", stand beside those that a print causes.
+There are two denominators. For *success* a row counts if the victim finds the object without any patch. The
+attack succeeds if the victim does not find it with the patch: the object is *displaced* if a box of its class
+answers beside it, and *gone* otherwise. For *missed* every row with an object counts, so that the victim's
+own failures, the entry "none", stand beside those that a patch causes.
 
-A row is a photograph with a draw, or in the table of objects one of its objects.
+A row is an image with a draw; in the table of objects it is one object of that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,28 +17,38 @@ from fpatch.evaluation.columns import split_group
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.ops.intervals import TOO_FEW_PHOTOGRAPHS, Z
+from fpatch.ops.intervals import TOO_FEW_IMAGES, Z
 
 Table = Mapping[str, np.ndarray]
 """Columns of equal length by name, one entry per row."""
 
 SCORES = ("best_score", "score", "confidence")
-"""Metrics that say how sure the victim is of the object; the first that a table has counts."""
+"""Metrics of the victim's confidence in the object, by priority."""
 
 
 class Success(NamedTuple):
     """Success rates of one evaluation.
 
     Attributes:
-        rates: Per condition but "none", over the rows found without a patch, Wilson intervals over
-            photographs.
-        displaced: The part of each rate where a box answers beside the object; empty without that metric.
-        gone: The rest.
-        over: The patch's rate minus that of each control, paired, bootstrapped over photographs.
-        clean: Share of the rows with an object in which it is found without a patch: the denominator.
-        missed: Per condition, "none" last, the share of *all* rows with an object in which it is not found.
-        drop: Per condition but "none", the mean of what the victim's score of the object loses, over the rows
-            found without a patch, bootstrapped over photographs; empty without such a metric.
+        rates: The success rate of each condition but "none", over the rows found without a patch, with
+            Wilson intervals over images.
+        displaced: The part of each rate with a box beside the object; empty without that metric.
+        gone: The rest of each rate.
+        over: The patch's rate minus that of each control, paired, bootstrapped over images.
+        clean: The share of rows with an object where it is found without a patch: the denominator.
+        missed: The share of *all* rows with an object where it is not found, per condition, "none" last.
+        drop: The mean loss of the victim's score per condition but "none", over the rows found without a
+            patch, bootstrapped over images; empty without such a metric.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch import success
+        >>> without, patched = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0]], bool)
+        >>> rates = success({"image_id": np.arange(5), "found/none": without, "found/patch": patched})
+        >>> rates.clean.value, rates.rates["patch"].value, rates.missed["none"].value
+        (0.8, 0.75, 0.2)
+        >>> rates.scalars()["success/patch"]
+        0.75
     """
 
     rates: dict[str, Rate]
@@ -55,7 +65,7 @@ class Success(NamedTuple):
         return "\n".join(f"{name:<{width}}  {rate}" for name, rate in lines.items())
 
     def scalars(self) -> dict[str, float]:
-        """Flat numbers for a log."""
+        """Return the rates as flat numbers for a log."""
         flat = {f"success/{c}": rate.value for c, rate in self.rates.items()}
         flat |= {f"success/{c}/displaced": rate.value for c, rate in self.displaced.items()}
         flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
@@ -64,14 +74,14 @@ class Success(NamedTuple):
         return flat | {"success/clean": self.clean.value}
 
     def to_json(self) -> dict[str, Any]:
-        """Every rate with its interval and its counts."""
+        """Return every rate with its interval and counts, as JSON values."""
         flat = {n: v for n, v in self._asdict().items() if n != "clean"}
         rates = {n: {c: rate._asdict() for c, rate in entries.items()} for n, entries in flat.items()}
         return rates | {"clean": self.clean._asdict()}
 
 
 def conditions_of(table: Table, metric: str = "found") -> list[str]:
-    """The conditions that a table holds a metric for, the patch first and "none" last."""
+    """Return the conditions of a metric in a table, the patch first and "none" last."""
     prefix = f"{metric}/"
     names = [n.removeprefix(prefix) for n in table if n.startswith(prefix)]
     names = [n for n in names if "/" not in n and n != "delta"]
@@ -79,15 +89,15 @@ def conditions_of(table: Table, metric: str = "found") -> list[str]:
 
 
 def success(table: Table, metric: str = "found") -> Success:
-    """Success rates over a table of rows.
+    """Compute success rates over a table of rows.
 
     Args:
-        table: Columns of `fpatch.evaluation.evaluation.Evaluation`, its `table` or its `objects`.
-        metric: A boolean metric that says whether the victim is right. That of one of several victims has
-            its group before it, `victims/small/found`, and so have the metrics beside it.
+        table: The `table` or the `objects` of an evaluation: columns by name.
+        metric: A boolean metric, True where the victim is right. With several victims the name begins with
+            a group, `victims/small/found`; other metrics are read from the same group.
 
     Raises:
-        ValueError: If the table has no such metric, or it is not boolean.
+        ValueError: If the table lacks the metric, or it is not boolean.
 
     Example:
         Four objects are found without a patch; the patch hides three of them:
@@ -134,10 +144,10 @@ def success(table: Table, metric: str = "found") -> Success:
 
 
 def effects(table: Table, metric: str = "found") -> np.ndarray:
-    """How much of the victim's certainty the patch takes, per row.
+    """Return the effect of the patch in each row: the victim's score without it minus the score with it.
 
-    The score without it minus the score with it, where a metric beside `metric` tells scores; otherwise 1
-    where what was found is lost.
+    Without a metric of scores beside `metric`, the effect is 1 where an object found without the patch is
+    lost.
     """
     name = _score(table, metric) or metric
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
@@ -145,20 +155,20 @@ def effects(table: Table, metric: str = "found") -> np.ndarray:
 
 
 def _score(table: Table, metric: str) -> str | None:
-    """The metric beside `metric` that says how sure the victim is."""
+    """Return the metric of the victim's confidence beside `metric`; None if there is none."""
     names = (f"{split_group(metric)[0]}{score}" for score in SCORES)
     conditions = conditions_of(table, metric)
     return next((n for n in names if all(f"{n}/{c}" in table for c in conditions)), None)
 
 
 def of_objects(objects: Table, metric: str = "found") -> Success | None:
-    """Success over the table of objects, if `metrics.object_hit` has written one beside `metric`."""
+    """Compute success over the table of objects; None if no metric of objects stands beside `metric`."""
     found = f"{split_group(metric)[0]}found"
     return success(objects, found) if f"{found}/{NONE}" in objects else None
 
 
 def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
-    """Flat numbers for a log: success, that of objects, the mean of every metric, and what was gathered."""
+    """Return flat numbers for a log: success of rows and objects, means of metrics, and summaries."""
     flat = success(result.table, metric).scalars()
     objects = of_objects(result.objects, metric)
     flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
@@ -171,11 +181,12 @@ def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
 
 
 def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:
-    """How uncertain the numbers of `scalars` are, by their names; what is not here is not known.
+    """Return standard errors of the numbers of `scalars`, by name; an unknown one is absent.
 
-    For rates and bootstrapped means the half width of the 95 % interval over 1.96 (for rates too much where a
-    photograph has several rows, since Wilson's interval counts photographs); for means of columns the spread
-    over photographs, all rows of one together. NaN under five photographs, and for a mean of equal values.
+    For rates and bootstrapped means the error is the half width of the 95 % interval over 1.96. It is too
+    large for rates with several rows per image, since Wilson's interval counts images. For means of columns
+    it is the spread over images, with all rows of an image together. It is NaN under five images, and for a
+    mean of equal values.
     """
     found = _interval_errors(success(result.table, metric))
     if (objects := of_objects(result.objects, metric)) is not None:
@@ -199,10 +210,10 @@ def _interval_errors(rates: Success) -> dict[str, float]:
 
 
 def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
-    """Standard error of a mean whose rows come in groups, to first order in their sizes."""
+    """Compute the standard error of a mean whose rows come in groups, to first order in their sizes."""
     _, group = np.unique(image_id, return_inverse=True)
     groups, values = int(group.max()) + 1, values.astype(np.float64)
-    if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
+    if groups < TOO_FEW_IMAGES or np.ptp(values) == 0:
         return float("nan")
     sums = np.bincount(group, weights=values - values.mean())
     return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
@@ -211,10 +222,10 @@ def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
 def threshold_curve(
     table: Table, thresholds: Sequence[float], condition: str, metric: str = "best_score"
 ) -> list[Rate]:
-    """Success at other score thresholds.
+    """Compute success rates at other score thresholds.
 
-    Of the objects whose score without a patch reaches each threshold, the share whose score under the
-    condition does not.
+    A row counts if its score without a patch reaches the threshold; the attack succeeds on it if its score
+    under the condition does not.
     """
     rates = []
     for threshold in thresholds:

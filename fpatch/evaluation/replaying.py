@@ -20,12 +20,12 @@ _PREFIX = "sample/"
 
 
 class Replay(NamedTuple):
-    """What came out.
+    """The result of a replay.
 
     Attributes:
-        rows: Numbers of the rows in the logged table.
-        columns: The results of those whose photograph can be read, as columns like the logged ones.
-        differences: Per row that differs, a sentence per column.
+        rows: Indices of the rows in the logged table.
+        columns: The results of the rows whose image can be read, in columns like the logged ones.
+        differences: For each row that differs, a sentence per column.
         largest: The largest difference of a number.
     """
 
@@ -48,21 +48,22 @@ def replay(
     on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Replay:
-    """Rerun rows of a table and compare samples, photographs, composed images and results.
+    """Rerun rows of a table and compare samples, original images, composed images and results.
 
-    Samples come from the table's columns, never from a key. A row whose photograph cannot be read differs,
-    and is not among the columns.
+    Samples come from the table's columns, never from a key. A row whose original image cannot be read counts
+    as different, and is not among the columns.
 
     Args:
-        pipeline: Of the evaluated phase.
-        conditions: The patches that were shown.
-        dataset: Where the photographs are.
-        table: Columns of `fpatch.evaluation.evaluation.Evaluation`.
-        rows: Which, in any order; None for all.
+        pipeline: The pipeline of the evaluated phase.
+        conditions: The patches shown.
+        dataset: The original images.
+        table: The `table` of an evaluation: columns by name.
+        rows: Indices of rows, in any order; None: all.
         block: Rows that run together, as recorded.
-        edit: Changes the samples, e.g. by `override`, to ask what if; what differs is the answer.
-        keep: Further values [n, ...] to hand to `on_block`, e.g. "image".
-        on_block: Called after every block with its row numbers and its results, as `measure` returns them.
+        edit: A function of every sample, such as one that calls `override`, for a counterfactual; its effect
+            is the difference.
+        keep: Names of further values [n, ...] for `on_block`, such as "image".
+        on_block: Called after every block with its row indices and its results, as `measure` returns them.
         progress: Called with the rows done and their total.
 
     Raises:
@@ -127,31 +128,46 @@ def logged_rows(
     rows: np.ndarray | slice,
     device: torch.device | str | None = None,
 ) -> tuple[Sample, Batch]:
-    """The samples that a table holds for some rows, and their photographs, the scenes on a device."""
+    """Read the samples of some rows from a table, and their images from the data; scenes go to a device.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate, random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.replaying import logged_rows
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> result = evaluate(test, test.init(random.key(0)), scenes, random.key(1))
+        >>> sample, batch = logged_rows(scenes, result.table, slice(0, 2))
+        >>> sample["exposure"]["stops"].shape, batch["scene"].shape, batch["draw"]
+        (torch.Size([2]), torch.Size([2, 3, 24, 32]), tensor([0, 0]))
+    """
     columns = {n.removeprefix(_PREFIX): c[rows] for n, c in table.items() if n.startswith(_PREFIX)}
     ids, draw = (torch.from_numpy(table[n][rows].astype(np.int64)) for n in ("image_id", "draw"))
-    # two rows may be one use of a photograph, which matters to who draws, and nothing is drawn here
+    # `dataset.batch` would refuse two rows with one image and draw; they matter for drawing alone
     return from_columns(columns), {**dataset.batch(ids, device=device), "draw": draw}
 
 
 def _find_unreadable(dataset: Dataset, image_ids: Iterable[int], device: torch.device) -> dict[int, str]:
-    """Photographs that are gone or broken, each with what is wrong."""
+    """Find original images that are missing or broken, each with its error."""
     problems = {}
     for image_id in dict.fromkeys(image_ids):
         try:
             dataset.batch([image_id], device=device)
         except (ValueError, OSError) as error:
-            problems[image_id] = f"photograph: {error}"
+            problems[image_id] = f"original image: {error}"
     return problems
 
 
 def compare(
     table: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], picked: np.ndarray
 ) -> Iterator[tuple[int, str, float]]:
-    """What is not bit for bit as it was logged: row, sentence, and the difference of a number (else 0)."""
+    """Yield each value that is not the logged one bit for bit: row, sentence, and numeric difference or 0."""
     results = [n for n in table if "/" in n and not n.startswith((_PREFIX, "key/", "grid/"))]
     for name in sorted(set(results) - set(columns)):
-        yield from ((row, f"{name}: was logged, and did not come out", 0.0) for row in picked.tolist())
+        yield from (
+            (row, f"{name}: was logged, and is missing in the replay", 0.0) for row in picked.tolist()
+        )
     for name, found in columns.items():
         if name not in table:
             raise ValueError(f"replay: the table has no column {name!r}; {nearest(name, table)}")

@@ -1,4 +1,4 @@
-"""Views of a batch: the images, scalars and histograms that stages show, with the patch and without."""
+"""Views of a batch: images, scalars and histograms of every stage, with the patch and without."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class StageViews(NamedTuple):
     """The views of a batch.
 
     Attributes:
-        phase: Of the pipeline.
+        phase: The phase of the pipeline.
         shown: Views of the stages: images [c, h, w], scalars, and arrays [n] for histograms.
         patched: All values with the patch.
         without: All values with every opacity 0.
@@ -32,14 +32,14 @@ def view_stages(
 ) -> StageViews:
     """Call the `show` of every stage with the values it reads and writes, with the patch and without.
 
-    It runs where the parameters are; what comes out is on the host.
+    The pipeline runs on the device of the parameters. The views are on the host.
 
     Args:
-        pipeline: Of the phase.
-        patch_params: What was trained.
-        sample: Rows [b, ...].
+        pipeline: The pipeline of the phase.
+        patch_params: The trained parameters.
+        sample: The samples of the rows [b, ...].
         batch: The same rows.
-        phase: Its name.
+        phase: The name of the phase.
     """
     shown: dict[str, Tensor] = {}
     patched, without = dict(batch), dict(batch)

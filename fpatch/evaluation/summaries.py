@@ -1,4 +1,4 @@
-"""Metrics that gather rows: their states over an evaluation."""
+"""States of the metrics that gather rows over an evaluation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from fpatch.graph.stage import Summary
 
 
 def init_states(pipeline: Pipeline) -> dict[str, Any]:
-    """The state of every metric with a summary before any row, by path."""
+    """Make the empty state of every metric with a summary, by path."""
     return {path: summary.init(config) for path, summary, config in _summaries(pipeline)}
 
 
 def update_states(
     pipeline: Pipeline, states: Mapping[str, Any], seen: Mapping[str, Values]
 ) -> dict[str, Any]:
-    """The states with some rows more, as `measure` gives them under "seen"."""
+    """Add rows to the states; `measure` returns their values under "seen"."""
     updated = {}
     for path, summary, config in _summaries(pipeline):
         try:
@@ -28,12 +28,25 @@ def update_states(
 
 
 def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of the rows of one shard followed by those of another."""
+    """Merge the states of two shards; the rows of `a` come first.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import metrics, pipeline
+        >>> from fpatch.evaluation.summaries import init_states, merge_states, update_states
+        >>> test = pipeline({"precision": metrics.mean_average_precision()})
+        >>> box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+        >>> final = {"boxes": box, "scores": torch.tensor([[0.4]]), "labels": label, "valid": yes}
+        >>> seen = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
+        >>> one = update_states(test, init_states(test), {"precision": seen})
+        >>> len(merge_states(test, one, one)["precision"]["found/scores"])
+        2
+    """
     return {p: summary.merge(config, a[p], b[p]) for p, summary, config in _summaries(pipeline)}
 
 
 def compute_states(pipeline: Pipeline, states: Mapping[str, Any]) -> dict[str, float]:
-    """What the states amount to: `{path/name: number}`."""
+    """Compute the summaries of the states: `{path/name: number}`."""
     return {
         f"{path}/{name}": float(value)
         for path, summary, config in _summaries(pipeline)

@@ -1,4 +1,4 @@
-"""Does a patch fool victims that it was not trained on? Every patch against every victim."""
+"""Transfer: the success of every patch against every victim, also those it was not trained on."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -21,12 +21,12 @@ from fpatch.metrics import Rate
 
 
 class Transfer(NamedTuple):
-    """Who fools whom.
+    """Success rates of every patch on every victim.
 
     Attributes:
-        rates: `{evaluated on: {trained on: rate}}`, and a rate for each benign print.
-        clean: Per victim, the share of objects found without a patch: the denominator of its rates.
-        evaluations: Per victim; the condition "patch" is the patch that was trained on it.
+        rates: `{measured on: {trained on: rate}}`, and a rate for each control patch.
+        clean: For each victim, the share of objects found without a patch: the denominator of its rates.
+        evaluations: For each victim; the condition "patch" is the patch that was trained on it.
     """
 
     rates: dict[str, dict[str, Rate]]
@@ -47,24 +47,23 @@ def transfer(
 ) -> Transfer:
     """Measure every patch in every pipeline.
 
-    A pipeline brings its victim, camera and print; where these are alike but for the victim, all numbers are
-    of the same images.
+    A pipeline holds its victim, camera and print. If pipelines differ in the victim alone, all rates are
+    over the same images.
 
     Args:
-        pipelines: Of the evaluated phase, by the name of their victim.
-        patches: By the name of what they were trained on: for every pipeline its own, from
-            `fpatch.evaluation.conditions.make_patches`, which the benign prints are made after, and any
-            others.
-        dataset: The photographs.
-        key: What samples are drawn from, the same in every pipeline.
+        pipelines: The pipelines of the evaluated phase, by the name of their victim.
+        patches: The patches, from `make_patches`, by the name of the victim that they were trained on. Every
+            pipeline needs its own, from which its controls are made; further ones are measured too.
+        dataset: The images.
+        key: The key of the samples, the same in every pipeline.
         metric: The boolean metric whose failure is a success.
-        num_draws: Samples per photograph.
+        num_draws: Samples per image.
         block: Rows that run together.
         progress: Called with the rows done and their total, over all pipelines.
 
     Raises:
-        ValueError: For fewer than two patches, a pipeline without its own, a name that a condition has, or
-            patches of other names.
+        ValueError: If there are fewer than two patches, a pipeline lacks its own, a name is taken, or the
+            names of the patches differ.
     """
     _check_names(pipelines, patches)
     count = len(dataset.image_ids) * num_draws
@@ -77,7 +76,7 @@ def transfer(
 
         own = patches[name]
         others = {other: made for other, made in patches.items() if other != name}
-        benign = make_controls(own, random.fold_in(key, "control"))
+        controls = make_controls(own, random.fold_in(key, "control"))
         result = evaluate(
             pipeline,
             {},
@@ -85,12 +84,12 @@ def transfer(
             key,
             num_draws=num_draws,
             block=block,
-            conditions={PATCH: own, NONE: own, **others, **benign},
+            conditions={PATCH: own, NONE: own, **others, **controls},
             progress=report,
         )
         found = success(result.table, metric)
         by_name = {name if c == PATCH else c: rate for c, rate in found.rates.items()}
-        rates[name] = {c: by_name[c] for c in (*patches, *benign)}
+        rates[name] = {c: by_name[c] for c in (*patches, *controls)}
         clean[name], evaluations[name] = found.clean, result
     return Transfer(rates, clean, evaluations)
 
@@ -98,7 +97,7 @@ def transfer(
 def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patches]) -> None:
     if len(patches) < 2 or not pipelines or not set(pipelines) <= set(patches):
         raise ValueError(
-            "transfer: give a patch for every pipeline, and two at least, got the pipelines "
+            "transfer: give at least two patches, and one for every pipeline, got the pipelines "
             f"{[*pipelines]} and the patches {[*patches]}"
         )
     first = next(iter(patches))
@@ -107,5 +106,5 @@ def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patche
         if {n: set(v) for n, v in made.items()} != {n: set(v) for n, v in patches[first].items()}:
             raise ValueError(
                 f"transfer: {name!r} has the patches {sorted(made.get('patch', made))}, but {first!r} has "
-                f"{sorted(patches[first].get('patch', patches[first]))}; they must be called alike"
+                f"{sorted(patches[first].get('patch', patches[first]))}; give both the same names"
             )

@@ -28,6 +28,19 @@ class Summary(NamedTuple):
             is unchanged.
         merge: `(config, a, b) -> state`, of the rows of `a` followed by those of `b`.
         compute: `(config, state) -> {name: float}`; NaN where a number is undefined.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.graph.stage import Summary
+        >>> rows = Summary(
+        ...     init=lambda config: {"n": torch.tensor(0)},
+        ...     update=lambda config, state, values: {"n": state["n"] + len(values["found"])},
+        ...     merge=lambda config, a, b: {"n": a["n"] + b["n"]},
+        ...     compute=lambda config, state: {"rows": float(state["n"])},
+        ... )
+        >>> state = rows.update(None, rows.init(None), {"found": torch.ones(3)})
+        >>> rows.compute(None, rows.merge(None, state, state))
+        {'rows': 6.0}
     """
 
     init: Callable[[Any], dict[str, Any]]

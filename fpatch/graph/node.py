@@ -43,7 +43,7 @@ class Node:
     stream: str | None = None
 
     def alive(self, phase: str) -> bool:
-        """Whether the node runs in a phase."""
+        """Return whether the node runs in a phase."""
         return self.phases is None or phase in self.phases
 
     def inputs(self, values: Batch) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def required_names(nodes: Mapping[str, Node]) -> tuple[str, ...]:
 
 
 def inside(path: str, group: str) -> bool:
-    """Whether a path is this one, or lies in the group of this name."""
+    """Return whether a path is this one, or lies in the group of this name."""
     return path == group or path.startswith(f"{group}/")
 
 

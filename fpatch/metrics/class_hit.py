@@ -1,4 +1,4 @@
-"""Whether a classifier still answers the true class, per row."""
+"""Hits of a classifier per row: the answer is the true class."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Whether the victim still finds the object of each row, at a fixed score threshold."""
+"""Hits of a detector on the object of each row, at a fixed score threshold."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Whether the victim still finds each object, at a fixed score threshold."""
+"""Hits of a detector per object, at a fixed score threshold."""
 
 from dataclasses import dataclass
 

@@ -340,6 +340,6 @@ def _project_quads(
 
 
 def _in_front(matrix: Float[Tensor, "b 3 3"], quads: Float[Tensor, "b k 4 2"]) -> Bool[Tensor, "b k"]:
-    """Whether all corners are in front of the camera; False for an absent quad."""
+    """Return whether all corners are in front of the camera; False for an absent quad."""
     (x, y), (g, h, i) = quads.unbind(-1), matrix[:, 2, :, None, None].unbind(1)
     return (g * x + h * y + i > 0).all(-1)

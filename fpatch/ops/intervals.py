@@ -9,9 +9,9 @@ import numpy as np
 from fpatch import random
 from fpatch.core.checks import check_number
 
-FEW_PHOTOGRAPHS = 20
+FEW_IMAGES = 20
 """With fewer images, an interval comes with a warning."""
-TOO_FEW_PHOTOGRAPHS = 5
+TOO_FEW_IMAGES = 5
 """With fewer images, there is no interval."""
 Z = 1.959964
 """The normal quantile of a 95 % interval."""
@@ -75,7 +75,7 @@ def wilson(successes: np.ndarray, image_id: np.ndarray, z: float = Z) -> Rate:
     if rows == 0:
         return Rate(float("nan"), float("nan"), float("nan"), 0, 0)
     p = float(np.mean(successes))
-    if groups < TOO_FEW_PHOTOGRAPHS:
+    if groups < TOO_FEW_IMAGES:
         return Rate(p, float("nan"), float("nan"), rows, groups)
     n = float(rows**2 / (sizes**2).sum())
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -108,7 +108,7 @@ def num_photographs(rate: float, width: float, z: float = Z) -> int:
     a, zz, spread = (width / 2) ** 2, z * z, rate * (1 - rate)
     b, c = 2 * a * zz - zz * spread, (a - 0.25) * zz * zz
     needed = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
-    return max(TOO_FEW_PHOTOGRAPHS, math.ceil(needed - 1e-9))
+    return max(TOO_FEW_IMAGES, math.ceil(needed - 1e-9))
 
 
 def bootstrap_mean(
@@ -144,7 +144,7 @@ def bootstrap_mean(
     sums = np.bincount(group, weights=values)
     counts = np.bincount(group)
     mean = float(values.mean())
-    if groups < TOO_FEW_PHOTOGRAPHS or np.ptp(values) == 0:
+    if groups < TOO_FEW_IMAGES or np.ptp(values) == 0:
         return Rate(mean, float("nan"), float("nan"), n, groups)
     picks = resample(groups, num_resamples, seed)
     means = sums[picks].sum(1) / counts[picks].sum(1)

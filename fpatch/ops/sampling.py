@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def is_deterministic_gpu(tensor: Tensor) -> bool:
-    """Whether a tensor is off the CPU and torch is in deterministic mode.
+    """Return whether a tensor is off the CPU and torch is in deterministic mode.
 
     Example:
         >>> import torch

@@ -15,13 +15,13 @@ from fpatch.runs.locks import RunError
 
 
 def save_checkpoint(folder: Path, name: str, state: TrainState, facts: Mapping[str, Any]) -> None:
-    """Write a state as one file of tensors; `facts` (JSON) and the step stand in its header."""
+    """Write a state as one file of tensors, with `facts` (JSON) and the step in its header."""
     metadata = {"step": str(state.step), "format": str(FORMAT), "facts": json.dumps(facts)}
     write_file(folder / _file_name(name), state_bytes(state, metadata))
 
 
 def state_bytes(state: TrainState, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The tensors of a state as a safetensors file with this header."""
+    """Encode the tensors of a state as a safetensors file with this header."""
     return tensor_bytes(_name_tensors(state), metadata or {})
 
 
@@ -36,8 +36,8 @@ def load_checkpoint(folder: Path, name: str, like: TrainState) -> tuple[TrainSta
         found = None if n not in tensors else list(tensors[n].shape)
         if found != list(v.shape):
             raise RunError(
-                f"checkpoint {name!r} of {folder}: {n} has shape {found}, the config asks for "
-                f"{list(v.shape)}; resume with the config of the run"
+                f"checkpoint {name!r} of {folder}: {n} must have shape {list(v.shape)} by the config, got "
+                f"{found}; resume with the config of the run"
             )
         tensors[n] = tensors[n].to(v.device)
     leaves, tree = optree.tree_flatten(like.opt_state)
@@ -48,7 +48,7 @@ def load_checkpoint(folder: Path, name: str, like: TrainState) -> tuple[TrainSta
 
 
 def checkpoint_step(folder: Path, name: str) -> int:
-    """The number of updates made when a checkpoint was written.
+    """Return the number of updates that led to a checkpoint.
 
     Raises:
         RunError: If it is missing or broken.
@@ -68,12 +68,12 @@ def load_params(folder: Path, name: str = "best", patches: Sequence[str] | None 
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps of the numbered checkpoints, in order."""
+    """Return the steps of the numbered checkpoints, in order."""
     return sorted(int(p.stem[5:]) for p in (folder / "checkpoints").glob("step-*.safetensors"))
 
 
 def has_checkpoint(folder: Path, name: str) -> bool:
-    """Whether there is a checkpoint of that name."""
+    """Return whether a checkpoint exists."""
     return (folder / _file_name(name)).is_file()
 
 
@@ -82,6 +82,6 @@ def _file_name(name: str) -> str:
 
 
 def _name_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The tensors of a state by their names in the file; optimizer states are numbered."""
+    """Return the tensors of a state by their names in the file; those of the optimizer are numbered."""
     tensors = {f"params/{n}": v for n, v in state.params.items()} | {"key": state.key}
     return tensors | {f"opt/{i}": leaf for i, leaf in enumerate(optree.tree_leaves(state.opt_state))}

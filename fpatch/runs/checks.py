@@ -20,13 +20,13 @@ _ELSEWHERE = ("name", "device", "log")
 
 
 def check_study(run: Run, study: Study) -> list[str]:
-    """Refuse a study whose patch would differ from that of the run.
+    """Check that a study would train the patch of the run.
 
     Returns:
-        The differences that change last bits alone, a sentence each.
+        The differences that change last bits only, a sentence each.
 
     Raises:
-        RunError: For another difference, with the setting, its recorded and its present value.
+        RunError: If another setting differs; the message gives its recorded and its present value.
     """
     configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
     before, here = (flatten({n: v for n, v in c.items() if n not in _ELSEWHERE}) for c in configs)
@@ -37,8 +37,8 @@ def check_study(run: Run, study: Study) -> list[str]:
             said.append(f"{name}: {was} was recorded, {now} is here")
         elif was != now:
             raise RunError(
-                f"{run.folder} was begun with {name} = {was}, and the study has {now}; give the study that "
-                "is in its config.json, or another folder"
+                f"{run.folder}: {name} must be {was}, as when the run started, got {now}; give the study of "
+                "its config.json, or another folder"
             )
     return said
 
@@ -50,11 +50,11 @@ def warn_if_inexact(run: Run, differences: Sequence[str], processes: int) -> Non
         said = " then ".join(map(str, recorded))
         differences = [*differences, f"processes: {said} was recorded, {processes} is here"]
     for what in differences:
-        _logger.warning("the patch will not be that of an uninterrupted run bit for bit: %s", what)
+        _logger.warning("the patch will not equal that of an uninterrupted run bit for bit: %s", what)
 
 
 def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
-    """Digests of the data: the bytes of both tables, the names and sizes of the images."""
+    """Return digests of the data: the bytes of both tables, and the names and sizes of the images."""
     tables = {"placements": study.data.placements, "objects": study.data.objects}
     digests = {name: file_digest(path) for name, path in tables.items() if path is not None}
     sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in dataset.paths)
@@ -62,13 +62,13 @@ def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
 
 
 def check_data(run: Run, found: Mapping[str, str]) -> None:
-    """Refuse other tables, and warn about other images, which may have been repaired."""
+    """Check that the tables are those of the run; changed images, which may be repaired, give a warning."""
     recorded = run.read_json("environment.json", "data")["data"]
     changed = [name for name in found if recorded.get(name) != found[name]]
     if changed == ["photographs"]:
-        _logger.warning("%s: photographs have changed since it was started: so will the patch", run.folder)
+        _logger.warning("%s: images have changed since the run started, so the patch will differ", run.folder)
     elif changed:
         raise RunError(
-            f"{run.folder}: the {changed[0]} of the data have changed since the run was started; restore "
+            f"{run.folder}: the {changed[0]} of the data have changed since the run started; restore "
             "them to resume it, or train again"
         )

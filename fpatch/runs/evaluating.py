@@ -34,11 +34,22 @@ def evaluate_run(
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
     Args:
-        folder: The run.
-        split: Which split of the study's data.
-        checkpoint: Name of a checkpoint.
+        folder: The run folder.
+        split: The split of the study's data.
+        checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate_run, train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
+        >>> run, rates = evaluate_run(run.folder)
+        >>> rates.clean.value, rates.rates["noise"].value, rates.rates["patch"].value
+        (1.0, 0.0, 1.0)
+        >>> sorted(path.name for path in (run.folder / "figures").iterdir())
+        ['test-effects.png', 'test.png']
     """
     with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
@@ -70,12 +81,12 @@ class Trained(NamedTuple):
     """A run opened for measuring.
 
     Attributes:
-        run: Its folder.
-        study: What it was made from.
-        pipeline: Of the phase that is called as the split.
-        params: Of a checkpoint.
-        step: Updates that had been made then.
-        dataset: The split's photographs.
+        run: The run folder.
+        study: The study of the run.
+        pipeline: The pipeline of the phase with the name of the split.
+        params: The patch parameters of a checkpoint.
+        step: The updates that led to the checkpoint.
+        dataset: The images of the split.
     """
 
     run: Run
@@ -95,13 +106,23 @@ def load_trained(
 ) -> Iterator[Trained]:
     """Load a run's patch, and the images and the pipeline to measure it with.
 
-    Meanwhile torch is asked for the same bits every time, if the study is; see `TrainConfig.deterministic`.
+    Within the block torch uses deterministic algorithms if the study sets `train.deterministic`.
 
     Args:
-        folder: The run.
-        split: Which split of the study's data.
-        checkpoint: Name of a checkpoint.
+        folder: The run folder.
+        split: The split of the study's data.
+        checkpoint: The name of a checkpoint.
         resources: Live objects by "path/setting" of the pipeline.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.evaluating import load_trained
+        >>> run = train(tiny_study(tempfile.mkdtemp(), {"data.validation": False}))
+        >>> with load_trained(run.folder) as trained:
+        ...     trained.step, trained.params["tag"].shape, len(trained.dataset.image_ids)
+        (4, torch.Size([3, 6, 6]), 4)
     """
     run, study = open_run(folder, resources)
     parts = set_up(study)
@@ -113,12 +134,12 @@ def load_trained(
 
 
 def table_name(split: str, checkpoint: str) -> str:
-    """The name of an evaluation in tables and logs: "test", "test-last" and the like."""
+    """Return the name of an evaluation in tables and logs, such as "test" or "test-last"."""
     return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
 
 
 def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:
-    """Rates, rates over objects and summaries of an evaluation, as JSON."""
+    """Return the rates of rows and objects and the summaries of an evaluation, as JSON values."""
     objects = of_objects(result.objects, study.evaluate.metric)
     more = {} if objects is None else {"objects": objects.to_json()}
     return rates.to_json() | more | {"summaries": result.summaries}

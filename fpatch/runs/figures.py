@@ -16,13 +16,13 @@ from fpatch.study.study import Study
 from fpatch.viz.side_by_side import Panel, side_by_side
 
 _PICTURED = 3
-"""Rows pictured at either end of the effects."""
+"""Rows drawn of the largest effects, and of the smallest."""
 
 
 def log_stage_views(
     study: Study, step: int, views: StageViews, names: Sequence[str], log: Log, table: str
 ) -> None:
-    """Log the views of every stage, and a figure of the victim's answers, under the name of the table."""
+    """Log the views of every stage and a figure of the victim's answers, under the table's name."""
     for name, value in views.shown.items():
         full = f"{table}/{name}"
         if value.ndim == 3:
@@ -37,7 +37,7 @@ def log_stage_views(
 def view_first_block(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
 ) -> StageViews:
-    """The views of all stages on the first block of an evaluation."""
+    """View all stages on the first block of an evaluation."""
     rows = slice(0, study.evaluate.block)
     sample, batch = logged_rows(dataset, table, rows, study.place)
     return view_stages(study.placed.at(phase), params, sample, batch, phase)
@@ -46,7 +46,7 @@ def view_first_block(
 def picture_effects(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
 ) -> torch.Tensor:
-    """Picture the rows with the largest and the smallest effects, control beside patched image."""
+    """Draw the rows with the largest and the smallest effects, control beside patched image."""
     effect = effects(table, study.evaluate.metric)
     order = np.argsort(-effect, kind="stable")
     few = min(_PICTURED, len(order) // 2) or 1
@@ -58,7 +58,7 @@ def picture_effects(
 
 
 def _change(effect: float) -> str:
-    """The change of the score, as a caption."""
+    """Return the change of the score as a caption."""
     size = f"{abs(effect):.2f}"
     return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
 
@@ -66,7 +66,7 @@ def _change(effect: float) -> str:
 def make_figure(
     study: Study, views: StageViews, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
 ) -> torch.Tensor:
-    """Control and patched images side by side, with the victim's answers; a row per caption."""
+    """Draw control and patched images side by side, with the victim's answers; one row per caption."""
 
     def panel(values: Mapping[str, Any], i: int, caption: str) -> Panel:
         final = values.get("detections", {}).get("final")

@@ -1,4 +1,4 @@
-"""Files of a run folder: written whole or not at all, and read with errors that say what to restore."""
+"""Files of a run folder: written atomically, and read with errors that name what to restore."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
 
 FORMAT = 1
-"""Version of the layout of a run folder; a reader refuses another one."""
+"""The version of the layout of a run folder; a reader refuses another one."""
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that must have these keys.
+    """Read a JSON object, and check that it has these keys.
 
     Raises:
         RunError: If the file is no JSON, or lacks a key.
@@ -55,13 +55,13 @@ def read_execution(path: Path) -> Execution:
     try:
         return Execution(**recorded)
     except TypeError as error:
-        what = "the execution is not as this version records it; train or evaluate again"
+        what = "the execution has other fields than this version records; train or evaluate again"
         raise RunError(f"{path}: {what}") from error
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Tensors as a safetensors file; `metadata` becomes its header."""
-    # the file format demands that no two tensors share memory
+    """Encode tensors as a safetensors file; `metadata` becomes its header."""
+    # the format forbids tensors that share memory
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return save(copies) if metadata is None else save(copies, dict(metadata))
 
@@ -71,7 +71,7 @@ def read_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
 
     Args:
         folder: The run folder.
-        name: Of the file in it.
+        name: The name of the file in it.
 
     Raises:
         RunError: If the file is missing or broken.
@@ -86,6 +86,4 @@ def read_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         with safe_open(path, framework="pt") as file:
             return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise RunError(
-            f"{path} is broken ({error}); restore it, or put a copy of an older one in its place"
-        ) from error
+        raise RunError(f"{path} is broken ({error}); restore it, or replace it by an older one") from error

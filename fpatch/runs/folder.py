@@ -1,11 +1,11 @@
-"""Run folders: everything that a run leaves, in formats that hold no code (JSON, safetensors, Parquet, PNG).
+"""Run folders: all files of a run, in formats without code (JSON, safetensors, Parquet, PNG).
 
     config.json  environment.json  records.jsonl  checkpoints/{last,best,step-...}.safetensors
     tables/<split>[-<step>].{parquet,csv,objects.parquet,objects.csv,patches.safetensors,json}
     patch/<name>.png  figures/  images/
     tensorboard/  profile/
 
-Every file is replaced whole or not at all, so that a run killed at any moment can be resumed and replayed.
+Every file is replaced atomically, so that a run killed at any moment can be resumed and replayed.
 """
 
 import os
@@ -44,7 +44,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Refer to a run folder, which need not exist yet."""
+        """Refer to a run folder, which may not exist yet."""
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
@@ -57,16 +57,16 @@ class Run:
         """Make `root/<time>-<name>/` with its config and environment.
 
         Raises:
-            OSError: If it cannot be written; nothing is left of it.
+            OSError: If the folder cannot be written; nothing of it remains.
         """
         return Run.create_at(new_folder(Path(root), name), config, environment)
 
     @staticmethod
     def create_at(folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
-        """Make a run folder of this name, or complete one whose start was cut off.
+        """Make a run folder of this name, or complete one that was killed at its start.
 
         Raises:
-            OSError: If it cannot be written; nothing is left of it.
+            OSError: If the folder cannot be written; nothing of it remains.
         """
         run = Run(folder)
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -80,10 +80,10 @@ class Run:
 
     @staticmethod
     def open(folder: str | Path) -> "Run":
-        """A run folder that exists.
+        """Open a run folder.
 
         Raises:
-            RunError: If it is no run folder, incomplete, or made by another version.
+            RunError: If the folder is missing, incomplete, or has the format of another version.
         """
         run = Run(folder)
         if not run.folder.is_dir():
@@ -93,7 +93,7 @@ class Run:
                 inside = sorted(p.parent.name for p in run.folder.glob("*/environment.json"))
                 hint = f"give one of the runs in it, e.g. {inside[-1]}" if inside else "train again"
                 raise RunError(
-                    f"{folder} lacks {name}: it is no run folder, or its start was cut off; {hint}"
+                    f"{folder} lacks {name}: it is no run folder, or was killed at its start; {hint}"
                 )
         environment = run.read_json("environment.json", "format", "fpatch", "execution")
         if environment["format"] != FORMAT:
@@ -106,41 +106,41 @@ class Run:
 
     @property
     def execution(self) -> Execution:
-        """How it was trained."""
+        """The execution in which the run started."""
         return files.read_execution(self.folder / "environment.json")
 
     @property
     def processes(self) -> int:
-        """How many began it together."""
+        """The number of processes that started the run."""
         return self.read_json("environment.json").get("processes", 1)
 
     def stretches(self) -> list[int]:
-        """How many made its updates, one number after the other."""
+        """Return the numbers of processes that made its updates, in order."""
         return [self.processes, *(r["processes"] for r in self._resumed())]
 
     def processes_at(self, update: int) -> int:
-        """How many made an update together."""
+        """Return the number of processes that made an update."""
         sizes = [r["processes"] for r in self._resumed() if r["step"] < update]
         return sizes[-1] if sizes else self.processes
 
     def note_processes(self, step: int, processes: int) -> None:
-        """Record how many go on from a step, where those before were another number."""
-        resumed = [r for r in self._resumed() if r["step"] < step]  # what came later is undone
+        """Record the number of processes from a step on, if it differs from that before."""
+        resumed = [r for r in self._resumed() if r["step"] < step]  # later updates are made again
         if processes != (resumed[-1]["processes"] if resumed else self.processes):
             resumed.append({"step": step, "processes": processes})
         if resumed != self._resumed():
             self.write_json("environment.json", self.read_json("environment.json") | {"resumed": resumed})
 
     def _resumed(self) -> list[dict[str, int]]:
-        """Where another number of processes went on, in the order of steps."""
+        """Return the changes of the number of processes, in the order of steps."""
         return self.read_json("environment.json").get("resumed", [])
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for one writing process, and clear away what a killed one left half-written.
+        """Lock the run for one writing process, and remove incomplete files of a killed one.
 
         Raises:
-            LockedError: If another process holds it.
+            LockedError: If another process holds the lock.
         """
         with lock(self.folder, LockedError, "written"):
             for path in self.folder.rglob("*.tmp"):
@@ -148,7 +148,7 @@ class Run:
             yield
 
     def path(self, name: str) -> Path:
-        """A path in the folder whose parents exist."""
+        """Return a path in the folder, whose parents are made."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -160,7 +160,7 @@ class Run:
         files.write_json(self.folder / name, value)
 
     def read_json(self, name: str, *keys: str) -> dict[str, Any]:
-        """Read a JSON object that must have these keys.
+        """Read a JSON object, and check that it has these keys.
 
         Raises:
             RunError: If the file is no JSON, or lacks a key.
@@ -180,7 +180,7 @@ class Run:
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def save_checkpoint(self, name: str, state: TrainState, **facts: Any) -> None:
-        """Write a state as one file of tensors; `facts` (JSON) and the step stand in its header."""
+        """Write a state as one file of tensors, with `facts` (JSON) and the step in its header."""
         checkpoints.save_checkpoint(self.folder, name, state, facts)
 
     def load_checkpoint(self, name: str, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -192,7 +192,7 @@ class Run:
         return checkpoints.load_checkpoint(self.folder, name, like)
 
     def checkpoint_step(self, name: str) -> int:
-        """The number of updates made when a checkpoint was written.
+        """Return the number of updates that led to a checkpoint.
 
         Raises:
             RunError: If it is missing or broken.
@@ -200,11 +200,11 @@ class Run:
         return checkpoints.checkpoint_step(self.folder, name)
 
     def load_params(self, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Load the patch parameters of a checkpoint alone, to begin another training with.
+        """Load only the patch parameters of a checkpoint, such as to start another training.
 
         Args:
-            name: Of the checkpoint.
-            patches: Names of those to load; None: all.
+            name: The name of the checkpoint.
+            patches: The patches to load; None: all.
 
         Returns:
             Tensors on the host, by patch.
@@ -215,24 +215,24 @@ class Run:
         return checkpoints.load_params(self.folder, name, patches)
 
     def checkpoint_steps(self) -> list[int]:
-        """The steps of the numbered checkpoints, in order."""
+        """Return the steps of the numbered checkpoints, in order."""
         return checkpoints.checkpoint_steps(self.folder)
 
     def has_checkpoint(self, name: str) -> bool:
-        """Whether there is a checkpoint of that name."""
+        """Return whether a checkpoint exists."""
         return checkpoints.has_checkpoint(self.folder, name)
 
     # -- tables --------------------------------------------------------------------------------------------
 
     def save_evaluation(self, name: str, evaluation: Evaluation, execution: Execution) -> None:
-        """Write the tables (Parquet and CSV), the patches shown and the execution, all or nothing."""
+        """Write the tables (Parquet and CSV), the patches shown and the execution, atomically."""
         tables.save_evaluation(self.folder, name, evaluation, execution)
 
     def load_table(self, name: str) -> dict[str, np.ndarray]:
         """Load the columns of a table.
 
         Raises:
-            RunError: If there is none of that name, or it is broken.
+            RunError: If the table is missing or broken.
         """
         return tables.load_table(self.folder, name)
 
@@ -240,7 +240,7 @@ class Run:
         """Load the columns of a table's objects; none if no metric wrote any.
 
         Raises:
-            RunError: If there is no table of that name, or its objects are broken.
+            RunError: If the table is missing, or its objects are broken.
         """
         return tables.load_objects(self.folder, name)
 
@@ -254,7 +254,7 @@ class Run:
 
 
 def describe_environment(seed: int, execution: Execution) -> dict[str, Any]:
-    """What a run folder records about where it was made."""
+    """Return the facts about this process that a run folder records."""
     return {
         "execution": execution._asdict(),
         "seed": seed,

@@ -1,7 +1,6 @@
-"""Exhaustive evaluation: every photograph under every combination of chosen sampled values.
+"""Evaluate a run in every cell of a grid, with heat maps and images of the cells.
 
-A random sample says how a patch does on the whole; a grid says where it fails. Everything that is not on the
-grid is drawn as ever, and by the same keys in every cell, so that cells differ in what the grid says alone.
+`fpatch.evaluation.grid` measures a pipeline on a data set; this module opens the run and its study for it.
 """
 
 import itertools
@@ -26,7 +25,7 @@ from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 
 _PICTURED = 3
-"""Cells at either end of which there is an image."""
+"""Cells drawn of the weakest, and of the strongest."""
 
 
 def evaluate_grid_run(
@@ -39,16 +38,16 @@ def evaluate_grid_run(
 ) -> tuple[Run, list[Cell]]:
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
 
-    `tables/<split>-grid` can be replayed like any other; `figures/<split>-grid.png` holds heat maps of all
-    pairs of axes (curves, for one axis), and `figures/<split>-grid-cells.png` images of the weakest and
-    strongest cells.
+    `tables/<split>-grid` can be replayed like any other table. `figures/<split>-grid.png` holds heat maps of
+    all pairs of axes, or curves for one axis. `figures/<split>-grid-cells.png` holds images of the weakest
+    and strongest cells.
 
     Args:
-        folder: The run.
+        folder: The run folder.
         grid: Values by path.
-        split: Which split of the study's data.
-        checkpoint: Name of a checkpoint.
-        on_progress: Told of progress.
+        split: The split of the study's data.
+        checkpoint: The name of a checkpoint.
+        on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
     """
     with load_trained(folder, split, checkpoint, resources) as trained:
@@ -91,7 +90,7 @@ def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
 
 
 def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> Tensor:
-    """Images of the weakest and the strongest cells: in each, the row with the median effect."""
+    """Draw the weakest and the strongest cells, each by its row with the median effect."""
     counted = [cell for cell in cells if cell.success.rates[PATCH].count] or list(cells)
     ordered = sorted(counted, key=lambda cell: cell.success.rates[PATCH].value)
     chosen = ordered if len(ordered) <= 2 * _PICTURED else ordered[:_PICTURED] + ordered[-_PICTURED:]

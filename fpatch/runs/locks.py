@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class RunError(ValueError):
-    """A run folder that cannot be used as it is."""
+    """A run folder that cannot be used in its present state."""
 
 
 class LockedError(RunError):
@@ -28,10 +28,10 @@ def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
 
 
 def new_folder(root: Path, name: str) -> Path:
-    """Make `root/<time>-<name>/`, with a number behind if there is one already.
+    """Make `root/<time>-<name>/`, with a number after it if the name is taken.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If the folder cannot be made.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for i in itertools.count():

@@ -1,4 +1,4 @@
-"""The log of a run: its description, its scalars, and reading them back."""
+"""The log of a run: its description and its scalars, written and read."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from fpatch.study.study import Study
 
 
 def open_study_log(study: Study, run: Run, resume_step: int | None) -> Log:
-    """The log of a run, with the sinks that its study asks for; see `fpatch.log.open_log`."""
+    """Open the log of a run, with the sinks of its study; see `fpatch.log.open_log`."""
     return open_log(
         run.folder,
         tensorboard=study.log.tensorboard,
@@ -33,7 +33,7 @@ def log_study(study: Study, dataset: TargetSet, log: Log) -> None:
 
 
 def describe(study: Study) -> str:
-    """The study in Markdown: a line per stage (a stage may give its own), and a diagram of training."""
+    """Describe a study in Markdown: a line per stage, and a diagram of training."""
     lines = [f"# {study.name}", ""]
     for path, n in study.pipeline.items():
         d = n.stage.definition
@@ -45,7 +45,7 @@ def describe(study: Study) -> str:
 
 
 def step_scalars(info: StepInfo) -> dict[str, float]:
-    """The scalars of a step, by name in the log."""
+    """Return the scalars of a step, by their names in the log."""
     terms = {f"train/{name}": float(term.mean()) for name, term in info.terms.items()}
     return {"train/loss": float(info.loss), **terms, "train/grad_norm": float(info.grad_norm)}
 

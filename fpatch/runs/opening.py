@@ -1,4 +1,4 @@
-"""Open a run folder: its study, and its recorded execution."""
+"""Open a run folder with its study, and recreate its recorded execution."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
     """Open a run folder and the study that it was made from.
 
     Raises:
-        RunError: If it is no run folder, or its config cannot be read.
+        RunError: If the folder is no run folder, or its config cannot be read.
     """
     run = Run.open(folder)
     try:

@@ -25,13 +25,13 @@ from fpatch.study.splits import split_name
 
 
 class StepReplay(NamedTuple):
-    """A training batch, rerun.
+    """The result of rerunning a training update.
 
     Attributes:
         step: The update.
-        start: The checkpoint that it started from.
-        scalars: Logged and rerun value of every scalar of the step.
-        info: Samples and terms of the batch.
+        start: The step of the checkpoint at which the rerun started.
+        scalars: The logged and the rerun value of every scalar of the step.
+        info: The samples and terms of the batch.
         environment: Differences from the recorded execution, a sentence each.
     """
 
@@ -43,7 +43,7 @@ class StepReplay(NamedTuple):
 
     @property
     def identical(self) -> bool:
-        """Whether every value is the logged one."""
+        """True if every value equals the logged one."""
         return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in self.scalars.values())
 
 
@@ -61,17 +61,27 @@ def replay_run(
     """Rerun evaluated rows from their logged samples, in the recorded execution.
 
     Args:
-        folder: The run.
-        rows: Of the table; None for all.
-        table: Its name.
+        folder: The run folder.
+        rows: The rows of the table; None: all.
+        table: The name of the table.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
-        edits: Values to take instead of the sampled ones, by path, as `fpatch.override` takes them.
-        keep: Further values to hand to `on_block`, e.g. "image".
-        on_block: Called after every block with its row numbers and its results under every condition.
+        edits: Values that replace the sampled ones, by path, as in `fpatch.override`.
+        keep: Names of further values for `on_block`, such as "image".
+        on_block: Called after every block with its row indices and its results under every condition.
 
     Returns:
         The replay, and the differences from the recorded execution, a sentence each.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate_run, replay_run, train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
+        >>> _ = evaluate_run(run.folder)
+        >>> again, differences = replay_run(run.folder, slice(0, 2))
+        >>> again.rows.tolist(), again.differences, differences
+        ([0, 1], {}, [])
     """
     run, study = open_run(folder, resources)
     logged, recorded = run.load_table(table), run.load_execution(table)
@@ -80,7 +90,7 @@ def replay_run(
     chosen = range(len(logged["image_id"]))[rows or slice(None)]
     if not chosen:
         raise ValueError(
-            f"replay --rows: none of these; the table has rows 0 to {len(logged['image_id']) - 1}"
+            f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
     with recorded_execution(recorded, study) as differences:
         result = replay(
@@ -102,12 +112,12 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
     """Rerun a training update from the nearest checkpoint before it, and compare its logged scalars.
 
     Args:
-        folder: The run.
-        number: The update, from 1 to the last that was logged.
+        folder: The run folder.
+        number: The update, from 1 to the last logged one.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
-        ValueError: If there is no record of that update.
+        ValueError: If the update has no record.
     """
     run, study = open_run(folder, resources)
     parts = set_up(study)

@@ -1,4 +1,4 @@
-"""The steps of a training: of one process or several, profiled if asked, or those of a replacement."""
+"""The steps of training, in one process or several, with a profile if the study asks for one."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -30,7 +30,7 @@ def take_steps(
     ranks: Ranks,
     steps: Steps | None,
 ) -> Iterator[tuple[TrainState, StepInfo] | None]:
-    """The steps from a state on: those of `fit` in all processes, or of its replacement."""
+    """Return the steps after a state: those of `fit` in all processes, or of its replacement."""
     loader = make_loader(study, parts, ranks)
     if steps is not None:
         return steps(state, loader, num_steps)
@@ -41,7 +41,7 @@ def take_steps(
 def follow_steps(
     study: Study, parts: Setup, state: TrainState, ranks: Ranks, until: int | None = None
 ) -> None:
-    """Take part in the steps of process 0, and stop where it stops."""
+    """Take the steps of process 0 in another process, and stop where it stops."""
     num_steps = study.train.num_steps if until is None else until
     step, loader = make_training_step(study, parts, ranks), make_loader(study, parts, ranks)
     steps = fit(state, step, loader, num_steps)
@@ -53,7 +53,7 @@ def follow_steps(
 def _together(
     steps: Iterator[tuple[TrainState, StepInfo]], study: Study, state: TrainState, ranks: Ranks
 ) -> Iterator[tuple[TrainState, StepInfo]]:
-    """The same steps; at the start and at every checkpoint all processes must hold the same state."""
+    """Check at the start and at every checkpoint that all processes hold the same state."""
     ranks.check_same(f"the state at step {state.step}", state_bytes(state))
     for after, info in steps:
         if after.step == study.train.num_steps or after.step % study.train.checkpoint_every == 0:
@@ -64,13 +64,13 @@ def _together(
 def _profiled(
     steps: Iterator[tuple[TrainState, StepInfo]], study: Study, run: Run
 ) -> Iterator[tuple[TrainState, StepInfo]]:
-    """The same steps, some of them recorded for TensorBoard's profile tab, after two to warm up."""
+    """Record some steps for TensorBoard's profile tab, after two steps of warm-up."""
     if study.log.profile_steps:
         yield from islice(steps, 2)
         handler = torch.profiler.tensorboard_trace_handler(str(run.path("tensorboard/x").parent))
         with torch.profiler.profile(on_trace_ready=handler, record_shapes=True, acc_events=True):
             for i in range(2, 2 + study.log.profile_steps):
-                with torch.profiler.record_function(f"ProfilerStep#{i}"):  # the name that the tab looks for
+                with torch.profiler.record_function(f"ProfilerStep#{i}"):  # the name that the tab expects
                     taken = list(islice(steps, 1))
                 yield from taken
     yield from steps

@@ -16,7 +16,7 @@ from fpatch.runtime.execution import Execution
 
 
 def save_evaluation(folder: Path, name: str, evaluation: Evaluation, execution: Execution) -> None:
-    """Write the tables (Parquet and CSV), the patches shown and the execution, all or nothing."""
+    """Write the tables (Parquet and CSV), the patches shown and the execution, atomically."""
     patches = {
         f"{condition}/{value}/{patch}": tensor
         for condition, patches in evaluation.conditions.items()
@@ -29,7 +29,7 @@ def save_evaluation(folder: Path, name: str, evaluation: Evaluation, execution: 
         "patches.safetensors": tensor_bytes(patches),
     }
     tables = folder / "tables"
-    for suffix, data in files.items():  # a full disk is met here, while an older evaluation still stands
+    for suffix, data in files.items():  # a full disk fails here, while an older evaluation is intact
         write_file(tables / f"{name}.{suffix}.tmp", data)
     for stale in ("json", "objects.parquet", "objects.csv"):
         (tables / f"{name}.{stale}").unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def load_table(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Load the columns of a table.
 
     Raises:
-        RunError: If there is none of that name, or it is broken.
+        RunError: If the table is missing or broken.
     """
     return _read_table(_find_table(folder, name))
 
@@ -53,7 +53,7 @@ def load_objects(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Load the columns of a table's objects; none if no metric wrote any.
 
     Raises:
-        RunError: If there is no table of that name, or its objects are broken.
+        RunError: If the table is missing, or its objects are broken.
     """
     path = _find_table(folder, name).with_suffix(".objects.parquet")
     return _read_table(path) if path.is_file() else {}
@@ -63,7 +63,7 @@ def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
     """Load the patches that an evaluation showed, by condition."""
     tensors, _ = read_tensors(folder, f"tables/{name}.patches.safetensors")
     conditions: dict[str, dict[str, Any]] = {}
-    # the file sorts them by name, but the last bit of a sum over patches depends on their order
+    # the file sorts by name, but the last bit of a sum over patches depends on their order
     for path in read_json(folder / f"tables/{name}.json", "patches")["patches"]:
         condition, value, patch = path.split("/", 2)
         conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensors[path]
@@ -86,7 +86,7 @@ def _find_table(folder: Path, name: str) -> Path:
 
 
 def _encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """A table as Parquet and CSV, by suffix."""
+    """Encode a table as Parquet and CSV, by suffix."""
     table = pa.table({n: pa.array(c) for n, c in columns.items()})
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, parquet)
@@ -96,10 +96,10 @@ def _encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, b
 
 
 def _read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a Parquet file.
+    """Read the columns of a Parquet file.
 
     Raises:
-        RunError: If it cannot be read.
+        RunError: If the file cannot be read.
     """
     try:
         table = pyarrow.parquet.read_table(path)

@@ -1,12 +1,12 @@
-"""Train in a run folder: the loop with its log, validations and checkpoints, begun or resumed.
+"""Train in a run folder: the loop with its log, validations and checkpoints.
 
-`train` begins a run, and `resume` continues one. `train_in` does either, and pauses at validations.
+`train` starts a run, and `resume` continues one. `train_in` does either, and pauses at validations.
 """
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +34,9 @@ class Measured(NamedTuple):
     """The result of a validation during training.
 
     Attributes:
-        step: Updates made.
-        scalars: As they stand in the log, by name.
-        errors: Standard errors of them, where they are known.
+        step: The number of updates so far.
+        scalars: The scalars of the validation, by their names in the log.
+        errors: Standard errors of scalars; an unknown one is absent.
     """
 
     step: int
@@ -45,8 +45,9 @@ class Measured(NamedTuple):
 
 
 Training = Generator[Measured | None, bool | None, None]
-"""Training that pauses after every validation, before the state is saved; sent True, it ends there as if that
-had been the last step. It also pauses, with None, wherever its steps do."""
+"""Training that pauses after every validation, before the state is saved.
+
+Sent True, it ends there as after the last step. It also pauses, with None, where its steps pause."""
 
 
 def train_in(
@@ -64,23 +65,36 @@ def train_in(
 
     Args:
         folder: A run folder; it is made if absent.
-        study: What to train; if the folder is there already, the one that it was made from.
-        start: The state to begin with; None: the study's own.
-        until: Updates after which to end; None: `train.num_steps`, which schedules count on in any case.
-        on_progress: Told of progress.
-        parts: Those of the study, where they are there already.
+        study: The study to train; an existing folder must have been made from it.
+        start: The first state; None: the study's own.
+        until: The number of updates after which to end; None: `train.num_steps`. Schedules always count to
+            `train.num_steps`.
+        on_progress: Called with the progress.
+        parts: The objects made from the study, if they exist already.
         steps: A replacement for `fit`; None: `fit` itself.
-        ranks: The processes that train together, each of which calls this. Process 0 writes the folder and
-            pauses; the others take part in its steps until they are all done, or it ends.
+        ranks: The processes that train together, each of which calls this function. Process 0 writes the
+            folder and pauses; the others take its steps until it ends.
 
     Raises:
-        RunError: As for `resume`, and if the folder was begun with another study.
+        RunError: As for `resume`, and if the folder was made from another study.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.training import train_in
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> study = tiny_study(folder, {"evaluate.every": 2})
+        >>> for measured in train_in(folder / "run", study):
+        ...     print(measured.step, measured.scalars["success/clean"])
+        2 1.0
+        4 1.0
     """
     parts = parts or set_up(study)
     digests = data_digests(study, parts.dataset)
     if not ranks.rank and not (Path(folder) / "config.json").is_file():
         Run.create_at(folder, study.config, _environment(study, digests, ranks))
-    ranks.check_same("the data", json.dumps(digests).encode())  # and now the folder is there for all
+    ranks.check_same("the data", json.dumps(digests).encode())  # after it the folder exists for all processes
     run = Run.open(folder)
     check_data(run, digests)
     changed = check_study(run, study)
@@ -88,17 +102,17 @@ def train_in(
 
 
 def train(study: Study, on_progress: Progress = silent) -> Run:
-    """Train, and leave a run folder.
+    """Train a study in a new run folder.
 
-    Started by torchrun, or in the workers of Ray Train, all processes train one patch together, and process 0
-    writes the folder; see `fpatch.runtime.parallel`.
+    Under torchrun, or in the workers of Ray Train, all processes train one patch together, and process 0
+    writes the folder.
 
     Returns:
         The run, with `last`, `best` and numbered checkpoints.
 
     Raises:
-        ValueError: For anything wrong in the study, before the folder is made; and if a loss is not finite,
-            with the term, the row and its sample, after the state before it was saved.
+        ValueError: If anything is wrong in the study, before the folder is made; or if a loss is not finite,
+            after the state before it is saved. The message names the term, the row and its sample.
         ConnectionError: If another process of the run has ended.
 
     Example:
@@ -128,10 +142,10 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
     with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
         parts = set_up(study)
-        make_loader(study, parts, ranks)  # refuses a batch that is too small for all
+        make_loader(study, parts, ranks)  # refuses a batch with fewer rows than processes
         dry_run_setup(study, parts)
         if ranks.rank:
-            run = Run(ranks.tell(""))  # which this process need not see
+            run = Run(ranks.tell(""))  # which this process may not see
             follow_steps(study, parts, parts.initial, ranks)
             return run
         environment = _environment(study, data_digests(study, parts.dataset), ranks)
@@ -147,35 +161,19 @@ def resume(
     """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
 
     Raises:
-        RunError: If the folder is incomplete, of another version, or held by another process, or if the data
-            are not those that it was started with.
+        RunError: If the folder is incomplete, has the format of another version or is locked by another
+            process, or the data have changed since the run started.
 
     Example:
-        A run of three steps, resumed when it has ended, stays as it is:
+        A finished run stays as it is:
 
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from fpatch import data, load_study, resume, train
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
-        >>> _ = (folder / "placements.csv").write_text(
-        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
-        ...     + "scene.png,tag,train,8,8,40,8,40,40,8,40"
-        ... )
-        >>> _ = (folder / "study.toml").write_text('''
-        ... data = {placements = "placements.csv", size = [48, 64], validation = false, test = "train"}
-        ... objective = {weights = {total_variation = 1.0}}
-        ... train = {num_steps = 3, batch_size = 1}
-        ... log = {tensorboard = false, mlflow = false}
-        ... [pipeline]
-        ... pixels = {stage = "create.pixels", shapes = {tag = [3, 8, 8]}}
-        ... implant = {stage = "implant.warp"}
-        ... smooth = {stage = "losses.total_variation"}
-        ... ''')
-        >>> run = train(load_study(folder / "study.toml", {"log.runs": str(folder)}))
+        >>> import tempfile
+        >>> from fpatch import resume, train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
         >>> again = resume(run.folder)
         >>> again.folder == run.folder, again.checkpoint_steps()
-        (True, [0, 3])
+        (True, [0, 4])
     """
     run, study = open_run(folder, resources)
     with joined(device=study.device) as ranks:
@@ -186,7 +184,7 @@ def resume(
 
 
 def _environment(study: Study, digests: Mapping[str, str], ranks: Ranks) -> dict[str, Any]:
-    """The content of `environment.json` of a new run."""
+    """Return the content of `environment.json` of a new run."""
     environment = describe_environment(study.seed, study.execution(0))
     return environment | {"data": digests, "processes": ranks.size}
 
@@ -211,8 +209,8 @@ def _continue(
         on_progress: Called with the progress.
         ranks: The processes that train together.
         changed: Differences from the recorded study, which make the run inexact.
-        start: The state to begin with; None: the study's own.
-        until: Updates after which to end; None: all.
+        start: The first state; None: the study's own.
+        until: The number of updates after which to end; None: all.
         steps: A replacement for `fit`.
     """
     held = nullcontext() if ranks.rank else run.locked()
@@ -247,12 +245,10 @@ def _train(
     until: int | None,
     steps: Steps | None,
 ) -> Training:
-    """The loop of process 0: log every step, validate, and save checkpoints."""
+    """Run the loop of process 0: log every step, validate, and save checkpoints."""
     num_steps = study.train.num_steps if until is None else until
     run.note_processes(state.step, ranks.size)
-    log = open_study_log(study, run, resume_step)
-    finished = False
-    try:
+    with _opened_log(study, run, resume_step) as log:
         log_study(study, parts.dataset, log)
         if state.step == 0 or not run.has_checkpoint("last"):
             _checkpoint(run, log, state, facts)
@@ -278,9 +274,18 @@ def _train(
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         _write_best(study, parts, run, log)
+
+
+@contextmanager
+def _opened_log(study: Study, run: Run, resume_step: int | None) -> Iterator[Log]:
+    """Open the log of a training; close it as finished, or as failed if the block raises."""
+    log = open_study_log(study, run, resume_step)
+    finished = False
+    try:
+        yield log
         finished = True
     except BaseException as error:
-        error.add_note(f"what was done is kept; go on with: fpatch resume {run.folder}")
+        error.add_note(f"finished steps are kept; resume with: fpatch resume {run.folder}")
         raise
     finally:
         log.close(finished=finished)
@@ -294,7 +299,7 @@ def _write_best(study: Study, parts: Setup, run: Run, log: Log) -> None:
 
 
 def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any]) -> None:
-    """Records first, then the state they lead to, then their commit: right whenever it is cut off."""
+    """Save the records, then the state, then the commit of the records: a kill between them does no harm."""
     log.flush()
     run.save_checkpoint(f"step-{state.step:08d}", state, **facts)
     run.save_checkpoint("last", state, **facts)
@@ -310,7 +315,7 @@ def _validate(
     facts: dict[str, Any],
     on_progress: Progress,
 ) -> tuple[dict[str, Any], Measured]:
-    """Evaluate on the validation split, log it, and keep the best checkpoint; returns the new facts, too."""
+    """Evaluate on the validation split, log the result, and save the best checkpoint and its facts."""
     assert study.data.validation is not None
     dataset = parts.dataset.split(study.data.validation)
     result = evaluate_split(study, state.params, dataset, "validation", on_progress)

@@ -1,4 +1,4 @@
-"""Does a patch fool victims that it was not trained on? Every patch against every victim."""
+"""Transfer between runs: the patch of every run against the victim of every other."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,18 +28,30 @@ def transfer_runs(
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
 ) -> Transfer:
-    """The same for runs, by the names of their folders.
+    """Measure the patch of every run on the victim of every run, by the names of their folders.
 
     Args:
-        folders: Runs with the same photographs in the split; their patches meet their victims.
-        also: Runs whose patches are measured too, as of one that was trained on several victims.
-        split: Which.
-        checkpoint: Name of a checkpoint, in every run.
-        on_progress: Told of progress.
+        folders: Run folders with the same images in the split; each gives a patch and a victim.
+        also: Run folders that give a patch alone, such as one trained on several victims.
+        split: The split of the study's data.
+        checkpoint: The name of a checkpoint in every run.
+        on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipelines.
 
     Raises:
-        ValueError: If two folders have one name, or the photographs differ.
+        ValueError: If two folders have the same name, or the images of the runs differ.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.transfer import transfer_runs
+        >>> folder, settings = tempfile.mkdtemp(), {"data.validation": False}
+        >>> long = train(tiny_study(folder, settings | {"name": "long"})).folder
+        >>> short = train(tiny_study(folder, settings | {"name": "short", "train.num_steps": 1})).folder
+        >>> rates = transfer_runs([short, long]).rates[short.name]
+        >>> rates[short.name].value, rates[long.name].value
+        (0.0, 1.0)
     """
     names = [Path(folder).resolve().name for folder in (*folders, *also)]
     if len(set(names)) < len(names):
@@ -50,12 +62,12 @@ def transfer_runs(
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))
-        photographs = {name: _photographs(trained.dataset) for name, trained in runs.items()}
+        data = {name: _describe_data(trained.dataset) for name, trained in runs.items()}
         for name in names[1:]:
-            if photographs[name] != photographs[names[0]]:
+            if data[name] != data[names[0]]:
                 raise ValueError(
-                    f"transfer: {name!r} has other photographs in the {split} split than {names[0]!r}, or "
-                    "other sizes, placements, objects or classes; train both on one data set"
+                    f"transfer: {name!r} has other images in the {split} split than {names[0]!r}, or other "
+                    "sizes, placements, objects or classes; train both on one data set"
                 )
         study = found[0].study
         return transfer(
@@ -71,7 +83,20 @@ def transfer_runs(
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
-    """Write the rates as `<path>.json`, null for what there is not, and as a heat map, `<path>.png`."""
+    """Write the rates as `<path>.json`, null where one is missing, and as a heat map, `<path>.png`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.evaluation.transfer import Transfer
+        >>> from fpatch.metrics import Rate
+        >>> from fpatch.runs.transfer import save_transfer
+        >>> rates = {"small": {"small": Rate(0.9, 0.8, 1.0, 40, 40), "large": Rate(0.4, 0.3, 0.5, 40, 40)}}
+        >>> found = Transfer(rates, {"small": Rate(1.0, 0.9, 1.0, 40, 40)}, {})
+        >>> files = save_transfer(Path(tempfile.mkdtemp(), "transfer"), found)
+        >>> [path.name for path in files]
+        ['transfer.json', 'transfer.png']
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {
@@ -91,9 +116,9 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     return files
 
 
-def _photographs(dataset: TargetSet) -> tuple[Any, ...]:
-    """What must be equal where two runs are measured on the data of one."""
+def _describe_data(dataset: TargetSet) -> tuple[Any, ...]:
+    """Return the facts that must be equal for runs to be measured on the same data."""
     ids = dataset.image_ids
     tables = [(name, tensor_digest(table[ids])) for name, table in sorted(dataset.tables.items())]
-    photographs = [dataset.digest(i) for i in ids.tolist()]
-    return dataset.size, dataset.names, dataset.class_names, photographs, tables
+    images = [dataset.digest(i) for i in ids.tolist()]
+    return dataset.size, dataset.names, dataset.class_names, images, tables

@@ -1,4 +1,4 @@
-"""A study from TOML or JSON, and with other settings."""
+"""Studies from TOML or JSON, and variations of a study."""
 
 import dataclasses
 import tomllib
@@ -18,7 +18,7 @@ from fpatch.study.study import Study
 def load_study(
     path: str | Path, overrides: Mapping[str, Any] | None = None, resources: Mapping[str, Any] | None = None
 ) -> Study:
-    """Read a TOML file; relative paths in it start at its folder.
+    """Load a study from a TOML file; relative paths in it start at its folder.
 
     Args:
         path: `[data]`, `[pipeline.NAME]`, `[objective]`, `[optimizer]`, `[train]`, `[evaluate]`, `[log]`.
@@ -28,7 +28,7 @@ def load_study(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: With file, dotted name, value and what was expected.
+        ValueError: If a setting is wrong; the message names the file, the setting, the rule and the value.
 
     Example:
         >>> import tempfile
@@ -61,7 +61,7 @@ def load_study(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a config file.
+    """Read a TOML file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -79,15 +79,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 def study_from_config(
     config: Mapping[str, Any], root: Path, resources: Mapping[str, Any] | None = None
 ) -> Study:
-    """The study that a config describes.
+    """Make the study that a config describes.
 
     Args:
-        config: As in TOML, or `Study.config`.
-        root: Folder that relative paths start at.
+        config: Tables as in TOML, or `Study.config`.
+        root: The folder at which relative paths start.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
-        ValueError: With the dotted name, the value and what was expected.
+        ValueError: If a setting is wrong; the message names the setting, the rule and the value.
     """
     fields = [f.name for f in dataclasses.fields(Study)]
     for name in config:
@@ -95,7 +95,7 @@ def study_from_config(
             raise ValueError(f"unknown section {name!r}; {nearest(name, fields)}")
     for name in ("data", "pipeline", "objective"):
         if name not in config:
-            raise ValueError(f"the section [{name}] is required")
+            raise ValueError(f"the section [{name}] is required; add it")
     sections = {
         "name": str, "seed": int, "device": str, "data": DataConfig, "objective": ObjectiveConfig,
         "optimizer": Optimizer, "train": TrainConfig, "evaluate": EvaluateConfig, "log": LogConfig,
@@ -110,15 +110,24 @@ def study_from_config(
 
 
 def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Study:
-    """The same study with other settings.
+    """Return a study with some settings changed.
 
     Args:
-        study: What stays.
+        study: The study to vary; it stays as it is.
         settings: Values by dotted name; `.low` and `.high` address a range.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
-        ValueError: With the dotted name, the value and what was expected.
+        ValueError: If a setting is wrong; the message names the setting, the rule and the value.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.config import vary
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> brighter = vary(study, {"pipeline.exposure.stops.high": 1.0, "train.num_steps": 10})
+        >>> brighter.pipeline["exposure"].stage, brighter.train.num_steps
+        (compose.exposure(stops=(-0.05, 1.0)), 10)
     """
     config = study.config | {"pipeline": study.pipeline.given_config}
     for name, value in settings.items():
@@ -127,7 +136,7 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
 
 
 def _pin(config: Any, root: Path) -> Any:
-    """Resources with absolute paths and digests."""
+    """Give the resources in a config absolute paths and digests."""
     if isinstance(config, Mapping) and isinstance(config.get("loader"), str):
         return encode(decode(Resource, config, "resource").pinned(root))
     return {n: _pin(v, root) for n, v in config.items()} if isinstance(config, Mapping) else config
@@ -139,7 +148,7 @@ def assign(config: dict[str, Any], name: str, value: Any) -> None:
     Args:
         config: Tables as in TOML; those on the way to the value must exist.
         name: The dotted name.
-        value: As in TOML.
+        value: The value, as in TOML.
 
     Raises:
         ValueError: For a table that does not exist, with the nearest name.
@@ -163,6 +172,6 @@ def assign(config: dict[str, Any], name: str, value: Any) -> None:
     elif isinstance(target, dict):
         target[last] = value
         if last == "weights" and "loader" in target:
-            target["sha256"] = None  # that of the file before
+            target["sha256"] = None  # the recorded digest is that of the old file
     else:
         raise ValueError(f"--{name}: {'.'.join(parents)} is {target!r}, which has no {last!r}")

@@ -1,4 +1,4 @@
-"""Train and validate on a few photographs, so that what is wrong shows before a folder is made."""
+"""Try a study on a few images, so that faults show before a folder is made."""
 
 import torch
 
@@ -18,13 +18,13 @@ from fpatch.study.study import Study
 
 
 def dry_run(study: Study) -> tuple[Setup, dict[str, float]]:
-    """Train and validate on a few photographs, and leave nothing.
+    """Set up a study, and train and validate on a few images; nothing is written.
 
     Returns:
-        The study's parts, and the scalars that a validation would log; none without validation.
+        The objects of the study, and the scalars that a validation would log; none without validation.
 
     Raises:
-        ValueError: For anything wrong in the study.
+        ValueError: If anything is wrong in the study.
     """
     with deterministic_algorithms(study.train.deterministic):
         parts = set_up(study)
@@ -32,14 +32,14 @@ def dry_run(study: Study) -> tuple[Setup, dict[str, float]]:
 
 
 def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
-    """Train and validate on a few photographs: what is wrong shows before a folder is made.
+    """Train and validate on a few images, with the objects of a study.
 
     Returns:
-        The scalars of the validation.
+        The scalars of the validation; none without validation.
 
     Raises:
-        ValueError: If a loss term is not one finite number per row, or there is no scalar that picks the best
-            checkpoint.
+        ValueError: If a loss term is not one finite number per row, or the validation lacks the scalar of
+            `evaluate.best`.
     """
     key = random.fold_in(parts.initial.key, "rehearsal")
     dataset = parts.dataset.split(study.data.train)
@@ -51,7 +51,7 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     if all(term.shape == (rows,) for term in loss.terms.values()):
         info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
         if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
-            raise ValueError(f"before training, on the first photographs: {bad}")
+            raise ValueError(f"before training, on the first images: {bad}")
     check_terms(loss.terms, rows)
     if study.data.validation is None:
         return {}
@@ -63,6 +63,7 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     known = scalars(result, study.evaluate.metric)
     if study.evaluate.best not in known:
         raise ValueError(
-            f"evaluate.best: no scalar {study.evaluate.best!r}; {nearest(study.evaluate.best, known)}"
+            f"evaluate.best: the validation has no scalar {study.evaluate.best!r}; "
+            f"{nearest(study.evaluate.best, known)}"
         )
     return known

@@ -1,4 +1,4 @@
-"""The sections of a study: what a person sets, each a frozen value that checks itself."""
+"""The sections of a study: frozen settings that check themselves."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,22 +17,28 @@ from fpatch.optim.compiled import COMPILE_MODES
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The photographs; see `fpatch.data.targets`.
+    """The images and their tables; see `fpatch.data.targets`.
 
     Attributes:
-        placements: CSV of where patches go.
-        objects: CSV of the objects in the photographs, or None.
-        size: (height, width) that every photograph is letterboxed to.
-        root: Folder that image paths start from; None: that of each CSV.
-        patches: Names to use; None: all in the CSV.
-        classes: Names by label; None: as they appear.
-        outside_frac: How far corners may lie outside a photograph, as a fraction of its side.
-        resident: Keep decoded photographs in memory ("host") or on the device ("device"), or decode at every
-            use ("disk").
-        train: Split to train on.
-        validation: Split that chooses the best checkpoint; None (false in TOML): no validation, and the last
-            checkpoint is the best.
-        test: Split held out for `fpatch evaluate`.
+        placements: CSV file of the placements of patches.
+        objects: CSV file of the objects in the images, or None.
+        size: (height, width) of the letterboxed scenes, in pixels.
+        root: The folder of relative image paths; None: that of each CSV file.
+        patches: The patches to use; None: all in the CSV file.
+        classes: The names of the classes, by label; None: in the order of the CSV file.
+        outside_frac: The allowed distance of a corner outside the image, as a fraction of its side.
+        resident: Keep decoded scenes in memory ("host") or on the device ("device"), or decode at every use
+            ("disk").
+        train: The split to train on.
+        validation: The split that picks the best checkpoint. None (false in TOML): no validation, and the
+            last checkpoint is the best.
+        test: The split held out for `fpatch evaluate`.
+
+    Example:
+        >>> from fpatch.study.settings import DataConfig
+        >>> data = DataConfig("placements.csv", size=(480, 640), validation=None)
+        >>> data.train, data.validation, data.test
+        ('train', None, 'test')
     """
 
     placements: str
@@ -48,7 +54,7 @@ class DataConfig:
     test: str = "test"
 
     def open(self) -> TargetSet:
-        """Read the CSV files."""
+        """Read the CSV files; images are read at their first use."""
         return targets(
             self.placements,
             self.objects,
@@ -61,7 +67,7 @@ class DataConfig:
         )
 
     def pinned(self, root: Path) -> "DataConfig":
-        """The same with absolute paths; relative ones start at `root`."""
+        """Return the settings with absolute paths; relative ones start at `root`."""
         paths = {n: getattr(self, n) for n in ("placements", "objects", "root")}
         found = {n: str((root / Path(p).expanduser()).resolve()) for n, p in paths.items() if p is not None}
         return dataclasses.replace(self, **found)
@@ -69,11 +75,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimized.
+    """The objective of training: a weighted sum of loss terms.
 
     Attributes:
-        weights: Weight of each loss term, by name.
-        transform: How the gradient is taken; see `fpatch.value_and_grad`.
+        weights: The weight of each loss term, by name.
+        transform: The method of differentiation; see `fpatch.value_and_grad`.
+
+    Example:
+        >>> from fpatch.study.settings import ObjectiveConfig
+        >>> ObjectiveConfig({"vanish": 1.0, "total_variation": 0.1}).transform
+        'autograd'
     """
 
     weights: Mapping[str, float]
@@ -82,23 +93,33 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, and in what pieces.
+    """The length of training, and how its steps are computed.
 
     Attributes:
-        num_steps: Updates.
+        num_steps: The number of updates.
         batch_size: Rows per update.
-        micro_batch: Rows held in memory at a time, whose gradients add up to that of the update; None: all.
-        rho: Distance that a sharpness-aware step looks uphill, in a second pass; 0: none. See
-            `fpatch.make_step`.
-        compile: Compile steps: true, or a mode of `torch.compile`; see `fpatch.optim.compiled.compiled`.
-            Evaluations and replays of rows run uncompiled, always.
-        precision: Of the victims, while training; see `fpatch.infer.lighter`.
-        channels_last: Layout of the victims, while training.
-        recompute: Keep less of what the victims compute, and compute it again in the backward.
-        deterministic: Only operations that give the same bits every time, in evaluations and replays too:
-            slower on a GPU, and nothing new on a CPU. See `fpatch.runtime.device.deterministic_algorithms`.
-        replace: Draw photographs with replacement instead of by epochs.
-        checkpoint_every: Steps between numbered checkpoints, which `replay --step` starts from.
+        micro_batch: Rows held in memory at a time; their gradients add up to that of the batch. None: all.
+        rho: The distance to the ascent point of a sharpness-aware step, which needs a second pass; 0: none.
+            See `fpatch.make_step`.
+        compile: Compile steps: true, or a mode of `torch.compile`. Evaluations and replays of rows always run
+            uncompiled.
+        precision: The precision of the victims in training; see `fpatch.infer.lighter`.
+        channels_last: Lay out the victims' tensors channels last in training.
+        recompute: Keep fewer activations of the victims, and compute them again in the backward pass.
+        deterministic: Use only operations that give the same bits every time, in evaluations and replays too.
+            It is slower on a GPU, and changes nothing on a CPU.
+        replace: Draw images with replacement instead of by epochs.
+        checkpoint_every: Steps between numbered checkpoints, from which `replay --step` starts.
+
+    Example:
+        >>> from fpatch.study.settings import TrainConfig
+        >>> TrainConfig(batch_size=64, micro_batch=16).num_steps
+        500
+        >>> try:
+        ...     TrainConfig(batch_size=0)
+        ... except ValueError as error:
+        ...     print(error)
+        train.batch_size must be at least 1, got 0
     """
 
     num_steps: int = 500
@@ -128,16 +149,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How the patch is measured.
+    """The measurement of the patch.
 
     Attributes:
         every: Steps between evaluations on the validation split.
-        num_draws: Samples per photograph.
+        num_draws: Samples per image.
         block: Rows that run together, one condition per block.
         metric: The boolean metric whose failure is a success of the patch.
-        best: The scalar on validation rows that picks the best checkpoint (higher is better).
-        score: Detections below it are not drawn in figures.
-        controls: Further benign prints by name: image files, stretched to every patch.
+        best: The scalar of the validation that picks the best checkpoint; higher is better.
+        score: The least score of a detection that figures draw.
+        controls: Further control patches by name: image files, stretched to every patch.
+
+    Example:
+        >>> from fpatch.study.settings import EvaluateConfig
+        >>> config = EvaluateConfig(num_draws=4, controls={"poster": "poster.png"})
+        >>> config.metric, config.best, config.block
+        ('found', 'success/patch', 16)
     """
 
     every: int = 100
@@ -156,7 +183,7 @@ class EvaluateConfig:
             check_control_name("evaluate.controls", name)
 
     def pinned(self, root: Path) -> "EvaluateConfig":
-        """The same with the digests of the controls' files; relative paths start at `root`."""
+        """Return the settings with digests of the controls' files; relative paths start at `root`."""
         found = {
             n: (Resource(image_file.name, c) if isinstance(c, str) else c).pinned(root)
             for n, c in self.controls.items()
@@ -172,14 +199,24 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where records go; `records.jsonl` in the run folder is always written.
+    """The destinations of records; `records.jsonl` in the run folder is always written.
 
     Attributes:
-        runs: Folder that holds run folders.
-        tensorboard: Write event files.
-        mlflow: Tracking URI; true: a local SQLite file beside the runs; false: none.
-        experiment: Name of the experiment in MLflow.
-        profile_steps: Steps recorded by torch.profiler, from the third on, for TensorBoard's profile tab.
+        runs: The folder of run folders.
+        tensorboard: Write event files of TensorBoard.
+        mlflow: A tracking URI; true: a local SQLite file beside the runs; false: none.
+        experiment: The name of the experiment in MLflow.
+        profile_steps: Steps that torch.profiler records, from the third on, for TensorBoard's profile tab.
+
+    Example:
+        >>> from fpatch.study.settings import LogConfig
+        >>> LogConfig(mlflow="sqlite:///runs/mlflow.db").tensorboard
+        True
+        >>> try:
+        ...     LogConfig(mlflow="mlflow.db")
+        ... except ValueError as error:
+        ...     print(error)
+        log.mlflow must be true, false, or like sqlite:///FILE or http://HOST:PORT, got 'mlflow.db'
     """
 
     runs: str = "runs"
@@ -194,8 +231,7 @@ class LogConfig:
             raise ValueError(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
         if "://" in self.runs:
             raise ValueError(
-                f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; object "
-                "stores are not supported: mount the bucket, or copy finished runs there; of a sweep, "
-                "sweep.storage keeps a copy there"
+                f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; mount the "
+                "bucket of an object store, or copy finished runs to it; for a sweep, set sweep.storage"
             )
         check_number("log.profile_steps", self.profile_steps, 0)

@@ -1,4 +1,4 @@
-"""What a study is turned into to be run: data, objective, optimizer, first state, loader and step."""
+"""The objects made from a study: data, objective, optimizer, first state, loader and step."""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -15,7 +15,14 @@ from fpatch.study.study import Study
 
 
 class Setup(NamedTuple):
-    """What a study is turned into to be run."""
+    """The objects made from a study.
+
+    Attributes:
+        dataset: The images of all splits.
+        objective: The weighted loss terms of the training pipeline.
+        optimizer: The optimizer of the patch.
+        initial: The state before the first step.
+    """
 
     dataset: TargetSet
     objective: Objective
@@ -27,11 +34,20 @@ def set_up(study: Study, shared: Setup | None = None) -> Setup:
     """Open the data, and make the objective, the optimizer and the state before the first step.
 
     Args:
-        study: What is to be run.
-        shared: Those of a study of the same data and pipeline, which are not opened and loaded once more.
+        study: The study to run.
+        shared: The objects of a study with the same data and pipeline, which are used again.
 
     Raises:
-        ValueError: For anything that would only show later: an empty split, a term that is not [b].
+        ValueError: If a split is empty, a weight names no term, or the patches of the data and of the
+            pipeline differ.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.setup import set_up
+        >>> made = set_up(tiny_study(tempfile.mkdtemp()))
+        >>> made.dataset.names, made.initial.step, made.initial.params["tag"].shape
+        (('tag',), 0, torch.Size([3, 6, 6]))
     """
     dataset = study.data.open() if shared is None else shared.dataset
     for split in (study.data.train, study.data.validation, study.data.test):
@@ -41,8 +57,8 @@ def set_up(study: Study, shared: Setup | None = None) -> Setup:
         objective = make_objective(study)
     else:
         objective = Objective(shared.objective.pipeline, study.objective.weights)
-    num_photographs = len(dataset.split(study.data.train).image_ids)
-    epoch = None if study.train.replace else Fraction(num_photographs, study.train.batch_size)
+    num_images = len(dataset.split(study.data.train).image_ids)
+    epoch = None if study.train.replace else Fraction(num_images, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
     initial = make_state(objective, optimizer, random.key(study.seed), study.place)
     _check_names(study, dataset)
@@ -50,10 +66,10 @@ def set_up(study: Study, shared: Setup | None = None) -> Setup:
 
 
 def make_objective(study: Study) -> Objective:
-    """What a study minimizes.
+    """Make the objective of a study.
 
     Raises:
-        ValueError: If a weight is for no term of the pipeline.
+        ValueError: If a weight names no term of the training pipeline.
     """
     pipeline = study.placed.at("train")
     elsewhere = {t: path for path, n in study.pipeline.items() for t in n.terms if path not in pipeline}
@@ -74,31 +90,31 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
     made = [n for path in study.pipeline.parameterizations for n in study.pipeline[path].stage.config.names]
     if missing := [n for n in dataset.names if n not in made]:
         raise ValueError(
-            f"data: the placements ask for the patch {missing[0]!r}, which the pipeline does not make; "
-            f"{nearest(missing[0], made)} (or leave it out by data.patches)"
+            f"data: the placements name the patch {missing[0]!r}, which the pipeline does not make; "
+            f"{nearest(missing[0], made)}, or omit it from data.patches"
         )
     if tuple(made) != dataset.names:
         raise ValueError(
-            f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same, in "
-            f"one order: quad_patch counts them; give data.patches = {made}"
+            f"data.patches {list(dataset.names)} and the patches of the pipeline {made} must be the same in "
+            f"the same order, since quad_patch counts them; set data.patches = {made}"
         )
     for path, n in study.pipeline.items():
         names = getattr(n.stage.config, "names", dataset.names)
         if n.stage.definition.fill is not None and names != dataset.names:
             raise ValueError(
-                f"pipeline.{path}.names {names} must be the patches of the data {dataset.names}, in that "
-                "order; leave it out to have them filled in"
+                f"pipeline.{path}.names must be the patches of the data {dataset.names}, in that order, got "
+                f"{names}; leave it out to fill them in"
             )
 
 
 def make_loader(study: Study, parts: Setup, ranks: Ranks = ALONE) -> Loader:
-    """The batches of a training: those rows of each that this process holds."""
+    """Make the loader of training: it loads the rows of each batch that this process holds."""
     dataset, key = parts.dataset.split(study.data.train), random.fold_in(parts.initial.key, "data")
     return Loader(dataset, key, study.train.batch_size, study.train.replace, study.place, ranks)
 
 
 def make_training_step(study: Study, parts: Setup, ranks: Ranks = ALONE, processes: int = 1) -> Step:
-    """The update of a training; `ranks` and `processes` are those of `fpatch.make_step`."""
+    """Make the step of training; `ranks` and `processes` are those of `fpatch.make_step`."""
     return make_step(
         parts.objective,
         parts.optimizer,

@@ -1,4 +1,4 @@
-"""The splits of a study, and how it measures a patch on one."""
+"""The splits of a study, and the measurement of a patch on one."""
 
 import torch
 
@@ -15,7 +15,7 @@ from fpatch.study.study import Study
 def evaluate_split(
     study: Study, params: Params, dataset: TargetSet, split: str, on_progress: Progress
 ) -> Evaluation:
-    """Evaluate these parameters on the photographs of a split, whose name is that of the phase too."""
+    """Evaluate patch parameters on a split; the phase of the pipeline has the name of the split."""
     return evaluate(
         study.placed.at(split),
         params,
@@ -29,27 +29,27 @@ def evaluate_split(
 
 
 def evaluation_key(study: Study, split: str) -> torch.Tensor:
-    """What the samples of a split are drawn from; it does not depend on the step of training."""
+    """Return the key of a split's samples; it does not depend on the step of training."""
     return random.fold_in(random.fold_in(random.key(study.seed), "evaluate"), split)
 
 
 def split_name(study: Study, split: str) -> str:
-    """What the study's data call a split.
+    """Return the name of a split in the study's data.
 
     Raises:
-        ValueError: If the study has none.
+        ValueError: If the study has no validation split.
     """
     name = study.data.test if split == "test" else study.data.validation
     if name is None:
-        raise ValueError("the study has no validation split; take the test split")
+        raise ValueError("data.validation: the study has no validation split; evaluate the test split")
     return name
 
 
 def check_metric(study: Study, phase: str) -> None:
-    """Refuse a study whose metric nothing writes in a phase.
+    """Check that a node of a phase writes the study's metric.
 
     Raises:
-        ValueError: With the metrics that there are.
+        ValueError: If none does; the message lists the nearest metrics.
     """
     metric, known = study.evaluate.metric, metric_names(study.pipeline.at(phase))
     if metric not in known:

@@ -1,4 +1,4 @@
-"""A study: everything that a run is made from, in one frozen value, from TOML or JSON and back."""
+"""A study: all settings of a run in one frozen value."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -18,20 +18,20 @@ from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, Objecti
 
 @dataclass(frozen=True)
 class Study:
-    """All that a run is made from.
+    """All settings of a run.
 
     Attributes:
-        name: Of the run folder.
-        data: The photographs.
+        name: The name of the run folder.
+        data: The images and their tables.
         pipeline: The stages, for all phases.
-        objective: What is minimized.
-        seed: Of the root key.
-        device: Where it runs: "cpu", "cuda" or one GPU such as "cuda:1"; "auto" is a GPU if there is one.
-            Samples are drawn on the host, and are the same on all.
-        optimizer: How the patch moves.
-        train: How long.
-        evaluate: How it is measured.
-        log: Where records go.
+        objective: The loss terms to minimize.
+        seed: The seed of the root key.
+        device: The device: "cpu", "cuda" or one GPU such as "cuda:1"; "auto" is a GPU if there is one.
+            Samples are drawn on the host, and are the same on every device.
+        optimizer: The optimizer of the patch.
+        train: The length of training, and how its steps are computed.
+        evaluate: The measurement of the patch.
+        log: The destinations of records.
 
     Example:
         >>> from fpatch import Study, create, implant, losses, pipeline
@@ -61,30 +61,28 @@ class Study:
         check_device("device", self.device)
         taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]
         if taken and self.objective.transform == "func":
-            raise ValueError(
-                f'train.{taken[0]} differentiates by plain autograd; leave out objective.transform = "func"'
-            )
+            raise ValueError(f'train.{taken[0]} needs plain autograd; leave out objective.transform = "func"')
 
     @cached_property
     def place(self) -> torch.device:
-        """The device that it runs on here.
+        """The device of the study on this machine.
 
         Raises:
-            ValueError: If it asks for a GPU that is not there.
+            ValueError: If the study names a GPU that this machine lacks.
         """
         return find_device(self.device)
 
     @cached_property
     def placed(self) -> Pipeline:
-        """The pipeline with its networks where the study runs."""
+        """The pipeline with its networks on the device of the study."""
         return self.pipeline if self.place.type == "cpu" else self.pipeline.to(self.place)
 
     def execution(self, block: int) -> Execution:
-        """How it is run here, so many rows together."""
+        """Return the execution of the study in this process, with blocks of `block` rows."""
         return Execution.current(block, describe_device(self.place))
 
     @property
     def config(self) -> dict[str, Any]:
-        """JSON values from which `study_from_config` makes the same study."""
+        """The study as JSON values, from which `study_from_config` makes the same study."""
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {n: v.config if isinstance(v, Pipeline) else encode(v) for n, v in sections.items()}

@@ -126,7 +126,7 @@ def check_resources(plan: Plan) -> None:
 
 
 def _is_compared(sweep: Sweep, study: Study) -> bool:
-    """Whether an evaluation of this study lies at or after the first rung; true without halving."""
+    """Return whether an evaluation of this study is at or after the first rung; True without halving."""
     every = study.evaluate.every
     last_before_end = (study.train.num_steps - 1) // every * every
     return sweep.halving is None or last_before_end >= sweep.halving.first
@@ -170,7 +170,7 @@ def _vary(plan: Plan, settings: Settings, resources: Mapping[str, Any] | None) -
 
 
 def _on_cpu(sweep: Sweep) -> bool:
-    """Whether trials stay off the GPU: all processes of a trial would take the same one."""
+    """Return whether trials stay off the GPU, since all processes of a trial would take the same one."""
     return sweep.processes > 1 and not sweep.gpus
 
 
@@ -274,7 +274,7 @@ def trial_seed(seed: int, name: str) -> int:
 
 
 def is_behind(plan: Plan, name: str, entries: list[Entry]) -> bool:
-    """Whether a trial should stop after its last evaluation."""
+    """Return whether a trial should stop after its last evaluation."""
     rule, sign = plan.sweep.halving, plan.sweep.sign
     if rule is None:
         return False

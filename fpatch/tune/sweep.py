@@ -159,6 +159,19 @@ def run_plan(plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | N
     Raises:
         ValueError: If the plan is wrong; no folder is made.
         OSError: If the folder cannot be written, or no cluster answers at `sweep.address`.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.tune import Sweep, parse_space, run_plan
+        >>> from fpatch.tune.plan import Plan
+        >>> space = parse_space({"optimizer.learning_rate": (0.02, 0.4, "log")})
+        >>> sweep = Sweep(objective="success/pach", num_trials=8)
+        >>> try:
+        ...     run_plan(Plan(tiny_study(tempfile.mkdtemp()), space, sweep), lambda *_: None)
+        ... except ValueError as error:
+        ...     print(error)
+        sweep.objective: the validation has no scalar 'success/pach'; did you mean 'success/patch' or ...
     """
     find_ray(plan)  # before the folder is made
     journal = create_sweep(plan, resources)
@@ -209,6 +222,21 @@ def resume_sweep(
         RunError: If the folder is no sweep, is locked by another process, or records another plan.
         ValueError: If the new settings are wrong.
         OSError: If a new storage cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import resume_sweep
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.tune import Journal, Sweep, parse_space
+        >>> from fpatch.tune.plan import Plan
+        >>> space = parse_space({"optimizer.learning_rate": (0.02, 0.4, "log")})
+        >>> plan = Plan(tiny_study(tempfile.mkdtemp()), space, Sweep(num_trials=8))
+        >>> journal = Journal.create(tempfile.mkdtemp(), "lamp", plan.config)
+        >>> try:
+        ...     resume_sweep(journal.folder, num_trials=0)
+        ... except ValueError as error:
+        ...     print(error)
+        sweep.num_trials must be at least 1, got 0
     """
     journal = Journal.open(folder)
     recorded = plan_from_config(journal.config, resources)

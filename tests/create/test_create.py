@@ -710,7 +710,7 @@ def pattern(values, patch_params):
             nn.Sequential(nn.Upsample(scale_factor=3)).eval(),
             r"'hood' must be within 0..1, got -.* \(x \+ 1\) / 2",
         ),
-        (nn.Sequential(nn.Flatten()).eval(), r"must answer \[1, c, h, w\] for 'hood', got \[1, 24\]"),
+        (nn.Sequential(nn.Flatten()).eval(), r"must return \[1, c, h, w\] for 'hood', got \[1, 24\]"),
     ],
 )
 def test_what_is_no_generator_is_refused(model, message):
@@ -811,7 +811,7 @@ def test_a_batch_of_patches_trains_like_each_on_its_own(name):
         (lambda: create.snap(((0, 0, 2),)), r"snap\(colors\) must be"),
         (lambda: create.pixels(), r"pixels\(shapes\) must name at least one patch, got none"),
         (lambda: create.pixels({"a": (3, 2, 2)}, clamp=Range(-1, 1)), r"pixels\(clamp\) .* within \[0, 1\]"),
-        (lambda: create.pixels({"a": (3, 2, 2)}, images={"a": ROWS[0]}), "'a' is in shapes and in images"),
+        (lambda: create.pixels({"a": (3, 2, 2)}, images={"a": ROWS[0]}), "'a' is in both shapes and images"),
         (lambda: create.tanh({}), r"tanh\(shapes\) must name at least one patch"),
         (lambda: create.tanh({"a": (2, 2)}), r"tanh\(shapes\): 'a' must be \(channels, height, width\)"),
         (

@@ -168,7 +168,7 @@ def test_a_broken_setting_is_an_error_with_its_place(study, overrides, where, wh
     [
         ({"pipeline.camera/exposure.stops": [3.0, 3.0]}, "camera/exposure", "are the same after it"),
         ({"pipeline.camera/exposure.stops": [-1.0, 9.0]}, "camera/exposure", "black or white after it (0 %"),
-        ({"pipeline.implant.scale": [0.15, 0.15]}, "implant", "% of the picture (median)"),
+        ({"pipeline.implant.scale": [0.15, 0.15]}, "implant", "% of the image (median)"),
     ],
 )
 def test_a_weak_patch_is_a_warning(study, overrides, where, what):
@@ -194,9 +194,7 @@ def test_a_masked_patch_is_named_with_its_mask_and_nothing_else(study, others, m
     findings, _ = find(rewrite(study, ("[pipeline.implant]", f"{outline}[pipeline.implant]"), *others))
     (finding,) = findings
     assert (finding.level, finding.where) == ("error", "implant")
-    assert finding.what.startswith(
-        f"{patches}: changes no pixel of any photograph: its mask is 0 or nearly 0"
-    )
+    assert finding.what.startswith(f"{patches}: changes no pixel of any image: its mask is 0 or nearly 0")
     assert finding.what.endswith("; correct it in 'outline'")
 
 
@@ -205,7 +203,7 @@ def test_a_camera_that_shows_nothing_in_training_is_the_one_error(study, stops):
     train_only = ("stops = [-0.2, 0.2]", f'stops = {stops}\nphases = ["train"]')
     (finding,) = find(rewrite(study, train_only))[0]
     assert (finding.level, finding.where) == ("error", "camera/exposure")
-    assert finding.what.startswith("100 % of the picture is black or white after it (0 % before), in train;")
+    assert finding.what.startswith("100 % of the image is black or white after it (0 % before), in train;")
 
 
 def test_a_victim_that_is_blinded_is_not_told_to_be_trained(study):
@@ -214,7 +212,7 @@ def test_a_victim_that_is_blinded_is_not_told_to_be_trained(study):
     assert "in train, validation, test; weaken it" in findings[0].what
     nothing = [f for f in findings if "there is nothing to attack" in f.what]
     assert [f.where for f in nothing] == ["validation", "test"]
-    assert all(f.what.endswith("mend 'camera/exposure' first") for f in nothing)
+    assert all(f.what.endswith("correct 'camera/exposure' first") for f in nothing)
     assert len(findings) == 3
 
 
@@ -239,7 +237,7 @@ def test_a_patch_that_no_training_photograph_has(tmp_path):
     file.write_text("\n".join(line for line in lines if "rear,train" not in line) + "\n")
     (finding,) = find(path)[0]
     assert (finding.level, finding.where) == ("error", "patch 'rear'")
-    assert "no photograph of training has a placement of it" in finding.what
+    assert "no training image has a placement of it" in finding.what
 
 
 def test_a_patch_that_the_first_photographs_lack_is_looked_for(tmp_path):
@@ -255,7 +253,7 @@ def test_a_patch_that_ends_behind_the_implant_is_named_alone(study):
     findings, _ = find(insert(study, "cover", "[pipeline.victim]"))
     (error,) = [f for f in findings if f.level == "error"]
     assert error.where == "cover"
-    assert error.what.startswith("patch 'rear': ends here: in none of 3 photographs")
+    assert error.what.startswith("patch 'rear': ends here: in none of 3 images")
 
 
 def test_a_patch_far_from_every_object_has_no_gradient_and_a_reason(study):
@@ -273,7 +271,7 @@ def test_a_gradient_that_ends_before_the_implant_names_the_stage(study):
     )
     (error,) = [f for f in findings if f.level == "error"]
     assert error.where == "patch 'rear'"
-    assert "no gradient reaches it; it is still there in what 'freeze' " in error.what
+    assert "no gradient reaches it; it exists in the output of 'freeze' " in error.what
 
 
 def test_a_patch_that_the_loss_does_not_look_at_is_said_to_be_beside(study):
@@ -281,7 +279,7 @@ def test_a_patch_that_the_loss_does_not_look_at_is_said_to_be_beside(study):
     weights = ("{vanish = 1.0, total_variation = 0.05}", "{glance = 1.0}")
     (error,) = find(rewrite(study, ("[pipeline.victim]", f"{sections}[pipeline.victim]"), weights))[0]
     assert (error.level, error.where) == ("error", "patch 'rear'")
-    assert "no gradient reaches it; what 'peek' " in error.what
+    assert "no gradient reaches it; the output of 'peek' " in error.what
     assert error.what.endswith("depends on others, but not on it; move or enlarge it")
 
 
@@ -347,9 +345,7 @@ def test_a_patch_outside_every_picture(tmp_path):
     assert stages["implant"].covered == 0.0
     (error,) = [f for f in findings if f.level == "error"]
     assert error.where == "implant"
-    assert error.what.startswith(
-        "patch 'side', patch 'rear': changes no pixel of any photograph: its corners lie"
-    )
+    assert error.what.startswith("patch 'side', patch 'rear': changes no pixel of any image: its corners lie")
 
 
 def test_photographs_without_the_patch_are_listed(tmp_path):
@@ -357,8 +353,8 @@ def test_photographs_without_the_patch_are_listed(tmp_path):
     move_out(path, "photograph-02")
     findings, _ = find(path)
     assert [f.what for f in findings] == [
-        "patch 'side': changes no pixel in 1 of 5 photographs that have it: photograph-02.png",
-        "patch 'rear': changes no pixel in 1 of 3 photographs that have it: photograph-02.png",
+        "patch 'side': changes no pixel in 1 of 5 images that have it: photograph-02.png",
+        "patch 'rear': changes no pixel in 1 of 3 images that have it: photograph-02.png",
     ]
 
 

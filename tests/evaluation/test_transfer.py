@@ -92,9 +92,9 @@ def test_what_cannot_be_compared(runs):
     first, second = (measured(folder) for folder in runs)
     own, other = (make_patches(trained.pipeline, trained.params) for trained in (first, second))
     key = random.key(0)
-    with pytest.raises(ValueError, match="give a patch for every pipeline, and two at least"):
+    with pytest.raises(ValueError, match="give at least two patches, and one for every pipeline"):
         transfer({"a": first.pipeline}, {"a": own}, first.dataset, key)
-    with pytest.raises(ValueError, match="give a patch for every pipeline"):
+    with pytest.raises(ValueError, match="give at least two patches"):
         transfer({"c": first.pipeline}, {"a": own, "b": other}, first.dataset, key)
     with pytest.raises(ValueError, match="transfer: a control cannot be called 'noise'"):
         transfer({"a": first.pipeline}, {"a": own, "noise": other}, first.dataset, key)
@@ -118,7 +118,7 @@ def test_other_photographs_are_refused(runs, tmp_path):
     with Image.open(photograph) as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photograph)
     other = train(load_study(file, {"train.num_steps": 1, "name": "third"}))
-    with pytest.raises(ValueError, match="has other photographs in the test split"):
+    with pytest.raises(ValueError, match="has other images in the test split"):
         transfer_runs([runs[0], other.folder])
 
 

@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_form_is_refused(empty, state):
     empty.save_checkpoint("last", state)
     sgd = make_optimizer(Optimizer(name="sgd", momentum=0.0), 10)
     other = TrainState({"side": state.params["side"], "roof": torch.zeros(2)}, sgd.init({}), 0, state.key)
-    with pytest.raises(RunError, match=r"params/roof has shape None, the config asks for \[2\]"):
+    with pytest.raises(RunError, match=r"params/roof must have shape \[2\] by the config, got None"):
         empty.load_checkpoint("last", other)
 
 

@@ -174,7 +174,7 @@ def test_a_result_that_does_not_come_out_again_is_named(run):
     run.write_json("config.json", config)
     found, _ = replay_run(run.folder, rows=slice(0, 2))
     assert set(found.differences) == {0, 1}
-    assert "found/patch: was logged, and did not come out" in found.differences[0]
+    assert "found/patch: was logged, and is missing in the replay" in found.differences[0]
 
 
 def test_a_changed_patch_is_named_in_every_row_that_shows_it(run):

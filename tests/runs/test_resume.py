@@ -221,7 +221,7 @@ def test_interrupted_by_hand_a_run_says_how_to_go_on(trained, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt) as stop:
         train(study, interrupt)
     run = the_run(tmp_path)
-    assert stop.value.__notes__ == [f"what was done is kept; go on with: fpatch resume {run.folder}"]
+    assert stop.value.__notes__ == [f"finished steps are kept; resume with: fpatch resume {run.folder}"]
     monkeypatch.setattr("fpatch.runs.training.train", lambda *_: (_ for _ in ()).throw(stop.value))
     assert main(["train", str(path)]) == 130
     assert capsys.readouterr().err == f"fpatch: stopped; {stop.value.__notes__[0]}\n"
@@ -278,13 +278,13 @@ def test_other_data_are_refused_and_repaired_photographs_said(run, caplog):
     placements = run.folder.parent.parent / "placements.csv"
     before = placements.read_bytes()
     placements.write_bytes(before.replace(b"rear", b"side", 1))
-    with pytest.raises(RunError, match="the placements of the data have changed since the run was started"):
+    with pytest.raises(RunError, match="the placements of the data have changed since the run started"):
         resume(run.folder)
     placements.write_bytes(before)
     with (placements.parent / "photograph-11.png").open("ab") as file:
         file.write(b"more")
     resume(run.folder)
-    assert "photographs have changed" in caplog.text
+    assert "images have changed" in caplog.text
 
 
 def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
@@ -319,12 +319,18 @@ def test_another_environment_is_said(run, caplog):
 def test_in_a_folder_there_is_one_study(run):
     _, study = open_run(run.folder)
     for settings, said in (
-        ({"optimizer.learning_rate": 0.2}, "begun with optimizer.learning_rate = 0.1, and the study has 0.2"),
+        (
+            {"optimizer.learning_rate": 0.2},
+            "learning_rate must be 0.1, as when the run started, got 0.2",
+        ),
         (
             {"pipeline.affine.angle_deg": [0, 1]},
-            r"pipeline.affine.\S+ = \[-3.0, 3.0\], and .* has \[0.0, 1.0\]",
+            r"pipeline.affine.\S+ must be \[-3.0, 3.0\], .* got \[0.0, 1.0\]",
         ),
-        ({"objective.weights": {"vanish": 1.0}}, "objective.weights.total_variation = 0.05, and .* has None"),
+        (
+            {"objective.weights": {"vanish": 1.0}},
+            "weights.total_variation must be 0.05, .* got None",
+        ),
     ):
         with pytest.raises(RunError, match=said):
             next(train_in(run.folder, vary(study, settings)))

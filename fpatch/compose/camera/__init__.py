@@ -1,1 +1,1 @@
-"""What a camera does: blur, resampling, noise, compression, shadows."""
+"""Camera stages: blur, resampling, noise, compression, shadows and occlusion."""

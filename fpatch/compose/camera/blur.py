@@ -17,7 +17,7 @@ from fpatch.graph.stage import define
 
 @dataclass(frozen=True)
 class Blur:
-    """Range of the standard deviation in pixels of the image; 0 leaves it as it is.
+    """Range of the standard deviation in pixels of the image; 0 changes nothing.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ def apply(config: Blur, patch_params: Params, sample: BlurSample, values: Values
 
 
 def _convolve(image: Tensor, weights: tuple[Tensor, ...], axis: int) -> Tensor:
-    """A symmetric filter along an axis, edges repeated; sums of slices keep a row's bits in any batch."""
+    """Filter along an axis, with repeated edges; sums of slices keep a row's bits in any batch."""
     radius, size = len(weights) - 1, image.shape[axis]
     first, last = image.narrow(axis, 0, 1), image.narrow(axis, size - 1, 1)
     padded = torch.cat([first] * radius + [image] + [last] * radius, dim=axis)

@@ -1,4 +1,4 @@
-"""Blur by a disk: each point is spread over the circle of confusion of a lens out of focus."""
+"""Blur by a disk, the circle of confusion of a lens out of focus."""
 
 from dataclasses import dataclass
 from math import ceil, hypot, sqrt
@@ -19,11 +19,11 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Defocus:
-    """Radius of the disk in pixels of the image; up to 0.5 leaves it as it is.
+    """Radius of the disk in pixels of the image; up to 0.5 changes nothing.
 
     Attributes:
-        radius_px: Range of the radius; its square is what an image costs.
-        p: Probability of a row to be blurred.
+        radius_px: Range of the radius; the cost of an image grows with its square.
+        p: Probability that a row is blurred.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ class Defocus:
 
 
 class DefocusSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the blurred rows."""
 
     on: Bool[Tensor, " b"]
     radius_px: Float[Tensor, " b"]
@@ -59,7 +59,7 @@ def sample(config: Defocus, keys: Tensor, batch: Batch) -> DefocusSample:
 
 
 def apply(config: Defocus, patch_params: Params, sample: DefocusSample, values: Values) -> Values:
-    """A flat disk whose rim falls to 0 over one pixel; edges are repeated.
+    """Average over a flat disk whose rim falls to 0 over one pixel; edges are repeated.
 
     References:
         Potmesil and Chakravarty (1981), A lens and aperture camera model, section 3.

@@ -1,4 +1,4 @@
-"""Cover a rectangle with a flat gray."""
+"""Cover a rectangle of the image with a uniform gray."""
 
 from dataclasses import dataclass
 from math import log
@@ -17,13 +17,13 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Erasing:
-    """Where and what; the rectangle lies inside the image.
+    """The size and brightness of the rectangle, which lies inside the image.
 
     Attributes:
-        area_frac: Its share of the image.
-        aspect: Its width over its height in pixels, drawn evenly in the logarithm.
-        level: Its brightness.
-        p: Probability of a row to be covered.
+        area_frac: Range of its area as a fraction of the image's.
+        aspect: Range of its aspect ratio (width / height) in pixels, uniform in the logarithm.
+        level: Range of its brightness in 0..1.
+        p: Probability that a row is covered.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class Erasing:
 
 
 class ErasingSample(TypedDict):
-    """Per row; the offset is a fraction of the room that the rectangle leaves along x and y."""
+    """Values per row; the offset is a fraction of the room that the rectangle leaves along x and y."""
 
     on: Bool[Tensor, " b"]
     area_frac: Float[Tensor, " b"]
@@ -70,7 +70,7 @@ def sample(config: Erasing, keys: Tensor, batch: Batch) -> ErasingSample:
 
 
 def apply(config: Erasing, patch_params: Params, sample: ErasingSample, values: Values) -> Values:
-    """Pixels whose centers lie in the rectangle; one side is cut where it is longer than the image's.
+    """Cover pixels whose centers lie in the rectangle; a side longer than the image's is cut.
 
     References:
         Zhong, Zheng, Kang, Li, Yang (2020), Random erasing data augmentation, AAAI, algorithm 1.

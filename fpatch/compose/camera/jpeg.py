@@ -1,4 +1,4 @@
-"""JPEG compression, as baseline encoders do it: 8x8 DCT, 4:2:0 chroma, the standard tables."""
+"""JPEG compression of baseline encoders: 8x8 DCT, 4:2:0 chroma, standard tables."""
 
 from dataclasses import dataclass
 from math import cos, pi, sqrt
@@ -36,16 +36,16 @@ DCT = tuple(
     tuple((sqrt(0.125) if u == 0 else 0.5) * cos((2 * x + 1) * u * pi / 16) for x in range(8))
     for u in range(8)
 )
-"""Frequency by place, ITU-T T.81 (1992), section A.3.3."""
+"""The DCT matrix [frequency, position], ITU-T T.81 (1992), section A.3.3."""
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """How strongly.
+    """Range and probability of the compression.
 
     Attributes:
-        quality: Whole numbers, 1 (worst) to 100, as libjpeg counts.
-        p: Probability of a row to be compressed.
+        quality: Range of the quality of libjpeg, whole numbers from 1 (worst) to 100.
+        p: Probability that a row is compressed.
 
     Example:
         >>> import torch
@@ -68,7 +68,7 @@ class Jpeg:
 
 
 class JpegSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the compressed rows."""
 
     on: Bool[Tensor, " b"]
     quality: Int64[Tensor, " b"]
@@ -83,10 +83,10 @@ def sample(config: Jpeg, keys: Tensor, batch: Batch) -> JpegSample:
 
 
 def apply(config: Jpeg, patch_params: Params, sample: JpegSample, values: Values) -> Values:
-    """JFIF 1.02 colors; coefficients are rounded, with the slope of Shin and Song in the backward.
+    """Compress in the colors of JFIF 1.02, with the gradient of Shin and Song for rounded coefficients.
 
-    From libjpeg, which computes in whole numbers, it differs on average by 0 to 0.35 levels of 255 on a gray
-    image and by 0.4 to 1.0 on a colored one (qualities 5 to 100).
+    libjpeg computes in integers. The mean difference from it is 0 to 0.35 levels of 255 on a gray image and
+    0.4 to 1.0 on a colored one (qualities 5 to 100).
 
     References:
         Shin and Song (2017), JPEG-resistant adversarial images, NIPS workshop on machine learning and
@@ -111,7 +111,7 @@ def apply(config: Jpeg, patch_params: Params, sample: JpegSample, values: Values
 
 
 def _table(base: tuple[tuple[int, ...], ...], quality: Int64[Tensor, " b"]) -> Float[Tensor, "b 8 8"]:
-    """The table of a quality, as libjpeg (jcparam.c, jpeg_quality_scaling) scales it."""
+    """Scale a quantization table to a quality, by libjpeg's rule (jcparam.c, jpeg_quality_scaling)."""
     scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)[:, None, None]
     return ((constant(base, quality) * scale + 50) // 100).clamp(1, 255).float()
 
@@ -127,19 +127,19 @@ def _compress(plane: Float[Tensor, "b c h w"], table: Float[Tensor, "b 8 8"]) ->
 
 
 def _transform(blocks: Tensor, matrix: Float[Tensor, "8 8"], axis: int) -> Tensor:
-    """A matrix along an axis of 8; a sum in fixed order keeps a row's bits in any batch."""
+    """Multiply an axis of 8 by a matrix; a sum in fixed order keeps a row's bits in any batch."""
     columns = matrix.T if axis == -1 else matrix.T[:, :, None, None]
     return sum(part * column for part, column in zip(blocks.split(1, dim=axis), columns, strict=True))  # type: ignore[return-value]
 
 
 def _store(plane: Tensor) -> Tensor:
-    """As a codec keeps it, in 8 bits; the gradient passes where nothing is cut off."""
+    """Round to the 8 bits of a codec; the gradient passes where no value is clipped."""
     kept = clip(plane, -128.0, 127.0)
     return kept + (kept.round() - kept).detach()
 
 
 def _round(x: Tensor) -> Tensor:
-    """To whole numbers; the slope is 3 (x - round(x))^2."""
+    """Round to whole numbers, with slope 3 (x - round(x))^2."""
     cubed = (x - x.round()) ** 3
     return x.round() + (cubed - cubed.detach())
 

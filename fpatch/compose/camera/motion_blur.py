@@ -1,4 +1,4 @@
-"""Blur along a line: the camera or the object moved while the shutter was open."""
+"""Blur along a line, from motion of the camera or the object during the exposure."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -20,12 +20,12 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class MotionBlur:
-    """A straight path, run through at constant speed.
+    """The path of the motion: straight, at constant speed.
 
     Attributes:
-        length_px: Its length in pixels of the image; 0 leaves it as it is.
-        angle_deg: Its direction, clockwise on the screen from the x axis.
-        p: Probability of a row to be blurred.
+        length_px: Range of its length in pixels of the image; 0 changes nothing.
+        angle_deg: Range of its direction in degrees, clockwise on the screen from the x axis.
+        p: Probability that a row is blurred.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class MotionBlur:
 
 
 class MotionBlurSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the blurred rows."""
 
     on: Bool[Tensor, " b"]
     length_px: Float[Tensor, " b"]
@@ -66,7 +66,7 @@ def sample(config: MotionBlur, keys: Tensor, batch: Batch) -> MotionBlurSample:
 
 
 def apply(config: MotionBlur, patch_params: Params, sample: MotionBlurSample, values: Values) -> Values:
-    """The mean over the path, by the midpoint rule at least twice per pixel.
+    """Average over the path by the midpoint rule, at least twice per pixel.
 
     References:
         Gonzalez and Woods (2018), Digital Image Processing, equation 5-74.

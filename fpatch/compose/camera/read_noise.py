@@ -1,4 +1,4 @@
-"""Gaussian noise of a sensor, independent in every pixel and channel."""
+"""Gaussian sensor noise, independent in each pixel and channel."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -36,7 +36,7 @@ class ReadNoise:
 
 
 class ReadNoiseSample(TypedDict):
-    """Standard deviation per row, and the key that the field is expanded from."""
+    """Standard deviation per row, and the key of the noise field."""
 
     std_frac: Float[Tensor, " b"]
     key: Int64[Tensor, "b 2"]

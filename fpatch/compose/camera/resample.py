@@ -1,4 +1,4 @@
-"""Resize to another resolution and back: what a camera of fewer pixels would keep."""
+"""Resize to another resolution and back, which keeps the detail of a camera with fewer pixels."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -20,11 +20,11 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Resample:
-    """The resolution in between.
+    """Range and probability of the intermediate resolution.
 
     Attributes:
-        scale: Range of its sides relative to the image's, rounded to whole pixels.
-        p: Probability of a row to be resized.
+        scale: Range of its sides relative to the image's; sides are rounded to whole pixels.
+        p: Probability that a row is resized.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ class Resample:
 
 
 class ResampleSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the resized rows."""
 
     on: Bool[Tensor, " b"]
     scale: Float[Tensor, " b"]
@@ -59,7 +59,7 @@ def sample(config: Resample, keys: Tensor, batch: Batch) -> ResampleSample:
 
 
 def apply(config: Resample, patch_params: Params, sample: ResampleSample, values: Values) -> Values:
-    """Bilinear and antialiased both ways, one matrix per axis and row."""
+    """Resize bilinearly and antialiased both ways, with one matrix per axis and row."""
     check_sampled("resample: scale", sample["scale"], config.scale.high)
     image = values["image"]
     rows, columns = (_there_and_back(size, config.scale.high, sample["scale"]) for size in image.shape[-2:])
@@ -69,7 +69,7 @@ def apply(config: Resample, patch_params: Params, sample: ResampleSample, values
 
 
 def _there_and_back(size: int, highest: float, scale: Float[Tensor, " b"]) -> Float[Tensor, "b n n"]:
-    """The matrix of a resize from `size` to `size * scale` pixels and back."""
+    """Return the matrix of a resize from `size` to `size * scale` pixels and back."""
     between = (size * scale.double()).round().clamp(min=1.0)[:, None, None]
     fine = torch.arange(size, dtype=torch.float64, device=scale.device) + 0.5
     coarse = torch.arange(ceil(size * highest), device=scale.device)[:, None] + 0.5

@@ -16,14 +16,14 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Shadow:
-    """A half plane that is darkened.
+    """The half plane that is darkened.
 
     Attributes:
-        strength: Share of the values, as displayed, that is taken away.
-        angle_deg: Where the shadow lies from the center: 0 right, 90 below.
-        offset_frac: Distance of its edge from the center, as a fraction of the shorter side.
-        softness_frac: Width of the edge, likewise.
-        p: Probability of a row to be shaded.
+        strength: Range of the darkening, as a fraction of the displayed values.
+        angle_deg: Range of the direction from the center to the shadow: 0 is right, 90 is below.
+        offset_frac: Range of the distance of its edge from the center, as a fraction of the shorter side.
+        softness_frac: Range of the width of the edge, as a fraction of the shorter side.
+        p: Probability that a row is shaded.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class Shadow:
 
 
 class ShadowSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the shaded rows."""
 
     on: Bool[Tensor, " b"]
     strength: Float[Tensor, " b"]
@@ -70,7 +70,7 @@ def sample(config: Shadow, keys: Tensor, batch: Batch) -> ShadowSample:
 
 
 def apply(config: Shadow, patch_params: Params, sample: ShadowSample, values: Values) -> Values:
-    """The edge is a smoothstep, 3 t^2 - 2 t^3 (Ebert et al., 2003, Texturing and Modeling, chapter 2)."""
+    """Darken by a smoothstep, 3 t^2 - 2 t^3 (Ebert et al., 2003, Texturing and Modeling, chapter 2)."""
     image = values["image"]
     h, w = image.shape[-2:]
     # double: float32 sin and cos have other last bits in the vectorized part of a tensor than in its tail

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue at once, in this order."""
+"""Change brightness, contrast, saturation and hue, in this order."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -17,14 +17,14 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Ranges; the stages `exposure`, `contrast`, `saturation` and `hue` one after another.
+    """Ranges of the stages `exposure`, `contrast`, `saturation` and `hue`, which act one after another.
 
     Attributes:
-        brightness: Factor on every value.
-        contrast: Factor on the distance from middle gray.
-        saturation: Factor on the distance from luma.
-        hue_deg: Rotation of chroma at constant luma.
-        p: Probability of a row to be changed.
+        brightness: Range of the factor on every value.
+        contrast: Range of the factor on the distance from middle gray.
+        saturation: Range of the factor on the distance from luma.
+        hue_deg: Range of the rotation of chroma in degrees, at constant luma.
+        p: Probability that a row is changed.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class ColorJitter:
 
 
 class ColorJitterSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the changed rows."""
 
     on: Bool[Tensor, " b"]
     brightness: Float[Tensor, " b"]

@@ -1,4 +1,4 @@
-"""Stretch or flatten an image about middle gray."""
+"""Raise or lower the contrast of an image about middle gray."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -15,7 +15,7 @@ from fpatch.ops.color import clip, each_channel
 
 @dataclass(frozen=True)
 class Contrast:
-    """Range of the factor; 1 leaves the image as it is, 0 makes it gray.
+    """Range of the factor; 1 changes nothing, 0 gives middle gray.
 
     Example:
         >>> import torch

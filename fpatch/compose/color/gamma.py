@@ -1,4 +1,4 @@
-"""Brighten or darken the middle tones by a power law; black and white stay."""
+"""Brighten or darken the middle tones by a power law; black and white do not change."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -13,12 +13,12 @@ from fpatch.graph.stage import define
 from fpatch.ops.color import clip
 
 TOE = 1e-3
-"""Up to here, a quarter of an 8-bit level, the curve is a line: a power has slope 0 at black, or infinite."""
+"""Up to here, a quarter of an 8-bit level, the curve is a line: a power has slope 0 or infinity at black."""
 
 
 @dataclass(frozen=True)
 class Gamma:
-    """Range of the exponent; above 1 darkens, 1 leaves the image as it is.
+    """Range of the exponent; above 1 darkens, 1 changes nothing.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def sample(config: Gamma, keys: Tensor, batch: Batch) -> GammaSample:
 
 
 def apply(config: Gamma, patch_params: Params, sample: GammaSample, values: Values) -> Values:
-    """Gonzalez and Woods (2018), Digital Image Processing, equation 3-5."""
+    """Raise values to the power (Gonzalez and Woods, 2018, Digital Image Processing, equation 3-5)."""
     image, gamma = values["image"], sample["gamma"][:, None, None, None]
     gain = ((gamma - 1) * image.clamp(min=TOE).log()).exp()  # a power changes bits with position
     return {"image": clip(image * gain)}

@@ -1,4 +1,4 @@
-"""Take the color out of an image; its luma stays."""
+"""Remove the color of an image and keep its luma."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -16,7 +16,7 @@ from fpatch.ops.color import luma
 
 @dataclass(frozen=True)
 class Grayscale:
-    """Probability of a row to lose its color.
+    """Probability that a row loses its color.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ class Grayscale:
 
 
 class GrayscaleSample(TypedDict):
-    """Whether each row is changed."""
+    """The rows that are changed."""
 
     on: Bool[Tensor, " b"]
 

@@ -1,4 +1,4 @@
-"""Turn the colors of an image around the gray axis at constant luma."""
+"""Rotate the colors of an image about the gray axis at constant luma."""
 
 from dataclasses import dataclass
 from typing import TypedDict

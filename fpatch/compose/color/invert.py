@@ -1,4 +1,4 @@
-"""Turn an image into its negative."""
+"""Replace an image by its negative."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -15,7 +15,7 @@ from fpatch.graph.stage import define
 
 @dataclass(frozen=True)
 class Invert:
-    """Probability of a row to be inverted.
+    """Probability that a row is inverted.
 
     Example:
         >>> import torch
@@ -33,7 +33,7 @@ class Invert:
 
 
 class InvertSample(TypedDict):
-    """Whether each row is changed."""
+    """The rows that are changed."""
 
     on: Bool[Tensor, " b"]
 

@@ -15,7 +15,7 @@ from fpatch.ops.color import clip, each_channel, mix_channels, saturation_matrix
 
 @dataclass(frozen=True)
 class Saturation:
-    """Range of the factor; 1 leaves the image as it is, 0 removes all color.
+    """Range of the factor; 1 changes nothing, 0 removes all color.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Invert the pixels that are brighter than a threshold."""
+"""Invert values at or above a threshold."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -16,11 +16,11 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Solarize:
-    """What is inverted.
+    """Threshold and probability of the inversion.
 
     Attributes:
-        threshold: Range of the value from which on a channel is inverted.
-        p: Probability of a row to be solarized.
+        threshold: Range of the threshold; a channel at or above it is inverted.
+        p: Probability that a row is solarized.
 
     Example:
         >>> import torch
@@ -40,7 +40,7 @@ class Solarize:
 
 
 class SolarizeSample(TypedDict):
-    """Per row."""
+    """Values per row; `on` marks the solarized rows."""
 
     on: Bool[Tensor, " b"]
     threshold: Float[Tensor, " b"]
@@ -54,7 +54,7 @@ def sample(config: Solarize, keys: Tensor, batch: Batch) -> SolarizeSample:
 
 
 def apply(config: Solarize, patch_params: Params, sample: SolarizeSample, values: Values) -> Values:
-    """Cubuk, Zoph, Shlens, Le (2020), RandAugment, CVPR workshops, section 3."""
+    """Invert bright values (Cubuk, Zoph, Shlens, Le, 2020, RandAugment, CVPR workshops, section 3)."""
     image, on, threshold = values["image"], sample["on"], sample["threshold"]
     bright = on[:, None, None, None] & (image >= threshold[:, None, None, None])
     return {"image": torch.where(bright, 1 - image, image)}

@@ -1,4 +1,4 @@
-"""Light of another color temperature than the one the camera is balanced for."""
+"""Change the color temperature of the light, at a fixed white balance of the camera."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -18,9 +18,9 @@ BALANCED_KELVIN = 6500.0
 
 @dataclass(frozen=True)
 class WhiteBalance:
-    """Range of the color temperature of the light in kelvin, under a camera balanced for 6500 K.
+    """Range of the color temperature of the light in kelvin; the camera is balanced for 6500 K.
 
-    Lower is warmer. Even draws in reciprocal temperature are even to the eye (Judd, 1933).
+    Lower is warmer. Draws are uniform in reciprocal temperature, whose equal steps look equal (Judd, 1933).
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ def sample(config: WhiteBalance, keys: Tensor, batch: Batch) -> WhiteBalanceSamp
 
 
 def apply(config: WhiteBalance, patch_params: Params, sample: WhiteBalanceSample, values: Values) -> Values:
-    """Gains per channel in linear light (von Kries), at constant luminance of a neutral gray."""
+    """Scale the channels in linear light (von Kries), at constant luminance of a neutral gray."""
     light = blackbody(sample["kelvin"]) / blackbody(torch.full_like(sample["kelvin"], BALANCED_KELVIN))
     gain = light / sum(weight * light[:, i : i + 1] for i, weight in enumerate(LUMINANCE))
     linear = srgb_to_linear(values["image"]) * gain[:, :, None, None]

@@ -43,7 +43,7 @@ class VerticalFlip:
 
 
 class VerticalFlipSample(TypedDict):
-    """Whether each row is mirrored, bool."""
+    """The rows that are mirrored."""
 
     on: Bool[Tensor, " b"]
 

@@ -1,1 +1,1 @@
-"""Parameterizations: they read the patch parameters and write the first `patch`."""
+"""Parameterizations: stages that turn patch parameters into the first `patch`."""

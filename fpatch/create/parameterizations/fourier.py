@@ -15,15 +15,25 @@ from fpatch.graph.stage import define, deterministic
 
 @dataclass(frozen=True)
 class Fourier:
-    """Real and imaginary parts, [2, c, h, w // 2 + 1] or [b, 2, ...], each divided by frequency ** decay.
+    """Fourier coefficients by patch, each divided by frequency ** decay.
 
-    The patch is the logistic function of the inverse transform (`norm="ortho"`). Lucid, which this follows,
-    also divides the latter by 4, and can decorrelate colors.
+    Parameters are real and imaginary parts, [2, c, h, w // 2 + 1], or [b, 2, ...] for one patch per row. The
+    patch is the logistic function of the inverse transform (`norm="ortho"`). Lucid also divides the transform
+    by 4 and can decorrelate colors.
 
     Attributes:
         shapes: `{name: (c, h, w)}`.
         decay: 1 gives the spectrum of natural images, 0 equal weight to all frequencies.
-        std: Coefficients start normally distributed, before the division; 0 is a gray patch.
+        std: Standard deviation of the initial coefficients, before the division; 0 gives a gray patch.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> params = {"hood": torch.zeros(2, 1, 2, 2)}
+        >>> params["hood"][0, 0, 0, 1] = 4.0  # one cycle along x
+        >>> patch = create.fourier({"hood": (1, 2, 2)}).apply(params, {}, {})["patch"]["hood"]
+        >>> [[round(x, 3) for x in row] for row in patch[0].tolist()]
+        [[0.982, 0.018], [0.982, 0.018]]
 
     References:
         Olah, Mordvintsev and Schubert (2017), Feature visualization, section on preconditioning; Lucid,
@@ -65,7 +75,7 @@ def apply(config: Fourier, patch_params: Params, sample: Sample, values: Values)
 
 
 def _frequencies(height: int, width: int, decay: float) -> Float[Tensor, "h m"]:
-    """Of every coefficient in cycles per pixel, at least one cycle per longer side, to the power `decay`."""
+    """Return each frequency, in cycles per pixel and at least 1 / longer side, to the power `decay`."""
     y, x = torch.fft.fftfreq(height, dtype=torch.float64), torch.fft.rfftfreq(width, dtype=torch.float64)
     frequency = (y[:, None].square() + x.square()).sqrt().clamp(min=1 / max(height, width))
     return torch.exp(decay * torch.log(frequency)).float()

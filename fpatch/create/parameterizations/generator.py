@@ -1,4 +1,4 @@
-"""Patches from a user's frozen generator network; what is trained is its latent."""
+"""Patches from a frozen generator network, whose latents are trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +20,23 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class Generator:
-    """The network, and the shape of each patch's latent; latents start standard normal.
+    """A generator network and the latent shape of each patch; latents start standard normal.
 
     Attributes:
-        model: A module in evaluation mode, latents [b, *shape] -> patches [b, c, h, w] in 0..1; or the
-            `Resource` that makes one. Its parameters get no gradient and do not change.
-        latents: `{name: shape}`; parameters have that shape, or [b, *shape] for a patch of each row's own.
+        model: A module in evaluation mode, latents [b, *shape] -> patches [b, c, h, w] in 0..1; or a
+            `Resource` of one. Its parameters are frozen and get no gradient.
+        latents: `{name: shape}`; parameters have that shape, or [b, *shape] for one patch per row.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> class Gray(torch.nn.Module):
+        ...     def forward(self, latents):
+        ...         return latents.sigmoid().view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+        >>> stage = create.generator(Gray().eval(), latents={"hood": (1,)})
+        >>> patch = stage.apply({"hood": torch.zeros(1)}, {}, {})["patch"]["hood"]
+        >>> patch.shape, patch.unique()
+        (torch.Size([3, 8, 8]), tensor([0.5000]))
     """
 
     model: Resource | nn.Module
@@ -79,7 +90,7 @@ def _check_model(model: Any) -> nn.Module:
 def _check_patch(name: str, patch: Any, num_rows: int) -> Tensor:
     if not isinstance(patch, Tensor) or patch.ndim != 4 or len(patch) != num_rows:
         what = list(patch.shape) if isinstance(patch, Tensor) else type(patch).__name__
-        raise ValueError(f"generator: the model must answer [{num_rows}, c, h, w] for {name!r}, got {what}")
+        raise ValueError(f"generator: the model must return [{num_rows}, c, h, w] for {name!r}, got {what}")
     if is_concrete(patch):
         low, high = (float(v) for v in patch.detach().aminmax())
         if not -ROUNDING <= low <= high <= 1 + ROUNDING:

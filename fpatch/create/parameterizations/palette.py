@@ -17,17 +17,25 @@ from fpatch.ops.color import clip
 
 @dataclass(frozen=True)
 class Palette:
-    """Every pixel is the mean of the colors, weighted by softmax(logits / temperature).
+    """Patches whose pixels are means of the colors, weighted by softmax(logits / temperature).
 
-    Parameters are the logits, [n, h, w], or [b, n, h, w] for a patch of each row's own. A print has pure
-    colors only: put `snap(colors)` behind it for evaluation, which then prints the controls in them too. It
-    picks the color of the largest logit wherever that one has nearly all the weight.
+    Parameters are the logits, [n, h, w], or [b, n, h, w] for one patch per row. A print has pure colors only:
+    for evaluation, put `snap(colors)` behind it, which also snaps the control patches. Snapping picks the
+    color of the largest logit wherever that color has nearly all the weight.
 
     Attributes:
         sizes: `{name: (height, width)}`.
         colors: (red, green, blue) triples within 0..1, as measured from a print.
-        temperature: The lower, the nearer to one color per pixel from the start.
-        std: Logits start normally distributed; 0 is the mean of the colors everywhere.
+        temperature: Lower values start nearer to one color per pixel.
+        std: Standard deviation of the initial logits; 0 gives the mean color everywhere.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> stage = create.palette({"hood": (1, 2)}, colors=((1.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
+        >>> logits = torch.tensor([[[0.0, 200.0]], [[0.0, 0.0]]])  # [color, height, width]
+        >>> stage.apply({"hood": logits}, {}, {})["patch"]["hood"][:, 0].T.tolist()  # a mixture, then red
+        [[0.5, 0.0, 0.5], [1.0, 0.0, 0.0]]
     """
 
     sizes: Mapping[str, tuple[int, int]]

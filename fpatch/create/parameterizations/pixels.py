@@ -22,16 +22,26 @@ from fpatch.graph.stage import define, deterministic
 
 @dataclass(frozen=True)
 class Pixels:
-    """Patches by name; parameters are [channels, height, width], or [b, ...] for a patch of each row's own.
+    """Patches by name; parameters are [channels, height, width], or [b, ...] for one patch per row.
 
     For a patch of low resolution or of symmetric form, put `resize` or `symmetric` after it.
 
     Attributes:
         shapes: `{name: (c, h, w)}` of patches that start at random.
-        start: Pixels of those start uniformly distributed in this range.
+        start: Range of their initial pixels, drawn uniformly.
         images: Patches that start from an image: `data.image_file("art.png")`, or a tensor [c, h, w] in 0..1.
-        clamp: Range that pixels are brought back to after every update, and at the start. None: they are free
-            to leave 0..1, which nothing can print: for a stage behind it that limits them in its own way.
+        clamp: Range to which pixels are clamped at the start and after every update. None lets them leave
+            0..1, for a later stage that limits them.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> stage = create.pixels({"hood": (1, 1, 3)})
+        >>> params = {"hood": torch.tensor([[[-0.5, 0.25, 1.5]]])}  # as an update may leave them
+        >>> stage.definition.project(stage.config, params)["hood"].tolist()
+        [[[0.0, 0.25, 1.0]]]
+        >>> stage.apply(params, {}, {})["patch"]["hood"] is params["hood"]
+        True
     """
 
     shapes: Shapes = field(default_factory=dict)
@@ -46,7 +56,7 @@ class Pixels:
         if self.clamp is not None:
             check_range("pixels(clamp)", self.clamp, 0.0, 1.0)
         if both := set(self.shapes) & set(self.images):
-            raise ValueError(f"pixels: {min(both)!r} is in shapes and in images; name it in one of them")
+            raise ValueError(f"pixels: {min(both)!r} is in both shapes and images; keep one of them")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Pixels behind a hyperbolic tangent: always printable, with a gradient everywhere and nothing to clamp."""
+"""Patches as the hyperbolic tangent of free parameters, which keeps pixels in range without clamping."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,19 @@ from fpatch.graph.stage import define, deterministic
 
 @dataclass(frozen=True)
 class Tanh:
-    """The change of variables x = (tanh(w) + 1) / 2; w is trained, [c, h, w] or [b, c, h, w].
+    """Patches x = (tanh(w) + 1) / 2; parameters are w, [c, h, w], or [b, c, h, w] for one patch per row.
 
     Attributes:
         shapes: `{name: (c, h, w)}`.
-        start: Pixels x start uniformly distributed in this range, which leaves room at the ends, where the
-            gradient fades.
+        start: Range of the initial pixels x, drawn uniformly. Its distance to 0 and 1 keeps the gradient from
+            vanishing.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> params = {"hood": torch.tensor([[[-20.0, 0.0, 20.0]]])}
+        >>> create.tanh({"hood": (1, 1, 3)}).apply(params, {}, {})["patch"]["hood"].tolist()
+        [[[0.0, 0.5, 1.0]]]
 
     References:
         Carlini and Wagner (2017), Towards evaluating the robustness of neural networks, section V-D.

@@ -1,1 +1,1 @@
-"""What a printer makes of a patch."""
+"""Print models: stages that show a patch in the colors of a printer."""

@@ -1,4 +1,4 @@
-"""Prints foretold by ICC profiles, with littlecms (through Pillow) as the engine.
+"""Soft proofs: prints simulated from ICC profiles, with littlecms (through Pillow) as the color engine.
 
 A color goes from sRGB to the inks of the profile by one of the four rendering intents, and back to sRGB as
 the measured color of those inks. "absolute" shows the color of the paper; the other three show it as white.
@@ -30,17 +30,23 @@ INTENTS = {
     "absolute": ImageCms.Intent.ABSOLUTE_COLORIMETRIC,
 }
 TABLE_STEP = 3
-"""8-bit levels between the nodes of a table: 86 along an axis, where the engine answers without rounding."""
+"""8-bit levels between the nodes of a table: 86 per axis, on levels that the engine need not round."""
 
 
 def load_profile(path: str | Path | None = None) -> UInt8[Tensor, " n"]:
-    """The bytes of a printer's ICC profile; without a path, the one that ships with fpatch.
+    """Read the bytes of a printer's ICC profile; without a path, of the default profile.
 
-    That one is of offset printing on coated paper, from the data of ANSI CGATS/GRACoL TR 006-2007; see
-    `profiles/LICENSE.txt`.
+    The default profile is of offset printing on coated paper, from the data of ANSI CGATS/GRACoL TR 006-2007;
+    see `profiles/LICENSE.txt`.
 
     Raises:
-        ValueError: If it is no profile, or none of an output device.
+        ValueError: If the file is no ICC profile, or not that of a printer.
+
+    Example:
+        >>> from fpatch import create
+        >>> profile = create.icc_profile()  # or icc_profile("printer.icc")
+        >>> profile.value.dtype, bytes(profile.value[36:40].tolist())  # the signature of ICC profiles
+        (torch.uint8, b'acsp')
     """
     file = files("fpatch.create") / "profiles/coated_tr006.icc" if path is None else Path(path)
     data = file.read_bytes()
@@ -54,10 +60,10 @@ def load_profile(path: str | Path | None = None) -> UInt8[Tensor, " n"]:
 
 
 def check_intent(field: str, intent: str) -> None:
-    """Refuse what is no rendering intent.
+    """Check that a rendering intent is one of the four.
 
     Raises:
-        ValueError: With the four.
+        ValueError: Naming the field and the four intents.
     """
     if intent not in INTENTS:
         raise ValueError(f"{field} must be one of {', '.join(INTENTS)}, got {intent!r}")
@@ -65,7 +71,7 @@ def check_intent(field: str, intent: str) -> None:
 
 @torch.library.custom_op("fpatch::soft_proof", mutates_args=())
 def proof(image: Tensor, profile: Tensor, intent: str) -> Tensor:
-    """What the engine makes of an image [..., 3, h, w] in 0..1, in the same shape, of 256 levels."""
+    """Return the print of an image [..., 3, h, w] in 0..1, as the engine computes it on 256 levels."""
     levels = (image.detach().nan_to_num().clamp(0.0, 1.0) * 255).round().to("cpu", torch.uint8)
     pixels = levels.movedim(-3, -1).reshape(-1, image.shape[-1], 3).numpy()
     transform = _make_transform(profile.cpu().numpy().tobytes(), intent)
@@ -81,7 +87,7 @@ def _(image: Tensor, profile: Tensor, intent: str) -> Tensor:
 
 @lru_cache(maxsize=8)
 def bake_table(profile: bytes, intent: str) -> Float[Tensor, "n n n 3"]:
-    """What the engine makes of a grid of colors: entry [r, g, b] is the print of (r, g, b) / (n - 1)."""
+    """Tabulate the engine: entry [r, g, b] is the print of the color (r, g, b) / (n - 1)."""
     levels = torch.arange(0, 256, TABLE_STEP) / 255
     grid = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij"))
     data = torch.frombuffer(bytearray(profile), dtype=torch.uint8)
@@ -89,7 +95,7 @@ def bake_table(profile: bytes, intent: str) -> Float[Tensor, "n n n 3"]:
 
 
 def look_up(image: Float[Tensor, "*batch 3 h w"], table: Float[Tensor, "n n n 3"]) -> Tensor:
-    """Trilinear interpolation in a table of colors; differentiable, outside 0..1 constant."""
+    """Interpolate trilinearly in a table of colors; differentiable, constant outside 0..1."""
     n = table.shape[0]
     place = clip(image) * (n - 1)
     node = place.detach().nan_to_num().floor().clamp(0, n - 2)

@@ -1,4 +1,4 @@
-"""The twin of `soft_proof` that a gradient passes through: a table of the engine's answers, interpolated."""
+"""A differentiable `soft_proof`: an interpolated table of the color engine's results."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,18 +15,27 @@ from fpatch.ops.patches import check_color, map_patches
 
 @dataclass(frozen=True)
 class ProofTable:
-    """What is printed, and how colors that no ink can mix are replaced; for `phases={"train"}`.
+    """Profile and rendering intent of a differentiable soft proof; for `phases={"train"}`.
 
-    The table has 86 nodes along each of red, green and blue, and is made once per profile and intent, in less
+    The table has 86 nodes along each of red, green and blue. It is made once per profile and intent, in less
     than a second. Against the engine, over half of all 8-bit colors and with the profile that ships, the mean
     and largest differences in levels of 255 are 0.23 and 2.8 (perceptual), 0.21 and 6.1 (relative), 0.23 and
-    9.9 (saturation), 0.22 and 5.0 (absolute); under 0.1 % of values differ by more than 2. The means are
-    those of the engine's rounding to whole levels.
+    9.9 (saturation), 0.22 and 5.0 (absolute); under 0.1 % of values differ by more than 2. The mean
+    differences come from the engine's rounding to whole levels.
 
     Attributes:
         profile: `icc_profile("printer.icc")`; by default offset printing on coated paper.
-        intent: The rendering intent.
+        intent: The rendering intent, which replaces colors that the inks cannot mix.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = torch.full((3, 4, 4), 0.5, requires_grad=True)
+        >>> printed = create.proof_table().apply({}, {}, {"patch": {"hood": patch}})["patch"]["hood"]
+        >>> printed.sum().backward()
+        >>> printed.shape, bool((patch.grad > 0.1).all())
+        (torch.Size([3, 4, 4]), True)
     """
 
     profile: Resource = field(default_factory=icc_profile)

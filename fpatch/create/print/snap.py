@@ -1,4 +1,4 @@
-"""Print every pixel in the nearest of a few colors."""
+"""Replace every pixel by the nearest of a few printable colors."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,20 @@ from fpatch.ops.patches import check_color, map_patches
 
 @dataclass(frozen=True)
 class Snap:
-    """The colors that a printer has; for `phases={"eval"}`, behind `palette` or any other parameterization.
+    """The colors of a printer; for `phases={"eval"}`, behind any parameterization.
 
     Attributes:
-        colors: (red, green, blue) triples within 0..1; nearest is by distance in sRGB, the first of equals.
+        colors: (red, green, blue) triples within 0..1. The distance is that of sRGB values; the first
+            of equally near colors is taken.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = torch.tensor([0.1, 0.6, 0.9]).expand(3, 1, 3)
+        >>> stage = create.snap(colors=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+        >>> stage.apply({}, {}, {"patch": {"hood": patch}})["patch"]["hood"][0].tolist()
+        [[0.0, 1.0, 1.0]]
     """
 
     colors: tuple[tuple[float, float, float], ...]

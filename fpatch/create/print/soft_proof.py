@@ -1,4 +1,4 @@
-"""Show a patch as a printer would print it, by its ICC profile and the real color engine."""
+"""Show a patch in the colors of its print, by an ICC profile and a color engine."""
 
 from dataclasses import dataclass, field
 
@@ -13,14 +13,22 @@ from fpatch.ops.patches import check_color, map_patches
 
 @dataclass(frozen=True)
 class SoftProof:
-    """What is printed, and how colors that no ink can mix are replaced; for `phases={"eval"}`.
+    """Profile and rendering intent of a soft proof; for `phases={"eval"}`.
 
-    The engine works on 256 levels and passes no gradient on: to train through the print, use `proof_table`.
+    The engine works on 256 levels and passes no gradient; to train through the print, use `proof_table`.
 
     Attributes:
         profile: `icc_profile("printer.icc")`; by default offset printing on coated paper.
-        intent: The rendering intent.
+        intent: The rendering intent, which replaces colors that the inks cannot mix.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> blue = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1)
+        >>> printed = create.soft_proof().apply({}, {}, {"patch": {"hood": blue}})["patch"]["hood"].ravel()
+        >>> [round(x, 1) for x in printed.tolist()]  # duller than on the screen
+        [0.1, 0.3, 0.6]
     """
 
     profile: Resource = field(default_factory=icc_profile)

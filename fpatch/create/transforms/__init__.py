@@ -1,1 +1,1 @@
-"""Stages that change a patch: its size, its place, its spectrum, its mask."""
+"""Transforms: stages that change the size, position, spectrum, colors or mask of a patch."""

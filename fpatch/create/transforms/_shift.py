@@ -1,4 +1,4 @@
-"""Move every row's patch by its own offset; what the two edges do is the caller's."""
+"""Shift the patch of each row by its own offset, with the caller's rule for the edges."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from fpatch.create._shapes import to_rows
 
 Fold = Callable[[Tensor, int], Tensor]
-"""From places anywhere on a line, and its length n, to places in [0, n)."""
+"""A map from any positions on a line of length n, `(positions, n)`, to positions in [0, n)."""
 
 
 def shift_rows(
     patch: Tensor, x_frac: Float[Tensor, " b"], y_frac: Float[Tensor, " b"], fold: Fold
 ) -> Float[Tensor, "b c h w"]:
-    """Shift by whole pixels.
+    """Shift patches by whole pixels.
 
     Args:
         patch: [c, h, w] or [b, c, h, w].
         x_frac: To the right, as a fraction of the patch's width.
         y_frac: Down, as a fraction of its height.
-        fold: Where a place outside the patch takes its pixel from.
+        fold: Maps a position outside the patch to the pixel that fills it.
     """
     rows = to_rows(patch, len(x_frac))
     rows = torch.take_along_dim(rows, _source(x_frac, rows.shape[-1], fold)[:, None, None, :], dim=-1)

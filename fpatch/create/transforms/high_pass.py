@@ -1,4 +1,4 @@
-"""Keep the fine structure of a patch, about middle gray."""
+"""Keep the fine structure of a patch, around middle gray."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,24 @@ from fpatch.ops.patches import map_patches
 from fpatch.ops.spectrum import dct2, gaussian_response, idct2
 
 MIDDLE_GRAY = 0.5
-"""Stands for zero, since a print cannot show less than nothing."""
+"""The level of zero, since a print has no negative values."""
 
 
 @dataclass(frozen=True)
 class HighPass:
-    """What `low_pass` of the same cutoff takes away; the mean of the patch becomes middle gray.
+    """The complement of `low_pass` of the same cutoff; the mean of the patch becomes middle gray.
 
     Attributes:
         cutoff_frac: Frequency whose amplitude is halved, as a fraction of half a cycle per pixel.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = {"hood": torch.full((3, 4, 4), 0.9)}
+        >>> out = create.high_pass().apply({}, {}, {"patch": patch})["patch"]["hood"]
+        >>> round(out.mean().item(), 3)  # a flat patch has no fine structure
+        0.5
     """
 
     cutoff_frac: float = 0.25

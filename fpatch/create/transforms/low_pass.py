@@ -14,11 +14,19 @@ from fpatch.ops.spectrum import dct2, gaussian_response, idct2
 
 @dataclass(frozen=True)
 class LowPass:
-    """A Gaussian filter that leaves the mean of the patch as it is.
+    """A Gaussian filter that keeps the mean of the patch.
 
     Attributes:
         cutoff_frac: Frequency whose amplitude is halved, as a fraction of half a cycle per pixel.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> stripes = torch.tensor([0.0, 1.0]).repeat(4).expand(3, 8, 8)
+        >>> out = create.low_pass(0.1).apply({}, {}, {"patch": {"hood": stripes}})["patch"]["hood"]
+        >>> bool((out - 0.5).abs().max() < 0.05), round(out.mean().item(), 3)
+        (True, 0.5)
     """
 
     cutoff_frac: float = 0.25

@@ -1,4 +1,4 @@
-"""Masks: the outline of a patch that is not a rectangle."""
+"""Masks: outlines of patches that are not rectangular."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +20,21 @@ class Mask:
     """Opacity by patch name, in 0..1; a patch without a mask is opaque.
 
     Attributes:
-        masks: Each a number, [height, width] or [1, height, width] of any size (the implant resizes it to its
-            patch), or a `mask_image`.
+        masks: A number, a tensor [height, width] or [1, height, width], or a `mask_image`. The implant
+            resizes it to its patch.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> place = torch.linspace(-1, 1, 5)
+        >>> disk = (place.square() + place.square()[:, None] <= 1).float()
+        >>> values = {"patch": {"hood": torch.full((3, 20, 20), 0.5)}}
+        >>> create.mask({"hood": disk}).apply({}, {}, values)["masks"]["hood"].int()
+        tensor([[[0, 0, 1, 0, 0],
+                 [0, 1, 1, 1, 0],
+                 [1, 1, 1, 1, 1],
+                 [0, 1, 1, 1, 0],
+                 [0, 0, 1, 0, 0]]], dtype=torch.int32)
     """
 
     masks: Mapping[str, float | Resource | Tensor]
@@ -46,7 +59,17 @@ def _as_mask(name: str, given: float | Tensor, like: Tensor) -> Tensor:
 
 
 def load_mask(path: str | Path) -> Tensor:
-    """The alpha channel of an image file, or its brightness if it has none, [h, w] in 0..1."""
+    """Read the alpha channel of an image file, or its brightness if it has none, [h, w] in 0..1.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from fpatch import create
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (3, 2), 255).save(file.name)
+        ...     create.mask_image(file.name).value.tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
     with Image.open(path) as image:
         band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")
         return torch.from_numpy(np.array(band)).float() / 255

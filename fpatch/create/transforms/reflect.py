@@ -1,4 +1,4 @@
-"""Shift a patch, and fill what becomes free with its mirror image."""
+"""Shift a patch, and fill the gap with its mirror image."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -18,15 +18,23 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Reflect:
-    """Offsets to the right and down, in whole pixels; the patch gets an axis of rows.
+    """Offsets to the right and down, rounded to whole pixels; the patch gets an axis of rows.
 
-    The mirror stands on the outer edge of the patch, so that the pixel at the edge appears twice: d c b a |
-    a b c d.
+    The mirror lies on the outer edge of the patch, so that the edge pixel appears twice: d c b a | a b c d.
 
     Attributes:
         x_frac: Range of the offset along x, as a fraction of the patch's width.
         y_frac: Along y, as a fraction of its height.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = {"hood": torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(3, 1, 4)}
+        >>> sample = {"x_frac": torch.tensor([0.5]), "y_frac": torch.tensor([0.0])}
+        >>> out = create.reflect().apply({}, sample, {"patch": patch})["patch"]["hood"]
+        >>> [round(x, 2) for x in out[0, 0, 0].tolist()]
+        [0.2, 0.1, 0.1, 0.2]
     """
 
     x_frac: Range = Range(-0.5, 0.5)
@@ -60,7 +68,7 @@ def apply(config: Reflect, patch_params: Params, sample: ReflectSample, values: 
 
 
 def _mirror(place: Tensor, size: int) -> Tensor:
-    """Places anywhere on a line, brought into [0, size) by mirrors at both ends."""
+    """Map any positions on a line into [0, size) by mirrors at both ends."""
     place = place.remainder(2 * size)
     return torch.where(place < size, place, 2 * size - 1 - place)
 

@@ -16,12 +16,23 @@ Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area
 
 @dataclass(frozen=True)
 class Resize:
-    """New sizes by name; patches that are not named keep theirs.
+    """New sizes by name; other patches keep their size.
 
     Attributes:
         sizes: `{name: (height, width)}`.
-        interpolation: How; "bilinear" and "bicubic" average over what they shrink. "nearest-exact" is PIL's
-            nearest; "nearest", OpenCV's, takes a pixel up to half a step further to the top left.
+        interpolation: "bilinear" and "bicubic" are antialiased. "nearest-exact" is the nearest of PIL.
+            "nearest" is that of OpenCV, which takes a pixel up to half a step further to the top left.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = {"hood": torch.tensor([[0.0, 1.0], [1.0, 0.0]]).expand(3, 2, 2)}
+        >>> out = create.resize({"hood": (4, 4)}, "nearest").apply({}, {}, {"patch": patch})["patch"]["hood"]
+        >>> out[0].int()
+        tensor([[0, 0, 1, 1],
+                [0, 0, 1, 1],
+                [1, 1, 0, 0],
+                [1, 1, 0, 0]], dtype=torch.int32)
     """
 
     sizes: Mapping[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Log the patch as it is at this place of the pipeline."""
+"""Log the patch at this position of the pipeline."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,20 @@ from fpatch.ops.patches import map_patches
 
 @dataclass(frozen=True)
 class Save:
-    """Changes nothing; at every evaluation the patch goes to all sinks, the first row's where rows differ.
+    """The patches to log at every evaluation; they pass unchanged.
+
+    Where rows differ, the patch of the first row is logged.
 
     Attributes:
         only: Patches that are logged; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> stage = create.save()
+        >>> values = stage.apply({}, {}, {"patch": {"hood": torch.full((3, 4, 4), 0.5)}})
+        >>> list(stage.definition.show(stage.config, values, values))  # an image and a histogram
+        ['hood', 'hood values']
     """
 
     only: tuple[str, ...] | None = None

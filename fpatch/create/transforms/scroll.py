@@ -1,4 +1,4 @@
-"""Shift a patch around: what leaves at one edge comes in at the opposite one."""
+"""Shift a patch cyclically: pixels that leave at one edge enter at the opposite edge."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -18,14 +18,23 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Scroll:
-    """Offsets to the right and down, in whole pixels; the patch gets an axis of rows.
+    """Offsets to the right and down, rounded to whole pixels; the patch gets an axis of rows.
 
-    All patches of a row move by the same fractions; scroll some `only`, in two nodes, for different ones.
+    All patches of a row move by the same fractions. For different fractions, use two nodes with `only`.
 
     Attributes:
         x_frac: Range of the offset along x, as a fraction of the patch's width.
         y_frac: Along y, as a fraction of its height.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = {"hood": torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(3, 1, 4)}
+        >>> sample = {"x_frac": torch.tensor([0.25]), "y_frac": torch.tensor([0.0])}
+        >>> out = create.scroll().apply({}, sample, {"patch": patch})["patch"]["hood"]
+        >>> [round(x, 2) for x in out[0, 0, 0].tolist()]
+        [0.4, 0.1, 0.2, 0.3]
     """
 
     x_frac: Range = Range(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Perturb the spectrum of a patch, so that it does not lean on the frequencies of one victim."""
+"""Perturb the spectrum of a patch, so that it does not depend on the frequencies of one victim."""
 
 from dataclasses import dataclass
 from typing import TypedDict
@@ -19,14 +19,24 @@ from fpatch.random import fold_in
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The spectrum transformation T(x) = IDCT(DCT(x + noise) * mask), clamped; defaults are the authors'.
+    """The transformation T(x) = IDCT(DCT(x + noise) * mask), clamped; the defaults are the authors'.
 
     The patch gets an axis of rows.
 
     Attributes:
         std_frac: Standard deviation of the Gaussian noise, as a fraction of full scale.
-        rho: The mask is uniform in [1 - rho, 1 + rho], on its own for every frequency and channel.
+        rho: The mask is uniform in [1 - rho, 1 + rho], independent for each frequency and channel.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create, random
+        >>> keys = random.split(random.key(0), 2)
+        >>> sample = {"noise_key": keys, "mask_key": keys}
+        >>> patch = {"hood": torch.full((3, 4, 4), 0.5)}
+        >>> out = create.spectrum().apply({}, sample, {"patch": patch})["patch"]["hood"]
+        >>> out.shape, bool((out[0] != out[1]).any())  # each row gets its own perturbation
+        (torch.Size([2, 3, 4, 4]), True)
 
     References:
         Long et al. (2022), Frequency Domain Model Augmentation for Adversarial Attack, section 3.3.
@@ -42,7 +52,7 @@ class Spectrum:
 
 
 class SpectrumSample(TypedDict):
-    """Keys that noise and mask are expanded from, the i-th patch's with `fold_in(key, i)`."""
+    """Keys of the noise and the mask; those of the i-th patch are `fold_in(key, i)`."""
 
     noise_key: Int64[Tensor, "b 2"]
     mask_key: Int64[Tensor, "b 2"]

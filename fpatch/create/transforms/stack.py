@@ -1,4 +1,4 @@
-"""Repeat a one-channel patch, so that what is trained in gray is printed in gray."""
+"""Repeat a one-channel patch, so that a patch trained in gray is printed in gray."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,18 @@ from fpatch.ops.patches import map_patches
 
 @dataclass(frozen=True)
 class Stack:
-    """Number of channels afterwards; patches that already have as many pass through.
+    """Number of channels to write; patches that already have this number pass unchanged.
 
     Attributes:
         num_channels: 3 for a print.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> gray = {"hood": torch.full((1, 4, 4), 0.5)}
+        >>> create.stack().apply({}, {}, {"patch": gray})["patch"]["hood"].shape
+        torch.Size([3, 4, 4])
     """
 
     num_channels: int = 3

@@ -1,4 +1,4 @@
-"""Make a patch its own mirror image, so that it shows the same from both sides."""
+"""Make a patch equal to its mirror image."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +14,18 @@ _FLIPS = {"x": ([-1],), "y": ([-2],), "both": ([-1], [-2])}
 
 @dataclass(frozen=True)
 class Symmetric:
-    """The mean of the patch and its mirror image; put it after any parameterization.
+    """Axes along which a patch is averaged with its mirror image; put it after any parameterization.
 
     Attributes:
-        along: "x" mirrors left and right, "y" top and bottom, "both" first one and then the other.
+        along: "x" mirrors left and right, "y" top and bottom, "both" mirrors along x, then along y.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = {"hood": torch.tensor([0.0, 0.0, 0.5, 1.0]).expand(3, 1, 4)}
+        >>> create.symmetric().apply({}, {}, {"patch": patch})["patch"]["hood"][0].tolist()
+        [[0.5, 0.25, 0.25, 0.5]]
     """
 
     along: Literal["x", "y", "both"] = "x"

@@ -1,4 +1,4 @@
-"""Repeat a patch like a wallpaper."""
+"""Repeat a patch in rows and columns."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,22 @@ from fpatch.ops.patches import map_patches
 
 @dataclass(frozen=True)
 class Tile:
-    """How often, or up to which size: exactly one of `grid` and `size` must be given.
+    """Number of copies, or the size to cover; exactly one of `grid` and `size` must be given.
 
     Attributes:
         grid: Rows and columns of copies.
         size: (height, width) to cover from the top left; the last copies are cut off.
         only: Patches that it acts on; None: all.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import create
+        >>> patch = {"hood": torch.tensor([0.0, 1.0]).expand(3, 1, 2)}
+        >>> create.tile(grid=(2, 2)).apply({}, {}, {"patch": patch})["patch"]["hood"][0].int()
+        tensor([[0, 1, 0, 1],
+                [0, 1, 0, 1]], dtype=torch.int32)
+        >>> create.tile(size=(1, 3)).apply({}, {}, {"patch": patch})["patch"]["hood"][0].int()
+        tensor([[0, 1, 0]], dtype=torch.int32)
     """
 
     grid: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""The picture while it is painted: polygons, lit faces, wheels and shadows."""
+"""The canvas of the renderer: polygons, lit faces, wheels and shadows."""
 
 import math
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from fpatch.demo.world.solids import Camera, Face, Solid, at_height, bounds_of, 
 
 
 class Sun(NamedTuple):
-    """Where the light comes from, and how much of it comes from everywhere."""
+    """The direction of the sunlight, and the share of ambient light."""
 
     direction: NDArray  # unit vector towards it, [3]
     ambient: float
 
     def shade(self, normal: NDArray) -> float:
-        """Brightness of a surface, 1 if it faces the sun."""
+        """Return the brightness of a surface, 1 if it faces the sun."""
         return self.ambient + (1 - self.ambient) * max(0.0, float(normal @ self.direction))
 
 
 class Canvas:
-    """The picture while it is painted; ``planes[3]`` is how much of the truck is seen."""
+    """The image under construction; ``planes[3]`` is the visible share of the truck."""
 
     def __init__(self, camera: Camera, size_hw: tuple[int, int], sun: Sun):
         self.camera, self.sun = camera, sun
@@ -32,13 +32,13 @@ class Canvas:
         self.y = np.arange(size_hw[0], dtype=np.float32) + np.float32(0.5)
 
     def window(self, bounds: NDArray, reach: float) -> tuple[slice, slice]:
-        """Rows and columns within `reach` pixels of an xyxy box."""
+        """Return the rows and columns within `reach` pixels of an xyxy box."""
         x0, y0, x1, y1 = bounds
         rows = slice(max(0, math.floor(y0 - reach)), max(0, math.ceil(y1 + reach)))
         return rows, slice(max(0, math.floor(x0 - reach)), max(0, math.ceil(x1 + reach)))
 
     def cover(self, corners: NDArray, grow: float, soft: float) -> tuple[tuple[slice, slice], NDArray]:
-        """The window around a convex clockwise polygon ``[n, 2]``, and how much of each pixel it covers."""
+        """Return the window of a convex clockwise polygon ``[n, 2]``, and its cover of each pixel."""
         window = rows, columns = self.window(bounds_of(corners), grow + soft)
         edges = np.concatenate([corners[1:], corners[:1]]) - corners
         normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / (np.sqrt((edges * edges).sum(1)) + 1e-9)[:, None]
@@ -48,7 +48,7 @@ class Canvas:
         return window, np.clip(depth / np.float32(soft) + np.float32(0.5), 0, 1)
 
     def blend(self, window: tuple[slice, slice], cover: NDArray, color: NDArray, truck: bool = False) -> None:
-        """Lay color, ``[3]`` or ``[3, h, w]``, over a window where `cover` says so."""
+        """Blend a color, ``[3]`` or ``[3, h, w]``, into a window with the weights `cover`."""
         planes = self.planes[:, *window]
         color = color.astype(np.float32).reshape(3, *(color.shape[1:] or (1, 1)))
         planes[:3] += cover * (color - planes[:3])
@@ -68,7 +68,7 @@ class Canvas:
         grow: float = 0.5,
         truck: bool = False,
     ) -> NDArray | None:
-        """Paint a face in the sun and return its quad, or None where it is turned away.
+        """Paint a face in the sun and return its quad, or None if it is turned away.
 
         A `picture` ``[h, w, 3]`` covers the whole face in place of the color.
         """
@@ -90,7 +90,7 @@ class Canvas:
             self.face(face, color, None if name == "top" else picture, truck=truck)
 
     def near_side(self, solid: Solid) -> str:
-        """The long side that faces the camera, left or right."""
+        """Return the long side that faces the camera, left or right."""
         sight = solid.center - self.camera.position[:2]
         return "left" if solid.heading[0] * sight[1] - solid.heading[1] * sight[0] < 0 else "right"
 
@@ -106,11 +106,11 @@ class Canvas:
         """Paint the wheels of the near side, `width` meters from the others.
 
         Args:
-            body: What they carry.
+            body: The cuboid on the wheels.
             width: Distance between the wheels' outer faces in meters.
-            radius: In meters.
+            radius: Radius of the wheels in meters.
             hub: Color inside the tire.
-            places: Where along the body, 0 at the rear and 1 at the front.
+            places: Positions along the body, 0 at the rear and 1 at the front.
             truck: Whether the body belongs to the truck.
         """
         near = self.near_side(body)
@@ -150,7 +150,7 @@ class Canvas:
             self.planes[:3, *window] *= 1 - np.float32(strength) * cover
 
     def inside(self, face: Face, window: tuple[slice, slice]) -> tuple[NDArray, NDArray]:
-        """Where each pixel of the window meets the face, in fractions of its width and of its height."""
+        """Return the point of the face at each pixel of the window, as fractions of width and height."""
         camera = self.camera
         m = np.stack([face.across, face.down, face.corner - camera.position], 1)
         m = camera.axes @ m
@@ -165,7 +165,7 @@ class Canvas:
         return u / w, v / w
 
     def _printed(self, face: Face, picture: NDArray, window: tuple[slice, slice]) -> NDArray:
-        """Bilinear lookup of a picture on a face, ``[3, h, w]``."""
+        """Look up a picture on a face bilinearly, ``[3, h, w]``."""
         u, v = self.inside(face, window)
         height, width = picture.shape[:2]
         x = np.clip(u * width - np.float32(0.5), 0, width - 1)

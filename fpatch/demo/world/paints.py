@@ -28,12 +28,12 @@ GLASS = np.array((0.20, 0.27, 0.33))
 
 
 def draw_paint(rng: np.random.Generator, paints: NDArray = PAINTS) -> NDArray:
-    """One of some colors, a little changed."""
+    """Draw one of the colors and perturb it."""
     return np.clip(paints[rng.integers(len(paints))] + rng.uniform(-0.07, 0.07, 3), 0.03, 0.97)
 
 
 def draw_print(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """A wall's print, ``[h, w, 3]``: plain, bands, letters, spray or a mosaic, at its finest noise."""
+    """Draw the print of a wall, ``[h, w, 3]``: plain, bands, letters, spray or a mosaic down to noise."""
     colors = np.array([draw_paint(rng) for _ in range(3)], dtype=np.float32)
     shift, coarse = rng.integers(512, size=2), int(rng.integers(1, 6))
     kind = rng.choice(["plain", "bands", "letters", "mosaic", "spray"], p=[0.3, 0.15, 0.15, 0.25, 0.15])
@@ -59,7 +59,7 @@ def draw_print(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
 
 
 def _make_grain(side: int = 512) -> NDArray[np.float32]:
-    """Smooth tileable noise, uniform in 0..1, ``[side, side]``, with side a power of two."""
+    """Make smooth tileable noise, uniform in 0..1, ``[side, side]``, with side a power of two."""
     rng = np.random.Generator(np.random.Philox(key=0))
     total = np.zeros((side, side))
     for cell in (4, 8, 16, 32, 64):
@@ -78,6 +78,6 @@ GRAIN = _make_grain()
 
 
 def grain(x: NDArray, y: NDArray) -> NDArray:
-    """Noise at these coordinates, in cells of the table."""
+    """Return the noise at coordinates in cells of the table."""
     wrap = np.int32(len(GRAIN) - 1)
     return GRAIN[y.astype(np.int32) & wrap, x.astype(np.int32) & wrap]

@@ -1,11 +1,11 @@
 """Procedural images of a box truck, drawn with numpy alone.
 
-A pinhole camera looks at a street: sky, ground, a road, buildings, trees, other boxes that cast the same
-kind of shadow, and one truck. The sides and the rear of its cargo box carry flat panels. What is printed on
-a panel is lit, hidden behind poles, blurred and made noisy like everything else, so that one scene can be
-rendered again with another print and nothing else changed.
+A pinhole camera looks at a street: sky, ground, a road, buildings, trees, other boxes with shadows, and one
+truck. The sides and the rear of its cargo box carry flat panels. A print on a panel is lit, hidden behind
+poles, blurred and made noisy like the rest of the scene. A scene can be rendered again with another print
+and no other change.
 
-For the frames of the world and of the picture see `fpatch.demo.world.solids`.
+For the frames of the world and of the image see `fpatch.demo.world.solids`.
 """
 
 import math
@@ -25,12 +25,12 @@ PANELS = ("side", "rear")
 LABEL = "truck"
 MIN_SIDE_PX = 48
 PRINT_SIZE = {"side": (20, 36), "rear": (20, 20)}
-"""Of the prints that the renderer makes up itself, [h, w]."""
+"""Height and width of the prints that the renderer draws."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and its ground truth.
+    """An image and its ground truth.
 
     Attributes:
         image: uint8 ``[h, w, 3]``.
@@ -46,7 +46,7 @@ class Scene:
 
 
 def scene_rng(seed: int, index: int) -> np.random.Generator:
-    """The generator of scene `index` under `seed`: Philox, keyed by the pair."""
+    """Return the generator of scene `index` under `seed`: Philox, keyed by the pair."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
 
 
@@ -98,7 +98,7 @@ def _draw_sun(rng: np.random.Generator) -> Sun:
 
 
 def _as_print(name: str, texture: NDArray) -> NDArray[np.float32]:
-    """A texture from outside as float, checked."""
+    """Check a given texture and convert it to floats."""
     if name not in PANELS:
         raise ValueError(f"textures: no panel is named {name!r}; known: {', '.join(PANELS)}")
     texture = np.asarray(texture)
@@ -116,7 +116,7 @@ def _as_print(name: str, texture: NDArray) -> NDArray[np.float32]:
 
 
 def _develop(rng: np.random.Generator, planes: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The camera: gain, tint, gamma, blur, noise and eight bits."""
+    """Apply the camera: gain, tint, gamma, blur, noise and eight bits."""
     gain, gamma, center, noise = rng.uniform((0.85, 0.9, 0.7, 0.005), (1.15, 1.1, 1.0, 0.025))
     tint = rng.uniform(0.95, 1.05, 3) * gain
     picture = np.clip(planes * tint.astype(np.float32)[:, None, None], 0, 1)

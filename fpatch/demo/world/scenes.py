@@ -1,8 +1,7 @@
-"""Rendered scenes on disk, as a target set like any other: images, ``placements.csv`` and ``objects.csv``.
+"""Rendered scenes on disk as a target set: images, ``placements.csv`` and ``objects.csv``.
 
-A folder appears under its final name only when it is complete, and its name tells what is in it: a digest of
-the renderer's source and of every argument. A second run finds it, a killed run leaves nothing that looks
-finished.
+A folder gets its final name only when it is complete. The name is a digest of the renderer's source and of
+every argument, so a second run finds the folder, and a killed run leaves no folder of that name.
 """
 
 import csv
@@ -63,15 +62,15 @@ def write_scenes(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Path:
-    """Render a target set; the folder exists afterwards, complete, or not at all.
+    """Render a target set; on an error no folder is left.
 
     Scene i of a split depends on the seed, the split's name and i only. With more than one worker the scenes
     are rendered in spawned processes, so a script that calls this needs the usual ``if __name__ ==
     "__main__"``.
 
     Args:
-        folder: Must not exist yet.
-        seed: Non-negative.
+        folder: The folder to make; it must not exist.
+        seed: A non-negative seed.
         splits: Number of scenes by split.
         sizes_hw: Image sizes, taken in turn.
         textures: Prints for the panels, see `fpatch.demo.world.render.render`.
@@ -109,7 +108,7 @@ def cached_scenes(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder in `cache` with these scenes, rendered if it is not there; see `write_scenes`."""
+    """Return the folder of these scenes in `cache`, rendered if absent; see `write_scenes`."""
     code = [solids, paints, canvas, truck, surroundings, renderer, sys.modules[__name__]]
     name = digest(code, seed=seed, splits=dict(splits), sizes_hw=sizes_hw, numpy=np.__version__)
     folder = Path(cache) / f"scenes-{name}"
@@ -134,8 +133,7 @@ def render_textured(
 
     Args:
         scenes: A folder that `write_scenes` made.
-        folder: Where the new target set goes; must not exist yet. Image names and tables are those of
-            `scenes`.
+        folder: The folder to make; it must not exist. Image names and tables are those of `scenes`.
         split: The split to render.
         textures: Panel name to print; a panel without one keeps its own.
         workers: Number of processes, see `write_scenes`.
@@ -158,7 +156,7 @@ def render_textured(
 
 
 def digest(code: Iterable[ModuleType], **arguments: object) -> str:
-    """Twelve hex digits that change with the source of these modules and with any argument (JSON values)."""
+    """Return twelve hex digits of the source of modules and of arguments (JSON values)."""
     text = json.dumps([[inspect.getsource(module) for module in code], arguments], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -200,7 +198,7 @@ def _write_tables(folder: Path, records: list[_Record]) -> None:
 
 @contextmanager
 def _complete(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder` that becomes it on leaving, or vanishes on an error."""
+    """Yield a draft folder, renamed to `folder` at the end or removed on an error."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder or delete it")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ class Camera(NamedTuple):
     center_px: NDArray  # [2]
 
     def project(self, points: NDArray) -> NDArray:
-        """World points ``[n, 3]`` to pixels ``[n, 2]``."""
+        """Project world points ``[n, 3]`` to pixels ``[n, 2]``."""
         rays = (points - self.position) @ self.axes.T
         return rays[:, :2] * (self.focal_px / rays[:, 2:]) + self.center_px
 
@@ -34,17 +34,17 @@ class Face(NamedTuple):
     down: NDArray
 
     def part(self, left: float, top: float, right: float, bottom: float) -> "Face":
-        """The rectangle between these fractions of width and height."""
+        """Return the part between these fractions of width and height."""
         corner = self.corner + left * self.across + top * self.down
         return Face(corner, (right - left) * self.across, (bottom - top) * self.down)
 
     def corners(self) -> NDArray:
-        """As a quad, ``[4, 3]``."""
+        """Return the corners as a quad, ``[4, 3]``."""
         far = self.corner + self.across
         return np.array([self.corner, far, far + self.down, self.corner + self.down])
 
     def normal(self) -> NDArray:
-        """The unit vector outwards."""
+        """Return the outward unit normal."""
         outward = cross(self.down, self.across)
         return outward / math.sqrt(outward @ outward)
 
@@ -61,21 +61,21 @@ class Solid(NamedTuple):
 
     @property
     def distance(self) -> float:
-        """From the camera along the ground, in meters."""
+        """Distance from the camera along the ground, in meters."""
         return math.hypot(*self.center)
 
     def footprint(self) -> NDArray:
-        """Front left, front right, rear right and rear left, ``[4, 2]``."""
+        """Return the ground corners: front left, front right, rear right and rear left, ``[4, 2]``."""
         along = self.heading * (self.length / 2)
         left = np.array([-self.heading[1], self.heading[0]]) * (self.width / 2)
         return self.center + np.array([along + left, along - left, -along - left, left - along])
 
     def corners(self) -> NDArray:
-        """``[8, 3]``."""
+        """Return the corners, ``[8, 3]``."""
         return np.concatenate([at_height(self.footprint(), z) for z in (self.low, self.high)])
 
     def faces(self) -> dict[str, Face]:
-        """All but the one that it stands on, by name."""
+        """Return the faces by name, without the bottom."""
         front_left, front_right, rear_right, rear_left = at_height(self.footprint(), self.high)
         down = np.array([0.0, 0.0, self.low - self.high])
         return {
@@ -88,32 +88,32 @@ class Solid(NamedTuple):
 
 
 def at_height(ground: NDArray, z: float) -> NDArray:
-    """Points ``[n, 2]`` of the ground at a height, ``[n, 3]``."""
+    """Lift points ``[n, 2]`` of the ground to a height, ``[n, 3]``."""
     return np.concatenate([ground, np.full((len(ground), 1), z)], axis=1)
 
 
 def cross(a: NDArray, b: NDArray) -> NDArray:
-    """As `numpy.cross` of two vectors, in a tenth of the time."""
+    """Return the cross product of two vectors, in a tenth of the time of `numpy.cross`."""
     return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
 def direction(angle: float) -> NDArray:
-    """The unit vector on the ground at an angle to the right of straight ahead."""
+    """Return the unit vector on the ground at an angle clockwise from straight ahead."""
     return np.array([math.sin(angle), math.cos(angle)])
 
 
 def bounds_of(points: NDArray) -> NDArray:
-    """The xyxy box around points ``[n, 2]``."""
+    """Return the xyxy box around points ``[n, 2]``."""
     return np.concatenate([points.min(0), points.max(0)])
 
 
 def overlap(a: NDArray, b: NDArray) -> bool:
-    """Whether two xyxy boxes overlap."""
+    """Return whether two xyxy boxes overlap."""
     return bool((a[:2] < b[2:]).all() and (b[:2] < a[2:]).all())
 
 
 def hull(points: NDArray) -> NDArray:
-    """Convex hull of ``[n, 2]``, clockwise on the screen (Andrew's monotone chain)."""
+    """Return the convex hull of ``[n, 2]``, clockwise on the screen (Andrew's monotone chain)."""
 
     def chain(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         kept: list[tuple[float, float]] = []

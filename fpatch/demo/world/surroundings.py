@@ -15,14 +15,14 @@ from fpatch.demo.world.truck import Truck
 
 
 class Thing(NamedTuple):
-    """Something that stands about: what casts its shadow, and how to paint it."""
+    """An object in the scene: the solid that casts its shadow, and its painter."""
 
     solid: Solid
     paint: Callable[[Canvas], None]
 
 
 def draw_things(rng: np.random.Generator, camera: Camera, truck: Truck) -> list[Thing]:
-    """Cars, containers and crates that stand apart from the truck and do not hide it, farthest first."""
+    """Draw cars, containers and crates apart from the truck that do not hide it, farthest first."""
     things = []
     own = bounds_of(camera.project(truck.corners()))
     for _ in range(rng.integers(1, 6)):
@@ -56,7 +56,7 @@ def _paint_car(canvas: Canvas, body: Solid, color: NDArray, hub: NDArray) -> Non
 
 
 def paint_surroundings(rng: np.random.Generator, canvas: Canvas, truck: Truck) -> None:
-    """Sky, ground and road; then buildings and trees, farthest first."""
+    """Paint sky, ground and road; then buildings and trees, farthest first."""
     camera = canvas.camera
     x = (canvas.x - camera.center_px[0].astype(np.float32)) / np.float32(camera.focal_px)
     y = ((canvas.y - camera.center_px[1].astype(np.float32)) / np.float32(camera.focal_px))[:, None]
@@ -77,7 +77,7 @@ def paint_surroundings(rng: np.random.Generator, canvas: Canvas, truck: Truck) -
 
 
 def _paint_sky(rng: np.random.Generator, canvas: Canvas, rays: list[NDArray]) -> tuple[float, NDArray]:
-    """A sky with clouds; returns the gray of the haze, and where the grain of sky and ground begins."""
+    """Paint a sky with clouds; return the gray of the haze and the grain offsets of sky and ground."""
     sky, haze = draw_paint(rng, SKIES), rng.uniform(0.75, 0.95)
     cloudy, shift = rng.uniform(0, 0.6), rng.integers(512, size=6)
     rise = np.clip(rays[2] * 2.5, 0, 1)
@@ -97,7 +97,7 @@ def _paint_ground(
     haze: float,
     shift: NDArray,
 ) -> None:
-    """The ground up to the horizon, with a road at times, in the haze where it is far."""
+    """Paint the ground up to the horizon, hazy in the distance, in most scenes with a road."""
     camera, planes = canvas.camera, canvas.planes
     far = np.maximum(-rays[2], np.float32(0.004))
     away = np.float32(camera.position[2]) / far
@@ -126,7 +126,7 @@ def _paint_road(
     pixel_m: NDArray,
     fine: NDArray,
 ) -> None:
-    """A road with its markings into the color of the ground, mostly along the truck."""
+    """Paint a road with markings into the ground, mostly along the truck."""
     along = truck.cargo.heading if rng.random() < 0.6 else direction(rng.uniform(-1.5, 1.5))
     half, offset, gray = rng.uniform((2.4, -1.2, 0.22), (4.5, 1.2, 0.45))
     dash, has_road = rng.uniform(1.5, 3.0), rng.random() < 0.8
@@ -182,7 +182,7 @@ def _paint_tree(rng: np.random.Generator, canvas: Canvas, center: NDArray) -> No
 
 
 def paint_poles(rng: np.random.Generator, canvas: Canvas, truck: Truck) -> None:
-    """In some scenes a lamp post or a trunk stands before the middle of the truck."""
+    """Paint up to two lamp posts or trunks before the middle of the truck."""
     camera = canvas.camera
     x0, _, x1, _ = bounds_of(camera.project(truck.corners()))
     for _ in range(rng.choice(3, p=[0.65, 0.25, 0.1])):

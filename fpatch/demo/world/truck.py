@@ -1,4 +1,4 @@
-"""The truck: where it stands before the camera, and how it is painted, prints included."""
+"""The truck: its pose before the camera, its paint and its prints."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from fpatch.demo.world.solids import Camera, Solid, at_height, bounds_of, cross,
 MARGIN_PX = 2.0
 """Free border around the truck."""
 MIN_FACING = 0.12
-"""Cosine between a panel's normal and the line of sight below which the panel is turned away."""
+"""The smallest cosine between the normal of a visible panel and the line of sight."""
 INSET_FRAC = {"side": (0.03, 0.05), "rear": (0.06, 0.05)}
-"""Frame around a panel: of its face's width and height."""
+"""Frame around a panel, as fractions of the width and height of its face."""
 
 
 class Truck(NamedTuple):
@@ -28,14 +28,14 @@ class Truck(NamedTuple):
     wheel_m: float
 
     def corners(self) -> NDArray:
-        """Of all that is seen of it, ``[n, 3]``."""
+        """Return the corners of its visible solids, ``[n, 3]``."""
         return np.concatenate(
             [self.cargo.corners(), self.cab.corners(), at_height(self.chassis.footprint(), 0.0)]
         )
 
 
 def draw_pose(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[Camera, Truck]:
-    """A camera and a truck that lies within the picture, seen from behind or from a side."""
+    """Draw a camera and a truck inside the image, seen from behind or from a side."""
     height, width = size_hw
     camera_height, focal_px = rng.uniform(1.4, 4.2), rng.uniform(1.0, 1.3) * math.sqrt(height * width)
     roll = rng.normal(0, 0.015)

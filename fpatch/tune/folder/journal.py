@@ -123,7 +123,7 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Refer to a folder, which need not exist yet."""
+        """Refer to a folder, which may not exist yet."""
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
@@ -199,7 +199,7 @@ class Journal:
         write_atomic(self._path(name, "stop"), b"")
 
     def is_stopped(self, name: str) -> bool:
-        """Whether `stop` was called for a trial."""
+        """Return whether `stop` was called for a trial."""
         return self._path(name, "stop").exists()
 
     def names(self) -> list[str]:
@@ -227,7 +227,7 @@ class Journal:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process runs the sweep now."""
+        """True if a process runs the sweep now."""
         try:
             with self.locked():
                 return False

@@ -131,7 +131,7 @@ class SweepLog:
             self._linked |= set(new)
 
     def _is_sent(self, entry: Entry) -> bool:
-        """Whether MLflow has all records of a trial and shows it below the sweep; true without MLflow."""
+        """Return whether MLflow has all records of a trial, nested below the sweep; True without MLflow."""
         folder = self._journal.run_folder(entry.trial.name)
         if not isinstance(self._plan.study.log.mlflow, str) or not (folder / "records.jsonl").exists():
             return True

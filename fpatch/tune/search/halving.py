@@ -39,7 +39,7 @@ Points = Sequence[tuple[int, float]]
 
 
 def should_stop(rule: Halving, num_steps: int, points: Points, others: Mapping[str, Points]) -> bool:
-    """Whether a trial falls behind at a rung that its last evaluation is the first to reach.
+    """Return whether a trial falls behind at a rung that its last evaluation is the first to reach.
 
     The first trial at a rung is never stopped there. A later trial is compared with all that reached the rung
     before it.

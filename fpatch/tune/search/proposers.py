@@ -34,7 +34,7 @@ class Observation(NamedTuple):
 
     @property
     def measured(self) -> bool:
-        """Whether the value is known and finite."""
+        """True if the value is known and finite."""
         return self.value is not None and math.isfinite(self.value)
 
 

@@ -141,7 +141,7 @@ class Space:
     when: Mapping[str, Mapping[str, tuple[Any, ...]]]
 
     def active(self, name: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a setting is active, given those written before it."""
+        """Return whether a setting is active, given those written before it."""
         known = {**self.fixed, **settings}
         return all(parent in known and known[parent] in v for parent, v in self.when.get(name, {}).items())
 

@@ -35,7 +35,7 @@ class Dispatcher:
 
     @property
     def exhausted(self) -> bool:
-        """Whether no trial is left to hand out, now or later."""
+        """True if no trial is left to hand out, now or later."""
         return not self._unfinished and len(self._journal.names()) >= self._plan.sweep.count(self._plan.space)
 
     def take(self) -> str | None:
