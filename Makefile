@@ -16,7 +16,7 @@ docs: $(VENV)/.docs
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ BITS = tests/compose tests/create tests/implant tests/infer $(addprefix tests/,$
 
 test-processors: $(VENV)/.test
 	for processor in $(PROCESSORS); do \
-		echo "$$processor"; env $$processor $(BIN)/pytest -q -n 2 --dist loadfile $(BITS) || exit 1; \
+		echo "$$processor"; env $$processor $(BIN)/pytest -q -n 2 --dist worksteal $(BITS) || exit 1; \
 	done
 
 bench: $(VENV)/.test

@@ -30,7 +30,11 @@ def measure(starts: dict[str, list[str]], options: Options, record: Record) -> N
         command = [sys.executable, *arguments]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
-    times = interleave({n: lambda a=a: start(a) for n, a in starts.items()}, options.repeats)
+    times = interleave(
+        {n: lambda a=a: start(a) for n, a in starts.items()},
+        options.repeats,
+        warmup=0 if options.small else 1,
+    )
     for name in starts:
         pairs = zip(times.seconds[name], times.seconds["import torch"], strict=True)
         record.add(name, seconds=quartiles(times.seconds[name]), more=quartiles([a - b for a, b in pairs]))

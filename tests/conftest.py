@@ -22,6 +22,14 @@ settings.register_profile("fpatch", deadline=None, derandomize=True, database=No
 settings.load_profile("fpatch")
 
 
+FIRST, LAST = ("test_docs_site", "test_parallel"), ("test_laws",)
+"""Files whose fixtures take longest, and one of many small tests, which workers can share at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: (item.path.stem in LAST) - (item.path.stem in FIRST))
+
+
 def pytest_collection_finish():
     """What is imported stays: the collector of garbage need not look at it after every test."""
     gc.collect()

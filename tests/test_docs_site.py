@@ -33,7 +33,7 @@ def build(source: Path, output: Path, *options: str) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the site, as `make docs` makes it, but for functions in tables of contents: they take 6 s."""
+    """The folder of the site, as `make docs` makes it, without functions in tables of contents (6 s)."""
     output = tmp_path_factory.mktemp("site")
     done = build(DOCS, output, "-E", "-D", "toc_object_entries=0")
     assert done.returncode == 0, done.stderr
