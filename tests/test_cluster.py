@@ -386,5 +386,5 @@ def test_the_kubernetes_manifest_has_what_the_operator_requires():
 
 
 def test_an_object_store_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"log.runs must be a folder, .*got 's3://bucket/runs'; object"):
+    with pytest.raises(ValueError, match=r"log.runs must be a folder, .*got 's3://bucket/runs'; mount"):
         load_study(make_study(tmp_path), {"log.runs": "s3://bucket/runs"})

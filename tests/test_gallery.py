@@ -126,7 +126,9 @@ def test_what_a_stage_cannot_do_is_on_its_page(pages):
     assert "| cannot | run under `torch.func.vmap`, pass a gradient" in proof
     assert "| cannot | - |" in pages["reference/stages/compose.exposure.md"]
     assert "| marks | `pixelwise` |" in pages["reference/stages/compose.exposure.md"]
-    assert "patches that already have as many pass through." in pages["reference/stages/create.stack.md"]
+    assert (
+        "patches that already have this number pass unchanged." in pages["reference/stages/create.stack.md"]
+    )
 
 
 def test_the_section_of_a_stage_is_that_of_its_defaults(pages):

@@ -5,6 +5,7 @@ from fpatch.data import TargetSet
 from fpatch.demo.study import Size, cache_folder, cached_victim, open_scenes
 from fpatch.demo.victim import TinyDetector, load_victim
 from fpatch.demo.world.scenes import cached_scenes
+from fpatch.runtime.execution import with_threads
 
 SMALL = Size(
     {"train": 200, "test": 80}, ((96, 96),), victim_steps=120, num_victims=1, num_steps=100, sides=()
@@ -34,5 +35,6 @@ def small_world(size: Size = SMALL, seed: int = 0) -> tuple[TargetSet, TinyDetec
     """
     cache = cache_folder()
     scenes = cached_scenes(cache, seed, size.splits, size.sizes_hw, workers=1)
-    weights = cached_victim(cache, scenes, size, seed, "detector", silent)
+    with with_threads(1):  # the same weights on every number of cores, and soon on a busy machine
+        weights = cached_victim(cache, scenes, size, seed, "detector", silent)
     return open_scenes(scenes, size), load_victim(weights)

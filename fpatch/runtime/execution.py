@@ -82,9 +82,20 @@ class Execution(NamedTuple):
         Yields:
             A sentence for each difference.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with with_threads(self.threads):
             yield self.differences(Execution.current(self.block, device))
-        finally:
-            torch.set_num_threads(threads)
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """Give torch this number of threads within a `with` block.
+
+    Sums over several threads depend on their number. On a busy machine, small tensors are far faster with one
+    thread, since threads that wait for each other keep the cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -361,12 +361,14 @@ def test_weights_come_from_a_local_file(tmp_path, suffix):
 
 
 def test_a_study_names_it(tmp_path):
-    """As docs/how-to/your-own-model.md writes it."""
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "your-own-model.md").read_text()
-    written = re.search(r"```toml\n(\[pipeline.victim\]\nstage = \"infer.torchvision.*?)```", page, re.DOTALL)
+    """As docs/reference/victims.md writes it."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "victims.md").read_text()
+    written = re.search(
+        r"```toml\n(\[pipeline.victim\]\nstage = \"infer.torchvision.*?)\[pipeline.suppress", page, re.DOTALL
+    )
     assert written is not None
     arguments = f'{{architecture = "{SMALL["architecture"]}", num_classes = {NUM_CLASSES}}}'
-    victim = re.sub(r"\{.*\}", arguments, written[1])
+    victim = re.sub(r"\{.*\}", arguments, written[1]).replace("fcos.pth", "mine.safetensors")
     path = make_study(tmp_path)
     text = path.read_text()
     path.write_text(re.sub(r"\[pipeline.victim\].*?(?=\[pipeline)", victim, text, flags=re.DOTALL))
