@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES, make_victim
@@ -136,19 +137,7 @@ picture = define_loader("picture", lambda shape: noise("picture", *shape))
 
 
 def noise(name: str, *shape: int) -> Tensor:
-    return _noise(name, *shape).clone()
-
-
-@cache
-def _noise(name: str, *shape: int) -> Tensor:
     return random.uniform(random.fold_in(random.key(7), name), shape)
-
-
-@cache
-def _dense() -> dict[str, Tensor]:
-    """An odd number of boxes in the images of `make_inputs`: what is equal only in whole vectors shows."""
-    found = TinyDetector(3)(noise("image", NUM_ROWS, 3, HEIGHT, WIDTH))
-    return {name: value.detach()[:, :191] for name, value in found.items()}
 
 
 def imports(module: str) -> bool:
@@ -171,12 +160,18 @@ def make_quads() -> Tensor:
 
 def make_inputs(**others: Any) -> dict[str, Any]:
     """All that a stage may read: three rows, of which two show one photograph and one lacks a placement."""
+    return {**optree.tree_map(Tensor.clone, _standard_inputs()), **others}
+
+
+@cache
+def _standard_inputs() -> dict[str, Any]:
     quads = make_quads()
     quads[2, 1] = float("nan")
     boxes = torch.tensor([[10.0, 8.0, 80.0, 70.0], [60.0, 30.0, 131.0, 97.0]])
     boxes = boxes + 4 * noise("boxes", NUM_ROWS, 2, 4)
     images = noise("image", NUM_ROWS, 3, HEIGHT, WIDTH)
-    dense = {name: value.clone() for name, value in _dense().items()}
+    # an odd number of boxes: what is equal only in whole vectors of a processor shows
+    dense = {name: value.detach()[:, :191] for name, value in TinyDetector(3)(images).items()}
     final = {
         "boxes": torch.cat([boxes, boxes + 15, boxes - 40], dim=1),
         "scores": noise("scores", NUM_ROWS, 6),
@@ -198,7 +193,6 @@ def make_inputs(**others: Any) -> dict[str, Any]:
         "logits": 4 * noise("logits", NUM_ROWS, 5) - 2,
         "detections": {"dense": dense, "final": final},
         "patch": {name: noise(name, *shape) for name, shape in SHAPES.items()},
-        **others,
     }
 
 
