@@ -166,7 +166,7 @@ def _make(config: Augmentation) -> tuple[Any, float]:
         )
     hints = {name: p.annotation for name, p in inspect.signature(kind).parameters.items()}
     if unknown := [name for name in arguments if name not in hints]:
-        raise ValueError(f"{where}: kornia's has no argument {unknown[0]!r}; {nearest(unknown[0], hints)}")
+        raise ValueError(f"{where}: there is no argument {unknown[0]!r}; {nearest(unknown[0], hints)}")
     given = {n: torch.tensor(v) if hints.get(n) is Tensor else v for n, v in arguments.items()}
     try:
         module = kind(**given)
@@ -187,7 +187,9 @@ def _find(name: str) -> type:
     base = kornia.AugmentationBase2D
     known = {n: kind for n, kind in named.items() if isinstance(kind, type) and issubclass(kind, base)}
     if name not in known:
-        raise ValueError(f"augmentation({name!r}): kornia has no such 2-D one; {nearest(name, known)}")
+        raise ValueError(
+            f"augmentation({name!r}): kornia has none of this name in 2-D; {nearest(name, known)}"
+        )
     return known[name]
 
 

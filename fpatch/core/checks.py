@@ -24,7 +24,7 @@ def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
     options = sorted(map(str, options))
     if close := difflib.get_close_matches(str(name), options, n=count, cutoff=0.6):
         return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"known: {', '.join(options)}" if options else "there is none"
+    return f"known: {', '.join(options)}" if options else "none is known"
 
 
 def check_range(field: str, value: Range, low: float = float("-inf"), high: float = float("inf")) -> None:

@@ -16,7 +16,7 @@ from fpatch.study.setup import Setup
 from fpatch.study.study import Study
 
 VISIBLE = 1 / 510
-"""Half a step of 8 bits: a smaller difference between two images is none."""
+"""Half a step of 8 bits: smaller differences between two images count as none."""
 SATURATED_FRAC = 0.5
 """A stage that leaves a larger share of an image black or white gives a warning."""
 ALL_SATURATED_FRAC = 0.95

@@ -79,7 +79,7 @@ def measure(
 
 
 class _NoParams(dict[str, Tensor]):
-    """Patch parameters of an evaluation: reading one is an error, since most prints have none."""
+    """Patch parameters of an evaluation: reading one is an error, since controls have none."""
 
     def __missing__(self, name: str) -> Tensor:
         raise ValueError(

@@ -6,7 +6,7 @@ print, size, place and camera. The condition "none" is the trained patch with ev
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optree
 import torch.nn.functional as F
@@ -17,9 +17,6 @@ from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Params, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.ops.color import luma
-
-if TYPE_CHECKING:
-    pass
 
 PATCH, NONE = "patch", "none"
 """The conditions that every evaluation has: the trained patch, and no patch."""

@@ -5,7 +5,7 @@ attack succeeds if the victim does not find it with the patch: the object is *di
 answers beside it, and *gone* otherwise. For *missed* every row with an object counts, so that the victim's
 own failures, the entry "none", stand beside those that a patch causes.
 
-A row is an image with a draw; in the table of objects it is one object of that.
+A row is an image under a draw; in the table of objects, one object of such an image.
 """
 
 from collections.abc import Mapping, Sequence

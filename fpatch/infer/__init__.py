@@ -1,6 +1,9 @@
-"""Victims as stages, and the detections or logits that they answer."""
+"""Victims as stages, and the detections or logits that they answer.
 
-# the public name of this family, which study files hold
+`_boundary.py` runs a victim and cuts its gradient: the image gets one, the weights do not.
+"""
+
+# study files call it `infer.lighter`
 from fpatch.graph.precision import reduce_precision as lighter
 from fpatch.infer.classifier import classifier
 from fpatch.infer.detector import detector

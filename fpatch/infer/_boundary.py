@@ -21,7 +21,7 @@ def check_victim(stage: str, model: Any) -> nn.Module:
     """Check that a victim cannot change during an attack, and return it.
 
     Raises:
-        ValueError: If it is no module, or one of its parts is in training mode.
+        ValueError: If it is not a module, or one of its parts is in training mode.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"{stage}: the model must be a torch.nn.Module, got {type(model).__name__}")
@@ -161,7 +161,7 @@ class _Pullback(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError("a victim has first derivatives only: its own graph is kept once")
+        raise NotImplementedError("second derivatives through a victim are not supported")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], graph: Any, *grads: Tensor) -> tuple[Tensor, int]:

@@ -10,7 +10,8 @@ have passed. `latency_area` is the mean area of those that have passed, a fracti
 References:
     Shapira et al., Phantom Sponges: Exploiting Non-Maximum Suppression to Attack Deep Object Detectors, WACV
     2023; read as the authors' code (`max_objects` and `bboxes_area` of AvishagS422/PhantomSponges), which has
-    these two terms, the first in probability and for one class. Of two papers the abstracts: Wang et al.,
+    these two terms, the first in probability and for one class. Only the abstracts of two more were
+    read: Wang et al.,
     Daedalus, IEEE Transactions on Cybernetics 2022, evade suppression by boxes made small; Chen et al.,
     Overload: Latency Attacks on Object Detection for Edge Devices, CVPR 2024, aim at the time of inference.
 """

@@ -88,7 +88,9 @@ def _claims(config: Vanish, values: Values) -> tuple[torch.Tensor, torch.Tensor]
     """Return the log-odds of every box for every object, [b, m or 1, n], and those that count, [b, m, n]."""
     dense = values["detections"]["dense"]
     if config.score == "objectness" and "objectness" not in dense:
-        raise ValueError("vanish(score='objectness'): the victim answers no objectness; take score='class'")
+        raise ValueError(
+            "vanish(score='objectness'): the victim's answer has no objectness; take score='class'"
+        )
     logits = score_logits(dense, config.score)
     if config.label is None:
         boxes, logits = best_boxes(dense), logits.amax(-1)[:, None]

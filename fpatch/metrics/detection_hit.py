@@ -19,7 +19,8 @@ class DetectionHit:
     stage writes, for that object:
 
     - `found` [b] bool: a detection of its class reaches `score` and `iou`;
-    - `displaced` [b] bool: not found, but a detection beside it reaches `score` and `displaced_iou`;
+    - `displaced` [b] bool: not found, but a detection of its class beside it reaches `score` and
+      `displaced_iou`;
     - `best_score` [b]: the highest score of a detection of its class that overlaps it by `iou`, 0 if none,
       which gives the success at every other threshold;
     - `has_object` [b] bool: the row has a valid object.

@@ -1,4 +1,7 @@
-"""Checkpoints of a run folder: states of training as `checkpoints/<name>.safetensors`."""
+"""Checkpoints of a run folder: states of training as `checkpoints/<name>.safetensors`.
+
+`training.py` writes them and resumes from them.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

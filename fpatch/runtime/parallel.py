@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 _ENDED = (
-    "another process of this run has ended, or did not answer in time; its own output has the reason. Remove "
-    "the reason and start all processes again; `fpatch resume` continues from the last checkpoint ({})"
+    "another process of this run has ended, or did not answer in time; its own output has the reason. Fix "
+    "the cause and start all processes again; `fpatch resume` continues from the last checkpoint ({})"
 )
 
 
@@ -109,8 +109,8 @@ class Ranks(NamedTuple):
         for rank, digest in enumerate(digests):
             if not torch.equal(digest, digests[0]):
                 raise ValueError(
-                    f"{what} must be the same in all processes, but that of process {rank} is not that of "
-                    "process 0; start all of them with the same study, on devices of one kind, with the same "
+                    f"{what} must be the same in all processes, but process {rank} differs from process 0; "
+                    "start all of them with the same study, on devices of one kind, with the same "
                     "versions of everything"
                 )
 

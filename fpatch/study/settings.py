@@ -157,7 +157,7 @@ class EvaluateConfig:
         block: Rows that run together, one condition per block.
         metric: The boolean metric whose failure is a success of the patch.
         best: The scalar of the validation that picks the best checkpoint; higher is better.
-        score: The least score of a detection that figures draw.
+        score: Figures draw detections from this score on.
         controls: Further control patches by name: image files, stretched to every patch.
 
     Example:

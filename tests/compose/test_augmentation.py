@@ -291,7 +291,7 @@ def test_the_build_fails_where_boxes_would_stay_behind():
     ("name", "arguments", "message"),
     [
         ("RandomPlankianJitter", {}, "did you mean 'RandomPlanckianJitter'?"),
-        ("RandomAffine3D", {}, "no such 2-D one"),
+        ("RandomAffine3D", {}, "kornia has none of this name in 2-D"),
         ("RandomInvert", {"probability": 0.5}, "no argument 'probability'; known: "),
         ("RandomInvert", {"max_vals": 1.0}, "no argument 'max_vals'; did you mean 'max_val'?"),
         ("RandomAffine", {}, "degrees"),

@@ -140,7 +140,7 @@ def test_a_live_object_is_named_and_not_decoded():
 def test_nearest_suggests_one_or_lists_all():
     assert nearest("exposur", ["exposure", "blur"]) == "did you mean 'exposure'?"
     assert nearest("zzz", ["exposure", "blur"]) == "known: blur, exposure"
-    assert nearest("zzz", []) == "there is none"
+    assert nearest("zzz", []) == "none is known"
 
 
 @pytest.mark.parametrize("value", [(2.0, 1.0), (0.0, 1.5), (float("nan"), 1.0), (0.0, float("nan"))])
@@ -191,7 +191,7 @@ def test_ids_name_their_module():
         ("create.mask_image", "no definition 'create.mask_image'"),
         (":blur", "':blur' needs the module '', which cannot be imported"),
         (".lab:blur", "'.lab:blur' needs the module '.lab', which cannot be imported"),
-        ("test_schema:mine", "no definition 'test_schema:mine'; there is none; .* a plain function has none"),
+        ("test_schema:mine", "no definition 'test_schema:mine'; none is known; .* a plain function has none"),
     ],
 )
 def test_unknown_ids_are_refused(identity, message):

@@ -219,7 +219,7 @@ def test_processes_that_do_not_hold_the_same(study_path, tmp_path):
     finish(start("refuse", study_path, tmp_path))
     for rank in range(2):
         seed, form = (tmp_path / f"refused-{rank}.txt").read_text().splitlines()
-        assert "the seed must be the same in all processes, but that of process 1" in seed
+        assert "the seed must be the same in all processes, but process 1 differs" in seed
         assert "rows of [12, 16] bytes" in form
 
 

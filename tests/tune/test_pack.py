@@ -14,8 +14,9 @@ from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study, vary
 from fpatch.tune.folder.journal import Journal
+from fpatch.tune.next_trial import next_trial
 from fpatch.tune.output.table import trial_columns
-from fpatch.tune.plan import Plan, next_trial, pack_size, plan_from_config
+from fpatch.tune.plan import Plan, pack_size, plan_from_config
 from fpatch.tune.trials.dispatcher import Dispatcher
 from fpatch.tune.trials.pack import with_one_pipeline
 

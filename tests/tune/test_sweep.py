@@ -29,8 +29,9 @@ from fpatch.study.config import load_study, vary
 from fpatch.study.setup import set_up
 from fpatch.tune import Sweep, parse_space
 from fpatch.tune.folder.journal import Journal, Outcome, Point, Trial
+from fpatch.tune.next_trial import next_trial, trial_seed
 from fpatch.tune.output.sweep_log import SweepLog
-from fpatch.tune.plan import check_plan, next_trial, plan_from_config, trial_seed, trial_study
+from fpatch.tune.plan import check_plan, plan_from_config, trial_study
 from fpatch.tune.trials.ray_cluster import num_concurrent
 from fpatch.tune.trials.trial import run_trial
 

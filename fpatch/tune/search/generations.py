@@ -18,8 +18,8 @@ from fpatch.tune.search.space import Choice, Settings, Space
 
 _SHARE = 0.25
 """Share of a generation that is replaced, and share that it is replaced from."""
-_AFRESH = 0.25
-"""Probability that a setting is drawn anew instead of changed."""
+_REDRAW = 0.25
+"""Probability that a setting is redrawn instead of changed."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def explore(space: Space, settings: Settings, key: Tensor) -> Settings:
         if not space.active(name, moved):
             continue
         own = random.fold_in(key, name)
-        anew = float(random.uniform(random.fold_in(own, "anew"), ())) < _AFRESH
+        anew = float(random.uniform(random.fold_in(own, "anew"), ())) < _REDRAW
         if name not in settings or (anew and name in fresh):
             anywhere = float(random.uniform(random.fold_in(own, "any"), ()))
             moved[name] = fresh.get(name, kind.at(anywhere))

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 
 from fpatch.tune.folder.journal import Journal, Outcome
-from fpatch.tune.plan import Plan, is_behind, next_trial
+from fpatch.tune.next_trial import is_behind, next_trial
+from fpatch.tune.plan import Plan
 
 Notify = Callable[[str], None]
 """Called with the name of a trial whose state has changed."""
