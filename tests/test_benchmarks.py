@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from inductor import with_inductor
 from typecheck import unchecked
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -29,7 +30,10 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-@pytest.mark.parametrize("suite", SUITES)
+COMPILING = pytest.param("random_draws", marks=with_inductor)
+
+
+@pytest.mark.parametrize("suite", [COMPILING if name == "random_draws" else name for name in SUITES])
 def test_small_form_writes_figures(suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "record.json"
     with unchecked():  # which a compiler cannot trace

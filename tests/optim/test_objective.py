@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import NUM_ROWS, SHAPES, Case, case, demo, detector, make_inputs, three_patches
+from inductor import with_inductor
 from laws import assert_equal
 from study_fixture import environment
 from typecheck import unchecked
@@ -209,7 +210,9 @@ def test_a_compiled_objective_equals_eager():
 # -- compiled
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, with_inductor])]
+)
 def test_a_compiled_objective_has_the_value_and_the_gradient_of_the_plain_one(backend):
     subject, objective, sample = prepared()
     torch._dynamo.reset()
@@ -223,7 +226,9 @@ def test_a_compiled_objective_has_the_value_and_the_gradient_of_the_plain_one(ba
     assert any(bool((g != 0).any()) for g in found.values())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, with_inductor])]
+)
 def test_color_matrices_are_compiled_with_their_neighbors(backend):
     """Forward and backward, on the channels of the image, where nothing but rounding may change."""
     camera = {

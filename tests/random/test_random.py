@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inductor import with_inductor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fpatch import random
@@ -311,7 +312,7 @@ def test_gaussian_field_is_the_quantiles_of_16_bit_words(form, shape):
     np.testing.assert_allclose(field.numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=with_inductor)])
 @pytest.mark.usefixtures("unchecked")
 def test_fields_compiled(backend):
     def fields(keys):

@@ -1,0 +1,9 @@
+"""Where torch's inductor can compile for the CPU."""
+
+import pytest
+import torch
+
+with_inductor = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="without vector instructions, torch 2.14's inductor writes C++ that names at::vec without its header",
+)
