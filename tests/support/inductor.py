@@ -5,5 +5,5 @@ import torch
 
 with_inductor = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT",
-    reason="without vector instructions, torch 2.14's inductor writes C++ that names at::vec without its header",
+    reason="torch 2.14's inductor writes at::vec without its header where no vector instructions are used",
 )
