@@ -217,9 +217,8 @@ def srgb_to_linear(image: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         >>> [round(x, 4) for x in srgb_to_linear(torch.tensor([0.0, 0.5, 1.0])).tolist()]
         [0.0, 0.214, 1.0]
     """
-    curve = (
-        2.4 * ((image.clamp(min=0.04) + 0.055) / 1.055).log()
-    ).exp()  # a power changes bits with position
+    # by logarithm, since the bits of a power depend on the position in the tensor
+    curve = (2.4 * ((image.clamp(min=0.04) + 0.055) / 1.055).log()).exp()
     return torch.where(image <= 0.04045, image / 12.92, curve)
 
 
