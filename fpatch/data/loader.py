@@ -94,17 +94,12 @@ class Loader:
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
         >>> from fpatch import data, random
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (40, 30)).save(Path(folder, "car.png"))
-        ...     rows = ["image,patch,split,xmin,ymin,xmax,ymax", "car.png,hood,train,10,10,20,20"]
-        ...     _ = Path(folder, "placements.csv").write_text(chr(10).join(rows))
-        ...     targets = data.targets(Path(folder, "placements.csv"), size=(60, 80))
-        ...     batch = data.Loader(targets, random.key(0), batch_size=2).batch(step=0)
-        >>> batch["image_id"], batch["draw"]
-        (tensor([0, 0]), tensor([0, 1]))
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> scenes = tiny_study(tempfile.mkdtemp()).data.open().split("train")
+        >>> batch = data.Loader(scenes, random.key(0), batch_size=4).batch(step=0)
+        >>> batch["image_id"].sort().values, batch["draw"].sort().values
+        (tensor([0, 0, 1, 1]), tensor([0, 0, 1, 1]))
     """
 
     dataset: Dataset

@@ -20,14 +20,9 @@ class Dataset(Protocol):
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
         >>> from fpatch import data
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (40, 30)).save(Path(folder, "car.png"))
-        ...     rows = ["image,patch,split,xmin,ymin,xmax,ymax", "car.png,hood,train,10,10,20,20"]
-        ...     _ = Path(folder, "placements.csv").write_text(chr(10).join(rows))
-        ...     isinstance(data.targets(Path(folder, "placements.csv"), size=(60, 80)), data.Dataset)
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> isinstance(tiny_study(tempfile.mkdtemp()).data.open(), data.Dataset)
         True
     """
 
@@ -110,16 +105,10 @@ class TargetSet:
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
-        >>> from fpatch import data
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (40, 30)).save(Path(folder, "car.png"))
-        ...     rows = ["image,patch,split,xmin,ymin,xmax,ymax", "car.png,hood,train,10,10,20,20"]
-        ...     _ = Path(folder, "placements.csv").write_text(chr(10).join(rows))
-        ...     targets = data.targets(Path(folder, "placements.csv"), size=(60, 80))
-        >>> targets.names, targets.k, targets.split("train").image_ids
-        (('hood',), 1, tensor([0]))
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> scenes = tiny_study(tempfile.mkdtemp()).data.open()
+        >>> scenes.names, scenes.k, scenes.split("train").image_ids
+        (('tag',), 1, tensor([0, 1]))
     """
 
     names: tuple[str, ...]

@@ -69,24 +69,15 @@ def evaluate(
             name in `keep`.
 
     Example:
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from fpatch import create, data, evaluate, implant, losses, pipeline, random
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
-        >>> _ = (folder / "placements.csv").write_text(
-        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
-        ...     + "scene.png,tag,test,8,8,40,8,40,40,8,40"
-        ... )
-        >>> scenes = data.targets(folder / "placements.csv", size=(48, 64)).split("test")
-        >>> stages = {"pixels": create.pixels({"tag": (3, 8, 8)}), "implant": implant.warp()}
-        >>> stages["smooth"] = losses.total_variation()
-        >>> test = pipeline(stages).at("test")
-        >>> params = test.init(random.key(0))
-        >>> result = evaluate(test, params, scenes, random.key(1), num_draws=2)
+        >>> import tempfile
+        >>> from fpatch import evaluate, random
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> result = evaluate(test, test.init(random.key(0)), scenes, random.key(1), num_draws=2)
         >>> list(result.conditions), result.table["draw"].tolist()
-        (['patch', 'none', 'noise', 'flat', 'shuffled'], [0, 1])
-        >>> bool((result.table["total_variation/flat"] == 0).all())
+        (['patch', 'none', 'noise', 'flat', 'shuffled'], [0, 0, 0, 0, 1, 1, 1, 1])
+        >>> bool(result.table["found/none"].all())
         True
     """
     check_number("evaluate.block", block, 1)

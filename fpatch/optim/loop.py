@@ -29,18 +29,13 @@ def fit(
 
     Example:
         >>> import tempfile, torch, fpatch
-        >>> from pathlib import Path
-        >>> from PIL import Image
+        >>> from fpatch.demo.tiny import tiny_study
         >>> state = fpatch.TrainState({"a": torch.zeros(1)}, None, 0, fpatch.random.key(0))
         >>> def step(state, batch):
         ...     return state._replace(step=state.step + 1), batch["image_id"].tolist()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("RGB", (40, 30)).save(Path(folder, "car.png"))
-        ...     rows = ["image,patch,split,xmin,ymin,xmax,ymax", "car.png,hood,train,10,10,20,20"]
-        ...     _ = Path(folder, "placements.csv").write_text(chr(10).join(rows))
-        ...     images = fpatch.data.targets(Path(folder, "placements.csv"), size=(60, 80))
-        ...     loader = fpatch.data.Loader(images, fpatch.random.key(1), batch_size=2)
-        ...     print([state.step for state, _ in fpatch.fit(state, step, loader, num_steps=3)])
+        >>> scenes = tiny_study(tempfile.mkdtemp()).data.open()
+        >>> loader = fpatch.data.Loader(scenes, fpatch.random.key(1), batch_size=2)
+        >>> [state.step for state, _ in fpatch.fit(state, step, loader, num_steps=3)]
         [1, 2, 3]
     """
     if state.step >= num_steps:

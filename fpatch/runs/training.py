@@ -116,28 +116,12 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         ConnectionError: If another process of the run has ended.
 
     Example:
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from fpatch import data, load_study, train
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> data.write_image(folder / "scene.png", torch.full((3, 48, 64), 0.5))
-        >>> _ = (folder / "placements.csv").write_text(
-        ...     "image,patch,split,ulx,uly,urx,ury,lrx,lry,llx,lly" + chr(10)
-        ...     + "scene.png,tag,train,8,8,40,8,40,40,8,40"
-        ... )
-        >>> _ = (folder / "study.toml").write_text('''
-        ... data = {placements = "placements.csv", size = [48, 64], validation = false, test = "train"}
-        ... objective = {weights = {total_variation = 1.0}}
-        ... train = {num_steps = 3, batch_size = 1}
-        ... log = {tensorboard = false, mlflow = false}
-        ... [pipeline]
-        ... pixels = {stage = "create.pixels", shapes = {tag = [3, 8, 8]}}
-        ... implant = {stage = "implant.warp"}
-        ... smooth = {stage = "losses.total_variation"}
-        ... ''')
-        >>> run = train(load_study(folder / "study.toml", {"log.runs": str(folder)}))
+        >>> import tempfile
+        >>> from fpatch import train
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> run = train(tiny_study(tempfile.mkdtemp()))
         >>> run.checkpoint_steps(), tuple(run.load_params("last")["tag"].shape)
-        ([0, 3], (3, 8, 8))
+        ([0, 4], (3, 6, 6))
     """
     with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())

@@ -20,17 +20,14 @@ def read_plan(journal: Journal, resources: Mapping[str, Any] | None = None) -> P
 
     Example:
         >>> import tempfile
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.demo.tiny import tiny_study
         >>> from fpatch.tune import Journal, Sweep, parse_space, read_plan
         >>> from fpatch.tune.plan import Plan
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
-        >>> plan = Plan(study, parse_space({"seed": (0, 9, "int")}), Sweep(num_trials=24))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     journal = Journal.create(folder, "tiny", plan.config)
-        ...     print(read_plan(journal).space.varied)
+        >>> folder = tempfile.mkdtemp()
+        >>> space = parse_space({"seed": (0, 9, "int")})
+        >>> plan = Plan(tiny_study(folder), space, Sweep(num_trials=24))
+        >>> journal = Journal.create(f"{folder}/sweep", "tiny", plan.config)
+        >>> read_plan(journal).space.varied
         {'seed': Interval(low=0, high=9, log=False, integer=True)}
     """
     return plan_from_config(journal.config, resources)
@@ -49,22 +46,19 @@ def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:
 
     Example:
         >>> import tempfile
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.demo.tiny import tiny_study
         >>> from fpatch.tune import Journal, Sweep, find_entry, parse_space
         >>> from fpatch.tune.folder.journal import Outcome, Point, Trial
         >>> from fpatch.tune.plan import Plan
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
-        >>> plan = Plan(study, parse_space({"optimizer.learning_rate": (0.02, 0.4)}), Sweep(num_trials=24))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     journal = Journal.create(folder, "tiny", plan.config)
-        ...     for name, value in (("0000", 0.25), ("0001", 0.75)):
-        ...         journal.add(Trial(name, {"optimizer.learning_rate": 0.1}, seed=7))
-        ...         journal.add_point(name, Point(100, value, 0.02))
-        ...         journal.add_outcome(name, Outcome("finished", 0.0, 0.0))
-        ...     entry = find_entry(journal, plan)
+        >>> folder = tempfile.mkdtemp()
+        >>> space = parse_space({"optimizer.learning_rate": (0.02, 0.4)})
+        >>> plan = Plan(tiny_study(folder), space, Sweep(num_trials=24))
+        >>> journal = Journal.create(f"{folder}/sweep", "tiny", plan.config)
+        >>> for name, value in (("0000", 0.25), ("0001", 0.75)):
+        ...     journal.add(Trial(name, {"optimizer.learning_rate": 0.1}, seed=7))
+        ...     journal.add_point(name, Point(100, value, 0.02))
+        ...     journal.add_outcome(name, Outcome("finished", 0.0, 0.0))
+        >>> entry = find_entry(journal, plan)
         >>> entry.trial.name, entry.value
         ('0001', 0.75)
     """
@@ -93,19 +87,16 @@ def export_trial(
 
     Example:
         >>> import tempfile
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> from fpatch.demo.tiny import tiny_study
         >>> from fpatch.tune import Journal, Sweep, export_trial, parse_space
         >>> from fpatch.tune.folder.journal import Trial
         >>> from fpatch.tune.plan import Plan
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
-        >>> plan = Plan(study, parse_space({"optimizer.learning_rate": (0.02, 0.4)}), Sweep(num_trials=24))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     journal = Journal.create(folder, "tiny", plan.config)
-        ...     journal.add(Trial("0000", {"optimizer.learning_rate": 0.25}, seed=7))
-        ...     text = export_trial(journal.folder, "0000")
+        >>> folder = tempfile.mkdtemp()
+        >>> space = parse_space({"optimizer.learning_rate": (0.02, 0.4)})
+        >>> plan = Plan(tiny_study(folder), space, Sweep(num_trials=24))
+        >>> journal = Journal.create(f"{folder}/sweep", "tiny", plan.config)
+        >>> journal.add(Trial("0000", {"optimizer.learning_rate": 0.25}, seed=7))
+        >>> text = export_trial(journal.folder, "0000")
         >>> [line for line in text.splitlines() if line.startswith(("seed", "learning_rate"))]
         ['seed = 7', 'learning_rate = 0.25']
     """

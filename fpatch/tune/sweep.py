@@ -57,12 +57,10 @@ def sweep(
     Example:
         Settings are checked before anything starts:
 
-        >>> from fpatch import Study, create, losses, pipeline
-        >>> from fpatch.study.settings import DataConfig, ObjectiveConfig
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
         >>> from fpatch.tune import sweep
-        >>> stages = pipeline({"pixels": create.pixels({"a": (3, 8, 8)}), "smooth": losses.total_variation()})
-        >>> data = DataConfig("placements.csv", size=(64, 64))
-        >>> study = Study("tiny", data, stages, ObjectiveConfig({"total_variation": 1.0}))
+        >>> study = tiny_study(tempfile.mkdtemp())
         >>> try:
         ...     sweep(study, {"optimizer.learning_rate": (0.4, 0.02, "log")}, num_trials=24)
         ... except ValueError as error:
