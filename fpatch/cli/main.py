@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fpatch.cli import measurements, replays, studies, sweeps
+from fpatch.cli.portable import must_start_again, run_again
 from fpatch.core.version import __version__
 from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
         options.overrides = overrides
-        return options.run(options)
+        return run_again(words) if must_start_again(options) else options.run(options)
     except KeyboardInterrupt as stop:
         print("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
         return 130

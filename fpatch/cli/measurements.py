@@ -34,6 +34,12 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
+    evaluate.add_argument(
+        "--portable",
+        action="store_true",
+        help="measure by kernels that give the same bits on every x86-64 processor, as with "
+        "evaluate.portable = true; slower",
+    )
 
 
 def _add_grid(commands: Any) -> None:
@@ -140,7 +146,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fpatch.runs.evaluating import evaluate_run, table_name
 
     with progress_bars() as on_progress:
-        run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, on_progress)
+        run, rates = evaluate_run(
+            options.run_folder,
+            options.split,
+            options.checkpoint,
+            on_progress,
+            portable=options.portable,
+        )
     title = f"{options.split}, checkpoint {options.checkpoint}"
     console.print(success_table(title, rates))
     table = table_name(options.split, options.checkpoint)

@@ -18,7 +18,8 @@ from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, v
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log
 from fpatch.runs.opening import open_run
-from fpatch.runtime.device import deterministic_algorithms
+from fpatch.runtime.device import describe_device, deterministic_algorithms
+from fpatch.runtime.portable import portable_kernels
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
 from fpatch.study.study import Study
@@ -30,6 +31,8 @@ def evaluate_run(
     checkpoint: str = "best",
     on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
+    *,
+    portable: bool = False,
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
@@ -39,6 +42,8 @@ def evaluate_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        portable: Measure by kernels that give the same bits on every x86-64 processor, as with
+            `evaluate.portable = true`; the process must be started for it, see `fpatch.runtime.portable`.
 
     Example:
         >>> import tempfile
@@ -51,7 +56,8 @@ def evaluate_run(
         >>> sorted(path.name for path in (run.folder / "figures").iterdir())
         ['test-effects.png', 'test.png']
     """
-    with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
+    opened = load_trained(folder, split, checkpoint, resources, portable)
+    with Run.open(folder).locked(), opened as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
         metric, table = study.evaluate.metric, table_name(split, checkpoint)
         last_step = run.checkpoint_step("last")
@@ -103,16 +109,19 @@ def load_trained(
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
     resources: Mapping[str, Any] | None = None,
+    portable: bool = False,
 ) -> Iterator[Trained]:
     """Load a run's patch, and the images and the pipeline to measure it with.
 
-    Within the block torch uses deterministic algorithms if the study sets `train.deterministic`.
+    Within the block torch uses deterministic algorithms if the study sets `train.deterministic`, and portable
+    kernels if asked here or by `evaluate.portable`.
 
     Args:
         folder: The run folder.
         split: The split of the study's data.
         checkpoint: The name of a checkpoint.
         resources: Live objects by "path/setting" of the pipeline.
+        portable: Whether to measure by portable kernels.
 
     Example:
         >>> import tempfile
@@ -129,7 +138,8 @@ def load_trained(
     check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))
-    with deterministic_algorithms(study.train.deterministic):
+    kernels = portable_kernels(portable or study.evaluate.portable, describe_device(study.place))
+    with deterministic_algorithms(study.train.deterministic), kernels:
         yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset)
 
 

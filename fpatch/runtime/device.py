@@ -54,7 +54,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the name of a device for records: "cpu", or the GPU's model. No bit depends on the CPU's model.
+    """Return the name of a device for records: "cpu", or the GPU's model.
 
     Example:
         >>> import torch

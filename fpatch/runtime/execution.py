@@ -10,10 +10,17 @@ import PIL
 import torch
 
 from fpatch.core.version import __version__
+from fpatch.runtime import processor
+from fpatch.runtime.portable import ENVIRONMENT, portable_kernels, started_portable
+
+_OF_PROCESSOR = ("vendor", "model", "instructions")
+"""Facts on which no bit of a portable execution depends."""
 
 
 class Execution(NamedTuple):
     """The facts of a process on which the last bits of images and results depend.
+
+    Records of earlier versions lack the fields from `vendor` on; these are "".
 
     Attributes:
         block: Rows that run together.
@@ -26,6 +33,12 @@ class Execution(NamedTuple):
         pillow: Version.
         python: Version.
         fpatch: Version.
+        vendor: Maker of the processor.
+        model: Name, family, model and stepping of the processor.
+        instructions: Instruction sets of the processor.
+        mkl: Version and settings of MKL.
+        onednn: Version and settings of oneDNN, or "off".
+        kornia: Version.
 
     Example:
         >>> from fpatch.runtime.execution import Execution
@@ -44,11 +57,18 @@ class Execution(NamedTuple):
     pillow: str
     python: str
     fpatch: str
+    vendor: str = ""
+    model: str = ""
+    instructions: str = ""
+    mkl: str = ""
+    onednn: str = ""
+    kornia: str = ""
 
     @staticmethod
     def current(block: int, device: str = "cpu") -> "Execution":
         """Return the execution of this process."""
-        import torchvision  # a late import: it takes a second, and most victims do not need it
+        import kornia  # late imports: they take a second, and most victims do not need them
+        import torchvision
 
         return Execution(
             block=block,
@@ -61,20 +81,37 @@ class Execution(NamedTuple):
             pillow=PIL.__version__,
             python=platform.python_version(),
             fpatch=__version__,
+            vendor=processor.vendor(),
+            model=processor.model(),
+            instructions=processor.instructions(),
+            mkl=processor.mkl(),
+            onednn=processor.onednn(),
+            kornia=kornia.__version__,
         )
 
+    @property
+    def portable(self) -> bool:
+        """True if every x86-64 processor gives the same bits; see `fpatch.runtime.portable`."""
+        setting = f"MKL_CBWR={ENVIRONMENT['MKL_CBWR']}"
+        plain = self.cpu == "DEFAULT" and self.device == "cpu" and self.onednn == "off"
+        return plain and setting in self.mkl.split(", ")
+
     def differences(self, other: "Execution") -> list[str]:
-        """Compare a recorded execution with another; return a sentence for each difference."""
+        """Compare a recorded execution with another; return a sentence for each difference.
+
+        A fact that was not recorded is no difference.
+        """
+        free = _OF_PROCESSOR if self.portable and other.portable else ()
         pairs = zip(self._asdict().items(), other, strict=True)
         return [
             f"{name}: {mine} was recorded, {theirs} is here"
             for (name, mine), theirs in pairs
-            if mine != theirs
+            if mine not in ("", theirs) and name not in free
         ]
 
     @contextmanager
     def recreated(self, device: str = "cpu") -> Iterator[list[str]]:
-        """Recreate the recorded number of threads within a `with` block; yield the remaining differences.
+        """Recreate the recorded threads and kernels within a `with` block; yield the remaining differences.
 
         Args:
             device: The device in this process.
@@ -82,7 +119,8 @@ class Execution(NamedTuple):
         Yields:
             A sentence for each difference.
         """
-        with with_threads(self.threads):
+        portable = self.portable and started_portable() and device == "cpu"
+        with with_threads(self.threads), portable_kernels(portable, device):
             yield self.differences(Execution.current(self.block, device))
 
 

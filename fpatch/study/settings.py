@@ -159,6 +159,8 @@ class EvaluateConfig:
         best: The scalar of the validation that picks the best checkpoint; higher is better.
         score: Figures draw detections from this score on.
         controls: Further control patches by name: image files, stretched to every patch.
+        portable: Measure finished runs by kernels that give the same bits on every x86-64 processor; see
+            `fpatch.runtime.portable`. It is slower. Validations during training run natively.
 
     Example:
         >>> from fpatch.study.settings import EvaluateConfig
@@ -174,6 +176,7 @@ class EvaluateConfig:
     best: str = "success/patch"
     score: float = 0.5
     controls: Mapping[str, str | Resource] = field(default_factory=dict)
+    portable: bool = False
 
     def __post_init__(self) -> None:
         check_number("evaluate.every", self.every, 1)
