@@ -64,14 +64,14 @@ def compiled(
     ]
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        values = dict(batch)
+        values, weights = objective.split_weights(patch_params, sample, batch)
         for part, apply in parts:
             drawn = {path: sample[path] for path in part.nodes if path in sample}
             given = {name: values[name] for name in values if name in part.reads or ALL in part.reads}
             want = tuple(name for name in part.wants if name in values or name not in part.if_there)
             values |= apply(patch_params, drawn, given, want=want)
         # the next call, e.g. of another micro-batch, overwrites the results of a CUDA graph
-        return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
+        return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms}, weights)
 
     return loss
 
