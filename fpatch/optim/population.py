@@ -16,6 +16,7 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Params, Sample
+from fpatch.graph.contracts import copy_readable
 from fpatch.graph.functions import Function
 from fpatch.graph.keys import check_uses
 from fpatch.graph.pipeline import Pipeline
@@ -126,7 +127,8 @@ def _make_part(
 
     def part(states: Sequence[TrainState], batches: Sequence[Batch]) -> Iterator[tuple[TrainState, StepInfo]]:
         batch = _join_rows(batches)
-        sample = pipeline.sample(_row_keys(states, batch), batch)
+        checked = batch if all(state.step for state in states) else copy_readable(batch)
+        sample = pipeline.sample(_row_keys(states, batch), checked)
         points = [lookahead_params(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
         drawn, given = to_device((sample, batch), device_of(points))
         b = len(batches[0]["image_id"])

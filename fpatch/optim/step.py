@@ -11,6 +11,7 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Batch, Sample
+from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.compiled import compiled
@@ -162,7 +163,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
-        sample = pipeline.sample(keys, batch)
+        sample = pipeline.sample(keys, batch if state.step else copy_readable(batch))  # checked once on a GPU
         point = lookahead_params(pipeline, optimizer, state)
         drawn, given = to_device((sample, batch), device_of(point))
         counted = objective.counted(point, drawn, given)
