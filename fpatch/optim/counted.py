@@ -64,7 +64,8 @@ def count_rows(
 ) -> dict[str, Bool[Tensor, " b"]]:
     """Mark the rows that count in each term of `sources`.
 
-    A value that nodes have changed, such as the boxes left in a crop, is made by those nodes alone.
+    The nodes that change such a value, as a crop changes `box_valid`, run for it alone. So the rows are counted
+    before they are cut into parts.
     """
     rows: dict[Source, Tensor] = {}
     for source in sorted({s for group in sources.values() for s in group}, key=str):
@@ -76,10 +77,29 @@ def count_rows(
             with torch.no_grad():
                 values = until.apply(patch_params, sample, batch, want=(source.name,))
         if source.name in values:
-            valid = values[source.name]
-            rows[source] = valid if valid.ndim == 1 else valid.flatten(1).any(-1)
+            rows[source] = _any(values[source.name])
     counted = {term: [rows[s] for s in group if s in rows] for term, group in sources.items()}
     return {term: torch.stack(masks).any(0) for term, masks in counted.items() if masks}
+
+
+def seen_at_the_end(pipeline: Pipeline, sources: Mapping[str, frozenset[Source]]) -> bool:
+    """Return whether the values of the sources are those after the last node, which one run gives too."""
+    last = {name: path for path, n in pipeline.items() for name in n.writes.values()}
+    return all(last.get(s.name) == s.writer for group in sources.values() for s in group)
+
+
+def rows_in(
+    sources: Mapping[str, frozenset[Source]], values: Mapping[str, Tensor]
+) -> dict[str, Bool[Tensor, " b"]]:
+    """Mark the rows that count in each term of `sources`, from the values after the last node."""
+    return {
+        term: torch.stack([_any(values[s.name]) for s in sorted(group, key=str)]).any(0)
+        for term, group in sources.items()
+    }
+
+
+def _any(valid: Tensor) -> Bool[Tensor, " b"]:
+    return valid if valid.ndim == 1 else valid.flatten(1).any(-1)
 
 
 def to_weights(

@@ -15,14 +15,26 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.pipeline import Pipeline
-from fpatch.optim.counted import ROW_WEIGHTS, Source, count_rows, find_sources, to_weights
+from fpatch.optim.counted import (
+    ROW_WEIGHTS,
+    Source,
+    count_rows,
+    find_sources,
+    rows_in,
+    seen_at_the_end,
+    to_weights,
+)
 
 
 class Loss(NamedTuple):
-    """The weighted sum of the mean terms, and every term unweighted, [b]."""
+    """The weighted sum of the mean terms, every term unweighted, [b], and the rows that count in it, [b].
+
+    `counted` lacks the terms that count every row, and all terms if the rows were counted before.
+    """
 
     value: Tensor
     terms: dict[str, Tensor]
+    counted: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Objective:
         >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 4)}), "tv": tv})
         >>> objective = fpatch.Objective(p, {"total_variation": 0.5})
         >>> objective.weigh({"total_variation": torch.tensor([1.0, 3.0])})
-        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])})
+        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])}, counted={})
     """
 
     pipeline: Pipeline
@@ -71,16 +83,30 @@ class Objective:
         A batch with `ROW_WEIGHTS` may be a part of the rows that were counted; any other is taken as whole.
         """
         batch, weights = self.split_weights(patch_params, sample, batch)
-        terms = self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms)
-        return self.weigh(terms, weights)
+        names = self.tellers if weights is None else ()
+        values = self.pipeline.apply(patch_params, sample, batch, want=(*self.pipeline.terms, *names))
+        return self.weigh_values(values, weights)
 
     def split_weights(
         self, patch_params: Params, sample: Sample, batch: Batch
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Split a batch into what the nodes read and the weights of its rows, which a whole batch lacks."""
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Split a batch into what the nodes read and the weights of its rows.
+
+        The weights are None where the run itself tells which rows count.
+        """
         values = dict(batch)
         weights = values.pop(ROW_WEIGHTS, None)
-        return values, to_weights(self.counted(patch_params, sample, values)) if weights is None else weights
+        if weights is None and self.sources and not self.tellers:
+            weights = to_weights(self.counted(patch_params, sample, values))
+        return values, weights
+
+    def weigh_values(self, values: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> Loss:
+        """The loss of values after the last node: all terms, and `tellers` if there are no weights."""
+        terms = {name: values[name] for name in self.pipeline.terms}
+        if weights is not None:
+            return self.weigh(terms, weights)
+        counted = rows_in(self.sources, values)
+        return self.weigh(terms, to_weights(counted))._replace(counted=counted)
 
     def weigh(self, terms: Mapping[str, Any], row_weights: Mapping[str, Tensor] | None = None) -> Loss:
         """The loss of computed terms, [b] each.
@@ -109,6 +135,12 @@ class Objective:
         if not masks:
             return loss
         return loss._replace(value=torch.where(torch.stack(masks).all(), loss.value, torch.nan))
+
+    @functools.cached_property
+    def tellers(self) -> tuple[str, ...]:
+        """The values that tell after the last node which rows count; none if a node changes one later."""
+        names = {s.name for group in self.sources.values() for s in group}
+        return tuple(sorted(names)) if seen_at_the_end(self.pipeline, self.sources) else ()
 
     @functools.cached_property
     def sources(self) -> dict[str, frozenset[Source]]:

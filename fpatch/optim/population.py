@@ -21,7 +21,7 @@ from fpatch.graph.functions import Function
 from fpatch.graph.keys import check_uses
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
-from fpatch.optim.counted import ROW_WEIGHTS, to_weights
+from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
@@ -121,28 +121,25 @@ def _make_part(
 
     def gradient(
         points: Sequence[Params], sample: Sample, batch: Batch
-    ) -> tuple[list[dict[str, Tensor]], Mapping[str, Tensor]]:
+    ) -> tuple[list[dict[str, Tensor]], Loss]:
         grads, loss = gradient_of_sum(_stack(points), sample, batch)
-        return [take_rows(grads, i) for i in range(len(points))], loss.terms
+        return [take_rows(grads, i) for i in range(len(points))], loss
 
     def part(states: Sequence[TrainState], batches: Sequence[Batch]) -> Iterator[tuple[TrainState, StepInfo]]:
         batch = _join_rows(batches)
         checked = batch if all(state.step for state in states) else copy_readable(batch)
         sample = pipeline.sample(_row_keys(states, batch), checked)
         points = [lookahead_params(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
-        drawn, given = to_device((sample, batch), device_of(points))
-        b = len(batches[0]["image_id"])
-        counted = objectives[0].counted(_RowParams(_stack(points), b), drawn, given)
-        weights = to_weights(counted, members=len(points))
-        placed = drawn, {**given, ROW_WEIGHTS: weights}
-        grads, terms = gradient(points, *placed)
+        placed = to_device((sample, batch), device_of(points))
+        grads, whole = gradient(points, *placed)
         if rho:
             above = [ascend(point, own, rho) for point, own in zip(points, grads, strict=True)]
             grads, _ = gradient(above, *placed)
+        b = len(batches[0]["image_id"])
         for i, state in enumerate(states):
             rows = slice(i * b, (i + 1) * b)
-            own = take_rows(counted, rows)
-            loss = objectives[i].weigh(take_rows(terms, rows), take_rows(weights, rows))
+            own = take_rows(whole.counted, rows)
+            loss = objectives[i].weigh(take_rows(whole.terms, rows), to_weights(own))
             loss = objectives[i].void_uncounted(loss, own)
             yield apply_gradient(
                 pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i], own
@@ -159,21 +156,25 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         b = len(batch["image_id"]) // p
-        batch = dict(batch)
-        weights = batch.pop(ROW_WEIGHTS)
         members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
         params = _RowParams(patch_params, b)
-        terms = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=pipeline.terms)
+        first = objectives[0]
+        values = of_rows.apply(
+            params, sample, {**batch, **_repeat(made, b)}, want=(*pipeline.terms, *first.tellers)
+        )
+        terms = {name: values[name] for name in pipeline.terms}
+        counted = rows_in(first.sources, values) if first.tellers else first.counted(params, sample, batch)
+        weights = to_weights(counted, members=p)
         own, scale = (
             {name: rows.unflatten(0, (p, b)).unbind() for name, rows in tree.items()}
             for tree in (terms, weights)
         )
-        values = [
+        losses = [
             o.weigh({n: own[n][i] for n in own}, {n: scale[n][i] for n in scale}).value
             for i, o in enumerate(objectives)
         ]
-        return Loss(torch.stack(values).sum(), terms)
+        return Loss(torch.stack(losses).sum(), terms, counted)
 
     return loss
 

@@ -160,18 +160,22 @@ def make_step(
         all_reduced_gradient(gradient, ranks) if processes == 1 else sharded_gradient(gradient, processes)
     )
     pipeline = objective.pipeline
+    in_parts = bool(micro_batch) or ranks.size > 1 or processes > 1 or not objective.tellers
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch if state.step else copy_readable(batch))  # checked once on a GPU
         point = lookahead_params(pipeline, optimizer, state)
-        drawn, given = to_device((sample, batch), device_of(point))
-        counted = objective.counted(point, drawn, given)
-        whole = ranks.join(counted) if counted else {}
-        placed = drawn, {**given, ROW_WEIGHTS: to_weights(counted, whole)}
+        placed = to_device((sample, batch), device_of(point))
+        whole = None
+        if in_parts:
+            counted = objective.counted(point, *placed)
+            whole = ranks.join(counted) if counted else {}
+            placed = placed[0], {**placed[1], ROW_WEIGHTS: to_weights(counted, whole)}
         grads, loss = gradient(point, *placed)
         if rho:
             grads, _ = gradient(ascend(point, grads, rho), *placed)
+        whole = loss.counted if whole is None else whole
         rows = {name: batch[name] for name in ("image_id", "draw")}
         loss = objective.void_uncounted(loss, whole)
         sample, rows = ranks.join((sample, rows))

@@ -109,6 +109,38 @@ def test_objects_that_a_crop_has_lost_do_not_count():
     assert_equal(by_func, grads, 1e-5)
 
 
+def test_a_node_may_move_boxes_after_a_loss_has_counted_by_them():
+    """The second loss counts what the crop between the two has left."""
+    made = pipeline(
+        {
+            "pixels": create.pixels({"hood": (3, 20, 31), "roof": (3, 16, 9)}),
+            "implant": implant.warp(),
+            "victim": infer.detector(detector(seed=1)),
+            "vanish": losses.vanish(),
+            "crop": node(
+                compose.resized_crop(Range(0.02, 0.2)), reads={"scene": "image"}, writes={"scene": "image"}
+            ),
+            "again": node(infer.detector(detector(seed=1)), writes=["again"]),
+            "later": node(losses.vanish(), reads={"detections": "again"}, writes=["later"]),
+        }
+    )
+    objective, batch = Objective(made, {"vanish": 1.0, "later": 1.0}), batch_of()
+    assert objective.tellers == ()
+    state = make_state(objective, SGD, KEY)
+    _, info = make_step(objective, SGD)(state, batch)
+    assert bool(info.counted["vanish"].all())
+    assert 0 < int(info.counted["later"].sum()) < ROWS
+    _, parts = make_step(objective, SGD, micro_batch=2)(state, batch)
+    assert_equal(parts.loss, info.loss, 1e-5)
+    (_,), (member,) = make_population_step([objective], [SGD])([state], [batch])
+    assert_equal(member.counted, info.counted)
+    assert_equal(member.loss, info.loss, 1e-5)
+
+
+def test_counting_costs_no_second_crop():
+    assert Objective(CROPPED, WEIGHTS).tellers == ("box_valid", "quad_valid")
+
+
 def test_where_all_rows_count_no_bit_is_another():
     weights = to_weights({"a": torch.ones(7, dtype=torch.bool)})["a"]
     assert weights.tolist() == [1.0] * 7
