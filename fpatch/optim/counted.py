@@ -64,8 +64,7 @@ def count_rows(
 ) -> dict[str, Bool[Tensor, " b"]]:
     """Mark the rows that count in each term of `sources`.
 
-    The nodes that change such a value, as a crop changes `box_valid`, run for it alone. So the rows are counted
-    before they are cut into parts.
+    Where nodes change a value, as a crop changes `box_valid`, they run for that value alone.
     """
     rows: dict[Source, Tensor] = {}
     for source in sorted({s for group in sources.values() for s in group}, key=str):
