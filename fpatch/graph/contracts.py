@@ -24,7 +24,7 @@ Find = Callable[[Tensor, Mapping[str, Tensor]], str | None]
 
 
 class Contract(NamedTuple):
-    """What a batch must hold under a name.
+    """The contents that a batch must hold under a name.
 
     Attributes:
         shape: The axes: numbers, and letters, of which "b", "k" and "m" are the same in all names.
