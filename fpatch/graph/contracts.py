@@ -174,12 +174,12 @@ def check_batch(uses: Sequence[Use], batch: Batch) -> None:
             continue
         if found := _find_form(use, value, known):
             raise ValueError(_sentence(use, known, found))
-        if is_concrete(value):
-            readable[use.name] = value
+        if is_concrete(plain := value.detach()):  # made by an operator, as torch's modes may intervene there
+            readable[use.name] = plain
     for use in uses:
         value = readable.get(use.name)
         others = {other.own: readable[other.name] for other in uses if other.name in readable}
-        if value is not None and (found := CONTRACTS[use.own].find(value.detach(), others)):
+        if value is not None and (found := CONTRACTS[use.own].find(value, others)):
             raise ValueError(_sentence(use, known, found))
 
 
