@@ -17,6 +17,7 @@ from fpatch.data import TargetSet
 from fpatch.doctor.causes import Finding, judge_patches
 from fpatch.doctor.judgements import (
     ask_stages,
+    judge_counts,
     judge_numbers,
     judge_pictures,
     judge_saturated,
@@ -76,7 +77,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(_choose(dataset, num_rows))
     key = random.fold_in(random.fold_in(parts.initial.key, "train"), 0)
-    findings = list(judge_weights(study))
+    findings = [*judge_weights(study), *judge_counts(study, parts)]
     stages: dict[str, StageFacts] = {}
     saturated: dict[str, dict[str, Saturation]] = {}
     pipeline = parts.objective.pipeline

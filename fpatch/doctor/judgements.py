@@ -24,6 +24,7 @@ from fpatch.evaluation.blocks import blocks
 from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
 from fpatch.optim.step import make_step
+from fpatch.study.counting import find_uncounted
 from fpatch.study.setup import Setup
 from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
@@ -55,6 +56,15 @@ def judge_weights(study: Study) -> Iterator[Finding]:
             effect = "training makes a term of negative weight larger"
             what = f"{name} = {weight:g}: {effect}; give a positive weight unless that is meant"
             yield Finding("warning", "objective.weights", what)
+
+
+def judge_counts(study: Study, parts: Setup) -> Iterator[Finding]:
+    """Report the share of the training images that a weighted term does not count."""
+    try:
+        for uncounted in find_uncounted(study, parts):
+            yield Finding("warning", uncounted.term, str(uncounted))
+    except ValueError as error:
+        yield Finding("error", "objective.weights", str(error).removeprefix("objective.weights: "))
 
 
 def judge_numbers(
