@@ -96,7 +96,24 @@ def _find_cause(index: int, name: str, views: Views) -> tuple[str, str] | None:
     gradient = views.gradients.get(f"params/{name}")
     if gradient is None or bool((gradient != 0).any()):
         return None
+    if (path := _find_detaching(views)) is not None:
+        return (
+            path,
+            "the gradient ends here: its outputs do not depend on its inputs by autograd; do not detach",
+        )
     return "", f"no gradient reaches it; {_where_lost(name, views)}"
+
+
+def _find_detaching(views: Views) -> str | None:
+    """Find the first node that reads values with a graph and writes only values without one."""
+    tracked: set[str] = set()
+    for path, n in views.pipeline.items():
+        d, written = n.stage.definition, set(n.writes.values())
+        own = {name for name in written if any(k.startswith(f"{path}/{name}") for k in views.gradients)}
+        if d.traits.gradient and d.role != "metric" and not own and tracked & set(n.reads.values()):
+            return path
+        tracked = (tracked - written) | own
+    return None
 
 
 def _why_unseen(index: int, name: str, views: Views, somewhere: bool) -> str:

@@ -9,14 +9,14 @@ without its consequences.
 
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.data import TargetSet
 from fpatch.doctor.causes import judge_patches
 from fpatch.doctor.clean import Asked, CleanFacts, ask_split, count_answers
-from fpatch.doctor.findings import Finding
+from fpatch.doctor.findings import Finding, Level
 from fpatch.doctor.judgements import (
     ask_stages,
     judge_numbers,
@@ -186,4 +186,4 @@ def _merge(findings: Iterable[Finding]) -> list[Finding]:
     for level, where, what in findings:
         places.setdefault((level, what), {})[where] = None
     merged = [Finding(level, ", ".join(where), what) for (level, what), where in places.items()]  # type: ignore[arg-type]
-    return sorted(merged, key=lambda f: f.level)
+    return sorted(merged, key=lambda f: get_args(Level).index(f.level))

@@ -36,6 +36,10 @@ KEPT_FRAC = 0.5
 """A stage after which a smaller share of the patch's pixels shows gives a warning."""
 
 
+FEW_FRAC = 0.1
+"""A stage's own check that finds no more places than this share of the training images gives a note."""
+
+
 MAX_SHOWN = 3
 """Places that a finding lists."""
 
@@ -155,7 +159,8 @@ def ask_stages(parts: Setup, dataset: TargetSet, key: Tensor, num_rows: int) -> 
             values.update(trace[path])
     for (path, rule), places in found.items():
         named = [re.sub(r"^image (\d+)", lambda m: dataset.paths[int(m[1])].name, p) for p in places]
-        yield Finding("warning", path, f"{rule} ({len(places)} times): {_shorten(named)}")
+        level = "warning" if len(places) > FEW_FRAC * len(dataset) else "note"
+        yield Finding(level, path, f"{rule} ({len(places)} times): {_shorten(named)}")
 
 
 def _shorten(places: list[str]) -> str:

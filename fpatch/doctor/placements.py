@@ -35,6 +35,11 @@ class RowFacts(NamedTuple):
     without_object: int | None
     without_patch: dict[str, int]
 
+    def __str__(self) -> str:
+        objects = [] if self.without_object is None else [f"{self.without_object} without an object"]
+        patches = [f"{n} without a place of {name!r}" for name, n in self.without_patch.items()]
+        return ", ".join([str(self.images), *objects, *patches])
+
 
 def count_rows(dataset: TargetSet) -> RowFacts:
     """Count the images of a split that lack an object, or a placement of a patch.
