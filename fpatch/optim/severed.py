@@ -133,10 +133,16 @@ def _ends_at(term: Tensor, inputs: list[Tensor], answers: list[Tensor]) -> bool:
         return True
     if not term.requires_grad:
         return False
-    found = torch.autograd.grad(term, [*tracked, *inputs], retain_graph=True, allow_unused=True)
-    in_answers, in_inputs = found[: len(tracked)], found[len(tracked) :]
-    pulled = any(g is not None and bool((g.abs() > _NOTHING).any()) for g in in_answers)
-    return pulled and not any(g is not None and bool((g != 0).any()) for g in in_inputs)
+    found = torch.autograd.grad(term, tracked, retain_graph=True, allow_unused=True)
+    pulled = [(t, g) for t, g in zip(tracked, found, strict=True) if g is not None]
+    pulled = [(t, g) for t, g in pulled if bool((g.abs() > _NOTHING).any())]
+    if not pulled:
+        return False
+    answered, pulls = zip(
+        *pulled, strict=True
+    )  # other victims may read the same image: go back through this one
+    passed = torch.autograd.grad(answered, inputs, pulls, retain_graph=True, allow_unused=True)
+    return not any(g is not None and bool((g != 0).any()) for g in passed)
 
 
 def _is_joined(term: Tensor, leaves: list[Tensor]) -> bool:

@@ -307,3 +307,53 @@ def test_training_is_refused_where_a_victims_term_cannot_reach_the_patch(planted
         train(load_study(path, {"log.runs": str(planted.parent / "runs")}))
     assert what in str(error.value)
     assert not (planted.parent / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_untouched_demo_has_no_error_and_no_warning(tmp_path):
+    from fpatch.core.progress import silent
+    from fpatch.demo.study import QUICK, prepare_scenes, prepare_study
+
+    scenes = prepare_scenes(QUICK, 0, silent)
+    diagnosis = examine(load_study(prepare_study(tmp_path, "demo", scenes, QUICK, False, 0, 0, silent)))
+    assert [f for f in diagnosis.findings if f.level != "note"] == []
+    assert all(f.all.right > 0.8 * f.all.count for f in diagnosis.clean)
+    assert all(f.images >= 16 for f in diagnosis.clean)
+
+
+def test_classes_in_which_the_victim_is_worst_stand_in_the_table(planted):
+    from fpatch.cli.doctor_tables import clean_table
+
+    mistaken = plant(planted, "expects BGR", MISTAKES["expects BGR"])
+    table = clean_table(mistaken, num_classes=1)
+    assert [[str(cell) for cell in column.cells] for column in table.columns] == [
+        ["red", "2 others, in which it is better", "all"],
+        *([["0 of 2", "", "4 of 6"]] * 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("truth", "said", "what"),
+    [
+        ("aabbcc", "aabbcc", None),
+        ("aabbcc", "bbaacc", "another order than data.classes: 'a' is answered as 'b' (2 of 2), 'b' as 'a'"),
+        (
+            "aaabbbccc",
+            "bbaccaaab",
+            "'a' is answered as 'b' (2 of 3), 'b' as 'c' (2 of 3), 'c' as 'a' (2 of 3)",
+        ),
+        ("aabbcc", "bbccdd", "its labels are those of the data plus 1: 'a' is answered as 'b'"),
+        ("bbccdd", "aabbcc", "its labels are those of the data minus 1: 'b' is answered as 'a'"),
+        ("aabbcc", "aacccc", None),  # a poor victim: one class is taken for another
+        ("aabb", "----", None),  # nothing is answered
+        ("abc", "bca", None),  # one image of a class is no evidence
+        ("aaaa", "bbbb", "'a' is answered as 'b' (4 of 4): its labels may have another order"),
+        ("aaaabbbb", "bbaabbbb", None),
+    ],
+)
+def test_another_order_of_labels_is_said_by_name(truth, said, what):
+    from fpatch.doctor.labels import find_order
+
+    labels = [torch.tensor([ord(c) - ord("a") if c != "-" else -1 for c in word]) for word in (truth, said)]
+    found = find_order(*labels, names="abcd")
+    assert found is None if what is None else found is not None and what in found, found
