@@ -215,8 +215,8 @@ def _read_objects(
         chosen = choose_object(values)
         said, truth, valid = (t.gather(1, chosen)[:, 0] for t in (said, truth, valid))
     same = truth == said
-    right = same if right is None else same | right
-    return truth[valid], said[valid], right[valid]
+    good = same if right is None else same | right
+    return truth[valid], said[valid], good[valid]
 
 
 def _answer_objects(dense: Mapping[str, Tensor], boxes: Tensor, score: float, iou: float) -> Tensor:
