@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fpatch.core.checks import check_number, nearest
+from fpatch.evaluation.rates import rows_with_object
 from fpatch.metrics import Rate
 from fpatch.ops.intervals import FEW_IMAGES, resample
 
@@ -50,7 +51,7 @@ class Importances(NamedTuple):
             interval over images. 1 is all of it; 0 or less is no better than the mean of the other images.
         columns: From the most important to the least; `mean` is in units of the score.
         constant: Sampled columns left out because all rows have one value.
-        dropped: The number of rows left out because the metric is not finite.
+        dropped: The number of rows left out because the metric is not finite or the row has no object.
         warnings: Reasons not to trust the numbers, a sentence each.
 
     Example:
@@ -190,14 +191,14 @@ def _cross_validate(
 
 
 def _metric_values(table: Mapping[str, np.ndarray], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the finite values of a metric, and the mask [n] of their rows."""
+    """Return the finite values of a metric in rows with an object, and the mask [n] of these rows."""
     known = [n for n, c in table.items() if c.dtype.kind in "bf" and not n.startswith(_PREFIX)]
     if metric not in known:
         raise ValueError(
             f"permutation_importance: {metric!r} is no metric of the table; {nearest(metric, known)}"
         )
     values = table[metric].astype(np.float64)
-    kept = np.isfinite(values)
+    kept = np.isfinite(values) & rows_with_object(table, metric)
     if len(values[kept]) == 0 or np.ptp(values[kept]) == 0:
         found = "nowhere finite" if not kept.any() else f"{values[kept][0]:g} in every row"
         raise NothingToExplain(

@@ -271,5 +271,7 @@ def importance_table(title: str, result: "Importances") -> RenderableType:
     if result.constant:
         sentences.append(f"left out: {len(result.constant)} columns that do not vary")
     if result.dropped:
-        sentences.append(f"left out: {result.dropped} rows in which {result.metric} is not finite")
+        sentences.append(
+            f"left out: {result.dropped} rows in which {result.metric} is not finite, or no object is"
+        )
     return Group(table, *(Text(sentence) for sentence in sentences))

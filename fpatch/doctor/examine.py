@@ -19,6 +19,7 @@ from fpatch.doctor.clean import Asked, CleanFacts, ask_split, count_answers
 from fpatch.doctor.findings import Finding, Level
 from fpatch.doctor.judgements import (
     ask_stages,
+    judge_counts,
     judge_numbers,
     judge_pictures,
     judge_saturated,
@@ -35,7 +36,7 @@ from fpatch.doctor.observations import (
     measure_stage,
     view_patches,
 )
-from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects, judge_rows
+from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects
 from fpatch.doctor.steps import judge_pull, judge_step
 from fpatch.doctor.victims import judge_form, judge_repeats
 from fpatch.doctor.wrong_answers import judge_clean_answers
@@ -105,7 +106,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     parts = set_up(study)
     dataset, report = parts.dataset.split(study.data.train), _Report()
     rows = count_rows(dataset)
-    report.findings += [*judge_weights(study), *judge_rows(rows, parts.objective.pipeline)]
+    report.findings += [*judge_weights(study), *judge_counts(study, parts)]
     _examine_training(study, parts, dataset, num_rows, report)
     _examine_victims(study, parts, num_rows, report)
     found = [*judge_saturated(report.saturated), *report.findings]

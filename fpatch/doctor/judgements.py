@@ -21,6 +21,7 @@ from fpatch.doctor.observations import (
 )
 from fpatch.evaluation.blocks import blocks
 from fpatch.optim.objective import Loss
+from fpatch.study.counting import find_uncounted
 from fpatch.study.setup import Setup
 from fpatch.study.study import Study
 
@@ -37,7 +38,7 @@ KEPT_FRAC = 0.5
 
 
 FEW_FRAC = 0.1
-"""A stage's own check that finds no more places than this share of the training images gives a note."""
+"""A check that finds no more places than this share of the training images gives a note, not a warning."""
 
 
 MAX_SHOWN = 3
@@ -51,6 +52,16 @@ def judge_weights(study: Study) -> Iterator[Finding]:
             effect = "training makes a term of negative weight larger"
             what = f"{name} = {weight:g}: {effect}; give a positive weight unless that is meant"
             yield Finding("warning", "objective.weights", what)
+
+
+def judge_counts(study: Study, parts: Setup) -> Iterator[Finding]:
+    """Report the share of the training images that a weighted term does not count."""
+    try:
+        for uncounted in find_uncounted(study, parts):
+            level = "warning" if uncounted.num > FEW_FRAC * uncounted.total else "note"
+            yield Finding(level, uncounted.term, str(uncounted))
+    except ValueError as error:
+        yield Finding("error", "objective.weights", str(error).removeprefix("objective.weights: "))
 
 
 def judge_numbers(

@@ -12,9 +12,6 @@ from fpatch.doctor.observations import is_placed
 from fpatch.graph.pipeline import Pipeline
 from fpatch.ops.geometry import quad_bounds
 
-WITHOUT_FRAC = 0.1
-"""A larger share of training images without an object gives a warning."""
-
 ASPECTS = (0.67, 1.5)
 """A place is of another form than its patch if the ratio of their aspects is outside of these."""
 
@@ -55,18 +52,6 @@ def count_rows(dataset: TargetSet) -> RowFacts:
     lacking = int((~tables["box_valid"].any(-1)).sum()) if "box_valid" in tables else None
     patches = {name: int((~is_placed(tables, i)).sum()) for i, name in enumerate(dataset.names)}
     return RowFacts(len(dataset), lacking, patches)
-
-
-def judge_rows(facts: RowFacts, pipeline: Pipeline) -> Iterator[Finding]:
-    """Warn about training images without an object, if a loss reads objects."""
-    asks = any(n.terms and "box_valid" in n.reads for n in pipeline.values())
-    if asks and facts.without_object and facts.without_object > WITHOUT_FRAC * facts.images:
-        share = 100 * facts.without_object / facts.images
-        what = (
-            f"{facts.without_object} of {facts.images} training images ({share:.0f} %) have no object: a "
-            "loss on objects learns nothing there; add the objects, or omit the placements of these images"
-        )
-        yield Finding("warning", "data.objects", what)
 
 
 def judge_aspects(

@@ -27,6 +27,7 @@ from fpatch.evaluation.columns import (
 )
 from fpatch.evaluation.conditions import PATCH, Patches, make_conditions
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
+from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import to_columns
@@ -97,7 +98,7 @@ def evaluate(
     for part in blocks(len(image_id), block):
         batch = dataset.batch(image_id[part], draw[part], device_of(made))
         keys = row_keys(key, batch)
-        sample = pipeline.sample(keys, batch)
+        sample = pipeline.sample(keys, batch if part.start else copy_readable(batch))  # checked once on a GPU
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
         parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))

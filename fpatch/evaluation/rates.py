@@ -26,6 +26,10 @@ SCORES = ("best_score", "score", "confidence")
 """Metrics of the victim's confidence in the object, by priority."""
 
 
+_HAS_OBJECT = f"has_object/{NONE}"
+"""Whether a row has an object, in the group of its metric."""
+
+
 class Success(NamedTuple):
     """Success rates of one evaluation.
 
@@ -168,16 +172,34 @@ def of_objects(objects: Table, metric: str = "found") -> Success | None:
 
 
 def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
-    """Return flat numbers for a log: success of rows and objects, means of metrics, and summaries."""
+    """Return flat numbers for a log: success of rows and objects, means of metrics, and summaries.
+
+    The means are over the rows with an object, where a metric writes `has_object`.
+    """
     flat = success(result.table, metric).scalars()
     objects = of_objects(result.objects, metric)
     flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
     flat |= {
-        n: float(np.mean(c.astype(np.float64)))
+        n: float(np.mean(c[rows].astype(np.float64))) if rows.any() else float("nan")
         for n, c in result.table.items()
         if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
+        for rows in (rows_with_object(result.table, n),)
     }
     return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
+
+
+def rows_with_object(table: Table, column: str) -> np.ndarray:
+    """Mark the rows over which a column is averaged: those with an object, if a metric tells which they are.
+
+    The metric is that of the column's own group. Without one there it is any, since several victims have the
+    same objects.
+    """
+    every = np.ones(len(table[column]), bool)
+    told = [n.removesuffix(_HAS_OBJECT) for n in table if n.endswith(_HAS_OBJECT)]
+    if not told or f"/{column}".rpartition("/has_object/")[1]:
+        return every
+    own = max((group for group in told if column.startswith(group)), key=len, default=told[0])
+    return table[own + _HAS_OBJECT].astype(bool)
 
 
 def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:
@@ -191,8 +213,10 @@ def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, floa
     found = _interval_errors(success(result.table, metric))
     if (objects := of_objects(result.objects, metric)) is not None:
         found |= {f"objects/{n}": v for n, v in _interval_errors(objects).items()}
-    names = [n for n in scalars(result, metric) if n in result.table]
-    return found | {n: _mean_error(result.table[n], result.table["image_id"]) for n in names}
+    for name in (n for n in scalars(result, metric) if n in result.table):
+        rows = rows_with_object(result.table, name)
+        found[name] = _mean_error(result.table[name][rows], result.table["image_id"][rows])
+    return found
 
 
 def _interval_errors(rates: Success) -> dict[str, float]:
@@ -212,7 +236,7 @@ def _interval_errors(rates: Success) -> dict[str, float]:
 def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
     """Compute the standard error of a mean whose rows come in groups, to first order in their sizes."""
     _, group = np.unique(image_id, return_inverse=True)
-    groups, values = int(group.max()) + 1, values.astype(np.float64)
+    groups, values = len(np.unique(group)), values.astype(np.float64)
     if groups < TOO_FEW_IMAGES or np.ptp(values) == 0:
         return float("nan")
     sums = np.bincount(group, weights=values - values.mean())

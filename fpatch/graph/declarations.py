@@ -131,3 +131,16 @@ def check_declared(
             f"define({name!r}): a pixelwise stage reads and writes `image` and nothing else, got reads "
             f"{reads + optional} and writes {writes}; leave pixelwise out"
         )
+
+
+def check_counted(name: str, role: Role, counted: str | None, reads: tuple[str, ...]) -> None:
+    """Check that the value which tells the counted rows belongs to a loss that reads it.
+
+    Raises:
+        ValueError: If the stage is no loss, or does not read the value.
+    """
+    if counted is not None and (role != "loss" or counted not in reads):
+        raise ValueError(
+            f"define({name!r}): counted={counted!r} must be a name in the reads of a loss, got role {role!r} "
+            f"and reads {reads}; leave it out, or add the name to reads"
+        )

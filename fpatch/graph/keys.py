@@ -37,7 +37,8 @@ def check_uses(batch: Batch) -> None:
     """Check that no two rows of a batch share their draws.
 
     Raises:
-        ValueError: If the batch lacks `image_id` or `draw`, or repeats a pair of them.
+        ValueError: If the batch lacks `image_id` or `draw`, has them for other rows, or
+            repeats a pair of them.
     """
     for name in ("image_id", "draw"):
         if name not in batch:
@@ -45,6 +46,11 @@ def check_uses(batch: Batch) -> None:
                 f"batch must hold {name!r} [b], from which keys are derived; {nearest(name, batch)}"
             )
     image_id, draw = batch["image_id"], batch["draw"]
+    if image_id.ndim != 1 or image_id.shape != draw.shape:
+        raise ValueError(
+            "batch['image_id'] and batch['draw'] must have one number per row [b], got shapes "
+            f"{list(image_id.shape)} and {list(draw.shape)}"
+        )
     if is_concrete(image_id):
         pairs = list(zip(image_id.tolist(), draw.tolist(), strict=True))
         if len(set(pairs)) < len(pairs):

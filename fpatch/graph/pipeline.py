@@ -14,6 +14,7 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import diagram
+from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.keys import fold_path, row_keys
 from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, required_names, stream_path
 from fpatch.graph.stage import ALL
@@ -43,6 +44,7 @@ class Pipeline(Mapping[str, Node]):
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
         check_wiring(self._nodes, phase)
+        self._uses = find_uses(self._nodes)
 
     # -- the graph as a mapping ---------------------------------------------------------------------------
 
@@ -160,8 +162,13 @@ class Pipeline(Mapping[str, Node]):
 
         Returns:
             `{path: {field: [b, ...]}}`, with an entry for every node that draws.
+
+        Raises:
+            ValueError: If the batch breaks the contract of a standard name, see `fpatch.graph.contracts`, or
+                lacks a name that a node samples from.
         """
         self._check_ready()
+        check_batch(self._uses, batch)
         keys = row_keys(key, batch)
         drawing = {path: n for path, n in self.items() if n.stage.definition.fields}
         sample = {}

@@ -30,6 +30,7 @@ from fpatch.graph.declarations import (
     Summary,
     Traits,
     check_config,
+    check_counted,
     check_declared,
     sampled_fields,
 )
@@ -83,6 +84,7 @@ class Definition(Generic[P]):
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None
     describe: Callable[[Any], str] | None = None
     declare: Callable[[Any], Mapping[str, Any]] | None = None
+    counted: str | None = None
     traits: Traits = dataclasses.field(default=Traits())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
@@ -132,6 +134,7 @@ def define(
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None,
     describe: Callable[[Any], str] | None = None,
     declare: Callable[[Any], Mapping[str, Any]] | None = None,
+    counted: str | None = None,
     geometric: bool = False,
     of_patch: bool = False,
     vmap: bool = True,
@@ -162,6 +165,8 @@ def define(
         describe: `config -> sentence`.
         declare: `config -> {field or flag: value}`, for what depends on the settings, such as `fields`, the
             names in the sample.
+        counted: For a loss: the name, among `reads`, of a bool value [b] or [b, k]. A row counts in the mean
+            of the terms if any of it is true. None: every row counts.
         geometric: See `Traits`, as for the flags that follow.
         of_patch: A loss on the patch alone.
         vmap: Whether `torch.func.vmap` maps it.
@@ -190,9 +195,10 @@ def define(
     check_config(name, config)
     fields = sampled_fields(name, sample, reads)
     check_declared(name, role, summary, reads, writes, optional, pixelwise)
+    check_counted(name, role, counted, reads)
     module = apply.__module__
     identity = identify(name, module)
-    parts = (role, summary, init, project, fill, check, show, describe, declare)
+    parts = (role, summary, init, project, fill, check, show, describe, declare, counted)
     traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise)
     definition = Definition(
         identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits

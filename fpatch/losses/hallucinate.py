@@ -2,8 +2,8 @@
 
 The score is that of the class, times the objectness where the victim has one: the detector compares this
 product with its threshold. The loss takes its log-odds, where the smaller factor gets most of the gradient.
-A row without a placement has the term 0 and the gradient 0. The choice of boxes passes no gradient. Boxes of
-a detector such as DETR move over the image, and may leave a small place.
+A row without a placement has the term 0 and does not count in the mean. The choice of boxes passes no
+gradient. Boxes of a detector such as DETR move over the image, and may leave a small place.
 """
 
 from collections.abc import Mapping
@@ -104,8 +104,8 @@ def check(config: Hallucinate, values: Values) -> dict[str, list[str]]:
 
 
 def declare(config: Hallucinate) -> Mapping[str, Any]:
-    """Read placements, or the image for its size."""
-    return {} if config.box is None else {"reads": ("detections", "image")}
+    """Read placements, or the image for its size; a fixed place exists in every row."""
+    return {} if config.box is None else {"reads": ("detections", "image"), "counted": None}
 
 
 hallucinate = define(
@@ -117,6 +117,7 @@ hallucinate = define(
     optional=("image_id",),
     writes=("hallucinate",),
     role="loss",
+    counted="quad_valid",
     check=check,
     declare=declare,
 )

@@ -106,5 +106,6 @@ relabel = define(
     optional=("image_id",),
     writes=("relabel",),
     role="loss",
+    counted="box_valid",
     check=check,
 )

@@ -121,6 +121,7 @@ vanish = define(
     optional=("image_id",),
     writes=("vanish",),
     role="loss",
+    counted="box_valid",
     check=check,
     declare=declare,
 )

@@ -60,24 +60,25 @@ def compiled(
     options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
     parts = [
         (p, p.nodes.apply if p.form == "eager" else torch.compile(_form(p), **options))
-        for p in _cut(objective.pipeline)
+        for p in _cut(objective.pipeline, objective.tellers)
     ]
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        values = dict(batch)
+        values, weights = objective.split_weights(patch_params, sample, batch)
         for part, apply in parts:
             drawn = {path: sample[path] for path in part.nodes if path in sample}
             given = {name: values[name] for name in values if name in part.reads or ALL in part.reads}
             want = tuple(name for name in part.wants if name in values or name not in part.if_there)
             values |= apply(patch_params, drawn, given, want=want)
         # the next call, e.g. of another micro-batch, overwrites the results of a CUDA graph
-        return objective.weigh({name: values[name].clone() for name in objective.pipeline.terms})
+        names = (*objective.pipeline.terms, *objective.tellers)
+        return objective.weigh_values({n: values[n].clone() for n in names if n in values}, weights)
 
     return loss
 
 
-def _cut(pipeline: Pipeline) -> list[_Part]:
-    """Cut a pipeline into parts of one form each."""
+def _cut(pipeline: Pipeline, more: tuple[str, ...] = ()) -> list[_Part]:
+    """Cut a pipeline into parts of one form each, which write the terms and more names."""
     traits = [n.stage.definition.traits for n in pipeline.values()]
     last = max((i for i, t in enumerate(traits) if t.eager or t.geometric), default=-1)
     forms = [
@@ -87,7 +88,7 @@ def _cut(pipeline: Pipeline) -> list[_Part]:
     order = zip(pipeline, forms, strict=True)
     runs = [(form, [path for path, _ in run]) for form, run in groupby(order, key=itemgetter(1))]
     parts: list[_Part] = []
-    wanted = set(pipeline.terms)
+    wanted = {*pipeline.terms, *more}
     for form, paths in reversed(runs):
         nodes = pipeline.upto(paths[-1]).since(paths[0])
         written: dict[str, bool] = {}  # whether the name is written only where the batch holds it

@@ -1,7 +1,7 @@
 """The gradient of an objective: of one batch, of micro-batches, of shards and of all processes."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,8 +46,8 @@ def value_and_grad(
         wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
 
         def by_func(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-            grads, (value, terms) = wrapped(dict(patch_params), sample, batch)
-            return grads, Loss(value, terms)
+            grads, (value, (terms, counted)) = wrapped(dict(patch_params), sample, batch)
+            return grads, Loss(value, terms, counted)
 
         return by_func
 
@@ -61,18 +61,20 @@ def value_and_grad(
             name: torch.zeros_like(leaf) if grad is None else grad
             for (name, leaf), grad in zip(leaves.items(), found, strict=True)
         }
-        return grads, Loss(loss.value.detach(), {name: term.detach() for name, term in loss.terms.items()})
+        terms = {name: term.detach() for name, term in loss.terms.items()}
+        return grads, Loss(loss.value.detach(), terms, loss.counted)
 
     return by_autograd
 
 
 def _with_aux(
     objective: Callable[[Params, Sample, Batch], Loss],
-) -> Callable[[Params, Sample, Batch], tuple[Tensor, dict[str, Tensor]]]:
+) -> Callable[[Params, Sample, Batch], tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
     """The objective in the form of `torch.func.grad_and_value(has_aux=True)`."""
 
-    def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return tuple(objective(patch_params, sample, batch))  # type: ignore[return-value]
+    def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, Any]:
+        loss = objective(patch_params, sample, batch)
+        return loss.value, (loss.terms, loss.counted)
 
     return function
 
@@ -122,7 +124,8 @@ def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, 
     grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in parts[0][0]}
     value = sum((share * loss.value for share, _, loss in results), zero)
     terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
-    return grads, Loss(value, terms)
+    counted = {name: torch.cat([loss.counted[name] for _, loss in parts]) for name in parts[0][1].counted}
+    return grads, Loss(value, terms, counted)
 
 
 def global_norm(grads: Params) -> Tensor:

@@ -3,6 +3,7 @@
 Terms are unreduced, one number per row. Only this module averages rows and weights terms.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,18 +15,33 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.pipeline import Pipeline
+from fpatch.optim.counted import (
+    ROW_WEIGHTS,
+    Source,
+    count_rows,
+    find_sources,
+    rows_in,
+    seen_at_the_end,
+    to_weights,
+)
 
 
 class Loss(NamedTuple):
-    """The weighted sum of the mean terms, and every term unweighted, [b]."""
+    """The weighted sum of the mean terms, every term unweighted, [b], and the rows that count in it, [b].
+
+    `counted` lacks the terms that count every row, and all terms if the rows were counted before.
+    """
 
     value: Tensor
     terms: dict[str, Tensor]
+    counted: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
 
 
 @dataclass(frozen=True)
 class Objective:
     """The weighted sum of the mean loss terms of a pipeline.
+
+    The mean of a term is over the rows that it counts: those with an object, for a loss on objects.
 
     Attributes:
         pipeline: The pipeline of the training phase; its loss nodes write the terms.
@@ -41,7 +57,7 @@ class Objective:
         >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 4)}), "tv": tv})
         >>> objective = fpatch.Objective(p, {"total_variation": 0.5})
         >>> objective.weigh({"total_variation": torch.tensor([1.0, 3.0])})
-        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])})
+        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])}, counted={})
     """
 
     pipeline: Pipeline
@@ -62,11 +78,42 @@ class Objective:
             )
 
     def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
-        """The loss of a batch on a given sample."""
-        return self.weigh(self.pipeline.apply(patch_params, sample, batch, want=self.pipeline.terms))
+        """The loss of a batch on a given sample.
 
-    def weigh(self, terms: Mapping[str, Any]) -> Loss:
+        A batch with `ROW_WEIGHTS` may be a part of the rows that were counted; any other is taken as whole.
+        """
+        batch, weights = self.split_weights(patch_params, sample, batch)
+        names = self.tellers if weights is None else ()
+        values = self.pipeline.apply(patch_params, sample, batch, want=(*self.pipeline.terms, *names))
+        return self.weigh_values(values, weights)
+
+    def split_weights(
+        self, patch_params: Params, sample: Sample, batch: Batch
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Split a batch into what the nodes read and the weights of its rows.
+
+        The weights are None where the run itself tells which rows count.
+        """
+        values = dict(batch)
+        weights = values.pop(ROW_WEIGHTS, None)
+        if weights is None and self.sources and not self.tellers:
+            weights = to_weights(self.counted(patch_params, sample, values))
+        return values, weights
+
+    def weigh_values(self, values: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> Loss:
+        """The loss of values after the last node: all terms, and `tellers` if there are no weights."""
+        terms = {name: values[name] for name in self.pipeline.terms}
+        if weights is not None:
+            return self.weigh(terms, weights)
+        counted = rows_in(self.sources, values)
+        return self.weigh(terms, to_weights(counted))._replace(counted=counted)
+
+    def weigh(self, terms: Mapping[str, Any], row_weights: Mapping[str, Tensor] | None = None) -> Loss:
         """The loss of computed terms, [b] each.
+
+        Args:
+            terms: The terms, unweighted.
+            row_weights: Weights [b] of the rows by term; a term without them counts all rows.
 
         Raises:
             ValueError: If a term is no tensor [b].
@@ -74,8 +121,31 @@ class Objective:
         for name, term in terms.items():
             if not isinstance(term, Tensor) or term.ndim != 1:
                 raise ValueError(_not_per_row(name, term))
-        value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
+        rows = {n: t * row_weights[n] if row_weights and n in row_weights else t for n, t in terms.items()}
+        value = sum(weight * rows[name].mean() for name, weight in self.weights.items() if weight)
         return Loss(value, dict(terms))  # type: ignore[arg-type]
+
+    def counted(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, Tensor]:
+        """Mark the rows [b] that count in each term; a term that counts every row is absent."""
+        return count_rows(self.pipeline, self.sources, patch_params, sample, batch) if self.sources else {}
+
+    def void_uncounted(self, loss: Loss, counted: Mapping[str, Tensor]) -> Loss:
+        """Report no number, NaN, for a batch in which no row counts for a term that has a weight."""
+        masks = [mask.any() for term, mask in counted.items() if self.weights.get(term)]
+        if not masks:
+            return loss
+        return loss._replace(value=torch.where(torch.stack(masks).all(), loss.value, torch.nan))
+
+    @functools.cached_property
+    def tellers(self) -> tuple[str, ...]:
+        """The values that tell after the last node which rows count; none if a node changes one later."""
+        names = {s.name for group in self.sources.values() for s in group}
+        return tuple(sorted(names)) if seen_at_the_end(self.pipeline, self.sources) else ()
+
+    @functools.cached_property
+    def sources(self) -> dict[str, frozenset[Source]]:
+        """The values by which terms count their rows; a term that counts every row is absent."""
+        return find_sources(self.pipeline)
 
 
 def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:

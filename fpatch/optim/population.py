@@ -16,10 +16,12 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Params, Sample
+from fpatch.graph.contracts import copy_readable
 from fpatch.graph.functions import Function
 from fpatch.graph.keys import check_uses
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
+from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
@@ -119,26 +121,28 @@ def _make_part(
 
     def gradient(
         points: Sequence[Params], sample: Sample, batch: Batch
-    ) -> tuple[list[dict[str, Tensor]], Mapping[str, Tensor]]:
-        stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
-        grads, loss = gradient_of_sum(stacked, sample, batch)
-        return [take_rows(grads, i) for i in range(len(points))], loss.terms
+    ) -> tuple[list[dict[str, Tensor]], Loss]:
+        grads, loss = gradient_of_sum(_stack(points), sample, batch)
+        return [take_rows(grads, i) for i in range(len(points))], loss
 
     def part(states: Sequence[TrainState], batches: Sequence[Batch]) -> Iterator[tuple[TrainState, StepInfo]]:
         batch = _join_rows(batches)
-        sample = pipeline.sample(_row_keys(states, batch), batch)
+        checked = batch if all(state.step for state in states) else copy_readable(batch)
+        sample = pipeline.sample(_row_keys(states, batch), checked)
         points = [lookahead_params(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
         placed = to_device((sample, batch), device_of(points))
-        grads, terms = gradient(points, *placed)
+        grads, whole = gradient(points, *placed)
         if rho:
             above = [ascend(point, own, rho) for point, own in zip(points, grads, strict=True)]
             grads, _ = gradient(above, *placed)
         b = len(batches[0]["image_id"])
         for i, state in enumerate(states):
             rows = slice(i * b, (i + 1) * b)
-            loss = objectives[i].weigh(take_rows(terms, rows))
+            own = take_rows(whole.counted, rows)
+            loss = objectives[i].weigh(take_rows(whole.terms, rows), to_weights(own))
+            loss = objectives[i].void_uncounted(loss, own)
             yield apply_gradient(
-                pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i]
+                pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i], own
             )
 
     return part
@@ -155,10 +159,22 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
         members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
         params = _RowParams(patch_params, b)
-        terms = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=pipeline.terms)
-        own = {name: term.unflatten(0, (p, b)).unbind() for name, term in terms.items()}
-        values = [o.weigh({name: own[name][i] for name in own}).value for i, o in enumerate(objectives)]
-        return Loss(torch.stack(values).sum(), terms)
+        first = objectives[0]
+        values = of_rows.apply(
+            params, sample, {**batch, **_repeat(made, b)}, want=(*pipeline.terms, *first.tellers)
+        )
+        terms = {name: values[name] for name in pipeline.terms}
+        counted = rows_in(first.sources, values) if first.tellers else first.counted(params, sample, batch)
+        weights = to_weights(counted, members=p)
+        own, scale = (
+            {name: rows.unflatten(0, (p, b)).unbind() for name, rows in tree.items()}
+            for tree in (terms, weights)
+        )
+        losses = [
+            o.weigh({n: own[n][i] for n in own}, {n: scale[n][i] for n in scale}).value
+            for i, o in enumerate(objectives)
+        ]
+        return Loss(torch.stack(losses).sum(), terms, counted)
 
     return loss
 
@@ -177,6 +193,10 @@ class _RowParams(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+
+def _stack(points: Sequence[Params]) -> dict[str, Tensor]:
+    return {name: torch.stack([point[name] for point in points]) for name in points[0]}
 
 
 def _repeat(made: Any, num_rows: int) -> Any:

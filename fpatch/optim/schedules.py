@@ -109,7 +109,7 @@ class PlateauState(NamedTuple):
         scale: The product of all factors so far.
         best: The best reading.
         num_bad: Readings since the best one or the last fall.
-        total: The sum of losses since the last reading.
+        total: The sum of losses since the last reading; NaN if none of them was a number.
     """
 
     step: Tensor
@@ -129,6 +129,9 @@ def plateau(
 ) -> Rate:
     """A schedule that also falls by `factor` when the loss stops falling, like torch's ReduceLROnPlateau.
 
+    A loss of NaN, of a batch without a counted row, tells nothing: the mean of the others stands for it. A
+    reading of such losses alone is ignored.
+
     Args:
         schedule: The schedule to multiply.
         factor: The factor of each fall.
@@ -147,11 +150,11 @@ def plateau(
     def after(state: PlateauState, value: Tensor | None) -> PlateauState:
         if value is None:
             raise ValueError("plateau: update must be given the loss of the step; call it with value=loss")
-        total = state.total + value.to(state.total)
+        total = _add_loss(state.total, value.to(state.total), state.step % every)
         due = (state.step + 1) % every == 0
         reading = total / every
         better = due & (reading < state.best - threshold * state.best.abs())
-        num_bad = torch.where(better, 0, state.num_bad + due)
+        num_bad = torch.where(better, 0, state.num_bad + (due & ~reading.isnan()))
         falls = num_bad > patience
         return PlateauState(
             step=state.step + 1,
@@ -162,3 +165,9 @@ def plateau(
         )
 
     return Rate(init, lambda state: state.scale * schedule(state.step), after)
+
+
+def _add_loss(total: Tensor, loss: Tensor, num_before: Tensor) -> Tensor:
+    """Add a loss to the sum of `num_before` losses; NaN in either counts as the mean of the others."""
+    filled = torch.where(total.isnan(), loss * (num_before + 1), total + loss)
+    return torch.where(loss.isnan(), total + total / num_before, filled)

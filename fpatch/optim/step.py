@@ -11,9 +11,11 @@ from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Batch, Sample
+from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.compiled import compiled
+from fpatch.optim.counted import ROW_WEIGHTS, to_weights
 from fpatch.optim.gradient import (
     Gradient,
     accumulate_gradient,
@@ -54,11 +56,12 @@ class StepInfo(NamedTuple):
     """The report of a step, over all rows; the next step does not need it.
 
     Attributes:
-        loss: The weighted sum of the mean terms.
+        loss: The weighted sum of the mean terms; NaN if no row counts for a term that has a weight.
         terms: Every term, unweighted, [b].
         grad_norm: Euclidean norm, over all parameters, of the gradient that the optimizer received.
         sample: The sample, on the host.
         batch: `image_id` and `draw` of the rows.
+        counted: The rows that count in the mean of a term, [b] bool; a term that counts every row is absent.
     """
 
     loss: Tensor
@@ -66,6 +69,7 @@ class StepInfo(NamedTuple):
     grad_norm: Tensor
     sample: Sample
     batch: dict[str, Tensor]
+    counted: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]
@@ -156,17 +160,26 @@ def make_step(
         all_reduced_gradient(gradient, ranks) if processes == 1 else sharded_gradient(gradient, processes)
     )
     pipeline = objective.pipeline
+    in_parts = bool(micro_batch) or ranks.size > 1 or processes > 1 or not objective.tellers
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
-        sample = pipeline.sample(keys, batch)
+        sample = pipeline.sample(keys, batch if state.step else copy_readable(batch))  # checked once on a GPU
         point = lookahead_params(pipeline, optimizer, state)
         placed = to_device((sample, batch), device_of(point))
+        whole = None
+        if in_parts:
+            counted = objective.counted(point, *placed)
+            whole = ranks.join(counted) if counted else {}
+            placed = placed[0], {**placed[1], ROW_WEIGHTS: to_weights(counted, whole)}
         grads, loss = gradient(point, *placed)
         if rho:
             grads, _ = gradient(ascend(point, grads, rho), *placed)
+        whole = loss.counted if whole is None else whole
         rows = {name: batch[name] for name in ("image_id", "draw")}
-        return apply_gradient(pipeline, optimizer, state, grads, loss, *ranks.join((sample, rows)))
+        loss = objective.void_uncounted(loss, whole)
+        sample, rows = ranks.join((sample, rows))
+        return apply_gradient(pipeline, optimizer, state, grads, loss, sample, rows, whole)
 
     return step
 
@@ -201,6 +214,7 @@ def apply_gradient(
     loss: Loss,
     sample: Sample,
     batch: Batch,
+    counted: dict[str, Tensor],
 ) -> tuple[TrainState, StepInfo]:
     """Apply an optimizer's update to the state, and report the step."""
     more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
@@ -212,5 +226,6 @@ def apply_gradient(
         grad_norm=global_norm(grads),
         sample=sample,
         batch={"image_id": batch["image_id"], "draw": batch["draw"]},
+        counted=counted,
     )
     return TrainState(pipeline.project(moved), opt_state, state.step + 1, state.key), info

@@ -8,7 +8,8 @@ import torch
 
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
-from fpatch.evaluation.rates import effects
+from fpatch.evaluation.conditions import PATCH
+from fpatch.evaluation.rates import effects, rows_with_object
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import StageViews, view_stages
 from fpatch.log import Log
@@ -48,7 +49,8 @@ def picture_effects(
 ) -> torch.Tensor:
     """Draw the rows with the largest and the smallest effects, control beside patched image."""
     effect = effects(table, study.evaluate.metric)
-    order = np.argsort(-effect, kind="stable")
+    real = rows_with_object(table, f"{study.evaluate.metric}/{PATCH}")
+    order = np.argsort(np.where(real, -effect, np.inf), kind="stable")[: int(real.sum()) or len(effect)]
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)

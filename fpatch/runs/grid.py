@@ -15,7 +15,7 @@ from fpatch import random
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, evaluate_grid
-from fpatch.evaluation.rates import effects
+from fpatch.evaluation.rates import effects, rows_with_object
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.runs.evaluating import Trained, load_trained, table_name
@@ -95,8 +95,11 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
     ordered = sorted(counted, key=lambda cell: cell.success.rates[PATCH].value)
     chosen = ordered if len(ordered) <= 2 * _PICTURED else ordered[:_PICTURED] + ordered[-_PICTURED:]
     rows, captions = [], []
+    metric = trained.study.evaluate.metric
+    real = rows_with_object(table, f"{metric}/{PATCH}")
     for cell in chosen:
-        order = cell.rows[np.argsort(effects(table, trained.study.evaluate.metric)[cell.rows], kind="stable")]
+        own = cell.rows[real[cell.rows]] if real[cell.rows].any() else cell.rows
+        order = own[np.argsort(effects(table, metric)[own], kind="stable")]
         rows.append(int(order[len(order) // 2]))
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")

@@ -7,6 +7,7 @@ from fpatch.core.schema import flatten
 from fpatch.core.version import __version__
 from fpatch.data import TargetSet
 from fpatch.log import Log, Records, open_log
+from fpatch.optim.counted import counted_mean, uncounted
 from fpatch.optim.step import StepInfo
 from fpatch.runs.folder import Run
 from fpatch.study.study import Study
@@ -45,9 +46,31 @@ def describe(study: Study) -> str:
 
 
 def step_scalars(info: StepInfo) -> dict[str, float]:
-    """Return the scalars of a step, by their names in the log."""
-    terms = {f"train/{name}": float(term.mean()) for name, term in info.terms.items()}
-    return {"train/loss": float(info.loss), **terms, "train/grad_norm": float(info.grad_norm)}
+    """Return the scalars of a step, by their names in the log.
+
+    The mean of a term is over the rows that it counts, NaN if there is none. `train/rows/<term>` is their
+    number, where some row does not count.
+    """
+    terms = {f"train/{n}": counted_mean(term, info.counted.get(n)) for n, term in info.terms.items()}
+    rows = {f"train/rows/{n}": float(num) for n, num, _ in uncounted(info.counted)}
+    return {"train/loss": float(info.loss), **terms, **rows, "train/grad_norm": float(info.grad_norm)}
+
+
+def describe_uncounted(info: StepInfo) -> str:
+    """Say how many rows of a step do not count, by term; "" if all count.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.optim.step import StepInfo
+        >>> from fpatch.runs.logging import describe_uncounted
+        >>> counted = {"vanish": torch.tensor([True, False, True])}
+        >>> describe_uncounted(StepInfo(torch.zeros(()), {}, torch.zeros(()), {}, {}, counted))
+        "1 of 3 rows have no object for 'vanish', and are left out of its mean"
+    """
+    said = [
+        f"{of - num} of {of} rows have no object for {term!r}" for term, num, of in uncounted(info.counted)
+    ]
+    return f"{', '.join(said)}, and are left out of its mean" if said else ""
 
 
 def logged_scalars(run: Run, step: int) -> dict[str, float]:

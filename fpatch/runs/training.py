@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,19 +16,22 @@ from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.rates import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.loop import find_bad_row
-from fpatch.optim.step import TrainState
+from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.checks import check_data, check_study, data_digests, warn_if_inexact
 from fpatch.runs.figures import log_stage_views, view_first_block
 from fpatch.runs.folder import Run, describe_environment
-from fpatch.runs.logging import log_study, open_study_log, step_scalars
+from fpatch.runs.logging import describe_uncounted, log_study, open_study_log, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution
 from fpatch.runs.steps import Steps, follow_steps, take_steps
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
+from fpatch.study.counting import find_uncounted
 from fpatch.study.dry_run import dry_run_setup
 from fpatch.study.setup import Setup, make_loader, set_up
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
+
+_logger = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
@@ -132,6 +136,8 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
             run = Run(ranks.tell(""))  # which this process may not see
             follow_steps(study, parts, parts.initial, ranks)
             return run
+        for uncounted in find_uncounted(study, parts):
+            _logger.warning("%s", uncounted)
         environment = _environment(study, data_digests(study, parts.dataset), ranks)
         run = Run.create(study.log.runs, study.name, study.config, environment)
         ranks.tell(str(run.folder))
@@ -230,7 +236,7 @@ def _train(
     steps: Steps | None,
 ) -> Training:
     """Run the loop of process 0: log every step, validate, and save checkpoints."""
-    num_steps = study.train.num_steps if until is None else until
+    num_steps, uncounted = study.train.num_steps if until is None else until, False
     run.note_processes(state.step, ranks.size)
     with _opened_log(study, run, resume_step) as log:
         log_study(study, parts.dataset, log)
@@ -246,6 +252,7 @@ def _train(
                 raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
             state = after
             log.scalars(state.step, step_scalars(info))
+            uncounted = uncounted or _say_uncounted(info, state.step)
             on_progress("training", state.step, num_steps, f"loss {float(info.loss):.4f}")
             at_end = state.step == num_steps
             if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
@@ -258,6 +265,13 @@ def _train(
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         _write_best(study, parts, run, log)
+
+
+def _say_uncounted(info: StepInfo, step: int) -> bool:
+    """Say which rows of an update do not count, and return whether there are any."""
+    if what := describe_uncounted(info):
+        _logger.warning("update %d: %s; the records count them at each update", step, what)
+    return bool(what)
 
 
 @contextmanager

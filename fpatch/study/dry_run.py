@@ -14,6 +14,7 @@ from fpatch.optim.objective import check_terms
 from fpatch.optim.severed import find_severed
 from fpatch.optim.step import StepInfo
 from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.counting import find_uncounted
 from fpatch.study.setup import Setup, set_up
 from fpatch.study.splits import check_metric
 from fpatch.study.study import Study
@@ -40,9 +41,11 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
         The scalars of the validation; none without validation.
 
     Raises:
-        ValueError: If a loss term is not one finite number per row, its gradient ends before the patch, or
-            the validation lacks the scalar of `evaluate.best`.
+        ValueError: If a loss term is not one finite number per row, its gradient ends before the patch, or it
+            counts no training image; or if the validation lacks the scalar of `evaluate.best`.
     """
+    for _ in find_uncounted(study, parts):  # refuses a term without any object
+        pass
     key = random.fold_in(parts.initial.key, "rehearsal")
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(dataset.image_ids[:3], device=study.place)

@@ -230,6 +230,22 @@ def test_a_negative_weight_is_a_warning(study):
     assert finding.what.startswith("vanish = -1: ")
 
 
+def test_photographs_without_an_object_are_counted(tmp_path):
+    path = make_study(tmp_path)
+    objects = tmp_path / "objects.csv"
+    lines = objects.read_text().splitlines()
+    objects.write_text("\n".join(line for line in lines if not line.startswith("photograph-02")))
+    findings, _ = find(path)
+    said = "1 of 5 training images (20 %) have no object for the loss term 'vanish'; they are left out of"
+    assert [f.level for f in findings if f.where == "vanish" and f.what.startswith(said)] == ["warning"]
+    objects.write_text("\n".join(line for line in lines if ",train," not in line))
+    findings, _ = find(path)
+    errors = [f for f in findings if f.level == "error"]
+    assert any(
+        "none of the 5 training images has an object for the loss term 'vanish'" in f.what for f in errors
+    )
+
+
 def test_a_patch_that_no_training_photograph_has(tmp_path):
     path = make_study(tmp_path)
     file = tmp_path / "placements.csv"

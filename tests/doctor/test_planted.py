@@ -220,7 +220,7 @@ MISTAKES = {
         edit=("study_fixture:tiny", "test_planted:sigmoid"), detector=True,
     ),
     "rows without an object": Mistake(
-        "warning", "data.objects", "3 of 5 training images (60 %) have no object", detector=True
+        "warning", "vanish", "3 of 5 training images (60 %) have no object", detector=True
     ),
 }  # fmt: skip
 

@@ -19,8 +19,16 @@ from fpatch.core.tree import take_rows
 from fpatch.evaluation.blocks import measure
 from fpatch.evaluation.columns import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.evaluation.conditions import CONTROLS, make_conditions, make_controls, make_patches
-from fpatch.evaluation.evaluation import evaluate
-from fpatch.evaluation.rates import conditions_of, effects, of_objects, success, threshold_curve
+from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.rates import (
+    conditions_of,
+    effects,
+    of_objects,
+    scalars,
+    standard_errors,
+    success,
+    threshold_curve,
+)
 from fpatch.graph.samples import control
 from fpatch.metrics import bootstrap_mean
 from fpatch.optim.loop import fit
@@ -281,6 +289,32 @@ def test_what_is_missed_counts_all_objects_and_what_the_score_loses_only_the_fou
     assert success(table).drop == {}
 
 
+def test_rows_without_an_object_enter_no_mean():
+    """Their scores of 0 look like success, and their deltas of 0 like failure."""
+    rng = np.random.default_rng(1)
+    real = np.arange(24) % 3 > 0
+    table = {"image_id": np.repeat(np.arange(12), 2)}
+    for group in ("", "a/"):
+        results = {c: rng.uniform(0.2, 1.0, 24) * real for c in ("patch", "none")}
+        table |= {f"{group}best_score/{c}": score for c, score in results.items()}
+        table |= {f"{group}found/{c}": score > 0.5 for c, score in results.items()}
+        table |= {f"{group}has_object/{c}": real for c in results}
+        table[f"{group}best_score/delta"] = results["patch"] - results["none"]
+        table[f"{group}vanish/patch"] = rng.uniform(size=24) * real
+    found = scalars(Evaluation(table, {}, {}))
+    errors = standard_errors(Evaluation(table, {}, {}))
+    alone = {name: column[real] for name, column in table.items()}
+    for name in ("best_score/patch", "a/best_score/delta", "vanish/patch", "a/found/none"):
+        assert found[name] == pytest.approx(float(alone[name].mean()))
+        assert found[name] != pytest.approx(float(table[name].mean()))
+        assert errors[name] == pytest.approx(standard_errors(Evaluation(alone, {}, {}))[name])
+    assert found["has_object/patch"] == found["a/has_object/none"] == pytest.approx(2 / 3)
+    none = scalars(Evaluation({**table, "has_object/none": np.zeros(24, bool)}, {}, {}))
+    assert np.isnan(none["best_score/patch"])
+    plain = {name: column for name, column in table.items() if "has_object" not in name}
+    assert scalars(Evaluation(plain, {}, {}))["best_score/patch"] == table["best_score/patch"].mean()
+
+
 def test_the_table_for_people_has_denominators_and_counts():
     table = {
         "image_id": np.arange(30),
@@ -395,6 +429,25 @@ def test_an_evaluation_pictures_the_largest_and_smallest_effects(trained, monkey
     expected = [f"patch, score {abs(e):.2f} {'lower' if e > 0 else 'higher'}" for e in ends]
     assert captions == [expected]
     assert (run.folder / "figures/test-effects.png").stat().st_size > 5000
+
+
+def test_a_row_without_an_object_is_pictured_neither_as_strong_nor_as_weak(trained, monkeypatch):
+    evaluate_run(trained.folder)
+    table = dict(trained.load_table("test"))
+    table["has_object/none"] = np.arange(len(table["image_id"])) >= 3
+    table["best_score/patch"] = table["best_score/none"] - np.linspace(1, -1, len(table["image_id"]))
+    chosen = []
+
+    def note(dataset, table, rows, place):
+        chosen.extend(rows.tolist())
+        raise InterruptedError
+
+    monkeypatch.setattr("fpatch.runs.figures.logged_rows", note)
+    _, study = open_run(trained.folder)
+    with pytest.raises(InterruptedError):
+        picture_effects(study, {}, set_up(study).dataset.split("test"), table, "test")
+    assert chosen[0] == 3
+    assert set(chosen).isdisjoint({0, 1, 2})
 
 
 def test_objects_of_several_victims_are_counted_each_in_its_group():

@@ -26,8 +26,12 @@ from fpatch.study.config import load_study
 
 @pytest.fixture(scope="module")
 def study_path(tmp_path_factory) -> Path:
-    """Five photographs to train on, so that a batch uses some of them twice or more."""
-    return make_study(tmp_path_factory.mktemp("parallel"))
+    """Five photographs to train on, so that a batch uses some of them twice or more; two lack an object."""
+    path = make_study(tmp_path_factory.mktemp("parallel"))
+    table = path.parent / "objects.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if line[:13] not in ("photograph-01", "photograph-03")))
+    return path
 
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -91,6 +95,15 @@ def test_two_processes_train_the_patch_of_one(name, found, alone):
 def test_rows_are_used_more_than_once(alone):
     """Or else these tests could not tell keys of the whole batch from keys of a part."""
     assert any(int(alone["even"][f"{i}/batch/draw"].max()) > 0 for i in range(3))
+
+
+def test_some_rows_do_not_count(alone):
+    """Or else these tests could not tell the rows counted in all processes from those in one."""
+    for name in ("even", "uneven", "accumulated", "sharpness-aware"):
+        counted = [alone[name][f"{i}/counted/vanish"] for i in range(3)]
+        assert any(0 < int(mask.sum()) < len(mask) for mask in counted)
+        parts = [[int(mask[Ranks(rank, 2).rows(len(mask))].sum()) for rank in (0, 1)] for mask in counted]
+        assert any(one != other for one, other in parts)
 
 
 @pytest.mark.parametrize("name", CASES)

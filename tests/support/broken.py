@@ -120,6 +120,12 @@ def apply_early_mean(config: Any, patch_params: Any, sample: Any, values: Any) -
     return {"misclassify": values["logits"].amax(-1).mean()}
 
 
+def apply_mean_over_objects(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    weight = values["box_valid"].float()
+    score = values["detections"]["dense"]["logits"].amax((1, 2))[:, None]
+    return {"uncounted": (score * weight).sum(-1) / weight.sum(-1).clamp(min=1)}
+
+
 # -- populations, replay, gradients
 
 
@@ -284,6 +290,17 @@ BROKEN = {
             apply_early_mean,
             reads=("logits",),
             writes=("misclassify",),
+            role="loss",
+        )()
+    ),
+    "rows_without_an_object_do_not_count": case(
+        define(
+            "uncounted",
+            Config,
+            deterministic,
+            apply_mean_over_objects,
+            reads=("detections", "box_valid"),
+            writes=("uncounted",),
             role="loss",
         )()
     ),

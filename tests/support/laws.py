@@ -31,6 +31,7 @@ from fpatch.graph.node import node
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control, from_columns, to_columns
 from fpatch.graph.stage import Stage
+from fpatch.optim.objective import Objective
 
 KEY = random.key(5)
 Tree = Any
@@ -315,6 +316,32 @@ def losses_and_metrics_write_one_number_per_row(case: Case) -> None:
             else:
                 assert out[name].shape == (NUM_ROWS,)
             assert role == "metric" or out[name].dtype == torch.float32
+
+
+def reads_objects(case: Case) -> list[str]:
+    """What tells the loss of this case which of its objects are there."""
+    if not isinstance(case.subject, Stage) or case.subject.definition.role != "loss":
+        return []
+    reads = case.subject.definition.reads
+    return [name for name in ("box_valid", "quad_valid") if name in reads]
+
+
+@law(applies=lambda case: bool(reads_objects(case)) and bool(leaves(case)))
+def rows_without_an_object_do_not_count(case: Case) -> None:
+    """Nothing can be learned from a row without an object, so that its 0 must stay out of the mean."""
+    batch = {**case.batch, **{n: case.batch[n].clone() for n in reads_objects(case)}}
+    for name in reads_objects(case):
+        batch[name][1] = False
+    whole = Pipeline({"stage": node(case.subject)})
+    for term in whole.terms:
+        objective = Objective(whole, {term: 1.0})
+        values = {name: value.clone().requires_grad_() for name, value in leaves(case).items()}
+        rows = run(case, values, {}, batch)[term]
+        found = torch.autograd.grad(rows[1], list(values.values()), allow_unused=True)
+        if not any(bool(g.any()) for g in found if g is not None):
+            counted = objective.counted({}, {}, batch)
+            assert term in counted, f"{term}: declare `counted`"
+            assert counted[term].tolist() == [True, False, True]
 
 
 @law(applies=lambda case: any(s.definition.summary is not None for s in case.stages))

@@ -54,6 +54,7 @@ def tensors(state: TrainState, infos: list[StepInfo]) -> dict[str, torch.Tensor]
         seen |= {f"{i}/loss": info.loss, f"{i}/grad_norm": info.grad_norm}
         seen |= {f"{i}/terms/{name}": value for name, value in info.terms.items()}
         seen |= {f"{i}/batch/{name}": value for name, value in info.batch.items()}
+        seen |= {f"{i}/counted/{name}": value for name, value in info.counted.items()}
         for path, fields in info.sample.items():
             seen |= {f"{i}/sample/{path}/{field}": value for field, value in fields.items()}
     return {name: value.clone().contiguous() for name, value in seen.items()}
