@@ -9,7 +9,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fpatch.analysis import Importances
-    from fpatch.doctor.examine import Diagnosis
     from fpatch.evaluation.grid import Cell
     from fpatch.evaluation.rates import Success
     from fpatch.evaluation.transfer import Transfer
@@ -254,29 +253,6 @@ def _last_parts(names: Iterable[str]) -> list[str]:
         length = next(n for n in lengths if sum(other[-n:] == parts[-n:] for other in split) == 1)
         short.append(".".join(parts[-length:]))
     return short
-
-
-def stage_table(diagnosis: "Diagnosis") -> Table:
-    """Make a table of the effect of a test patch at every stage of training."""
-    table = Table(title="one batch, stage by stage", title_justify="left", title_style="bold")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("writes", max_width=24)
-    for heading in ("|gradient|", "patch changes it by", "covers %", "clipped %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-    def number(value: float, form: str) -> str:
-        return "-" if value != value else format(value, form)
-
-    for path, facts in diagnosis.stages.items():
-        table.add_row(
-            path,
-            ", ".join(facts.writes),
-            number(facts.gradient, ".3g"),
-            number(facts.delta, ".3g"),
-            number(100 * facts.covered, ".2f"),
-            number(100 * facts.clipped, ".1f"),
-        )
-    return table
 
 
 def importance_table(title: str, result: "Importances") -> RenderableType:

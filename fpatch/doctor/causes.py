@@ -1,13 +1,12 @@
 """Causes that keep a patch from learning: the first one of each patch, without its consequences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
 
+from fpatch.doctor.findings import Finding
 from fpatch.doctor.observations import (
     VISIBLE,
     Saturation,
-    StageFacts,
     Views,
     count_pixels,
     count_placed,
@@ -15,38 +14,34 @@ from fpatch.doctor.observations import (
 )
 from fpatch.graph.stage import ALL
 from fpatch.ops.geometry import quad_bounds
+from fpatch.optim.severed import Severed
 from fpatch.study.study import Study
 
 LOST_FRAC = 0.01
 """A patch ends at a stage after which no row shows more than this share of its pixels."""
 
 
-class Finding(NamedTuple):
-    """A fault or a risk of a study.
-
-    Attributes:
-        level: "error" if the patch cannot learn, or cannot be measured.
-        where: The node or the setting.
-        what: The observation and the way out.
-    """
-
-    level: Literal["error", "warning"]
-    where: str
-    what: str
-
-
 def judge_patches(
-    study: Study, views: Views, stages: Mapping[str, StageFacts], saturated: Mapping[str, Saturation]
+    study: Study,
+    views: Views,
+    saturated: Mapping[str, Saturation],
+    severed: Sequence[Severed] = (),
 ) -> Iterator[Finding]:
     """Yield the first cause that stops each patch; patches with the same cause share a finding."""
     if blind := _find_blind(study, views):
         yield blind
         return
+    detached = [s for s in severed if views.pipeline[s.where].stage.definition.role == "victim"]
+    if detached:
+        yield from (Finding("error", s.where, s.what) for s in detached)
+        return
     causes: dict[tuple[str, str], list[str]] = {}
     for index, name in enumerate(views.dataset.names):
-        cause = _find_cause(index, name, views, stages)
+        cause = _find_cause(index, name, views)
         if cause is not None and not (cause[0] in saturated and saturated[cause[0]].everywhere):
             causes.setdefault(cause, []).append(f"patch {name!r}")
+    if not causes:
+        yield from (Finding("error", s.where, s.what) for s in severed)
     for (path, what), names in causes.items():
         label = ", ".join(names)
         yield Finding("error", path, f"{label}: {what}") if path else Finding("error", label, what)
@@ -74,9 +69,7 @@ def _find_blind(study: Study, views: Views) -> Finding | None:
     return Finding("error", ", ".join(blind), what)
 
 
-def _find_cause(
-    index: int, name: str, views: Views, stages: Mapping[str, StageFacts]
-) -> tuple[str, str] | None:
+def _find_cause(index: int, name: str, views: Views) -> tuple[str, str] | None:
     """Find why a patch cannot learn: the node (or "") and the reason; None if it can."""
     placed = is_placed(views.batch, index)
     if not bool(placed.any()):
@@ -103,7 +96,24 @@ def _find_cause(
     gradient = views.gradients.get(f"params/{name}")
     if gradient is None or bool((gradient != 0).any()):
         return None
-    return "", f"no gradient reaches it; {_where_lost(name, views, stages)}"
+    if (path := _find_detaching(views)) is not None:
+        return (
+            path,
+            "the gradient ends here: its outputs do not depend on its inputs by autograd; do not detach",
+        )
+    return "", f"no gradient reaches it; {_where_lost(name, views)}"
+
+
+def _find_detaching(views: Views) -> str | None:
+    """Find the first node that reads values with a graph and writes only values without one."""
+    tracked: set[str] = set()
+    for path, n in views.pipeline.items():
+        d, written = n.stage.definition, set(n.writes.values())
+        own = {name for name in written if any(k.startswith(f"{path}/{name}") for k in views.gradients)}
+        if d.traits.gradient and d.role != "metric" and not own and tracked & set(n.reads.values()):
+            return path
+        tracked = (tracked - written) | own
+    return None
 
 
 def _why_unseen(index: int, name: str, views: Views, somewhere: bool) -> str:
@@ -128,21 +138,25 @@ def _why_unseen(index: int, name: str, views: Views, somewhere: bool) -> str:
     return f"{what}: check its corners in the placements, its mask, and later placements that hide it"
 
 
-def _where_lost(name: str, views: Views, stages: Mapping[str, StageFacts]) -> str:
+def _where_lost(name: str, views: Views) -> str:
     """Name the last node, from the loss backwards, that still has a gradient of this patch."""
+
+    def pulled(path: str) -> bool:
+        own = (g for n, g in views.gradients.items() if n.startswith(f"{path}/"))
+        return any(bool((g != 0).any()) for g in own)
 
     def reaches(path: str) -> bool:
         if path in views.pictures:
             return views.gradient(name, path) > 0
         own = views.gradients.get(f"{path}/patch/{name}")
-        return bool((own != 0).any()) if own is not None else stages[path].gradient > 0
+        return bool((own != 0).any()) if own is not None else pulled(path)
 
-    alive = [p for p in stages if not views.pipeline[p].terms and reaches(p)]
+    alive = [p for p in views.pipeline if not views.pipeline[p].terms and reaches(p)]
     if not alive:
         return "not even the inputs of the losses have one: check the weights and the inputs of the losses"
     stage = views.pipeline[alive[0]].stage
     last = views.pictures[-1:]
-    if any(stages[p].gradient > 0 and views.gradient(name, p) == 0 for p in last):
+    if any(pulled(p) and views.gradient(name, p) == 0 for p in last):
         return f"the output of {alive[0]!r} ({stage!r}) depends on others, but not on it; move or enlarge it"
     return (
         f"it exists in the output of {alive[0]!r} ({stage!r}), and is lost inside that stage: check its "

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fpatch.core.types import Batch, Values
+from fpatch.core.types import Values
 from fpatch.data import TargetSet
-from fpatch.doctor.causes import Finding
+from fpatch.doctor.findings import Finding
 from fpatch.doctor.observations import (
     Saturation,
     StageFacts,
@@ -17,16 +17,12 @@ from fpatch.doctor.observations import (
     Views,
     count_pixels,
     count_placed,
-    find_saturated,
     is_placed,
 )
 from fpatch.evaluation.blocks import blocks
-from fpatch.graph.samples import control
 from fpatch.optim.objective import Loss
-from fpatch.optim.step import make_step
 from fpatch.study.counting import find_uncounted
 from fpatch.study.setup import Setup
-from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
 
 CLIPPED_FRAC = 0.5
@@ -41,12 +37,12 @@ KEPT_FRAC = 0.5
 """A stage after which a smaller share of the patch's pixels shows gives a warning."""
 
 
+FEW_FRAC = 0.1
+"""A check that finds no more places than this share of the training images gives a note, not a warning."""
+
+
 MAX_SHOWN = 3
 """Places that a finding lists."""
-
-
-FOUND_FRAC = 0.5
-"""A victim that is right in a smaller share of rows without a patch gives a warning."""
 
 
 def judge_weights(study: Study) -> Iterator[Finding]:
@@ -62,7 +58,8 @@ def judge_counts(study: Study, parts: Setup) -> Iterator[Finding]:
     """Report the share of the training images that a weighted term does not count."""
     try:
         for uncounted in find_uncounted(study, parts):
-            yield Finding("warning", uncounted.term, str(uncounted))
+            level = "warning" if uncounted.num > FEW_FRAC * uncounted.total else "note"
+            yield Finding(level, uncounted.term, str(uncounted))
     except ValueError as error:
         yield Finding("error", "objective.weights", str(error).removeprefix("objective.weights: "))
 
@@ -152,24 +149,6 @@ def judge_terms(study: Study, patched: Trace, without: Trace) -> Iterator[Findin
         yield Finding("error", "objective.weights", what)
 
 
-def judge_step(
-    study: Study, parts: Setup, batch: Batch, gradients: Mapping[str, Tensor]
-) -> Iterator[Finding]:
-    """Take one step, and check that the parameters with a gradient move."""
-    pushed = [name for name in parts.initial.params if bool((gradients[f"params/{name}"] != 0).any())]
-    if not pushed:
-        return
-    step = make_step(parts.objective, parts.optimizer, transform=study.objective.transform)
-    after, _ = step(parts.initial, batch)
-    for name in pushed:
-        if bool((after.params[name] == parts.initial.params[name]).all()):
-            what = (
-                f"the first step does not move the patch {name!r} (learning rate "
-                f"{study.optimizer.learning_rate:g}); raise it"
-            )
-            yield Finding("error", "optimizer", what)
-
-
 def ask_stages(parts: Setup, dataset: TargetSet, key: Tensor, num_rows: int) -> Iterator[Finding]:
     """Run the stages' own checks on all training images."""
     pipeline = parts.objective.pipeline
@@ -191,51 +170,13 @@ def ask_stages(parts: Setup, dataset: TargetSet, key: Tensor, num_rows: int) -> 
             values.update(trace[path])
     for (path, rule), places in found.items():
         named = [re.sub(r"^image (\d+)", lambda m: dataset.paths[int(m[1])].name, p) for p in places]
-        yield Finding("warning", path, f"{rule} ({len(places)} times): {_shorten(named)}")
+        level = "warning" if len(places) > FEW_FRAC * len(dataset) else "note"
+        yield Finding(level, path, f"{rule} ({len(places)} times): {_shorten(named)}")
 
 
 def _shorten(places: list[str]) -> str:
     more = f"; and {len(places) - MAX_SHOWN} more" if len(places) > MAX_SHOWN else ""
     return f"{'; '.join(places[:MAX_SHOWN])}{more}"
-
-
-def judge_victim(
-    study: Study,
-    parts: Setup,
-    dataset: TargetSet,
-    phase: str,
-    num_rows: int,
-    saturated: dict[str, dict[str, Saturation]],
-) -> Iterator[Finding]:
-    """Run an evaluated phase on a few images without a patch; add its saturated stages to `saturated`."""
-    pipeline = study.pipeline.at(phase)
-    batch = dataset.batch(dataset.image_ids[:num_rows])
-    try:
-        with torch.no_grad():
-            sample = pipeline.sample(evaluation_key(study, phase), batch)
-            trace = pipeline.trace(parts.initial.params, control(sample), batch)
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        yield Finding("error", phase, to_sentence(error))
-        return
-    saturated[phase] = find_saturated(trace, batch)
-    metric = study.evaluate.metric
-    right = next((written[metric] for written in trace.values() if metric in written), None)
-    if right is None:
-        return
-    share = float(right.float().mean())
-    what = f"without a patch the victim is right in {int(right.sum())} of {len(right)} images"
-    if share == 0:
-        way = (
-            f"correct {next(iter(saturated[phase]))!r} first"
-            if saturated[phase]
-            else "train it, or check the labels"
-        )
-        yield Finding("error", phase, f"{what}: there is nothing to attack; {way}")
-        return
-    # an image that the victim still reads is not saturated everywhere
-    saturated[phase] = {path: s._replace(everywhere=False) for path, s in saturated[phase].items()}
-    if share < FOUND_FRAC:
-        yield Finding("warning", phase, f"{what}: little is left to measure")
 
 
 def to_sentence(error: Exception) -> str:

@@ -11,9 +11,9 @@ from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import TargetSet
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
-from fpatch.optim.objective import Loss
+from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.severed import Severed, find_severed, terms_of_victims
 from fpatch.study.setup import Setup
-from fpatch.study.study import Study
 
 VISIBLE = 1 / 510
 """Half a step of 8 bits: smaller differences between two images count as none."""
@@ -58,7 +58,7 @@ class Views(NamedTuple):
         shown: By patch and path of a written image, the pixels [b, h, w] that differ with and without this
             patch.
         every: The same for all patches together.
-        gradients: As `follow` returns them.
+        gradients: Those of the terms that read a victim; see `Followed.learned`.
     """
 
     pipeline: Pipeline
@@ -93,34 +93,58 @@ class Saturation(NamedTuple):
     everywhere: bool
 
 
-def follow(
-    study: Study, parts: Setup, sample: Sample, batch: Batch
-) -> tuple[Trace, Trace, Loss, dict[str, Tensor]]:
-    """Run every node with the patch and without, and return the values, the loss and its gradient.
+class Followed(NamedTuple):
+    """The rows of a batch followed through every node, and the gradient back.
 
-    Returns:
-        The values with the patch, those without, the loss, and the gradients by "path/name" of a node's
-        outputs and by "params/name".
+    Attributes:
+        patched: The values with the patch, by path and name.
+        without: The values without it.
+        loss: The weighted loss and its terms.
+        gradients: Gradients of the loss by "path/name" of a node's outputs and by "params/name".
+        learned: The same of the terms that read a victim; of all terms if none does.
+        severed: The terms whose gradient ends before the patch.
     """
-    pipeline = parts.objective.pipeline
+
+    patched: Trace
+    without: Trace
+    loss: Loss
+    gradients: dict[str, Tensor]
+    learned: dict[str, Tensor]
+    severed: tuple[Severed, ...]
+
+
+def follow(parts: Setup, sample: Sample, batch: Batch) -> Followed:
+    """Run every node with the patch and without, and differentiate the loss back through them."""
+    objective = parts.objective
+    pipeline = objective.pipeline
     leaves = {n: p.detach().requires_grad_() for n, p in parts.initial.params.items()}
     trace = pipeline.trace(leaves, sample, batch)
     terms = {n: t for written in trace.values() for n, t in written.items() if n in pipeline.terms}
-    weighted = [w * terms[n].mean() for n, w in study.objective.weights.items()]
-    value = torch.stack(weighted).sum()
+    loss = objective.weigh(terms)
     places: dict[str, Tensor] = {f"params/{n}": leaf for n, leaf in leaves.items()}
     for path, written in trace.items():
         for name, t in _tensors(written).items():
             if t.requires_grad and t.is_floating_point():
                 places[f"{path}/{name}"] = t
-    gradients = {n: torch.zeros_like(t) for n, t in places.items()}
-    if value.requires_grad:
-        found = torch.autograd.grad(value, list(places.values()), allow_unused=True)
-        gradients |= {n: g for n, g in zip(places, found, strict=True) if g is not None}
+    gradients = _differentiate(loss.value, places)
+    asking = {name: objective.weights[name] for name in terms_of_victims(objective)}
+    learned = gradients
+    if asking and any(w for n, w in objective.weights.items() if n not in asking):
+        learned = _differentiate(Objective(pipeline, asking).weigh(terms).value, places)
+    severed = tuple(find_severed(objective, trace, leaves, batch))
     patched = optree.tree_map(lambda t: t.detach(), trace)  # type: ignore[arg-type]
     with torch.no_grad():
         without = pipeline.trace(parts.initial.params, control(sample), batch)
-    return patched, without, Loss(value.detach(), terms), gradients  # type: ignore[return-value]
+    return Followed(patched, without, Loss(loss.value.detach(), terms), gradients, learned, severed)  # type: ignore[arg-type]
+
+
+def _differentiate(value: Tensor, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of a number in tensors by name, zeros where it does not depend on one."""
+    gradients = {n: torch.zeros_like(t) for n, t in places.items()}
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(places.values()), allow_unused=True, retain_graph=True)
+        gradients |= {n: g for n, g in zip(places, found, strict=True) if g is not None}
+    return gradients
 
 
 def measure_stage(

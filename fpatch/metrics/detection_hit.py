@@ -57,7 +57,7 @@ class DetectionHit:
 def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Values) -> Values:
     final = values["detections"]["final"]
     valid = values["box_valid"]
-    chosen = _choose_object(values)
+    chosen = choose_object(values)
     label = values["labels"].gather(1, chosen)
     overlaps = pairwise_iou(values["boxes"], final["boxes"]).masked_fill(~valid[..., None], 0.0)
     overlap = overlaps.gather(1, chosen[..., None].expand(-1, -1, overlaps.shape[2]))[:, 0]
@@ -76,7 +76,7 @@ def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Va
     }
 
 
-def _choose_object(values: Values) -> Tensor:
+def choose_object(values: Values) -> Tensor:
     """Return the index [b, 1] of the valid object with the largest IoU with the bounds of a placement."""
     fit = torch.zeros_like(values["boxes"][..., 0])
     if "quads" in values:

@@ -14,6 +14,8 @@ from fpatch.runtime.parallel import Ranks
 Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
 """`(patch_params, sample, batch) -> (gradients, Loss)`, both detached from the graph."""
 
+NOT_DIFFERENTIABLE = "objective: no weighted term depends on the patch; `fpatch doctor` finds the cause"
+
 
 def value_and_grad(
     objective: Callable[[Params, Sample, Batch], Loss], transform: Literal["func", "autograd"] = "autograd"
@@ -53,9 +55,7 @@ def value_and_grad(
         leaves = {name: value.detach().requires_grad_() for name, value in patch_params.items()}
         loss = objective(leaves, sample, batch)
         if not loss.value.requires_grad:
-            raise ValueError(
-                "objective: no weighted term depends on the patch; `fpatch doctor` finds the cause"
-            )
+            raise ValueError(NOT_DIFFERENTIABLE)
         found = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
         grads = {
             name: torch.zeros_like(leaf) if grad is None else grad

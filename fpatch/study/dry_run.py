@@ -5,11 +5,13 @@ import torch
 from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.core.tree import to_device
+from fpatch.core.types import Batch, Sample
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import scalars
-from fpatch.optim.gradient import value_and_grad
+from fpatch.optim.gradient import NOT_DIFFERENTIABLE
 from fpatch.optim.loop import find_bad_row
 from fpatch.optim.objective import check_terms
+from fpatch.optim.severed import find_severed
 from fpatch.optim.step import StepInfo
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.counting import find_uncounted
@@ -39,23 +41,15 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
         The scalars of the validation; none without validation.
 
     Raises:
-        ValueError: If a loss term is not one finite number per row or counts no training image, or the
-            validation lacks the scalar of `evaluate.best`.
+        ValueError: If a loss term is not one finite number per row, its gradient ends before the patch, or it
+            counts no training image; or if the validation lacks the scalar of `evaluate.best`.
     """
     for _ in find_uncounted(study, parts):  # refuses a term without any object
         pass
     key = random.fold_in(parts.initial.key, "rehearsal")
     dataset = parts.dataset.split(study.data.train)
     batch = dataset.batch(dataset.image_ids[:3], device=study.place)
-    sample = parts.objective.pipeline.sample(key, batch)
-    gradient = value_and_grad(parts.objective)
-    _, loss = gradient(parts.initial.params, *to_device((sample, batch), study.place))
-    rows = len(batch["image_id"])
-    if all(term.shape == (rows,) for term in loss.terms.values()):
-        info = StepInfo(loss.value, loss.terms, torch.zeros(()), sample, dict(batch))
-        if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
-            raise ValueError(f"before training, on the first images: {bad}")
-    check_terms(loss.terms, rows)
+    _check_training(study, parts, batch, parts.objective.pipeline.sample(key, batch))
     if study.data.validation is None:
         return {}
     check_metric(study, "validation")
@@ -70,3 +64,24 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
             f"{nearest(study.evaluate.best, known)}"
         )
     return known
+
+
+def _check_training(study: Study, parts: Setup, batch: Batch, sample: Sample) -> None:
+    """Check the terms of a few rows, and the way of their gradient back to the patch."""
+    pipeline = parts.objective.pipeline
+    leaves = {name: p.detach().requires_grad_() for name, p in parts.initial.params.items()}
+    drawn, placed = to_device((sample, batch), study.place)
+    trace = pipeline.trace(leaves, drawn, placed)
+    terms = {name: t for written in trace.values() for name, t in written.items() if name in pipeline.terms}
+    loss = parts.objective.weigh(terms)
+    if not loss.value.requires_grad:
+        raise ValueError(NOT_DIFFERENTIABLE)
+    rows = len(batch["image_id"])
+    known = {name: term.detach() for name, term in terms.items()}
+    if all(term.shape == (rows,) for term in known.values()):
+        info = StepInfo(loss.value.detach(), known, torch.zeros(()), sample, dict(batch))
+        if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+            raise ValueError(f"before training, on the first images: {bad}")
+    check_terms(known, rows)
+    for severed in find_severed(parts.objective, trace, leaves, placed):
+        raise ValueError(f"before training, on the first images: node {severed.where!r}: {severed.what}")

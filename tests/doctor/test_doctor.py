@@ -7,8 +7,8 @@ import pytest
 import torch
 from study_fixture import STUDY, change, make_study, run_fpatch, write_csv
 
-from fpatch.doctor.causes import Finding
 from fpatch.doctor.examine import examine
+from fpatch.doctor.findings import Finding
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.geometry import quad_bounds
 from fpatch.study.config import load_study
