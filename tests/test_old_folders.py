@@ -97,7 +97,7 @@ def test_the_run_resumes_from_its_middle(old):
     assert run.checkpoint_steps() == [0, 3, 6]
     assert logged_steps(run.folder) == list(range(1, STEPS + 1))
     again = run.load_table("validation-00000006")
-    assert list(again) == list(rates)
+    assert [name for name in again if name in rates] == list(rates)
     assert again["sample"].tolist() == rates["sample"].tolist()
 
 
@@ -116,14 +116,14 @@ def test_the_run_is_evaluated_again(old):
     before, recorded = run.load_table("test"), run.read_json("tables/test.summary.json")
     evaluate_run(run.folder)
     after = run.load_table("test")
-    assert list(after) == list(before)
+    assert [name for name in after if name in before] == list(before)
     for name, column in before.items():
         assert after[name].dtype == column.dtype
         if column.dtype.kind == "f":
             np.testing.assert_allclose(after[name], column, rtol=0, atol=CLOSE, equal_nan=True)
         elif not name.startswith("digest/") and name != "path":
             assert after[name].tolist() == column.tolist(), name
-    assert run.read_json("tables/test.summary.json").keys() == recorded.keys()
+    assert run.read_json("tables/test.summary.json").keys() >= recorded.keys()
     _, cells = evaluate_grid_run(run.folder, {"camera/exposure/stops": [-0.2, 0.2]})
     assert [cell.values["camera/exposure/stops"] for cell in cells] == [-0.2, 0.2]
 

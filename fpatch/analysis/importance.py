@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fpatch.core.checks import check_number, nearest
+from fpatch.evaluation.columns import finite_mask
 from fpatch.evaluation.rates import rows_with_object
 from fpatch.metrics import Rate
 from fpatch.ops.intervals import FEW_IMAGES, resample
@@ -191,14 +192,17 @@ def _cross_validate(
 
 
 def _metric_values(table: Mapping[str, np.ndarray], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the finite values of a metric in rows with an object, and the mask [n] of these rows."""
+    """Return the finite values of a metric in rows with an object, and the mask [n] of these rows.
+
+    A row in which something that the metric rests on is not finite does not count.
+    """
     known = [n for n, c in table.items() if c.dtype.kind in "bf" and not n.startswith(_PREFIX)]
     if metric not in known:
         raise ValueError(
             f"permutation_importance: {metric!r} is no metric of the table; {nearest(metric, known)}"
         )
     values = table[metric].astype(np.float64)
-    kept = np.isfinite(values) & rows_with_object(table, metric)
+    kept = np.isfinite(values) & finite_mask(table, metric) & rows_with_object(table, metric)
     if len(values[kept]) == 0 or np.ptp(values[kept]) == 0:
         found = "nowhere finite" if not kept.any() else f"{values[kept][0]:g} in every row"
         raise NothingToExplain(

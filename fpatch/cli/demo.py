@@ -48,7 +48,8 @@ def _prefix(on_progress: Progress, prefix: str) -> Progress:
 def print_result(number: int, result: Result, config: Path) -> None:
     """Print the table of one victim."""
     precision = [f"{result.precision[c]:.3f}" for c in result.rates.rates]
-    title = f"Victim {number}: attack success on held-out scenes at score 0.5"
+    step = result.run.checkpoint_step("best")
+    title = f"Victim {number}: attack success on held-out scenes at score 0.5, best checkpoint (step {step})"
     console.print()
     console.print(success_table(title, result.rates, {"AP50": precision}))
     console.print(

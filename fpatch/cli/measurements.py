@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fpatch.core.types import Params
+    from fpatch.runs.folder import Run
 
 
 def add(commands: Any) -> None:
@@ -153,14 +154,14 @@ def _evaluate(options: argparse.Namespace) -> int:
             on_progress,
             portable=options.portable,
         )
-    title = f"{options.split}, checkpoint {options.checkpoint}"
-    console.print(success_table(title, rates))
     table = table_name(options.split, options.checkpoint)
-    metric = run.read_json(f"tables/{table}.summary.json")["metric"]
-    if (objects := of_objects(run.load_objects(table), metric)) is not None:
+    facts = run.read_json(f"tables/{table}.summary.json")
+    title = f"{options.split}, checkpoint {options.checkpoint} (step {facts['step']})"
+    console.print(success_table(title, rates))
+    if (objects := of_objects(run.load_objects(table), facts["metric"])) is not None:
         console.print(success_table(f"{title}: every object", objects))
     rate = rates.rates[PATCH]
-    if rate.count:
+    if rate.value == rate.value:
         wished = num_photographs(rate.value, 0.1)
         console.print(f"for an interval of +-5 points: about {wished} images ({rate.photographs} here)")
     for name in (f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png"):
@@ -188,6 +189,7 @@ def _grid(options: argparse.Namespace) -> int:
             options.run_folder, dict(axes), options.split, options.checkpoint, on_progress
         )
     console.print(cells_table(cells))
+    say(f"checkpoint {options.checkpoint} (step {run.checkpoint_step(options.checkpoint)})")
     name = f"{table_name(options.split, options.checkpoint)}-grid"
     for file in (f"tables/{name}.csv", f"figures/{name}.png", f"figures/{name}-cells.png"):
         say(f"  {run.folder / file}")
@@ -205,6 +207,15 @@ def _read_axis(text: str) -> tuple[str, list[float]]:
         return path, [read_number(value) for value in values.split(",")]
     except ValueError:
         raise ValueError(f"--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT, got {text!r}") from None
+
+
+def _measured_step(run: "Run", table: str) -> str:
+    """Return the checkpoint that a table measured and its step, if the folder says it."""
+    name = f"tables/{table}.summary.json"
+    if not (run.folder / name).is_file():
+        return ""
+    facts = run.read_json(name, "checkpoint", "step")
+    return f" of checkpoint {facts['checkpoint']} (step {facts['step']})"
 
 
 def _transfer(options: argparse.Namespace) -> int:
@@ -237,7 +248,9 @@ def _analyze(options: argparse.Namespace) -> int:
         say(f"no importances: {error}")
     else:
         first = result.columns[0].column
-        console.print(importance_table(f"{options.table}, {metric}", result))
+        console.print(
+            importance_table(f"{options.table}{_measured_step(run, options.table)}, {metric}", result)
+        )
     page, animation = run.path("figures/scatter.html"), run.path("figures/training.gif")
     pipeline = study.pipeline.at("test")
 

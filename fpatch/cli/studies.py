@@ -2,11 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
 from fpatch.cli.options import OVERRIDES, add_command
+
+if TYPE_CHECKING:
+    from fpatch.runs.folder import Run
 
 
 def add(commands: Any) -> None:
@@ -105,7 +108,7 @@ def _train(options: argparse.Namespace) -> int:
     with joined(device=study.device) as ranks, progress_bars() as on_progress:
         run = train(study, on_progress)
         if not ranks.rank:
-            _say_where(run.folder)
+            _say_where(run)
     return 0
 
 
@@ -118,7 +121,7 @@ def _resume(options: argparse.Namespace) -> int:
     with joined(device=device) as ranks, progress_bars() as on_progress:
         run = resume(options.run_folder, on_progress)
         if not ranks.rank:
-            _say_where(run.folder)
+            _say_where(run)
     return 0
 
 
@@ -162,7 +165,10 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if diagnosis.can_learn else 1
 
 
-def _say_where(folder: Path) -> None:
+def _say_where(run: "Run") -> None:
+    folder, facts = run.folder, run.checkpoint_facts("best")
+    if "best_step" in facts:
+        say(f"best checkpoint: step {facts['best_step']}, {facts['best']:.4g} in the validation")
     commands = (f"fpatch evaluate {folder}", f"tensorboard --logdir {folder.parent}")
     for line in (f"run folder: {folder}", *(f"  {command}" for command in commands)):
         say(line)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def percent(rate: "Rate") -> str:
-    """Format a rate and its interval in percent.
+    """Format a rate and its interval in percent; "not finite" for rows that were counted without one.
 
     Example:
         >>> from fpatch.cli.tables import percent
@@ -28,7 +28,7 @@ def percent(rate: "Rate") -> str:
         ' 25.0  [10.0, 50.0]'
     """
     if rate.value != rate.value:
-        return "-"
+        return "not finite" if rate.count else "-"
     bounds = "" if rate.low != rate.low else f"  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
     return f"{100 * rate.value:5.1f}{bounds}"
 
@@ -41,6 +41,8 @@ def _title(condition: str) -> str:
 
 def _counted(rate: "Rate") -> str:
     """Format a share in percent with its count."""
+    if rate.value != rate.value and rate.count:
+        return "not finite"
     return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
 
 
@@ -62,6 +64,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         >>> [list(column.cells) for column in table.columns]
         [['trained patch'], [' 75.0'], ['']]
     """
+    from fpatch.evaluation.conditions import NONE
     from fpatch.ops.intervals import FEW_IMAGES
 
     clean = rates.clean
@@ -82,6 +85,11 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
             cells += ["-" if part != part else f"{100 * part:.1f}" for part in parts]
         cells.append(percent(rates.over[condition]) if condition in rates.over else "")
         table.add_row(*cells, *(column[i] for column in (extra or {}).values()))
+    table.caption_justify = "left"
+    warned = rates.warnings()
+    if NONE in rates.not_finite:
+        table.caption = "\n".join(warned)
+        return table
     if not found:
         table.caption = (
             f"nothing can be measured: without a patch the victim is right in none of {clean.count} rows "
@@ -95,12 +103,17 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     if clean.photographs < FEW_IMAGES:
         first += f"; with fewer than {FEW_IMAGES} images they are rough at best"
     missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
-    sentences = [first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
+    sentences = [*warned, first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
     if rates.drop:
-        lost = [f"{_title(c)} {round(rate.value, 2) + 0.0:.2f}" for c, rate in rates.drop.items()]
+        lost = [f"{_title(c)} {_mean(rate)}" for c, rate in rates.drop.items()]
         sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
-    table.caption, table.caption_justify = "\n".join(sentences), "left"
+    table.caption = "\n".join(sentences)
     return table
+
+
+def _mean(rate: "Rate") -> str:
+    """Format a mean with two digits, without a sign of zero."""
+    return "not finite" if rate.value != rate.value else f"{round(rate.value, 2) + 0.0:.2f}"
 
 
 def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
@@ -152,17 +165,22 @@ def transfer_table(found: "Transfer") -> Table:
         f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
     )
     images = next(iter(found.clean.values())).photographs
-    table.caption = (
+    made = ", ".join(f"{name} step {step}" for name, step in found.steps.items())
+    steps = [f"checkpoints: {made}"] if made else []
+    warned = [f"on {name}, {text}" for name, texts in found.warnings.items() for text in texts]
+    first = (
         f"success: not found with the patch, among the rows found without ({counted}; {images} "
         "images); brackets are 95 % intervals over images"
     )
-    table.caption_justify = "left"
+    table.caption, table.caption_justify = "\n".join([*warned, first, *steps]), "left"
     return table
 
 
 def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
     """Make a table of grid cells, weakest success first; the middle of a long list is omitted."""
-    shown = sorted(cells, key=lambda c: (c.success.rates["patch"].count == 0, c.success.rates["patch"].value))
+    from fpatch.evaluation.grid import by_rate
+
+    shown = sorted(cells, key=by_rate)
     table = Table(title="success % by cell, weakest first", title_justify="left", title_style="bold")
     for path in shown[0].values:
         table.add_column(path, justify="right")
@@ -179,7 +197,16 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
         values = (f"{value:g}" for value in cell.values.values())
         counted = f"{rates['patch'].count} of {clean.count}"
         table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
-    table.caption, table.caption_justify = "brackets are 95 % intervals over images", "left"
+    bad = [cell.success.not_finite for cell in shown if cell.success.not_finite]
+    sentences = ["brackets are 95 % intervals over images"]
+    if bad:
+        condition, entry = next(iter(bad[0].items()))
+        sentences.insert(
+            0,
+            f"{len(bad)} cells have rows that are not finite, and no rate; the first: condition "
+            f"{condition!r}, {entry.count} of {entry.total} rows, first {entry.first}",
+        )
+    table.caption, table.caption_justify = "\n".join(sentences), "left"
     return table
 
 

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Sample, Values
-from fpatch.evaluation.columns import (
-    metric_names,
-    tensor_digest,
-)
+from fpatch.evaluation.columns import metric_names, split_group, tensor_digest
 from fpatch.evaluation.conditions import NONE, Patches
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
@@ -39,8 +36,10 @@ def measure(
         keep: Names of further values to return.
 
     Returns:
-        Per condition `{metric: [n] or [n, m], "digest": [n strings], "seen": {path: {name: [n, ...]}}, name
-        kept: [n, ...]}`, where "seen" holds the inputs of the metrics with a summary.
+        Per condition `{metric: [n] or [n, m], "digest": [n strings], "finite": {group: [n]}, "seen": {path:
+        {name: [n, ...]}}, "seen_finite": {path: [n]}, name kept: [n, ...]}`. "finite" is true where the image
+        and all that the metrics of a group rest on is finite. "seen" holds the inputs of the metrics with a
+        summary, and "seen_finite" whether they are finite.
 
     Example:
         >>> import tempfile
@@ -66,16 +65,29 @@ def measure(
     for name, patches in conditions.items():
         drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
         with torch.no_grad():
-            values, seen = body.observe(
+            values, seen, finite = body.observe(
                 _NoParams(),
                 drawn,  # type: ignore[arg-type]
                 {**padded, **patches},  # type: ignore[dict-item]
                 want=(*metrics, "image", *keep),
             )
-        values, seen = to_device(take_rows((values, seen), slice(0, n)), "cpu")
+        masks = {m: finite.names[m] for m in ("image", *metrics) if m in finite.names}
+        found = take_rows((values, seen, masks, finite.summaries), slice(0, n))
+        values, seen, masks, gathered = to_device(found, "cpu")
         digests = [tensor_digest(image) for image in values["image"]]
-        results[name] = values | {"digest": digests, "seen": seen}
+        more = {"finite": _by_group(masks, metrics, n), "seen": seen, "seen_finite": gathered}
+        results[name] = values | {"digest": digests} | more
     return results
+
+
+def _by_group(masks: Mapping[str, Tensor], metrics: Sequence[str], rows: int) -> dict[str, Tensor]:
+    """Join the masks [b] of the metrics of each group with that of the image."""
+    true = torch.ones(rows, dtype=torch.bool)
+    groups = {split_group(metric)[0]: masks.get("image", true) for metric in metrics}
+    for metric in metrics:
+        group, _ = split_group(metric)
+        groups[group] = groups[group] & masks.get(metric, true)
+    return groups
 
 
 class _NoParams(dict[str, Tensor]):

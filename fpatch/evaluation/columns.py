@@ -11,11 +11,24 @@ from fpatch.core.types import Batch, Values
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.graph.pipeline import Pipeline
 
+FINITE = "finite"
+"""The metric of every group that says whether all that the others rest on is finite; see `measure`."""
+
 
 def metric_names(pipeline: Pipeline) -> tuple[str, ...]:
-    """Return the names that metric and loss nodes write: each holds one number per row or per object."""
+    """Return the names that metric and loss nodes write: each holds one number per row or per object.
+
+    Raises:
+        ValueError: If a name is that of a column of its own, "finite".
+    """
     measured = (n for n in pipeline.values() if n.stage.definition.role in ("loss", "metric"))
-    return tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
+    names = tuple(dict.fromkeys(name for n in measured for name in n.writes.values()))
+    if taken := [name for name in names if split_group(name)[1] == FINITE]:
+        raise ValueError(
+            f"evaluate: a metric cannot be called {taken[0]!r}, which the table says of every row; rename it "
+            "by the node's writes"
+        )
+    return names
 
 
 def split_group(metric: str) -> tuple[str, str]:
@@ -25,11 +38,51 @@ def split_group(metric: str) -> tuple[str, str]:
 
 
 def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dict[str, np.ndarray]:
-    """Make the columns `<metric>/<condition>` of metrics per row, their deltas, and `digest/<condition>`."""
+    """Make the columns of rows.
+
+    They are `<metric>/<condition>` of metrics per row, their deltas, `<group>finite/<condition>` and
+    `digest/<condition>`.
+    """
     columns: dict[str, np.ndarray] = {}
     for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
         columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
+    for c, values in results.items():
+        columns |= {f"{group}{FINITE}/{c}": mask.numpy() for group, mask in values["finite"].items()}
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
+
+
+def is_finite_column(column: str) -> bool:
+    """Return whether a column is `<group>finite/<condition>`.
+
+    Example:
+        >>> from fpatch.evaluation.columns import is_finite_column
+        >>> is_finite_column("victims/small/finite/none"), is_finite_column("found/none")
+        (True, False)
+    """
+    return split_group(column.rpartition("/")[0])[1] == FINITE
+
+
+def finite_mask(table: Mapping[str, np.ndarray], column: str) -> np.ndarray:
+    """Return the mask of the rows in which all that a column of results rests on is finite.
+
+    A difference rests on two conditions. Tables of earlier versions do not say it: all their rows count.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.columns import finite_mask
+        >>> table = {"image_id": np.arange(2), "finite/patch": np.array([True, False])}
+        >>> finite_mask(table, "found/delta"), finite_mask(table, "found/none")
+        (array([ True, False]), array([ True,  True]))
+    """
+    every = np.ones(len(table["image_id"]), dtype=bool)
+    before, _, last = column.rpartition("/")
+    metric, _, middle = before.rpartition("/")
+    if middle == "delta":
+        conditions = (PATCH, last)
+    else:
+        metric, conditions = before, (PATCH, NONE) if last == "delta" else (last,)
+    names = (f"{split_group(metric)[0]}{FINITE}/{c}" for c in conditions)
+    return np.logical_and.reduce([every, *(table[name].astype(bool) for name in names if name in table)])
 
 
 OBJECT = "object_"
@@ -67,6 +120,8 @@ def object_columns(
     for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
         found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
         columns |= _paired(split_group(metric)[0] + own[metric], found)
+    for group in dict.fromkeys(split_group(metric)[0] for metric in every):
+        columns |= {f"{group}{FINITE}/{c}": v["finite"][group].numpy()[row] for c, v in results.items()}
     return columns
 
 
@@ -74,11 +129,9 @@ def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np
     """Make the columns `<metric>/<condition>`, and the patch minus each other condition."""
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
     numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
-    for c in numbers:
-        if c == NONE:
-            columns[f"{metric}/delta"] = numbers[PATCH] - numbers[c]
-        elif c != PATCH:
-            columns[f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+    for c in (c for c in numbers if c != PATCH):
+        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN
+            columns[f"{metric}/delta" if c == NONE else f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
     return columns
 
 

@@ -114,6 +114,32 @@ def _fit_picture(picture: Tensor, patch: Tensor) -> Tensor:
     return fitted.expand_as(patch).contiguous()
 
 
+def check_finite(conditions: Mapping[str, Any]) -> None:
+    """Refuse patches with numbers that are not finite: nothing can be measured with them.
+
+    Raises:
+        ValueError: If a patch has one; the message names patch, condition and count.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.evaluation.conditions import check_finite
+        >>> try:
+        ...     check_finite({"patch": {"patch": {"tag": torch.tensor([[[0.5, torch.inf]]])}}})
+        ... except ValueError as error:
+        ...     print(str(error).partition(";")[0])
+        evaluate: 1 of 2 numbers of the patch 'tag' under the condition 'patch' are not finite
+    """
+    for condition, patches in conditions.items():
+        paths, leaves, _ = optree.tree_flatten_with_path(patches)
+        for path, patch in zip(paths, leaves, strict=True):
+            if count := int((~patch.isfinite()).sum()):
+                raise ValueError(
+                    f"evaluate: {count} of {patch.numel()} numbers of the patch {path[-1]!r} under the "
+                    f"condition {condition!r} are not finite; measure a checkpoint from before they broke, "
+                    "such as --checkpoint step-00000000, or train again"
+                )
+
+
 def make_conditions(
     pipeline: Pipeline, patch_params: Params, key: Tensor, pictures: Mapping[str, Tensor] | None = None
 ) -> dict[str, Patches]:

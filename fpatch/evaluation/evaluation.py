@@ -25,7 +25,7 @@ from fpatch.evaluation.columns import (
     result_columns,
     row_digests,
 )
-from fpatch.evaluation.conditions import PATCH, Patches, make_conditions
+from fpatch.evaluation.conditions import PATCH, Patches, check_finite, make_conditions
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
@@ -66,8 +66,8 @@ def evaluate(
         The tables of rows and of objects, the values kept, and the summaries of metrics.
 
     Raises:
-        ValueError: If `block` or `num_draws` is under 1, the conditions lack "patch", or no node writes a
-            name in `keep`.
+        ValueError: If `block` or `num_draws` is under 1, the conditions lack "patch", a patch is not finite,
+            or no node writes a name in `keep`.
 
     Example:
         >>> import tempfile
@@ -92,6 +92,7 @@ def evaluate(
             f"evaluate(conditions) must hold {PATCH!r}, with which the others are compared, got {[*made]}; "
             "add it"
         )
+    check_finite(made)
     image_id, draw = rows(dataset.image_ids, num_draws)
     parts, objects, kept, metrics = [], [], [], metric_names(pipeline)
     states = {c: init_states(pipeline) for c in made}
@@ -103,7 +104,8 @@ def evaluate(
         results = measure(pipeline, made, sample, batch, block, keep)
         parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
         objects.append(object_columns(results, batch, metrics))
-        states = {c: update_states(pipeline, states[c], values["seen"]) for c, values in results.items()}
+        for c, values in results.items():
+            states[c] = update_states(pipeline, states[c], values["seen"], values["seen_finite"])
         kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
         if progress is not None:
             progress(part.stop, len(image_id))
@@ -119,7 +121,8 @@ class Evaluation(NamedTuple):
     Attributes:
         table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
             `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
-            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`.
+            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `<group>finite/<condition>`
+            (whether all that the metrics of a group rest on is finite), `digest/<condition>`.
         conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
         objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as

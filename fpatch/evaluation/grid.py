@@ -16,7 +16,7 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
-from fpatch.evaluation.conditions import Patches
+from fpatch.evaluation.conditions import PATCH, Patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
 from fpatch.evaluation.rates import Success, success
 from fpatch.graph.pipeline import Pipeline
@@ -154,6 +154,21 @@ def cells_of(
         part = {name: column[rows] for name, column in table.items()}
         cells.append(Cell(dict(zip(chosen, different[i].tolist(), strict=True)), success(part, metric), rows))
     return cells
+
+
+def by_rate(cell: Cell) -> tuple[bool, float]:
+    """Return the key that sorts cells from the weakest success to the strongest, those without one last.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.grid import by_rate, cells_of
+        >>> table = {"image_id": np.arange(2), "grid/light/stops": np.array([0.0, 1.0])}
+        >>> table |= {"found/none": np.array([True, False]), "found/patch": np.array([False, False])}
+        >>> [by_rate(cell) for cell in cells_of(table)]
+        [(False, 1.0), (True, 0.0)]
+    """
+    rate = cell.success.rates[PATCH].value
+    return math.isnan(rate), 0.0 if math.isnan(rate) else rate
 
 
 def _set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:

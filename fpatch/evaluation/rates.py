@@ -6,14 +6,18 @@ answers beside it, and *gone* otherwise. For *missed* every row with an object c
 own failures, the entry "none", stand beside those that a patch causes.
 
 A row is an image under a draw; in the table of objects, one object of such an image.
+
+A rate is given only if all that it rests on is finite. A condition with a row that is not finite has NaN for
+every rate. If that condition is "none", all conditions have: it decides which rows count.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation.columns import split_group
+from fpatch.evaluation.columns import finite_mask, is_finite_column, split_group
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
@@ -30,6 +34,20 @@ _HAS_OBJECT = f"has_object/{NONE}"
 """Whether a row has an object, in the group of its metric."""
 
 
+class NotFinite(NamedTuple):
+    """The rows of a condition that are not finite.
+
+    Attributes:
+        count: The number of these rows.
+        total: The number of all rows.
+        first: The file of the first of them, or the number of its image.
+    """
+
+    count: int
+    total: int
+    first: str
+
+
 class Success(NamedTuple):
     """Success rates of one evaluation.
 
@@ -43,6 +61,7 @@ class Success(NamedTuple):
         missed: The share of *all* rows with an object where it is not found, per condition, "none" last.
         drop: The mean loss of the victim's score per condition but "none", over the rows found without a
             patch, bootstrapped over images; empty without such a metric.
+        not_finite: The conditions whose rates are NaN because an image, an answer or a metric is not finite.
 
     Example:
         >>> import numpy as np
@@ -62,11 +81,22 @@ class Success(NamedTuple):
     clean: Rate
     missed: dict[str, Rate]
     drop: dict[str, Rate]
+    not_finite: dict[str, NotFinite] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
 
     def __str__(self) -> str:
         lines = self.rates | {f"{PATCH} minus {c}": rate for c, rate in self.over.items()}
         width = max(map(len, lines))
-        return "\n".join(f"{name:<{width}}  {rate}" for name, rate in lines.items())
+        told = [*self.warnings(), *(f"{name:<{width}}  {rate}" for name, rate in lines.items())]
+        return "\n".join(told)
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for every condition that is not finite."""
+        return [
+            f"condition {c!r}: {bad.count} of {bad.total} rows are not finite, first {bad.first}; image, "
+            "answer or metric holds NaN or infinity"
+            + ("; it decides which rows count, so there is no rate at all" if c == NONE else "")
+            for c, bad in self.not_finite.items()
+        ]
 
     def scalars(self) -> dict[str, float]:
         """Return the rates as flat numbers for a log."""
@@ -75,12 +105,13 @@ class Success(NamedTuple):
         flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
         flat |= {f"success/missed/{c}": rate.value for c, rate in self.missed.items()}
         flat |= {f"success/drop/{c}": rate.value for c, rate in self.drop.items()}
+        flat |= {f"success/not_finite/{c}": float(bad.count) for c, bad in self.not_finite.items()}
         return flat | {"success/clean": self.clean.value}
 
     def to_json(self) -> dict[str, Any]:
         """Return every rate with its interval and counts, as JSON values."""
         flat = {n: v for n, v in self._asdict().items() if n != "clean"}
-        rates = {n: {c: rate._asdict() for c, rate in entries.items()} for n, entries in flat.items()}
+        rates = {n: {c: entry._asdict() for c, entry in entries.items()} for n, entries in flat.items()}
         return rates | {"clean": self.clean._asdict()}
 
 
@@ -131,8 +162,8 @@ def success(table: Table, metric: str = "found") -> Success:
     beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
     missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
     score = _score(table, metric)
-    scores = {c: table[f"{score}/{c}"].astype(np.float64)[counted] for c in (*names, NONE) if score}
-    return Success(
+    scores = {c: _numbers(table, f"{score}/{c}")[counted] for c in (*names, NONE) if score}
+    found = Success(
         rates={c: wilson(hit, groups) for c, hit in fooled.items()},
         displaced={c: wilson(fooled[c] & hit, groups) for c, hit in beside.items()},
         gone={c: wilson(fooled[c] & ~hit, groups) for c, hit in beside.items()},
@@ -145,17 +176,48 @@ def success(table: Table, metric: str = "found") -> Success:
         missed={c: wilson(hit, image_id[has_object]) for c, hit in missed.items()},
         drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
     )
+    return _refuse_rates(found, _find_not_finite(table, metric, (*names, NONE)))
+
+
+def _find_not_finite(table: Table, metric: str, conditions: Sequence[str]) -> dict[str, NotFinite]:
+    """Find the conditions with rows that are not finite."""
+    bad: dict[str, NotFinite] = {}
+    for c in conditions:
+        rows = np.flatnonzero(~finite_mask(table, f"{metric}/{c}"))
+        if len(rows):
+            row = int(rows[0])
+            first = str(table["path"][row]) if "path" in table else f"image {int(table['image_id'][row])}"
+            bad[c] = NotFinite(len(rows), len(table["image_id"]), first)
+    return bad
+
+
+def _refuse_rates(found: Success, bad: dict[str, NotFinite]) -> Success:
+    """Replace by NaN every rate that rests on a condition with a row that is not finite."""
+
+    def refuse(name: str, c: str, rate: Rate) -> Rate:
+        on = {c, *([] if name == "missed" else [NONE]), *([PATCH] if name == "over" else [])}
+        if not on & set(bad):
+            return rate
+        known = NONE not in bad or name in ("missed", "clean")  # else nobody knows which rows count
+        counts = (rate.count, rate.photographs) if known else (0, 0)
+        return Rate(math.nan, math.nan, math.nan, *counts)
+
+    by_name = {n: v for n, v in found._asdict().items() if n not in ("clean", "not_finite")}
+    refused = {n: {c: refuse(n, c, rate) for c, rate in entries.items()} for n, entries in by_name.items()}
+    return Success(**refused, clean=refuse("clean", NONE, found.clean), not_finite=bad)
 
 
 def effects(table: Table, metric: str = "found") -> np.ndarray:
     """Return the effect of the patch in each row: the victim's score without it minus the score with it.
 
     Without a metric of scores beside `metric`, the effect is 1 where an object found without the patch is
-    lost.
+    lost. It is NaN in a row that is not finite.
     """
     name = _score(table, metric) or metric
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
-    return without - with_patch
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN
+        effect = without - with_patch
+    return np.where(finite_mask(table, f"{metric}/delta") & np.isfinite(effect), effect, np.nan)
 
 
 def _score(table: Table, metric: str) -> str | None:
@@ -174,15 +236,18 @@ def of_objects(objects: Table, metric: str = "found") -> Success | None:
 def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
     """Return flat numbers for a log: success of rows and objects, means of metrics, and summaries.
 
-    The means are over the rows with an object, where a metric writes `has_object`.
+    The means are over the rows with an object, where a metric writes `has_object`. A number that rests on a
+    row that is not finite is NaN. The rows of a condition that are not finite are counted as
+    `success/not_finite/<condition>`.
     """
     flat = success(result.table, metric).scalars()
     objects = of_objects(result.objects, metric)
     flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
     flat |= {
-        n: float(np.mean(c[rows].astype(np.float64))) if rows.any() else float("nan")
+        n: float(np.mean(_numbers(result.table, n)[rows])) if rows.any() else float("nan")
         for n, c in result.table.items()
         if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
+        if not is_finite_column(n)
         for rows in (rows_with_object(result.table, n),)
     }
     return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
@@ -215,29 +280,35 @@ def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, floa
         found |= {f"objects/{n}": v for n, v in _interval_errors(objects).items()}
     for name in (n for n in scalars(result, metric) if n in result.table):
         rows = rows_with_object(result.table, name)
-        found[name] = _mean_error(result.table[name][rows], result.table["image_id"][rows])
+        found[name] = _mean_error(_numbers(result.table, name)[rows], result.table["image_id"][rows])
     return found
+
+
+def _numbers(table: Table, column: str) -> np.ndarray:
+    """Return a column of results as numbers, NaN in the rows that are not finite."""
+    numbers = table[column].astype(np.float64)
+    return np.where(finite_mask(table, column) & np.isfinite(numbers), numbers, np.nan)
 
 
 def _interval_errors(rates: Success) -> dict[str, float]:
     errors = {
         n: {c: (rate.high - rate.low) / (2.0 * Z) for c, rate in entries.items()}
         for n, entries in rates._asdict().items()
-        if n != "clean"
+        if n not in ("clean", "not_finite")
     }
     clean = rates.clean._replace(value=(rates.clean.high - rates.clean.low) / (2.0 * Z))
     renamed = {
         n: {c: getattr(rates, n)[c]._replace(value=error) for c, error in entries.items()}
         for n, entries in errors.items()
     }
-    return rates._replace(clean=clean, **renamed).scalars()
+    return rates._replace(clean=clean, not_finite={}, **renamed).scalars()
 
 
 def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
     """Compute the standard error of a mean whose rows come in groups, to first order in their sizes."""
     _, group = np.unique(image_id, return_inverse=True)
     groups, values = len(np.unique(group)), values.astype(np.float64)
-    if groups < TOO_FEW_IMAGES or np.ptp(values) == 0:
+    if groups < TOO_FEW_IMAGES or not np.isfinite(values).all() or np.ptp(values) == 0:
         return float("nan")
     sums = np.bincount(group, weights=values - values.mean())
     return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
@@ -249,10 +320,15 @@ def threshold_curve(
     """Compute success rates at other score thresholds.
 
     A row counts if its score without a patch reaches the threshold; the attack succeeds on it if its score
-    under the condition does not.
+    under the condition does not. All rates are NaN if a row is not finite.
     """
     rates = []
+    names = (f"{metric}/{condition}", f"{metric}/{NONE}")
+    scores, without = (_numbers(table, name) for name in names)
     for threshold in thresholds:
-        counted = table[f"{metric}/{NONE}"] >= threshold
-        rates.append(wilson(table[f"{metric}/{condition}"][counted] < threshold, table["image_id"][counted]))
+        counted = without >= threshold
+        rate = wilson(scores[counted] < threshold, table["image_id"][counted])
+        if not (np.isfinite(scores).all() and np.isfinite(without).all()):
+            rate = Rate(math.nan, math.nan, math.nan, 0, 0)
+        rates.append(rate)
     return rates

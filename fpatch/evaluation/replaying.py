@@ -1,5 +1,6 @@
 """Replay: run logged rows again from their logged samples alone, and report every difference."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
 from fpatch.evaluation.blocks import blocks, measure
-from fpatch.evaluation.columns import metric_names, result_columns, row_digests
+from fpatch.evaluation.columns import is_finite_column, metric_names, result_columns, row_digests
 from fpatch.evaluation.conditions import Patches
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import from_columns, to_columns
@@ -160,15 +161,19 @@ def compare(
             (row, f"{name}: was logged, and is missing in the replay", 0.0) for row in picked.tolist()
         )
     for name, found in columns.items():
-        if name not in table:
+        if name not in table and is_finite_column(name) and not any(map(is_finite_column, table)):
+            logged = np.ones_like(found)  # a table of an earlier version, where every row counts
+        elif name not in table:
             raise ValueError(f"replay: the table has no column {name!r}; {nearest(name, table)}")
-        logged = table[name][picked]
+        else:
+            logged = table[name][picked]
         same = logged == found
         if logged.dtype.kind == "f":
             same |= np.isnan(logged) & np.isnan(found)
         for i in np.flatnonzero(~same):
             if logged.dtype.kind in "fib":
                 gap = abs(float(logged[i]) - float(found[i]))
+                gap = math.inf if math.isnan(gap) else gap  # a number became NaN, or the reverse
                 yield int(picked[i]), f"{name}: {logged[i]!s} was logged, {found[i]!s} came out", gap
             else:
                 short = f"{name}: {str(logged[i])[:12]} was logged, {str(found[i])[:12]} came out"

@@ -1,26 +1,53 @@
-"""States of the metrics that gather rows over an evaluation."""
+"""States of the metrics that gather rows over an evaluation.
 
+Beside the state of each metric stands the number of its rows that are not finite. They are gathered as zeros,
+and every number of a metric with such a row is NaN.
+"""
+
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import optree
+import torch
+from torch import Tensor
 
 from fpatch.core.types import Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import Summary
 
+_NOT_FINITE = ".not_finite"  # no path of a node has a dot
+
 
 def init_states(pipeline: Pipeline) -> dict[str, Any]:
     """Make the empty state of every metric with a summary, by path."""
-    return {path: summary.init(config) for path, summary, config in _summaries(pipeline)}
+    states: dict[str, Any] = {}
+    for path, summary, config in _summaries(pipeline):
+        states |= {path: summary.init(config), f"{path}{_NOT_FINITE}": 0}
+    return states
 
 
 def update_states(
-    pipeline: Pipeline, states: Mapping[str, Any], seen: Mapping[str, Values]
+    pipeline: Pipeline,
+    states: Mapping[str, Any],
+    seen: Mapping[str, Values],
+    finite: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Add rows to the states; `measure` returns their values under "seen"."""
-    updated = {}
+    """Add rows to the states; `measure` returns their values under "seen".
+
+    Args:
+        pipeline: The pipeline of the metrics.
+        states: The states so far.
+        seen: The inputs of every metric, by path.
+        finite: The masks [b] of the rows whose inputs are finite, by path; None: all.
+    """
+    updated: dict[str, Any] = {}
     for path, summary, config in _summaries(pipeline):
+        bad = ~finite[path] if finite and path in finite else torch.zeros(0, dtype=torch.bool)
+        values = _zero_rows(seen[path], bad) if bool(bad.any()) else seen[path]
+        updated[f"{path}{_NOT_FINITE}"] = states[f"{path}{_NOT_FINITE}"] + int(bad.sum())
         try:
-            updated[path] = summary.update(config, states[path], seen[path])
+            updated[path] = summary.update(config, states[path], values)
         except (ValueError, TypeError, RuntimeError) as error:
             error.add_note(f"in node {path!r}: {pipeline[path].stage!r}")
             raise
@@ -42,16 +69,29 @@ def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any])
         >>> len(merge_states(test, one, one)["precision"]["found/scores"])
         2
     """
-    return {p: summary.merge(config, a[p], b[p]) for p, summary, config in _summaries(pipeline)}
+    merged: dict[str, Any] = {}
+    for path, summary, config in _summaries(pipeline):
+        bad = f"{path}{_NOT_FINITE}"
+        merged |= {path: summary.merge(config, a[path], b[path]), bad: a[bad] + b[bad]}
+    return merged
 
 
 def compute_states(pipeline: Pipeline, states: Mapping[str, Any]) -> dict[str, float]:
-    """Compute the summaries of the states: `{path/name: number}`."""
+    """Compute the summaries of the states: `{path/name: number}`, NaN if a row was not finite."""
     return {
-        f"{path}/{name}": float(value)
+        f"{path}/{name}": math.nan if states[f"{path}{_NOT_FINITE}"] else float(value)
         for path, summary, config in _summaries(pipeline)
         for name, value in summary.compute(config, states[path]).items()
     }
+
+
+def _zero_rows(values: Values, bad: Tensor) -> Values:
+    """Replace the rows of a mask by zeros."""
+
+    def replace(x: Tensor) -> Tensor:
+        return torch.where(bad.reshape(-1, *[1] * (x.ndim - 1)), torch.zeros_like(x), x)
+
+    return optree.tree_map(replace, values)  # type: ignore[return-value]
 
 
 def _summaries(pipeline: Pipeline) -> Iterator[tuple[str, Summary, Any]]:

@@ -27,11 +27,15 @@ class Transfer(NamedTuple):
         rates: `{measured on: {trained on: rate}}`, and a rate for each control patch.
         clean: For each victim, the share of objects found without a patch: the denominator of its rates.
         evaluations: For each victim; the condition "patch" is the patch that was trained on it.
+        warnings: For each victim, a sentence for every patch whose rows are not finite; its rates are NaN.
+        steps: The updates that led to each patch, if they are known.
     """
 
     rates: dict[str, dict[str, Rate]]
     clean: dict[str, Rate]
     evaluations: dict[str, Evaluation]
+    warnings: dict[str, list[str]] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
+    steps: dict[str, int] = {}  # noqa: RUF012
 
 
 def transfer(
@@ -67,7 +71,7 @@ def transfer(
     """
     _check_names(pipelines, patches)
     count = len(dataset.image_ids) * num_draws
-    rates, clean, evaluations = {}, {}, {}
+    rates, clean, evaluations, warnings = {}, {}, {}, {}
     for i, (name, pipeline) in enumerate(pipelines.items()):
 
         def report(done: int, _: int, before: int = i * count) -> None:
@@ -91,7 +95,10 @@ def transfer(
         by_name = {name if c == PATCH else c: rate for c, rate in found.rates.items()}
         rates[name] = {c: by_name[c] for c in (*patches, *controls)}
         clean[name], evaluations[name] = found.clean, result
-    return Transfer(rates, clean, evaluations)
+        if found.not_finite:
+            bad = {name if c == PATCH else c: entry for c, entry in found.not_finite.items()}
+            warnings[name] = found._replace(not_finite=bad).warnings()
+    return Transfer(rates, clean, evaluations, warnings)
 
 
 def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patches]) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import diagram
 from fpatch.graph.contracts import check_batch, find_uses
+from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
 from fpatch.graph.keys import fold_path, row_keys
 from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, required_names, stream_path
 from fpatch.graph.stage import ALL
@@ -203,14 +205,20 @@ class Pipeline(Mapping[str, Node]):
 
     def observe(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
-    ) -> tuple[Values, dict[str, Values]]:
-        """Apply, and return also the inputs of every metric with a summary, by path, under its own names."""
-        values, seen = dict(batch), {}
+    ) -> tuple[Values, dict[str, Values], FiniteRows]:
+        """Apply, and return also the inputs of metrics with a summary, and the rows that are finite.
+
+        Inputs are by path, under the metric's own names.
+        """
+        values, seen, finite = dict(batch), {}, FiniteRows({}, {})
+        rows = len(optree.tree_leaves(batch.get("image_id", dict(batch)))[0])
         for path, n, written in self._run(patch_params, sample, values, want, self.summaries):
             if path in self.summaries:
                 seen[path] = n.inputs(values)
+                finite.summaries[path] = finite_inputs(finite.names, n, values, rows)
+            finite.names.update(follow_finite(finite.names, n, values, written, rows))
             values.update(written)
-        return self._pick(values, want), seen
+        return self._pick(values, want), seen, finite
 
     def _pick(self, values: Values, want: Sequence[str]) -> Values:
         missing = [name for name in want if name not in values]

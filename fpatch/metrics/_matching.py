@@ -1,6 +1,7 @@
 """COCO's greedy matching of detections to objects, and average precision by COCO's own code."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ def coco_precision(
 ) -> dict[str, Any]:
     """Return the average precision of torchmetrics' `MeanAveragePrecision`, with NaN for its -1.
 
+    Every number is NaN if a box or a score of a detection is not finite.
+
     Args:
         found: Detections of each image; COCO counts the best 100 per class.
         truth: Objects of each image.
@@ -76,11 +79,17 @@ def coco_precision(
         from torchmetrics.detection import MeanAveragePrecision
     except ImportError as error:
         raise ImportError("average precision needs torchmetrics: pip install 'fpatch[metrics]'") from error
+    if not are_finite(found):
+        labels = {label for t in truth for label in t["labels"].tolist()}
+        return dict.fromkeys(("map", "map_50", "map_75"), nan) | {
+            "classes": dict.fromkeys(sorted(labels), nan)
+        }
     metric = MeanAveragePrecision(
         iou_thresholds=None if iou_thresholds is None else list(iou_thresholds),
         rec_thresholds=None if recall_thresholds is None else list(recall_thresholds),
         class_metrics=True,
         backend="faster_coco_eval",
+        distributed_available_fn=alone,
     )
     metric.warn_on_many_detections = False
     metric.update([dict(f) for f in found], [dict(t) for t in truth])
@@ -88,6 +97,26 @@ def coco_precision(
     values = result["map_per_class"].reshape(-1).tolist()
     classes = dict(zip(result["classes"].reshape(-1).tolist(), map(_number, values), strict=True))
     return {n: _number(result[n]) for n in ("map", "map_50", "map_75")} | {"classes": classes}
+
+
+def are_finite(found: Sequence[Answers]) -> bool:
+    """Return whether all boxes and scores of detections are finite.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.metrics._matching import are_finite
+        >>> are_finite([{"boxes": torch.zeros(1, 4), "scores": torch.tensor([torch.nan])}])
+        False
+    """
+    return all(bool(f[name].isfinite().all()) for f in found for name in ("boxes", "scores"))
+
+
+def alone() -> bool:
+    """Return False: for a metric of torchmetrics there is no other process to join.
+
+    An evaluation runs in process 0, and a collective would wait for the others.
+    """
+    return False
 
 
 def _number(value: Any) -> float:

@@ -18,7 +18,7 @@ def average_precision(
         iou: The overlap that counts as a match.
 
     Returns:
-        The average precision in 0..1; NaN without objects.
+        The average precision in 0..1; NaN without objects, or if a detection is not finite.
 
     Raises:
         ImportError: If the extra `metrics` is not installed.

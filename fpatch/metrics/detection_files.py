@@ -185,7 +185,8 @@ def _by_image(
             raise ValueError(f"{path}: {where}.category_id is {category!r}; known: {', '.join(known)}")
         box, number = _get(path, where, entry, "bbox"), _get(path, where, entry, extra, default)
         numbers = [*box, number] if isinstance(box, list) and len(box) == 4 else []
-        if not numbers or not all(_is_finite(n) for n in numbers) or min(box[2:]) < 0:
+        ends = [box[0] + box[2], box[1] + box[3]] if numbers and all(map(_is_finite, numbers)) else []
+        if not ends or not all(map(math.isfinite, ends)) or min(box[2:]) < 0:
             raise ValueError(
                 f"{path}: {where} must have a bbox [x, y, width, height] and a {extra}, finite numbers, got "
                 f"{box!r} and {number!r}"

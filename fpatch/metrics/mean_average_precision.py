@@ -9,6 +9,7 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
-from fpatch.metrics._matching import answered_scores, coco_precision, split_rows
+from fpatch.metrics._matching import answered_scores, are_finite, coco_precision, split_rows
 
 _FOUND, _TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
 
@@ -31,7 +32,7 @@ class MeanAveragePrecision:
     - `recall`: the share of the objects that a detection of at least `score` answers;
     - `map/<label>` and `recall/<label>`: the same for each class.
 
-    Numbers are NaN without objects.
+    Numbers are NaN without objects, and where a box or a score of a detection is not finite.
 
     Attributes:
         score: The threshold on the score of a final detection, for recall.
@@ -100,8 +101,11 @@ def compute(config: MeanAveragePrecision, state: Mapping[str, Any]) -> dict[str,
     answered = torch.cat([answered_scores(f, t, config.iou) for f, t in pairs]) >= config.score
     labels = torch.cat(state["truth/labels"])
     recall = {f"recall/{c}": float(answered[labels == c].float().mean()) for c in classes}
+    recall |= {"recall": float(answered.float().mean())}
+    if not are_finite(found):
+        recall = dict.fromkeys(recall, nan)
     by_class = {f"map/{c}": value for c, value in classes.items()}
-    return precision | {"recall": float(answered.float().mean())} | by_class | recall
+    return precision | {"recall": recall.pop("recall")} | by_class | recall
 
 
 mean_average_precision = define(

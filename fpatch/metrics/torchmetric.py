@@ -17,6 +17,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource, define_loader, resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
+from fpatch.metrics._matching import alone
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,21 @@ def _check_metric(metric: Any) -> Any:
 
 
 def _fresh(config: Torchmetric) -> dict[str, Any]:
-    """Copy every metric alone: the metrics of a collection may share states."""
-    from torchmetrics import MetricCollection
+    """Copy every metric alone: the metrics of a collection may share states.
+
+    The copies join no processes: an evaluation runs in one, and a collective would wait for the others.
+    """
+    from torchmetrics import Metric, MetricCollection
 
     metric = _check_metric(resolve(config.metric)).clone()
     metric.reset()
+    metrics = {type(metric).__name__: metric}
     if isinstance(metric, MetricCollection):
-        return {name: m.clone() for name, m in metric.items(copy_state=True)}
-    return {type(metric).__name__: metric}
+        metrics = {name: m.clone() for name, m in metric.items(copy_state=True)}
+    for inside in (m for whole in metrics.values() for m in whole.modules()):
+        if isinstance(inside, Metric):
+            inside.distributed_available_fn = alone
+    return metrics
 
 
 def _states(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

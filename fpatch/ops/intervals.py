@@ -41,7 +41,7 @@ class Rate(NamedTuple):
 
     def __str__(self) -> str:
         if np.isnan(self.value):
-            return "none counted"
+            return f"not finite, of {self.count} rows" if self.count else "none counted"
         bounds = "no interval" if np.isnan(self.low) else f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
         return f"{100 * self.value:.1f} % {bounds} of {self.count} rows, {self.photographs} images"
 

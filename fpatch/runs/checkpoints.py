@@ -59,6 +59,15 @@ def checkpoint_step(folder: Path, name: str) -> int:
     return int(read_tensors(folder, _file_name(name))[1]["step"])
 
 
+def checkpoint_facts(folder: Path, name: str) -> dict[str, Any]:
+    """Return the facts of a checkpoint: the best value of the validation, its step, and the score it cost.
+
+    Raises:
+        RunError: If it is missing or broken.
+    """
+    return json.loads(read_tensors(folder, _file_name(name))[1]["facts"])
+
+
 def load_params(folder: Path, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
     """Load the patch parameters of a checkpoint; see `fpatch.Run.load_params`."""
     tensors, _ = read_tensors(folder, _file_name(name))

@@ -1,5 +1,6 @@
 """Figures of an evaluation: the views of its stages, and the patch beside its control."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,10 +48,14 @@ def view_first_block(
 def picture_effects(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
 ) -> torch.Tensor:
-    """Draw the rows with the largest and the smallest effects, control beside patched image."""
+    """Draw the rows with the largest and the smallest effects, control beside patched image.
+
+    Rows that are not finite have no effect: they are drawn where no other is there.
+    """
     effect = effects(table, study.evaluate.metric)
     real = rows_with_object(table, f"{study.evaluate.metric}/{PATCH}")
-    order = np.argsort(np.where(real, -effect, np.inf), kind="stable")[: int(real.sum()) or len(effect)]
+    order = np.argsort(np.where(real, -effect, np.nan), kind="stable")  # NaN last
+    order = order[: max(int((real & np.isfinite(effect)).sum()), 1)]
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
@@ -61,6 +66,8 @@ def picture_effects(
 
 def _change(effect: float) -> str:
     """Return the change of the score as a caption."""
+    if math.isnan(effect):
+        return "not finite"
     size = f"{abs(effect):.2f}"
     return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
 

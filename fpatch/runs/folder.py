@@ -199,6 +199,14 @@ class Run:
         """
         return checkpoints.checkpoint_step(self.folder, name)
 
+    def checkpoint_facts(self, name: str) -> dict[str, Any]:
+        """Return the facts of a checkpoint, such as `best_step`; none before the first validation.
+
+        Raises:
+            RunError: If it is missing or broken.
+        """
+        return checkpoints.checkpoint_facts(self.folder, name)
+
     def load_params(self, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Load only the patch parameters of a checkpoint, such as to start another training.
 

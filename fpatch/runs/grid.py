@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
-from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, evaluate_grid
+from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
 from fpatch.evaluation.rates import effects, rows_with_object
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
@@ -91,8 +92,8 @@ def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
 
 def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> Tensor:
     """Draw the weakest and the strongest cells, each by its row with the median effect."""
-    counted = [cell for cell in cells if cell.success.rates[PATCH].count] or list(cells)
-    ordered = sorted(counted, key=lambda cell: cell.success.rates[PATCH].value)
+    counted = [cell for cell in cells if not math.isnan(cell.success.rates[PATCH].value)] or list(cells)
+    ordered = sorted(counted, key=by_rate)
     chosen = ordered if len(ordered) <= 2 * _PICTURED else ordered[:_PICTURED] + ordered[-_PICTURED:]
     rows, captions = [], []
     metric = trained.study.evaluate.metric
@@ -102,7 +103,8 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         order = own[np.argsort(effects(table, metric)[own], kind="stable")]
         rows.append(int(order[len(order) // 2]))
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
-        captions.append(f"{values}: {100 * cell.success.rates[PATCH].value:.0f} %")
+        rate = cell.success.rates[PATCH].value
+        captions.append(f"{values}: {'no rate' if math.isnan(rate) else f'{100 * rate:.0f} %'}")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     views = view_stages(trained.pipeline, trained.params, sample, batch, "test")
     return make_figure(trained.study, views, trained.dataset.class_names, captions)

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from fpatch.data import Loader
-from fpatch.optim.loop import find_bad_row, fit
+from fpatch.optim.loop import find_bad_patch, find_bad_row, fit
 from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.checkpoints import state_bytes
 from fpatch.runs.folder import Run
@@ -46,7 +46,7 @@ def follow_steps(
     step, loader = make_training_step(study, parts, ranks), make_loader(study, parts, ranks)
     steps = fit(state, step, loader, num_steps)
     for after, info in _together(steps, study, state, ranks):
-        if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+        if (bad := find_bad_row(info, parts.dataset.paths) or find_bad_patch(after.params)) is not None:
             raise ValueError(f"update {after.step}: {bad}")
 
 

@@ -15,7 +15,7 @@ from fpatch.core.progress import Progress, silent
 from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.rates import scalars, standard_errors
 from fpatch.log import Log
-from fpatch.optim.loop import find_bad_row
+from fpatch.optim.loop import find_bad_patch, find_bad_row
 from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.checks import check_data, check_study, data_digests, warn_if_inexact
 from fpatch.runs.figures import log_stage_views, view_first_block
@@ -115,8 +115,9 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         The run, with `last`, `best` and numbered checkpoints.
 
     Raises:
-        ValueError: If anything is wrong in the study, before the folder is made; or if a loss is not finite,
-            after the state before it is saved. The message names the term, the row and its sample.
+        ValueError: If anything is wrong in the study, before the folder is made; or if a loss or the patch is
+            not finite, after the state before it is saved. The message names the term, the row and its
+            sample, or the patch.
         ConnectionError: If another process of the run has ended.
 
     Example:
@@ -247,7 +248,7 @@ def _train(
                 yield None
                 continue
             after, info = one
-            if (bad := find_bad_row(info, parts.dataset.paths)) is not None:
+            if (bad := find_bad_row(info, parts.dataset.paths) or find_bad_patch(after.params)) is not None:
                 _checkpoint(run, log, state, facts)
                 raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
             state = after
@@ -322,9 +323,22 @@ def _validate(
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
     views = view_first_block(study, state.params, dataset, result.table, "validation")
     log_stage_views(study, state.step, views, dataset.class_names, log, "validation")
-    value = found[study.evaluate.best]
-    if not facts or math.isnan(facts["best"]) or value > facts["best"]:
-        facts = {"best": value, "best_step": state.step}
+    value, lost = found[study.evaluate.best], found.get("success/drop/patch", math.nan)
+    if not facts or _is_better((value, lost), (facts["best"], facts.get("best_lost", math.nan))):
+        facts = {"best": value, "best_step": state.step, "best_lost": lost}
         run.save_checkpoint("best", state, **facts)
     errors = standard_errors(result, study.evaluate.metric)
     return facts, Measured(state.step, found, errors)
+
+
+def _is_better(later: tuple[float, ...], earlier: tuple[float, ...]) -> bool:
+    """Return whether the first difference of two results favors the later one; without one, it is better.
+
+    NaN is below every number.
+    """
+    for new, old in zip(later, earlier, strict=True):
+        if math.isnan(new) != math.isnan(old):
+            return math.isnan(old)
+        if new != old and not math.isnan(new):
+            return new > old
+    return True

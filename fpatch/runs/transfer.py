@@ -70,7 +70,7 @@ def transfer_runs(
                     "sizes, placements, objects or classes; train both on one data set"
                 )
         study = found[0].study
-        return transfer(
+        measured = transfer(
             {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
             to_device({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
             found[0].dataset,
@@ -80,6 +80,7 @@ def transfer_runs(
             block=study.evaluate.block,
             progress=lambda done, total: on_progress("transfer", done, total, ""),
         )
+        return measured._replace(steps={name: trained.step for name, trained in runs.items()})
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
@@ -101,6 +102,8 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {
         name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
+        | ({"warnings": found.warnings[name]} if name in found.warnings else {})
+        | ({"steps": found.steps} if found.steps else {})
         for name, rates in found.rates.items()
     }
     names = list(found.rates)

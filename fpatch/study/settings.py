@@ -156,7 +156,8 @@ class EvaluateConfig:
         num_draws: Samples per image.
         block: Rows that run together, one condition per block.
         metric: The boolean metric whose failure is a success of the patch.
-        best: The scalar of the validation that picks the best checkpoint; higher is better.
+        best: The scalar of the validation that picks the best checkpoint; higher is better. Of equal values
+            the one with the larger `success/drop/patch`, the mean score lost, is better, then the later one.
         score: Figures draw detections from this score on.
         controls: Further control patches by name: image files, stretched to every patch.
         portable: Measure finished runs by kernels that give the same bits on every x86-64 processor; see

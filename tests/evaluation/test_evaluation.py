@@ -157,14 +157,20 @@ def test_deltas(table):
 
 
 def test_a_delta_of_booleans_is_a_number():
+    finite = {"": torch.tensor([True])}
     result = result_columns(
         {
-            c: {"digest": [c], "found": torch.tensor([c == "none"]), "target": torch.ones(1)}
+            c: {
+                "digest": [c],
+                "finite": finite,
+                "found": torch.tensor([c == "none"]),
+                "target": torch.ones(1),
+            }
             for c in ("patch", "none", "noise")
         },
         ("found",),
     )
-    assert {name.partition("/")[0] for name in result} == {"found", "digest"}
+    assert {name.partition("/")[0] for name in result} == {"found", "finite", "digest"}
     assert result["found/delta"].tolist() == [-1.0]
     assert result["found/delta/noise"].tolist() == [0.0]
 
@@ -463,7 +469,11 @@ def test_objects_of_several_victims_are_counted_each_in_its_group():
         for c, rows in found.items()
     }
     batch = {"image_id": torch.tensor([4, 9]), "draw": torch.zeros(2, dtype=torch.int64)}
-    columns = object_columns(results, batch, list(results["patch"]))
+    metrics = list(results["patch"])
+    every = torch.ones(2, dtype=torch.bool)
+    for values in results.values():
+        values["finite"] = {"v/a/": every, "v/b/": every}
+    columns = object_columns(results, batch, metrics)
     assert columns["image_id"].tolist() == [4, 9, 9]
     assert columns["v/a/found/patch"].tolist() == [False, True, False]
     assert columns["v/b/found/none"].tolist() == [True] * 3

@@ -89,7 +89,7 @@ def gather(p: Pipeline, values, sizes: list[int]) -> dict[str, float]:
     states, start = init_states(p), 0
     for size in sizes:
         rows = take_rows(values, slice(start, start + size))
-        _, seen = p.observe({}, {}, rows, want=())
+        _, seen, _ = p.observe({}, {}, rows, want=())
         states = merge_states(p, states, update_states(p, init_states(p), seen))
         start += size
     return compute_states(p, states)
@@ -136,6 +136,22 @@ def test_the_function_for_one_iou_equals_a_plain_run():
         plain.update(*unpad(values))
         found = metrics.average_precision(final, values["boxes"], values["labels"], values["box_valid"], iou)
         assert found == pytest.approx(float(plain.compute()["map"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "value"), [("boxes", math.nan), ("scores", math.inf), ("scores", math.nan)])
+def test_of_detections_that_are_not_finite_there_is_no_precision(name, value):
+    values = make_detections(4)
+    final = values["detections"]["final"]
+    assert not final["valid"].all()
+    final[name][~final["valid"]] = value  # padding, which does not count
+    truth = values["boxes"], values["labels"], values["box_valid"]
+    assert math.isfinite(metrics.average_precision(final, *truth))
+    final[name][2, int(final["valid"][2].nonzero()[0])] = value
+    assert math.isnan(metrics.average_precision(final, *truth))
+    p = pipeline({"precision": metrics.mean_average_precision()})
+    numbers = gather(p, values, [4])
+    assert "precision/recall/1" in numbers
+    assert all(map(math.isnan, numbers.values()))
 
 
 def test_without_objects_or_photographs_there_is_no_precision():
@@ -324,7 +340,7 @@ def test_a_gathering_node_reads_what_stands_there_at_its_place():
     )
     values = make_answers(9) | {"image_id": torch.arange(9), "draw": torch.zeros(9, dtype=torch.int64)}
     sample = p.sample(random.key(0), values)
-    out, seen = p.observe({}, sample, values, want=("logits",))
+    out, seen, _ = p.observe({}, sample, values, want=("logits",))
     assert torch.equal(out["logits"], -values["logits"])
     assert torch.equal(seen["m"]["preds"], values["logits"])
 
@@ -471,7 +487,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "test, checkpoint best: every object" in said
+    assert "test, checkpoint best (step 6): every object" in said
     assert "for an interval of +-5 points: about" in said
     assert "missed" in said and "no patch" in said  # noqa: PT018
     summary = json.loads((folder / "tables/test.summary.json").read_text())
@@ -679,6 +695,7 @@ def drop(section, name):
         (change_entry(0, bbox=[1, 2, -3, 4]), r"\[0\] must have a bbox"),
         (change_entry(0, score="high"), r"finite numbers, got .* and 'high'"),
         (change_entry(0, score=math.nan), r"finite numbers, got .* and nan"),
+        (change_entry(0, bbox=[1e308, 0, 1e308, 2]), r"finite numbers, got .*1e\+308"),
         (drop("", "score"), r"detections.json: \[0\] lacks 'score'"),
         (drop("annotations", "bbox"), r"truth.json: annotations\[0\] lacks 'bbox'"),
         (drop("images", "id"), r"images\[0\] lacks 'id'"),

@@ -260,6 +260,12 @@ def count_rows(config: Any, state: Any) -> dict[str, float]:
     return {"rows": float(len(state["rows"]))}
 
 
+def apply_relative_hit(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    """A score relative to that of the batch: a broken row breaks its neighbors."""
+    best = values["logits"].amax(-1)
+    return {"found": best > best.mean(), "score": best - best.mean()}
+
+
 BROKEN = {
     "same_key_same_sample": photo_case("global_draw", sample=draw_globally),
     "draws_depend_on_key_photograph_and_use": case(
@@ -314,6 +320,17 @@ BROKEN = {
             writes=(),
             role="metric",
             summary=Summary(lambda _: {"rows": []}, update_in_place, merge_lists, count_rows),
+        )()
+    ),
+    "answers_that_are_not_finite_never_count": case(
+        define(
+            "relative_hit",
+            Config,
+            deterministic,
+            apply_relative_hit,
+            reads=("logits",),
+            writes=("found", "score"),
+            role="metric",
         )()
     ),
     "vmap_equals_a_loop": photo_case("first_member", apply=apply_first_member),

@@ -26,6 +26,7 @@ from typecheck import unchecked
 
 from fpatch import random
 from fpatch.core.tree import to_device
+from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.build import build
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import Pipeline
@@ -349,7 +350,7 @@ def summaries_are_pure_and_merge(case: Case) -> None:
     """States are tensors in dicts and lists, updates leave the old one alone, shards add up to the whole."""
     whole = case.subject if isinstance(case.subject, Pipeline) else Pipeline({"stage": node(case.subject)})
     sample = whole.sample(KEY, case.batch)
-    _, seen = whole.observe(case.params, sample, case.batch, want=())
+    _, seen, _ = whole.observe(case.params, sample, case.batch, want=())
     assert set(seen) == set(whole.summaries)
     for path, values in seen.items():
         stage = whole[path].stage
@@ -371,6 +372,52 @@ def summaries_are_pure_and_merge(case: Case) -> None:
         for other in found[1:]:
             assert list(other) == list(found[0])
             np.testing.assert_allclose(list(other.values()), list(found[0].values()), atol=1e-6)
+
+
+ANSWERS = ("detections", "logits")
+"""What a victim answers, of what metrics read."""
+
+
+@law(applies=lambda case: all(s.definition.role == "metric" for s in case.stages))
+def answers_that_are_not_finite_never_count(case: Case) -> None:
+    """The row whose answer is NaN or infinite is marked under every name, no other is; summaries are NaN."""
+    inside = case.subject if isinstance(case.subject, Pipeline) else {"stage": node(case.subject)}
+    answers = [name for name in ANSWERS if name in case.batch]
+    assert answers
+
+    def break_row(value: float) -> Callable[..., Any]:
+        def breaking(params: Tree, key: Tensor, batch: Tree) -> tuple[Tree, Tree]:
+            return {**batch, **{name: broken(batch[name], value) for name in answers}}, {}
+
+        return breaking
+
+    batch = case.batch | {"image": noise("image", NUM_ROWS, 3, 4, 4)}
+    for value in (torch.nan, torch.inf, 0.0):
+        victim = node(break_row(value), reads=["image", *answers], writes=answers)
+        whole = Pipeline({"victim": victim, **inside})
+        names = [name for n in inside.values() for name in n.writes.values()]
+        out, seen, finite = whole.observe({}, whole.sample(KEY, batch), batch, want=names)
+        assert set(out) == set(names)
+        expected = [True, value == 0.0, True]
+        for name in names:
+            assert finite.names[name].tolist() == expected, name
+        for path in whole.summaries:
+            assert finite.summaries[path].tolist() == expected, path
+        states = update_states(whole, init_states(whole), seen, finite.summaries)
+        numbers = compute_states(whole, states).values()
+        assert bool(numbers) == bool(whole.summaries)
+        assert value == 0.0 or all(number != number for number in numbers)
+
+
+def broken(answer: Tree, value: float) -> Tree:
+    """The same answer, with this number everywhere in row 1."""
+    if isinstance(answer, Mapping):
+        return {name: broken(part, value) for name, part in answer.items()}
+    if not answer.is_floating_point():
+        return answer
+    changed = answer.clone()
+    changed[1] = value
+    return changed
 
 
 # -- populations, replay, gradients
