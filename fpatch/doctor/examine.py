@@ -35,6 +35,7 @@ from fpatch.doctor.observations import (
     measure_stage,
     view_patches,
 )
+from fpatch.study.room import find_crowded
 from fpatch.study.setup import set_up
 from fpatch.study.study import Study
 
@@ -100,6 +101,8 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     for phase, split in (("validation", study.data.validation), ("test", study.data.test)):
         if split is not None:
             findings += judge_victim(study, parts, parts.dataset.split(split), phase, num_rows, saturated)
+    if all(f.level != "error" for f in findings):
+        findings += [Finding("warning", path, what) for path, what in find_crowded(study, parts)]
     return Diagnosis(tuple(_merge([*judge_saturated(saturated), *findings])), stages)
 
 

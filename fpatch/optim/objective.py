@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import nearest
+from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.pipeline import Pipeline
 
@@ -74,7 +75,7 @@ class Objective:
         for name, term in terms.items():
             if not isinstance(term, Tensor) or term.ndim != 1:
                 raise ValueError(_not_per_row(name, term))
-        value = sum(weight * terms[name].mean() for name, weight in self.weights.items() if weight)
+        value = sum(weight * widen(terms[name]).mean() for name, weight in self.weights.items() if weight)
         return Loss(value, dict(terms))  # type: ignore[arg-type]
 
 

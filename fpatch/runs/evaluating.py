@@ -19,6 +19,7 @@ from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log
 from fpatch.runs.opening import open_run
 from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.room import warn_of_crowded
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
 from fpatch.study.study import Study
@@ -127,6 +128,7 @@ def load_trained(
     run, study = open_run(folder, resources)
     parts = set_up(study)
     check_metric(study, split)
+    warn_of_crowded(study, parts, (split,))
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))
     with deterministic_algorithms(study.train.deterministic):
