@@ -49,7 +49,9 @@ def values(num):
 
 def test_the_summary_has_the_count_only_when_it_matters():
     stage = metrics.mean_average_precision()
-    config, (init, update, _, compute) = stage.config, stage.definition.summary
+    config, summary = stage.config, stage.definition.summary
+    assert summary is not None
+    init, update, _, compute = summary
     assert compute(config, update(config, init(config), values(120)))["map/left_out"] == 20.0
     assert "map/left_out" not in compute(config, update(config, init(config), values(100)))
 

@@ -550,6 +550,7 @@ def typed_results(case: Case, dtype: torch.dtype, back: bool) -> dict[str, Tree]
         out, seen = whole.observe(params, sample, batch, want=written_names(case))
     for path, values in seen.items():
         stage = whole[path].stage
+        assert stage.definition.summary is not None
         init, update, _, compute = stage.definition.summary
         numbers = compute(stage.config, update(stage.config, init(stage.config), values))
         out |= {f"{path}/{n}": torch.tensor(value) for n, value in numbers.items()}
@@ -564,9 +565,10 @@ def retyped(tree: Tree, dtype: torch.dtype, back: bool, name: str = "") -> Tree:
         made = {n: retyped(part, dtype, back, n) for n, part in tree.items()}
         if type(tree) is dict:
             return made
-        for n, part in made.items():  # an answer of transformers
-            tree[n] = part
-        return tree
+        answer: Any = tree  # of transformers
+        for n, part in made.items():
+            answer[n] = part
+        return answer
     if isinstance(tree, (list, tuple)):
         return type(tree)(retyped(part, dtype, back, name) for part in tree)
     if not isinstance(tree, Tensor) or not tree.is_floating_point():
