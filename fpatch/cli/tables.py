@@ -138,6 +138,11 @@ def score_table(found: "DetectionScore", iou: float, score: float) -> Table:
         f"AP over IoU 0.5 to 0.95: {precision(found.coco)}; {found.images} images, {found.silent} of them "
         "without a detection; brackets are 95 % intervals over images with objects"
     )
+    if found.left_out:
+        table.caption += (
+            f"; AP leaves out {found.left_out} detections: as in COCO, it counts the best 100 of an image "
+            "and class"
+        )
     table.caption_justify = "left"
     return table
 

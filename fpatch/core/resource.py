@@ -1,12 +1,14 @@
 """Resources: live objects that a config names, such as models, generators and functions.
 
 A `Loader` is a registered function `(weights, **arguments) -> object`. A `Resource` records a call of one:
-the loader's id, its arguments, the weights file and its digest. The object is loaded at its first use, and
-only if the weights file still has the recorded digest.
+the loader's id, its arguments, the weights file and its digest, and the digests of all other files that make
+the object. Those are the files that an argument names, and those that the loader says it reads beside the
+weights. The object is loaded at its first use, and only if every file still has its recorded digest.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 
 from fpatch.core.files import file_digest
 from fpatch.core.registry import identify, lookup, register
+from fpatch.core.schema import OMIT_EMPTY
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Loader:
         name: Its id.
         module: The module that defines it.
         load: The function `(weights, **arguments) -> object`.
+        files: `(weights, **arguments) -> names` of the other files that it reads from the folder of the
+            weights; None: none.
 
     Example:
         >>> from fpatch.data import image_file
@@ -36,15 +41,25 @@ class Loader:
     name: str
     module: str
     load: Callable[..., Any]
+    files: Callable[..., Iterable[str]] | None = None
 
     def __call__(self, weights: str | Path | None = None, **arguments: Any) -> "Resource":
-        """Return a resource of this loader, with the current digest of its weights file.
+        """Return a resource of this loader, with the current digests of its files.
 
         Raises:
             FileNotFoundError: If the weights file does not exist.
         """
         path = None if weights is None else str(weights)
-        return Resource(self.name, path, None if path is None else file_digest(path), arguments)
+        files = _digests_of_named(arguments) | self.digests_beside(path, arguments)
+        return Resource(self.name, path, None if path is None else file_digest(path), arguments, files)
+
+    def digests_beside(self, weights: str | None, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Return the digests of the other files in the folder of the weights, by name."""
+        if weights is None or self.files is None:
+            return {}
+        folder = Path(weights).parent
+        names = [name for name in self.files(weights, **arguments) if (folder / name).is_file()]
+        return {name: file_digest(folder / name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,8 @@ class Resource:
         weights: The path of the weights file, or None.
         sha256: The digest of that file, or None.
         arguments: Keyword arguments of the loader.
+        files: The digests of the other files: of those that an argument names, by that name, and of those in
+            the folder of the weights. A record made before there were such digests has none.
 
     Example:
         >>> from fpatch import Resource
@@ -67,16 +84,24 @@ class Resource:
     weights: str | None = None
     sha256: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict, metadata=OMIT_EMPTY)
 
     def pinned(self, root: Path) -> "Resource":
-        """Return the resource with an absolute path, which starts at `root`, and the digest of that file."""
+        """Return the resource with an absolute path, which starts at `root`, and the digests of its files."""
+        files = _digests_of_named(self.arguments)
         if self.weights is None:
-            return self
-        path = (root / Path(self.weights).expanduser()).resolve()
-        return dataclasses.replace(self, weights=str(path), sha256=self.sha256 or file_digest(path))
+            return dataclasses.replace(self, files=files | dict(self.files))
+        path = str((root / Path(self.weights).expanduser()).resolve())
+        if self.sha256 is not None:  # a record
+            return dataclasses.replace(self, weights=path, files=files | dict(self.files))
+        digest = file_digest(path)
+        with suppress(ImportError, ValueError):  # an unknown loader is an error where it is used
+            files |= lookup(self.loader, Loader, "resource").digests_beside(path, self.arguments)
+        return dataclasses.replace(self, weights=path, sha256=digest, files=files)
 
     def __str__(self) -> str:
-        weights = [] if self.weights is None else [Path(self.weights).name]
+        beside = [name for name in self.files if name not in self.arguments.values()]
+        weights = [] if self.weights is None else [" + ".join([Path(self.weights).name, *beside])]
         return f"{self.loader}({', '.join([*weights, *(f'{n}={v!r}' for n, v in self.arguments.items())])})"
 
     @cached_property
@@ -94,11 +119,11 @@ class Resource:
 
     def _load(self, load: Callable[..., Any]) -> Any:
         given = () if self.weights is None else (self.weights,)
-        if given and self.sha256 is not None and (found := file_digest(*given)) != self.sha256:
-            raise ValueError(
-                f"resource {self.loader!r}: {self.weights} has changed: sha256 {found[:16]}..., "
-                f"but {self.sha256[:16]}... was recorded; restore the file or train again"
-            )
+        if self.weights is not None and self.sha256 is not None:
+            self._check(self.weights, self.sha256)
+        for name, digest in self.files.items():
+            beside = self.weights is not None and name not in self.arguments.values()
+            self._check(Path(self.weights or "").parent / name if beside else name, digest)
         source = f" from {self.weights}" if given else ""
         try:
             return load(*given, **self.arguments)
@@ -108,13 +133,31 @@ class Resource:
         except Exception as error:
             raise ValueError(f"resource {self.loader!r} cannot be loaded{source}: {error}") from error
 
+    def _check(self, path: str | Path, digest: str) -> None:
+        """Check that a file has its recorded digest."""
+        if (found := file_digest(path)) != digest:
+            raise ValueError(
+                f"resource {self.loader!r}: {path} has changed: sha256 {found[:16]}..., "
+                f"but {digest[:16]}... was recorded; restore the file or train again"
+            )
 
-def define_loader(name: str, load: Callable[..., Any]) -> Loader:
+
+def _digests_of_named(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the files that arguments name, from the working directory as loaders do."""
+    named = [value for value in arguments.values() if isinstance(value, str) and Path(value).suffix]
+    return {name: file_digest(name) for name in named if Path(name).is_file()}
+
+
+def define_loader(
+    name: str, load: Callable[..., Any], files: Callable[..., Iterable[str]] | None = None
+) -> Loader:
     """Register a loader; a call of it gives a `Resource`, which a config can name.
 
     Args:
         name: Its name; the id is `module:name`.
         load: `(weights, **arguments) -> object`, where a resource without weights passes none.
+        files: `(weights, **arguments) -> names` of the other files that it reads in the folder of the
+            weights, such as a description or external data. Those that exist are recorded with digests too.
 
     Raises:
         ValueError: If another module has registered the id.
@@ -127,7 +170,7 @@ def define_loader(name: str, load: Callable[..., Any]) -> Loader:
         >>> scale(factor=3.0).arguments
         {'factor': 3.0}
     """
-    loader = Loader(identify(name, load.__module__), load.__module__, load)
+    loader = Loader(identify(name, load.__module__), load.__module__, load, files)
     register(loader.name, loader)
     return loader
 

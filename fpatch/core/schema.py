@@ -12,6 +12,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from fpatch.core.checks import nearest
 from fpatch.core.types import Range
 
+OMIT_EMPTY = {"omit_empty": True}
+"""The metadata of a field that is written only if it holds something."""
+
 
 def encode(value: Any) -> Any:
     """Encode settings as dicts, lists, strings, numbers, booleans and None.
@@ -26,7 +29,8 @@ def encode(value: Any) -> Any:
         {'stops': [-1.0, 1.0], 'model': {'live': 'torch.nn.modules.linear:Identity'}}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        given = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {f.name: encode(v) for f, v in given.items() if not f.metadata.get("omit_empty") or v}
     if isinstance(value, Mapping):
         return {str(k): encode(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,6 +1,6 @@
 """Helpers for tensors and trees of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optree
@@ -130,6 +130,29 @@ def check_sampled(field: str, sampled: Tensor, largest: float) -> None:
     if is_concrete(sampled) and bool((sampled > largest).any()):
         found = float(sampled.max())
         raise ValueError(f"{field} must be at most {largest:g}, as configured, got {found:g}")
+
+
+def widen(tree: Any) -> Any:
+    """Convert tensors of floats below float32 to float32; others, float64 included, stay as they are.
+
+    Args:
+        tree: A tensor, or mappings, lists and tuples of tensors; what else it holds stays.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import widen
+        >>> widen({"scores": torch.ones(2, dtype=torch.float16)})
+        {'scores': tensor([1., 1.])}
+    """
+    if isinstance(tree, Tensor):
+        if not tree.is_floating_point():
+            return tree
+        return tree.to(torch.promote_types(tree.dtype, torch.float32))
+    if isinstance(tree, Mapping):
+        return {name: widen(part) for name, part in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(widen(part) for part in tree)
+    return tree
 
 
 def take_rows(tree: Any, rows: Any) -> Any:

@@ -40,6 +40,7 @@ from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects
 from fpatch.doctor.steps import judge_pull, judge_step
 from fpatch.doctor.victims import judge_form, judge_repeats
 from fpatch.doctor.wrong_answers import judge_clean_answers
+from fpatch.study.room import find_crowded
 from fpatch.study.setup import Setup, set_up
 from fpatch.study.study import Study
 
@@ -109,6 +110,8 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     report.findings += [*judge_weights(study), *judge_counts(study, parts)]
     _examine_training(study, parts, dataset, num_rows, report)
     _examine_victims(study, parts, num_rows, report)
+    if all(f.level != "error" for f in report.findings):
+        report.findings += [Finding("warning", path, what) for path, what in find_crowded(study, parts)]
     found = [*judge_saturated(report.saturated), *report.findings]
     facts = (count_answers(answers, parts.dataset.class_names) for a in report.asked for answers in a.answers)
     return Diagnosis(tuple(_merge(found)), report.stages, tuple(facts), rows)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Values
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.graph.pipeline import Pipeline
@@ -45,7 +46,7 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
     """
     columns: dict[str, np.ndarray] = {}
     for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
-        columns |= _paired(metric, {c: values[metric].cpu().numpy() for c, values in results.items()})
+        columns |= _paired(metric, {c: widen(values[metric]).cpu().numpy() for c, values in results.items()})
     for c, values in results.items():
         columns |= {f"{group}{FINITE}/{c}": mask.numpy() for group, mask in values["finite"].items()}
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
@@ -118,7 +119,7 @@ def object_columns(
     if label is not None:
         columns["label"] = every[label].cpu().numpy()[row, place]
     for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
-        found = {c: values[metric].cpu().numpy()[row, place] for c, values in results.items()}
+        found = {c: widen(values[metric]).cpu().numpy()[row, place] for c, values in results.items()}
         columns |= _paired(split_group(metric)[0] + own[metric], found)
     for group in dict.fromkeys(split_group(metric)[0] for metric in every):
         columns |= {f"{group}{FINITE}/{c}": v["finite"][group].numpy()[row] for c, v in results.items()}

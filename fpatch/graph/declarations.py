@@ -62,6 +62,9 @@ class Traits:
         eager: Its values decide how much it computes, so that a compiled step runs it uncompiled.
         pixelwise: It makes each pixel of `image` from that pixel alone, and reads and writes nothing else. It
             also takes an image in its channels (`fpatch.ops.color.each_channel`).
+        needs: The entries of values that it cannot do without, as "name/entry": "detections/final".
+        gives: The entries that it adds, likewise. The others stay if it also reads the value, and are
+            dropped if it does not. A stage that declares none may write any.
     """
 
     geometric: bool = False
@@ -71,6 +74,8 @@ class Traits:
     compile: bool = True
     eager: bool = False
     pixelwise: bool = False
+    needs: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
 
 
 def check_config(name: str, config: Any) -> None:

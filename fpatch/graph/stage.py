@@ -142,6 +142,8 @@ def define(
     compile: bool = True,
     eager: bool = False,
     pixelwise: bool = False,
+    needs: tuple[str, ...] = (),
+    gives: tuple[str, ...] = (),
 ) -> Definition[P]:
     """Join a config, `sample` and `apply` into the factory of a stage.
 
@@ -174,6 +176,8 @@ def define(
         compile: Whether `torch.compile` traces it whole.
         eager: Whether its values decide how much it computes.
         pixelwise: Whether each pixel is made from that pixel alone.
+        needs: Entries that must be there, such as "detections/final".
+        gives: Entries that it adds, such as "detections/dense".
 
     Returns:
         The factory: `factory(**settings) -> Stage`.
@@ -199,7 +203,7 @@ def define(
     module = apply.__module__
     identity = identify(name, module)
     parts = (role, summary, init, project, fill, check, show, describe, declare, counted)
-    traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise)
+    traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise, needs, gives)
     definition = Definition(
         identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fpatch.graph.node import PHASES, Node, inside, stream_path
 from fpatch.graph.stage import ALL
+from fpatch.ops.detections import MAKERS
 from fpatch.ops.patches import check_only
 
 
@@ -63,6 +64,7 @@ def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
     """Check the laws of wiring for the nodes alive in one phase."""
     alive = {p: n for p, n in nodes.items() if n.alive(phase)}
     writers: dict[str, str] = {}
+    entries: dict[str, frozenset[str]] = {}
     carries_patch: dict[str, str] = {"patch": "the patch"}
     for index, (path, n) in enumerate(alive.items()):
         d = n.stage.definition
@@ -83,6 +85,7 @@ def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
                     f"second does not read it; rename one with node(..., writes=...) or drop one"
                 )
         _check_control(phase, path, n, carries_patch)
+        _check_entries(nodes, phase, path, entries, writers)
         if d.traits.geometric:
             _check_moved(phase, path, n, later, writers)
         for name in {"patch", "image"} & set(n.reads.values()) & set(writers):
@@ -110,6 +113,64 @@ def _check_control(phase: str, path: str, n: Node, carries: dict[str, str]) -> N
                 "control could take the patch out; declare `opacity` [b, k] in its sample, and apply it"
             )
         carries[name] = f"{name!r}, made from the patch,"
+
+
+def _check_entries(
+    nodes: Mapping[str, Node],
+    phase: str,
+    path: str,
+    entries: dict[str, frozenset[str]],
+    writers: Mapping[str, str],
+) -> None:
+    """Check that the entries which a node needs are there, and add those that it gives.
+
+    Args:
+        nodes: All nodes, by path.
+        phase: The phase.
+        path: The node.
+        entries: The known entries of each value so far, by the pipeline's names; it is updated.
+        writers: The last writer of each value so far.
+    """
+    n = nodes[path]
+    traits = n.stage.definition.traits
+    # in training a metric is skipped, and where suppression is too, nothing asks for it
+    for needed in traits.needs if phase in ("validation", "test") else ():
+        own, _, entry = needed.partition("/")
+        name = n.reads[own]
+        givers = [p for p, m in nodes.items() if entry in _given(m).get(name, ())]
+        if entry not in entries.get(name, {entry}):
+            there = " and ".join(map(repr, sorted(entries[name])))
+            way_out = _way_to(entry, path, givers, nodes, phase)
+            raise ValueError(
+                f"phase {phase!r}: node {path!r} ({n.stage.definition.name}) needs the entry {entry!r} of "
+                f"{name!r}, but {writers[name]!r} leaves only {there}; {way_out}"
+            )
+    given = _given(n)
+    for own, name in n.writes.items():
+        if name not in given:
+            entries.pop(name, None)  # any
+        elif own not in n.stage.definition.reads:
+            entries[name] = given[name]
+        elif n.reads[own] in entries:
+            entries[name] = entries[n.reads[own]] | given[name]
+
+
+def _given(n: Node) -> dict[str, frozenset[str]]:
+    """The entries that a node adds, by the pipeline's name of their value."""
+    added: dict[str, frozenset[str]] = {}
+    for path in n.stage.definition.traits.gives:
+        own, _, entry = path.partition("/")
+        added[n.writes[own]] = added.get(n.writes[own], frozenset()) | {entry}
+    return added
+
+
+def _way_to(entry: str, path: str, givers: list[str], nodes: Mapping[str, Node], phase: str) -> str:
+    """The change that brings a missing entry to a node."""
+    if not givers:
+        return MAKERS.get(entry, "add the stage that makes it")
+    if not nodes[givers[0]].alive(phase):
+        return f"{givers[0]!r} makes it, in other phases; add {phase!r} to them"
+    return f"move {path!r} below {givers[0]!r}, which makes it"
 
 
 def _check_moved(

@@ -1,8 +1,8 @@
 """The boundary around a victim: gradients reach the images and nothing else.
 
 A victim is any module. Inside the boundary, its parameters get no gradient and its state is not written,
-under every transformation outside. Operators without `torch.func` support (roi_align, NMS) work under it,
-because plain autograd runs inside.
+under every transformation outside. Its answer leaves the boundary in float32, whatever it computes in.
+Operators without `torch.func` support (roi_align, NMS) work under it, because plain autograd runs inside.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fpatch.core.tree import flatten_rows
 from fpatch.core.types import Values
-from fpatch.ops.detections import log_scores
+from fpatch.ops.detections import convert_answer, log_scores
 
 
 def check_victim(stage: str, model: Any) -> nn.Module:
@@ -51,7 +51,8 @@ def run_victim(
             and decodes the answer.
 
     Returns:
-        The answer of `ask`, a pytree of tensors [b, ...].
+        The answer of `ask`, a pytree of tensors [b, ...]: numbers in float32 (float64 for images of float64),
+        `labels` int64, `valid` bool.
 
     Raises:
         ValueError: If no answer depends on the images by autograd.
@@ -64,15 +65,20 @@ def run_victim(
         >>> images.grad.shape, model.weight.grad
         (torch.Size([2, 3, 4, 4]), None)
     """
+    dtype = torch.promote_types(images.dtype, torch.float32)
     if not torch.is_grad_enabled():
-        return ask(model, images)
+        return convert_answer(ask(model, images), dtype)
     if torch.compiler.is_compiling():  # the compiler cannot trace plain autograd inside a custom function
         frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return ask(lambda x: torch.func.functional_call(model, frozen, (x,)), images)
+
+        def frozen_call(x: Tensor) -> Any:
+            return torch.func.functional_call(model, frozen, (x,))
+
+        return convert_answer(ask(frozen_call, images), dtype)
     structure: list[Any] = []
 
     def flat(x: Tensor) -> list[Tensor]:
-        leaves, tree = optree.tree_flatten(ask(model, x))
+        leaves, tree = optree.tree_flatten(convert_answer(ask(model, x), dtype))
         structure[:] = [tree]
         if not any(leaf.requires_grad for leaf in leaves):
             raise ValueError(

@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import clip_boxes_to_image
 
-from fpatch.core.tree import constant
+from fpatch.core.tree import constant, widen
 from fpatch.ops.detections import ABSENT, log_odds_of_log, softmax_log_odds
 
 _SMALLEST_BOX_PX = 1e-2
@@ -57,7 +57,7 @@ def _faster_rcnn(model: FasterRCNN, images: ImageList, features: dict[str, Tenso
     padded = pad_sequence(found, batch_first=True)
     proposals = list(F.pad(padded, (0, 0, 0, num - padded.shape[1])).unbind())
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
-    class_logits, codes = heads.box_predictor(pooled)
+    class_logits, codes = widen(heads.box_predictor(pooled))
     boxes = heads.box_coder.decode(codes, proposals).unflatten(0, (-1, num))
     boxes = clip_boxes_to_image(boxes, images.image_sizes[0])
     logits = _softmax_without_background(class_logits).unflatten(0, (-1, num))
@@ -74,7 +74,8 @@ def _retinanet(model: RetinaNet, images: ImageList, features: dict[str, Tensor])
 def _fcos(model: FCOS, images: ImageList, features: dict[str, Tensor]) -> _Answer:
     """Return every place; its score is the geometric mean of the class and the centerness."""
     answer = model.head(list(features.values()))
-    log_scores = (F.logsigmoid(answer["cls_logits"]) + F.logsigmoid(answer["bbox_ctrness"])) / 2
+    log_class, log_center = (F.logsigmoid(widen(answer[n])) for n in ("cls_logits", "bbox_ctrness"))
+    log_scores = (log_class + log_center) / 2
     return _decode(model, images, features, answer["bbox_regression"]), log_odds_of_log(log_scores)
 
 
@@ -88,11 +89,11 @@ def _ssd(model: SSD, images: ImageList, features: dict[str, Tensor]) -> _Answer:
 def _decode(
     model: FCOS | RetinaNet | SSD, images: ImageList, features: dict[str, Tensor], codes: Tensor
 ) -> Tensor:
-    """Decode the codes of every anchor to boxes [b, n, 4], clipped to the image."""
+    """Decode the codes of every anchor to boxes [b, n, 4] in float32, clipped to the image."""
     anchors = torch.cat(model.anchor_generator(images, list(features.values())))
     coder: Any = model.box_coder
     decode_flat = coder.decode if isinstance(model, FCOS) else coder.decode_single
-    boxes = decode_flat(codes.flatten(0, 1), anchors).view_as(codes)
+    boxes = decode_flat(widen(codes).flatten(0, 1), anchors).view_as(codes)
     return clip_boxes_to_image(boxes, images.image_sizes[0])
 
 

@@ -72,5 +72,6 @@ detector = define(
     reads=("image",),
     writes=("detections",),
     role="victim",
+    gives=("detections/dense",),
     show=show_logits,
 )

@@ -16,7 +16,7 @@ from fpatch.core.checks import check_number
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.ops.detections import log_scores
+from fpatch.ops.detections import log_scores, read_dense
 from fpatch.ops.geometry import pairwise_iou
 
 
@@ -62,7 +62,7 @@ class Suppress:
 
 
 def apply(config: Suppress, patch_params: Params, sample: Sample, values: Values) -> Values:
-    dense = values["detections"]["dense"]
+    dense = read_dense(values["detections"])
     scores = log_scores(dense).exp()
     if not config.multi_label:
         best = F.one_hot(scores.argmax(-1), scores.shape[-1]).bool()
@@ -105,5 +105,13 @@ def _keep_best(
 
 
 suppress = define(
-    "suppress", Suppress, deterministic, apply, reads=("detections",), writes=("detections",), gradient=False
+    "suppress",
+    Suppress,
+    deterministic,
+    apply,
+    reads=("detections",),
+    writes=("detections",),
+    gradient=False,
+    needs=("detections/dense",),
+    gives=("detections/final",),
 )

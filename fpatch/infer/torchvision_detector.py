@@ -83,6 +83,7 @@ torchvision_detector = define(
     reads=("image",),
     writes=("detections",),
     role="victim",
+    gives=("detections/dense",),
     show=show_logits,
     compile=False,
 )

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, resolve
-from fpatch.core.tree import constant
+from fpatch.core.tree import constant, widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.infer._boundary import check_victim, run_victim, show_log_scores
@@ -128,8 +128,9 @@ def apply(config: TransformersDetector, patch_params: Params, sample: Sample, va
     def ask(model: Callable[[Tensor], Any], images: Tensor) -> dict[str, Tensor]:
         h, w = images.shape[-2:]
         answer = model(prepare(images, config.size, family))
-        center, half = answer.pred_boxes[..., :2], answer.pred_boxes[..., 2:] / 2
-        boxes = torch.cat([center - half, center + half], dim=-1) * constant([w, h, w, h], images)
+        shape = widen(answer.pred_boxes)
+        center, half = shape[..., :2], shape[..., 2:] / 2
+        boxes = torch.cat([center - half, center + half], dim=-1) * constant([w, h, w, h], shape)
         return {"boxes": boxes, "logits": _read_logits(answer.logits, family, num_labels)}
 
     return {"detections": {"dense": run_victim(model, values["image"], ask)}}
@@ -200,5 +201,6 @@ transformers_detector = define(
     reads=("image",),
     writes=("detections",),
     role="victim",
+    gives=("detections/dense",),
     show=show_log_scores,
 )

@@ -20,7 +20,8 @@ def _load_transformers(
     Weights are safetensors only, and code of a checkpoint is never run.
 
     Args:
-        weights: Path of a model.safetensors with its config.json beside it; nothing is downloaded.
+        weights: Path of a model.safetensors with its config.json beside it; nothing is downloaded. Digests
+            are recorded of both, and of preprocessor_config.json and an adapter if they are there.
         pretrained: Instead of `weights`, a name on the Hugging Face hub, such as "hustvl/yolos-tiny".
             transformers downloads and caches it.
         revision: The commit on the hub, all 40 digits: the weights of a branch may change.
@@ -75,4 +76,9 @@ def _load_model(source: str, what: str, **options: Any) -> nn.Module:
         raise ValueError(f"{what} is no object detector: {str(error).splitlines()[0]}") from error
 
 
-transformers_model = define_loader("transformers_model", _load_transformers)
+def _other_files(weights: str, **arguments: Any) -> tuple[str, ...]:
+    """The files beside the weights that decide what the network is, and how its images were prepared."""
+    return (_FILES[1], "preprocessor_config.json", "adapter_config.json", "adapter_model.safetensors")
+
+
+transformers_model = define_loader("transformers_model", _load_transformers, _other_files)

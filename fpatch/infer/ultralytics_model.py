@@ -55,7 +55,7 @@ def _load_ultralytics(
     Args:
         weights: A state dict, .safetensors or a .pt that holds nothing else; None: untrained.
         architecture: The name of a description that ships with Ultralytics, such as "yolo11n.yaml", or the
-            path of one.
+            path of one. The digest of a file is recorded beside that of the weights.
         num_classes: The number of classes; None: that of the architecture (80).
         end2end: Whether the one-to-one head answers, which needs no suppression.
         seed: The seed of the untrained network's weights.

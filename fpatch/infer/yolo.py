@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, resolve
-from fpatch.core.tree import constant, is_concrete
+from fpatch.core.tree import constant, is_concrete, widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.infer._boundary import check_victim, describe, run_victim, show_log_scores
@@ -166,6 +166,7 @@ def _decode_v4(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Tens
     if boxes.shape[2:] != (1, 4) or confidences.ndim != 3 or boxes.shape[:2] != confidences.shape[:2]:
         raise _refusal(answer, config)
     _check_classes(answer, confidences, confidences.shape[-1], config)
+    boxes = widen(boxes)
     return {
         "boxes": boxes[:, :, 0] * constant([size[1], size[0]] * 2, boxes),
         "logits": log_odds(confidences),
@@ -205,7 +206,7 @@ def _decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Ten
             "number of classes"
         )
     _check_classes(answer, found[..., 4], config.num_classes, config)
-    label = found[..., 5:].detach()
+    label = widen(found[..., 5:].detach())
     if is_concrete(label) and not bool(((label >= 0) & (label < config.num_classes)).all()):
         raise ValueError(
             f"yolo(num_classes={config.num_classes}): the answer holds class {float(label.max()):g}; "
@@ -213,7 +214,8 @@ def _decode_v10(answer: Any, size: Sequence[int], config: Yolo) -> dict[str, Ten
         )
     own = label == torch.arange(config.num_classes, device=label.device)
     logits = log_odds(found[..., 4:5])
-    return {"boxes": found[..., :4], "logits": torch.where(own, logits, torch.full_like(logits, ABSENT))}
+    own_only = torch.where(own, logits, torch.full_like(logits, ABSENT))
+    return {"boxes": widen(found[..., :4]), "logits": own_only}
 
 
 def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str, Tensor]:
@@ -227,7 +229,7 @@ def decode_one_to_one(head: Mapping[str, Any], size: Sequence[int]) -> dict[str,
             with n cells in all.
         size: Height and width of the network's input, in pixels.
     """
-    distances = head["boxes"].unflatten(1, (4, -1))
+    distances = widen(head["boxes"]).unflatten(1, (4, -1))
     bins = distances.shape[2]
     if bins > 1:
         steps = torch.arange(bins, dtype=distances.dtype, device=distances.device)
@@ -248,6 +250,7 @@ _DECODERS = {"v4": _decode_v4, "v5": _decode_v5, "v8": _decode_v8, "v10": _decod
 
 def _to_corners(boxes: Float[Tensor, "b n 4"]) -> Float[Tensor, "b n 4"]:
     """Convert center, width and height to xyxy."""
+    boxes = widen(boxes)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], dim=-1)
 
@@ -297,6 +300,7 @@ yolo = define(
     reads=("image",),
     writes=("detections",),
     role="victim",
+    gives=("detections/dense",),
     show=show_log_scores,
     declare=declare,
 )

@@ -18,7 +18,7 @@ from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.losses._detections import can_claim, check_label, find_unclaimed, mean_over_places
-from fpatch.ops.detections import ABSENT, boxes_of, score_logits
+from fpatch.ops.detections import ABSENT, boxes_of, read_dense, score_logits
 from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.stable import softplus
 
@@ -80,7 +80,7 @@ def apply(config: Hallucinate, patch_params: Params, sample: Sample, values: Val
 
 def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-odds [b, 1, n], the boxes at each place [b, k, n] bool and the valid places [b, k] bool."""
-    dense = values["detections"]["dense"]
+    dense = read_dense(values["detections"])
     logits = score_logits(dense)
     check_label("hallucinate(label)", config.label, logits.shape[-1])
     logits = logits[..., config.label]
@@ -99,7 +99,7 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
 def check(config: Hallucinate, values: Values) -> dict[str, list[str]]:
     """List the places without a box."""
     _, near, valid = _near(config, values)
-    absent = values["detections"]["dense"]["logits"][..., config.label] == ABSENT
+    absent = read_dense(values["detections"])["logits"][..., config.label] == ABSENT
     return find_unclaimed(near & ~absent[:, None], valid, values, "place")
 
 
@@ -118,6 +118,7 @@ hallucinate = define(
     writes=("hallucinate",),
     role="loss",
     counted="quad_valid",
+    needs=("detections/dense",),
     check=check,
     declare=declare,
 )

@@ -24,7 +24,7 @@ from fpatch.core.checks import check_choice, check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.losses._detections import best_boxes, mean_over_places, present
-from fpatch.ops.detections import score_logits
+from fpatch.ops.detections import read_dense, score_logits
 from fpatch.ops.geometry import box_area
 from fpatch.ops.stable import sigmoid
 
@@ -61,7 +61,7 @@ class Latency:
 
 
 def apply(config: Latency, patch_params: Params, sample: Sample, values: Values) -> Values:
-    dense, (height, width) = values["detections"]["dense"], values["image"].shape[-2:]
+    dense, (height, width) = read_dense(values["detections"]), values["image"].shape[-2:]
     logits, there = score_logits(dense).amax(-1), present(dense)
     threshold = math.log(config.score / (1 - config.score))
     below = threshold - logits if config.on == "logit" else config.score - sigmoid(logits)
@@ -80,4 +80,5 @@ latency = define(
     reads=("detections", "image"),
     writes=("latency", "latency_area"),
     role="loss",
+    needs=("detections/dense",),
 )

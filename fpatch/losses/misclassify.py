@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fpatch.core.checks import check_number
+from fpatch.core.tree import widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.losses._detections import check_label, check_labels
@@ -40,7 +41,7 @@ class Misclassify:
 
 
 def apply(config: Misclassify, patch_params: Params, sample: Sample, values: Values) -> Values:
-    logits, label = values["logits"], values["target"]
+    logits, label = widen(values["logits"]), values["target"]
     num_classes = logits.shape[-1]
     if num_classes < 2:
         raise ValueError(

@@ -22,7 +22,7 @@ from fpatch.losses._detections import (
     object_labels,
     present,
 )
-from fpatch.ops.detections import ABSENT, score_logits
+from fpatch.ops.detections import ABSENT, read_dense, score_logits
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Relabel:
 
 
 def apply(config: Relabel, patch_params: Params, sample: Sample, values: Values) -> Values:
-    dense = values["detections"]["dense"]
+    dense = read_dense(values["detections"])
     logits, claims = dense["logits"], _claims(config, values)
     num_boxes, num_classes = logits.shape[-2:]
     if num_classes < 2:
@@ -85,7 +85,7 @@ def apply(config: Relabel, patch_params: Params, sample: Sample, values: Values)
 
 
 def _claims(config: Relabel, values: Values) -> Tensor:
-    dense = values["detections"]["dense"]
+    dense = read_dense(values["detections"])
     return can_claim(values["boxes"], best_boxes(dense), config.iou) & present(dense)[:, None]
 
 
@@ -93,7 +93,7 @@ def check(config: Relabel, values: Values) -> dict[str, list[str]]:
     """List the objects that no box claims, of those that can answer the target."""
     claims = _claims(config, values)
     if config.target is not None:
-        claims = claims & (values["detections"]["dense"]["logits"][..., config.target] != ABSENT)[:, None]
+        claims = claims & (read_dense(values["detections"])["logits"][..., config.target] != ABSENT)[:, None]
     return find_unclaimed(claims, values["box_valid"], values, "object")
 
 
@@ -107,5 +107,6 @@ relabel = define(
     writes=("relabel",),
     role="loss",
     counted="box_valid",
+    needs=("detections/dense",),
     check=check,
 )

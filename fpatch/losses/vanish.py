@@ -22,7 +22,7 @@ from fpatch.losses._detections import (
     object_labels,
     of_labels,
 )
-from fpatch.ops.detections import ABSENT, Score, score_logits
+from fpatch.ops.detections import ABSENT, Score, read_dense, score_logits
 from fpatch.ops.stable import sigmoid, softplus
 
 
@@ -86,7 +86,7 @@ def apply(config: Vanish, patch_params: Params, sample: Sample, values: Values) 
 
 def _claims(config: Vanish, values: Values) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-odds of every box for every object, [b, m or 1, n], and those that count, [b, m, n]."""
-    dense = values["detections"]["dense"]
+    dense = read_dense(values["detections"])
     if config.score == "objectness" and "objectness" not in dense:
         raise ValueError(
             "vanish(score='objectness'): the victim's answer has no objectness; take score='class'"
@@ -122,6 +122,7 @@ vanish = define(
     writes=("vanish",),
     role="loss",
     counted="box_valid",
+    needs=("detections/dense",),
     check=check,
     declare=declare,
 )

@@ -7,10 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpatch.ops.detections import widen_detections
 from fpatch.ops.geometry import pairwise_iou
 
 Answers = Mapping[str, Tensor]
 """One image: `boxes` [n, 4] xyxy and `labels`; detections add `scores`, objects may add `iscrowd`."""
+
+
+COUNTED = 100
+"""COCO's average precision counts this many detections of an image and class, the best by score."""
 
 
 def answered_scores(found: Answers, truth: Answers, iou: float) -> Tensor:
@@ -39,6 +44,7 @@ def answered_scores(found: Answers, truth: Answers, iou: float) -> Tensor:
         >>> answered_scores(found, {"boxes": torch.cat([box, box + 8]), "labels": torch.tensor([0, 0])}, 0.5)
         tensor([0.7500,   -inf])
     """
+    found = widen_detections(found)
     answered = torch.full([len(truth["labels"])], -torch.inf, dtype=found["scores"].dtype)
     crowd = truth.get("iscrowd", torch.zeros_like(truth["labels"])).bool()
     overlaps = pairwise_iou(found["boxes"], truth["boxes"])
@@ -63,14 +69,15 @@ def coco_precision(
     Every number is NaN if a box or a score of a detection is not finite.
 
     Args:
-        found: Detections of each image; COCO counts the best 100 per class.
+        found: Detections of each image; COCO counts the best `COUNTED` of an image and class.
         truth: Objects of each image.
         iou_thresholds: The overlaps; None: 0.5 to 0.95, as in COCO.
         recall_thresholds: The recalls at which precision is read; None: COCO's 101, as torchmetrics rounds
             them.
 
     Returns:
-        `map`, `map_50`, `map_75` as floats; `classes`, AP by label.
+        `map`, `map_50`, `map_75` as floats; `classes`, AP by label; `left_out`, the number of detections that
+        COCO does not count.
 
     Raises:
         ImportError: If the extra `metrics` is not installed.
@@ -91,12 +98,16 @@ def coco_precision(
         backend="faster_coco_eval",
         distributed_available_fn=alone,
     )
-    metric.warn_on_many_detections = False
-    metric.update([dict(f) for f in found], [dict(t) for t in truth])
+    metric.warn_on_many_detections = False  # it warns of 100 of all classes, and COCO counts by class
+    found, truth = [widen_detections(f) for f in found], [widen_detections(t) for t in truth]
+    metric.update(found, truth)
     result = metric.compute()
     values = result["map_per_class"].reshape(-1).tolist()
     classes = dict(zip(result["classes"].reshape(-1).tolist(), map(_number, values), strict=True))
-    return {n: _number(result[n]) for n in ("map", "map_50", "map_75")} | {"classes": classes}
+    numbers = {n: _number(result[n]) for n in ("map", "map_50", "map_75")}
+    counts = [f["labels"].unique(return_counts=True)[1] for f in found]
+    left_out = sum(int((count - COUNTED).clamp(min=0).sum()) for count in counts)
+    return numbers | {"classes": classes, "left_out": left_out}
 
 
 def are_finite(found: Sequence[Answers]) -> bool:
@@ -127,9 +138,9 @@ def split_rows(
     final: Answers, boxes: Tensor, labels: Tensor, box_valid: Tensor
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
     """Return the detections and the objects of each row, without their padding."""
-    found, truth = [], []
+    found, truth, final = [], [], widen_detections(final)
     for i in range(len(boxes)):
-        keep, real = final["valid"][i], box_valid[i]
+        keep, real = final["valid"][i], box_valid[i].bool()
         found.append({n: final[n][i][keep] for n in ("boxes", "scores", "labels")})
         truth.append({"boxes": boxes[i][real], "labels": labels[i][real]})
     return found, truth

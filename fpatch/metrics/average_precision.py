@@ -1,14 +1,18 @@
 """Average precision at one IoU, by torchmetrics."""
 
+import warnings
+
 from torch import Tensor
 
-from fpatch.metrics._matching import coco_precision, split_rows
+from fpatch.metrics._matching import COUNTED, coco_precision, split_rows
 
 
 def average_precision(
     final: dict[str, Tensor], boxes: Tensor, labels: Tensor, box_valid: Tensor, iou: float = 0.5
 ) -> float:
     """Return the mean over classes of the area under the precision-recall curve.
+
+    COCO counts the best 100 detections of an image and class; a warning says how many are left out.
 
     Args:
         final: Final detections: {"boxes" [b, m, 4], "scores", "labels", "valid" [b, m]}.
@@ -31,4 +35,11 @@ def average_precision(
         >>> metrics.average_precision(final, box, label, yes)
         1.0
     """
-    return coco_precision(*split_rows(final, boxes, labels, box_valid), [iou])["map"]
+    found = coco_precision(*split_rows(final, boxes, labels, box_valid), [iou])
+    if found["left_out"]:
+        warnings.warn(
+            f"average_precision leaves out {found['left_out']} detections: as in COCO, it counts the best "
+            f"{COUNTED} of an image and class",
+            stacklevel=2,
+        )
+    return found["map"]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fpatch.core.tree import widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 
@@ -24,7 +25,7 @@ class ClassHit:
 
 
 def apply(config: ClassHit, patch_params: Params, sample: Sample, values: Values) -> Values:
-    logits, target = values["logits"], values["target"]
+    logits, target = widen(values["logits"]), values["target"]
     answer = logits.argmax(-1)
     confidence = logits.softmax(-1).gather(1, target[:, None])[:, 0]
     return {"found": answer == target, "confidence": confidence, "answer": answer}

@@ -44,6 +44,8 @@ class DetectionScore(NamedTuple):
         classes: The scores of each class, by name.
         images: The number of images of the ground truth.
         silent: The number of these images without a detection; their objects are not found.
+        left_out: The number of detections that the AP does not count. COCO counts the best 100 of an image
+            and class.
     """
 
     recall: Rate
@@ -52,6 +54,7 @@ class DetectionScore(NamedTuple):
     classes: dict[str, ClassScore]
     images: int
     silent: int
+    left_out: int = 0
 
 
 def score_detections(
@@ -125,6 +128,7 @@ def score_detections(
         classes,
         len(images),
         sum(not found[i] for i in images),
+        at_iou["left_out"],
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
+from fpatch.ops.detections import read_final
 from fpatch.ops.geometry import pairwise_iou, quad_bounds
 
 
@@ -55,7 +56,7 @@ class DetectionHit:
 
 
 def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Values) -> Values:
-    final = values["detections"]["final"]
+    final = read_final(values["detections"])
     valid = values["box_valid"]
     chosen = choose_object(values)
     label = values["labels"].gather(1, chosen)
@@ -94,4 +95,5 @@ detection_hit = define(
     optional=("quads", "quad_valid"),
     writes=("found", "displaced", "best_score", "has_object"),
     role="metric",
+    needs=("detections/final",),
 )

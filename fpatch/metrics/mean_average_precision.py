@@ -18,6 +18,7 @@ from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
 from fpatch.metrics._matching import answered_scores, are_finite, coco_precision, split_rows
+from fpatch.ops.detections import read_final
 
 _FOUND, _TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
 
@@ -30,7 +31,9 @@ class MeanAveragePrecision:
 
     - `map`: the mean over classes and the IoU thresholds 0.5 to 0.95; `map_50` and `map_75` at one IoU;
     - `recall`: the share of the objects that a detection of at least `score` answers;
-    - `map/<label>` and `recall/<label>`: the same for each class.
+    - `map/<label>` and `recall/<label>`: the same for each class;
+    - `map/left_out`: the number of detections that AP does not count, if any. COCO counts the best 100 of an
+      image and class.
 
     Numbers are NaN without objects, and where a box or a score of a detection is not finite.
 
@@ -74,7 +77,7 @@ def init(config: MeanAveragePrecision) -> dict[str, Any]:
 
 
 def update(config: MeanAveragePrecision, state: Mapping[str, Any], values: Values) -> dict[str, Any]:
-    final = values["detections"]["final"]
+    final = read_final(values["detections"])
     found, truth = split_rows(final, values["boxes"], values["labels"], values["box_valid"])
     more = {f"found/{n}": [f[n].cpu() for f in found] for n in _FOUND}
     return merge(config, state, more | {f"truth/{n}": [t[n].cpu() for t in truth] for n in _TRUTH})
@@ -96,7 +99,7 @@ def compute(config: MeanAveragePrecision, state: Mapping[str, Any]) -> dict[str,
     if not found:
         return dict.fromkeys(("map", "map_50", "map_75", "recall"), float("nan"))
     precision = coco_precision(found, truth)
-    classes = precision.pop("classes")
+    classes, left_out = precision.pop("classes"), precision.pop("left_out")
     pairs = zip(found, truth, strict=True)
     answered = torch.cat([answered_scores(f, t, config.iou) for f, t in pairs]) >= config.score
     labels = torch.cat(state["truth/labels"])
@@ -105,6 +108,7 @@ def compute(config: MeanAveragePrecision, state: Mapping[str, Any]) -> dict[str,
     if not are_finite(found):
         recall = dict.fromkeys(recall, nan)
     by_class = {f"map/{c}": value for c, value in classes.items()}
+    precision |= {"map/left_out": float(left_out)} if left_out else {}
     return precision | {"recall": recall.pop("recall")} | by_class | recall
 
 
@@ -116,6 +120,7 @@ mean_average_precision = define(
     reads=("detections", "boxes", "labels", "box_valid"),
     writes=(),
     role="metric",
+    needs=("detections/final",),
     summary=Summary(init, update, merge, compute),
     vmap=False,
 )

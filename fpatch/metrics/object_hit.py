@@ -7,6 +7,7 @@ import torch
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
+from fpatch.ops.detections import read_final
 from fpatch.ops.geometry import pairwise_iou
 
 
@@ -49,7 +50,7 @@ class ObjectHit:
 
 
 def apply(config: ObjectHit, patch_params: Params, sample: Sample, values: Values) -> Values:
-    final, label, valid = values["detections"]["final"], values["labels"], values["box_valid"]
+    final, label, valid = read_final(values["detections"]), values["labels"], values["box_valid"]
     overlaps = pairwise_iou(values["boxes"], final["boxes"])
     of_class = final["valid"][:, None] & (final["labels"][:, None] == label[..., None])
     hit = of_class & (overlaps >= config.iou) & valid[..., None]
@@ -71,4 +72,5 @@ object_hit = define(
     reads=("detections", "boxes", "labels", "box_valid"),
     writes=("object_found", "object_score", "object_label", "object_valid"),
     role="metric",
+    needs=("detections/final",),
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource, define_loader, resolve
+from fpatch.core.tree import widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import Summary, define, deterministic
 from fpatch.metrics._matching import alone
@@ -75,7 +76,7 @@ def update(config: Torchmetric, state: Mapping[str, Any], values: Values) -> dic
     for name, metric in metrics.items():
         taken = inspect.signature(metric.update).parameters
         every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-        given = {n: values[n] for n in config.inputs if every or n in taken}
+        given = {n: widen(values[n]) for n in config.inputs if every or n in taken}
         if not given:
             raise ValueError(
                 f"torchmetric(inputs): {name}.update takes {', '.join(taken)}, but is given "

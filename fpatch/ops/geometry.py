@@ -5,12 +5,13 @@ Convention:
     pixel in row i and column j is (j + 0.5, i + 0.5). Boxes are xyxy. The corners of a quad are those of the
     upright patch: top-left, top-right, bottom-right, bottom-left. Positive angles turn clockwise on screen.
 
-All functions are elementwise arithmetic in a fixed order, so a row has the same bits in any batch.
+All functions are elementwise arithmetic in a fixed order, so a row has the same bits in any batch. Boxes and
+quads of less than float32, or of whole numbers, are computed in float32.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from fpatch.core.types import Values
@@ -20,6 +21,10 @@ LABELS = ("quads", "quad_valid", "boxes", "box_valid")
 
 SMALLEST_SHARE = 0.25
 """The smallest share of its area inside the frame with which a box stays valid."""
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def quad_to_homography(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch 3 3"]:
@@ -35,7 +40,7 @@ def quad_to_homography(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*ba
         tensor([[4., 0., 2.],
                 [0., 3., 1.]])
     """
-    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (corner.unbind(-1) for corner in quads.unbind(-2))
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (corner.unbind(-1) for corner in _full(quads).unbind(-2))
     dx1, dx2, sx = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
     dy1, dy2, sy = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
     determinant = dx1 * dy2 - dx2 * dy1
@@ -99,7 +104,7 @@ def box_corners(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 2"]
     return torch.stack([x0, y0, x1, y0, x1, y1, x0, y1], dim=-1).unflatten(-1, (4, 2))
 
 
-def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+def box_area(boxes: Num[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
     """The area of a box in square pixels; 0 for an empty or inverted box.
 
     Example:
@@ -108,6 +113,7 @@ def box_area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
         >>> box_area(torch.tensor([[0.0, 0.0, 3.0, 2.0], [3.0, 0.0, 0.0, 2.0]]))
         tensor([6., 0.])
     """
+    boxes = _full(boxes)
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 
@@ -120,13 +126,11 @@ def quad_area(quads: Float[Tensor, "*batch 4 2"]) -> Float[Tensor, "*batch"]:
         >>> quad_area(torch.tensor([[2.0, 0.0], [4.0, 2.0], [2.0, 4.0], [0.0, 2.0]]))
         tensor(8.)
     """
-    x, y = quads.unbind(-1)
+    x, y = _full(quads).unbind(-1)
     return 0.5 * (x * y.roll(-1, -1) - x.roll(-1, -1) * y).sum(-1)
 
 
-def pairwise_iou(
-    a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]
-) -> Float[Tensor, "*batch n m"]:
+def pairwise_iou(a: Num[Tensor, "*batch n 4"], b: Num[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
     """The intersection over union of every box of `a` with every box of `b`; 0 where both are empty.
 
     Example:
@@ -136,7 +140,7 @@ def pairwise_iou(
         >>> pairwise_iou(boxes[:1], boxes)
         tensor([[1.0000, 0.5000]])
     """
-    a, b = a[..., :, None, :], b[..., None, :, :]
+    a, b = _full(a)[..., :, None, :], _full(b)[..., None, :, :]
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     overlap = (high - low).clamp(min=0).prod(-1)
     return overlap / (box_area(a) + box_area(b) - overlap).clamp(min=1e-9)

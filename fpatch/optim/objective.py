@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import nearest
+from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.counted import (
@@ -121,7 +122,8 @@ class Objective:
         for name, term in terms.items():
             if not isinstance(term, Tensor) or term.ndim != 1:
                 raise ValueError(_not_per_row(name, term))
-        rows = {n: t * row_weights[n] if row_weights and n in row_weights else t for n, t in terms.items()}
+        wide = {n: widen(t) for n, t in terms.items()}
+        rows = {n: t * row_weights[n] if row_weights and n in row_weights else t for n, t in wide.items()}
         value = sum(weight * rows[name].mean() for name, weight in self.weights.items() if weight)
         return Loss(value, dict(terms))  # type: ignore[arg-type]
 

@@ -20,6 +20,7 @@ from fpatch.runs.logging import open_study_log
 from fpatch.runs.opening import open_run
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
+from fpatch.study.room import warn_of_crowded
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
 from fpatch.study.study import Study
@@ -136,6 +137,7 @@ def load_trained(
     run, study = open_run(folder, resources)
     parts = set_up(study)
     check_metric(study, split)
+    warn_of_crowded(study, parts, (split,))
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(split_name(study, split))
     kernels = portable_kernels(portable or study.evaluate.portable, describe_device(study.place))

@@ -5,7 +5,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from fpatch import random
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
-from fpatch.evaluation.rates import effects, rows_with_object
+from fpatch.evaluation.rates import Success, effects, rows_with_object
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
+from fpatch.metrics import Rate
 from fpatch.runs.evaluating import Trained, load_trained, table_name
 from fpatch.runs.figures import make_figure
 from fpatch.runs.folder import Run
@@ -40,8 +41,8 @@ def evaluate_grid_run(
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
 
     `tables/<split>-grid` can be replayed like any other table. `figures/<split>-grid.png` holds heat maps of
-    all pairs of axes, or curves for one axis. `figures/<split>-grid-cells.png` holds images of the weakest
-    and strongest cells.
+    all pairs of axes, each beside a map of the difference from noise, or curves for one axis.
+    `figures/<split>-grid-cells.png` holds images of the weakest and strongest cells.
 
     Args:
         folder: The run folder.
@@ -82,12 +83,32 @@ def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
         plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)})
         return
-    panels = []
-    for y, x in itertools.combinations(axes, 2):
-        rates = {tuple(c.values.values()): c.success.rates[PATCH] for c in cells_of(table, metric, (y, x))}
-        ys, xs = (list(dict.fromkeys(table[f"{AXIS_PREFIX}{path}"].tolist())) for path in (y, x))
-        panels.append(HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys]))
-    plot_heat_maps(path, panels)
+    pairs = itertools.combinations(axes, 2)
+    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs])
+
+
+def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> HeatMap:
+    """Make the panel of two axes: success, and its difference from the strongest control of each cell."""
+    found = {tuple(c.values.values()): c.success for c in cells_of(table, metric, (y, x))}
+    ys, xs = (list(dict.fromkeys(table[f"{AXIS_PREFIX}{path}"].tolist())) for path in (y, x))
+    controls = list(dict.fromkeys(name for s in found.values() for name in s.over))
+
+    def by_cell(value: Callable[[Success], Rate]) -> list[list[Rate | None]]:
+        return [[value(found[v, u]) if (v, u) in found else None for u in xs] for v in ys]
+
+    return HeatMap(
+        (x, xs),
+        (y, ys),
+        by_cell(lambda s: s.rates[PATCH]),
+        by_cell(_over_strongest) if controls else None,
+        by_cell(lambda s: s.clean),
+        controls[0] if len(controls) == 1 else "the strongest control",
+    )
+
+
+def _over_strongest(rates: Success) -> Rate:
+    """Return the patch's rate minus that of the control with the highest rate."""
+    return rates.over[max(rates.over, key=lambda name: np.nan_to_num(rates.rates[name].value, nan=-1.0))]
 
 
 def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> Tensor:

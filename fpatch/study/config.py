@@ -142,6 +142,13 @@ def _pin(config: Any, root: Path) -> Any:
     return {n: _pin(v, root) for n, v in config.items()} if isinstance(config, Mapping) else config
 
 
+def _forget_named(table: Any) -> None:
+    """Forget the digests of the files that a resource's arguments name: they are about to change."""
+    if isinstance(table, dict) and "loader" in table and table.get("files"):
+        named = table.get("arguments", {}).values()
+        table["files"] = {name: digest for name, digest in table["files"].items() if name not in named}
+
+
 def assign(config: dict[str, Any], name: str, value: Any) -> None:
     """Set a value by dotted name in nested tables, in place; `.low` and `.high` address a range.
 
@@ -163,6 +170,8 @@ def assign(config: dict[str, Any], name: str, value: Any) -> None:
     target: Any = config
     *parents, last = name.split(".")
     for parent in parents:
+        if parent == "arguments":
+            _forget_named(target)
         if not isinstance(target, dict) or parent not in target:
             known = target if isinstance(target, dict) else ()
             raise ValueError(f"--{name}: there is no {parent!r}; {nearest(parent, known)}")
@@ -170,8 +179,11 @@ def assign(config: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(target, list) and len(target) == 2 and last in ("low", "high"):
         target[("low", "high").index(last)] = value
     elif isinstance(target, dict):
+        if last == "arguments":
+            _forget_named(target)
         target[last] = value
         if last == "weights" and "loader" in target:
-            target["sha256"] = None  # the recorded digest is that of the old file
+            target["sha256"] = None  # the recorded digests are those of the old files
+            target.pop("files", None)
     else:
         raise ValueError(f"--{name}: {'.'.join(parents)} is {target!r}, which has no {last!r}")

@@ -15,6 +15,7 @@ from fpatch.optim.severed import find_severed
 from fpatch.optim.step import StepInfo
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.counting import find_uncounted
+from fpatch.study.room import warn_of_crowded
 from fpatch.study.setup import Setup, set_up
 from fpatch.study.splits import check_metric
 from fpatch.study.study import Study
@@ -63,6 +64,7 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
             f"evaluate.best: the validation has no scalar {study.evaluate.best!r}; "
             f"{nearest(study.evaluate.best, known)}"
         )
+    warn_of_crowded(study, parts)
     return known
 
 

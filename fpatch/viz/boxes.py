@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fpatch.viz._labels import Label, corners_at, place_labels
+
 _BOX, _QUAD = "#40dc78", "#ff4040"
 
 
@@ -55,22 +57,29 @@ def plot_boxes(
     rows, aspect = math.ceil(len(images) / columns), images.shape[2] / images.shape[3]
     figure = Figure(figsize=(4 * columns, (4 * aspect + 0.3) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    written = []
     for axis in axes:
         axis.set_axis_off()
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
         h, w = image.shape[1:]
         axis.imshow(image.permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
+        labels: list[tuple[Any, Sequence[float]]] = []
         if "image_id" in batch:
             axis.set_title(f"image {int(batch['image_id'][i])}", fontsize=9)
         for (x0, y0, x1, y1), name in _valid(batch, "boxes", "labels", "box_valid", class_names, i):
             axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_BOX, linewidth=1.5))
-            _write(axis, max(x0, 0), max(y0, 0), name, _BOX, ha="left", va="top")
+            labels.append((_write(axis, x0, y0, name, _BOX), (x0, y0, x1, y1)))
         for corners, name in _valid(batch, "quads", "quad_patch", "quad_valid", patch_names, i):
             axis.add_patch(Polygon(corners, fill=False, edgecolor=_QUAD, linewidth=1.2))
             axis.plot(*np.transpose(corners[:2]), color=_QUAD, linewidth=3.5, solid_capstyle="butt")
             x, y = np.clip(corners, 0, (w, h)).mean(0)
-            _write(axis, x, y, name, _QUAD, ha="center", va="center")
+            labels.append((_write(axis, x, y, name, _QUAD), (x, y)))
         axis.set(xlim=(0, w), ylim=(h, 0))
+        written.append((axis, labels))
+    figure.set_dpi(120)
+    figure.draw_without_rendering()  # the sizes of labels are known now
+    for axis, labels in written:
+        _spread(axis, labels)
     figure.savefig(path, dpi=120)
 
 
@@ -90,5 +99,26 @@ def _valid(
     ]
 
 
-def _write(axis: Any, x: float, y: float, name: str, color: str, **where: str) -> None:
-    axis.text(x, y, name, color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1}, **where)
+def _write(axis: Any, x: float, y: float, name: str, color: str) -> Any:
+    text = axis.text(x, y, name, color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1})
+    text.set_in_layout(False)
+    return text
+
+
+def _spread(axis: Any, labels: Sequence[tuple[Any, Sequence[float]]]) -> None:
+    """Move the labels of one image so that none covers another: to a corner of its box, or to a center."""
+    to_px, x0, y0, x1, y1 = axis.transData, *axis.bbox.extents
+    wishes, extents = [], []
+    for text, place in labels:
+        extent = text.get_bbox_patch().get_window_extent()
+        size = (extent.width, extent.height)
+        px = to_px.transform(np.reshape(place, (-1, 2))) * (1, -1)  # pixels with y downwards
+        center = [(px[0, 0] - size[0] / 2, px[0, 1] - size[1] / 2)]
+        above, *others = corners_at(tuple(px.ravel()), size, 0.0) if len(px) > 1 else center
+        wishes.append(Label(size, [*others, above]))
+        extents.append(extent)
+    for (text, _), extent, (x, y) in zip(
+        labels, extents, place_labels(wishes, (x0, -y1, x1, -y0)), strict=True
+    ):
+        moved = to_px.transform(text.get_position()) + np.array([x - extent.x0, -y - extent.y1])
+        text.set_position(to_px.inverted().transform(moved))

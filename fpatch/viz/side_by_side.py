@@ -9,8 +9,10 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fpatch.viz._labels import Box, Label, corners_at, place_labels
+
 _FOUND, _TRUTH, _INK, _PAPER = (255, 64, 64), (64, 220, 120), (20, 20, 20), (255, 255, 255)
-_FONT_PX = 14
+_FONT_PX, _PAD_PX = 14, 2
 
 
 class Panel(NamedTuple):
@@ -19,7 +21,8 @@ class Panel(NamedTuple):
     Attributes:
         image: [3, h, w] in 0..1.
         caption: A line above the image.
-        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]}, drawn in red if finite, or None.
+        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]}, drawn in red if finite, the best on
+            top, or None.
         truth: Boxes [k, 4], drawn in green, or None. All boxes are xyxy in pixels of the image.
 
     Example:
@@ -83,7 +86,6 @@ def _font(text: str, width: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFon
 def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) -> Image.Image:
     array = (panel.image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     scale = width / array.shape[1]
-    font = ImageFont.load_default(size=_FONT_PX)
     strip = 22
     picture = Image.new("RGB", (width, strip + round(array.shape[0] * scale)), _PAPER)
     enlarged = Image.fromarray(array).resize((width, picture.height - strip), Image.Resampling.BICUBIC)
@@ -91,22 +93,42 @@ def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) ->
     canvas = ImageDraw.Draw(picture)
     canvas.text((2, 2), panel.caption, fill=_INK, font=_font(panel.caption, width - 4))
 
-    def place(box: Tensor) -> list[float]:
-        far = 2.0 * max(picture.size)  # Pillow draws no coordinate beyond 32 bits
+    far = 2.0 * max(picture.size)  # Pillow draws no coordinate beyond 32 bits
+
+    def place(box: Tensor) -> Box:
         x0, y0, x1, y1 = (box * scale).clamp(-far, far).tolist()
-        return [x0, y0 + strip, max(x1, x0), max(y1, y0) + strip]
+        return x0, y0 + strip, max(x1, x0), max(y1, y0) + strip
 
     for box in panel.truth if panel.truth is not None else ():
         canvas.rectangle(place(box), outline=_TRUTH, width=1)
-    found = panel.detections
-    if found is not None:
+    if panel.detections is not None:
+        found = panel.detections
         shown = found["valid"] & (found["scores"] >= score) & found["boxes"].isfinite().all(-1)
-        for i in shown.nonzero()[:, 0].tolist():
-            corners, label = place(found["boxes"][i]), int(found["labels"][i])
-            name = class_names[label] if 0 <= label < len(class_names) else str(label)
-            canvas.rectangle(corners, outline=_FOUND, width=3)
-            text = f"{name} {float(found['scores'][i]):.2f}"
-            corner = (corners[0] + 3, corners[1] + 2)
-            canvas.rectangle(canvas.textbbox(corner, text, font=font), fill=_FOUND)
-            canvas.text(corner, text, fill=_PAPER, font=font)
+        order = found["scores"].argsort(descending=True, stable=True)
+        best_first = [i for i in order.tolist() if shown[i]]
+        boxes = [place(found["boxes"][i]) for i in best_first]
+        texts = [_title(found, i, class_names) for i in best_first]
+        _draw_answers(canvas, boxes, texts, (0.0, strip, width, picture.height))
     return picture
+
+
+def _title(found: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> str:
+    label = int(found["labels"][i])
+    name = class_names[label] if 0 <= label < len(class_names) else str(label)
+    return f"{name} {float(found['scores'][i]):.2f}"
+
+
+def _draw_answers(canvas: ImageDraw.ImageDraw, boxes: list[Box], texts: list[str], bounds: Box) -> None:
+    """Draw boxes and their labels, given best first: the best is on top and has the best place."""
+    fonts = [_font(text, int(bounds[2] - bounds[0]) - 2 * _PAD_PX) for text in texts]
+    extents = [font.getbbox(text) for font, text in zip(fonts, texts, strict=True)]
+    sizes = [(x1 - x0 + 2 * _PAD_PX, y1 - y0 + 2 * _PAD_PX) for x0, y0, x1, y1 in extents]
+    labels = [Label(size, corners_at(box, size, 3.0)) for size, box in zip(sizes, boxes, strict=True)]
+    corners = place_labels(labels, bounds)
+    for box in reversed(boxes):
+        canvas.rectangle(box, outline=_FOUND, width=3)
+    for (x, y), (w, h), (left, top, _, _), text, font in reversed(
+        list(zip(corners, sizes, extents, texts, fonts, strict=True))
+    ):
+        canvas.rectangle((x, y, x + w - 1, y + h - 1), fill=_FOUND)
+        canvas.text((x + _PAD_PX - left, y + _PAD_PX - top), text, fill=_PAPER, font=font)

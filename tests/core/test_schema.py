@@ -21,6 +21,7 @@ from fpatch.core.resource import Loader, Resource, define_loader, resolve
 from fpatch.core.schema import decode, encode, to_toml
 from fpatch.core.types import Range
 from fpatch.graph.stage import Definition
+from fpatch.study.config import assign
 
 
 @dataclass(frozen=True)
@@ -294,3 +295,73 @@ def test_an_unknown_loader_is_refused():
         ValueError, match="resource: no loader 'test_schema:numbr'; did you mean 'test_schema:number'"
     ):
         _ = Resource("test_schema:numbr").value
+
+
+# -- a model in several files
+
+
+def load_described(weights: str, description: str) -> str:
+    """The text of three files: weights, a description that an argument names, and data beside the weights."""
+    paths = Path(weights), Path(description), Path(weights).with_name("external.data")
+    return " ".join(path.read_text() for path in paths)
+
+
+described = define_loader("described", load_described, lambda weights, description: ["external.data", "no"])
+
+
+@pytest.fixture
+def parts(tmp_path) -> dict[str, Path]:
+    paths = {n: tmp_path / n for n in ("weights.bin", "model.yaml", "external.data")}
+    for name, path in paths.items():
+        path.write_text(name[0])
+    return paths
+
+
+def test_all_files_of_a_model_have_digests(parts):
+    made = described(parts["weights.bin"], description=str(parts["model.yaml"]))
+    digests = {str(parts["model.yaml"]): file_digest(parts["model.yaml"])}
+    assert made.files == digests | {"external.data": file_digest(parts["external.data"])}
+    assert made.value == "w m e"
+    assert decode(Resource, through_json(made), "x") == made
+    assert str(made).startswith("test_schema:described(weights.bin + external.data, description=")
+    study = {"loader": made.loader, "weights": "weights.bin", "arguments": dict(made.arguments)}
+    assert decode(Resource, study, "x").pinned(parts["weights.bin"].parent).files == made.files
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "model.yaml", "external.data"])
+def test_each_changed_or_missing_file_is_named(parts, name):
+    made = described(parts["weights.bin"], description=str(parts["model.yaml"]))
+    before = parts[name].read_text()
+    parts[name].write_text("other")
+    with pytest.raises(ValueError, match=rf"{name} has changed: sha256 .* restore the file or train again"):
+        _ = made.value
+    parts[name].unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}: no such file"):
+        _ = made.value
+    parts[name].write_text(before)
+    assert made.value == "w m e"
+
+
+def test_a_record_without_other_digests_opens_as_before(parts):
+    """A record of one file has the same config as before; an old one of several files is checked by one."""
+    weights = str(parts["weights.bin"])
+    old = Resource(described.name, weights, file_digest(weights), {"description": str(parts["model.yaml"])})
+    assert "files" not in encode(old)
+    parts["external.data"].write_text("x")
+    assert old.value == "w m x"
+    pinned = old.pinned(parts["weights.bin"].parent)
+    assert set(pinned.files) == {str(parts["model.yaml"])}
+
+
+def test_other_weights_and_arguments_have_their_own_digests(parts, tmp_path):
+    made = described(parts["weights.bin"], description=str(parts["model.yaml"]))
+    config = {"model": encode(made)}
+    second = tmp_path / "second.yaml"
+    second.write_text("s")
+    assign(config, "model.arguments.description", str(second))
+    again = decode(Resource, config["model"], "x").pinned(tmp_path)
+    assert again.files == {"external.data": made.files["external.data"], str(second): file_digest(second)}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "weights.bin").write_text("2")
+    assign(config, "model.weights", "other/weights.bin")
+    assert set(decode(Resource, config["model"], "x").pinned(tmp_path).files) == {str(second)}

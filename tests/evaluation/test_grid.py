@@ -13,13 +13,14 @@ from fpatch import compose, random
 from fpatch.cli.main import main
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.grid import cells_of, evaluate_grid
-from fpatch.evaluation.rates import success
+from fpatch.evaluation.rates import Success, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
-from fpatch.metrics import wilson
+from fpatch.metrics import Rate, wilson
 from fpatch.runs.evaluating import load_trained
-from fpatch.runs.grid import evaluate_grid_run
+from fpatch.runs.grid import _over_strongest, evaluate_grid_run
 from fpatch.viz import HeatMap, plot_heat_maps
+from fpatch.viz._names import show_values, wrap_name
 
 KEY = random.key(8)
 STOPS = "camera/exposure/stops"
@@ -182,3 +183,87 @@ def test_a_heat_map_tells_every_rate_and_its_count(tmp_path, monkeypatch):
     rates = [[wilson(np.array([True, False]), np.array([0, 1])), None]]
     plot_heat_maps(tmp_path / "a.png", [HeatMap(("x", [1.0, 2.0]), ("y", ["only"]), rates)])
     assert written == [(0, 0, "50"), (0, 0, "n 2")]
+
+
+def rate(value, half=0.1, count=60):
+    return Rate(value, value - half, value + half, count, 30)
+
+
+def two_maps(num_columns, num_rows, x="camera/exposure/stops", y="camera/blur/sigma_px"):
+    """A patch that is as good as noise in the hottest column only."""
+    success = np.linspace(0.3, 0.9, num_columns)
+    over = np.linspace(0.3, 0.0, num_columns)
+    return HeatMap(
+        (x, np.linspace(-1, 1, num_columns).tolist()),
+        (y, np.linspace(0, 3, num_rows).tolist()),
+        [[rate(v) for v in success]] * num_rows,
+        [[rate(v) for v in over]] * num_rows,
+        [[rate(1 - v / 2) for v in success]] * num_rows,
+        "noise",
+    )
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that are saved."""
+    from matplotlib.figure import Figure
+
+    kept, save = [], Figure.savefig
+
+    def keep(self, *arguments, **options):
+        kept.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept
+
+
+def texts_of(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, saved):
+    plot_heat_maps(tmp_path / "a.png", [two_maps(3, 2)])
+    success, difference = saved[0].axes[:2]
+    assert texts_of(success)[:2] == ["30", "n 60\nclean 85 %"]
+    assert texts_of(difference)[:6] == ["+30", "[20, 40]", "+15", "[5, 25]", "0", "[-10, 10]"]
+    hatched = {(p.get_x() + 0.5, p.get_y() + 0.5) for p in difference.patches if p.get_hatch()}
+    assert hatched == {(2.0, 0.0), (2.0, 1.0)}  # the hottest column of the other map
+    low, high = difference.images[0].get_clim()
+    assert low == -high  # zero is the neutral color
+    red, green, blue, _ = difference.images[0].to_rgba(0.0)
+    assert min(red, green, blue) > 0.95
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 3), (12, 12)])
+@pytest.mark.parametrize(
+    "name", ["stops", "victims/a_group_with_a_long_name/another_one_inside/exposure/stops"]
+)
+def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved, columns, rows, name):
+    """Every warning is an error here, also that no layout is possible."""
+    plot_heat_maps(tmp_path / "a.png", [two_maps(columns, rows, name, name)])
+    figure = saved[0]
+    for axis in figure.axes[:2]:
+        cell_width, cell_height = axis.bbox.width / columns, axis.bbox.height / rows
+        for text in axis.texts:
+            extent = text.get_window_extent()
+            assert extent.width < cell_width
+            assert extent.height < cell_height / 1.5
+        for label in (axis.xaxis.label, axis.yaxis.label):
+            extent = label.get_window_extent()
+            assert extent.x0 >= 0
+            assert extent.y0 >= 0
+            assert extent.y1 <= figure.bbox.height
+
+
+def test_the_strongest_control_is_the_one_to_beat():
+    rates = {"patch": rate(0.9), "noise": rate(0.2), "flat": rate(0.7)}
+    over = {"noise": rate(0.7), "flat": rate(0.2)}
+    nothing = {"displaced": {}, "gone": {}, "missed": {}, "drop": {}}
+    assert _over_strongest(Success(rates=rates, over=over, clean=rate(1.0), **nothing)) is over["flat"]
+
+
+def test_names_are_shortened_in_the_middle_and_numbers_stay_apart():
+    assert wrap_name("abc") == "abc"
+    assert wrap_name("x" * 100).split("\n")[1] == "..."
+    assert show_values([0.1234567, 0.1234568]) == ["0.1234567", "0.1234568"]

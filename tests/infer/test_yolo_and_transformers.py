@@ -4,6 +4,7 @@ The networks are real and untrained; the weights of their class heads are scaled
 """
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from fpatch import infer
+from fpatch.core.files import file_digest
 from fpatch.core.tree import to_device
 from fpatch.graph.build import build
 from fpatch.infer.transformers_detector import target_size
@@ -685,7 +687,10 @@ def test_safetensors_with_their_config_are_loaded(tmp_path):
     size = {"height": 32, "width": 32}
     found, expected = (dense_of(infer.transformers_detector(m, size=size)) for m in (loaded, model))
     assert torch.equal(found["logits"], expected["logits"])
+    assert named.files == {"config.json": file_digest(tmp_path / "config.json")}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match=r"config.json has changed: sha256"):
+        _ = dataclasses.replace(named).value
     with pytest.raises(ValueError, match="is no object detector"):
         _ = infer.transformers_model(tmp_path / "model.safetensors").value
     (tmp_path / "config.json").unlink()

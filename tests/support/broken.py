@@ -206,6 +206,13 @@ def apply_blend(config: Any, patch_params: Any, sample: Any, values: Any) -> dic
     return {"image": values["scene"] * (1 - alpha) + color * alpha}
 
 
+# -- types
+
+
+def apply_in_own_type(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return {"squares": values["logits"].square().sum(-1)}
+
+
 # -- settings and compilation
 
 
@@ -352,6 +359,17 @@ BROKEN = {
     "vmapped_gradient_equals_a_loop": photo_case("first_backward", apply=apply_first_member_backward),
     "opacity_0_is_the_clean_scene": case(
         define("blend", Config, draw_opacity, apply_blend, reads=("scene", "patch"), writes=("image",))()
+    ),
+    "dtypes_of_user_models_never_reach_geometry": case(
+        define(
+            "own_type",
+            Config,
+            deterministic,
+            apply_in_own_type,
+            reads=("logits",),
+            writes=("squares",),
+            role="metric",
+        )()
     ),
     "config_rebuilds_it": photo_case("halved", config=Halved),
     "compiled_equals_eager": photo_case("unless_compiled", apply=apply_unless_compiled),

@@ -3,6 +3,8 @@
 What a law varies among the inputs of a case are its *leaves*: parameters, patches, image, logits.
 """
 
+import copy
+import dataclasses
 import io
 import json
 import random as python_random
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typecheck import unchecked
 
 from fpatch import random
+from fpatch.core.resource import resolve
 from fpatch.core.tree import to_device
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.build import build
@@ -567,6 +570,96 @@ def opacity_0_is_the_clean_scene(case: Case) -> None:
         if "opacity" in wrapped.get(path, {}):
             assert_equal(written["image"], below)
         below = written.get("image", written.get("scene", below))
+
+
+# -- types
+
+
+def takes_answers(case: Case) -> bool:
+    """Return whether a model in the case answers, or the case is given answers."""
+    return bool({"detections", "logits"} & set(case.batch) or "victim" in roles(case))
+
+
+def roles(case: Case) -> list[str]:
+    return [s.definition.role for s in case.stages]
+
+
+@law(applies=takes_answers)
+def dtypes_of_user_models_never_reach_geometry(case: Case) -> None:
+    """What a model answers in another type counts as the same numbers in float32, bit for bit."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int32):
+        found, expected = (typed_results(case, dtype, back) for back in (False, True))
+        if dtype == torch.float64:  # decoded, or gathered, with more digits
+            assert_equal(found if "victim" in roles(case) else in_single(found), expected, 1e-5)
+        else:
+            assert_equal(found, expected)
+
+
+def hooked_part(model: Any) -> Any:
+    """The part of a network whose answer the library reads."""
+    if hasattr(model, "roi_heads"):
+        return model.roi_heads.box_predictor
+    return model.head if hasattr(model, "transform") else model
+
+
+def typed_results(case: Case, dtype: torch.dtype, back: bool) -> dict[str, Tree]:
+    """All that is written and summarized where every answer is in a type, or has gone there and back."""
+    batch = {
+        n: retyped(v, dtype, back, n) if n in ("detections", "logits") else v for n, v in case.batch.items()
+    }
+    whole = case.subject if isinstance(case.subject, Pipeline) else Pipeline({"stage": node(case.subject)})
+    victims = {p: n for p, n in whole.items() if n.stage.definition.role == "victim"}
+    changed = {}
+    for path, n in victims.items():
+        model = copy.deepcopy(resolve(n.stage.config.model))
+        hooked_part(model).register_forward_hook(lambda module, inputs, out: retyped(out, dtype, back))
+        stage = Stage(n.stage.definition, dataclasses.replace(n.stage.config, model=model))
+        changed[path] = dataclasses.replace(n, stage=stage)
+    whole = whole | changed
+    sample = whole.sample(KEY, batch)
+    params = {n: value.clone().requires_grad_() for n, value in case.params.items()}
+    if victims and "image" in batch:  # through the boundary of gradients
+        batch["image"] = batch["image"].clone().requires_grad_()
+    with unchecked():
+        out, seen = whole.observe(params, sample, batch, want=written_names(case))
+    for path, values in seen.items():
+        stage = whole[path].stage
+        assert stage.definition.summary is not None
+        init, update, _, compute = stage.definition.summary
+        numbers = compute(stage.config, update(stage.config, init(stage.config), values))
+        out |= {f"{path}/{n}": torch.tensor(value) for n, value in numbers.items()}
+    return {n: optree.tree_map(Tensor.detach, out[n]) for n in out if n != "detections" or victims} | {
+        f"final/{n}": v for n, v in out.get("detections", {}).get("final", {}).items() if not victims
+    }
+
+
+def retyped(tree: Tree, dtype: torch.dtype, back: bool, name: str = "") -> Tree:
+    """The numbers rounded to a type, and maybe converted back; whole numbers are boxes only."""
+    if isinstance(tree, Mapping):
+        made = {n: retyped(part, dtype, back, n) for n, part in tree.items()}
+        if type(tree) is dict:
+            return made
+        answer: Any = tree  # of transformers
+        for n, part in made.items():
+            answer[n] = part
+        return answer
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(retyped(part, dtype, back, name) for part in tree)
+    if not isinstance(tree, Tensor) or not tree.is_floating_point():
+        return tree
+    if dtype == torch.int32:
+        if name != "boxes":
+            return tree
+        rounded = tree.round()
+        return rounded if back else rounded.to(dtype)
+    # a probability that rounds to 1 has the log-odds of its type
+    rounded = tree.to(dtype)
+    rounded = rounded.masked_fill((rounded == 1) & (tree != 1), 0.5)
+    return rounded.float() if back else rounded
+
+
+def in_single(tree: Tree) -> Tree:
+    return optree.tree_map(lambda x: x.float() if x.is_floating_point() else x, tree)
 
 
 # -- settings and compilation
