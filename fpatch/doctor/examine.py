@@ -35,6 +35,7 @@ from fpatch.doctor.observations import (
     measure_stage,
     view_patches,
 )
+from fpatch.study.goals import judge_goals
 from fpatch.study.setup import set_up
 from fpatch.study.study import Study
 
@@ -77,6 +78,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     batch = dataset.batch(_choose(dataset, num_rows))
     key = random.fold_in(random.fold_in(parts.initial.key, "train"), 0)
     findings = list(judge_weights(study))
+    findings += [Finding("warning", where, what) for where, what in judge_goals(study)]
     stages: dict[str, StageFacts] = {}
     saturated: dict[str, dict[str, Saturation]] = {}
     pipeline = parts.objective.pipeline

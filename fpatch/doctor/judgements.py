@@ -198,7 +198,7 @@ def judge_victim(
     saturated: dict[str, dict[str, Saturation]],
 ) -> Iterator[Finding]:
     """Run an evaluated phase on a few images without a patch; add its saturated stages to `saturated`."""
-    pipeline = study.pipeline.at(phase)
+    pipeline = study.placed.at(phase)
     batch = dataset.batch(dataset.image_ids[:num_rows])
     try:
         with torch.no_grad():
