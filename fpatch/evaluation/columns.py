@@ -86,14 +86,23 @@ def goal_columns(
         class_names: The names of the classes; a class beyond them is called by its number.
         count: The number of rows.
         objects: True for the metrics of the table of objects, False for those of the table of rows.
+
+    Raises:
+        ValueError: If a node writes `found` and `reached` in different groups.
     """
-    reached = f"{OBJECT}{REACHED}" if objects else REACHED
+    found, reached = (f"{OBJECT if objects else ''}{name}" for name in ("found", REACHED))
     columns = {}
-    for n in pipeline.values():
+    for path, n in pipeline.items():
         goal = getattr(n.stage.config, "goal", None)
         if "goal" in n.stage.definition.classes and goal is not None and reached in n.writes:
             name = class_names[goal] if goal < len(class_names) else f"class {goal}"
-            columns[f"{split_group(n.writes[reached])[0]}{GOAL}"] = np.full(count, name)
+            group = split_group(n.writes[reached])[0]
+            if split_group(n.writes.get(found, reached))[0] != group:
+                raise ValueError(
+                    f"node {path!r} writes {found!r} as {n.writes[found]!r}, but {reached!r} as "
+                    f"{n.writes[reached]!r}, so that the rate would have no goal; wire both into one group"
+                )
+            columns[f"{group}{GOAL}"] = np.full(count, name)
     return columns
 
 

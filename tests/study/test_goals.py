@@ -12,7 +12,20 @@ import torch
 from cases import make_inputs
 from torch import nn
 
-from fpatch import Run, evaluate_run, losses, metrics, node, pipeline, random, replay_run, train
+from fpatch import (
+    Resource,
+    Run,
+    evaluate,
+    evaluate_run,
+    infer,
+    losses,
+    metrics,
+    node,
+    pipeline,
+    random,
+    replay_run,
+    train,
+)
 from fpatch.cli.main import main
 from fpatch.core.resource import define_loader
 from fpatch.data import write_image
@@ -337,3 +350,44 @@ def test_a_transfer_between_goals_is_refused(tmp_path):
         transfer(pipelines, patches, dataset, random.key(1))
     both = transfer({n: pipelines["aimed"] for n in pipelines}, patches, dataset, random.key(1))
     assert both.goal == "nothing"
+
+
+def test_every_victim_of_several_has_the_goal_in_its_group(tmp_path):
+    """And its table replays, with the name of the class in it."""
+    plain = tiny_study(tmp_path)
+    hit = node(metrics.class_hit(goal="nothing"), phases="eval")
+    victims = {name: infer.classifier(Resource("demo.brightness")) for name in ("a", "b")}
+    made = plain.pipeline.without("misclassify", "hit", "victim") | {
+        "victims": infer.ensemble(victims, {"misclassify": losses.misclassify("nothing"), "hit": hit}),
+    }
+    terms = {f"victims/{name}/misclassify": 1.0 for name in victims}
+    settings = replace(plain.evaluate, metric="victims/b/found")
+    study = replace(plain, pipeline=made, objective=ObjectiveConfig(terms), evaluate=settings)
+    assert [*judge_goals(study)] == []
+    finished = train(study)
+    _, rates = evaluate_run(finished.folder)
+    assert (rates.goal, rates.rates["patch"].value) == ("nothing", 1.0)
+    assert set(finished.load_table("test")["victims/a/goal"]) == {"nothing"}
+    assert not replay_run(finished.folder)[0].differences
+    untargeted = {"pipeline.victims/a/hit.goal": None}
+    assert {where for where, _ in judge_goals(vary(study, untargeted))} == set()  # the metric is that of b
+    aimed = {where: what for where, what in judge_goals(vary(study, {"pipeline.victims/b/hit.goal": None}))}
+    assert aimed["victims/b/hit"].endswith("set pipeline.victims/b/hit.goal = 'nothing'")
+
+
+def test_a_goal_given_later_stays_in_the_group_of_its_victim(tmp_path):
+    """And one that was wired apart from the answers that it belongs to is refused."""
+    plain = tiny_study(tmp_path)
+    parts = {"hit": node(metrics.class_hit(), phases="eval")}
+    made = plain.pipeline.without("hit", "victim", "misclassify") | {
+        "v": infer.ensemble({n: infer.classifier(Resource("demo.brightness")) for n in ("a", "b")}, parts)
+    }
+    study = replace(plain, pipeline=made)
+    aimed = vary(study, {"pipeline.v/b/hit.goal": "nothing"}).pipeline
+    assert aimed["v/b/hit"].writes["reached"] == "v/b/reached"
+    assert aimed["v/a/hit"].writes == study.pipeline["v/a/hit"].writes
+    apart = node(metrics.class_hit(goal=1), phases="eval", writes={"found": "stop/found"})
+    test = (plain.pipeline.without("misclassify") | {"hit": apart}).at("test")
+    params, dataset = test.init(random.key(0)), plain.data.open().split("test")
+    with pytest.raises(ValueError, match="'stop/found', but 'reached' as 'reached', so that the rate would"):
+        evaluate(test, params, dataset, random.key(1))
