@@ -8,7 +8,7 @@ import numpy as np
 
 from fpatch.core.checks import check_number, nearest
 from fpatch.evaluation.columns import finite_mask
-from fpatch.evaluation.rates import rows_with_object
+from fpatch.evaluation.means import rows_with_object
 from fpatch.metrics import Rate
 from fpatch.ops.intervals import FEW_IMAGES, resample
 

@@ -45,7 +45,7 @@ def run_again(words: Sequence[str]) -> int:
 
 def _asks(options: argparse.Namespace) -> bool:
     folders = [Path(f) for f in getattr(options, "run_folders", [getattr(options, "run_folder", "")]) if f]
-    if getattr(options, "portable", False):
+    if options.overrides.get("evaluate.portable") is True:
         return True
     if hasattr(options, "verify"):
         recorded = _read(folders[0] / f"tables/{options.table or 'test'}.json", "execution")

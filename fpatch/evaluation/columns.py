@@ -86,6 +86,18 @@ def finite_mask(table: Mapping[str, np.ndarray], column: str) -> np.ndarray:
     return np.logical_and.reduce([every, *(table[name].astype(bool) for name in names if name in table)])
 
 
+def numbers_of(table: Mapping[str, np.ndarray], column: str) -> np.ndarray:
+    """Return a column of results as numbers, NaN in the rows that are not finite."""
+    numbers = table[column].astype(np.float64)
+    return np.where(finite_mask(table, column) & np.isfinite(numbers), numbers, np.nan)
+
+
+GOAL, REACHED, GOAL_SCORE = "goal", "reached", "goal_score"
+"""Names of a targeted metric: its class, whether the victim answers it, and the score of that answer."""
+
+ANSWER = "answer"
+"""A metric that is a label."""
+
 OBJECT = "object_"
 """The prefix of metrics per object; the table of objects omits it."""
 
@@ -126,9 +138,41 @@ def object_columns(
     return columns
 
 
+def goal_columns(
+    pipeline: Pipeline, class_names: Sequence[str], count: int, objects: bool = False
+) -> dict[str, np.ndarray]:
+    """Make the column `goal` of every targeted metric, in its group: the name of the class, in every row.
+
+    Args:
+        pipeline: The pipeline of the evaluated phase.
+        class_names: The names of the classes; a class beyond them is called by its number.
+        count: The number of rows.
+        objects: True for the metrics of the table of objects, False for those of the table of rows.
+
+    Raises:
+        ValueError: If a node writes `found` and `reached` in different groups.
+    """
+    found, reached = (f"{OBJECT if objects else ''}{name}" for name in ("found", REACHED))
+    columns = {}
+    for path, n in pipeline.items():
+        goal = getattr(n.stage.config, "goal", None)
+        if "goal" in n.stage.definition.classes and goal is not None and reached in n.writes:
+            name = class_names[goal] if goal < len(class_names) else f"class {goal}"
+            group = split_group(n.writes[reached])[0]
+            if split_group(n.writes.get(found, reached))[0] != group:
+                raise ValueError(
+                    f"node {path!r} writes {found!r} as {n.writes[found]!r}, but {reached!r} as "
+                    f"{n.writes[reached]!r}, so that the rate would have no goal; wire both into one group"
+                )
+            columns[f"{group}{GOAL}"] = np.full(count, name)
+    return columns
+
+
 def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Make the columns `<metric>/<condition>`, and the patch minus each other condition."""
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
+    if split_group(metric)[1] == ANSWER:
+        return columns  # the difference of two labels says nothing
     numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
     for c in (c for c in numbers if c != PATCH):
         with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN

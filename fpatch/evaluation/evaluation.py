@@ -20,6 +20,7 @@ from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Dataset, rows
 from fpatch.evaluation.blocks import blocks, measure
 from fpatch.evaluation.columns import (
+    goal_columns,
     metric_names,
     object_columns,
     result_columns,
@@ -102,8 +103,11 @@ def evaluate(
         sample = pipeline.sample(keys, batch if part.start else copy_readable(batch))  # checked once on a GPU
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
-        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
-        objects.append(object_columns(results, batch, metrics))
+        goals = goal_columns(pipeline, dataset.class_names, len(keys))
+        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)
+        found = object_columns(results, batch, metrics)
+        counted = len(found.get("image_id", ()))
+        objects.append(found | goal_columns(pipeline, dataset.class_names, counted, objects=True))
         for c, values in results.items():
             states[c] = update_states(pipeline, states[c], values["seen"], values["seen_finite"])
         kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
@@ -122,7 +126,8 @@ class Evaluation(NamedTuple):
         table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
             `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
             `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `<group>finite/<condition>`
-            (whether all that the metrics of a group rest on is finite), `digest/<condition>`.
+            (whether all that the metrics of a group rest on is finite), `digest/<condition>`; `goal`, the
+            name of the class, of a targeted metric.
         conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
         objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as

@@ -5,6 +5,9 @@ attack succeeds if the victim does not find it with the patch: the object is *di
 answers beside it, and *gone* otherwise. For *missed* every row with an object counts, so that the victim's
 own failures, the entry "none", stand beside those that a patch causes.
 
+A *targeted* attack has a goal: the class that the victim shall answer. It succeeds if the victim answers it
+with the patch. Rows whose own class is the goal do not count.
+
 A row is an image under a draw; in the table of objects, one object of such an image.
 
 A rate is given only if all that it rests on is finite. A condition with a row that is not finite has NaN for
@@ -17,21 +20,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation.columns import finite_mask, is_finite_column, split_group
+from fpatch.evaluation.columns import (
+    GOAL,
+    GOAL_SCORE,
+    REACHED,
+    finite_mask,
+    numbers_of,
+    split_group,
+)
 from fpatch.evaluation.conditions import NONE, PATCH
-from fpatch.evaluation.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
-from fpatch.ops.intervals import TOO_FEW_IMAGES, Z
 
 Table = Mapping[str, np.ndarray]
 """Columns of equal length by name, one entry per row."""
 
 SCORES = ("best_score", "score", "confidence")
 """Metrics of the victim's confidence in the object, by priority."""
-
-
-_HAS_OBJECT = f"has_object/{NONE}"
-"""Whether a row has an object, in the group of its metric."""
 
 
 class NotFinite(NamedTuple):
@@ -48,13 +52,24 @@ class NotFinite(NamedTuple):
     first: str
 
 
+def question(goal: str | None) -> str:
+    """Return the meaning of a success: "not found with the patch", or the goal is answered with it."""
+    return "not found with the patch" if goal is None else f"answered {goal!r} with the patch"
+
+
+def axis_label(goal: str | None) -> str:
+    """Return the label of an axis of success rates, for matplotlib."""
+    return "attack success (%)" if goal is None else f"{question(goal)} (%)".replace("$", r"\$")
+
+
 class Success(NamedTuple):
     """Success rates of one evaluation.
 
     Attributes:
         rates: The success rate of each condition but "none", over the rows found without a patch, with
             Wilson intervals over images.
-        displaced: The part of each rate with a box beside the object; empty without that metric.
+        displaced: The part of each rate with a box beside the object; empty without that metric, and for a
+            targeted attack.
         gone: The rest of each rate.
         over: The patch's rate minus that of each control, paired, bootstrapped over images.
         clean: The share of rows with an object where it is found without a patch: the denominator.
@@ -62,6 +77,8 @@ class Success(NamedTuple):
         drop: The mean loss of the victim's score per condition but "none", over the rows found without a
             patch, bootstrapped over images; empty without such a metric.
         not_finite: The conditions whose rates are NaN because an image, an answer or a metric is not finite.
+        gain: The mean gain of the goal's score, likewise; empty without a goal.
+        goal: The name of the class that a targeted attack wants answered; None: any but the own one.
 
     Example:
         >>> import numpy as np
@@ -82,6 +99,13 @@ class Success(NamedTuple):
     missed: dict[str, Rate]
     drop: dict[str, Rate]
     not_finite: dict[str, NotFinite] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
+    gain: dict[str, Rate] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
+    goal: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The meaning of a success, such as "not found with the patch"."""
+        return question(self.goal)
 
     def __str__(self) -> str:
         lines = self.rates | {f"{PATCH} minus {c}": rate for c, rate in self.over.items()}
@@ -105,14 +129,17 @@ class Success(NamedTuple):
         flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
         flat |= {f"success/missed/{c}": rate.value for c, rate in self.missed.items()}
         flat |= {f"success/drop/{c}": rate.value for c, rate in self.drop.items()}
+        flat |= {f"success/gain/{c}": rate.value for c, rate in self.gain.items()}
         flat |= {f"success/not_finite/{c}": float(bad.count) for c, bad in self.not_finite.items()}
         return flat | {"success/clean": self.clean.value}
 
     def to_json(self) -> dict[str, Any]:
-        """Return every rate with its interval and counts, as JSON values."""
-        flat = {n: v for n, v in self._asdict().items() if n != "clean"}
+        """Return every rate with its interval and counts, and the goal if there is one, as JSON values."""
+        targeted = ("gain", "goal") if self.goal is None else ()
+        flat = {n: v for n, v in self._asdict().items() if isinstance(v, dict) and n not in targeted}
         rates = {n: {c: entry._asdict() for c, entry in entries.items()} for n, entries in flat.items()}
-        return rates | {"clean": self.clean._asdict()}
+        goal = {} if self.goal is None else {"goal": self.goal}
+        return rates | {"clean": self.clean._asdict()} | goal
 
 
 def conditions_of(table: Table, metric: str = "found") -> list[str]:
@@ -158,11 +185,16 @@ def success(table: Table, metric: str = "found") -> Success:
     groups = image_id[counted]
     group, _ = split_group(metric)
     has_object = table.get(f"{group}has_object/{NONE}", np.ones_like(counted)).astype(bool)
-    has_displaced = all(f"{group}displaced/{c}" in table for c in names)
+    goal = _goal(table, metric)
+    if goal is not None:
+        counted &= has_object
+        fooled = {c: table[f"{group}{REACHED}/{c}"].astype(bool)[counted] for c in names}
+        groups = image_id[counted]
+    has_displaced = goal is None and all(f"{group}displaced/{c}" in table for c in names)
     beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
     missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
     score = _score(table, metric)
-    scores = {c: _numbers(table, f"{score}/{c}")[counted] for c in (*names, NONE) if score}
+    scores = {c: numbers_of(table, f"{score}/{c}")[counted] for c in (*names, NONE) if score}
     found = Success(
         rates={c: wilson(hit, groups) for c, hit in fooled.items()},
         displaced={c: wilson(fooled[c] & hit, groups) for c, hit in beside.items()},
@@ -175,6 +207,8 @@ def success(table: Table, metric: str = "found") -> Success:
         clean=wilson(counted[has_object], image_id[has_object]),
         missed={c: wilson(hit, image_id[has_object]) for c, hit in missed.items()},
         drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
+        gain={} if goal is None else _gains(table, group, names, counted),
+        goal=goal,
     )
     return _refuse_rates(found, _find_not_finite(table, metric, (*names, NONE)))
 
@@ -202,21 +236,40 @@ def _refuse_rates(found: Success, bad: dict[str, NotFinite]) -> Success:
         counts = (rate.count, rate.photographs) if known else (0, 0)
         return Rate(math.nan, math.nan, math.nan, *counts)
 
-    by_name = {n: v for n, v in found._asdict().items() if n not in ("clean", "not_finite")}
+    by_name = {n: v for n, v in found._asdict().items() if isinstance(v, dict) and n != "not_finite"}
     refused = {n: {c: refuse(n, c, rate) for c, rate in entries.items()} for n, entries in by_name.items()}
-    return Success(**refused, clean=refuse("clean", NONE, found.clean), not_finite=bad)
+    clean = refuse("clean", NONE, found.clean)
+    return Success(**refused, clean=clean, not_finite=bad, goal=found.goal)
+
+
+def _goal(table: Table, metric: str) -> str | None:
+    """Return the name of the goal of a targeted metric; None for an untargeted one."""
+    group, _ = split_group(metric)
+    if f"{group}{REACHED}/{PATCH}" not in table:
+        return None
+    names = table.get(f"{group}{GOAL}")
+    return "the goal" if names is None or not len(names) else str(names[0])
+
+
+def _gains(table: Table, group: str, names: Sequence[str], counted: np.ndarray) -> dict[str, Rate]:
+    """Compute the mean gain of the goal's score over the counted rows, per condition."""
+    scores = {c: table[f"{group}{GOAL_SCORE}/{c}"].astype(np.float64)[counted] for c in (*names, NONE)}
+    return {c: bootstrap_mean(scores[c] - scores[NONE], table["image_id"][counted]) for c in names}
 
 
 def effects(table: Table, metric: str = "found") -> np.ndarray:
     """Return the effect of the patch in each row: the victim's score without it minus the score with it.
 
+    For a targeted attack it is the goal's score with the patch minus that without it.
+
     Without a metric of scores beside `metric`, the effect is 1 where an object found without the patch is
     lost. It is NaN in a row that is not finite.
     """
-    name = _score(table, metric) or metric
+    targeted = _goal(table, metric) is not None
+    name = f"{split_group(metric)[0]}{GOAL_SCORE}" if targeted else _score(table, metric) or metric
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN
-        effect = without - with_patch
+        effect = with_patch - without if targeted else without - with_patch
     return np.where(finite_mask(table, f"{metric}/delta") & np.isfinite(effect), effect, np.nan)
 
 
@@ -233,87 +286,6 @@ def of_objects(objects: Table, metric: str = "found") -> Success | None:
     return success(objects, found) if f"{found}/{NONE}" in objects else None
 
 
-def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
-    """Return flat numbers for a log: success of rows and objects, means of metrics, and summaries.
-
-    The means are over the rows with an object, where a metric writes `has_object`. A number that rests on a
-    row that is not finite is NaN. The rows of a condition that are not finite are counted as
-    `success/not_finite/<condition>`.
-    """
-    flat = success(result.table, metric).scalars()
-    objects = of_objects(result.objects, metric)
-    flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
-    flat |= {
-        n: float(np.mean(_numbers(result.table, n)[rows])) if rows.any() else float("nan")
-        for n, c in result.table.items()
-        if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
-        if not is_finite_column(n)
-        for rows in (rows_with_object(result.table, n),)
-    }
-    return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
-
-
-def rows_with_object(table: Table, column: str) -> np.ndarray:
-    """Mark the rows over which a column is averaged: those with an object, if a metric tells which they are.
-
-    The metric is that of the column's own group. Without one there it is any, since several victims have the
-    same objects.
-    """
-    every = np.ones(len(table[column]), bool)
-    told = [n.removesuffix(_HAS_OBJECT) for n in table if n.endswith(_HAS_OBJECT)]
-    if not told or f"/{column}".rpartition("/has_object/")[1]:
-        return every
-    own = max((group for group in told if column.startswith(group)), key=len, default=told[0])
-    return table[own + _HAS_OBJECT].astype(bool)
-
-
-def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:
-    """Return standard errors of the numbers of `scalars`, by name; an unknown one is absent.
-
-    For rates and bootstrapped means the error is the half width of the 95 % interval over 1.96. It is too
-    large for rates with several rows per image, since Wilson's interval counts images. For means of columns
-    it is the spread over images, with all rows of an image together. It is NaN under five images, and for a
-    mean of equal values.
-    """
-    found = _interval_errors(success(result.table, metric))
-    if (objects := of_objects(result.objects, metric)) is not None:
-        found |= {f"objects/{n}": v for n, v in _interval_errors(objects).items()}
-    for name in (n for n in scalars(result, metric) if n in result.table):
-        rows = rows_with_object(result.table, name)
-        found[name] = _mean_error(_numbers(result.table, name)[rows], result.table["image_id"][rows])
-    return found
-
-
-def _numbers(table: Table, column: str) -> np.ndarray:
-    """Return a column of results as numbers, NaN in the rows that are not finite."""
-    numbers = table[column].astype(np.float64)
-    return np.where(finite_mask(table, column) & np.isfinite(numbers), numbers, np.nan)
-
-
-def _interval_errors(rates: Success) -> dict[str, float]:
-    errors = {
-        n: {c: (rate.high - rate.low) / (2.0 * Z) for c, rate in entries.items()}
-        for n, entries in rates._asdict().items()
-        if n not in ("clean", "not_finite")
-    }
-    clean = rates.clean._replace(value=(rates.clean.high - rates.clean.low) / (2.0 * Z))
-    renamed = {
-        n: {c: getattr(rates, n)[c]._replace(value=error) for c, error in entries.items()}
-        for n, entries in errors.items()
-    }
-    return rates._replace(clean=clean, not_finite={}, **renamed).scalars()
-
-
-def _mean_error(values: np.ndarray, image_id: np.ndarray) -> float:
-    """Compute the standard error of a mean whose rows come in groups, to first order in their sizes."""
-    _, group = np.unique(image_id, return_inverse=True)
-    groups, values = len(np.unique(group)), values.astype(np.float64)
-    if groups < TOO_FEW_IMAGES or not np.isfinite(values).all() or np.ptp(values) == 0:
-        return float("nan")
-    sums = np.bincount(group, weights=values - values.mean())
-    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values))
-
-
 def threshold_curve(
     table: Table, thresholds: Sequence[float], condition: str, metric: str = "best_score"
 ) -> list[Rate]:
@@ -324,7 +296,7 @@ def threshold_curve(
     """
     rates = []
     names = (f"{metric}/{condition}", f"{metric}/{NONE}")
-    scores, without = (_numbers(table, name) for name in names)
+    scores, without = (numbers_of(table, name) for name in names)
     for threshold in thresholds:
         counted = without >= threshold
         rate = wilson(scores[counted] < threshold, table["image_id"][counted])

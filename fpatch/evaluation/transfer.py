@@ -29,6 +29,7 @@ class Transfer(NamedTuple):
         evaluations: For each victim; the condition "patch" is the patch that was trained on it.
         warnings: For each victim, a sentence for every patch whose rows are not finite; its rates are NaN.
         steps: The updates that led to each patch, if they are known.
+        goal: The goal of a targeted attack, as in `Success`; the same on every victim.
     """
 
     rates: dict[str, dict[str, Rate]]
@@ -36,6 +37,7 @@ class Transfer(NamedTuple):
     evaluations: dict[str, Evaluation]
     warnings: dict[str, list[str]] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
     steps: dict[str, int] = {}  # noqa: RUF012
+    goal: str | None = None
 
 
 def transfer(
@@ -66,12 +68,13 @@ def transfer(
         progress: Called with the rows done and their total, over all pipelines.
 
     Raises:
-        ValueError: If there are fewer than two patches, a pipeline lacks its own, a name is taken, or the
-            names of the patches differ.
+        ValueError: If there are fewer than two patches, a pipeline lacks its own, a name is taken, the
+            names of the patches differ, or the metrics have different goals.
     """
     _check_names(pipelines, patches)
     count = len(dataset.image_ids) * num_draws
     rates, clean, evaluations, warnings = {}, {}, {}, {}
+    goals: dict[str, str | None] = {}
     for i, (name, pipeline) in enumerate(pipelines.items()):
 
         def report(done: int, _: int, before: int = i * count) -> None:
@@ -94,11 +97,17 @@ def transfer(
         found = success(result.table, metric)
         by_name = {name if c == PATCH else c: rate for c, rate in found.rates.items()}
         rates[name] = {c: by_name[c] for c in (*patches, *controls)}
-        clean[name], evaluations[name] = found.clean, result
+        clean[name], evaluations[name], goals[name] = found.clean, result, found.goal
+        first, goal = next(iter(goals.items()))
+        if goals[name] != goal:
+            raise ValueError(
+                f"transfer: the metric's goal is {goals[name]!r} on {name!r}, but {goal!r} on {first!r}; "
+                "give both metrics one goal, or none"
+            )
         if found.not_finite:
             bad = {name if c == PATCH else c: entry for c, entry in found.not_finite.items()}
             warnings[name] = found._replace(not_finite=bad).warnings()
-    return Transfer(rates, clean, evaluations, warnings)
+    return Transfer(rates, clean, evaluations, warnings, goal=goals[next(iter(goals))])
 
 
 def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patches]) -> None:

@@ -10,7 +10,8 @@ import torch
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation.conditions import PATCH
-from fpatch.evaluation.rates import effects, rows_with_object
+from fpatch.evaluation.means import rows_with_object
+from fpatch.evaluation.rates import effects, success
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import StageViews, view_stages
 from fpatch.log import Log
@@ -52,15 +53,17 @@ def picture_effects(
 
     Rows that are not finite have no effect: they are drawn where no other is there.
     """
-    effect = effects(table, study.evaluate.metric)
-    real = rows_with_object(table, f"{study.evaluate.metric}/{PATCH}")
+    metric = study.evaluate.metric
+    effect, goal = effects(table, metric), success(table, metric).goal
+    real = rows_with_object(table, f"{metric}/{PATCH}")
     order = np.argsort(np.where(real, -effect, np.nan), kind="stable")  # NaN last
     order = order[: max(int((real & np.isfinite(effect)).sum()), 1)]
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
     views = view_stages(study.placed.at(phase), params, sample, batch, phase)
-    captions = [f"patch, score {_change(float(effect[row]))}" for row in rows]
+    scored, sign = ("score", 1) if goal is None else (f"score of {goal!r}", -1)
+    captions = [f"patch, {scored} {_change(sign * float(effect[row]))}" for row in rows]
     return make_figure(study, views, dataset.class_names, captions)
 
 
@@ -70,6 +73,10 @@ def _change(effect: float) -> str:
         return "not finite"
     size = f"{abs(effect):.2f}"
     return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
+
+
+def _named(label: int, class_names: Sequence[str]) -> str:
+    return repr(class_names[label]) if 0 <= label < len(class_names) else f"class {label}"
 
 
 def make_figure(
@@ -83,7 +90,8 @@ def make_figure(
             truth = values["boxes"][i][values["box_valid"][i]] if "boxes" in values else None
             return Panel(values["image"][i], caption, {n: v[i] for n, v in final.items()}, truth)
         if "confidence" in values:
-            caption += f": {float(values['confidence'][i]):.2f} for the true class"
+            answer = f": {_named(int(values['answer'][i]), class_names)}," if "answer" in values else ":"
+            caption += f"{answer} {float(values['confidence'][i]):.2f} for the true class"
         return Panel(values["image"][i], caption)
 
     rows = [

@@ -16,7 +16,8 @@ from fpatch import random
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
-from fpatch.evaluation.rates import Success, effects, rows_with_object
+from fpatch.evaluation.means import rows_with_object
+from fpatch.evaluation.rates import Success, axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
@@ -78,13 +79,14 @@ def evaluate_grid_run(
 
 def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
     axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
+    cells = cells_of(table, metric)
+    label = axis_label(cells[0].success.goal)
     if len(axes) == 1:
-        cells = cells_of(table, metric)
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
-        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)})
+        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)}, success=label)
         return
     pairs = itertools.combinations(axes, 2)
-    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs])
+    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], label)
 
 
 def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> HeatMap:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fpatch.core.progress import Progress, silent
 from fpatch.evaluation.conditions import make_patches
-from fpatch.evaluation.rates import scalars, standard_errors
+from fpatch.evaluation.means import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.loop import find_bad_patch, find_bad_row
 from fpatch.optim.step import StepInfo, TrainState
@@ -27,6 +27,7 @@ from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.counting import find_uncounted
 from fpatch.study.dry_run import dry_run_setup
+from fpatch.study.goals import judge_goals
 from fpatch.study.setup import Setup, make_loader, set_up
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
@@ -133,6 +134,8 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         parts = set_up(study)
         make_loader(study, parts, ranks)  # refuses a batch with fewer rows than processes
         dry_run_setup(study, parts)
+        for where, what in () if ranks.rank else judge_goals(study):
+            _logger.warning("%s: %s", where, what)
         if ranks.rank:
             run = Run(ranks.tell(""))  # which this process may not see
             follow_steps(study, parts, parts.initial, ranks)
@@ -323,9 +326,11 @@ def _validate(
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
     views = view_first_block(study, state.params, dataset, result.table, "validation")
     log_stage_views(study, state.step, views, dataset.class_names, log, "validation")
-    value, lost = found[study.evaluate.best], found.get("success/drop/patch", math.nan)
-    if not facts or _is_better((value, lost), (facts["best"], facts.get("best_lost", math.nan))):
-        facts = {"best": value, "best_step": state.step, "best_lost": lost}
+    value = found[study.evaluate.best]
+    effects = (found.get(f"success/{n}/patch") for n in ("gain", "drop"))
+    effect = next((e for e in effects if e is not None), math.nan)
+    if not facts or _is_better((value, effect), (facts["best"], facts.get("best_effect", math.nan))):
+        facts = {"best": value, "best_step": state.step, "best_effect": effect}
         run.save_checkpoint("best", state, **facts)
     errors = standard_errors(result, study.evaluate.metric)
     return facts, Measured(state.step, found, errors)

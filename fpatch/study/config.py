@@ -10,6 +10,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
+from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
 from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 from fpatch.study.study import Study
@@ -132,7 +133,56 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
     config = study.config | {"pipeline": study.pipeline.given_config}
     for name, value in settings.items():
         assign(config, name, value)
+    for path in {name.split(".")[1] for name in settings if name.startswith("pipeline.")}:
+        _rewire(config["pipeline"], path, study.pipeline, resources)
     return study_from_config(config, Path.cwd(), resources)
+
+
+def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mapping[str, Any] | None) -> None:
+    """Keep what a node writes in its group, in place, where other settings make it write other names."""
+    if path not in before or "writes" not in nodes[path] or before[path].stage.definition.declare is None:
+        return
+    groups = {name.removesuffix(own) for own, name in before[path].writes.items() if name.endswith(own)}
+    alone = {name: value for name, value in nodes[path].items() if name not in ("reads", "writes")}
+    writes = build({path: alone}, resources)[path].stage.definition.writes
+    if set(writes) != set(before[path].writes) and len(groups) == 1:
+        nodes[path]["writes"] = {own: f"{min(groups)}{own}" for own in writes}
+
+
+def measure_otherwise(
+    study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None
+) -> Study:
+    """Return a study that trains the same patch, and measures it by other settings.
+
+    Args:
+        study: The study to vary; it stays as it is.
+        settings: Values by dotted name, of `evaluate` or of nodes that do not train the patch: metrics, and
+            nodes that are not alive in training.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: If a setting is wrong, or the patch was trained with it.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.config import measure_otherwise
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> measure_otherwise(study, {"pipeline.hit.goal": "nothing"}).pipeline["hit"].stage
+        metrics.class_hit(goal='nothing')
+    """
+    varied = vary(study, settings, resources)
+    for name in settings:
+        section, path, *_ = f"{name}.".split(".")
+        nodes = [p[path] for p in (study.pipeline, varied.pipeline) if path in p]
+        measures = all(n.stage.definition.role == "metric" or not n.alive("train") for n in nodes)
+        of_evaluation = section == "evaluate" and path not in ("every", "best")
+        if not of_evaluation and not (section == "pipeline" and measures):
+            raise ValueError(
+                f"--{name}: the patch was trained with this setting; an evaluation takes those of [evaluate] "
+                "and of metrics, or train again"
+            )
+    return varied
 
 
 def _pin(config: Any, root: Path) -> Any:

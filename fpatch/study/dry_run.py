@@ -7,7 +7,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.tree import to_device
 from fpatch.core.types import Batch, Sample
 from fpatch.evaluation.evaluation import evaluate
-from fpatch.evaluation.rates import scalars
+from fpatch.evaluation.means import scalars
 from fpatch.optim.gradient import NOT_DIFFERENTIABLE
 from fpatch.optim.loop import find_bad_row
 from fpatch.optim.objective import check_terms

@@ -20,12 +20,11 @@ from fpatch.evaluation.blocks import measure
 from fpatch.evaluation.columns import metric_names, object_columns, result_columns, tensor_digest
 from fpatch.evaluation.conditions import CONTROLS, make_conditions, make_controls, make_patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.means import scalars, standard_errors
 from fpatch.evaluation.rates import (
     conditions_of,
     effects,
     of_objects,
-    scalars,
-    standard_errors,
     success,
     threshold_curve,
 )

@@ -14,7 +14,8 @@ from fpatch.evaluation.columns import finite_mask
 from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.grid import cells_of, evaluate_grid
-from fpatch.evaluation.rates import effects, scalars, standard_errors, threshold_curve
+from fpatch.evaluation.means import scalars, standard_errors
+from fpatch.evaluation.rates import effects, threshold_curve
 from fpatch.evaluation.summaries import compute_states, merge_states
 from fpatch.evaluation.transfer import transfer
 from fpatch.graph.finite import finite_rows

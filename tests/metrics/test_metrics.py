@@ -500,7 +500,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     assert len(objects["found/patch"]) == 8
     lines = (folder / "tables/test.objects.csv").read_text().splitlines()
     assert len(lines) == 9
-    assert lines[0].startswith('"image_id","draw","object","label","found/patch"')
+    assert lines[0].startswith('"image_id","draw","object","label","answer/patch"')
     assert main(["replay", str(folder), "--verify"]) == 0
     names = {n for r in read_records(folder) if r["kind"] == "scalars" for n in r["values"]}
     assert names >= {
@@ -524,8 +524,10 @@ def test_the_sections_of_the_documentation_are_a_pipeline():
         gather(alone, make_answers(9), [9])
     assert "in node 'accuracy'" in error.value.__notes__[0]
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "measuring.md").read_text()
-    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert tomllib.loads(block)["evaluate"]["controls"]
+    targeted, controls = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+    named = build(targeted["pipeline"]).with_classes(targeted["data"]["classes"])
+    assert (named["misclassify"].stage.config.target, named["hit"].stage.config.goal) == (1, 1)
+    assert controls["evaluate"]["controls"]
 
 
 def test_doctor_and_describe_know_metrics_that_write_nothing(tmp_path, capsys):

@@ -9,7 +9,7 @@ from study_fixture import environment, make_study, read_records
 from sweeps import sweep_file, the_sweep
 
 from fpatch import metrics
-from fpatch.evaluation.rates import scalars
+from fpatch.evaluation.means import scalars
 from fpatch.graph.stage import Definition
 from fpatch.runs.folder import Run
 from fpatch.runs.opening import open_run

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 
 from fpatch.evaluation.evaluation import Evaluation
-from fpatch.evaluation.rates import scalars, standard_errors, success
+from fpatch.evaluation.means import scalars, standard_errors
+from fpatch.evaluation.rates import success
 from fpatch.metrics import Rate, bootstrap_mean, wilson
 from fpatch.ops.intervals import resample
 

@@ -60,7 +60,7 @@ def test_of_equal_results_the_larger_loss_of_score_is_best(run):
     step = max(results, key=lambda s: results[s])
     assert step != 2
     facts = run.checkpoint_facts("best")
-    assert (facts["best_step"], facts["best"], facts["best_lost"]) == (step, *results[step])
+    assert (facts["best_step"], facts["best"], facts["best_effect"]) == (step, *results[step])
     assert run.checkpoint_step("best") == step
 
 

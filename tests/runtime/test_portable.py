@@ -29,6 +29,9 @@ def load(name):
 network = define_loader("network", load)
 """
 
+PORTABLE = ("--evaluate.portable", "true")
+TABLE = "test-portable-True"
+
 OTHER_PROCESSORS = (
     {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
     {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -58,21 +61,21 @@ def trained(folder: Path, name: str) -> Path:
 
 def digests(folder: Path) -> str:
     """Return the table of an evaluation as text, without the paths of images."""
-    return (folder / "tables/test.csv").read_text()
+    return (folder / f"tables/{TABLE}.csv").read_text()
 
 
 def check_everywhere(folder: Path) -> None:
     """Evaluate here, and rerun and verify on other processors."""
-    done = run(folder.parent, "evaluate", folder.name, "--portable")
+    done = run(folder.parent, "evaluate", folder.name, *PORTABLE)
     assert done.returncode == 0, done.stderr
-    recorded = json.loads((folder / "tables/test.json").read_text())["execution"]
+    recorded = json.loads((folder / f"tables/{TABLE}.json").read_text())["execution"]
     assert Execution(**recorded).portable
     here = digests(folder)
     for processor_ in OTHER_PROCESSORS:
-        again = run(folder.parent, "replay", folder.name, "--verify", **processor_)
+        again = run(folder.parent, "replay", folder.name, "--table", TABLE, "--verify", **processor_)
         assert again.returncode == 0, again.stdout + again.stderr
         assert "identical 4 different 0" in again.stdout
-        fresh = run(folder.parent, "evaluate", folder.name, "--portable", **processor_)
+        fresh = run(folder.parent, "evaluate", folder.name, *PORTABLE, **processor_)
         assert fresh.returncode == 0, fresh.stderr
         assert digests(folder) == here
 
@@ -97,7 +100,7 @@ def test_a_native_table_does_not_verify_on_another_processor(tmp_path):
 def test_a_process_that_was_not_started_for_it_refuses(tmp_path):
     folder = train(tiny_study(tmp_path, {"data.validation": False})).folder
     with pytest.raises(ValueError, match="start Python with MKL_CBWR=COMPATIBLE"):
-        evaluate_run(folder, portable=True)
+        evaluate_run(folder, settings={"evaluate.portable": True})
 
 
 def test_the_processor_is_recorded_and_compared():

@@ -105,7 +105,7 @@ def test_what_is_best_by_a_named_scalar(tmp_path):
     (lost,) = (
         r["values"]["validation/success/drop/patch"] for r in records if r["step"] == facts["best_step"]
     )
-    assert facts == {"best": values[0], "best_step": facts["best_step"], "best_lost": lost}
+    assert facts == {"best": values[0], "best_step": facts["best_step"], "best_effect": lost}
     assert lost == max(r["values"]["validation/success/drop/patch"] for r in records)
 
 
