@@ -37,7 +37,7 @@ fpatch COMMAND --help shows the options of a command.
 Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 130 stopped.
 """
 
-_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep")
+_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import add_command, read_number, take_checkpoint
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
@@ -29,8 +31,12 @@ def _add_evaluate(commands: Any) -> None:
         "Every image of the split is shown with the trained patch, without a patch, and with control patches "
         "(noise, a flat print, the patch's pixels shuffled), on the same samples. The command prints success "
         "rates with intervals. It writes into the run folder: tables/test.csv and .parquet, one row per "
-        "image and draw; tables/test.summary.json; figures/test.png and figures/test-effects.png.",
-        ("evaluate runs/20260101-120000-study", "evaluate runs/20260101-120000-study --checkpoint last"),
+        "image and draw; tables/test.summary.json; figures/test.png and figures/test-effects.png. Settings "
+        "of metrics and of [evaluate] are options by their dotted names; the table is named after them.",
+        (
+            "evaluate runs/20260101-120000-study --checkpoint last",
+            "evaluate runs/20260101-120000-study --pipeline.hit.goal stop",
+        ),
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
@@ -140,10 +146,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fpatch.runs.evaluating import evaluate_run, table_name
 
     with progress_bars() as on_progress:
-        run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, on_progress)
-    title = f"{options.split}, checkpoint {options.checkpoint}"
+        run, rates = evaluate_run(
+            options.run_folder, options.split, options.checkpoint, on_progress, settings=options.overrides
+        )
+    given = (f"{name} = {value}" for name, value in options.overrides.items())
+    title = escape(", ".join([options.split, f"checkpoint {options.checkpoint}", *given]))
     console.print(success_table(title, rates))
-    table = table_name(options.split, options.checkpoint)
+    table = table_name(options.split, options.checkpoint, options.overrides)
     metric = run.read_json(f"tables/{table}.summary.json")["metric"]
     if (objects := of_objects(run.load_objects(table), metric)) is not None:
         console.print(success_table(f"{title}: every object", objects))

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -68,7 +69,8 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     found = next(iter(rates.rates.values())).count
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("condition", no_wrap=True)
-    table.add_column(f"success %\nof {found} found", justify="right", no_wrap=True)
+    counted = "success" if rates.goal is None else f"answered {escape(rates.goal)}"
+    table.add_column(f"{counted} %\nof {found} found", justify="right", no_wrap=True)
     if rates.gone:
         table.add_column("gone %", justify="right")
         table.add_column("displaced %", justify="right")
@@ -89,7 +91,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         )
         return table
     first = (
-        f"success: not found with the patch, among the {found} of {clean.count} rows ({clean.photographs} "
+        f"success: {escape(rates.question)}, among the {found} of {clean.count} rows ({clean.photographs} "
         "images) found without; brackets are 95 % intervals over images"
     )
     if clean.photographs < FEW_IMAGES:
@@ -99,6 +101,10 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     if rates.drop:
         lost = [f"{_title(c)} {round(rate.value, 2) + 0.0:.2f}" for c, rate in rates.drop.items()]
         sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
+    if rates.goal is not None:
+        gained = [f"{_title(c)} {round(rate.value, 2) + 0.0:.2f}" for c, rate in rates.gain.items()]
+        of_goal = f"score of {escape(repr(rates.goal))} gained, mean over the {found} found"
+        sentences.append(f"{of_goal}: {', '.join(gained)}; rows of that class are left out")
     table.caption, table.caption_justify = "\n".join(sentences), "left"
     return table
 
@@ -141,6 +147,8 @@ def transfer_table(found: "Transfer") -> Table:
         >>> [list(column.cells) for column in transfer_table(found).columns]
         [['small', 'large'], [' 90.0  [80.0, 100.0]', ' 40.0  [30.0, 50.0]']]
     """
+    from fpatch.evaluation.rates import question
+
     table = Table(title="success % of every patch on every victim", title_justify="left", title_style="bold")
     table.add_column("trained on")
     for name in found.rates:
@@ -153,7 +161,7 @@ def transfer_table(found: "Transfer") -> Table:
     )
     images = next(iter(found.clean.values())).photographs
     table.caption = (
-        f"success: not found with the patch, among the rows found without ({counted}; {images} "
+        f"success: {escape(question(found.goal))}, among the rows found without ({counted}; {images} "
         "images); brackets are 95 % intervals over images"
     )
     table.caption_justify = "left"
@@ -179,7 +187,9 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
         values = (f"{value:g}" for value in cell.values.values())
         counted = f"{rates['patch'].count} of {clean.count}"
         table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
-    table.caption, table.caption_justify = "brackets are 95 % intervals over images", "left"
+    asked = escape(shown[0].success.question)
+    table.caption = f"success: {asked}; brackets are 95 % intervals over images"
+    table.caption_justify = "left"
     return table
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 from fpatch.core.types import Range
 
@@ -81,3 +82,43 @@ def check_choice(field: str, value: object, options: tuple[object, ...]) -> None
     """
     if value not in options:
         raise ValueError(f"{field} must be {' or '.join(map(repr, options))}, got {value!r}")
+
+
+def check_class(field: str, value: int | str) -> None:
+    """Check that a setting is a class: its name, or its number from 0 on.
+
+    Raises:
+        ValueError: If it is not; the message names the field, the rule and the value.
+
+    Example:
+        >>> from fpatch.core.checks import check_class
+        >>> check_class("misclassify(target)", "stop")
+        >>> check_class("misclassify(target)", 1.5)
+        Traceback (most recent call last):
+        ValueError: misclassify(target) must be the name or the number of a class, got 1.5
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        check_number(field, int(value), 0)
+    elif not isinstance(value, str) or not value:
+        raise ValueError(f"{field} must be the name or the number of a class, got {value!r}")
+
+
+def check_label(field: str, label: int | str | None, num_classes: int) -> int:
+    """Return the number of a class, and refuse one that the victim lacks.
+
+    Raises:
+        ValueError: With the field and the value.
+
+    Example:
+        >>> from fpatch.core.checks import check_label
+        >>> check_label("misclassify(target)", 7, 5)
+        Traceback (most recent call last):
+        ValueError: misclassify(target) is 7, but the victim has 5 classes, 0 to 4; labels are the victim's...
+    """
+    assert not isinstance(label, str | None), "a stage runs with numbers of classes"
+    if not 0 <= label < num_classes:
+        raise ValueError(
+            f"{field} is {label}, but the victim has {num_classes} classes, 0 to {num_classes - 1}; labels "
+            "are the victim's own numbers"
+        )
+    return int(label)

@@ -111,6 +111,19 @@ def read_objects(
     return Objects(images, table.text["label"], values)
 
 
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the labels of an objects file, in the order in which they appear.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is no CSV file, or has no column of labels.
+    """
+    table = _Table(path)
+    if "label" not in table.text:
+        raise ValueError(f"{path}, line 1: column 'label' is missing ({nearest('label', table.header)})")
+    return tuple(dict.fromkeys(filter(None, table.text["label"])))
+
+
 class _Table:
     """The cells of a CSV file as text by column, and the problems found so far."""
 

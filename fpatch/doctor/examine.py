@@ -39,6 +39,7 @@ from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects, judge_
 from fpatch.doctor.steps import judge_pull, judge_step
 from fpatch.doctor.victims import judge_form, judge_repeats
 from fpatch.doctor.wrong_answers import judge_clean_answers
+from fpatch.study.goals import judge_goals
 from fpatch.study.setup import Setup, set_up
 from fpatch.study.study import Study
 
@@ -106,6 +107,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     dataset, report = parts.dataset.split(study.data.train), _Report()
     rows = count_rows(dataset)
     report.findings += [*judge_weights(study), *judge_rows(rows, parts.objective.pipeline)]
+    report.findings += [Finding("warning", where, what) for where, what in judge_goals(study)]
     _examine_training(study, parts, dataset, num_rows, report)
     _examine_victims(study, parts, num_rows, report)
     found = [*judge_saturated(report.saturated), *report.findings]

@@ -32,6 +32,12 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
 
 
+GOAL, REACHED, GOAL_SCORE = "goal", "reached", "goal_score"
+"""Names of a targeted metric: its class, whether the victim answers it, and the score of that answer."""
+
+ANSWER = "answer"
+"""A metric that is a label."""
+
 OBJECT = "object_"
 """The prefix of metrics per object; the table of objects omits it."""
 
@@ -70,9 +76,32 @@ def object_columns(
     return columns
 
 
+def goal_columns(
+    pipeline: Pipeline, class_names: Sequence[str], count: int, objects: bool = False
+) -> dict[str, np.ndarray]:
+    """Make the column `goal` of every targeted metric, in its group: the name of the class, in every row.
+
+    Args:
+        pipeline: The pipeline of the evaluated phase.
+        class_names: The names of the classes; a class beyond them is called by its number.
+        count: The number of rows.
+        objects: True for the metrics of the table of objects, False for those of the table of rows.
+    """
+    reached = f"{OBJECT}{REACHED}" if objects else REACHED
+    columns = {}
+    for n in pipeline.values():
+        goal = getattr(n.stage.config, "goal", None)
+        if "goal" in n.stage.definition.classes and goal is not None and reached in n.writes:
+            name = class_names[goal] if goal < len(class_names) else f"class {goal}"
+            columns[f"{split_group(n.writes[reached])[0]}{GOAL}"] = np.full(count, name)
+    return columns
+
+
 def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Make the columns `<metric>/<condition>`, and the patch minus each other condition."""
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
+    if split_group(metric)[1] == ANSWER:
+        return columns  # the difference of two labels says nothing
     numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
     for c in numbers:
         if c == NONE:

@@ -20,6 +20,7 @@ from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Dataset, rows
 from fpatch.evaluation.blocks import blocks, measure
 from fpatch.evaluation.columns import (
+    goal_columns,
     metric_names,
     object_columns,
     result_columns,
@@ -100,8 +101,11 @@ def evaluate(
         sample = pipeline.sample(keys, batch)
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
-        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
-        objects.append(object_columns(results, batch, metrics))
+        goals = goal_columns(pipeline, dataset.class_names, len(keys))
+        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)
+        found = object_columns(results, batch, metrics)
+        counted = len(found.get("image_id", ()))
+        objects.append(found | goal_columns(pipeline, dataset.class_names, counted, objects=True))
         states = {c: update_states(pipeline, states[c], values["seen"]) for c, values in results.items()}
         kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
         if progress is not None:
@@ -118,7 +122,8 @@ class Evaluation(NamedTuple):
     Attributes:
         table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
             `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
-            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`.
+            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `digest/<condition>`; `goal`, the
+            name of the class, of a targeted metric.
         conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
         objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as

@@ -5,6 +5,9 @@ attack succeeds if the victim does not find it with the patch: the object is *di
 answers beside it, and *gone* otherwise. For *missed* every row with an object counts, so that the victim's
 own failures, the entry "none", stand beside those that a patch causes.
 
+A *targeted* attack has a goal: the class that the victim shall answer. It succeeds if the victim answers it
+with the patch. Rows whose own class is the goal do not count.
+
 A row is an image under a draw; in the table of objects, one object of such an image.
 """
 
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fpatch.evaluation.columns import split_group
+from fpatch.evaluation.columns import GOAL, GOAL_SCORE, REACHED, split_group
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.metrics import Rate, bootstrap_mean, wilson
@@ -26,19 +29,32 @@ SCORES = ("best_score", "score", "confidence")
 """Metrics of the victim's confidence in the object, by priority."""
 
 
+def question(goal: str | None) -> str:
+    """Return the meaning of a success: "not found with the patch", or the goal is answered with it."""
+    return "not found with the patch" if goal is None else f"answered {goal!r} with the patch"
+
+
+def axis_label(goal: str | None) -> str:
+    """Return the label of an axis of success rates, for matplotlib."""
+    return "attack success (%)" if goal is None else f"{question(goal)} (%)".replace("$", r"\$")
+
+
 class Success(NamedTuple):
     """Success rates of one evaluation.
 
     Attributes:
         rates: The success rate of each condition but "none", over the rows found without a patch, with
             Wilson intervals over images.
-        displaced: The part of each rate with a box beside the object; empty without that metric.
+        displaced: The part of each rate with a box beside the object; empty without that metric, and for a
+            targeted attack.
         gone: The rest of each rate.
         over: The patch's rate minus that of each control, paired, bootstrapped over images.
         clean: The share of rows with an object where it is found without a patch: the denominator.
         missed: The share of *all* rows with an object where it is not found, per condition, "none" last.
         drop: The mean loss of the victim's score per condition but "none", over the rows found without a
             patch, bootstrapped over images; empty without such a metric.
+        gain: The mean gain of the goal's score, likewise; empty without a goal.
+        goal: The name of the class that a targeted attack wants answered; None: any but the own one.
 
     Example:
         >>> import numpy as np
@@ -58,6 +74,13 @@ class Success(NamedTuple):
     clean: Rate
     missed: dict[str, Rate]
     drop: dict[str, Rate]
+    gain: dict[str, Rate] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
+    goal: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The meaning of a success, such as "not found with the patch"."""
+        return question(self.goal)
 
     def __str__(self) -> str:
         lines = self.rates | {f"{PATCH} minus {c}": rate for c, rate in self.over.items()}
@@ -71,13 +94,16 @@ class Success(NamedTuple):
         flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
         flat |= {f"success/missed/{c}": rate.value for c, rate in self.missed.items()}
         flat |= {f"success/drop/{c}": rate.value for c, rate in self.drop.items()}
+        flat |= {f"success/gain/{c}": rate.value for c, rate in self.gain.items()}
         return flat | {"success/clean": self.clean.value}
 
     def to_json(self) -> dict[str, Any]:
-        """Return every rate with its interval and counts, as JSON values."""
-        flat = {n: v for n, v in self._asdict().items() if n != "clean"}
+        """Return every rate with its interval and counts, and the goal if there is one, as JSON values."""
+        targeted = ("gain", "goal") if self.goal is None else ()
+        flat = {n: v for n, v in self._asdict().items() if isinstance(v, dict) and n not in targeted}
         rates = {n: {c: rate._asdict() for c, rate in entries.items()} for n, entries in flat.items()}
-        return rates | {"clean": self.clean._asdict()}
+        goal = {} if self.goal is None else {"goal": self.goal}
+        return rates | {"clean": self.clean._asdict()} | goal
 
 
 def conditions_of(table: Table, metric: str = "found") -> list[str]:
@@ -123,7 +149,12 @@ def success(table: Table, metric: str = "found") -> Success:
     groups = image_id[counted]
     group, _ = split_group(metric)
     has_object = table.get(f"{group}has_object/{NONE}", np.ones_like(counted)).astype(bool)
-    has_displaced = all(f"{group}displaced/{c}" in table for c in names)
+    goal = _goal(table, metric)
+    if goal is not None:
+        counted &= has_object
+        fooled = {c: table[f"{group}{REACHED}/{c}"].astype(bool)[counted] for c in names}
+        groups = image_id[counted]
+    has_displaced = goal is None and all(f"{group}displaced/{c}" in table for c in names)
     beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
     missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
     score = _score(table, metric)
@@ -140,15 +171,37 @@ def success(table: Table, metric: str = "found") -> Success:
         clean=wilson(counted[has_object], image_id[has_object]),
         missed={c: wilson(hit, image_id[has_object]) for c, hit in missed.items()},
         drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
+        gain={} if goal is None else _gains(table, group, names, counted),
+        goal=goal,
     )
+
+
+def _goal(table: Table, metric: str) -> str | None:
+    """Return the name of the goal of a targeted metric; None for an untargeted one."""
+    group, _ = split_group(metric)
+    if f"{group}{REACHED}/{PATCH}" not in table:
+        return None
+    names = table.get(f"{group}{GOAL}")
+    return "the goal" if names is None or not len(names) else str(names[0])
+
+
+def _gains(table: Table, group: str, names: Sequence[str], counted: np.ndarray) -> dict[str, Rate]:
+    """Compute the mean gain of the goal's score over the counted rows, per condition."""
+    scores = {c: table[f"{group}{GOAL_SCORE}/{c}"].astype(np.float64)[counted] for c in (*names, NONE)}
+    return {c: bootstrap_mean(scores[c] - scores[NONE], table["image_id"][counted]) for c in names}
 
 
 def effects(table: Table, metric: str = "found") -> np.ndarray:
     """Return the effect of the patch in each row: the victim's score without it minus the score with it.
 
+    For a targeted attack it is the goal's score with the patch minus that without it.
+
     Without a metric of scores beside `metric`, the effect is 1 where an object found without the patch is
     lost.
     """
+    if _goal(table, metric) is not None:
+        name = f"{split_group(metric)[0]}{GOAL_SCORE}"
+        return table[f"{name}/{PATCH}"].astype(np.float64) - table[f"{name}/{NONE}"]
     name = _score(table, metric) or metric
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
     return without - with_patch
@@ -199,7 +252,7 @@ def _interval_errors(rates: Success) -> dict[str, float]:
     errors = {
         n: {c: (rate.high - rate.low) / (2.0 * Z) for c, rate in entries.items()}
         for n, entries in rates._asdict().items()
-        if n != "clean"
+        if isinstance(entries, dict)
     }
     clean = rates.clean._replace(value=(rates.clean.high - rates.clean.low) / (2.0 * Z))
     renamed = {

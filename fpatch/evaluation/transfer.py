@@ -27,11 +27,13 @@ class Transfer(NamedTuple):
         rates: `{measured on: {trained on: rate}}`, and a rate for each control patch.
         clean: For each victim, the share of objects found without a patch: the denominator of its rates.
         evaluations: For each victim; the condition "patch" is the patch that was trained on it.
+        goal: The goal of a targeted attack, as in `Success`; the same on every victim.
     """
 
     rates: dict[str, dict[str, Rate]]
     clean: dict[str, Rate]
     evaluations: dict[str, Evaluation]
+    goal: str | None = None
 
 
 def transfer(
@@ -62,12 +64,13 @@ def transfer(
         progress: Called with the rows done and their total, over all pipelines.
 
     Raises:
-        ValueError: If there are fewer than two patches, a pipeline lacks its own, a name is taken, or the
-            names of the patches differ.
+        ValueError: If there are fewer than two patches, a pipeline lacks its own, a name is taken, the
+            names of the patches differ, or the metrics have different goals.
     """
     _check_names(pipelines, patches)
     count = len(dataset.image_ids) * num_draws
     rates, clean, evaluations = {}, {}, {}
+    goals: dict[str, str | None] = {}
     for i, (name, pipeline) in enumerate(pipelines.items()):
 
         def report(done: int, _: int, before: int = i * count) -> None:
@@ -90,8 +93,14 @@ def transfer(
         found = success(result.table, metric)
         by_name = {name if c == PATCH else c: rate for c, rate in found.rates.items()}
         rates[name] = {c: by_name[c] for c in (*patches, *controls)}
-        clean[name], evaluations[name] = found.clean, result
-    return Transfer(rates, clean, evaluations)
+        clean[name], evaluations[name], goals[name] = found.clean, result, found.goal
+        first, goal = next(iter(goals.items()))
+        if goals[name] != goal:
+            raise ValueError(
+                f"transfer: the metric's goal is {goals[name]!r} on {name!r}, but {goal!r} on {first!r}; "
+                "give both metrics one goal, or none"
+            )
+    return Transfer(rates, clean, evaluations, goals[next(iter(goals))])
 
 
 def _check_names(pipelines: Mapping[str, Pipeline], patches: Mapping[str, Patches]) -> None:

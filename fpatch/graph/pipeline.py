@@ -102,6 +102,28 @@ class Pipeline(Mapping[str, Node]):
         moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
         return Pipeline(moved, self._phase)
 
+    def with_classes(self, names: Sequence[str]) -> "Pipeline":
+        """The pipeline with the numbers of classes in place of their names.
+
+        Args:
+            names: The names of the victim's classes, in the order in which it counts them.
+
+        Raises:
+            ValueError: If a setting names another class; the error names the nearest one.
+
+        Example:
+            >>> from fpatch import losses, pipeline
+            >>> pipeline({"wrong": losses.misclassify(target="stop")}).with_classes(("yield", "stop"))
+            wrong  losses.misclassify(target=1, margin=10.0): logits, target -> misclassify
+        """
+        made = dict(self._given)
+        for path, n in self._given.items():
+            try:
+                made[path] = dataclasses.replace(n, stage=n.stage.with_classes(names))
+            except ValueError as error:
+                raise ValueError(f"node {path!r}: {error}") from error
+        return Pipeline(made, self._phase)
+
     def required(self, phase: str | None = None) -> tuple[str, ...]:
         """The names that a batch must hold: nodes read them, and no earlier node writes them."""
         return required_names(self if phase is None else self.at(phase))

@@ -13,7 +13,7 @@ Control, replay and counterfactuals are `apply` with another sample.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, cast
 
@@ -24,6 +24,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.declarations import (
     ALL,
     Role,
@@ -84,6 +85,7 @@ class Definition(Generic[P]):
     describe: Callable[[Any], str] | None = None
     declare: Callable[[Any], Mapping[str, Any]] | None = None
     traits: Traits = dataclasses.field(default=Traits())
+    classes: tuple[str, ...] = ()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
         """Make a stage with these settings."""
@@ -132,6 +134,7 @@ def define(
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None,
     describe: Callable[[Any], str] | None = None,
     declare: Callable[[Any], Mapping[str, Any]] | None = None,
+    classes: tuple[str, ...] = (),
     geometric: bool = False,
     of_patch: bool = False,
     vmap: bool = True,
@@ -162,6 +165,8 @@ def define(
         describe: `config -> sentence`.
         declare: `config -> {field or flag: value}`, for what depends on the settings, such as `fields`, the
             names in the sample.
+        classes: Settings that are a class of the victim, by name or number. A stage runs with numbers; a
+            study, or `Pipeline.with_classes`, puts them in place of names.
         geometric: See `Traits`, as for the flags that follow.
         of_patch: A loss on the patch alone.
         vmap: Whether `torch.func.vmap` maps it.
@@ -195,7 +200,7 @@ def define(
     parts = (role, summary, init, project, fill, check, show, describe, declare)
     traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise)
     definition = Definition(
-        identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits
+        identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits, classes
     )
     register(identity, definition)
     return definition
@@ -257,9 +262,11 @@ class Stage:
         """Apply the stage to a given sample, and return only the values that it writes.
 
         Raises:
-            ValueError: If a name that it reads is missing, or it writes other names than it declares.
+            ValueError: If a name that it reads is missing, it writes other names than it declares, or a
+                setting is a class by its name.
         """
         d = self.definition
+        refuse_names(d.name, self.named_classes)
         missing = [name for name in d.reads if name != ALL and name not in values]
         if missing:
             raise ValueError(
@@ -289,6 +296,20 @@ class Stage:
         networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
         copies = {name: copy_to(model, torch.device(device)) for name, model in networks.items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
+
+    @property
+    def named_classes(self) -> dict[str, str]:
+        """The settings that are a class by its name."""
+        return named_classes(self.config, self.definition.classes)
+
+    def with_classes(self, names: Sequence[str]) -> "Stage":
+        """The stage with the numbers of classes in place of their names; the victim counts as `names` does.
+
+        Raises:
+            ValueError: If a name is none of these; the error names the nearest one.
+        """
+        numbers = number_classes(self.definition.name, self.named_classes, names)
+        return self.definition.configured(dataclasses.replace(self.config, **numbers)) if numbers else self
 
     def load(self) -> None:
         """Load the resources of the settings, models and images, before compiling or `torch.func` traces."""

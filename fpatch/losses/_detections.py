@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from fpatch.core.checks import check_label
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Values
 from fpatch.ops.detections import ABSENT, boxes_of
@@ -81,19 +82,6 @@ def check_labels(field: str, labels: Int64[Tensor, "*shape"], num_classes: int) 
     if is_concrete(labels):
         for label in labels.unique().tolist():
             check_label(field, label, num_classes)
-
-
-def check_label(field: str, label: int, num_classes: int) -> None:
-    """Refuse a class that the victim lacks.
-
-    Raises:
-        ValueError: With the field and the value.
-    """
-    if not 0 <= label < num_classes:
-        raise ValueError(
-            f"{field} is {label}, but the victim has {num_classes} classes, 0 to {num_classes - 1}; labels "
-            "are the victim's own numbers"
-        )
 
 
 def find_unclaimed(

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_class, check_label, check_number
 from fpatch.core.tree import constant
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses._detections import can_claim, check_label, find_unclaimed, mean_over_places
+from fpatch.losses._detections import can_claim, find_unclaimed, mean_over_places
 from fpatch.ops.detections import ABSENT, boxes_of, score_logits
 from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.stable import softplus
@@ -30,7 +30,7 @@ class Hallucinate:
     The stage writes `hallucinate` [b], the mean of softplus(-logit) over the best boxes at each place.
 
     Attributes:
-        label: The class, by the victim's own number.
+        label: The class, by its name or the victim's own number.
         box: The place (left, top, right, bottom) in fractions of the image. None: the box around the quad of
             every placement.
         num_boxes: The mean is over this many of the highest logits at each place. Missing boxes count as a
@@ -51,13 +51,13 @@ class Hallucinate:
         0.1269
     """
 
-    label: int
+    label: int | str
     box: tuple[float, float, float, float] | None = None
     num_boxes: int = 6
     iou: float = 0.2
 
     def __post_init__(self) -> None:
-        check_number("hallucinate(label)", self.label, 0)
+        check_class("hallucinate(label)", self.label)
         check_number("hallucinate(num_boxes)", self.num_boxes, 1)
         check_number("hallucinate(iou)", self.iou, 0.0, 1.0)
         if self.box is not None and not _is_inside(self.box):
@@ -82,9 +82,9 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-odds [b, 1, n], the boxes at each place [b, k, n] bool and the valid places [b, k] bool."""
     dense = values["detections"]["dense"]
     logits = score_logits(dense)
-    check_label("hallucinate(label)", config.label, logits.shape[-1])
-    logits = logits[..., config.label]
-    boxes = boxes_of(dense, torch.full_like(logits, config.label, dtype=torch.int64))
+    label = check_label("hallucinate(label)", config.label, logits.shape[-1])
+    logits = logits[..., label]
+    boxes = boxes_of(dense, torch.full_like(logits, label, dtype=torch.int64))
     if config.box is None:
         valid = values["quad_valid"]
         places = quad_bounds(values["quads"])  # an absent quad is NaN, and no box is near it
@@ -119,4 +119,5 @@ hallucinate = define(
     role="loss",
     check=check,
     declare=declare,
+    classes=("label",),
 )

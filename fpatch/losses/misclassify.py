@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_class, check_label, check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses._detections import check_label, check_labels
+from fpatch.losses._detections import check_labels
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Misclassify:
     The stage writes `misclassify` [b].
 
     Attributes:
-        target: The class to answer (targeted), or None for any but the true one (untargeted).
+        target: The class to answer (targeted), by name or number. None: any but the true one (untargeted).
         margin: The lead of the goal, in logits, from which on the term is 0.
 
     Example:
@@ -31,11 +31,12 @@ class Misclassify:
         tensor([12.,  5.])
     """
 
-    target: int | None = None
+    target: int | str | None = None
     margin: float = 10.0
 
     def __post_init__(self) -> None:
-        check_number("misclassify(target)", 0 if self.target is None else self.target, 0)
+        if self.target is not None:
+            check_class("misclassify(target)", self.target)
         check_number("misclassify(margin)", self.margin, 0.0)
 
 
@@ -50,8 +51,8 @@ def apply(config: Misclassify, patch_params: Params, sample: Sample, values: Val
     if config.target is None:
         check_labels("misclassify: a target", label, num_classes)
     else:
-        check_label("misclassify(target)", config.target, num_classes)
-        label = torch.full_like(label, config.target)
+        goal = check_label("misclassify(target)", config.target, num_classes)
+        label = torch.full_like(label, goal)
     chosen = F.one_hot(label, num_classes).bool()
     own = logits.masked_fill(~chosen, 0.0).sum(-1)
     rival = logits.masked_fill(chosen, float("-inf")).amax(-1)
@@ -67,4 +68,5 @@ misclassify = define(
     reads=("logits", "target"),
     writes=("misclassify",),
     role="loss",
+    classes=("target",),
 )

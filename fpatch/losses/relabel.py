@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_class, check_label, check_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.losses._detections import (
     best_boxes,
     can_claim,
-    check_label,
     find_unclaimed,
     mean_over_places,
     object_labels,
@@ -32,7 +31,7 @@ class Relabel:
     The stage writes `relabel` [b].
 
     Attributes:
-        target: The class to answer, or None for any but the object's own.
+        target: The class to answer, by its name or number; None: any but the object's own.
         margin: The lead of the goal, in logits, from which on the term of a box is 0.
         num_boxes: The mean is over this many of the boxes that claim each object, the best by the score of
             their best class. Missing boxes count 0.
@@ -48,13 +47,14 @@ class Relabel:
         tensor([3.])
     """
 
-    target: int | None = None
+    target: int | str | None = None
     margin: float = 10.0
     num_boxes: int = 6
     iou: float = 0.2
 
     def __post_init__(self) -> None:
-        check_number("relabel(target)", 0 if self.target is None else self.target, 0)
+        if self.target is not None:
+            check_class("relabel(target)", self.target)
         check_number("relabel(margin)", self.margin, 0.0)
         check_number("relabel(num_boxes)", self.num_boxes, 1)
         check_number("relabel(iou)", self.iou, 0.0, 1.0)
@@ -71,7 +71,7 @@ def apply(config: Relabel, patch_params: Params, sample: Sample, values: Values)
     if config.target is not None:
         check_label("relabel(target)", config.target, num_classes)
     labels = object_labels("relabel", values, num_classes)
-    goal = labels if config.target is None else torch.full_like(labels, config.target)
+    goal = labels if config.target is None else torch.full_like(labels, int(config.target))
     own = logits.transpose(1, 2).gather(1, goal[..., None].expand(-1, -1, num_boxes))
     two = logits.topk(2, dim=-1)  # the rival is one of these
     first, second = two.values[:, None].unbind(-1)
@@ -107,4 +107,5 @@ relabel = define(
     writes=("relabel",),
     role="loss",
     check=check,
+    classes=("target",),
 )

@@ -3,6 +3,8 @@
 `fpatch.evaluation` measures a pipeline on a data set; this module opens the run and its study for it.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log
 from fpatch.runs.opening import open_run
 from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.config import measure_otherwise
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
 from fpatch.study.study import Study
@@ -30,6 +33,7 @@ def evaluate_run(
     checkpoint: str = "best",
     on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
@@ -39,6 +43,11 @@ def evaluate_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        settings: Other settings of this evaluation, by dotted name: those of `evaluate`, and of nodes that do
+            not train the patch, such as a metric. The table is named after them.
+
+    Raises:
+        ValueError: If a setting is wrong, or the patch was trained with it.
 
     Example:
         >>> import tempfile
@@ -51,14 +60,16 @@ def evaluate_run(
         >>> sorted(path.name for path in (run.folder / "figures").iterdir())
         ['test-effects.png', 'test.png']
     """
-    with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources) as trained:
+    settings = settings or {}
+    with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources, settings) as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
-        metric, table = study.evaluate.metric, table_name(split, checkpoint)
+        metric, table = study.evaluate.metric, table_name(split, checkpoint, settings)
         last_step = run.checkpoint_step("last")
         result = evaluate_split(study, trained.params, dataset, split, on_progress)
-        run.save_evaluation(table, result, study.execution(study.evaluate.block))
+        run.save_evaluation(table, result, study.execution(study.evaluate.block), settings)
         rates = success(result.table, metric)
-        facts = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
+        facts: dict[str, Any] = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
+        facts |= {"settings": dict(settings)} if settings else {}
         run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
         log = open_study_log(study, run, last_step)
         try:
@@ -75,6 +86,10 @@ def evaluate_run(
         finally:
             log.close(finished=last_step == study.train.num_steps)
     return run, rates
+
+
+_LONGEST = 40
+"""Characters of a setting in the name of a table; longer or unusual ones are told apart by a digest."""
 
 
 class Trained(NamedTuple):
@@ -103,6 +118,7 @@ def load_trained(
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
     resources: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Trained]:
     """Load a run's patch, and the images and the pipeline to measure it with.
 
@@ -113,6 +129,7 @@ def load_trained(
         split: The split of the study's data.
         checkpoint: The name of a checkpoint.
         resources: Live objects by "path/setting" of the pipeline.
+        settings: As for `evaluate_run`.
 
     Example:
         >>> import tempfile
@@ -125,6 +142,8 @@ def load_trained(
         (4, torch.Size([3, 6, 6]), 4)
     """
     run, study = open_run(folder, resources)
+    if settings:
+        study = measure_otherwise(study, settings, resources)
     parts = set_up(study)
     check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
@@ -133,9 +152,23 @@ def load_trained(
         yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset)
 
 
-def table_name(split: str, checkpoint: str) -> str:
-    """Return the name of an evaluation in tables and logs, such as "test" or "test-last"."""
-    return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
+def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Return the name of an evaluation in tables and logs: "test", "test-last", "test-hit-goal-stop".
+
+    Other settings of the evaluation are a part of the name, so that it replaces no other.
+
+    Example:
+        >>> from fpatch.runs.evaluating import table_name
+        >>> table_name("test", "best"), table_name("test", "last", {"pipeline.hit.goal": "stop"})
+        ('test', 'test-last-hit-goal-stop')
+    """
+    name = split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
+    for setting, value in sorted((settings or {}).items()):
+        exact = f"{setting.partition('.')[2].replace('.', '-')}-{value}"
+        plain = re.sub(r"[^A-Za-z0-9_-]", "-", exact)[:_LONGEST]
+        digest = hashlib.sha256(f"{setting}={value}".encode()).hexdigest()[:6]
+        name += f"-{plain}" if plain == exact else f"-{plain}-{digest}"
+    return name
 
 
 def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
-from fpatch.evaluation.rates import effects
+from fpatch.evaluation.rates import effects, success
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import StageViews, view_stages
 from fpatch.log import Log
@@ -47,13 +47,15 @@ def picture_effects(
     study: Study, params: Params, dataset: TargetSet, table: Mapping[str, np.ndarray], phase: str
 ) -> torch.Tensor:
     """Draw the rows with the largest and the smallest effects, control beside patched image."""
-    effect = effects(table, study.evaluate.metric)
+    metric = study.evaluate.metric
+    effect, goal = effects(table, metric), success(table, metric).goal
     order = np.argsort(-effect, kind="stable")
     few = min(_PICTURED, len(order) // 2) or 1
     rows = np.concatenate([order[:few], order[few:][-few:]])
     sample, batch = logged_rows(dataset, table, rows, study.place)
     views = view_stages(study.placed.at(phase), params, sample, batch, phase)
-    captions = [f"patch, score {_change(float(effect[row]))}" for row in rows]
+    scored, sign = ("score", 1) if goal is None else (f"score of {goal!r}", -1)
+    captions = [f"patch, {scored} {_change(sign * float(effect[row]))}" for row in rows]
     return make_figure(study, views, dataset.class_names, captions)
 
 
@@ -61,6 +63,10 @@ def _change(effect: float) -> str:
     """Return the change of the score as a caption."""
     size = f"{abs(effect):.2f}"
     return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
+
+
+def _named(label: int, class_names: Sequence[str]) -> str:
+    return repr(class_names[label]) if 0 <= label < len(class_names) else f"class {label}"
 
 
 def make_figure(
@@ -74,7 +80,8 @@ def make_figure(
             truth = values["boxes"][i][values["box_valid"][i]] if "boxes" in values else None
             return Panel(values["image"][i], caption, {n: v[i] for n, v in final.items()}, truth)
         if "confidence" in values:
-            caption += f": {float(values['confidence'][i]):.2f} for the true class"
+            answer = f": {_named(int(values['answer'][i]), class_names)}," if "answer" in values else ":"
+            caption += f"{answer} {float(values['confidence'][i]):.2f} for the true class"
         return Panel(values["image"][i], caption)
 
     rows = [

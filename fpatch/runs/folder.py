@@ -224,9 +224,15 @@ class Run:
 
     # -- tables --------------------------------------------------------------------------------------------
 
-    def save_evaluation(self, name: str, evaluation: Evaluation, execution: Execution) -> None:
-        """Write the tables (Parquet and CSV), the patches shown and the execution, atomically."""
-        tables.save_evaluation(self.folder, name, evaluation, execution)
+    def save_evaluation(
+        self,
+        name: str,
+        evaluation: Evaluation,
+        execution: Execution,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the tables (Parquet and CSV), the patches shown, the execution and other settings."""
+        tables.save_evaluation(self.folder, name, evaluation, execution, settings)
 
     def load_table(self, name: str) -> dict[str, np.ndarray]:
         """Load the columns of a table.
@@ -247,6 +253,10 @@ class Run:
     def load_conditions(self, name: str) -> dict[str, dict[str, Any]]:
         """Load the patches that an evaluation showed, by condition."""
         return tables.load_conditions(self.folder, name)
+
+    def load_settings(self, name: str) -> dict[str, Any]:
+        """Load the settings of an evaluation that are not those of the run, by dotted name."""
+        return tables.load_settings(self.folder, name)
 
     def load_execution(self, name: str) -> Execution:
         """Load the execution of an evaluation."""

@@ -15,7 +15,7 @@ from fpatch import random
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, evaluate_grid
-from fpatch.evaluation.rates import effects
+from fpatch.evaluation.rates import axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.runs.evaluating import Trained, load_trained, table_name
@@ -76,17 +76,18 @@ def evaluate_grid_run(
 
 def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
     axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
+    cells = cells_of(table, metric)
+    label = axis_label(cells[0].success.goal)
     if len(axes) == 1:
-        cells = cells_of(table, metric)
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
-        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)})
+        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)}, success=label)
         return
     panels = []
     for y, x in itertools.combinations(axes, 2):
         rates = {tuple(c.values.values()): c.success.rates[PATCH] for c in cells_of(table, metric, (y, x))}
         ys, xs = (list(dict.fromkeys(table[f"{AXIS_PREFIX}{path}"].tolist())) for path in (y, x))
         panels.append(HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys]))
-    plot_heat_maps(path, panels)
+    plot_heat_maps(path, panels, label)
 
 
 def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> Tensor:

@@ -15,8 +15,14 @@ from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
 
 
-def save_evaluation(folder: Path, name: str, evaluation: Evaluation, execution: Execution) -> None:
-    """Write the tables (Parquet and CSV), the patches shown and the execution, atomically."""
+def save_evaluation(
+    folder: Path,
+    name: str,
+    evaluation: Evaluation,
+    execution: Execution,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the tables (Parquet and CSV), the patches shown, the execution and other settings, atomically."""
     patches = {
         f"{condition}/{value}/{patch}": tensor
         for condition, patches in evaluation.conditions.items()
@@ -37,6 +43,7 @@ def save_evaluation(folder: Path, name: str, evaluation: Evaluation, execution: 
         (tables / f"{name}.{suffix}.tmp").replace(tables / f"{name}.{suffix}")
     rows = len(evaluation.table["image_id"])
     facts = {"execution": execution._asdict(), "rows": rows, "patches": list(patches)}
+    facts |= {"settings": dict(settings)} if settings else {}
     write_json(tables / f"{name}.json", facts)
 
 
@@ -68,6 +75,11 @@ def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
         condition, value, patch = path.split("/", 2)
         conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensors[path]
     return conditions
+
+
+def load_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Load the settings of an evaluation that are not those of the run, by dotted name."""
+    return read_json(folder / f"tables/{name}.json").get("settings", {})
 
 
 def load_execution(folder: Path, name: str) -> Execution:

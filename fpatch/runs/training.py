@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,9 +26,12 @@ from fpatch.runs.steps import Steps, follow_steps, take_steps
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.dry_run import dry_run_setup
+from fpatch.study.goals import judge_goals
 from fpatch.study.setup import Setup, make_loader, set_up
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
+
+_logger = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
@@ -128,6 +132,8 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         parts = set_up(study)
         make_loader(study, parts, ranks)  # refuses a batch with fewer rows than processes
         dry_run_setup(study, parts)
+        for where, what in () if ranks.rank else judge_goals(study):
+            _logger.warning("%s: %s", where, what)
         if ranks.rank:
             run = Run(ranks.tell(""))  # which this process may not see
             follow_steps(study, parts, parts.initial, ranks)

@@ -13,6 +13,7 @@ from fpatch.evaluation.columns import tensor_digest
 from fpatch.evaluation.conditions import (
     make_patches,
 )
+from fpatch.evaluation.rates import axis_label
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
 from fpatch.runs.evaluating import load_trained
@@ -112,7 +113,7 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
     write_atomic(files[0], to_json(numbers))
-    plot_heat_maps(files[1], [panel])
+    plot_heat_maps(files[1], [panel], axis_label(found.goal))
     return files
 
 

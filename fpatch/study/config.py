@@ -135,6 +135,42 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
     return study_from_config(config, Path.cwd(), resources)
 
 
+def measure_otherwise(
+    study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None
+) -> Study:
+    """Return a study that trains the same patch, and measures it by other settings.
+
+    Args:
+        study: The study to vary; it stays as it is.
+        settings: Values by dotted name, of `evaluate` or of nodes that do not train the patch: metrics, and
+            nodes that are not alive in training.
+        resources: Live objects by "path/setting" of the pipeline.
+
+    Raises:
+        ValueError: If a setting is wrong, or the patch was trained with it.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.config import measure_otherwise
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> measure_otherwise(study, {"pipeline.hit.goal": "nothing"}).pipeline["hit"].stage
+        metrics.class_hit(goal='nothing')
+    """
+    varied = vary(study, settings, resources)
+    for name in settings:
+        section, path, *_ = f"{name}.".split(".")
+        nodes = [p[path] for p in (study.pipeline, varied.pipeline) if path in p]
+        measures = all(n.stage.definition.role == "metric" or not n.alive("train") for n in nodes)
+        of_evaluation = section == "evaluate" and path not in ("every", "best")
+        if not of_evaluation and not (section == "pipeline" and measures):
+            raise ValueError(
+                f"--{name}: the patch was trained with this setting; an evaluation takes those of [evaluate] "
+                "and of metrics, or train again"
+            )
+    return varied
+
+
 def _pin(config: Any, root: Path) -> Any:
     """Give the resources in a config absolute paths and digests."""
     if isinstance(config, Mapping) and isinstance(config.get("loader"), str):

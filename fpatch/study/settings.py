@@ -11,6 +11,7 @@ import torch
 from fpatch.core.checks import check_number
 from fpatch.core.resource import Resource, resolve
 from fpatch.data import TargetSet, image_file, targets
+from fpatch.data.csv_tables import read_labels
 from fpatch.evaluation.conditions import check_control_name
 from fpatch.optim.compiled import COMPILE_MODES
 
@@ -65,6 +66,13 @@ class DataConfig:
             outside_frac=self.outside_frac,
             resident=self.resident,
         )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the order of their labels, as `open` counts them; none without an objects file."""
+        if self.classes is not None or self.objects is None:
+            return self.classes or ()
+        return read_labels(Path(self.objects))
 
     def pinned(self, root: Path) -> "DataConfig":
         """Return the settings with absolute paths; relative ones start at `root`."""

@@ -62,6 +62,7 @@ class Study:
         taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]
         if taken and self.objective.transform == "func":
             raise ValueError(f'train.{taken[0]} needs plain autograd; leave out objective.transform = "func"')
+        _ = self.numbered
 
     @cached_property
     def place(self) -> torch.device:
@@ -73,9 +74,29 @@ class Study:
         return find_device(self.device)
 
     @cached_property
+    def numbered(self) -> Pipeline:
+        """The pipeline with the numbers of classes in place of their names.
+
+        Raises:
+            ValueError: If a setting names a class that the data do not name.
+        """
+        named = [(path, n.stage.named_classes) for path, n in self.pipeline.items() if n.stage.named_classes]
+        if not named:
+            return self.pipeline
+        names = self.data.class_names
+        if not names:
+            path, settings = named[0]
+            setting, name = next(iter(settings.items()))
+            raise ValueError(
+                f"pipeline.{path}.{setting} is the class {name!r}, but the data name no classes; give "
+                "data.classes in the order of the victim's labels, or the victim's number"
+            )
+        return self.pipeline.with_classes(names)
+
+    @cached_property
     def placed(self) -> Pipeline:
-        """The pipeline with its networks on the device of the study."""
-        return self.pipeline if self.place.type == "cpu" else self.pipeline.to(self.place)
+        """The pipeline that runs: with numbers of classes, and its networks on the device of the study."""
+        return self.numbered if self.place.type == "cpu" else self.numbered.to(self.place)
 
     def execution(self, block: int) -> Execution:
         """Return the execution of the study in this process, with blocks of `block` rows."""

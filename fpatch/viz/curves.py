@@ -11,6 +11,7 @@ def plot_curves(
     panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[Rate]]]],
     title: str = "",
     labels: Mapping[str, str] | None = None,
+    success: str = "attack success (%)",
 ) -> None:
     """Save curves of rates with 95 % bands.
 
@@ -19,6 +20,7 @@ def plot_curves(
         panels: The panels by the name of their x axis: the x values, and a rate for each, by curve.
         title: The title above all panels.
         labels: The legend by curve; None: the names of the curves.
+        success: The label of the y axis.
 
     Raises:
         ImportError: If the extra `plot` is not installed.
@@ -53,7 +55,7 @@ def plot_curves(
             )
         axis.set(xlabel=name, ylim=(-3, 103))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("attack success (%)")
+    axes[0].set_ylabel(success)
     axes[0].legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=140)

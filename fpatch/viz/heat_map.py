@@ -32,12 +32,13 @@ class HeatMap(NamedTuple):
     rates: Sequence[Sequence[Rate | None]]
 
 
-def plot_heat_maps(path: str | Path, panels: Sequence[HeatMap]) -> None:
+def plot_heat_maps(path: str | Path, panels: Sequence[HeatMap], success: str = "attack success (%)") -> None:
     """Save heat maps of rates; each cell shows its percentage and its number of rows.
 
     Args:
         path: PNG file.
         panels: The panels, one at least.
+        success: The label of the colors.
 
     Raises:
         ImportError: If the extra `plot` is not installed.
@@ -78,7 +79,7 @@ def plot_heat_maps(path: str | Path, panels: Sequence[HeatMap]) -> None:
         axis.set_xticks(range(len(panel.x[1])), [_show(v) for v in panel.x[1]])
         axis.set_yticks(range(len(panel.y[1])), [_show(v) for v in panel.y[1]])
         axis.set(xlabel=panel.x[0], ylabel=panel.y[0])
-        figure.colorbar(image, ax=axis, label="attack success (%)")
+        figure.colorbar(image, ax=axis, label=success)
     figure.savefig(path, dpi=140)
 
 

@@ -181,7 +181,7 @@ def test_describe(tmp_path, capsys):
     "words",
     [
         [], ["trian"], ["train"], ["evaluate"], ["resume", "a", "b"], ["replay", "a", "--setp", "3"],
-        ["evaluate", "a", "--train.num_steps", "3"], ["evaluate", "a", "--split", "train"],
+        ["resume", "a", "--train.num_steps", "3"], ["evaluate", "a", "--split", "train"],
         ["replay", "a", "--step", "x"], ["analyze"], ["train", "a.toml", "--overwrite"],
     ],
 )  # fmt: skip

@@ -484,7 +484,7 @@ def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     assert len(objects["found/patch"]) == 8
     lines = (folder / "tables/test.objects.csv").read_text().splitlines()
     assert len(lines) == 9
-    assert lines[0].startswith('"image_id","draw","object","label","found/patch"')
+    assert lines[0].startswith('"image_id","draw","object","label","answer/patch"')
     assert main(["replay", str(folder), "--verify"]) == 0
     names = {n for r in read_records(folder) if r["kind"] == "scalars" for n in r["values"]}
     assert names >= {

@@ -254,7 +254,35 @@ def count_rows(config: Any, state: Any) -> dict[str, float]:
     return {"rows": float(len(state["rows"]))}
 
 
+# -- goals
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The class that is counted; every name is taken for the first."""
+
+    goal: int | str = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "goal", 0 if isinstance(self.goal, str) else self.goal)
+
+
+def apply_goal(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    answer = values["logits"].argmax(-1)
+    has_object = torch.ones_like(answer, dtype=torch.bool)
+    return {"found": answer == values["target"], "reached": answer == config.goal, "has_object": has_object}
+
+
+def goal_case(name: str) -> Case:
+    names = ("found", "reached", "has_object")
+    made = define(name, Goal, deterministic, apply_goal, reads=("logits", "target"), writes=names,
+                  role="metric", classes=("goal",))  # fmt: skip
+    return case(made())
+
+
 BROKEN = {
+    "a_class_may_have_a_name": goal_case("first_of_all"),
+    "rows_of_the_goal_are_no_question": goal_case("every_row"),
     "same_key_same_sample": photo_case("global_draw", sample=draw_globally),
     "draws_depend_on_key_photograph_and_use": case(
         define(

@@ -8,6 +8,7 @@ import json
 import random as python_random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -315,6 +316,56 @@ def losses_and_metrics_write_one_number_per_row(case: Case) -> None:
             else:
                 assert out[name].shape == (NUM_ROWS,)
             assert role == "metric" or out[name].dtype == torch.float32
+
+
+def classes_of(case: Case) -> dict[str, int]:
+    """The settings of a stage that are a class, by its number."""
+    if not isinstance(case.subject, Stage):
+        return {}
+    given = {n: getattr(case.subject.config, n) for n in case.subject.definition.classes}
+    return {name: number for name, number in given.items() if number is not None}
+
+
+@law(applies=lambda case: bool(classes_of(case)))
+def a_class_may_have_a_name(case: Case) -> None:
+    """The name of a class does what its number does, and nothing runs before it has become the number."""
+    definition, names = case.subject.definition, tuple("abcdef")
+    named = {setting: names[number] for setting, number in classes_of(case).items()}
+    stage = definition.configured(replace(case.subject.config, **named))
+    sample = case.subject.sample(KEY, case.batch)
+    numbered = stage.with_classes(names)
+    assert numbered.config == case.subject.config
+    found = numbered.written(case.params, sample, case.batch)
+    assert_equal(found, case.subject.written(case.params, sample, case.batch))
+    assert "no classes are known here" in refusal(lambda: stage.written(case.params, sample, case.batch))
+    assert "which is no class" in refusal(lambda: stage.with_classes(("a cat", "a dog")))
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The sentence with which a call refuses; none if it does not."""
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def has_goal(case: Case) -> bool:
+    return "goal" in classes_of(case) and case.stages[0].definition.role == "metric"
+
+
+@law(applies=has_goal)
+def rows_of_the_goal_are_no_question(case: Case) -> None:
+    """Where the goal is the own class nothing has to change: such a row is neither found nor reached."""
+    goal = classes_of(case)["goal"]
+    own = {n: torch.full_like(case.batch[n], goal) for n in ("target", "labels") if n in case.batch}
+    sample = case.subject.sample(KEY, case.batch)
+    before, after = (case.subject.written(case.params, sample, case.batch | more) for more in ({}, own))
+    counted = [n for n in after if n.removeprefix("object_") in ("found", "reached", "has_object", "valid")]
+    assert len(counted) == 3
+    for name in counted:
+        assert not bool(after[name].any()), name
+    assert any(bool(before[name].any()) for name in counted)
 
 
 @law(applies=lambda case: any(s.definition.summary is not None for s in case.stages))

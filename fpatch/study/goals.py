@@ -1,0 +1,96 @@
+"""The goals of losses and metrics: do they ask the same question?
+
+A targeted loss that an untargeted metric measures gives a rate of another question, and the other way round.
+A stage declares the settings that are its goal by `define(classes=...)`.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from fpatch.evaluation.columns import OBJECT, split_group
+from fpatch.graph.node import Node
+from fpatch.graph.pipeline import Pipeline
+from fpatch.study.study import Study
+
+Goal = int | str | None
+
+
+def judge_goals(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield a metric's node and a sentence for each weighted loss whose goal is not that of the metric.
+
+    Stages of the user's own count only if they declare a goal: they may aim at a class without a setting.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.goals import judge_goals
+        >>> study = tiny_study(tempfile.mkdtemp(), {"pipeline.misclassify.target": "nothing"})
+        >>> for node, sentence in judge_goals(study):
+        ...     print(node, sentence.rpartition("; ")[2])
+        hit set pipeline.hit.goal = 'nothing'
+    """
+    aims, metrics = _find_aims(study), _find_metrics(study)
+    by_number = any(isinstance(goal, int) for goal in (*aims.values(), *metrics.values()))
+    names = study.data.class_names if by_number else ()
+
+    def named(goal: Goal) -> str | None:
+        if isinstance(goal, int) and goal < len(names):
+            goal = names[goal]
+        return None if goal is None else repr(goal)
+
+    aimed = {loss: named(aim) for loss, aim in aims.items()}
+    targeted = {loss: aim for loss, aim in aimed.items() if aim is not None}
+    for path, goal in metrics.items():
+        counted = named(goal)
+        if counted is None:
+            said = "it has no goal, so that any answer but an object's own class is a success"
+        else:
+            said = f"a success is the answer {counted}"
+        asked = counted in targeted.values()
+        for loss, aim in () if asked else (targeted or (aimed if counted is not None else {})).items():
+            way = "leave the goal out" if aim is None else f"set pipeline.{path}.goal = {aim}"
+            aims_at = f"{loss!r} aims at {'no class' if aim is None else aim}"
+            yield path, f"{said}, while {aims_at}: the rates are of another question; {way}"
+
+
+def _find_metrics(study: Study) -> dict[str, Goal]:
+    """Find the goals of the study's metric and of that of objects beside it, by node."""
+    metric = study.evaluate.metric
+    names = {metric, f"{split_group(metric)[0]}{OBJECT}found"}
+    nodes = {p: n for p, n in study.pipeline.items() if names & set(n.writes.values())}
+    return {p: n.stage.config.goal for p, n in nodes.items() if "goal" in n.stage.definition.classes}
+
+
+def _find_aims(study: Study) -> dict[str, Goal]:
+    """Find the goals of the weighted losses that read the victim, by node; None where there is no goal.
+
+    Losses without a goal are left out if one of the user's own may hide its goal.
+    """
+    pipeline = study.pipeline.at("train")
+    terms = {name for name, weight in study.objective.weights.items() if weight > 0}
+    aims: dict[str, Goal] = {}
+    hidden = False
+    for path in _writers(pipeline, terms):
+        stage = pipeline[path].stage
+        if settings := stage.definition.classes:
+            aims[path] = getattr(stage.config, settings[0])
+        elif not stage.definition.module.startswith("fpatch."):
+            hidden = True
+        elif {"logits", "detections"} & set(stage.definition.reads):
+            aims[path] = None
+    return {path: aim for path, aim in aims.items() if aim is not None or not hidden}
+
+
+def _writers(pipeline: Pipeline, terms: set[str]) -> list[str]:
+    """Return the losses that write these terms, with those whose terms they join."""
+    losses = {p: n for p, n in pipeline.items() if n.stage.definition.role == "loss"}
+    wanted, found = set(terms), list[str]()
+    for path, n in reversed(losses.items()):
+        if wanted & set(n.writes.values()):
+            found.append(path)
+            wanted |= _joined(n, losses)
+    return found[::-1]
+
+
+def _joined(n: Node, losses: Mapping[str, Node]) -> set[str]:
+    """Return the terms of other losses that a loss reads."""
+    return set(n.reads.values()) & {name for m in losses.values() for name in m.writes.values()}
