@@ -99,7 +99,7 @@ def _near(config: Hallucinate, values: Values) -> tuple[Tensor, Tensor, Tensor]:
 def check(config: Hallucinate, values: Values) -> dict[str, list[str]]:
     """List the places without a box."""
     _, near, valid = _near(config, values)
-    absent = read_dense(values["detections"])["logits"][..., config.label] == ABSENT
+    absent = read_dense(values["detections"])["logits"][..., int(config.label)] == ABSENT
     return find_unclaimed(near & ~absent[:, None], valid, values, "place")
 
 

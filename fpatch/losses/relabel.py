@@ -93,7 +93,8 @@ def check(config: Relabel, values: Values) -> dict[str, list[str]]:
     """List the objects that no box claims, of those that can answer the target."""
     claims = _claims(config, values)
     if config.target is not None:
-        claims = claims & (read_dense(values["detections"])["logits"][..., config.target] != ABSENT)[:, None]
+        logits = read_dense(values["detections"])["logits"][..., int(config.target)]
+        claims = claims & (logits != ABSENT)[:, None]
     return find_unclaimed(claims, values["box_valid"], values, "object")
 
 

@@ -215,6 +215,9 @@ MISTAKES = {
         "error", "frozen", "its outputs do not depend on its inputs by autograd",
         edit=("[pipeline.implant]", f"{FREEZE}[pipeline.implant]"),
     ),
+    "a targeted loss measured untargeted": Mistake(
+        "warning", "hit", "set pipeline.hit.goal = 'dark'", {"pipeline.misclassify.target": "dark"}
+    ),
     "a detector of probabilities": Mistake(
         "error", "victim", "all its log-odds lie in 0..1",
         edit=("study_fixture:tiny", "test_planted:sigmoid"), detector=True,

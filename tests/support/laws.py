@@ -672,7 +672,7 @@ def typed_results(case: Case, dtype: torch.dtype, back: bool) -> dict[str, Tree]
     if victims and "image" in batch:  # through the boundary of gradients
         batch["image"] = batch["image"].clone().requires_grad_()
     with unchecked():
-        out, seen = whole.observe(params, sample, batch, want=written_names(case))
+        out, seen, _ = whole.observe(params, sample, batch, want=written_names(case))
     for path, values in seen.items():
         stage = whole[path].stage
         assert stage.definition.summary is not None
