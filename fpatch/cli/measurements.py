@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_checkpoint
+from fpatch.cli.options import add_command, read_number, take_checkpoint, take_mlflow
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
+    take_mlflow(evaluate)
 
 
 def _add_grid(commands: Any) -> None:
@@ -140,7 +141,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from fpatch.runs.evaluating import evaluate_run, table_name
 
     with progress_bars() as on_progress:
-        run, rates = evaluate_run(options.run_folder, options.split, options.checkpoint, on_progress)
+        run, rates = evaluate_run(
+            options.run_folder, options.split, options.checkpoint, on_progress, mlflow=options.mlflow_uri
+        )
     title = f"{options.split}, checkpoint {options.checkpoint}"
     console.print(success_table(title, rates))
     table = table_name(options.split, options.checkpoint)

@@ -16,7 +16,7 @@ from fpatch.evaluation.rates import Success, of_objects, scalars, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
 from fpatch.runs.folder import Run
-from fpatch.runs.logging import open_study_log
+from fpatch.runs.logging import open_study_log, own_log
 from fpatch.runs.opening import open_run
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.setup import set_up
@@ -30,6 +30,8 @@ def evaluate_run(
     checkpoint: str = "best",
     on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
+    *,
+    mlflow: str | None = None,
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
@@ -39,6 +41,7 @@ def evaluate_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
 
     Example:
         >>> import tempfile
@@ -60,7 +63,7 @@ def evaluate_run(
         rates = success(result.table, metric)
         facts = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
         run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
-        log = open_study_log(study, run, last_step)
+        log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)
