@@ -15,20 +15,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from log_stores import local_uri, mlflow_client
 from study_fixture import environment
 
 import fpatch
-from fpatch import analysis, compose, create, infer, metrics, node, pipeline, tune
+from fpatch import analysis, compose, create, infer, metrics, node, pipeline, tune, viz
 from fpatch.cli.main import main
 from fpatch.core.files import AppendFile, find_links, write_atomic
-from fpatch.core.names import show
+from fpatch.core.names import label, show
 from fpatch.core.schema import to_toml
 from fpatch.demo.tiny import tiny_study
+from fpatch.evaluation.transfer import Transfer
 from fpatch.log import Records, open_log
 from fpatch.log.destinations import is_own, remember
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.transfer import save_transfer
 from fpatch.study.settings import EvaluateConfig
 from fpatch.tune.plan import Plan
 
@@ -194,9 +197,7 @@ def set_config(folder: Path, **log: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate"])
-def test_records_go_to_no_server_that_the_user_has_not_named(
-    received, listener, caplog, command, monkeypatch
-):
+def test_records_go_to_no_server_that_is_not_named(received, listener, caplog, command, monkeypatch):
     pytest.importorskip("mlflow")
     set_config(received, mlflow=listener.uri)
     assert main([command, str(received)]) == 0
@@ -634,6 +635,19 @@ def test_a_page_and_a_diagram_run_no_name(tmp_path):
     drawn = pipeline({'a"b<script>': compose.exposure()}).mermaid()
     assert "<script>" not in drawn
     assert drawn.count('"') % 2 == 0
+
+
+def test_a_figure_shows_a_formula_as_text(tmp_path):
+    """matplotlib fails on a formula that it cannot read, and would end the evaluation."""
+    pytest.importorskip("matplotlib")
+    name = r"a$\frac$ \x1b"
+    assert label(name) == r"a\$\frac\$ \x1b"
+    batch = {"image": torch.full((1, 3, 16, 32), 0.5), "boxes": torch.tensor([[[4.0, 4.0, 20.0, 12.0]]])}
+    viz.plot_boxes(tmp_path / "boxes.png", batch | {"labels": torch.tensor([[0]])}, class_names=(name,))
+    rate = metrics.Rate(0.4, 0.3, 0.5, 40, 40)
+    found = Transfer({name: {name: rate}}, {name: rate}, {})
+    save_transfer(tmp_path / "transfer", found)
+    assert {path.name for path in tmp_path.iterdir()} == {"boxes.png", "transfer.json", "transfer.png"}
 
 
 def test_each_threat_of_the_page_has_its_test():

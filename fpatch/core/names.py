@@ -95,6 +95,17 @@ def show(text: str) -> str:
     return text if text.isascii() and text.isprintable() else _HIDDEN.sub(_escape, text)
 
 
+def label(text: str) -> str:
+    r"""Return a text as a label of a figure, in which matplotlib reads no formula.
+
+    Example:
+        >>> from fpatch.core.names import label
+        >>> print(label("from $5 to $6"))
+        from \$5 to \$6
+    """
+    return show(text).replace("$", r"\$")
+
+
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"

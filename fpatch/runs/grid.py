@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.names import label
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, cells_of, evaluate_grid
@@ -79,13 +80,13 @@ def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
     if len(axes) == 1:
         cells = cells_of(table, metric)
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
-        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)})
+        plot_curves(path, {label(axes[0]): ([cell.values[axes[0]] for cell in cells], curves)})
         return
     panels = []
     for y, x in itertools.combinations(axes, 2):
         rates = {tuple(c.values.values()): c.success.rates[PATCH] for c in cells_of(table, metric, (y, x))}
         ys, xs = (list(dict.fromkeys(table[f"{AXIS_PREFIX}{path}"].tolist())) for path in (y, x))
-        panels.append(HeatMap((x, xs), (y, ys), [[rates.get((v, u)) for u in xs] for v in ys]))
+        panels.append(HeatMap((label(x), xs), (label(y), ys), [[rates.get((v, u)) for u in xs] for v in ys]))
     plot_heat_maps(path, panels)
 
 

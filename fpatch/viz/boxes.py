@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.names import label
+
 _BOX, _QUAD = "#40dc78", "#ff4040"
 
 
@@ -91,4 +93,6 @@ def _valid(
 
 
 def _write(axis: Any, x: float, y: float, name: str, color: str, **where: str) -> None:
-    axis.text(x, y, name, color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1}, **where)
+    axis.text(
+        x, y, label(name), color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1}, **where
+    )
