@@ -307,6 +307,24 @@ def test_runs_of_mlflow_that_another_folder_made_are_left_alone(runs, tmp_path):
         assert client.get_run(own).data.metrics == {"loss": 0.5}
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"uid": 3}', "\x00"])
+def test_a_broken_record_of_mlflow_is_one_sentence(tmp_path, text):
+    pytest.importorskip("mlflow")
+    (tmp_path / "mlflow.json").write_text(text)
+    with pytest.raises(ValueError, match=r"mlflow\.json is broken; remove it"):
+        open_log(tmp_path, tensorboard=False, mlflow="http://127.0.0.1:1")
+
+
+def test_a_deep_folder_is_searched_for_links(tmp_path):
+    """Deeper than Python's stack."""
+    here = tmp_path
+    for _ in range(5):
+        here = here / "/".join("d" * 250)
+        here.mkdir(parents=True)
+    (here / "link").symlink_to("/etc")
+    assert [path.name for path in find_links(tmp_path)] == ["link"]
+
+
 def test_records_that_name_files_elsewhere_upload_none(runs, precious, tmp_path):
     pytest.importorskip("mlflow")
     folder = make_folder(tmp_path / "crafted")

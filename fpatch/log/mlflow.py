@@ -125,7 +125,7 @@ class Mlflow:
         new = {"uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "crc32": 0, "superseded": []}
         if not self._path.exists():
             return new
-        state = json.loads(self._path.read_bytes())
+        state = _read_state(self._path)
         if state["crc32"] == self._checksum(0, state["offset"]):
             return state
         return new | {"superseded": [*state["superseded"], [state["run_id"], state["uid"]]]}
@@ -245,6 +245,23 @@ def is_sent(folder: Path) -> bool:
     path = folder / "mlflow.json"
     size = (folder / "records.jsonl").stat().st_size
     return path.exists() and json.loads(path.read_bytes())["offset"] >= size
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read `mlflow.json`.
+
+    Raises:
+        ValueError: If it lacks an entry, or an entry has another type.
+    """
+    kinds = {"uid": str, "run_id": str | None, "offset": int, "crc32": int, "superseded": list}
+    try:
+        state = json.loads(path.read_bytes())
+        broken = not isinstance(state, dict) or not all(isinstance(state.get(n), k) for n, k in kinds.items())
+    except ValueError:
+        broken = True
+    if broken or state["offset"] < 0:
+        raise ValueError(f"{path} is broken; remove it, and MLflow gets a new run with all records")
+    return state
 
 
 @contextmanager
