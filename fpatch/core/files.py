@@ -79,7 +79,7 @@ def open_own(path: Path, flags: int) -> int:
 _NO_LINK = "it must be a regular file with one name, and no link; copy its content, and remove it"
 
 
-def find_links(folder: Path) -> Iterator[Path]:
+def find_links(folder: Path) -> list[Path]:
     """Find all links, pipes, sockets and devices below a folder, without following any.
 
     Example:
@@ -92,14 +92,15 @@ def find_links(folder: Path) -> Iterator[Path]:
         ...     [path.name for path in find_links(Path(folder))]
         ['notes']
     """
-    left = [str(folder)]
+    left, found = [str(folder)], []
     while left:
         with suppress(FileNotFoundError), os.scandir(left.pop()) as entries:  # another process may remove one
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     left.append(entry.path)
                 elif not entry.is_file(follow_symlinks=False):
-                    yield Path(entry.path)
+                    found.append(Path(entry.path))
+    return found
 
 
 class AppendFile:
