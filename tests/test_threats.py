@@ -569,8 +569,12 @@ def test_names_of_controls_nodes_and_studies_are_checked_when_they_are_made(tmp_
 
 def test_metrics_that_would_be_one_key_are_refused_before_a_folder_is_made(tmp_path):
     study = tiny_study(tmp_path)
-    twins = {f"twins/{name}": node(metrics.class_hit(), writes=(f"f/{name}",)) for name in ("a:b", "c")}
-    renamed = {**twins, "twins/c": node(metrics.class_hit(), writes=("f/a_b",))}
+    renamed = {
+        f"twin{i}": node(
+            metrics.class_hit(), phases="eval", writes=(f"f/{name}", f"confidence{i}", f"answer{i}")
+        )
+        for i, name in enumerate(("a:b", "a_b"))
+    }
     with pytest.raises(ValueError, match=r"'f/a:b(/.*)?' and 'f/a_b(/.*)?' would be one key of a log"):
         fpatch.train(dataclasses.replace(study, pipeline=study.pipeline | renamed))
     assert not list(tmp_path.glob("*-lamp"))
