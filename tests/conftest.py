@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ torch.set_num_threads(1)
 # Python does not notice when a limit on file sizes or a full disk cut the bytecode that it caches
 sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+_STATE = tempfile.TemporaryDirectory(prefix="fpatch-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 install()
 settings.register_profile("fpatch", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.load_profile("fpatch")

@@ -193,7 +193,7 @@ CONFIG = {
     "no objective": (("[objective]\nweights = {vanish = 1.0, total_variation = 0.05}", ""), "the section [objective] is required; add it"),
     "a key that is required": (("size = [48, 64]", ""), "data: the key 'size' is required"),
     "weights that are gone": (('"tiny.safetensors"', '"gone.safetensors"'), "gone.safetensors: no such file"),
-    "a name that is no folder": (('name = "tiny"', 'name = "../tiny"'), "name must be usable as the name of a folder, got '../tiny'"),
+    "a name that is no folder": (('name = "tiny"', 'name = "../tiny"'), "name: the name '../tiny' must not hold '/'"),
     "no metric": (('stage = "metrics.detection_hit"', 'stage = "metrics.class_hit"'), "'hit'"),
     "another metric": (("[evaluate]", '[evaluate]\nmetric = "fond"'), "no stage in phase 'validation' writes 'fond'; did you mean 'found'?"),
     "another scalar for the best": (("[evaluate]", '[evaluate]\nbest = "success/ptch"'), "evaluate.best: the validation has no scalar 'success/ptch'; did you mean 'success/patch'?"),

@@ -4,12 +4,17 @@ import argparse
 import os
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from fpatch.cli import measurements, replays, studies, sweeps
+from fpatch.cli.console import show_warnings
 from fpatch.cli.portable import must_start_again, run_again
+from fpatch.core.names import show
 from fpatch.core.version import __version__
+from fpatch.runs.imports import holds_a_run
 from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
 
 _EPILOG = """\
@@ -35,15 +40,17 @@ search settings:
   fpatch sweep resume runs/20260101-120000-study-sweep
 
 fpatch COMMAND --help shows the options of a command.
+A study is like a script: its ids may import modules from the working folder. A run folder runs no code.
 Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 130 stopped.
 """
 
 _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate")
+_WITHOUT_STUDY = ("demo", "score")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 a difference was found, 2 wrong input."""
-    sys.path.insert(0, os.getcwd())  # a study may import stages from modules here
+    show_warnings()
     if arguments is None:  # the process is ours
         keep_freed_memory()
         os.environ.setdefault(*CUBLAS_WORKSPACE)
@@ -52,14 +59,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
         options.overrides = overrides
-        return run_again(words) if must_start_again(options) else options.run(options)
+        if must_start_again(options):
+            return run_again(words)
+        with _modules_of_a_study() if words[0] not in _WITHOUT_STUDY else nullcontext():
+            return options.run(options)
     except KeyboardInterrupt as stop:
-        print("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())]), file=sys.stderr)
+        print(show("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())])), file=sys.stderr)
         return 130
     except (ValueError, ImportError, OSError) as error:
         sentences = [_message(error), *getattr(error, "__notes__", ())]
-        print(f"fpatch: error: {'; '.join(sentences)}", file=sys.stderr)
+        print(show(f"fpatch: error: {'; '.join(sentences)}"), file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _modules_of_a_study() -> Iterator[None]:
+    """Search the working folder for the modules that a study names, after all installed ones.
+
+    The folder of a run or a sweep is not searched: it may be somebody else's.
+    """
+    here = os.getcwd()
+    added = here not in sys.path and not holds_a_run(Path(here))
+    if added:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
 
 
 def _message(error: Exception) -> str:

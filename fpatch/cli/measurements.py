@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_checkpoint
+from fpatch.cli.options import add_command, read_number, take_checkpoint, take_mlflow
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
+    take_mlflow(evaluate)
 
 
 def _add_grid(commands: Any) -> None:
@@ -148,7 +149,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     with progress_bars() as on_progress:
         run, rates = evaluate_run(
-            options.run_folder, options.split, options.checkpoint, on_progress, settings=options.overrides
+            options.run_folder,
+            options.split,
+            options.checkpoint,
+            on_progress,
+            settings=options.overrides,
+            mlflow=options.mlflow_uri,
         )
     table = table_name(options.split, options.checkpoint, options.overrides)
     facts = run.read_json(f"tables/{table}.summary.json")

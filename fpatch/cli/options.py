@@ -51,6 +51,14 @@ def take_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
 
 
+def take_mlflow(command: argparse.ArgumentParser) -> None:
+    """Add the option that names an MLflow server for the records of a run folder."""
+    command.add_argument(
+        "--mlflow-uri",
+        help="an MLflow server for the records (default: the recorded one, if you have named it yourself)",
+    )
+
+
 def read_number(text: str) -> float:
     """Read a sampled value: a number, or true or false for 1 and 0.
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
-from fpatch.cli.options import OVERRIDES, add_command
+from fpatch.cli.options import OVERRIDES, add_command, take_mlflow
+from fpatch.core.names import show
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
@@ -89,6 +90,7 @@ def _add_resume(commands: Any) -> None:
         ("resume runs/20260101-120000-study",),
     )
     resume.add_argument("run_folder", metavar="RUN", help="the run folder")
+    take_mlflow(resume)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -119,7 +121,7 @@ def _resume(options: argparse.Namespace) -> int:
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
     with joined(device=device) as ranks, progress_bars() as on_progress:
-        run = resume(options.run_folder, on_progress)
+        run = resume(options.run_folder, on_progress, mlflow=options.mlflow_uri)
         if not ranks.rank:
             _say_where(run)
     return 0
@@ -133,9 +135,10 @@ def _describe(options: argparse.Namespace) -> int:
     make_objective(loaded)  # names that nothing writes are wrong here already
     pipeline = loaded.pipeline if options.phase is None else loaded.pipeline.at(options.phase)
     if options.mermaid:
-        print(pipeline.mermaid())
+        print(show(pipeline.mermaid()))
         return 0
-    console.print(f"[bold]{loaded.name}[/bold], seed {loaded.seed}")
+    console.print(loaded.name, style="bold", end="")
+    console.print(f", seed {loaded.seed}")
     say(pipeline.describe())
     say(f"needs in a batch: {', '.join(pipeline.required())}")
     weights = ", ".join(f"{w:g} x {n}" for n, w in loaded.objective.weights.items())
@@ -155,7 +158,7 @@ def _doctor(options: argparse.Namespace) -> int:
     say(f"training images: {diagnosis.rows}")
     for finding in diagnosis.findings:
         style = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.level]
-        console.print(f"[{style}]{finding.level}[/{style}]", end=" ")
+        console.print(finding.level, style=style, end=" ")
         say(f"{finding.where}: {finding.what}")
     if diagnosis.can_learn:
         count = sum(f.level == "warning" for f in diagnosis.findings)

@@ -1,9 +1,11 @@
-"""Atomic writes, append-only files and digests."""
+"""Atomic writes, append-only files and digests; no write follows a link."""
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +20,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        way_out = "" if error.errno == errno.ELOOP else ": free some space and resume the run"
         raise OSError(
-            error.errno,
-            f"cannot write {path}: {error.strerror}; its old content is kept: free some space and resume the "
-            "run",
+            error.errno, f"cannot write {path}: {error.strerror}; its old content is kept{way_out}"
         ) from error
 
 
@@ -43,7 +44,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)
+            with open(open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,6 +53,54 @@ def write_atomic(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file for writing, if it is a regular file with one name; return its descriptor.
+
+    A link may lead to any file of the user, a second name may be one of them, and a named pipe blocks.
+
+    Raises:
+        OSError: If it is none of these, or cannot be opened.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, _NO_LINK, str(path)) from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.ELOOP, _NO_LINK, str(path))
+    return handle
+
+
+_NO_LINK = "it must be a regular file with one name, and no link; copy its content, and remove it"
+
+
+def find_links(folder: Path) -> list[Path]:
+    """Find all links, pipes, sockets and devices below a folder, without following any.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.core.files import find_links
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "images").mkdir()
+        ...     Path(folder, "images", "notes").symlink_to("/etc")
+        ...     [path.name for path in find_links(Path(folder))]
+        ['notes']
+    """
+    left, found = [str(folder)], []
+    while left:
+        with suppress(FileNotFoundError), os.scandir(left.pop()) as entries:  # another process may remove one
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    found.append(Path(entry.path))
+    return found
 
 
 class AppendFile:
@@ -67,8 +117,10 @@ class AppendFile:
         """Open `path` at its end ("ab") or empty ("wb")."""
         self.path = path
         with writing(path):
-            self._file = open(path, mode, buffering=0)  # noqa: SIM115
-        self.size = self._file.tell()
+            self._file = open(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "wb", buffering=0)  # noqa: SIM115
+            if mode == "wb":
+                self._file.truncate(0)
+        self.size = self._file.seek(0, os.SEEK_END)
 
     def write(self, block: bytes) -> None:
         """Append a block.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fpatch.core.checks import nearest
+from fpatch.core.names import show
 from fpatch.core.types import Range
 
 OMIT_EMPTY = {"omit_empty": True}
@@ -105,7 +106,8 @@ def _toml_value(value: Any) -> str:
 
 
 def _toml_string(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON does not escape it
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if show(c) == c else f"\\U{ord(c):08x}" for c in text)  # JSON escapes fewer of them
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:

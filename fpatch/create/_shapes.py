@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.names import check_distinct, check_name
 from fpatch.core.types import Range, Values
 
 Shapes = Mapping[str, tuple[int, int, int]]
@@ -25,13 +26,16 @@ def check_shapes(stage: str, shapes: Shapes) -> None:
 
 
 def check_names(field: str, names: Mapping[str, object], example: str) -> None:
-    """Check that a parameterization names at least one patch.
+    """Check that a parameterization names at least one patch, and that each name can be that of a file.
 
     Raises:
         ValueError: Naming the setting.
     """
     if not names:
         raise ValueError(f"{field} must name at least one patch, got none; e.g. {example}")
+    for name in names:
+        check_name(field, name)
+    check_distinct(field, names)
 
 
 def draw_uniform(key: Tensor, shapes: Shapes, start: Range) -> dict[str, Tensor]:

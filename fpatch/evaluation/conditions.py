@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.names import check_name
 from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Params, Values
 from fpatch.graph.pipeline import Pipeline
@@ -49,13 +50,13 @@ def check_control_name(field: str, name: str) -> None:
     """Refuse a name of a control that is taken, or that a table could confuse with another column.
 
     Raises:
-        ValueError: If the name is taken, empty or has a slash.
+        ValueError: If the name is taken, or cannot be that of a file.
     """
+    check_name(field, name)
     taken = (PATCH, NONE, *CONTROLS, "delta", "clean")
-    if name in taken or not name or "/" in name:
+    if name.casefold() in taken:
         raise ValueError(
-            f"{field}: a control cannot be called {name!r}; choose a name without '/' that is none of "
-            f"{', '.join(taken)}"
+            f"{field}: a control cannot be called {name!r}; choose a name that is none of {', '.join(taken)}"
         )
 
 

@@ -1,5 +1,6 @@
 """The prose and the Mermaid flowchart of a pipeline."""
 
+import re
 from collections.abc import Mapping
 
 from fpatch.graph.node import Node, required_names
@@ -30,15 +31,23 @@ def mermaid(nodes: Mapping[str, Node]) -> str:
         groups.setdefault(path.rpartition("/")[0], []).append(path)
     lines = ["flowchart TD"]
     for i, (group, paths) in enumerate(groups.items()):
-        lines += [f'  subgraph g{i}["{group}"]'] if group else []
-        lines += [f'  {ids[p]}["{p.rpartition("/")[2]}<br/>{nodes[p].stage.definition.name}"]' for p in paths]
+        lines += [f'  subgraph g{i}["{_label(group)}"]'] if group else []
+        lines += [
+            f'  {ids[p]}["{_label(p.rpartition("/")[2])}<br/>{_label(nodes[p].stage.definition.name)}"]'
+            for p in paths
+        ]
         lines += ["  end"] if group else []
     inputs: dict[str, str] = {}
     arrows: dict[str, None] = {}
     for alive in _phases(nodes):
         arrows |= dict.fromkeys(_arrows(alive, ids, inputs))
-    lines += [f'  {node_id}(["{name}"])' for name, node_id in inputs.items()]
+    lines += [f'  {node_id}(["{_label(name)}"])' for name, node_id in inputs.items()]
     return "\n".join([*lines, *arrows])
+
+
+def _label(name: str) -> str:
+    """Return a name as text of Mermaid, in which quotes end it and angle brackets begin HTML."""
+    return re.sub("[^\\w ./*:()+-]", lambda found: f"#{ord(found.group())};", name)
 
 
 def _phases(nodes: Mapping[str, Node]) -> list[dict[str, Node]]:
@@ -58,6 +67,6 @@ def _arrows(alive: Mapping[str, Node], ids: Mapping[str, str], inputs: dict[str,
             if name in required and name not in last:
                 last[name] = inputs.setdefault(name, f"in_{len(inputs)}")
             if name in last:
-                arrows.append(f"  {last[name]} -- {name} --> {ids[path]}")
+                arrows.append(f"  {last[name]} -- {_label(name)} --> {ids[path]}")
         last.update({name: ids[path] for name in n.writes.values()})
     return arrows

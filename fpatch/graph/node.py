@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from fpatch.core.checks import nearest
+from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch
 from fpatch.graph.functions import from_function
@@ -140,8 +141,10 @@ def flatten(parts: Mapping[str, Part], group: str = "") -> dict[str, Node]:
     nodes: dict[str, Node] = {}
     for name, part in parts.items():
         path = f"{group}{name}"
-        if not all(name.split("/")) or any(c in name for c in "*."):
-            raise ValueError(f"pipeline: {path!r} is no name of a node; leave out '.', '*' and a spare '/'")
+        if not all(name.split("/")) or any(c in name for c in "*.") or show(name) != name:
+            raise ValueError(
+                f"pipeline: {path!r} is no name of a node; leave out '.', '*', a spare '/' and escapes"
+            )
         found = flatten(part, f"{path}/") if isinstance(part, Mapping) else {path: _place(path, name, part)}
         if twice := nodes.keys() & found:
             raise ValueError(f"pipeline: there are two nodes {min(twice)!r}; rename one")

@@ -4,6 +4,7 @@ import dataclasses
 import zlib
 from collections.abc import Mapping
 
+from fpatch.core.names import check_distinct
 from fpatch.graph.node import PHASES, Node, inside, stream_path
 from fpatch.graph.stage import ALL
 from fpatch.ops.detections import MAKERS
@@ -14,7 +15,7 @@ def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
     """Fill the settings left None that are derived from the names of the patches.
 
     Raises:
-        ValueError: If `only` of a stage names an unknown patch.
+        ValueError: If `only` of a stage names an unknown patch, or two patches would be one file.
     """
     names = tuple(
         name for n in nodes.values() if n.stage.definition.init is not None for name in n.stage.config.names
@@ -22,6 +23,7 @@ def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
     made = dict(nodes)
     if not names:
         return made
+    check_distinct("pipeline: the patches of the parameterizations", dict.fromkeys(names))
     for path, n in nodes.items():
         check_only(f"{n.stage.definition.name}(only)", getattr(n.stage.config, "only", None), names)
         if n.stage.definition.fill is not None:
@@ -36,6 +38,7 @@ def check_wiring(nodes: Mapping[str, Node], phase: str | None = None) -> None:
     Raises:
         ValueError: With both nodes; see `fpatch.pipeline`.
     """
+    check_distinct("pipeline", nodes)
     _check_streams(nodes)
     named = {p for n in nodes.values() for p in n.phases or ()}
     for p in (*PHASES, *sorted(named - set(PHASES))) if phase is None else (phase,):

@@ -10,7 +10,6 @@ import copy
 import importlib
 import os
 import pickle
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,12 +25,10 @@ from torch import Tensor, nn
 from torch._tensor_str import PRINT_OPTS
 
 from fpatch.core.resource import define_loader
+from fpatch.infer._ultralytics_description import read_description
 
 _QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 """Environment variables for the import of Ultralytics: no telemetry, no pip, no banners."""
-
-_ACTIVATION = re.compile(r"activation\s*:\s*(torch\.)?nn\.[A-Za-z0-9]+\([A-Za-z0-9_=., ]*\)")
-"""The allowed form of the entry `activation` in a description."""
 
 _CONVERT = (
     "import torch; c = torch.load('{name}', 'cpu', weights_only=False); "
@@ -55,15 +52,16 @@ def _load_ultralytics(
     Args:
         weights: A state dict, .safetensors or a .pt that holds nothing else; None: untrained.
         architecture: The name of a description that ships with Ultralytics, such as "yolo11n.yaml", or the
-            path of one. The digest of a file is recorded beside that of the weights.
+            path of one. The digest of a file is recorded beside that of the weights. A safe loader parses it,
+            and it may hold known layers only.
         num_classes: The number of classes; None: that of the architecture (80).
         end2end: Whether the one-to-one head answers, which needs no suppression.
         seed: The seed of the untrained network's weights.
 
     Raises:
         ImportError: If Ultralytics is not installed.
-        ValueError: If the architecture is unknown or has no one-to-one head, the file is a pickled
-            checkpoint, or the weights belong to another network.
+        ValueError: If the architecture is unknown, holds anything but known layers, or has no one-to-one
+            head, the file is a pickled checkpoint, or the weights belong to another network.
 
     Example:
         >>> from fpatch import infer
@@ -71,17 +69,11 @@ def _load_ultralytics(
         >>> infer.yolo(model, format="v8", num_classes=4).config.model.arguments
         {'architecture': 'yolo11n.yaml', 'num_classes': 4, 'seed': 1}
     """
-    _check_architecture(architecture)
-    detection_model = _import_detection_model()
+    detection_model, shipped = _import_detection_model()
+    description = read_description(architecture, shipped)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # the network draws from no other; forked above
-        try:
-            model = detection_model(architecture, nc=num_classes, verbose=False)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"ultralytics_model(architecture={architecture!r}) is neither a file nor a description that "
-                "ships with the installed Ultralytics; an example is 'yolo11n.yaml'"
-            ) from error
+        model = detection_model(description, nc=num_classes, verbose=False)
     if weights is not None:
         state = _read_state(Path(weights))
         try:
@@ -98,24 +90,6 @@ def _load_ultralytics(
     head.end2end = end2end
     head.dynamic = True  # new anchors for each batch, never those of a call in another mode
     return copy.deepcopy(model).eval()  # all networks share one activation module and its mode
-
-
-def _check_architecture(architecture: str) -> None:
-    """Refuse an address, and a description whose activation is no plain layer.
-
-    Ultralytics would download the one and evaluate the other as Python.
-    """
-    if "://" in architecture or not architecture.endswith((".yaml", ".yml")):
-        raise ValueError(
-            f"ultralytics_model(architecture={architecture!r}) must be the name or path of a .yaml file"
-        )
-    text = Path(architecture).read_text() if Path(architecture).is_file() else ""
-    for line in text.splitlines():
-        entry = line.partition("#")[0].strip()
-        if entry.lstrip("'\"{ ").startswith("activation") and not _ACTIVATION.fullmatch(entry):
-            raise ValueError(
-                f"{architecture}: {entry!r} is no layer of torch.nn with plain arguments, and would be run"
-            )
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -135,11 +109,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _import_detection_model() -> Any:
-    """Import Ultralytics' class of detection networks."""
+def _import_detection_model() -> tuple[Any, Path]:
+    """Import Ultralytics' class of detection networks; return it with the folder of its descriptions."""
     try:
         with process_unchanged():
-            return importlib.import_module("ultralytics.nn.tasks").DetectionModel
+            tasks = importlib.import_module("ultralytics.nn.tasks")
+            return tasks.DetectionModel, Path(str(tasks.__file__)).parents[1] / "cfg" / "models"
     except ImportError as error:
         raise ImportError(
             f"ultralytics_model needs Ultralytics (AGPL-3.0): pip install 'fpatch[ultralytics]' ({error})"

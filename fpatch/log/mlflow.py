@@ -26,6 +26,7 @@ from fpatch.log.mlflow_payload import (
     stage_files,
 )
 from fpatch.log.records import Record, Records
+from fpatch.log.values import inside
 
 _RECORDS_PER_BLOCK = 200
 _METRICS_PER_REQUEST = 1000
@@ -124,10 +125,10 @@ class Mlflow:
         new = {"uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "crc32": 0, "superseded": []}
         if not self._path.exists():
             return new
-        state = json.loads(self._path.read_bytes())
+        state = _read_state(self._path)
         if state["crc32"] == self._checksum(0, state["offset"]):
             return state
-        return new | {"superseded": [*state["superseded"], state["run_id"]]}
+        return new | {"superseded": [*state["superseded"], [state["run_id"], state["uid"]]]}
 
     def _save(self) -> None:
         state = self._state | {"uri": self._uri, "experiment": self._experiment}
@@ -145,11 +146,11 @@ class Mlflow:
         if self._uri.startswith(_SQLITE):
             _make_database(Path(self._uri.removeprefix(_SQLITE)))
         client = MlflowClient(self._uri)
-        if not _is_alive(client, self._state["run_id"]):
+        if not _is_own(client, self._state["run_id"], self._state["uid"]):
             self._state |= {"run_id": self._find_or_create_run(client), "offset": 0, "crc32": 0}
-        for run_id in self._state["superseded"]:
-            if _is_alive(client, run_id):
-                client.delete_run(run_id)
+        for old in self._state["superseded"]:
+            if isinstance(old, list) and len(old) == 2 and _is_own(client, *old):
+                client.delete_run(old[0])
         self._state["superseded"] = []
         client.update_run(self._state["run_id"], status="RUNNING")
         self._save()
@@ -200,13 +201,15 @@ class Mlflow:
             self._upload(path)
 
     def _upload(self, path: str) -> None:
-        local, run_id = self._records.folder / path, self._state["run_id"]
+        try:
+            local, run_id = inside(self._records.folder, path), self._state["run_id"]
+        except FileNotFoundError:
+            _logger.warning("%s was deleted before it could be sent to MLflow", self._records.folder / path)
+            return
         if local.is_dir():
             self._client.log_artifacts(run_id, str(local), path)
-        elif local.exists():
-            self._client.log_artifact(run_id, str(local), Path(path).parent.as_posix().removeprefix("."))
         else:
-            _logger.warning("%s was deleted before it could be sent to MLflow", local)
+            self._client.log_artifact(run_id, str(local), Path(path).parent.as_posix().removeprefix("."))
 
 
 def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
@@ -224,8 +227,10 @@ def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
         from mlflow import MlflowClient
 
         client, (parent_id,) = MlflowClient(uri), run_ids([parent])
-        for run_id in run_ids(children):
-            client.set_tag(run_id, "mlflow.parentRunId", parent_id)
+        for folder in children:
+            state = json.loads((folder / "mlflow.json").read_bytes())
+            if _is_own(client, state["run_id"], state["uid"]):
+                client.set_tag(state["run_id"], "mlflow.parentRunId", parent_id)
 
 
 def run_ids(folders: Sequence[Path]) -> list[str]:
@@ -240,6 +245,23 @@ def is_sent(folder: Path) -> bool:
     path = folder / "mlflow.json"
     size = (folder / "records.jsonl").stat().st_size
     return path.exists() and json.loads(path.read_bytes())["offset"] >= size
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read `mlflow.json`.
+
+    Raises:
+        ValueError: If it lacks an entry, or an entry has another type.
+    """
+    kinds = {"uid": str, "run_id": str | None, "offset": int, "crc32": int, "superseded": list}
+    try:
+        state = json.loads(path.read_bytes())
+        broken = not isinstance(state, dict) or not all(isinstance(state.get(n), k) for n, k in kinds.items())
+    except ValueError:
+        broken = True
+    if broken or state["offset"] < 0:
+        raise ValueError(f"{path} is broken; remove it, and MLflow gets a new run with all records")
+    return state
 
 
 @contextmanager
@@ -259,13 +281,15 @@ def _contained() -> Iterator[None]:
             del os.environ[key]
 
 
-def _is_alive(client: Any, run_id: str | None) -> bool:
+def _is_own(client: Any, run_id: Any, uid: Any) -> bool:
+    """Return whether a run is not in the trash, and has the tag that was given to it with this id."""
     from mlflow.exceptions import MlflowException
 
-    if run_id is None:
+    if not isinstance(run_id, str) or not isinstance(uid, str):
         return False
     try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
+        run = client.get_run(run_id)
+        return run.info.lifecycle_stage == "active" and run.data.tags.get(_UID_TAG) == uid
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False

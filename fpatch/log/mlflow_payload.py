@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from fpatch.core.names import safe_name
 from fpatch.log.records import Kind, Record
-from fpatch.log.values import safe_name, to_text
+from fpatch.log.values import inside, to_text
 
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
@@ -108,8 +109,9 @@ def stage_files(target: Path, folder: Path, records: list[Record]) -> None:
         (target / "images").mkdir(exist_ok=True)
         key, uid = safe_name(name).replace("/", "~"), uuid.uuid5(uuid.NAMESPACE_URL, path)
         stem = f"images/{key}+step+{record['step']}+timestamp+{record['time']}+{uid}"
-        shutil.copyfile(folder / path, target / f"{stem}.png")
-        with Image.open(folder / path) as image:
+        source = inside(folder, path)
+        shutil.copyfile(source, target / f"{stem}.png")
+        with Image.open(source) as image:
             image.thumbnail((256, 256))
             image.save(target / f"{stem}+compressed.webp")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from fpatch.core.files import AppendFile, write_atomic, writing
+from fpatch.core.files import AppendFile, open_own, write_atomic, writing
 
 Kind = Literal["scalars", "images", "histograms", "text", "artifacts", "params", "tags", "input"]
 
@@ -94,8 +94,10 @@ class Records:
         target = self.folder / path
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
             try:
-                target.write_bytes(data)
+                with open(open_own(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                    file.write(data)
             except OSError:
                 target.unlink(missing_ok=True)
                 raise

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from fpatch.core.names import safe_name
 from fpatch.log.records import Kind, Record, Records
-from fpatch.log.values import inside, safe_name, to_histogram, to_plain, to_png, to_scalar
+from fpatch.log.values import inside, to_histogram, to_plain, to_png, to_scalar
 
 _logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def open_log(
     if mlflow:
         from fpatch.log.mlflow import Mlflow
 
-        uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+        uri = tracking_uri(folder, mlflow)
         makers.append(lambda records: Mlflow(records, uri, experiment, name or folder.resolve().name))
     if tensorboard:
         try:
@@ -111,6 +112,11 @@ def open_log(
     except BaseException:
         records.close()
         raise
+
+
+def tracking_uri(folder: Path, mlflow: bool | str) -> str:
+    """Return the tracking URI of a run folder; True means the database beside it."""
+    return mlflow if isinstance(mlflow, str) else f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
 
 
 class Log:

@@ -19,10 +19,10 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.text import metadata as text_metadata
 
-from fpatch.core.files import AppendFile
+from fpatch.core.files import AppendFile, open_own
 from fpatch.log import crc32c as checksum
 from fpatch.log.records import Record, Records
-from fpatch.log.values import to_text
+from fpatch.log.values import inside, to_text
 
 _MANY_BYTES = 2**14  # from this size on, the checksum in lanes is faster
 
@@ -50,11 +50,12 @@ class TensorBoard:
             self._add(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START))
             for record in records:
                 self.write(record)
+            for path in logdir.glob("*tfevents*"):
+                with open(open_own(path, os.O_WRONLY), "wb") as file:
+                    file.truncate(0)  # a TensorBoard that reads this file fails if it is removed
         except BaseException:
             self._file.close()
             raise
-        for path in logdir.glob("*tfevents*"):
-            os.truncate(path, 0)  # a TensorBoard that reads this file fails if it is removed
         seconds, nanoseconds = divmod(
             time.time_ns(), 10**9
         )  # TensorBoard reads files in the order of their names
@@ -123,7 +124,7 @@ def _scalar(folder: Path, value: float | str) -> dict[str, Any]:
 
 
 def _image(folder: Path, path: str) -> dict[str, Any]:
-    png = (folder / path).read_bytes()
+    png = inside(folder, path).read_bytes()
     width, height, _, color_type = struct.unpack(">IIBB", png[16:26])
     colorspace = 3 if color_type == 2 else 1
     return {

@@ -3,8 +3,6 @@
 import io
 import json
 import math
-import re
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-MAX_NAME_LENGTH = 200
 NUM_BINS = 50
-
-
-def safe_name(name: str) -> str:
-    """Return a form of a name that is a valid path on every system and a valid key in MLflow.
-
-    Letters, digits and `_ - . / space` are kept; other characters become `_`. A path segment of only dots and
-    spaces becomes `_`. A name of more than 200 characters is cut and ends in its CRC-32.
-
-    Example:
-        >>> from fpatch.log.values import safe_name
-        >>> safe_name("success/patch (gone)")
-        'success/patch _gone_'
-    """
-    safe = re.sub(r"[^\w./\- ]", "_", name)
-    safe = "/".join("_" if segment.strip(". ") == "" else segment for segment in safe.split("/"))
-    if len(safe) > MAX_NAME_LENGTH:
-        safe = f"{safe[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
-    return safe
 
 
 def to_array(value: Any) -> np.ndarray:

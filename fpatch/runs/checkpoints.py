@@ -12,6 +12,7 @@ import optree
 from torch import Tensor
 
 from fpatch.core.checks import nearest
+from fpatch.core.names import check_name
 from fpatch.optim.step import TrainState
 from fpatch.runs.files import FORMAT, read_tensors, tensor_bytes, write_file
 from fpatch.runs.locks import RunError
@@ -90,6 +91,7 @@ def has_checkpoint(folder: Path, name: str) -> bool:
 
 
 def _file_name(name: str) -> str:
+    check_name("checkpoint", name)
     return f"checkpoints/{name}.safetensors"
 
 

@@ -19,7 +19,7 @@ from fpatch.evaluation.rates import Success, of_objects, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
 from fpatch.runs.folder import Run
-from fpatch.runs.logging import open_study_log
+from fpatch.runs.logging import open_study_log, own_log
 from fpatch.runs.opening import open_run
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
@@ -37,6 +37,8 @@ def evaluate_run(
     on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    *,
+    mlflow: str | None = None,
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
@@ -48,6 +50,7 @@ def evaluate_run(
         resources: Live objects by "path/setting" of the pipeline.
         settings: Other settings of this evaluation, by dotted name: those of `evaluate`, and of nodes that do
             not train the patch, such as a metric. The table is named after them.
+        mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
 
     Raises:
         ValueError: If a setting is wrong, or the patch was trained with it.
@@ -74,7 +77,7 @@ def evaluate_run(
         facts: dict[str, Any] = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
         facts |= {"settings": dict(settings)} if settings else {}
         run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
-        log = open_study_log(study, run, last_step)
+        log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)

@@ -25,7 +25,7 @@ from fpatch.log.values import to_png
 from fpatch.optim.step import TrainState
 from fpatch.runs import checkpoints, files, tables
 from fpatch.runs.files import FORMAT
-from fpatch.runs.locks import LockedError, RunError, lock, new_folder
+from fpatch.runs.locks import LockedError, RunError, check_links, lock, new_folder
 from fpatch.runtime.execution import Execution
 
 
@@ -83,11 +83,13 @@ class Run:
         """Open a run folder.
 
         Raises:
-            RunError: If the folder is missing, incomplete, or has the format of another version.
+            RunError: If the folder is missing, incomplete, has the format of another version, or holds a
+                link that leads out of it.
         """
         run = Run(folder)
         if not run.folder.is_dir():
             raise RunError(f"{folder}: no such run folder; runs are listed by `ls runs/`")
+        check_links(run.folder)
         for name in ("environment.json", "config.json"):
             if not (run.folder / name).is_file():
                 inside = sorted(p.parent.name for p in run.folder.glob("*/environment.json"))
@@ -141,6 +143,7 @@ class Run:
 
         Raises:
             LockedError: If another process holds the lock.
+            RunError: If the folder holds a link, through which a write could leave it.
         """
         with lock(self.folder, LockedError, "written"):
             for path in self.folder.rglob("*.tmp"):

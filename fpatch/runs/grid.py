@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.names import label
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
@@ -80,13 +81,13 @@ def evaluate_grid_run(
 def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
     axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     cells = cells_of(table, metric)
-    label = axis_label(cells[0].success.goal)
+    asked = axis_label(cells[0].success.goal)
     if len(axes) == 1:
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
-        plot_curves(path, {axes[0]: ([cell.values[axes[0]] for cell in cells], curves)}, success=label)
+        plot_curves(path, {label(axes[0]): ([cell.values[axes[0]] for cell in cells], curves)}, success=asked)
         return
     pairs = itertools.combinations(axes, 2)
-    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], label)
+    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], asked)
 
 
 def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> HeatMap:
@@ -99,8 +100,8 @@ def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> H
         return [[value(found[v, u]) if (v, u) in found else None for u in xs] for v in ys]
 
     return HeatMap(
-        (x, xs),
-        (y, ys),
+        (label(x), xs),
+        (label(y), ys),
         by_cell(lambda s: s.rates[PATCH]),
         by_cell(_over_strongest) if controls else None,
         by_cell(lambda s: s.clean),

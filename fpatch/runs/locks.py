@@ -2,10 +2,13 @@
 
 import fcntl
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fpatch.core.files import find_links, open_own
 
 
 class RunError(ValueError):
@@ -18,13 +21,37 @@ class LockedError(RunError):
 
 @contextmanager
 def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
-    """Lock a folder; raise `error` if another process holds it."""
-    with (folder / ".lock").open("w") as file:
+    """Lock a folder for writing; raise `error` if another process holds it, or if it holds a link.
+
+    A write through a link would leave the folder. The search for links costs a microsecond per file.
+    """
+    with open(open_own(folder / ".lock", os.O_WRONLY | os.O_CREAT), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise error(f"{folder} is being {what} by another process; wait for it, or end it") from None
+        for link in find_links(folder):
+            raise RunError(
+                f"{folder} is not written to: {link} is a link, or no regular file, and a write could leave "
+                "the folder; put a copy of its content in its place, or remove it"
+            )
         yield
+
+
+def check_links(folder: Path) -> None:
+    """Check that no link in a folder leads out of it, so that a reader stays inside.
+
+    Raises:
+        RunError: If one does, or leads nowhere.
+    """
+    inside = folder.resolve()
+    for link in find_links(folder):
+        target = link.resolve()
+        if not target.is_relative_to(inside) or not (target.is_file() or target.is_dir()):
+            raise RunError(
+                f"{folder} is not read: {link} is a link out of the folder, or no regular file; put a copy "
+                "of its content in its place, or remove it"
+            )
 
 
 def new_folder(root: Path, name: str) -> Path:

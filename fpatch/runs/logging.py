@@ -1,5 +1,7 @@
 """The log of a run: its description and its scalars, written and read."""
 
+import dataclasses
+import logging
 from pathlib import Path
 
 from fpatch.core.files import file_digest
@@ -7,10 +9,41 @@ from fpatch.core.schema import flatten
 from fpatch.core.version import __version__
 from fpatch.data import TargetSet
 from fpatch.log import Log, Records, open_log
+from fpatch.log.destinations import TRACKING_URI, is_own, remember
+from fpatch.log.sinks import tracking_uri
 from fpatch.optim.counted import counted_mean, uncounted
 from fpatch.optim.step import StepInfo
 from fpatch.runs.folder import Run
 from fpatch.study.study import Study
+
+_logger = logging.getLogger(__name__)
+
+
+def remember_log(study: Study, run: Run) -> None:
+    """Remember the MLflow of a study that the user trains, so that later commands on its run send there."""
+    if study.log.mlflow is not False:
+        remember(tracking_uri(run.folder, study.log.mlflow))
+
+
+def own_log(study: Study, run: Run, mlflow: str | None = None) -> Study:
+    """Return the study of a run folder, with records for MLflow only if the user has named where.
+
+    Args:
+        study: The study, which may name the server of somebody else.
+        run: The run folder.
+        mlflow: A tracking URI that the user names; None: the recorded one, if the user has named it before.
+    """
+    if mlflow is not None:
+        study = dataclasses.replace(study, log=dataclasses.replace(study.log, mlflow=mlflow))
+        remember_log(study, run)
+    if study.log.mlflow is False or is_own(uri := tracking_uri(run.folder, study.log.mlflow)):
+        return study
+    _logger.warning(
+        "%s: nothing is sent to MLflow, because you have not named %s yourself; to send records there, add "
+        "--mlflow-uri %s, or set %s to it",
+        run.folder, uri, uri, TRACKING_URI,
+    )  # fmt: skip
+    return dataclasses.replace(study, log=dataclasses.replace(study.log, mlflow=False))
 
 
 def open_study_log(study: Study, run: Run, resume_step: int | None) -> Log:

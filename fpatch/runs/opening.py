@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.runs.folder import Run
+from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import RunError
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.execution import Execution
@@ -14,12 +15,13 @@ from fpatch.study.study import Study
 
 
 def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
-    """Open a run folder and the study that it was made from.
+    """Open a run folder and the study that it was made from; no code in the folder can be imported.
 
     Raises:
-        RunError: If the folder is no run folder, or its config cannot be read.
+        RunError: If the folder is no run folder, Python searches it for modules, or its config is broken.
     """
     run = Run.open(folder)
+    forbid_imports(run.folder)
     try:
         return run, study_from_config(run.read_json("config.json"), run.folder, resources)
     except ValueError as error:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from fpatch.core.names import check_name
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_json
 from fpatch.runs.locks import RunError
@@ -88,6 +89,7 @@ def load_execution(folder: Path, name: str) -> Execution:
 
 
 def _find_table(folder: Path, name: str) -> Path:
+    check_name("table", name)
     path = folder / f"tables/{name}.parquet"
     if not path.with_suffix(".json").is_file() or not path.is_file():
         tables = (folder / "tables").glob("*.parquet")

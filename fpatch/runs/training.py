@@ -20,7 +20,14 @@ from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.checks import check_data, check_study, data_digests, warn_if_inexact
 from fpatch.runs.figures import log_stage_views, view_first_block
 from fpatch.runs.folder import Run, describe_environment
-from fpatch.runs.logging import describe_uncounted, log_study, open_study_log, step_scalars
+from fpatch.runs.logging import (
+    describe_uncounted,
+    log_study,
+    open_study_log,
+    own_log,
+    remember_log,
+    step_scalars,
+)
 from fpatch.runs.opening import open_run, recorded_execution
 from fpatch.runs.steps import Steps, follow_steps, take_steps
 from fpatch.runtime.device import deterministic_algorithms
@@ -101,6 +108,7 @@ def train_in(
         Run.create_at(folder, study.config, _environment(study, digests, ranks))
     ranks.check_same("the data", json.dumps(digests).encode())  # after it the folder exists for all processes
     run = Run.open(folder)
+    remember_log(study, run)
     check_data(run, digests)
     changed = check_study(run, study)
     yield from _continue(run, study, parts, on_progress, ranks, changed, start, until, steps)
@@ -144,15 +152,26 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
             _logger.warning("%s", uncounted)
         environment = _environment(study, data_digests(study, parts.dataset), ranks)
         run = Run.create(study.log.runs, study.name, study.config, environment)
+        remember_log(study, run)
         ranks.tell(str(run.folder))
         _finish(_continue(run, study, parts, on_progress, ranks))
     return run
 
 
 def resume(
-    folder: str | Path, on_progress: Progress = silent, resources: Mapping[str, Any] | None = None
+    folder: str | Path,
+    on_progress: Progress = silent,
+    resources: Mapping[str, Any] | None = None,
+    *,
+    mlflow: str | None = None,
 ) -> Run:
     """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
+
+    Args:
+        folder: The run folder.
+        on_progress: Called with the progress.
+        resources: Live objects by "path/setting" of the pipeline.
+        mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
 
     Raises:
         RunError: If the folder is incomplete, has the format of another version or is locked by another
@@ -171,6 +190,7 @@ def resume(
     """
     run, study = open_run(folder, resources)
     with joined(device=study.device) as ranks:
+        study = study if ranks.rank else own_log(study, run, mlflow)
         parts = set_up(study)
         check_data(run, data_digests(study, parts.dataset))
         _finish(_continue(run, study, parts, on_progress, ranks))

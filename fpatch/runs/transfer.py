@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fpatch.core.files import write_atomic
+from fpatch.core.names import label
 from fpatch.core.progress import Progress
 from fpatch.core.tree import to_device
 from fpatch.data import TargetSet
@@ -110,8 +111,8 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     names = list(found.rates)
     conditions = list(found.rates[names[0]])
     panel = HeatMap(
-        ("measured on", names),
-        ("trained on", conditions),
+        ("measured on", [*map(label, names)]),
+        ("trained on", [*map(label, conditions)]),
         [[found.rates[name][condition] for name in names] for condition in conditions],
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]

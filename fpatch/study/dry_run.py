@@ -4,6 +4,7 @@ import torch
 
 from fpatch import random
 from fpatch.core.checks import nearest
+from fpatch.core.names import safe_name
 from fpatch.core.tree import to_device
 from fpatch.core.types import Batch, Sample
 from fpatch.evaluation.evaluation import evaluate
@@ -59,6 +60,10 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
     result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
     known = scalars(result, study.evaluate.metric)
+    keys: dict[str, str] = {}
+    for name in known:
+        if (other := keys.setdefault(safe_name(name), name)) != name:
+            raise ValueError(f"metrics: {other!r} and {name!r} would be one key of a log; rename one")
     if study.evaluate.best not in known:
         raise ValueError(
             f"evaluate.best: the validation has no scalar {study.evaluate.best!r}; "

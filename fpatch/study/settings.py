@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from fpatch.core.checks import check_number
+from fpatch.core.names import check_distinct
 from fpatch.core.resource import Resource, resolve
 from fpatch.data import TargetSet, image_file, targets
 from fpatch.data.csv_tables import read_labels
@@ -193,6 +194,7 @@ class EvaluateConfig:
         check_number("evaluate.block", self.block, 1)
         for name in self.controls:
             check_control_name("evaluate.controls", name)
+        check_distinct("evaluate.controls", self.controls)
 
     def pinned(self, root: Path) -> "EvaluateConfig":
         """Return the settings with digests of the controls' files; relative paths start at `root`."""

@@ -3,11 +3,11 @@
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fpatch.core.names import check_name
 from fpatch.core.schema import encode
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
@@ -56,8 +56,7 @@ class Study:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or self.name != Path(self.name).name:
-            raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
+        check_name("name", self.name)
         check_device("device", self.device)
         taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]
         if taken and self.objective.transform == "func":

@@ -12,6 +12,7 @@ from fpatch.core.schema import decode, flatten
 from fpatch.runs.locks import RunError
 from fpatch.study.config import assign, read_toml, study_from_config, vary
 from fpatch.study.study import Study
+from fpatch.tune.destinations import check_destinations, remember_destinations
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.folder.mirror import mirrored
 from fpatch.tune.folder.stores import check_storage
@@ -192,6 +193,7 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
     if plan.study.log.mlflow is True:
         own["log.mlflow"] = f"sqlite:///{runs / 'mlflow.db'}"
     plan = plan._replace(study=vary(plan.study, own, resources))
+    remember_destinations(plan)
     return Journal.create(runs, plan.study.name, plan.config)
 
 
@@ -217,7 +219,8 @@ def resume_sweep(
         The folder of the sweep.
 
     Raises:
-        RunError: If the folder is no sweep, is locked by another process, or records another plan.
+        RunError: If the folder is no sweep, is locked by another process, records another plan, or would send
+            to a destination that this user has not named.
         ValueError: If the new settings are wrong.
         OSError: If a new storage cannot be written.
 
@@ -237,11 +240,19 @@ def resume_sweep(
         sweep.num_trials must be at least 1, got 0
     """
     journal = Journal.open(folder)
+    if Path.cwd().is_relative_to(journal.folder.resolve()):
+        raise RunError(
+            f"{journal.folder}: Ray searches the working folder for modules, and the sweep may be somebody "
+            "else's; start the command in another folder"
+        )
     recorded = plan_from_config(journal.config, resources)
     _check_same(journal, recorded, plan)
     new = {} if plan is None else {name: getattr(plan.sweep, name) for name in _MAY_CHANGE}
     new |= {} if num_trials is None else {"num_trials": num_trials}
+    if plan is not None:
+        remember_destinations(plan)
     changed = recorded._replace(sweep=dataclasses.replace(recorded.sweep, **new))
+    check_destinations(journal.folder, changed)
     check_resources(changed)
     if changed.sweep.storage not in (None, recorded.sweep.storage):
         check_storage(changed.sweep.storage)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.names import label
 from fpatch.viz._labels import Label, corners_at, place_labels
 
 _BOX, _QUAD = "#40dc78", "#ff4040"
@@ -100,7 +101,7 @@ def _valid(
 
 
 def _write(axis: Any, x: float, y: float, name: str, color: str) -> Any:
-    text = axis.text(x, y, name, color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1})
+    text = axis.text(x, y, label(name), color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1})
     text.set_in_layout(False)
     return text
 

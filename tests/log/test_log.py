@@ -27,10 +27,11 @@ from log_stores import (
 from PIL import Image
 from study_fixture import environment
 
+from fpatch.core.names import safe_name
 from fpatch.log import Records, open_log, records
 from fpatch.log import crc32c as checksum
 from fpatch.log import mlflow as mlflow_sink
-from fpatch.log.values import safe_name, to_histogram, to_png
+from fpatch.log.values import to_histogram, to_png
 
 STEPS = 8
 CHECKPOINT_EVERY = 2

@@ -13,18 +13,24 @@ A sweep has no other state: a reader knows the remaining work, also after a kill
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fpatch.core.files import write_atomic
+from fpatch.core.files import AppendFile, write_atomic
 from fpatch.core.version import __version__
-from fpatch.runs.locks import RunError, lock, new_folder
+from fpatch.runs.imports import forbid_imports
+from fpatch.runs.locks import LockedError, RunError, lock, new_folder
 from fpatch.tune.search.proposers import Observation
 
 FORMAT = 1
 """Version of the layout; a reader refuses another one."""
+
+
+_NAME = re.compile("[0-9]+")
+"""The names of trials, which are also those of their folders."""
 
 
 class Trial(NamedTuple):
@@ -148,9 +154,10 @@ class Journal:
         """Open the folder of an existing sweep.
 
         Raises:
-            RunError: If the folder is no sweep, or has another format.
+            RunError: If the folder is no sweep, has another format, or Python searches it for modules.
         """
         journal = Journal(folder)
+        forbid_imports(journal.folder)
         if not (journal.folder / "sweep.json").is_file():
             raise RunError(
                 f"{folder} lacks sweep.json, so it is not the folder of a sweep; their names end in -sweep"
@@ -187,8 +194,9 @@ class Journal:
     def add_point(self, name: str, point: Point) -> None:
         """Append an evaluation."""
         line = json.dumps([point.step, repr(float(point.value)), repr(float(point.error))])
-        with self._path(name, "points.jsonl").open("a") as file:
-            file.write(f"\n{line}\n")  # a line of its own, whatever a kill left before it
+        file = AppendFile(self._path(name, "points.jsonl"))
+        file.write(f"\n{line}\n".encode())  # a line of its own, whatever a kill left before it
+        file.close()
 
     def add_outcome(self, name: str, outcome: Outcome) -> None:
         """Write how a trial ended."""
@@ -205,11 +213,20 @@ class Journal:
     def names(self) -> list[str]:
         """Names of all trials, in order."""
         paths = (self.folder / "journal").glob("*.json")
-        return sorted((path.stem for path in paths if path.stem.isdigit()), key=int)
+        return sorted((path.stem for path in paths if _NAME.fullmatch(path.stem)), key=int)
 
     def entry(self, name: str) -> Entry:
-        """Read a trial, its evaluations and its outcome."""
-        trial = Trial(**json.loads(self._path(name, "json").read_text()))
+        """Read a trial, its evaluations and its outcome.
+
+        Raises:
+            RunError: If the trial has another name than its file, or names one that no sweep gives.
+        """
+        path = self._path(name, "json")
+        trial = Trial(**json.loads(path.read_text()))
+        if trial.name != name or not all(
+            _NAME.fullmatch(str(n)) for n in (*trial.together, trial.parent or name)
+        ):
+            raise RunError(f"{path}: its names must be numbers such as {name}; restore it")
         points: dict[int, Point] = {}  # a resumed trial evaluates some steps again: the last line wins
         with suppress(FileNotFoundError):
             for line in self._path(name, "points.jsonl").read_text().splitlines(keepends=True):
@@ -231,7 +248,7 @@ class Journal:
         try:
             with self.locked():
                 return False
-        except RunError:
+        except LockedError:
             return True
 
     @contextmanager
@@ -239,9 +256,10 @@ class Journal:
         """Lock the sweep for one process.
 
         Raises:
-            RunError: If another process holds the lock.
+            LockedError: If another process holds the lock.
+            RunError: If the folder holds a link, through which a write could leave it.
         """
-        with lock(self.folder, RunError, "run"):
+        with lock(self.folder, LockedError, "run"):
             yield
 
     def _path(self, name: str, suffix: str) -> Path:

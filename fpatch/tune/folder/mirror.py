@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from fpatch.log.destinations import remember
 from fpatch.runs.locks import RunError
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.folder.stores import check_uri, open_storage, write_file
@@ -84,6 +85,8 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
         with store.open_input_stream(f"{path}/{one}") as file:
             target.write_bytes(file.read())
     draft.rename(folder)
+    place, mark, settings = uri.partition("?")
+    remember(f"{place.rstrip('/').rpartition('/')[0]}{mark}{settings}")  # as sweep.storage names it
     return Journal.open(folder)
 
 

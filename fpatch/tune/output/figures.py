@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fpatch.core.names import label
 from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.plan import Plan
 from fpatch.tune.search.space import Choice, Space, Varied
@@ -69,18 +70,18 @@ def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     foot = _FOOT if plan.space.when else 0.0
     axis.set(xlim=(-0.3, len(names) + 0.3), ylim=(foot - 0.12, 1.12), yticks=[])
     labels = [*(n.removeprefix("objective.") for n in names), plan.sweep.objective]
-    axis.set_xticks(range(len(labels)), labels, rotation=20, ha="right", fontsize=8)
+    axis.set_xticks(range(len(labels)), [*map(label, labels)], rotation=20, ha="right", fontsize=8)
     for side in ("top", "left", "right", "bottom"):
         axis.spines[side].set_visible(False)
     note = "; a setting that a trial lacks is at the foot" if plan.space.when else ""
-    figure.suptitle(f"{plan.study.name}: {len(entries)} trials{note}", fontsize=10)
+    figure.suptitle(label(f"{plan.study.name}: {len(entries)} trials{note}"), fontsize=10)
     figure.savefig(path, dpi=140)
 
 
 def _label_axis(axis: Any, x: int, kind: Varied) -> None:
     if isinstance(kind, Choice):
         for option in kind.options:
-            axis.text(x + 0.03, kind.unit(option), str(option), fontsize=7, va="center", bbox=_PAPER)
+            axis.text(x + 0.03, kind.unit(option), label(str(option)), fontsize=7, va="center", bbox=_PAPER)
         return
     _label_ends(axis, x, f"{kind.low:.3g}", f"{kind.high:.3g}{' log' if kind.log else ''}")
 
@@ -124,18 +125,18 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         is_constant = np.ptp([e.value for e in entries]) == 0
         why = "all have the same value" if is_constant else "only the seed varies"
         note = f"no importances for {plan.sweep.objective} from {len(entries)} trials: {why}"
-        axis.text(0.5, 0.5, note, ha="center", wrap=True, fontsize=8)
+        axis.text(0.5, 0.5, label(note), ha="center", wrap=True, fontsize=8)
         axis.set_axis_off()
     else:
         columns = found.columns[::-1]
-        names = [c.column.removeprefix("sample/").removeprefix("objective.") for c in columns]
+        names = [label(c.column.removeprefix("sample/").removeprefix("objective.")) for c in columns]
         axis.barh(names, [c.mean for c in columns], xerr=[c.std for c in columns], color="#4477aa")
         axis.set_xlabel("share of the variance lost when shuffled")
         score = found.score
         verdict = "; the interval holds 0: ignore the bars" if score.low <= 0 else ""
         figure.suptitle(
-            f"{plan.sweep.objective}, {len(entries)} trials: share of the variance predicted in trials\n"
-            f"held out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]{verdict}",
+            f"{label(plan.sweep.objective)}, {len(entries)} trials: share of the variance predicted in "
+            f"trials\nheld out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]{verdict}",
             fontsize=9,
         )
     figure.savefig(path, dpi=140)

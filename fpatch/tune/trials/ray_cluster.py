@@ -1,12 +1,19 @@
 """Ray itself: import it, start it on this machine or connect to a cluster, and count its resources."""
 
+import atexit
+import functools
+import importlib
 import logging
 import math
 import os
+import secrets
+import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +72,44 @@ def on_loopback(address: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
+def with_token() -> Iterator[None]:
+    """Let Ray on this machine ask for a token, unless the environment says how it authenticates.
+
+    Without one, any process that reaches Ray can run code as this user. Ray's own token is readable by all.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        yield
+        return
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token_file())}
+    os.environ.update(own)
+    _forget_token()
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
+        _forget_token()
+
+
+@functools.cache
+def _token_file() -> Path:
+    """Make the token of this process, in a file that only this user can read; it is removed at the end."""
+    folder = tempfile.mkdtemp(prefix="fpatch-ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, "token")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def _forget_token() -> None:
+    """Have Ray read the settings of its token again; it keeps those of its first use."""
+    raylet = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
 def quiet_ray() -> Iterator[None]:
     """Silence Ray's own log, warnings and tables."""
     logger = logging.getLogger("ray")
@@ -108,7 +153,7 @@ def connected(plan: Plan) -> Iterator[Any]:
         yield ray
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    with on_loopback(address):
+    with on_loopback(address), with_token() if address is None else nullcontext():
         with quiet_ray():
             if address is None:
                 local = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
