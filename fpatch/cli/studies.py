@@ -81,9 +81,14 @@ def _add_resume(commands: Any) -> None:
         _resume,
         "resume a stopped run from its last checkpoint",
         "The patch will be that of an uninterrupted run, bit for bit; differences that prevent it are named.",
-        ("resume runs/20260101-120000-study",),
+        ("resume runs/20260101-120000-study", "resume RUN --from step-00000050"),
     )
     resume.add_argument("run_folder", metavar="RUN", help="the run folder")
+    resume.add_argument(
+        "--from", dest="checkpoint", metavar="CHECKPOINT",
+        help="go back to a checkpoint such as step-00000050, or accept the folder as it is by last; later "
+        "files are moved into aside/ (default: last, which must agree with the records and the config)",
+    )  # fmt: skip
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -114,7 +119,7 @@ def _resume(options: argparse.Namespace) -> int:
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
     with joined(device=device) as ranks, progress_bars() as on_progress:
-        run = resume(options.run_folder, on_progress)
+        run = resume(options.run_folder, on_progress, checkpoint=options.checkpoint)
         if not ranks.rank:
             _say_where(run.folder)
     return 0

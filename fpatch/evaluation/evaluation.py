@@ -100,7 +100,7 @@ def evaluate(
         sample = pipeline.sample(keys, batch)
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
-        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
+        parts.append(describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics))
         objects.append(object_columns(results, batch, metrics))
         states = {c: update_states(pipeline, states[c], values["seen"]) for c, values in results.items()}
         kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
@@ -136,7 +136,8 @@ class Evaluation(NamedTuple):
     summaries: dict[str, dict[str, float]] = {}  # noqa: RUF012
 
 
-def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+def describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+    """Return the columns of rows that hold what was drawn: identity, image, key and sample."""
     ids = batch["image_id"].tolist()
     drawn = to_columns(sample)
     return {

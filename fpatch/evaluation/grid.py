@@ -107,7 +107,7 @@ def evaluate_grid(
             num_draws=num_draws,
             block=block,
             conditions=conditions,
-            edit=lambda sample, cell=cell: _set_cell(sample, cell),
+            edit=lambda sample, cell=cell: set_cell(sample, cell),
             progress=report,
         )
         axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
@@ -156,7 +156,7 @@ def cells_of(
     return cells
 
 
-def _set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
+def set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
     """Set the values of a cell in a sample; refuse a stage that is skipped at random."""
     placed = override(sample, cell)
     for path in cell:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 import uuid
@@ -52,6 +53,9 @@ class Mlflow:
     and their checksum. After a kill between a request and the update of this file, metrics are sent again
     with the times of the records, and MLflow stores them once. A resume from an older state may drop sent
     records. The run is then sent again under a new id, and the old one goes to MLflow's trash.
+
+    The file also holds the place of the folder. A copy of the folder gets an MLflow run of its own, and that
+    of the original stays as it is.
 
     Training continues without a server. Requests time out after 5 s. A failure is followed by a pause of 30 s
     that doubles up to 10 min. A commit begins no new block after 5 s. MLflow has no histograms.
@@ -121,10 +125,22 @@ class Mlflow:
             self._pause_s, self._failure = _FIRST_PAUSE_S, ""
 
     def _load(self) -> dict[str, Any]:
-        new = {"uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "crc32": 0, "superseded": []}
+        here = place_of(self._records.folder)
+        new = {
+            "uid": uuid.uuid4().hex,
+            "run_id": None,
+            "offset": 0,
+            "crc32": 0,
+            "superseded": [],
+            "place": here,
+        }
         if not self._path.exists():
             return new
         state = json.loads(self._path.read_bytes())
+        if is_copy(state, here):
+            _logger.warning("%s is a copy: MLflow gets a run of its own for it", self._records.folder)
+            return new
+        state["place"] = here
         if state["crc32"] == self._checksum(0, state["offset"]):
             return state
         return new | {"superseded": [*state["superseded"], state["run_id"]]}
@@ -207,6 +223,39 @@ class Mlflow:
             self._client.log_artifact(run_id, str(local), Path(path).parent.as_posix().removeprefix("."))
         else:
             _logger.warning("%s was deleted before it could be sent to MLflow", local)
+
+
+def place_of(folder: Path) -> dict[str, Any]:
+    """Return the place of a folder: its path, its number on its file system, and the name of the machine."""
+    status = folder.resolve().stat()
+    return {
+        "path": str(folder.resolve()),
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "host": socket.gethostname(),
+    }
+
+
+def is_copy(state: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Return whether a folder is a copy of the one whose place is recorded, rather than that one, moved.
+
+    A folder keeps its number when it is renamed. One that was moved to another disk of the same machine is
+    no copy if the original is gone. On another machine the original may live on, so it is a copy.
+    """
+    before = state.get("place")
+    if before is None:
+        return False  # an older version recorded no place
+    if before["inode"] == here["inode"] and (
+        before["path"] == here["path"] or before["device"] == here["device"]
+    ):
+        return False
+    original = Path(before["path"], "mlflow.json")
+    if before["path"] == here["path"] or not original.is_file():
+        return before["host"] != here["host"]
+    try:
+        return json.loads(original.read_bytes())["uid"] == state["uid"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:

@@ -14,10 +14,13 @@ from fpatch.data import TargetSet
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import Success, of_objects, scalars, success
 from fpatch.graph.pipeline import Pipeline
+from fpatch.runs.checkpoints import read_header_of
+from fpatch.runs.checks import warn_of_inputs
 from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log
 from fpatch.runs.opening import open_run
+from fpatch.runs.tables import record_files
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
@@ -56,10 +59,11 @@ def evaluate_run(
         metric, table = study.evaluate.metric, table_name(split, checkpoint)
         last_step = run.checkpoint_step("last")
         result = evaluate_split(study, trained.params, dataset, split, on_progress)
-        run.save_evaluation(table, result, study.execution(study.evaluate.block))
+        execution = study.execution(study.evaluate.block)
+        run.save_evaluation(table, result, execution, **trained.facts(checkpoint))
         rates = success(result.table, metric)
-        facts = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
-        run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
+        summary = summarize(metric, checkpoint, trained.step, result)
+        run.write_json(f"tables/{table}.summary.json", summary)
         log = open_study_log(study, run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
@@ -69,8 +73,9 @@ def evaluate_run(
             figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(f"figures/{table}-effects.png", figure)
             log.images(last_step, {f"{table}/largest and smallest effects": figure})
-            files = (f"tables/{table}.parquet", f"tables/{table}.csv", f"figures/{table}.png")
-            log.artifacts([*files, f"figures/{table}-effects.png"])
+            figures = (f"figures/{table}.png", f"figures/{table}-effects.png")
+            record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
+            log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
             log.commit(last_step)
         finally:
             log.close(finished=last_step == study.train.num_steps)
@@ -87,6 +92,7 @@ class Trained(NamedTuple):
         params: The patch parameters of a checkpoint.
         step: The updates that led to the checkpoint.
         dataset: The images of the split.
+        differences: Differences of the inputs from the record of the run, a sentence each.
     """
 
     run: Run
@@ -95,6 +101,13 @@ class Trained(NamedTuple):
     params: Params
     step: int
     dataset: TargetSet
+    differences: list[str]
+
+    def facts(self, checkpoint: str) -> dict[str, Any]:
+        """Return the facts of a table that this patch is measured in, for its manifest."""
+        state = read_header_of(self.run.folder, checkpoint).state
+        patch = {"checkpoint": checkpoint, "step": self.step, "state": state}
+        return {**patch, "num_draws": self.study.evaluate.num_draws, "differences": self.differences}
 
 
 @contextmanager
@@ -106,7 +119,8 @@ def load_trained(
 ) -> Iterator[Trained]:
     """Load a run's patch, and the images and the pipeline to measure it with.
 
-    Within the block torch uses deterministic algorithms if the study sets `train.deterministic`.
+    Within the block torch uses deterministic algorithms if the study sets `train.deterministic`. Differences
+    between the inputs and the record of the run are said.
 
     Args:
         folder: The run folder.
@@ -128,9 +142,10 @@ def load_trained(
     parts = set_up(study)
     check_metric(study, split)
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
-    dataset = parts.dataset.split(split_name(study, split))
+    name = split_name(study, split)
+    dataset, said = parts.dataset.split(name), warn_of_inputs(run, study, parts.dataset, [name])
     with deterministic_algorithms(study.train.deterministic):
-        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset)
+        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset, said)
 
 
 def table_name(split: str, checkpoint: str) -> str:
@@ -138,8 +153,9 @@ def table_name(split: str, checkpoint: str) -> str:
     return split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
 
 
-def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:
-    """Return the rates of rows and objects and the summaries of an evaluation, as JSON values."""
-    objects = of_objects(result.objects, study.evaluate.metric)
+def summarize(metric: str, checkpoint: str, step: int, result: Evaluation) -> dict[str, Any]:
+    """Return the content of a summary: the rates of rows and objects, and the summaries of metrics."""
+    facts = {"checkpoint": checkpoint, "step": step, "metric": metric}
+    objects = of_objects(result.objects, metric)
     more = {} if objects is None else {"objects": objects.to_json()}
-    return rates.to_json() | more | {"summaries": result.summaries}
+    return facts | success(result.table, metric).to_json() | more | {"summaries": result.summaries}

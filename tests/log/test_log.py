@@ -563,7 +563,7 @@ def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_b
         record(5)
         assert json.loads((folder / "mlflow.json").read_text())["offset"] == log._records.size
     record(6)
-    assert "lacks 2 records" in log.close()[0]
+    assert "lacks 3 records" in log.close()[0]
     with mlflow_server(runs, port):
         assert open_log(folder, tensorboard=False, mlflow=uri, resume_step=6).close() == []
         assert read_mlflow(folder, uri)["a"] == [(step, float(step)) for step in range(1, 7)]
@@ -653,7 +653,7 @@ def assert_each_step_once(folder: Path) -> None:
     expected = [(step, 1 / step) for step in range(1, STEPS + 1)]
     assert read_scalars(folder) == {"loss": expected, "test/success": [(STEPS, 0.75)]}
     lines = (folder / "records.jsonl").read_bytes().splitlines()
-    assert len(lines) == 1 + 3 * STEPS + 1
+    assert len(lines) == 1 + 4 * STEPS + 1
     images = [f"{step:08d}.png" for step in range(1, STEPS + 1)]
     assert sorted(path.name for path in folder.glob("images/patch/*")) == images
     events = read_events(folder)
