@@ -433,7 +433,7 @@ def test_large_data_sets_are_known_by_size_and_time(copy, monkeypatch):
     shutil.copy(picture, picture.with_suffix(".old"))
     picture.write_bytes(data)
     (said,) = record.changed_images(copy.folder, dataset)
-    assert "photograph-10.png: the file is newer, and its content was not recorded" in said
+    assert "photograph-10.png: it was changed or copied since, and its content is not recorded" in said
 
 
 # Old runs
