@@ -24,6 +24,22 @@ def seal(value: Mapping[str, Any]) -> bytes:
     return to_json(body | {SEAL: digest(to_json(body))})
 
 
+def is_edited(data: bytes, key: str) -> bool:
+    """Return whether a file is not as `seal` wrote it; a file without seal and key is of an older version.
+
+    Example:
+        >>> from fpatch.log.sealed import is_edited, seal
+        >>> whole = seal({"files": {}})
+        >>> [is_edited(data, "files") for data in (whole, whole.replace(b"seal", b"sea"), b"{}")]
+        [False, True, False]
+
+    Raises:
+        ValueError: If the file is no JSON.
+    """
+    sealed = is_sealed(data)
+    return not sealed if sealed is not None else key in json.loads(data)
+
+
 def is_sealed(data: bytes) -> bool | None:
     """Return whether a file is as `seal` wrote it; None if it holds no seal.
 

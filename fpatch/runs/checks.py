@@ -9,7 +9,7 @@ from typing import Any
 from fpatch.core.files import digest
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
-from fpatch.log.sealed import is_sealed
+from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
@@ -61,7 +61,6 @@ def check_config(run: Run, accept: bool = False) -> list[str]:
     config = run.read_json("config.json")
     different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry[1:])]
     if accept:
-        run.write_config(config)
         return [f"{name}: {was} was recorded, {now} is here" for name, was, now in different]
     way_out = f"restore config.json, or accept it: fpatch resume {run.folder} --from last"
     return _check_settings(run, different, way_out)
@@ -151,7 +150,8 @@ def input_differences(
         if name.partition(".")[0] not in _ELSEWHERE and not is_moved(was, now)
     ]
     tables, images = _data_differences(run, study, dataset, splits)
-    changed = [f"data.{name}: the file is not the recorded one" for name in tables]
+    paths = {"placements": study.data.placements, "objects": study.data.objects}
+    changed = [f"data.{n}: {paths.get(n, 'the list')} is not the recorded one" for n in tables]
     sources = source_differences(run, study)
     return [*record_damage(run), *settings, *changed, *images, *sources]
 
@@ -160,7 +160,7 @@ def record_damage(run: Run) -> list[str]:
     """Return a sentence for each part of the record that is not as it was written."""
     said = []
     environment = (run.folder / "environment.json").read_bytes()
-    if is_sealed(environment) is False:
+    if is_edited(environment, "files"):
         said.append("environment.json is not as it was written")
     for name, recorded in json.loads(environment).get("files", {}).items():
         path = run.folder / name

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fpatch.core.files import file_digest
 from fpatch.log.records import mark_at, read_seal
+from fpatch.log.sealed import SEAL
 from fpatch.runs.checkpoints import Header, check_checkpoint, has_checkpoint
 from fpatch.runs.checks import record_damage
 from fpatch.runs.folder import Run
@@ -46,7 +47,7 @@ def check_files(run: Run) -> Files:
     there = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
     checked: set[str] = set()
     damage: list[str] = []
-    is_old = "files" not in run.read_json("environment.json")
+    is_old = not {"files", SEAL} & set(run.read_json("environment.json"))
     for files, said in (
         _check_inputs(run),
         _check_records(run, is_old),
@@ -68,9 +69,9 @@ _Found = tuple[set[str], list[str]]
 
 def _check_inputs(run: Run) -> _Found:
     environment = run.read_json("environment.json")
-    if "files" not in environment:
+    if not {"files", SEAL} & set(environment):
         return set(), []
-    return {"environment.json", *environment["files"]}, record_damage(run)
+    return {"environment.json", *environment.get("files", ())}, record_damage(run)
 
 
 def _check_records(run: Run, is_old: bool) -> _Found:
@@ -150,9 +151,21 @@ def _check_checkpoints(run: Run) -> _Found:
             damage.append(f"checkpoints/{one}.safetensors is missing")
         elif one in headers and headers[one].state != last.state:
             damage.append(f"checkpoints/{one}.safetensors is not the state of checkpoint 'last'")
+    damage += _find_other_best(run, headers)
     if "last" in headers or not has_checkpoint(run.folder, "last"):
         damage += find_damage(run) if _is_whole(damage) else []
     return checked, damage
+
+
+def _find_other_best(run: Run, headers: Mapping[str, Header]) -> list[str]:
+    """Without validations the best checkpoint of a finished run is the last one."""
+    best, last = headers.get("best"), headers.get("last")
+    if best is None or last is None or last.facts or None in (best.state, last.state):
+        return []
+    config = run.read_json("config.json")
+    finished = last.step >= config.get("train", {}).get("num_steps", last.step)
+    what = "checkpoints/best.safetensors is not the last checkpoint, though nothing validates"
+    return [what] if finished and best.state != last.state else []
 
 
 def _is_whole(damage: list[str]) -> bool:
@@ -171,8 +184,8 @@ def _check_tables(run: Run, there: set[str]) -> _Found:
         except RunError as error:
             damage.append(f"tables/{name}.json: {error}")
             continue
-        if "files" in manifest:
-            checked |= {f"tables/{name}.json", *manifest["files"]}
+        if {"files", SEAL} & set(manifest):
+            checked |= {f"tables/{name}.json", *manifest.get("files", ())}
             damage += table_damage(run.folder, name)
     for file in sorted(there):
         name = file.removeprefix("tables/").removesuffix(".parquet").removesuffix(".objects")

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from fpatch.core.files import digest, file_digest
 from fpatch.evaluation.evaluation import Evaluation
-from fpatch.log.sealed import is_sealed
+from fpatch.log.sealed import is_edited
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
@@ -77,7 +77,7 @@ def table_damage(folder: Path, name: str) -> list[str]:
     """Return a sentence for each file of an evaluation that is not as it was written."""
     path = folder / f"tables/{name}.json"
     said = []
-    if is_sealed(path.read_bytes()) is False:
+    if is_edited(path.read_bytes(), "files"):
         said.append(f"tables/{name}.json is not as it was written")
     for file, recorded in load_manifest(folder, name).get("files", {}).items():
         if not (folder / file).is_file():

@@ -230,6 +230,7 @@ def _stand(run: Run, checkpoint: str | None) -> None:
     """Check that the parts of a folder agree, or go back to a checkpoint of it."""
     if checkpoint:
         go_back(run, checkpoint)
+        run.write_config(run.read_json("config.json"))  # an edited one is accepted
         return
     try:
         check_standing(run)

@@ -146,7 +146,8 @@ class _Table:
         self._key = evaluation_key(study, self._split)
         self._logged, self._manifest = run.load_table(name), load_manifest(run.folder, name)
         self.differences: list[str] = []
-        self.unproven: list[str] = []
+        said = self._manifest.get("differences", [])
+        self.unproven = [f"the inputs of {name}, which differed as it was made: {what}" for what in said]
 
     def rerun(self, rows: slice | None, on_progress: Progress, on_block: OnBlock | None) -> Replay:
         """Compare the patches shown, then draw and measure the rows, then count them."""

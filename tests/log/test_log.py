@@ -212,12 +212,16 @@ def test_resume_drops_later_records_their_images_and_a_torn_line(tmp_path):
     (tmp_path / "images/x/00000009.png").write_bytes(b"an image whose record was never written")
 
     resumed = Records(tmp_path)
-    assert [record["step"] for record in resumed] == [1, 1, 2, 2, 3, 3, 2]  # readable though torn
+    assert [record["step"] for record in resumed] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 2]  # though torn
     resumed.resume(2)
-    assert path.read_bytes() == b"".join(lines[:4] + lines[6:])
+    assert path.read_bytes() == b"".join(lines[:6] + lines[9:])
     assert sorted(file.name for file in tmp_path.glob("images/x/*")) == ["00000001.png", "00000002.png"]
+    (aside,) = (tmp_path / "aside").iterdir()
+    assert (aside / "records.jsonl").read_bytes() == b"".join(lines[6:9])
+    moved = sorted(file.name for file in aside.glob("images/x/*"))
+    assert moved == ["00000003.png", "00000009.png"]
     resumed.write(3, "scalars", {"a": 3.0})
-    assert [record["step"] for record in resumed] == [1, 1, 2, 2, 2, 3]
+    assert [record["step"] for record in resumed] == [1, 1, 1, 2, 2, 2, 2, 3]
     resumed.close()
 
 
@@ -257,7 +261,7 @@ def test_a_full_disk_is_one_clear_error_and_the_log_stays_whole(tmp_path, kind):
     log = open_log(tmp_path, tensorboard=kind != "scalars", resume_step=num_kept)
     getattr(log, kind)(num_kept + 1, {"x": value})
     log.close()
-    assert len(path.read_bytes().splitlines()) == num_kept + 1
+    assert len(path.read_bytes().splitlines()) == num_kept + (2 if kind == "images" else 1)
 
 
 def test_a_full_disk_while_resuming_leaves_the_log_as_it_was(tmp_path):
@@ -269,7 +273,7 @@ def test_a_full_disk_while_resuming_leaves_the_log_as_it_was(tmp_path):
     with file_size_limit(1000), pytest.raises(OSError, match=r"records\.jsonl"):
         open_log(tmp_path, tensorboard=False, resume_step=50)
     assert (tmp_path / "records.jsonl").read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.json", "records.jsonl"]
 
 
 def test_a_sink_of_ones_own(tmp_path):
