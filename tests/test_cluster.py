@@ -259,10 +259,7 @@ def test_who_does_not_know_the_secret_is_refused(tmp_path):
             head.terminate()
     assert results["wrong"].returncode == 2
     assert "InvalidAuthToken" in results["wrong"].stderr
-    assert (
-        "is its secret, if it asks for one, in the file named by RAY_AUTH_TOKEN_PATH"
-        in results["wrong"].stderr
-    )
+    assert "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the token's file" in results["wrong"].stderr
     assert results["right"].returncode == 0, results["right"].stderr
     assert [e.outcome is not None for e in Journal(max((tmp_path / "study/runs").iterdir())).entries()] == [
         True
