@@ -145,6 +145,14 @@ def go_back(run: Run, name: str) -> None:
         records.close()
 
 
+def begin_again(run: Run) -> None:
+    """Move all checkpoints, tables and figures into `aside/`; the log is set aside where it is resumed."""
+    places = ("checkpoints", "tables", "figures", "patch")
+    paths = [p for place in places for p in (run.folder / place).glob("*") if p.is_file()]
+    if paths:
+        set_aside(run.folder, paths)
+
+
 def _make_last(run: Run, name: str, mark: Mark) -> None:
     header = checkpoints.make_last(run.folder, name, mark)
     best = header.facts.get("best_step")

@@ -21,7 +21,7 @@ from fpatch.runs.logging import log_study, open_study_log, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution
 from fpatch.runs.record import describe_data, describe_sources, images_file
 from fpatch.runs.saving import Saver
-from fpatch.runs.standing import check_standing, go_back
+from fpatch.runs.standing import begin_again, check_standing, go_back
 from fpatch.runs.steps import Steps, follow_steps, take_steps
 from fpatch.runs.validating import Measured, validate, write_best
 from fpatch.runtime.device import deterministic_algorithms
@@ -119,6 +119,7 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         dry_run_setup(study, parts)
         if ranks.rank:
             run = Run(ranks.tell(""))  # which this process may not see
+            _wait_for_folder(ranks)
             follow_steps(study, parts, parts.initial, ranks)
             return run
         described = _describe(study, parts, describe_data(study, parts.dataset), ranks)
@@ -206,13 +207,13 @@ def _continue(
         until: The number of updates after which to end; None: all.
         steps: A replacement for `fit`.
         checkpoint: The checkpoint to go back to; "" refuses a folder whose parts disagree, and None goes
-            back to the last one there.
+            back to the last one there, or begins again without one.
     """
     held = nullcontext() if ranks.rank else run.locked()
     with held, recorded_execution(run.execution, study) as differences:
         if not ranks.rank:
             _stand(run, checkpoint)
-        ranks.check_same("the run folder", b"")  # the others read it after it is in order
+        _wait_for_folder(ranks)
         warn_if_inexact(run, [*changed, *differences], ranks.size)
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
@@ -226,6 +227,11 @@ def _continue(
             yield from _train(study, parts, run, state, facts, resume_step, on_progress, ranks, until, steps)
 
 
+def _wait_for_folder(ranks: Ranks) -> None:
+    """Wait until process 0 has found the folder in order."""
+    ranks.check_same("the run folder", b"")
+
+
 def _stand(run: Run, checkpoint: str | None) -> None:
     """Check that the parts of a folder agree, or go back to a checkpoint of it."""
     if checkpoint:
@@ -235,10 +241,13 @@ def _stand(run: Run, checkpoint: str | None) -> None:
     try:
         check_standing(run)
     except RunError as error:
-        if checkpoint is not None or not run.has_checkpoint("last"):
+        if checkpoint is not None:
             raise
         _logger.warning("%s", error)
-        go_back(run, "last")
+        if run.has_checkpoint("last"):
+            go_back(run, "last")
+        else:
+            begin_again(run)
 
 
 def _finish(training: Training) -> None:

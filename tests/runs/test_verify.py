@@ -272,8 +272,9 @@ def other(value: Any) -> Any:
         return f"{value}x"
     if isinstance(value, bool | np.bool_):
         return not value
-    if isinstance(value, float | np.floating):
-        return -0.0 if value == 0 and not np.signbit(value) else np.nextafter(value, value.dtype.type(np.inf))
+    if isinstance(value, np.floating):
+        up = np.nextafter(value, value.dtype.type(np.inf))
+        return -0.0 if value == 0 and not np.signbit(value) else up
     return value + 1
 
 
