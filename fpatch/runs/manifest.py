@@ -182,7 +182,8 @@ def _check_tables(run: Run, there: set[str]) -> _Found:
         try:
             manifest = load_manifest(run.folder, name)
         except RunError as error:
-            damage.append(f"tables/{name}.json: {error}")
+            if f"tables/{name}.parquet" in there:  # otherwise it is no manifest
+                damage.append(f"tables/{name}.json: {error}")
             continue
         if {"files", SEAL} & set(manifest):
             checked |= {f"tables/{name}.json", *manifest.get("files", ())}
