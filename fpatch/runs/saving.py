@@ -42,7 +42,8 @@ class Saver:
         try:
             yield
         except BaseException as error:
-            if self.state.step > self._saved_step:
+            is_there = (self._run.folder / "config.json").is_file()  # a removed folder is not made again
+            if is_there and self.state.step > self._saved_step:
                 try:
                     self._log.flush()
                     save_checkpoint(self._run.folder, "last", self.state, self.facts, self._mark)
