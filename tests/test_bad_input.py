@@ -3,7 +3,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from study_fixture import (
 
 from fpatch.cli.main import main
 from fpatch.runs.folder import Run
+from fpatch.runs.standing import go_back
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
 
@@ -274,8 +274,12 @@ def test_a_loss_that_is_not_finite(study, capsys):
     del config["pipeline"]["fragile"], config["objective"]["weights"]["fragile"]
     config["train"]["num_steps"] = step + 2
     run.write_json("config.json", config)
-    assert main(["resume", str(run.folder)]) == 0
+    assert "pipeline.fragile.stage must be study_fixture:fragile, as when" in refuse(
+        capsys, "resume", run.folder
+    )
+    assert main(["resume", str(run.folder), "--from", "last"]) == 0
     assert logged_steps(run.folder) == list(range(1, step + 3))
+    assert main(["resume", str(run.folder)]) == 0  # once accepted, it is the record
 
 
 def test_a_loss_of_parameters_that_an_evaluation_does_not_have(study, capsys):
@@ -336,10 +340,9 @@ FOLDERS = {
 @pytest.mark.parametrize("command", ["resume", "evaluate", "replay"])
 def test_run_folders(run, capsys, case, command):
     damage, expected = FOLDERS[case]
+    if command == "resume" and case.startswith(("weights", "photographs")):
+        go_back(run, "step-00000002")  # so that a resume has something to do
     damage(run)
-    if case.startswith(("weights", "photographs")):
-        (run.folder / "checkpoints/last.safetensors").unlink()  # so that a resume has something to do
-        shutil.copy(run.folder / "checkpoints/best.safetensors", run.folder / "checkpoints/last.safetensors")
     before = {p.name: p.read_bytes() for p in run.folder.rglob("*.safetensors")}
     assert expected in refuse(capsys, command, run.folder)
     assert {p.name: p.read_bytes() for p in run.folder.rglob("*.safetensors")} == before
@@ -354,8 +357,8 @@ FILES = {
     "a table that was cut off": ("replay", remove("tables/test.json"), "has no table 'test'; tables: validation-00000003, validation-00000006"),
     "half of what was shown": ("replay", truncate("tables/test.patches.safetensors"), "test.patches.safetensors is broken"),
     "half an execution": ("replay", truncate("tables/test.json"), "test.json is broken"),
-    "a damaged log": ("resume", lambda run: replace(run.folder / "records.jsonl", "{", "("), "records.jsonl: the line that ends at byte"),
-    "a checkpoint of another patch": ("resume", lambda run: run.write_json("config.json", grown(run)), "params/side must have shape [3, 11, 14] by the config, got [3, 10, 14]"),
+    "a damaged log": ("resume", lambda run: replace(run.folder / "records.jsonl", "{", "("), "records.jsonl was cut or edited: it does not hold the records before"),
+    "a checkpoint of another patch": ("resume", lambda run: run.write_json("config.json", grown(run)), "pipeline.pixels.shapes.side must be [3, 10, 14], as when the run started, got [3, 11, 14]"),
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from fpatch.optim.population import make_population_step
 from fpatch.optim.step import make_state, make_step
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.replaying import replay_run, replay_step
+from fpatch.runs.standing import go_back
 from fpatch.runs.training import resume, train
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.config import load_study
@@ -253,8 +254,7 @@ def test_a_stopped_run_goes_on_to_the_bit(trained, tmp_path: Path):
     study, run = trained
     parts = set_up(study)
     stopped = copy_run(run, tmp_path)
-    early = stopped.path("checkpoints/step-00000002.safetensors")
-    stopped.path("checkpoints/last.safetensors").write_bytes(early.read_bytes())
+    go_back(stopped, "step-00000002")
     state, _ = stopped.load_checkpoint("last", parts.initial)
     assert state.step == 2
     for here, like in zip(optree.tree_leaves(state[:2]), optree.tree_leaves(parts.initial[:2]), strict=True):

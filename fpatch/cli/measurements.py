@@ -240,10 +240,12 @@ def _analyze(options: argparse.Namespace) -> int:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation.conditions import make_patches
+    from fpatch.runs.checks import warn_of_inputs
     from fpatch.runs.opening import open_run
 
     run, study = open_run(options.run_folder)
     table = run.load_table(options.table)
+    warn_of_inputs(run, study, table=options.table)
     metric = options.metric or f"{study.evaluate.metric}/delta"
     first = None
     try:

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fpatch.core.types import Values
+    from fpatch.evaluation.replaying import Replay
+    from fpatch.runs.verifying import OnBlock
 
 
 def add(commands: Any) -> None:
@@ -44,7 +46,9 @@ def add(commands: Any) -> None:
     replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
     replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
     replay.add_argument(
-        "--verify", action="store_true", help="exit 1 if anything is not bit for bit as logged"
+        "--verify",
+        action="store_true",
+        help="check every file, input and row; exit 1 if anything is not bit for bit as recorded",
     )
 
 
@@ -63,16 +67,64 @@ def _replay(options: argparse.Namespace) -> int:
                 written.append(Path(options.out, f"row-{row:05d}-{condition}.png"))
                 write_image(written[-1], image)
 
+    edits = dict(map(_read_edit, options.set))
+    arguments = (options.run_folder, _read_slice(options.rows), options.table or "test")
+    on_block = write if options.out else None
+    if options.verify and not edits:
+        return _verify(arguments, on_block, written)
     with progress_bars() as on_progress:
-        result, environment = replay_run(
-            options.run_folder,
-            _read_slice(options.rows),
-            options.table or "test",
-            on_progress,
-            edits=dict(map(_read_edit, options.set)),
-            on_block=write if options.out else None,
-        )
+        result, environment = replay_run(*arguments, on_progress, edits=edits, on_block=on_block)
     _say_environment(environment)
+    _say_rows(result, written)
+    return 1 if result.differences and options.verify else 0
+
+
+def _verify(
+    arguments: "tuple[str, slice | None, str]", on_block: "OnBlock | None", written: list[Path]
+) -> int:
+    """Verify the whole folder, and say what was checked, what was not, and every difference."""
+    from fpatch.runs.verifying import verify_run
+
+    with progress_bars() as on_progress:
+        found = verify_run(*arguments, on_progress, on_block=on_block)
+    _say_environment(found.environment)
+    for sentence in found.differences:
+        say(f"different: {sentence}")
+    for folder, names in _by_folder(found.files.checked).items():
+        say(f"checked: {folder or ', '.join(names)}" + (f" ({len(names)})" if folder else ""))
+    for reason, names in _by_reason(found.files.unchecked).items():
+        say(f"not checked: {', '.join(names)}: {reason}")
+    for sentence in found.unproven:
+        say(f"not proven: {sentence}")
+    if found.replay is None:
+        console.print("rows 0 identical 0 different 0")
+    else:
+        _say_rows(found.replay, written)
+    return 0 if found.is_proved else 1
+
+
+def _by_folder(files: Iterable[str]) -> dict[str, list[str]]:
+    """Group files by their first folder; those at the top come first."""
+    grouped: dict[str, list[str]] = {"": []}
+    for file in sorted(files):
+        folder, slash, _ = file.partition("/")
+        grouped.setdefault(folder + slash if slash else "", []).append(file)
+    return {folder: names for folder, names in grouped.items() if names}
+
+
+def _by_reason(files: Mapping[str, str]) -> dict[str, list[str]]:
+    """Group files by the reason why they are not checked, with one entry per folder."""
+    grouped: dict[str, list[str]] = {}
+    for file, reason in sorted(files.items()):
+        folder, slash, _ = file.partition("/")
+        entry = folder + slash if reason.startswith(("a copy", "times", "moved")) else file
+        names = grouped.setdefault(reason, [])
+        if entry not in names:
+            names.append(entry)
+    return grouped
+
+
+def _say_rows(result: "Replay", written: Sequence[Path]) -> None:
     for row, found in sorted(result.differences.items()):
         say("\n  ".join([f"row {row}:", *found]) if len(found) > 1 else f"row {row}: {found[0]}")
     different = len(result.differences)
@@ -81,7 +133,6 @@ def _replay(options: argparse.Namespace) -> int:
     for path in sorted(written):
         say(f"  {path}")
     console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
-    return 1 if different and options.verify else 0
 
 
 def _replay_step(options: argparse.Namespace) -> int:
@@ -94,7 +145,7 @@ def _replay_step(options: argparse.Namespace) -> int:
     _say_environment(again.environment)
     console.print(f"update {again.step}, from the checkpoint of step {again.start}")
     for name, (logged, found) in again.scalars.items():
-        mark = "identical" if logged == found or (logged != logged and found != found) else "DIFFERENT"
+        mark = "identical" if repr(logged) == repr(found) else "DIFFERENT"
         say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
     return 0 if again.identical or not options.verify else 1
 

@@ -87,10 +87,15 @@ def _add_resume(commands: Any) -> None:
         _resume,
         "resume a stopped run from its last checkpoint",
         "The patch will be that of an uninterrupted run, bit for bit; differences that prevent it are named.",
-        ("resume runs/20260101-120000-study",),
+        ("resume runs/20260101-120000-study", "resume RUN --from step-00000050"),
     )
     resume.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_mlflow(resume)
+    resume.add_argument(
+        "--from", dest="checkpoint", metavar="CHECKPOINT",
+        help="go back to a checkpoint such as step-00000050, or accept the folder as it is by last; later "
+        "files are moved into aside/ (default: last, which must agree with the records and the config)",
+    )  # fmt: skip
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -121,7 +126,9 @@ def _resume(options: argparse.Namespace) -> int:
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
     with joined(device=device) as ranks, progress_bars() as on_progress:
-        run = resume(options.run_folder, on_progress, mlflow=options.mlflow_uri)
+        run = resume(
+            options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri
+        )
         if not ranks.rank:
             _say_where(run)
     return 0

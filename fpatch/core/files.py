@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -103,6 +105,52 @@ def find_links(folder: Path) -> list[Path]:
     return found
 
 
+def set_aside(folder: Path, paths: Iterable[Path], contents: Mapping[str, bytes] | None = None) -> Path:
+    """Move files of a folder into `aside/<time>/`, where they keep their places.
+
+    Args:
+        folder: The folder.
+        paths: Files in it.
+        contents: Further files to write there, by relative path.
+
+    Returns:
+        The new folder.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.core.files import set_aside
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.png").write_bytes(b"")
+        ...     new = set_aside(Path(folder), [Path(folder, "a.png")])
+        ...     [path.name for path in new.iterdir()], Path(folder, "a.png").exists()
+        (['a.png'], False)
+    """
+    stamp, target = time.strftime("%Y%m%d-%H%M%S"), folder
+    for i in itertools.count():
+        target = folder / "aside" / f"{stamp}{f'-{i}' if i else ''}"
+        with writing(target):
+            try:
+                target.mkdir(parents=True)
+            except FileExistsError:
+                continue
+        break
+    try:
+        for name, data in (contents or {}).items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target / name, data)
+        for path in paths:
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    except OSError:
+        for empty in (target, target.parent):
+            with suppress(OSError):
+                empty.rmdir()
+        raise
+    return target
+
+
 class AppendFile:
     """A file that grows by whole blocks; a failed write leaves it unchanged.
 
@@ -146,6 +194,17 @@ class AppendFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal.
+
+    Example:
+        >>> from fpatch.core.files import digest
+        >>> digest(b"")[:16]
+        'e3b0c44298fc1c14'
+    """
+    return hashlib.sha256(data).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:

@@ -104,7 +104,7 @@ def evaluate(
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
         goals = goal_columns(pipeline, dataset.class_names, len(keys))
-        parts.append(_describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)
+        parts.append(describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)
         found = object_columns(results, batch, metrics)
         counted = len(found.get("image_id", ()))
         objects.append(found | goal_columns(pipeline, dataset.class_names, counted, objects=True))
@@ -145,7 +145,8 @@ class Evaluation(NamedTuple):
     summaries: dict[str, dict[str, float]] = {}  # noqa: RUF012
 
 
-def _describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+def describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) -> dict[str, np.ndarray]:
+    """Return the columns of rows that hold what was drawn: identity, image, key and sample."""
     ids = batch["image_id"].tolist()
     drawn = to_columns(sample)
     return {

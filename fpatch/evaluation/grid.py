@@ -107,7 +107,7 @@ def evaluate_grid(
             num_draws=num_draws,
             block=block,
             conditions=conditions,
-            edit=lambda sample, cell=cell: _set_cell(sample, cell),
+            edit=lambda sample, cell=cell: set_cell(sample, cell),
             progress=report,
         )
         axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
@@ -171,7 +171,7 @@ def by_rate(cell: Cell) -> tuple[bool, float]:
     return math.isnan(rate), 0.0 if math.isnan(rate) else rate
 
 
-def _set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
+def set_cell(sample: Sample, cell: Mapping[str, float]) -> Sample:
     """Set the values of a cell in a sample; refuse a stage that is skipped at random."""
     placed = override(sample, cell)
     for path in cell:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import check_number, nearest
 from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
@@ -21,6 +22,8 @@ from fpatch.evaluation.columns import (
     row_digests,
 )
 from fpatch.evaluation.conditions import Patches
+from fpatch.evaluation.evaluation import describe_rows
+from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import from_columns, to_columns
 
@@ -31,7 +34,7 @@ class Replay(NamedTuple):
     """The result of a replay.
 
     Attributes:
-        rows: Indices of the rows in the logged table.
+        rows: Indices in the logged table of the rows that were rerun.
         columns: The results of the rows whose image can be read, in columns like the logged ones.
         differences: For each row that differs, a sentence per column.
         largest: The largest difference of a number.
@@ -88,11 +91,13 @@ def replay(
         >>> again.rows.tolist(), again.differences, again.largest
         ([0, 1, 2, 3, 4, 5, 6, 7], {}, 0.0)
     """
+    check_number("replay: block", block, 1)
     total = len(table["image_id"])
     chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)
     if outside := [int(r) for r in chosen if not 0 <= r < total]:
         raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
     parts: list[dict[str, np.ndarray]] = []
+    done = [np.arange(0)]
     differences: dict[int, list[str]] = {}
     largest = 0.0
     device = device_of(conditions)
@@ -116,10 +121,11 @@ def replay(
             parts.append(found)
             if on_block is not None:
                 on_block(picked, results)
+        done.append(chosen[part])
         if progress is not None:
             progress(part.stop, len(chosen))
     merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
-    return Replay(chosen, merged, differences, largest)
+    return Replay(np.concatenate(done), merged, differences, largest)
 
 
 def logged_rows(
@@ -179,14 +185,66 @@ def compare(
             raise ValueError(f"replay: the table has no column {name!r}; {nearest(name, table)}")
         else:
             logged = table[name][picked]
-        same = logged == found
-        if logged.dtype.kind == "f":
-            same |= np.isnan(logged) & np.isnan(found)
-        for i in np.flatnonzero(~same):
-            if logged.dtype.kind in "fib":
+        for i in np.flatnonzero(~same_bits(logged, found)):
+            if logged.dtype.kind in "fib" and found.dtype.kind in "fib":
                 gap = abs(float(logged[i]) - float(found[i]))
                 gap = math.inf if math.isnan(gap) else gap  # a number became NaN, or the reverse
                 yield int(picked[i]), f"{name}: {logged[i]!s} was logged, {found[i]!s} came out", gap
             else:
                 short = f"{name}: {str(logged[i])[:12]} was logged, {str(found[i])[:12]} came out"
                 yield int(picked[i]), short, 0.0
+
+
+def same_bits(logged: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return where two columns are equal: numbers of one type bit for bit, so that -0 is not 0; NaN is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.replaying import same_bits
+        >>> same_bits(np.array([0.0, 1.0, np.nan]), np.array([-0.0, 1.0, np.nan])).tolist()
+        [False, True, True]
+    """
+    are_text = logged.dtype.kind in "OU" and found.dtype.kind in "OU"
+    if not are_text and logged.dtype != found.dtype:
+        return np.zeros(len(found), dtype=np.bool_)
+    if logged.dtype.kind != "f":
+        return np.asarray(logged == found, dtype=np.bool_)
+    bits = f"u{logged.dtype.itemsize}"
+    return (logged.view(bits) == found.view(bits)) | (np.isnan(logged) & np.isnan(found))
+
+
+def drawn(
+    pipeline: Pipeline,
+    dataset: Dataset,
+    key: Tensor,
+    image_id: Tensor,
+    draw: Tensor,
+    edit: Callable[[Sample], Sample] | None = None,
+) -> dict[str, np.ndarray]:
+    """Draw rows again from the key of their evaluation: the columns of `evaluate` up to the results.
+
+    Args:
+        pipeline: The pipeline of the evaluated phase.
+        dataset: The original images.
+        key: The key of the evaluation.
+        image_id: The images of the rows [n].
+        draw: The number of each use of an image [n].
+        edit: The edit of the evaluation, such as a cell of a grid.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch import evaluate, random
+        >>> from fpatch.data import rows
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.evaluation.replaying import drawn
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
+        >>> result = evaluate(test, test.init(random.key(0)), scenes, random.key(1))
+        >>> again = drawn(test, scenes, random.key(1), *rows(scenes.image_ids, 1))
+        >>> (again["sample/exposure/stops"] == result.table["sample/exposure/stops"]).tolist()
+        [True, True, True, True]
+    """
+    batch = dataset.batch(image_id, draw)
+    keys = row_keys(key, batch)
+    sample = pipeline.sample(keys, batch)
+    return describe_rows(dataset, batch, keys, sample if edit is None else edit(sample))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import write_atomic
+from fpatch.log.copies import is_copy, place_of
 from fpatch.log.mlflow_payload import (
     entries,
     make_inputs,
@@ -53,6 +54,9 @@ class Mlflow:
     and their checksum. After a kill between a request and the update of this file, metrics are sent again
     with the times of the records, and MLflow stores them once. A resume from an older state may drop sent
     records. The run is then sent again under a new id, and the old one goes to MLflow's trash.
+
+    The file also holds the place of the folder. A copy of the folder gets an MLflow run of its own, and that
+    of the original stays as it is.
 
     Training continues without a server. Requests time out after 5 s. A failure is followed by a pause of 30 s
     that doubles up to 10 min. A commit begins no new block after 5 s. MLflow has no histograms.
@@ -122,10 +126,22 @@ class Mlflow:
             self._pause_s, self._failure = _FIRST_PAUSE_S, ""
 
     def _load(self) -> dict[str, Any]:
-        new = {"uid": uuid.uuid4().hex, "run_id": None, "offset": 0, "crc32": 0, "superseded": []}
+        here = place_of(self._records.folder)
+        new = {
+            "uid": uuid.uuid4().hex,
+            "run_id": None,
+            "offset": 0,
+            "crc32": 0,
+            "superseded": [],
+            "place": here,
+        }
         if not self._path.exists():
             return new
         state = _read_state(self._path)
+        if is_copy(state, here):
+            _logger.warning("%s is a copy: MLflow gets a run of its own for it", self._records.folder)
+            return new
+        state["place"] = here
         if state["crc32"] == self._checksum(0, state["offset"]):
             return state
         return new | {"superseded": [*state["superseded"], [state["run_id"], state["uid"]]]}

@@ -1,15 +1,17 @@
 """The write-ahead log of a run, from which every sink can be rebuilt."""
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from fpatch.core.files import AppendFile, open_own, write_atomic, writing
+from fpatch.core.files import AppendFile, digest, open_own, set_aside, write_atomic, writing
+from fpatch.log.sealed import is_sealed, seal
 
-Kind = Literal["scalars", "images", "histograms", "text", "artifacts", "params", "tags", "input"]
+Kind = Literal["scalars", "images", "histograms", "text", "artifacts", "params", "tags", "input", "files"]
 
 
 class Record(TypedDict):
@@ -22,7 +24,7 @@ class Record(TypedDict):
         values: By name. Scalars: a number, or "nan", "inf", "-inf". Images: the path of a PNG in the run
             folder. Histograms: range, counts and moments. Text: Markdown. Params and tags: a JSON value.
             Input: digest, source, context and profile. Artifacts: the size in bytes, by path in the run
-            folder.
+            folder. Files: the SHA-256, by path in the run folder.
 
     Example:
         >>> from fpatch.log import Record
@@ -37,11 +39,23 @@ class Record(TypedDict):
     values: dict[str, Any]
 
 
+class Mark(NamedTuple):
+    """A position in the log: the records before it are known by their digest.
+
+    Attributes:
+        size: The bytes before it.
+        sha256: Their digest.
+    """
+
+    size: int
+    sha256: str
+
+
 class Records:
     """`records.jsonl` of a run folder, with one `Record` per line, and the images it names.
 
     One process writes at a time. An incomplete last line, left by a crash, is not a record; `resume` removes
-    it.
+    it. `records.json` holds the digest of all committed records.
 
     Attributes:
         folder: The run folder.
@@ -65,6 +79,12 @@ class Records:
         self.path = folder / "records.jsonl"
         self._file = AppendFile(self.path)
         self._unsynced: list[Path] = []
+        self._hash = self._hash_all()
+
+    @property
+    def mark(self) -> Mark:
+        """The end of the log."""
+        return Mark(self.size, self._hash.hexdigest())
 
     @property
     def size(self) -> int:
@@ -78,15 +98,20 @@ class Records:
             OSError: If the write fails; the log keeps its old length.
         """
         record = Record(step=step, time=time.time_ns() // 1_000_000, kind=kind, values=values)
-        self._file.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        self._file.write(line)
+        self._hash.update(line)
         return record
 
-    def write_file(self, path: str, data: bytes) -> None:
+    def write_file(self, path: str, data: bytes) -> str:
         """Write a file for the next record, which names it by `path`.
 
         Args:
             path: Relative to the run folder.
             data: The content.
+
+        Returns:
+            The digest of the content.
 
         Raises:
             OSError: If the write fails.
@@ -102,6 +127,12 @@ class Records:
                 target.unlink(missing_ok=True)
                 raise
         self._unsynced.append(target)
+        return digest(data)
+
+    def seal(self, step: int, mark: Mark | None = None) -> None:
+        """Note in `records.json` that the records before a mark are final, as of a step; None: all."""
+        size, sha256 = mark or self.mark
+        write_atomic(self.folder / "records.json", seal({"step": step, "bytes": size, "sha256": sha256}))
 
     def sync(self) -> None:
         """Force every record and its images to the disk, where they survive a power failure."""
@@ -112,24 +143,38 @@ class Records:
         self._file.sync()
 
     def resume(self, step: int) -> None:
-        """Drop records after `step`, an incomplete last line, and images that no record names.
+        """Set aside records after `step`, an incomplete last line, and images that no record names.
+
+        They are moved into a folder of `aside/`, with their places.
 
         Raises:
             ValueError: If a line before the last is no record.
             OSError: If the disk is full; the log keeps its old content.
         """
-        kept = [line for record, line in self._lines(0, None) if record["step"] <= step]
-        content = b"".join(kept)
-        if len(content) != self.size:
+        lines = list(self._lines(0, None))
+        kept = b"".join(line for record, line in lines if record["step"] <= step)
+        later = b"".join(line for record, line in lines if record["step"] > step)
+        unnamed = self._find_unnamed(step)
+        if later or unnamed:
+            set_aside(self.folder, unnamed, {"records.jsonl": later} if later else {})
+        if len(kept) != self.size:
             self._file.close()
             try:
-                write_atomic(self.path, content)
+                write_atomic(self.path, kept)
             finally:
                 self._file = AppendFile(self.path)
-        named = {path for record in self if record["kind"] == "images" for path in record["values"].values()}
-        for path in (self.folder / "images").rglob("*.png"):
-            if path.relative_to(self.folder).as_posix() not in named:
-                path.unlink()
+                self._hash = self._hash_all()
+
+    def _find_unnamed(self, step: int) -> list[Path]:
+        """Find images that no record up to `step` names."""
+        images = (r for r in self if r["kind"] == "images" and r["step"] <= step)
+        named = {path for record in images for path in record["values"].values()}
+        there = (self.folder / "images").rglob("*.png")
+        return [path for path in there if path.relative_to(self.folder).as_posix() not in named]
+
+    def _hash_all(self) -> Any:
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256")
 
     def __iter__(self) -> Iterator[Record]:
         """Iterate over all records, in the order of writing."""
@@ -160,3 +205,67 @@ class Records:
     def close(self) -> None:
         """Close the file for writing; the log remains readable."""
         self._file.close()
+
+
+def mark_at(folder: Path, size: int) -> Mark | None:
+    """Return the mark of the first `size` bytes of a log; None if the log is missing or shorter.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.log.records import mark_at
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     mark_at(Path(folder), 0) is None
+        True
+    """
+    try:
+        with open(folder / "records.jsonl", "rb") as file:
+            data = file.read(size)
+    except FileNotFoundError:
+        return None
+    return Mark(size, digest(data)) if len(data) == size else None
+
+
+def read_seal(folder: Path) -> tuple[int, Mark] | None:
+    """Return the step and the mark of the committed records; None if the log was never sealed.
+
+    Raises:
+        ValueError: If `records.json` is broken.
+    """
+    path = folder / "records.json"
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    try:
+        whole, value = is_sealed(data), json.loads(data)
+    except ValueError:
+        whole, value = False, {}
+    if not whole:
+        raise ValueError(f"{path} is not as it was written; restore it")
+    return value["step"], Mark(value["bytes"], value["sha256"])
+
+
+def read_scalars(folder: Path, prefix: str, step: int | None = None) -> dict[str, float | str]:
+    """Return the last recorded value of each scalar whose name has a prefix, at one step or at any.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.log import open_log
+        >>> from fpatch.log.records import read_scalars
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = open_log(folder, tensorboard=False)
+        ...     log.scalars(1, {"test/success": 0.5})
+        ...     _ = log.close()
+        ...     read_scalars(Path(folder), "test/")
+        {'test/success': 0.5}
+    """
+    found: dict[str, float | str] = {}
+    records = Records(folder)
+    try:
+        for record in records:
+            if record["kind"] == "scalars" and step in (None, record["step"]):
+                found |= {n: v for n, v in record["values"].items() if n.startswith(prefix)}
+    finally:
+        records.close()
+    return found

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from fpatch.core.files import file_digest
 from fpatch.core.names import safe_name
-from fpatch.log.records import Kind, Record, Records
+from fpatch.log.records import Kind, Mark, Record, Records
 from fpatch.log.values import inside, to_histogram, to_plain, to_png, to_scalar
 
 _logger = logging.getLogger(__name__)
@@ -171,13 +172,37 @@ class Log:
         Raises:
             ValueError: If a value is no such image, or its name has a value at this step.
         """
+        digests: dict[str, str] = {}
 
         def save(name: str, image: Tensor | np.ndarray) -> str:
             path = f"images/{safe_name(name)}/{step:08d}.png"
-            self._records.write_file(path, to_png(name, image))
+            digests[path] = self._records.write_file(path, to_png(name, image))
             return path
 
         self._record(step, "images", values, save)
+        if digests:
+            self._write(step, "files", digests)
+
+    def files(self, paths: Sequence[str]) -> None:
+        """Record the digests of files of the run folder by their relative paths, so that edits show.
+
+        Raises:
+            FileNotFoundError: If a file does not exist.
+            ValueError: If it lies outside the run folder.
+        """
+        if paths:
+            found = {path: file_digest(inside(self._records.folder, path)) for path in paths}
+            self._write(self._step, "files", found)
+
+    @property
+    def settings(self) -> list[str]:
+        """The names of the recorded settings."""
+        return list(self._described.get("params", {}))
+
+    @property
+    def mark(self) -> Mark:
+        """The end of the records."""
+        return self._records.mark
 
     def histograms(self, step: int, values: Mapping[str, Tensor | np.ndarray]) -> None:
         """Record the distribution of the numbers in arrays of any shape.
@@ -240,8 +265,14 @@ class Log:
         if step < self._step:
             raise ValueError(f"commit: step must be at least {self._step}, the last recorded, got {step}")
         self.flush()
+        self._records.seal(self._step)
         for sink in self._sinks:
             sink.commit()
+
+    def seal(self, step: int, mark: Mark) -> None:
+        """Declare the records before a mark final, after the state of `step` is saved, without the sinks."""
+        self.flush()
+        self._records.seal(step, mark)
 
     def close(self, finished: bool = True) -> list[str]:
         """Commit if the run finished, and end all sinks; return a sentence for each unfinished task."""

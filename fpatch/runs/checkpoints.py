@@ -1,32 +1,118 @@
 """Checkpoints of a run folder: states of training as `checkpoints/<name>.safetensors`.
 
-`training.py` writes them and resumes from them.
+`training.py` writes them and resumes from them. The header of a checkpoint holds the digests of its tensors,
+of itself, of the records up to its step and of the numbered checkpoint before it.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
+import torch
 from torch import Tensor
 
 from fpatch.core.checks import nearest
+from fpatch.core.files import digest
 from fpatch.core.names import check_name
+from fpatch.log.records import Mark
 from fpatch.optim.step import TrainState
-from fpatch.runs.files import FORMAT, read_tensors, tensor_bytes, write_file
+from fpatch.runs.files import FORMAT, read_header, read_tensors, tensor_bytes, write_file
 from fpatch.runs.locks import RunError
 
 
-def save_checkpoint(folder: Path, name: str, state: TrainState, facts: Mapping[str, Any]) -> None:
-    """Write a state as one file of tensors, with `facts` (JSON) and the step in its header."""
-    metadata = {"step": str(state.step), "format": str(FORMAT), "facts": json.dumps(facts)}
-    write_file(folder / _file_name(name), state_bytes(state, metadata))
+class Link(NamedTuple):
+    """A numbered checkpoint, as a later one names it.
+
+    Attributes:
+        step: Its step.
+        state: The digest of its tensors.
+    """
+
+    step: int
+    state: str
+
+
+class Header(NamedTuple):
+    """The header of a checkpoint.
+
+    Attributes:
+        step: The updates that led to it.
+        facts: The best validation so far.
+        state: The digest of the tensors; None in a file of an older version, as all below.
+        records: The end of the records of its step.
+        previous: The numbered checkpoint before it.
+        numbered: Whether it is also a numbered checkpoint.
+    """
+
+    step: int
+    facts: dict[str, Any]
+    state: str | None = None
+    records: Mark | None = None
+    previous: Link | None = None
+    numbered: bool = True
+
+
+def save_checkpoint(
+    folder: Path,
+    names: str | Sequence[str],
+    state: TrainState,
+    facts: Mapping[str, Any],
+    records: Mark | None = None,
+) -> str:
+    """Write a state as one file of tensors, with `facts` (JSON) and the step in its header.
+
+    Args:
+        folder: The run folder.
+        names: The names of the checkpoint; each becomes a file, in this order.
+        state: The state.
+        facts: The best validation so far.
+        records: The end of the records of its step.
+
+    Returns:
+        The digest of the tensors.
+    """
+    names = [names] if isinstance(names, str) else names
+    last = read_header_of(folder, "last") if has_checkpoint(folder, "last") else None
+    previous = None if last is None else last.previous
+    if last is not None and last.numbered and last.state is not None and last.step < state.step:
+        previous = Link(last.step, last.state)
+    tensors, is_numbered = _name_tensors(state), any(name.startswith("step-") for name in names)
+    header = Header(state.step, dict(facts), tensors_digest(tensors), records, previous, is_numbered)
+    data = _encode(tensors, header)
+    for name in names:
+        write_file(folder / _file_name(name), data)
+    assert header.state is not None
+    return header.state
+
+
+def make_last(folder: Path, name: str, records: Mark) -> Header:
+    """Make a checkpoint the last one, after the present records; return its header.
+
+    Raises:
+        RunError: If it is missing or broken.
+    """
+    tensors, header = _read(folder, name)
+    now = header._replace(state=tensors_digest(tensors), records=records)
+    write_file(folder / _file_name("last"), _encode(tensors, now))
+    return now
+
+
+def copy_checkpoint(folder: Path, name: str, to: str) -> None:
+    """Copy a checkpoint under another name."""
+    write_file(folder / _file_name(to), (folder / _file_name(name)).read_bytes())
 
 
 def state_bytes(state: TrainState, metadata: Mapping[str, str] | None = None) -> bytes:
     """Encode the tensors of a state as a safetensors file with this header."""
     return tensor_bytes(_name_tensors(state), metadata or {})
+
+
+def state_digest(state: TrainState) -> str:
+    """Return the digest of the tensors of a state, as the header of its checkpoint holds it."""
+    return tensors_digest(_name_tensors(state))
 
 
 def load_checkpoint(folder: Path, name: str, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -35,7 +121,7 @@ def load_checkpoint(folder: Path, name: str, like: TrainState) -> tuple[TrainSta
     Raises:
         RunError: If it is missing, broken, or of another structure (with the first difference).
     """
-    tensors, metadata = read_tensors(folder, _file_name(name))
+    tensors, header = _read(folder, name)
     for n, v in _name_tensors(like).items():
         found = None if n not in tensors else list(tensors[n].shape)
         if found != list(v.shape):
@@ -43,12 +129,13 @@ def load_checkpoint(folder: Path, name: str, like: TrainState) -> tuple[TrainSta
                 f"checkpoint {name!r} of {folder}: {n} must have shape {list(v.shape)} by the config, got "
                 f"{found}; resume with the config of the run"
             )
+        if tensors[n].dtype != v.dtype:
+            raise _broken(folder, name, f"{n} must be {v.dtype}, got {tensors[n].dtype}")
         tensors[n] = tensors[n].to(v.device)
     leaves, tree = optree.tree_flatten(like.opt_state)
     params = {n: tensors[f"params/{n}"] for n in like.params}
     opt_state: Any = optree.tree_unflatten(tree, [tensors[f"opt/{i}"] for i in range(len(leaves))])
-    state = TrainState(params, opt_state, int(metadata["step"]), tensors["key"])
-    return state, json.loads(metadata["facts"])
+    return TrainState(params, opt_state, header.step, tensors["key"]), header.facts
 
 
 def checkpoint_step(folder: Path, name: str) -> int:
@@ -57,7 +144,25 @@ def checkpoint_step(folder: Path, name: str) -> int:
     Raises:
         RunError: If it is missing or broken.
     """
-    return int(read_tensors(folder, _file_name(name))[1]["step"])
+    return read_header_of(folder, name).step
+
+
+def read_header_of(folder: Path, name: str) -> Header:
+    """Read and check the header of a checkpoint; its tensors are not read.
+
+    Raises:
+        RunError: If it is missing or broken, or has another format.
+    """
+    return _parse(folder, name, read_header(folder, _file_name(name)))
+
+
+def check_checkpoint(folder: Path, name: str) -> Header:
+    """Read a checkpoint, and compare its tensors with their digest.
+
+    Raises:
+        RunError: If it is missing or broken.
+    """
+    return _read(folder, name)[1]
 
 
 def checkpoint_facts(folder: Path, name: str) -> dict[str, Any]:
@@ -71,7 +176,7 @@ def checkpoint_facts(folder: Path, name: str) -> dict[str, Any]:
 
 def load_params(folder: Path, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
     """Load the patch parameters of a checkpoint; see `fpatch.Run.load_params`."""
-    tensors, _ = read_tensors(folder, _file_name(name))
+    tensors, _ = _read(folder, name)
     params = {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")}
     for patch in patches or ():
         if patch not in params:
@@ -82,7 +187,8 @@ def load_params(folder: Path, name: str = "best", patches: Sequence[str] | None 
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Return the steps of the numbered checkpoints, in order."""
-    return sorted(int(p.stem[5:]) for p in (folder / "checkpoints").glob("step-*.safetensors"))
+    steps = (p.stem[5:] for p in (folder / "checkpoints").glob("step-*.safetensors"))
+    return sorted(int(step) for step in steps if step.isdigit())
 
 
 def has_checkpoint(folder: Path, name: str) -> bool:
@@ -93,6 +199,75 @@ def has_checkpoint(folder: Path, name: str) -> bool:
 def _file_name(name: str) -> str:
     check_name("checkpoint", name)
     return f"checkpoints/{name}.safetensors"
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Tensor], Header]:
+    tensors, metadata = read_tensors(folder, _file_name(name))
+    header = _parse(folder, name, metadata)
+    if header.state is not None and header.state != tensors_digest(tensors):
+        raise _broken(folder, name, "its tensors do not have the recorded digest")
+    return tensors, header
+
+
+def _parse(folder: Path, name: str, metadata: Mapping[str, str]) -> Header:
+    """Check the header of a checkpoint, and read its fields."""
+    for field in ("step", "format", "facts"):
+        if field not in metadata:
+            raise _broken(folder, name, f"its header lacks {field!r}")
+    if metadata["format"] != str(FORMAT):
+        got = metadata["format"]
+        raise _broken(folder, name, f"its format must be {str(FORMAT)!r}, got {got!r}")
+    if not (metadata["step"].isascii() and metadata["step"].isdigit()):
+        raise _broken(folder, name, f"its step must be a whole number from 0, got {metadata['step']!r}")
+    sealed = {n: v for n, v in metadata.items() if n != "seal"}
+    if ("state" in metadata or "seal" in metadata) and metadata.get("seal") != _seal(sealed):
+        raise _broken(folder, name, "its header does not have the recorded digest")
+    try:
+        read = {n: json.loads(metadata.get(n, "null")) for n in ("facts", "records", "previous", "numbered")}
+        facts = read["facts"]
+        if not isinstance(facts, dict) or (facts and not isinstance(facts.get("best"), int | float)):
+            raise ValueError(f"facts must hold numbers, got {metadata['facts'][:80]}")
+        records = None if read["records"] is None else Mark(*read["records"])
+        previous = None if read["previous"] is None else Link(*read["previous"])
+    except (ValueError, TypeError) as error:
+        raise _broken(folder, name, f"its header cannot be read: {error}") from error
+    step = int(metadata["step"])
+    if name.startswith("step-") and name != f"step-{step:08d}":
+        raise _broken(folder, name, f"it holds the state of step {step}")
+    return Header(step, facts, metadata.get("state"), records, previous, read["numbered"] is not False)
+
+
+def _broken(folder: Path, name: str, what: str) -> RunError:
+    return RunError(
+        f"{folder / _file_name(name)} is broken ({what}); restore it, or resume from another checkpoint: "
+        f"fpatch resume {folder} --from NAME"
+    )
+
+
+def _encode(tensors: Mapping[str, Tensor], header: Header) -> bytes:
+    metadata = {
+        "step": str(header.step),
+        "format": str(FORMAT),
+        "facts": json.dumps(header.facts),
+        "state": header.state or "",
+        "records": json.dumps(header.records),
+        "previous": json.dumps(header.previous),
+        "numbered": json.dumps(header.numbered),
+    }
+    return tensor_bytes(tensors, metadata | {"seal": _seal(metadata)})
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    return digest(json.dumps(dict(sorted(metadata.items()))).encode())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of named tensors: names, types, shapes and values."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _name_tensors(state: TrainState) -> dict[str, Tensor]:

@@ -1,15 +1,20 @@
-"""Compare the record of a run folder with the study, data and execution at hand."""
+"""Compare the record of a run folder with the study, data, sources and execution at hand."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
-from fpatch.core.files import file_digest
+from fpatch.core.files import digest
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
+from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
+from fpatch.runs.standing import find_damage
+from fpatch.runs.tables import table_damage
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
@@ -17,6 +22,10 @@ _logger = logging.getLogger(__name__)
 
 _ELSEWHERE = ("name", "device", "log")
 """Settings that no patch depends on; the device is compared as part of the recorded execution."""
+_UNRELATED = ("analysis", "cli", "doctor", "log", "tune", "viz")
+"""Wings of the library that no number depends on."""
+_SAID = 3
+"""Sentences of one kind that are said before the rest is counted."""
 
 
 def check_study(run: Run, study: Study) -> list[str]:
@@ -29,19 +38,46 @@ def check_study(run: Run, study: Study) -> list[str]:
         RunError: If another setting differs; the message gives its recorded and its present value.
     """
     configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
-    before, here = (flatten({n: v for n, v in c.items() if n not in _ELSEWHERE}) for c in configs)
+    before, here = (flatten(c) for c in configs)
+    different = [(n, before.get(n), here.get(n)) for n in {**before, **here} if before.get(n) != here.get(n)]
+    return _check_settings(run, different, "give the study of its config.json, or another folder")
+
+
+def check_config(run: Run, accept: bool = False) -> list[str]:
+    """Check that `config.json` has the settings that the log recorded.
+
+    Paths may differ: the digests of their files are compared instead.
+
+    Args:
+        run: The run.
+        accept: Say every difference, and refuse none.
+
+    Returns:
+        The differences that change last bits only, or that are accepted, a sentence each.
+
+    Raises:
+        RunError: If another setting differs; the message gives its recorded and its present value.
+    """
+    config = run.read_json("config.json")
+    different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry[1:])]
+    if accept:
+        return [f"{name}: {was} was recorded, {now} is here" for name, was, now in different]
+    way_out = f"restore config.json, or accept it: fpatch resume {run.folder} --from last"
+    return _check_settings(run, different, way_out)
+
+
+def _check_settings(run: Run, different: Sequence[tuple[str, Any, Any]], way_out: str) -> list[str]:
     said = []
-    for name in {**before, **here}:
-        was, now = before.get(name), here.get(name)
-        if was is None and ".files." in name:
-            continue  # the record is older than digests of files beside the weights
-        if was != now and name == "train.micro_batch":
-            said.append(f"{name}: {was} was recorded, {now} is here")
-        elif was != now:
+    for name, was, now in different:
+        if name.partition(".")[0] in _ELSEWHERE:
+            continue
+        if was is None and (not now or ".files." in name):
+            continue  # an older version lacked the setting, which is off, or digests of files beside weights
+        if name != "train.micro_batch":
             raise RunError(
-                f"{run.folder}: {name} must be {was}, as when the run started, got {now}; give the study of "
-                "its config.json, or another folder"
+                f"{run.folder}: {name} must be {was}, as when the run started, got {now}; {way_out}"
             )
+        said.append(f"{name}: {was} was recorded, {now} is here")
     return said
 
 
@@ -55,22 +91,121 @@ def warn_if_inexact(run: Run, differences: Sequence[str], processes: int) -> Non
         _logger.warning("the patch will not equal that of an uninterrupted run bit for bit: %s", what)
 
 
-def data_digests(study: Study, dataset: TargetSet) -> dict[str, str]:
-    """Return digests of the data: the bytes of both tables, and the names and sizes of the images."""
-    tables = {"placements": study.data.placements, "objects": study.data.objects}
-    digests = {name: file_digest(path) for name, path in tables.items() if path is not None}
-    sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in dataset.paths)
-    return digests | {"photographs": hashlib.sha256(sizes.encode()).hexdigest()}
+def check_data(run: Run, study: Study, dataset: TargetSet) -> None:
+    """Check that tables and classes are those of the run; changed images, which may be repaired, are said.
 
-
-def check_data(run: Run, found: Mapping[str, str]) -> None:
-    """Check that the tables are those of the run; changed images, which may be repaired, give a warning."""
-    recorded = run.read_json("environment.json", "data")["data"]
-    changed = [name for name in found if recorded.get(name) != found[name]]
-    if changed == ["photographs"]:
-        _logger.warning("%s: images have changed since the run started, so the patch will differ", run.folder)
-    elif changed:
+    Raises:
+        RunError: If a table or the list of classes differs.
+    """
+    tables, images = _data_differences(run, study, dataset)
+    if tables:
         raise RunError(
-            f"{run.folder}: the {changed[0]} of the data have changed since the run started; restore "
+            f"{run.folder}: the {tables[0]} of the data have changed since the run started; restore "
             "them to resume it, or train again"
         )
+    if images:
+        what = "images have changed since the run started, so the patch will differ"
+        _logger.warning("%s: %s: %s", run.folder, what, "; ".join(_shorten(images)))
+
+
+def _data_differences(
+    run: Run, study: Study, dataset: TargetSet, splits: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Return the names of the tables that differ, and a sentence for each image that does."""
+    recorded, found = run.read_json("environment.json").get("data", {}), describe_data(study, dataset)
+    tables = [n for n in found if n != "photographs" and n in recorded and recorded[n] != found[n]]
+    if "objects" in tables and "classes" in tables:
+        tables.remove("classes")  # which the objects name
+    images = changed_images(run.folder, dataset, splits)
+    is_old = not (run.folder / "data.json").is_file()
+    if is_old and recorded.get("photographs") not in (None, found["photographs"]):
+        images = ["their names or sizes differ"]
+    return tables, images
+
+
+def source_differences(run: Run, study: Study) -> list[str]:
+    """Return a sentence for each source file that numbers depend on and that differs from the record."""
+    recorded = run.read_json("environment.json").get("sources")
+    if recorded is None:
+        return []  # a run of an older version
+    unrelated = tuple(f"fpatch/{wing} " for wing in _UNRELATED)
+    return [s for s in changed_sources(recorded, study) if not s.startswith(unrelated)]
+
+
+def input_differences(
+    run: Run, study: Study, dataset: TargetSet, splits: Sequence[str] | None = None
+) -> list[str]:
+    """Compare everything that a measurement reads with the record of the run.
+
+    Args:
+        run: The run.
+        study: The study of its config.
+        dataset: The data set that the study names.
+        splits: The splits whose images are read; None: all.
+
+    Returns:
+        A sentence for each difference.
+    """
+    settings = [
+        f"{name}: {was} was recorded, {now} is here"
+        for name, was, now in changed_settings(run.folder, run.read_json("config.json"))
+        if name.partition(".")[0] not in _ELSEWHERE and not is_moved(was, now)
+    ]
+    tables, images = _data_differences(run, study, dataset, splits)
+    paths = {"placements": study.data.placements, "objects": study.data.objects}
+    changed = [f"data.{n}: {paths.get(n, 'the list')} is not the recorded one" for n in tables]
+    sources = source_differences(run, study)
+    return [*record_damage(run), *settings, *changed, *images, *sources]
+
+
+def record_damage(run: Run) -> list[str]:
+    """Return a sentence for each part of the record that is not as it was written."""
+    said = []
+    environment = (run.folder / "environment.json").read_bytes()
+    if is_edited(environment, "files"):
+        said.append("environment.json is not as it was written")
+    for name, recorded in json.loads(environment).get("files", {}).items():
+        path = run.folder / name
+        if not path.is_file():
+            said.append(f"{name} is missing")
+        elif digest(path.read_bytes()) != recorded:
+            said.append(f"{name} is not as it was written")
+    return said
+
+
+def warn_of_inputs(
+    run: Run,
+    study: Study,
+    dataset: TargetSet | None = None,
+    splits: Sequence[str] | None = None,
+    table: str | None = None,
+) -> list[str]:
+    """Warn about every difference between the inputs of a command and the record of the run.
+
+    Args:
+        run: The run.
+        study: The study of its config.
+        dataset: The data set that the study names; None: it is opened, if that is possible.
+        splits: The splits whose images are read; None: all.
+        table: A table that is read.
+
+    Returns:
+        A sentence for each difference.
+    """
+    said = [] if table is None else table_damage(run.folder, table)
+    with suppress(RunError):  # a broken checkpoint is an error where it is read
+        said += find_damage(run)
+    try:
+        said += input_differences(run, study, dataset or study.data.open(), splits)
+    except (OSError, ValueError) as error:
+        said += [*record_damage(run), f"the data cannot be read: {error}", *source_differences(run, study)]
+    for what in _shorten(said):
+        _logger.warning("%s: not as when the run started: %s", run.folder, what)
+    return said
+
+
+def _shorten(sentences: Sequence[str]) -> list[str]:
+    images = [s for s in sentences if s.startswith("image ")]
+    others = [s for s in sentences if not s.startswith("image ")]
+    more = len(images) - _SAID
+    return [*others, *images[:_SAID], *([f"and {more} more images"] if more > 0 else [])]

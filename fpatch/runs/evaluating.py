@@ -17,10 +17,13 @@ from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.means import scalars
 from fpatch.evaluation.rates import Success, of_objects, success
 from fpatch.graph.pipeline import Pipeline
+from fpatch.runs.checkpoints import read_header_of
+from fpatch.runs.checks import warn_of_inputs
 from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log, own_log
 from fpatch.runs.opening import open_run
+from fpatch.runs.tables import record_files
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
 from fpatch.study.config import measure_otherwise
@@ -72,11 +75,11 @@ def evaluate_run(
         metric, table = study.evaluate.metric, table_name(split, checkpoint, settings)
         last_step = run.checkpoint_step("last")
         result = evaluate_split(study, trained.params, dataset, split, on_progress)
-        run.save_evaluation(table, result, study.execution(study.evaluate.block), settings)
+        execution = study.execution(study.evaluate.block)
+        run.save_evaluation(table, result, execution, **trained.facts(checkpoint, settings))
         rates = success(result.table, metric)
-        facts: dict[str, Any] = {"checkpoint": checkpoint, "step": trained.step, "metric": metric}
-        facts |= {"settings": dict(settings)} if settings else {}
-        run.write_json(f"tables/{table}.summary.json", facts | _summary(study, result, rates))
+        summary = summarize(metric, checkpoint, trained.step, result, settings)
+        run.write_json(f"tables/{table}.summary.json", summary)
         log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
@@ -86,8 +89,9 @@ def evaluate_run(
             figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(f"figures/{table}-effects.png", figure)
             log.images(last_step, {f"{table}/largest and smallest effects": figure})
-            files = (f"tables/{table}.parquet", f"tables/{table}.csv", f"figures/{table}.png")
-            log.artifacts([*files, f"figures/{table}-effects.png"])
+            figures = (f"figures/{table}.png", f"figures/{table}-effects.png")
+            record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
+            log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
             log.commit(last_step)
         finally:
             log.close(finished=last_step == study.train.num_steps)
@@ -108,6 +112,7 @@ class Trained(NamedTuple):
         params: The patch parameters of a checkpoint.
         step: The updates that led to the checkpoint.
         dataset: The images of the split.
+        differences: Differences of the inputs from the record of the run, a sentence each.
     """
 
     run: Run
@@ -116,6 +121,14 @@ class Trained(NamedTuple):
     params: Params
     step: int
     dataset: TargetSet
+    differences: list[str]
+
+    def facts(self, checkpoint: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the facts of a table that this patch is measured in, for its manifest."""
+        state = read_header_of(self.run.folder, checkpoint).state
+        patch = {"checkpoint": checkpoint, "step": self.step, "state": state}
+        patch |= {"settings": dict(settings)} if settings else {}
+        return {**patch, "num_draws": self.study.evaluate.num_draws, "differences": self.differences}
 
 
 @contextmanager
@@ -129,7 +142,7 @@ def load_trained(
     """Load a run's patch, and the images and the pipeline to measure it with.
 
     Within the block torch uses deterministic algorithms if the study sets `train.deterministic`, and portable
-    kernels if asked here or by `evaluate.portable`.
+    kernels with `evaluate.portable`. Differences between the inputs and the record of the run are said.
 
     Args:
         folder: The run folder.
@@ -155,10 +168,11 @@ def load_trained(
     check_metric(study, split)
     warn_of_crowded(study, parts, (split,))
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
-    dataset = parts.dataset.split(split_name(study, split))
+    name = split_name(study, split)
+    dataset, said = parts.dataset.split(name), warn_of_inputs(run, study, parts.dataset, [name])
     kernels = portable_kernels(study.evaluate.portable, describe_device(study.place))
     with deterministic_algorithms(study.train.deterministic), kernels:
-        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset)
+        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset, said)
 
 
 def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None = None) -> str:
@@ -180,8 +194,16 @@ def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None =
     return name
 
 
-def _summary(study: Study, result: Evaluation, rates: Success) -> dict[str, Any]:
-    """Return the rates of rows and objects and the summaries of an evaluation, as JSON values."""
-    objects = of_objects(result.objects, study.evaluate.metric)
+def summarize(
+    metric: str,
+    checkpoint: str,
+    step: int,
+    result: Evaluation,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the content of a summary: the rates of rows and objects, and the summaries of metrics."""
+    facts: dict[str, Any] = {"checkpoint": checkpoint, "step": step, "metric": metric}
+    facts |= {"settings": dict(settings)} if settings else {}
+    objects = of_objects(result.objects, metric)
     more = {} if objects is None else {"objects": objects.to_json()}
-    return rates.to_json() | more | {"summaries": result.summaries}
+    return facts | success(result.table, metric).to_json() | more | {"summaries": result.summaries}

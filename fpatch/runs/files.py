@@ -1,7 +1,8 @@
 """Files of a run folder: written atomically, and read with errors that name what to restore."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fpatch.core.files import write_atomic
+from fpatch.log.sealed import seal
 from fpatch.log.values import to_json
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
@@ -27,6 +29,11 @@ def write_file(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN becomes null."""
     write_file(path, to_json(value))
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with the digest of its content."""
+    write_file(path, seal(value))
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -53,10 +60,16 @@ def read_execution(path: Path) -> Execution:
     """
     recorded = read_json(path, "execution")["execution"]
     try:
-        return Execution(**recorded)
+        found = Execution(**recorded)
     except TypeError as error:
         what = "the execution has other fields than this version records; train or evaluate again"
         raise RunError(f"{path}: {what}") from error
+    for name, least in (("block", 0), ("threads", 1)):
+        value = getattr(found, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            what = f"execution.{name} must be a whole number from {least}, got {value!r}"
+            raise RunError(f"{path} is broken ({what}); restore it, or train or evaluate again")
+    return found
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -76,6 +89,18 @@ def read_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
     Raises:
         RunError: If the file is missing or broken.
     """
+    with _opened(folder, name) as file:
+        return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_header(folder: Path, name: str) -> dict[str, str]:
+    """Read the header of a safetensors file alone; see `read_tensors`."""
+    with _opened(folder, name) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(folder: Path, name: str) -> Iterator[Any]:
     path = folder / name
     if not path.is_file():
         known = [p.name.removesuffix(".safetensors") for p in path.parent.glob("*.safetensors")]
@@ -84,6 +109,9 @@ def read_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         raise RunError(f"{folder} lacks {name}; there is: {there}{hint}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} is broken ({error}); restore it, or replace it by an older one") from error
+        way = "restore it"
+        if path.parent.name == "checkpoints":
+            way = f"restore it, or resume from another checkpoint: fpatch resume {folder} --from NAME"
+        raise RunError(f"{path} is broken ({error}); {way}") from error

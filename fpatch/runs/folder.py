@@ -1,6 +1,7 @@
 """Run folders: all files of a run, in formats without code (JSON, safetensors, Parquet, PNG).
 
-    config.json  environment.json  records.jsonl  checkpoints/{last,best,step-...}.safetensors
+    config.json  environment.json  data.json  records.jsonl  records.json
+    checkpoints/{last,best,step-...}.safetensors
     tables/<split>[-<step>].{parquet,csv,objects.parquet,objects.csv,patches.safetensors,json}
     patch/<name>.png  figures/  images/
     tensorboard/  profile/
@@ -9,9 +10,8 @@ Every file is replaced atomically, so that a run killed at any moment can be res
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpatch.core.files import digest
 from fpatch.core.version import __version__
 from fpatch.evaluation.evaluation import Evaluation
-from fpatch.log.values import to_png
+from fpatch.log.values import to_json, to_png
 from fpatch.optim.step import TrainState
 from fpatch.runs import checkpoints, files, tables
 from fpatch.runs.files import FORMAT
 from fpatch.runs.locks import LockedError, RunError, check_links, lock, new_folder
 from fpatch.runtime.execution import Execution
+
+_WRITTEN = (".json", ".jsonl", ".safetensors", ".parquet", ".csv", ".png", ".gif", ".html")
+"""Suffixes of the files that are written atomically; a temporary file of another one is the user's."""
 
 
 class Run:
@@ -52,29 +56,48 @@ class Run:
 
     @staticmethod
     def create(
-        root: str | Path, name: str, config: Mapping[str, Any], environment: Mapping[str, Any]
+        root: str | Path,
+        name: str,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        more: Mapping[str, bytes] | None = None,
     ) -> "Run":
-        """Make `root/<time>-<name>/` with its config and environment.
+        """Make `root/<time>-<name>/` with its config, its environment and further files.
 
         Raises:
             OSError: If the folder cannot be written; nothing of it remains.
         """
-        return Run.create_at(new_folder(Path(root), name), config, environment)
+        return Run.create_at(new_folder(Path(root), name), config, environment, more)
 
     @staticmethod
-    def create_at(folder: str | Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> "Run":
+    def create_at(
+        folder: str | Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        more: Mapping[str, bytes] | None = None,
+    ) -> "Run":
         """Make a run folder of this name, or complete one that was killed at its start.
 
         Raises:
-            OSError: If the folder cannot be written; nothing of it remains.
+            OSError: If the folder cannot be written; no new file remains.
         """
         run = Run(folder)
+        is_new = not run.folder.is_dir() or not any(run.folder.iterdir())
         run.folder.mkdir(parents=True, exist_ok=True)
+        contents = {**(more or {}), "config.json": to_json(config)}  # which completes the folder, is last
+        facts = {"format": FORMAT, "fpatch": __version__, **environment}
+        written = ["environment.json", *contents]
         try:
-            run.write_json("environment.json", {"format": FORMAT, "fpatch": __version__, **environment})
-            run.write_json("config.json", config)
+            digests = {name: digest(data) for name, data in contents.items()}
+            files.write_sealed(run.folder / "environment.json", facts | {"files": digests})
+            for name, data in contents.items():
+                files.write_file(run.folder / name, data)
         except OSError:
-            shutil.rmtree(run.folder)
+            for name in written:
+                (run.folder / name).unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):
+                    run.folder.rmdir()
             raise
         return run
 
@@ -131,7 +154,18 @@ class Run:
         if processes != (resumed[-1]["processes"] if resumed else self.processes):
             resumed.append({"step": step, "processes": processes})
         if resumed != self._resumed():
-            self.write_json("environment.json", self.read_json("environment.json") | {"resumed": resumed})
+            self._write_environment(resumed=resumed)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Replace the config, and its digest in the environment."""
+        data = to_json(config)
+        recorded = self.read_json("environment.json").get("files", {})
+        self._write_environment(files=recorded | {"config.json": digest(data)})
+        files.write_file(self.folder / "config.json", data)
+
+    def _write_environment(self, **changed: Any) -> None:
+        facts = self.read_json("environment.json") | changed
+        files.write_sealed(self.folder / "environment.json", facts)
 
     def _resumed(self) -> list[dict[str, int]]:
         """Return the changes of the number of processes, in the order of steps."""
@@ -147,7 +181,8 @@ class Run:
         """
         with lock(self.folder, LockedError, "written"):
             for path in self.folder.rglob("*.tmp"):
-                path.unlink()
+                if path.with_suffix("").suffix in _WRITTEN:
+                    path.unlink()
             yield
 
     def path(self, name: str) -> Path:
@@ -174,11 +209,14 @@ class Run:
         """Write an image [c, h, w] of floats in 0..1 as PNG, atomically."""
         files.write_file(self.folder / name, to_png(name, image))
 
-    def write_patches(self, patches: Mapping[str, Any]) -> None:
-        """Write every patch as `patch/<name>.png`."""
-        for entries in patches.values():
-            for name, patch in entries.items():
-                self.write_image(f"patch/{name}.png", patch if patch.ndim == 3 else patch[0])
+    def write_patches(self, patches: Mapping[str, Any]) -> list[str]:
+        """Write every patch as `patch/<name>.png`; return the names of the files."""
+        images = {
+            f"patch/{name}.png": patch for entries in patches.values() for name, patch in entries.items()
+        }
+        for name, patch in images.items():
+            self.write_image(name, patch if patch.ndim == 3 else patch[0])
+        return list(images)
 
     # -- checkpoints ---------------------------------------------------------------------------------------
 
@@ -235,15 +273,9 @@ class Run:
 
     # -- tables --------------------------------------------------------------------------------------------
 
-    def save_evaluation(
-        self,
-        name: str,
-        evaluation: Evaluation,
-        execution: Execution,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write the tables (Parquet and CSV), the patches shown, the execution and other settings."""
-        tables.save_evaluation(self.folder, name, evaluation, execution, settings)
+    def save_evaluation(self, name: str, evaluation: Evaluation, execution: Execution, **facts: Any) -> None:
+        """Write the tables (Parquet and CSV), the patches shown and their manifest, atomically."""
+        tables.save_evaluation(self.folder, name, evaluation, execution, facts)
 
     def load_table(self, name: str) -> dict[str, np.ndarray]:
         """Load the columns of a table.

@@ -25,6 +25,7 @@ from fpatch.metrics import Rate
 from fpatch.runs.evaluating import Trained, load_trained, table_name
 from fpatch.runs.figures import make_figure
 from fpatch.runs.folder import Run
+from fpatch.runs.tables import record_files
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
 
@@ -72,9 +73,11 @@ def evaluate_grid_run(
         name = f"{table_name(split, checkpoint)}-grid"
         cells = cells_of(result.table, study.evaluate.metric)
         with run.locked():
-            run.save_evaluation(name, result, study.execution(study.evaluate.block))
+            facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
+            run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
             _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
             run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
+            record_files(run.folder, name, [f"figures/{name}.png", f"figures/{name}-cells.png"])
     return run, cells
 
 

@@ -59,7 +59,8 @@ def open_study_log(study: Study, run: Run, resume_step: int | None) -> Log:
 
 def log_study(study: Study, dataset: TargetSet, log: Log) -> None:
     """Log the settings, the data set and the description before the first step."""
-    log.params(flatten(study.config))
+    settings = flatten(study.config)
+    log.params(settings | {name: None for name in log.settings if name not in settings})
     log.tags({"fpatch": __version__, "study": study.name})
     source = study.data.placements
     log.dataset(Path(source).stem, file_digest(source)[:16], source, num_photographs=len(dataset))

@@ -17,6 +17,7 @@ from fpatch.evaluation.replaying import Replay, replay
 from fpatch.graph.samples import override
 from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo
+from fpatch.runs.checks import warn_of_inputs
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution
@@ -44,8 +45,8 @@ class StepReplay(NamedTuple):
 
     @property
     def identical(self) -> bool:
-        """True if every value equals the logged one."""
-        return all(a == b or (np.isnan(a) and np.isnan(b)) for a, b in self.scalars.values())
+        """True if every value equals the logged one, bit for bit."""
+        return all(repr(a) == repr(b) for a, b in self.scalars.values())
 
 
 def replay_run(
@@ -87,13 +88,14 @@ def replay_run(
     run, study = open_run(folder, resources)
     logged, recorded = run.load_table(table), run.load_execution(table)
     study = vary(study, run.load_settings(table), resources) if run.load_settings(table) else study
-    split = table.partition("-")[0]
-    dataset = study.data.open().split(split_name(study, split))
+    split, every = table.partition("-")[0], study.data.open()
+    dataset = every.split(split_name(study, split))
     chosen = range(len(logged["image_id"]))[rows or slice(None)]
     if not chosen:
         raise ValueError(
             f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
+    warn_of_inputs(run, study, every, [split_name(study, split)], table)
     with recorded_execution(recorded, study) as differences:
         result = replay(
             study.placed.at(split),
@@ -123,6 +125,7 @@ def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | 
     """
     run, study = open_run(folder, resources)
     parts = set_up(study)
+    warn_of_inputs(run, study, parts.dataset, [study.data.train])
     logged = logged_scalars(run, number)
     start = max((s for s in run.checkpoint_steps() if s < number), default=None)
     if start is None:

@@ -1,6 +1,6 @@
 """Tables of a run folder: evaluations as Parquet and CSV, with the patches shown and the execution."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from fpatch.core.files import digest, file_digest
 from fpatch.core.names import check_name
 from fpatch.evaluation.evaluation import Evaluation
-from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_json
+from fpatch.log.sealed import is_edited
+from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
 
@@ -21,9 +23,17 @@ def save_evaluation(
     name: str,
     evaluation: Evaluation,
     execution: Execution,
-    settings: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the tables (Parquet and CSV), the patches shown, the execution and other settings, atomically."""
+    """Write the tables (Parquet and CSV) and the patches shown, then their manifest, atomically.
+
+    Args:
+        folder: The run folder.
+        name: The name of the evaluation.
+        evaluation: Its result.
+        execution: Its execution.
+        facts: Further entries of the manifest, such as the checkpoint.
+    """
     patches = {
         f"{condition}/{value}/{patch}": tensor
         for condition, patches in evaluation.conditions.items()
@@ -31,8 +41,8 @@ def save_evaluation(
         for patch, tensor in entries.items()
     }
     files = {
-        **_encode_table("", evaluation.table),
-        **(_encode_table("objects.", evaluation.objects) if evaluation.objects else {}),
+        **encode_table("", evaluation.table),
+        **(encode_table("objects.", evaluation.objects) if evaluation.objects else {}),
         "patches.safetensors": tensor_bytes(patches),
     }
     tables = folder / "tables"
@@ -42,10 +52,40 @@ def save_evaluation(
         (tables / f"{name}.{stale}").unlink(missing_ok=True)
     for suffix in files:
         (tables / f"{name}.{suffix}.tmp").replace(tables / f"{name}.{suffix}")
-    rows = len(evaluation.table["image_id"])
-    facts = {"execution": execution._asdict(), "rows": rows, "patches": list(patches)}
-    facts |= {"settings": dict(settings)} if settings else {}
-    write_json(tables / f"{name}.json", facts)
+    manifest = {
+        "execution": execution._asdict(),
+        "rows": len(evaluation.table["image_id"]),
+        "patches": list(patches),
+        **(facts or {}),
+        "files": {f"tables/{name}.{suffix}": digest(data) for suffix, data in files.items()},
+    }
+    write_sealed(tables / f"{name}.json", manifest)
+
+
+def record_files(folder: Path, name: str, paths: Sequence[str]) -> None:
+    """Add the digests of further files of an evaluation, by relative path, to its manifest."""
+    manifest = load_manifest(folder, name)
+    found = {path: file_digest(folder / path) for path in paths}
+    write_sealed(folder / f"tables/{name}.json", manifest | {"files": manifest.get("files", {}) | found})
+
+
+def load_manifest(folder: Path, name: str) -> dict[str, Any]:
+    """Load the manifest of an evaluation: execution, rows, patches, checkpoint, and digests of its files."""
+    return read_json(folder / f"tables/{name}.json", "execution", "rows", "patches")
+
+
+def table_damage(folder: Path, name: str) -> list[str]:
+    """Return a sentence for each file of an evaluation that is not as it was written."""
+    path = folder / f"tables/{name}.json"
+    said = []
+    if is_edited(path.read_bytes(), "files"):
+        said.append(f"tables/{name}.json is not as it was written")
+    for file, recorded in load_manifest(folder, name).get("files", {}).items():
+        if not (folder / file).is_file():
+            said.append(f"{file} is missing")
+        elif file_digest(folder / file) != recorded:
+            said.append(f"{file} is not as it was written")
+    return said
 
 
 def load_table(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -54,7 +94,15 @@ def load_table(folder: Path, name: str) -> dict[str, np.ndarray]:
     Raises:
         RunError: If the table is missing or broken.
     """
-    return _read_table(_find_table(folder, name))
+    table = _read_table(_find_table(folder, name))
+    recorded = read_json(folder / f"tables/{name}.json").get("rows")
+    found = len(next(iter(table.values()), ()))
+    if recorded is not None and recorded != found:
+        raise RunError(
+            f"{folder}/tables/{name}.parquet has {found} rows, but {recorded} were recorded; restore it, or "
+            f"make it again by `fpatch evaluate {folder}`"
+        )
+    return table
 
 
 def load_objects(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -99,7 +147,7 @@ def _find_table(folder: Path, name: str) -> Path:
     return path
 
 
-def _encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+def encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Encode a table as Parquet and CSV, by suffix."""
     table = pa.table({n: pa.array(c) for n, c in columns.items()})
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()

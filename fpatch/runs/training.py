@@ -5,21 +5,18 @@
 
 import json
 import logging
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fpatch.core.progress import Progress, silent
-from fpatch.evaluation.conditions import make_patches
-from fpatch.evaluation.means import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.loop import find_bad_patch, find_bad_row
 from fpatch.optim.step import StepInfo, TrainState
-from fpatch.runs.checks import check_data, check_study, data_digests, warn_if_inexact
-from fpatch.runs.figures import log_stage_views, view_first_block
+from fpatch.runs.checks import check_config, check_data, check_study, source_differences, warn_if_inexact
 from fpatch.runs.folder import Run, describe_environment
+from fpatch.runs.locks import RunError
 from fpatch.runs.logging import (
     describe_uncounted,
     log_study,
@@ -29,31 +26,20 @@ from fpatch.runs.logging import (
     step_scalars,
 )
 from fpatch.runs.opening import open_run, recorded_execution
+from fpatch.runs.record import describe_data, describe_sources, images_file
+from fpatch.runs.saving import Saver
+from fpatch.runs.standing import begin_again, check_standing, go_back
 from fpatch.runs.steps import Steps, follow_steps, take_steps
+from fpatch.runs.validating import Measured, validate, write_best
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.counting import find_uncounted
 from fpatch.study.dry_run import dry_run_setup
 from fpatch.study.goals import judge_goals
 from fpatch.study.setup import Setup, make_loader, set_up
-from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
-
-
-class Measured(NamedTuple):
-    """The result of a validation during training.
-
-    Attributes:
-        step: The number of updates so far.
-        scalars: The scalars of the validation, by their names in the log.
-        errors: Standard errors of scalars; an unknown one is absent.
-    """
-
-    step: int
-    scalars: dict[str, float]
-    errors: dict[str, float]
 
 
 Training = Generator[Measured | None, bool | None, None]
@@ -103,14 +89,14 @@ def train_in(
         4 1.0
     """
     parts = parts or set_up(study)
-    digests = data_digests(study, parts.dataset)
+    digests = describe_data(study, parts.dataset)
     if not ranks.rank and not (Path(folder) / "config.json").is_file():
-        Run.create_at(folder, study.config, _environment(study, digests, ranks))
+        Run.create_at(folder, study.config, *_describe(study, parts, digests, ranks))
     ranks.check_same("the data", json.dumps(digests).encode())  # after it the folder exists for all processes
     run = Run.open(folder)
     remember_log(study, run)
-    check_data(run, digests)
-    changed = check_study(run, study)
+    check_data(run, study, parts.dataset)
+    changed = [*check_study(run, study), *source_differences(run, study)]
     yield from _continue(run, study, parts, on_progress, ranks, changed, start, until, steps)
 
 
@@ -146,12 +132,13 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
             _logger.warning("%s: %s", where, what)
         if ranks.rank:
             run = Run(ranks.tell(""))  # which this process may not see
+            _wait_for_folder(ranks)
             follow_steps(study, parts, parts.initial, ranks)
             return run
         for uncounted in find_uncounted(study, parts):
             _logger.warning("%s", uncounted)
-        environment = _environment(study, data_digests(study, parts.dataset), ranks)
-        run = Run.create(study.log.runs, study.name, study.config, environment)
+        described = _describe(study, parts, describe_data(study, parts.dataset), ranks)
+        run = Run.create(study.log.runs, study.name, study.config, *described)
         remember_log(study, run)
         ranks.tell(str(run.folder))
         _finish(_continue(run, study, parts, on_progress, ranks))
@@ -163,6 +150,7 @@ def resume(
     on_progress: Progress = silent,
     resources: Mapping[str, Any] | None = None,
     *,
+    checkpoint: str | None = None,
     mlflow: str | None = None,
 ) -> Run:
     """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
@@ -171,11 +159,16 @@ def resume(
         folder: The run folder.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        checkpoint: A checkpoint to go back to, such as "step-00000050". Later checkpoints, records, tables
+            and figures are moved into `aside/`. "last" accepts a folder whose records or checkpoints were
+            cut. Edited settings are accepted, too. None: the last one, which must agree with the records,
+            the other checkpoints and the config.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
 
     Raises:
         RunError: If the folder is incomplete, has the format of another version or is locked by another
-            process, or the data have changed since the run started.
+            process; if its settings or data have changed since the run started; or if its checkpoints and
+            records disagree.
 
     Example:
         A finished run stays as it is:
@@ -190,17 +183,22 @@ def resume(
     """
     run, study = open_run(folder, resources)
     with joined(device=study.device) as ranks:
+        changed = check_config(run, accept=checkpoint is not None)
         study = study if ranks.rank else own_log(study, run, mlflow)
         parts = set_up(study)
-        check_data(run, data_digests(study, parts.dataset))
-        _finish(_continue(run, study, parts, on_progress, ranks))
+        check_data(run, study, parts.dataset)
+        changed += source_differences(run, study)
+        _finish(_continue(run, study, parts, on_progress, ranks, changed, checkpoint=checkpoint or ""))
     return run
 
 
-def _environment(study: Study, digests: Mapping[str, str], ranks: Ranks) -> dict[str, Any]:
-    """Return the content of `environment.json` of a new run."""
+def _describe(
+    study: Study, parts: Setup, digests: Mapping[str, str], ranks: Ranks
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the content of `environment.json` of a new run, and its further files."""
     environment = describe_environment(study.seed, study.execution(0))
-    return environment | {"data": digests, "processes": ranks.size}
+    facts = {"data": digests, "sources": describe_sources(study), "processes": ranks.size}
+    return environment | facts, {"data.json": images_file(parts.dataset)}
 
 
 def _continue(
@@ -213,6 +211,7 @@ def _continue(
     start: TrainState | None = None,
     until: int | None = None,
     steps: Steps | None = None,
+    checkpoint: str | None = None,
 ) -> Training:
     """Train in an existing folder from its last checkpoint, or from `start` if it has none.
 
@@ -226,9 +225,14 @@ def _continue(
         start: The first state; None: the study's own.
         until: The number of updates after which to end; None: all.
         steps: A replacement for `fit`.
+        checkpoint: The checkpoint to go back to; "" refuses a folder whose parts disagree, and None goes
+            back to the last one there, or begins again without one.
     """
     held = nullcontext() if ranks.rank else run.locked()
     with held, recorded_execution(run.execution, study) as differences:
+        if not ranks.rank:
+            _stand(run, checkpoint)
+        _wait_for_folder(ranks)
         warn_if_inexact(run, [*changed, *differences], ranks.size)
         state, facts, resume_step = start or parts.initial, {}, None
         if run.has_checkpoint("last"):
@@ -240,6 +244,29 @@ def _continue(
             follow_steps(study, parts, state, ranks, until)
         else:
             yield from _train(study, parts, run, state, facts, resume_step, on_progress, ranks, until, steps)
+
+
+def _wait_for_folder(ranks: Ranks) -> None:
+    """Wait until process 0 has found the folder in order."""
+    ranks.check_same("the run folder", b"")
+
+
+def _stand(run: Run, checkpoint: str | None) -> None:
+    """Check that the parts of a folder agree, or go back to a checkpoint of it."""
+    if checkpoint:
+        go_back(run, checkpoint)
+        run.write_config(run.read_json("config.json"))  # an edited one is accepted
+        return
+    try:
+        check_standing(run)
+    except RunError as error:
+        if checkpoint is not None:
+            raise
+        _logger.warning("%s", error)
+        if run.has_checkpoint("last"):
+            go_back(run, "last")
+        else:
+            begin_again(run)
 
 
 def _finish(training: Training) -> None:
@@ -264,31 +291,38 @@ def _train(
     run.note_processes(state.step, ranks.size)
     with _opened_log(study, run, resume_step) as log:
         log_study(study, parts.dataset, log)
+        saver = Saver(run, log, state, facts)
         if state.step == 0 or not run.has_checkpoint("last"):
-            _checkpoint(run, log, state, facts)
-        for one in take_steps(study, parts, run, state, num_steps, ranks, steps):
-            if one is None:
-                yield None
-                continue
-            after, info = one
-            if (bad := find_bad_row(info, parts.dataset.paths) or find_bad_patch(after.params)) is not None:
-                _checkpoint(run, log, state, facts)
-                raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
-            state = after
-            log.scalars(state.step, step_scalars(info))
-            uncounted = uncounted or _say_uncounted(info, state.step)
-            on_progress("training", state.step, num_steps, f"loss {float(info.loss):.4f}")
-            at_end = state.step == num_steps
-            if study.data.validation is not None and (at_end or state.step % study.evaluate.every == 0):
-                facts, measured = _validate(study, parts, run, log, state, facts, on_progress)
-                at_end = bool((yield measured)) or at_end
-            if at_end or state.step % study.train.checkpoint_every == 0:
-                _checkpoint(run, log, state, facts)
-            if at_end:
-                break
+            saver.save()
+        with saver.saved_at_stop():
+            for one in take_steps(study, parts, run, state, num_steps, ranks, steps):
+                if one is None:
+                    yield None
+                    continue
+                after, info = one
+                bad = find_bad_row(info, parts.dataset.paths) or find_bad_patch(after.params)
+                if bad is not None:
+                    saver.save()
+                    raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
+                state = after
+                log.scalars(state.step, step_scalars(info))
+                uncounted = uncounted or _say_uncounted(info, state.step)
+                at_end, due = state.step == num_steps, state.step % study.evaluate.every == 0
+                is_due = study.data.validation is not None and (at_end or due)
+                if not is_due:
+                    saver.complete(state, facts)
+                on_progress("training", state.step, num_steps, f"loss {float(info.loss):.4f}")
+                if is_due:
+                    facts, measured = validate(study, parts, run, log, state, facts, on_progress)
+                    at_end = bool((yield measured)) or at_end
+                    saver.complete(state, facts)
+                if at_end or state.step % study.train.checkpoint_every == 0:
+                    saver.save()
+                if at_end:
+                    break
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
-        _write_best(study, parts, run, log)
+        write_best(study, parts, run, log)
 
 
 def _say_uncounted(info: StepInfo, step: int) -> bool:
@@ -311,59 +345,3 @@ def _opened_log(study: Study, run: Run, resume_step: int | None) -> Iterator[Log
         raise
     finally:
         log.close(finished=finished)
-
-
-def _write_best(study: Study, parts: Setup, run: Run, log: Log) -> None:
-    """Write the patches of the best checkpoint as images, and offer the results to the log."""
-    best, _ = run.load_checkpoint("best", parts.initial)
-    run.write_patches(make_patches(study.placed.at("test"), best.params))
-    log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
-
-
-def _checkpoint(run: Run, log: Log, state: TrainState, facts: Mapping[str, Any]) -> None:
-    """Save the records, then the state, then the commit of the records: a kill between them does no harm."""
-    log.flush()
-    run.save_checkpoint(f"step-{state.step:08d}", state, **facts)
-    run.save_checkpoint("last", state, **facts)
-    log.commit(state.step)
-
-
-def _validate(
-    study: Study,
-    parts: Setup,
-    run: Run,
-    log: Log,
-    state: TrainState,
-    facts: dict[str, Any],
-    on_progress: Progress,
-) -> tuple[dict[str, Any], Measured]:
-    """Evaluate on the validation split, log the result, and save the best checkpoint and its facts."""
-    assert study.data.validation is not None
-    dataset = parts.dataset.split(study.data.validation)
-    result = evaluate_split(study, state.params, dataset, "validation", on_progress)
-    run.save_evaluation(f"validation-{state.step:08d}", result, study.execution(study.evaluate.block))
-    found = scalars(result, study.evaluate.metric)
-    log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
-    views = view_first_block(study, state.params, dataset, result.table, "validation")
-    log_stage_views(study, state.step, views, dataset.class_names, log, "validation")
-    value = found[study.evaluate.best]
-    effects = (found.get(f"success/{n}/patch") for n in ("gain", "drop"))
-    effect = next((e for e in effects if e is not None), math.nan)
-    if not facts or _is_better((value, effect), (facts["best"], facts.get("best_effect", math.nan))):
-        facts = {"best": value, "best_step": state.step, "best_effect": effect}
-        run.save_checkpoint("best", state, **facts)
-    errors = standard_errors(result, study.evaluate.metric)
-    return facts, Measured(state.step, found, errors)
-
-
-def _is_better(later: tuple[float, ...], earlier: tuple[float, ...]) -> bool:
-    """Return whether the first difference of two results favors the later one; without one, it is better.
-
-    NaN is below every number.
-    """
-    for new, old in zip(later, earlier, strict=True):
-        if math.isnan(new) != math.isnan(old):
-            return math.isnan(old)
-        if new != old and not math.isnan(new):
-            return new > old
-    return True

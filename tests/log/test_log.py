@@ -213,12 +213,16 @@ def test_resume_drops_later_records_their_images_and_a_torn_line(tmp_path):
     (tmp_path / "images/x/00000009.png").write_bytes(b"an image whose record was never written")
 
     resumed = Records(tmp_path)
-    assert [record["step"] for record in resumed] == [1, 1, 2, 2, 3, 3, 2]  # readable though torn
+    assert [record["step"] for record in resumed] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 2]  # though torn
     resumed.resume(2)
-    assert path.read_bytes() == b"".join(lines[:4] + lines[6:])
+    assert path.read_bytes() == b"".join(lines[:6] + lines[9:])
     assert sorted(file.name for file in tmp_path.glob("images/x/*")) == ["00000001.png", "00000002.png"]
+    (aside,) = (tmp_path / "aside").iterdir()
+    assert (aside / "records.jsonl").read_bytes() == b"".join(lines[6:9])
+    moved = sorted(file.name for file in aside.glob("images/x/*"))
+    assert moved == ["00000003.png", "00000009.png"]
     resumed.write(3, "scalars", {"a": 3.0})
-    assert [record["step"] for record in resumed] == [1, 1, 2, 2, 2, 3]
+    assert [record["step"] for record in resumed] == [1, 1, 1, 2, 2, 2, 2, 3]
     resumed.close()
 
 
@@ -258,7 +262,7 @@ def test_a_full_disk_is_one_clear_error_and_the_log_stays_whole(tmp_path, kind):
     log = open_log(tmp_path, tensorboard=kind != "scalars", resume_step=num_kept)
     getattr(log, kind)(num_kept + 1, {"x": value})
     log.close()
-    assert len(path.read_bytes().splitlines()) == num_kept + 1
+    assert len(path.read_bytes().splitlines()) == num_kept + (2 if kind == "images" else 1)
 
 
 def test_a_full_disk_while_resuming_leaves_the_log_as_it_was(tmp_path):
@@ -270,7 +274,7 @@ def test_a_full_disk_while_resuming_leaves_the_log_as_it_was(tmp_path):
     with file_size_limit(1000), pytest.raises(OSError, match=r"records\.jsonl"):
         open_log(tmp_path, tensorboard=False, resume_step=50)
     assert (tmp_path / "records.jsonl").read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["records.json", "records.jsonl"]
 
 
 def test_a_sink_of_ones_own(tmp_path):
@@ -564,7 +568,7 @@ def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_b
         record(5)
         assert json.loads((folder / "mlflow.json").read_text())["offset"] == log._records.size
     record(6)
-    assert "lacks 2 records" in log.close()[0]
+    assert "lacks 3 records" in log.close()[0]
     with mlflow_server(runs, port):
         assert open_log(folder, tensorboard=False, mlflow=uri, resume_step=6).close() == []
         assert read_mlflow(folder, uri)["a"] == [(step, float(step)) for step in range(1, 7)]
@@ -654,7 +658,7 @@ def assert_each_step_once(folder: Path) -> None:
     expected = [(step, 1 / step) for step in range(1, STEPS + 1)]
     assert read_scalars(folder) == {"loss": expected, "test/success": [(STEPS, 0.75)]}
     lines = (folder / "records.jsonl").read_bytes().splitlines()
-    assert len(lines) == 1 + 3 * STEPS + 1
+    assert len(lines) == 1 + 4 * STEPS + 1
     images = [f"{step:08d}.png" for step in range(1, STEPS + 1)]
     assert sorted(path.name for path in folder.glob("images/patch/*")) == images
     events = read_events(folder)

@@ -304,7 +304,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, name):
     run = Run(folder)
     like = set_up(open_run(folder)[1]).initial
     state, _ = run.load_checkpoint("last", like)
-    assert state.step == 4
+    assert state.step == 5
     if name == "plateau":
         assert 0 < float(state.opt_state[1].scale) < 1
         assert float(state.opt_state[1].best) < 100

@@ -247,7 +247,7 @@ def test_resuming_a_finished_run_is_harmless(run, trained):
     resume(run.folder)
     assert_same(run, trained)
     changed = {p.relative_to(run.folder).parts[0] for p, data in before.items() if p.read_bytes() != data}
-    assert changed <= {"tensorboard", "records.jsonl"}
+    assert changed <= {"tensorboard", "records.jsonl", "records.json"}
     assert (run.folder / "checkpoints/last.safetensors").read_bytes() == (
         trained.folder / "checkpoints/last.safetensors"
     ).read_bytes()
@@ -265,12 +265,12 @@ def test_evaluated_in_the_middle_and_resumed(trained, tmp_path):
     run = the_run(tmp_path)
     assert logged_steps(run.folder) == [1, 2, 3, 4, 5]
     evaluate_run(run.folder)
-    assert logged_steps(run.folder) == [1, 2, 3, 4]  # as far as there is a state
-    assert logged_steps(run.folder, "test/success/patch") == [4]
+    assert logged_steps(run.folder) == [1, 2, 3, 4, 5]  # the state was saved at the stop
+    assert logged_steps(run.folder, "test/success/patch") == [5]
     resume(run.folder)
     assert_same(run, trained)
     evaluate_run(run.folder)
-    assert logged_steps(run.folder, "test/success/patch") == [4, 6]
+    assert logged_steps(run.folder, "test/success/patch") == [5, 6]
     assert replay_step(run.folder, 5).identical
 
 
@@ -288,7 +288,6 @@ def test_other_data_are_refused_and_repaired_photographs_said(run, caplog):
 
 
 def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
-    (run.folder / "checkpoints/last.safetensors").unlink()
     seen = []
 
     def stop(*arguments, **options):
@@ -299,7 +298,7 @@ def test_a_resume_recreates_the_number_of_threads(run, monkeypatch, caplog):
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            resume(run.folder)
+            resume(run.folder, checkpoint="step-00000002")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from study_fixture import STEPS, change, copy_run, environment, logged_steps, ma
 from fpatch.data import Loader
 from fpatch.runs.folder import Run
 from fpatch.runs.replaying import replay_step
+from fpatch.runs.standing import go_back
 from fpatch.runs.training import resume, train
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.config import load_study
@@ -292,15 +292,14 @@ def test_an_update_of_several_processes_is_replayed_by_one_to_the_bit(trained):
 
 def test_updates_after_a_resume_by_another_number_are_replayed_to_the_bit(trained, tmp_path):
     stopped = copy_run(trained, tmp_path)
-    checkpoints = stopped.folder / "checkpoints"
-    shutil.copy(checkpoints / "step-00000004.safetensors", checkpoints / "last.safetensors")
+    go_back(stopped, "step-00000004")
     for _ in range(2):  # the second finds nothing to do
         resume(stopped.folder)
         assert stopped.read_json("environment.json")["resumed"] == [{"step": 4, "processes": 1}]
     for number in (1, 4, 5, 6):
         again = replay_step(stopped.folder, number)
         assert (again.identical, again.environment) == (True, [])
-    (checkpoints / "step-00000004.safetensors").unlink()
+    (stopped.folder / "checkpoints/step-00000004.safetensors").unlink()
     assert replay_step(stopped.folder, 5).environment == [
         "processes: 2 made update 3, 1 made update 5; restore the checkpoint between them"
     ]
@@ -320,8 +319,7 @@ def test_what_was_resumed_later_is_forgotten_where_an_earlier_checkpoint_is(tmp_
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_by_torchrun_to_the_bit(trained, tmp_path):
     stopped = copy_run(trained, tmp_path)
-    checkpoints = stopped.folder / "checkpoints"
-    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    go_back(stopped, "step-00000004")
     done = torchrun("resume", stopped.folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert parameters(stopped) == parameters(trained)
@@ -332,8 +330,7 @@ def test_a_stopped_run_goes_on_by_torchrun_to_the_bit(trained, tmp_path):
 @pytest.mark.slow
 def test_resumed_by_another_number_of_processes_it_says_so(trained, tmp_path, caplog):
     stopped = copy_run(trained, tmp_path)
-    checkpoints = stopped.folder / "checkpoints"
-    (checkpoints / "step-00000004.safetensors").replace(checkpoints / "last.safetensors")
+    go_back(stopped, "step-00000004")
     resume(stopped.folder)
     assert "processes: 2 was recorded, 1 is here" in caplog.text
 

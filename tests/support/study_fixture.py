@@ -192,8 +192,8 @@ def copy_run(run: Run, folder: Path) -> Run:
     study = run.folder.parent.parent
     shutil.copytree(study, folder, dirs_exist_ok=True)
     copy = Run(folder / run.folder.relative_to(study))
-    config = copy.folder / "config.json"
-    config.write_text(config.read_text().replace(str(study), str(folder)))
+    config = (copy.folder / "config.json").read_text().replace(str(study), str(folder))
+    copy.write_config(json.loads(config))
     return copy
 
 

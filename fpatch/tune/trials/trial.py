@@ -117,9 +117,7 @@ def train_trial(
             trial = trial._replace(micro_batch=rows // 2)
             journal.add(trial)
             if (folder / "config.json").is_file():
-                Run(folder).write_json(
-                    "config.json", trial_study(plan, trial, folder.parent, resources).config
-                )
+                Run(folder).write_config(trial_study(plan, trial, folder.parent, resources).config)
 
 
 def _way_out(sweep: Sweep) -> str:

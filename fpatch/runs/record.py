@@ -1,0 +1,226 @@
+"""The record of a run's inputs: its settings, the source files behind its stages, its tables and images."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fpatch.core.files import digest, file_digest
+from fpatch.core.schema import flatten
+from fpatch.data import TargetSet
+from fpatch.log.sealed import seal
+from fpatch.log.values import to_plain
+from fpatch.runs.files import read_json
+from fpatch.study.study import Study
+
+MAX_HASHED_BYTES = 4 * 2**30
+"""Images of more bytes together are known by size and time alone; this many take some seconds to hash."""
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def describe_sources(study: Study) -> dict[str, dict[str, str]]:
+    """Return the digests of the source files on which a run depends.
+
+    Returns:
+        "fpatch": the files of each wing; "modules": the modules of the user that define stages and loaders,
+        and those that they import from beside them.
+    """
+    return {"fpatch": dict(_wing_digests()), "modules": _module_digests(_modules_of(study))}
+
+
+def describe_data(study: Study, dataset: TargetSet) -> dict[str, Any]:
+    """Return the digests of the tables, the classes, and the names and sizes of the images."""
+    tables = {"placements": study.data.placements, "objects": study.data.objects}
+    digests = {name: file_digest(path) for name, path in tables.items() if path is not None}
+    sizes = "\n".join(f"{path.name} {path.stat().st_size}" for path in dataset.paths)
+    classes = digest(json.dumps(dataset.class_names).encode())
+    return digests | {"classes": classes, "photographs": digest(sizes.encode())}
+
+
+def describe_images(dataset: TargetSet) -> list[dict[str, Any]]:
+    """Describe every image of a data set: its name, split and size, and its digest or its time.
+
+    Contents are hashed up to `MAX_HASHED_BYTES`; beyond it, the time of the last change takes their place.
+    """
+    states = [path.stat() for path in dataset.paths]
+    hashed = sum(state.st_size for state in states) <= MAX_HASHED_BYTES
+    found = []
+    for path, split, state in zip(dataset.paths, dataset.splits, states, strict=True):
+        content = (
+            {"sha256": _digest_of(str(path), state.st_size, state.st_mtime_ns)}
+            if hashed
+            else {"modified_ns": state.st_mtime_ns}
+        )
+        found.append({"name": path.name, "split": split, "bytes": state.st_size, **content})
+    return found
+
+
+def images_file(dataset: TargetSet) -> bytes:
+    """Return the content of `data.json`: the description of all images."""
+    return seal({"images": describe_images(dataset)})
+
+
+def changed_images(folder: Path, dataset: TargetSet, splits: Iterable[str] | None = None) -> list[str]:
+    """Compare the images with `data.json`; return a sentence for each that differs, in some splits or all.
+
+    The images of a run without that file are not compared.
+    """
+    path = folder / "data.json"
+    if not path.is_file():
+        return []
+    wanted = None if splits is None else set(splits)
+    recorded = read_json(path, "images")["images"]
+    if len(recorded) != len(dataset.paths):
+        return [f"images: {len(recorded)} were recorded, {len(dataset.paths)} are here"]
+    said = []
+    for was, image_path in zip(recorded, dataset.paths, strict=True):
+        if wanted is not None and was["split"] not in wanted:
+            continue
+        now = image_path.stat() if image_path.is_file() else None
+        if now is None:
+            said.append(f"image {image_path}: the file is missing")
+        elif was["bytes"] != now.st_size:
+            said.append(f"image {image_path}: {was['bytes']} bytes were recorded, {now.st_size} are here")
+        elif "sha256" in was and was["sha256"] != _digest_of(str(image_path), now.st_size, now.st_mtime_ns):
+            said.append(f"image {image_path}: its content is not the recorded one")
+        elif was.get("modified_ns", now.st_mtime_ns) != now.st_mtime_ns:
+            said.append(
+                f"image {image_path}: it was changed or copied since, and its content is not recorded"
+            )
+    return said
+
+
+def changed_sources(recorded: Mapping[str, Mapping[str, str]], study: Study) -> list[str]:
+    """Compare the source files with recorded digests; return a sentence for each difference."""
+    here = describe_sources(study)
+    said = []
+    for kind, what in (("fpatch", "fpatch/"), ("modules", "module ")):
+        before, now = recorded.get(kind, {}), here[kind]
+        for name in {**before, **now}:
+            if before.get(name) != now.get(name):
+                why = (
+                    "is not recorded" if name not in before
+                    else "is missing" if name not in now
+                    else "has another source than the recorded one"
+                )  # fmt: skip
+                said.append(f"{what}{name} {why}")
+    return said
+
+
+def changed_settings(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Compare a config with the last settings in the log: name, recorded and present value."""
+    recorded: dict[str, Any] = {}
+    for values in _logged_params(folder):
+        recorded |= values
+    if not recorded:
+        return []
+    here = json.loads(json.dumps({name: to_plain(value) for name, value in flatten(config).items()}))
+    names = {**recorded, **here}
+    return [(n, recorded.get(n), here.get(n)) for n in names if recorded.get(n) != here.get(n)]
+
+
+def is_moved(was: Any, now: Any) -> bool:
+    """Return whether two settings are paths of files with one name; digests tell whether they are equal."""
+    if not (isinstance(was, str) and isinstance(now, str)):
+        return False
+    return os.path.isabs(was) and os.path.isabs(now) and Path(was).name == Path(now).name
+
+
+def _logged_params(folder: Path) -> Iterator[dict[str, Any]]:
+    path = folder / "records.jsonl"
+    if path.is_file():
+        for line in path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the log itself is checked elsewhere
+            if isinstance(record, dict) and record.get("kind") == "params":
+                yield record["values"]
+
+
+@functools.lru_cache(maxsize=2**16)
+def _digest_of(path: str, size: int, modified_ns: int) -> str:
+    return file_digest(path)[:32]
+
+
+@functools.cache
+def _wing_digests() -> tuple[tuple[str, str], ...]:
+    """Return the digest of the source files of each wing of the library, as they were first read."""
+    wings: dict[str, Any] = {}
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        place = path.relative_to(_PACKAGE)
+        hashed = wings.setdefault(place.parts[0], hashlib.sha256())
+        hashed.update(f"{place.as_posix()}\n".encode() + path.read_bytes())
+    return tuple((name, hashed.hexdigest()[:32]) for name, hashed in wings.items())
+
+
+def _modules_of(study: Study) -> set[str]:
+    """Return the modules outside fpatch that define stages and loaders of a study."""
+    found = {n.stage.definition.module for n in study.pipeline.values()}
+    found |= {loader.partition(":")[0] for loader in _loaders(study.config) if ":" in loader}
+    return {name for name in found if name.partition(".")[0] != "fpatch"}
+
+
+def _loaders(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        if isinstance(config.get("loader"), str):
+            yield config["loader"]
+        for value in config.values():
+            yield from _loaders(value)
+
+
+def _module_digests(names: Iterable[str]) -> dict[str, str]:
+    """Return the digests of modules and of the modules of the user that they import, by name."""
+    found: dict[str, str] = {}
+    waiting = list(names)
+    tops = {name.partition(".")[0] for name in waiting}
+    while waiting:
+        name = waiting.pop()
+        path = _source_of(name)
+        if name in found or path is None or (not _is_own(path) and name.partition(".")[0] not in tops):
+            continue
+        source = path.read_bytes()
+        found[name] = digest(source)[:32]
+        waiting += _imported(source, name)
+    return dict(sorted(found.items()))
+
+
+def _source_of(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    origin = None if spec is None else spec.origin
+    return Path(origin) if origin is not None and origin.endswith(".py") else None
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a file is the user's: neither installed, nor Python's or this library's."""
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not any(path.is_relative_to(folder) for folder in (*installed, _PACKAGE))
+
+
+def _imported(source: bytes, module: str) -> list[str]:
+    """Return the names of the modules that a source file imports."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []
+    package, names = module.rpartition(".")[0], []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name and name.partition(".")[0] != "fpatch"]
