@@ -339,7 +339,9 @@ def test_run_folders(run, capsys, case, command):
     damage(run)
     if case.startswith(("weights", "photographs")):
         (run.folder / "checkpoints/last.safetensors").unlink()  # so that a resume has something to do
-        shutil.copy(run.folder / "checkpoints/best.safetensors", run.folder / "checkpoints/last.safetensors")
+        shutil.copy(
+            run.folder / "checkpoints/step-00000000.safetensors", run.folder / "checkpoints/last.safetensors"
+        )
     before = {p.name: p.read_bytes() for p in run.folder.rglob("*.safetensors")}
     assert expected in refuse(capsys, command, run.folder)
     assert {p.name: p.read_bytes() for p in run.folder.rglob("*.safetensors")} == before

@@ -33,8 +33,8 @@ def check_study(run: Run, study: Study) -> list[str]:
     said = []
     for name in {**before, **here}:
         was, now = before.get(name), here.get(name)
-        if was is None and ".files." in name:
-            continue  # the record is older than digests of files beside the weights
+        if name not in before and (not now or ".files." in name):
+            continue  # an older version lacked the setting, which is off, or digests of files beside weights
         if was != now and name == "train.micro_batch":
             said.append(f"{name}: {was} was recorded, {now} is here")
         elif was != now:
