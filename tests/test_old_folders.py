@@ -55,11 +55,14 @@ def test_the_files_are_small_and_hold_no_code():
 
 
 def test_the_config_makes_the_same_study(old):
-    """Settings that the older version did not have are left None."""
+    """Settings that the older version did not have have their defaults."""
     run, study = open_run(old / "run")
     recorded, here = flatten(run.read_json("config.json")), flatten(study.config)
     assert {name: here[name] for name in recorded} == recorded
-    assert {name: here[name] for name in set(here) - set(recorded)} == {"pipeline.hit.goal": None}
+    assert {name: here[name] for name in set(here) - set(recorded)} == {
+        "pipeline.hit.goal": None,
+        "evaluate.portable": False,
+    }
     assert study.config == load_study(old / "study.toml").config
     assert study_from_config(study.config, old).config == study.config
 
@@ -157,7 +160,7 @@ def test_the_table_of_the_sweep_is_read(old, capsys):
 
 def check_went_on(journal):
     entries = journal.entries()
-    assert [e.outcome.status for e in entries] == ["finished"] * 4
+    assert [e.outcome.status for e in entries] == ["finished"] * 4, [e.outcome.error for e in entries]
     assert [[p.step for p in e.points] for e in entries] == [[3, 6]] * 4
     before = Journal.open(DATA / "sweep").entries()
     assert repr(entries[:2]) == repr(before[:2])  # with the NaN in them

@@ -276,7 +276,8 @@ class Stage:
                 setting is a class by its name.
         """
         d = self.definition
-        refuse_names(d.name, self.named_classes)
+        if d.classes:
+            refuse_names(d.name, self.named_classes)
         missing = [name for name in d.reads if name != ALL and name not in values]
         if missing:
             raise ValueError(

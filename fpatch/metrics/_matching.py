@@ -88,9 +88,8 @@ def coco_precision(
         raise ImportError("average precision needs torchmetrics: pip install 'fpatch[metrics]'") from error
     if not are_finite(found):
         labels = {label for t in truth for label in t["labels"].tolist()}
-        return dict.fromkeys(("map", "map_50", "map_75"), nan) | {
-            "classes": dict.fromkeys(sorted(labels), nan)
-        }
+        classes = dict.fromkeys(sorted(labels), nan)
+        return dict.fromkeys(("map", "map_50", "map_75"), nan) | {"classes": classes, "left_out": 0}
     metric = MeanAveragePrecision(
         iou_thresholds=None if iou_thresholds is None else list(iou_thresholds),
         rec_thresholds=None if recall_thresholds is None else list(recall_thresholds),

@@ -133,7 +133,7 @@ def test_a_sum_over_many_rows_of_half_precision_does_not_stop_at_2048():
 
 
 def test_metrics_of_bfloat16_become_columns():
-    values = {"score": torch.tensor([0.5], dtype=torch.bfloat16), "digest": ["a"]}
+    values = {"score": torch.tensor([0.5], dtype=torch.bfloat16), "digest": ["a"], "finite": {}}
     columns = result_columns({"patch": values, "none": values}, ["score"])
     assert columns["score/patch"].dtype == "float32"
 
