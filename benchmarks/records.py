@@ -26,7 +26,7 @@ from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
 from fpatch.demo.world.scenes import cached_scenes
 from fpatch.log import Log
-from fpatch.runs import figures, training
+from fpatch.runs import figures, training, validating
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study
 
@@ -41,7 +41,7 @@ RECORDING: Mapping[str, list[tuple[Any, str]]] = {
             for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")
         ),
     ],
-    "pictures": [(training, "view_first_block"), (figures, "make_figure")],
+    "pictures": [(validating, "view_first_block"), (figures, "make_figure")],
     "tables": [(Run, "save_evaluation")],
     "checkpoints": [(Run, "save_checkpoint")],
 }

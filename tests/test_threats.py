@@ -322,7 +322,13 @@ def test_a_deep_folder_is_searched_for_links(tmp_path):
         here = here / "/".join("d" * 250)
         here.mkdir(parents=True)
     (here / "link").symlink_to("/etc")
-    assert [path.name for path in find_links(tmp_path)] == ["link"]
+    try:
+        assert [path.name for path in find_links(tmp_path)] == ["link"]
+    finally:  # pytest could not remove it, since shutil follows the folders by Python's stack
+        (here / "link").unlink()
+        while here != tmp_path:
+            here.rmdir()
+            here = here.parent
 
 
 def test_records_that_name_files_elsewhere_upload_none(runs, precious, tmp_path):

@@ -112,7 +112,8 @@ def _find_other_best(run: Run, last: Header) -> Iterator[str]:
     if recorded is None:
         return
     if not run.has_checkpoint("best"):
-        yield "checkpoints/best.safetensors is missing"
+        if not any(run.folder.glob("aside/*/checkpoints/best.safetensors")):  # one that going back moved
+            yield "checkpoints/best.safetensors is missing"
         return
     best = checkpoints.read_header_of(run.folder, "best")
     if best.state != recorded and best.step <= last.step:

@@ -8,7 +8,8 @@ from study_fixture import make_study, parameters
 
 from fpatch.cli.main import main
 from fpatch.runs.folder import Run
-from fpatch.runs.training import _is_better, resume, train
+from fpatch.runs.training import resume, train
+from fpatch.runs.validating import _is_better
 from fpatch.study.config import load_study
 from fpatch.study.setup import set_up
 
