@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -77,7 +77,9 @@ def progress_bars(lines: str | None = None) -> "Iterator[progress.Progress]":
         TextColumn("{task.fields[note]}", style="dim", markup=False),
     ]
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    # Leaving even disabled bars prints an empty line elsewhere than on a terminal, before rich 14.1.
+    with bars if console.is_terminal else nullcontext():
 
         def on_progress(task: str, done: int, total: int, note: str = "") -> None:
             if task not in tasks:

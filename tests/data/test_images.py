@@ -4,8 +4,10 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 from typecheck import unchecked
 
@@ -35,6 +37,8 @@ def test_a_pil_image_reads_as_its_file_does(tmp_path, mode):
     image = read_image(picture)
     assert (image.shape, image.dtype) == ((3, 4, 6), torch.uint8)
     assert picture == before
+    if mode == "YCbCr" and Version(PIL.__version__) < Version("13"):
+        pytest.skip("Pillow before 13 writes a TIFF of this mode that it cannot read")
     suffix = "png" if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "tiff"
     if mode != "HSV":  # no format stores it
         picture.save(tmp_path / f"a.{suffix}")

@@ -5,6 +5,7 @@ The networks are real and untrained; the weights of their class heads are scaled
 
 import copy
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from library_victims import (
     picture,
     spread_scores,
 )
+from packaging.version import Version
 from safetensors.torch import save_file
 from study_fixture import environment
 from torch import nn
@@ -74,6 +76,12 @@ class Answer(nn.Module):
         return tree_map(lambda t: t + zero if torch.is_tensor(t) else t, self.answer)
 
 
+def skip_before(version, what):
+    """Skip a test whose oracle is wrong in older releases of Ultralytics."""
+    if Version(importlib.metadata.version("ultralytics")) < Version(version):
+        pytest.skip(f"Ultralytics before {version}: {what}")
+
+
 # -- the letterbox
 
 
@@ -91,6 +99,8 @@ def test_letterbox_is_that_of_ultralytics(shape, size):
     images, array = picture(*shape)
     config = infer.yolo(TinyYolo(1, "v8"), format="v8", size=size).config
     found, offset, scale = fit_images(images, config)
+    if shape == (1, 900):
+        skip_before("8.4.183", "its letterbox leaves no row of an image this thin")
     expected = augment.LetterBox(size, auto=False)(image=array.astype(np.float32))
     close(255 * found[0].permute(1, 2, 0), expected, atol=0.01)
     levels = augment.LetterBox(size, auto=False)(image=array)  # in steps of 1/2048, rounded to whole levels
@@ -308,11 +318,18 @@ def test_a_network_that_detaches_is_refused():
         def forward(self, images):
             return super().forward(images.detach())[0].detach()
 
-    stage = infer.yolo(Detached(1, "v8"), format="v8")
-    with pytest.raises(ValueError, match="Detached: no answer depends on the images by autograd"):
-        dense_of(stage)
-    with torch.no_grad():
-        assert dense_of(stage)["logits"].shape == (2, 192, 2)
+    class DetachedBefore(TinyYolo):
+        """Its answer has a history, that of its own weights."""
+
+        def forward(self, images):
+            return super().forward(images.detach())
+
+    for kind in (Detached, DetachedBefore):
+        stage = infer.yolo(kind(1, "v8"), format="v8")
+        with pytest.raises(ValueError, match=f"{kind.__name__}: no answer depends on the images by autograd"):
+            dense_of(stage, ODD.clone().requires_grad_())
+        with torch.no_grad():
+            assert dense_of(stage)["logits"].shape == (2, 192, 2)
 
 
 def test_show_tells_the_scores():
@@ -381,6 +398,8 @@ def test_dense_is_the_raw_output_of_ultralytics(network):
 def test_final_is_what_ultralytics_predicts(network, shape, levels, box_px, score, share):
     from ultralytics import YOLO
 
+    if levels is np.float32:
+        skip_before("8.4.175", "predict moves boxes back by one ratio for both sides, up to half a pixel off")
     model, form, end2end = network
     images, array = picture(*shape)
     shell: Any = YOLO("yolo11n.yaml", verbose=False)
@@ -563,7 +582,9 @@ def detr(request):
         "detr": "Detr", "yolos": "Yolos", "conditional_detr": "ConditionalDetr",
         "deformable_detr": "DeformableDetr", "rt_detr": "RTDetr",
     }  # fmt: skip
-    return model, getattr(transformers, f"{kinds[request.param]}ImageProcessor")
+    name = f"{kinds[request.param]}ImageProcessor"
+    fast = f"{name}Fast"  # transformers 4 has two, and the other rounds what it resizes to whole levels
+    return model, getattr(transformers, fast if fast in dir(transformers) else name)
 
 
 def sizes_for(model, shape):
@@ -600,13 +621,17 @@ def test_dense_is_the_raw_output_of_transformers(detr, resized):
     ids=["as it is", "resized", "resized and rounded"],
 )
 def test_final_is_what_transformers_gives(detr, resized, whole_levels, box_px, score, share):
+    import transformers
+
     model, processor = detr
     images, array = picture(*((97, 131) if resized else (96, 128)))
     size = sizes_for(model, (96, 128))[resized]
     own = processor(size=size, do_rescale=whole_levels)
     with torch.no_grad():
         raw = model(**own(images=array if whole_levels else images[0], return_tensors="pt"))
-        (theirs,) = own.post_process_object_detection(raw, threshold=0.0, target_sizes=[images.shape[-2:]])
+        # in transformers 4, the fast processor of YOLOS takes its logits for those of a sigmoid
+        plain = getattr(transformers, processor.__name__.removesuffix("Fast"))(size=size)
+        (theirs,) = plain.post_process_object_detection(raw, threshold=0.0, target_sizes=[images.shape[-2:]])
     expected = torch.cat([theirs["boxes"], theirs["scores"][:, None], theirs["labels"][:, None]], dim=-1)
     options = {"multi_label": False} if raw.logits.shape[-1] == 8 else {}
     stage = infer.transformers_detector(model, size=size)
@@ -633,14 +658,15 @@ def test_target_size_is_that_of_the_image_processors():
     transforms = pytest.importorskip("transformers.image_transforms", exc_type=ImportError)
     from transformers.models.yolos import image_processing_yolos as yolos
 
+    names = ("get_size_with_aspect_ratio_yolos", "get_size_with_aspect_ratio")  # the second in transformers 4
+    of_yolos = next(getattr(yolos, name) for name in names if hasattr(yolos, name))
     sizes = (np.asarray(noise("sizes", 20000, 4)) * [1380, 1380, 1380, 600]).astype(int) + 20
     for index, (h, w, short, more) in enumerate(sizes.tolist()):
         short = min(h, w) if index % 3 == 0 else short
         size = {"shortest_edge": short, "longest_edge": short + more}
         expected = transforms.get_size_with_aspect_ratio((h, w), short, short + more)
         assert target_size((h, w), size, 1) == expected
-        expected = yolos.get_size_with_aspect_ratio_yolos((h, w), short, short + more)
-        assert target_size((h, w), size, 16) == expected
+        assert target_size((h, w), size, 16) == of_yolos((h, w), short, short + more)
 
 
 def test_another_network_is_refused():

@@ -8,6 +8,7 @@ from study_fixture import make_study, parameters
 
 from fpatch.cli.main import main
 from fpatch.runs.folder import Run
+from fpatch.runs.standing import go_back
 from fpatch.runs.training import resume, train
 from fpatch.runs.validating import _is_better
 from fpatch.study.config import load_study
@@ -72,6 +73,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
     run = train(load_study(make_study(tmp_path / "old", every=2)))
     state, _ = run.load_checkpoint("step-00000004", set_up(load_study(path)).initial)
     old = {"best": 0.0, "best_step": 2}
+    go_back(run, "step-00000004")
     for name in ("last", "best"):
         run.save_checkpoint(name, state, **old)
     resume(run.folder)

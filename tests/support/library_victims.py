@@ -100,7 +100,8 @@ SMALL = {
 def make_detr(kind):
     import transformers
 
-    settings = {"use_timm_backbone": False, "use_pretrained_backbone": False, **SMALL}
+    # without a name, since transformers 4 has one by default
+    settings = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, **SMALL}
     if kind == "yolos":
         sizes = {"image_size": [96, 128], "num_detection_tokens": 40, "num_labels": 7}
         config = transformers.YolosConfig(
