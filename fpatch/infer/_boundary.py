@@ -5,13 +5,12 @@ under every transformation outside. Its answer leaves the boundary in float32, w
 Operators without `torch.func` support (roi_align, NMS) work under it, because plain autograd runs inside.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
 
 from fpatch.core.tree import flatten_rows
 from fpatch.core.types import Values
@@ -81,7 +80,7 @@ def run_victim(
     def flat(x: Tensor) -> list[Tensor]:
         leaves, tree = optree.tree_flatten(convert_answer(ask(model, x), dtype))
         structure[:] = [tree]
-        if not _depend(leaves, x):
+        if not any(leaf.requires_grad for leaf in leaves):
             raise ValueError(
                 f"{type(model).__name__}: no answer depends on the images by autograd: the model detaches "
                 "them or runs under no_grad inside, and a patch would learn nothing"
@@ -90,21 +89,6 @@ def run_victim(
 
     outputs: Any = _Boundary.apply(flat, images)
     return optree.tree_unflatten(structure[0], outputs)
-
-
-def _depend(answers: Sequence[Tensor], images: Tensor) -> bool:
-    """Whether any answer has the images in its history; the weights alone make it require a gradient, too."""
-    target = get_gradient_edge(images).node
-    stack = [get_gradient_edge(answer).node for answer in answers if answer.requires_grad]
-    seen: set[Node] = set()  # holds the nodes, which are new objects each time if nothing does
-    while stack:
-        node = stack.pop()
-        if node is target:
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend(parent for parent, _ in reversed(node.next_functions) if parent is not None)
-    return False
 
 
 def describe(answer: Any) -> str:
