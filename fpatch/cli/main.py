@@ -54,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # the process is ours
         keep_freed_memory()
         os.environ.setdefault(*CUBLAS_WORKSPACE)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    words = list(given)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
         options.overrides = overrides
         if must_start_again(options):
-            return run_again(words)
+            return run_again(given)
         with _modules_of_a_study() if words[0] not in _WITHOUT_STUDY else nullcontext():
             return options.run(options)
     except KeyboardInterrupt as stop:

@@ -124,8 +124,8 @@ class Run:
         if environment["format"] != FORMAT:
             raise RunError(
                 f"{folder} was made by fpatch {environment['fpatch']}, in format {environment['format']!r}; "
-                f"this is {__version__}, which reads format {FORMAT}: pip install "
-                f"fpatch=={environment['fpatch']} to use it, or train again"
+                f"this is {__version__}, which reads format {FORMAT}; install fpatch from the source of its "
+                f"tag v{environment['fpatch']} to use it, or train again"
             )
         return run
 

@@ -67,7 +67,7 @@ def test_analyze(run, capsys, monkeypatch):
     evaluation = Evaluation(table, run.load_conditions("test"), {})
     run.save_evaluation("test", evaluation, run.load_execution("test"))
     said = out(capsys, "analyze", run.folder)
-    assert said.startswith("test, found/delta ")
+    assert said.startswith("test of checkpoint best (step 6), ")
     assert re.search(r"camera/exposure/stops +\S+ +[1-9]\.\d+ \+- 0\.\d+", said)
     assert "on 60 rows of 30 images" in said
     page, animation = (run.folder / f"figures/{name}" for name in ("scatter.html", "training.gif"))

@@ -28,8 +28,7 @@ from PIL import Image
 from study_fixture import environment
 
 from fpatch.core.names import safe_name
-from fpatch.log import Records, open_log, records
-from fpatch.log import crc32c as checksum
+from fpatch.log import Records, open_log, records, tensorboard
 from fpatch.log import mlflow as mlflow_sink
 from fpatch.log.values import to_histogram, to_png
 
@@ -579,13 +578,12 @@ def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_b
     assert served == [f"patch+step+{step}" for step in range(1, 7)]
 
 
-@pytest.mark.parametrize("size", [0, 1, 4, 2047, 2048, 2049, 50_001])
-def test_the_checksum_in_lanes_is_that_of_tensorboard(size):
+@pytest.mark.parametrize("size", [0, 1, 4, 50_001])
+def test_the_checksum_is_that_of_tensorboard(size):
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     data = np.random.default_rng(size).bytes(size)
-    assert checksum.masked_crc32c(data) == masked_crc32c(data)
-    assert checksum.crc32c(b"123456789") == 0xE3069283  # the check value of the catalog of CRC algorithms
+    assert tensorboard._masked_crc32c(data) == masked_crc32c(data)
 
 
 def test_large_and_small_events_can_be_read(tmp_path):

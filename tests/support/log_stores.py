@@ -111,6 +111,11 @@ def killed_in_fork(work: Callable[[], object], moment: int | float) -> bool:
     return status != 0
 
 
+def _write_half(log: Records, path: str, data: bytes) -> None:
+    (log.folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (log.folder / path).write_bytes(data[: len(data) // 2])
+
+
 def die_at(moment: int) -> None:
     """Kill this process at its n-th act of writing: before, after or, for a block of bytes, in its middle."""
     calls = itertools.count()
@@ -132,9 +137,7 @@ def die_at(moment: int) -> None:
         setattr(owner, name, wrapper)
 
     deadly(AppendFile, "write", lambda file, block: file._file.write(block[: len(block) // 2]))
-    deadly(
-        Records, "write_file", lambda log, path, data: (log.folder / path).write_bytes(data[: len(data) // 2])
-    )
+    deadly(Records, "write_file", _write_half)
     for owner, name in ((os, "replace"), (os, "truncate"), (Path, "unlink"), (Path, "rename")):
         deadly(owner, name)
     for name in ("_find_or_create_run", "_send", "_save"):
