@@ -80,7 +80,7 @@ def test_analyze(run, capsys, monkeypatch):
         fpatch.evaluation.conditions, "make_patches", lambda *_: {"patch": {"a": torch.zeros(3, 4, 4)}}
     )
     said = out(capsys, "analyze", run.folder, "--metric", "best_score/delta")
-    assert said.startswith("test, best_score/delta ")
+    assert said.startswith("test of checkpoint best (step 6), ")
     with Image.open(animation) as frames:
         assert not np.array(frames.convert("RGB"))[84:372, 24:312].any()
 
