@@ -176,9 +176,18 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _say_where(run: "Run") -> None:
+    """Print the run folder, and the commands that evaluate it and open its logs."""
+    from fpatch.log.sinks import tracking_uri
+
     folder, facts = run.folder, run.checkpoint_facts("best")
     if "best_step" in facts:
         say(f"best checkpoint: step {facts['best_step']}, {facts['best']:.4g} in the validation")
-    commands = (f"fpatch evaluate {folder}", f"tensorboard --logdir {folder.parent}")
+    log = run.read_json("config.json").get("log", {})
+    commands = [f"fpatch evaluate {folder}"]
+    if log.get("tensorboard"):
+        commands.append(f"tensorboard --logdir {folder.parent}")
+    if log.get("mlflow"):
+        uri = tracking_uri(folder, log["mlflow"])
+        commands.append(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
     for line in (f"run folder: {folder}", *(f"  {command}" for command in commands)):
         say(line)

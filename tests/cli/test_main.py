@@ -13,6 +13,7 @@ import fpatch.runs.opening
 from fpatch.cli.console import console
 from fpatch.cli.main import _take_overrides, main
 from fpatch.cli.tables import success_table
+from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import success
 from fpatch.runs.folder import Run
@@ -52,6 +53,19 @@ def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
     assert main(["evaluate", str(run.folder)]) == 0
     assert len(opened) == 1
     assert run.read_json("tables/test.summary.json")["metric"] == "found"
+
+
+def test_train_says_how_to_open_the_logs_that_it_wrote(tmp_path, capsys):
+    tiny_study(tmp_path)
+    plain = out(capsys, "train", tmp_path / "study.toml", "--log.runs", tmp_path)
+    assert "tensorboard" not in plain
+    assert "mlflow" not in plain
+    logged = out(
+        capsys, "train", tmp_path / "study.toml", "--log.runs", tmp_path, "--log.tensorboard", "true",
+        "--log.mlflow", "true",
+    )  # fmt: skip
+    assert f"  tensorboard --logdir {tmp_path}\n" in logged
+    assert f"  mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db\n" in logged
 
 
 @pytest.mark.slow
