@@ -136,6 +136,6 @@ def _sweep_export(options: argparse.Namespace) -> int:
     if options.out is None:
         print(text, end="")
     else:
-        Path(options.out).write_text(text)
+        Path(options.out).write_text(text, "utf-8")
         say(f"  {options.out}")
     return 0

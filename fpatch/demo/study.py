@@ -164,10 +164,10 @@ def write_study(
     """Write the study file, from which `fpatch train` repeats the training of the demo."""
     runs.mkdir(parents=True, exist_ok=True)
     height, width = size.sizes_hw[0]
-    text = string.Template(files("fpatch.demo").joinpath("demo.toml").read_text()).substitute(
+    text = string.Template(files("fpatch.demo").joinpath("demo.toml").read_text("utf-8")).substitute(
         name=name, seed=seed, scenes=scenes, weights=weights, height=height, width=width,
         num_steps=size.num_steps, every=size.num_steps // 3, runs=runs.resolve(), mlflow=json.dumps(mlflow),
     )  # fmt: skip
     path = runs / f"{name}.toml"
-    path.write_text(text)
+    path.write_text(text, "utf-8")
     return path

@@ -104,7 +104,7 @@ def stage_files(target: Path, folder: Path, records: list[Record]) -> None:
             texts[f"params/{safe_name(name)}.txt"] = text
     for path, text in texts.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        (target / path).write_text(text)
+        (target / path).write_text(text, "utf-8")
     for record, name, path in entries(records, "images"):
         (target / "images").mkdir(exist_ok=True)
         key, uid = safe_name(name).replace("/", "~"), uuid.uuid5(uuid.NAMESPACE_URL, path)

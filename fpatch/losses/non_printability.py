@@ -122,7 +122,7 @@ def _read_colors(path: str | Path) -> Colors:
         ((0.1, 0.2, 0.3),)
     """
     colors = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text("utf-8-sig").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:

@@ -43,7 +43,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         RunError: If the file is no JSON, or lacks a key.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise RunError(f"{path} is broken ({error}); restore it, or train again") from error
     missing = [key for key in keys if not isinstance(value, dict) or key not in value]

@@ -45,7 +45,7 @@ def instructions() -> str:
 def _read_cpuinfo() -> dict[str, str]:
     """Read the first processor of /proc/cpuinfo; {} on systems without that file."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)

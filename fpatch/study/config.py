@@ -72,7 +72,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
         raise FileNotFoundError(f"{path}: {what}")
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
 

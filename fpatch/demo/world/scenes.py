@@ -96,7 +96,7 @@ def write_scenes(
             if progress is not None:
                 progress(len(records), len(jobs))
         _write_tables(draft, records)
-        (draft / "scenes.json").write_text(json.dumps(spec, indent=2) + "\n")
+        (draft / "scenes.json").write_text(json.dumps(spec, indent=2) + "\n", "utf-8")
     return Path(folder)
 
 
@@ -146,7 +146,7 @@ def render_textured(
     path = Path(scenes) / "scenes.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; render_textured needs a folder made by write_scenes")
-    spec = json.loads(path.read_text())
+    spec = json.loads(path.read_text("utf-8"))
     if split not in spec["splits"]:
         raise ValueError(f"split must be one of {', '.join(spec['splits'])}, got {split!r}")
     sizes_hw = tuple((height, width) for height, width in spec["sizes_hw"])
@@ -179,7 +179,7 @@ def _run(write: Callable[[_Job], _Record], jobs: list[_Job], workers: int) -> It
 
 
 def _write_tables(folder: Path, records: list[_Record]) -> None:
-    with (folder / "placements.csv").open("w", newline="") as file:
+    with (folder / "placements.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(PLACEMENT_COLUMNS)
         for record in records:
@@ -187,7 +187,7 @@ def _write_tables(folder: Path, records: list[_Record]) -> None:
                 if panel in record.panels:
                     corners = [f"{value:.3f}" for value in record.panels[panel]]
                     table.writerow([record.image, panel, *corners, record.split])
-    with (folder / "objects.csv").open("w", newline="") as file:
+    with (folder / "objects.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(OBJECT_COLUMNS)
         for record in records:

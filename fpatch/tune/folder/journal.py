@@ -179,7 +179,7 @@ class Journal:
         """The JSON values in `sweep.json`."""
         path = self.folder / "sweep.json"
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise RunError(f"{path} is broken ({error}); restore it, or start a new sweep") from error
 
@@ -222,20 +222,20 @@ class Journal:
             RunError: If the trial has another name than its file, or names one that no sweep gives.
         """
         path = self._path(name, "json")
-        trial = Trial(**json.loads(path.read_text()))
+        trial = Trial(**json.loads(path.read_text("utf-8")))
         if trial.name != name or not all(
             _NAME.fullmatch(str(n)) for n in (*trial.together, trial.parent or name)
         ):
             raise RunError(f"{path}: its names must be numbers such as {name}; restore it")
         points: dict[int, Point] = {}  # a resumed trial evaluates some steps again: the last line wins
         with suppress(FileNotFoundError):
-            for line in self._path(name, "points.jsonl").read_text().splitlines(keepends=True):
+            for line in self._path(name, "points.jsonl").read_text("utf-8").splitlines(keepends=True):
                 if line.endswith("]\n"):  # else a kill cut the line off
                     step, value, error = json.loads(line)
                     points[step] = Point(step, float(value), float(error))
         outcome = None
         with suppress(FileNotFoundError):
-            outcome = Outcome(**json.loads(self._path(name, "outcome.json").read_text()))
+            outcome = Outcome(**json.loads(self._path(name, "outcome.json").read_text("utf-8")))
         return Entry(trial, [points[step] for step in sorted(points)], outcome)
 
     def entries(self) -> list[Entry]:
