@@ -3,10 +3,9 @@
 import os
 import sys
 
+# Python puts the working folder before its own library; only a study is searched for there.
 if not sys.flags.safe_path and sys.path[0] == os.getcwd():
-    del sys.path[
-        0
-    ]  # Python puts the working folder before its own library; only a study is searched for there
+    del sys.path[0]
 
 from fpatch.cli.main import main
 

@@ -68,7 +68,9 @@ def print_result(number: int, result: Result, config: Path) -> None:
 
 def print_commands(run: Run, runs: Path, mlflow: str | bool) -> None:
     """Print the commands to run next."""
-    uri = mlflow if isinstance(mlflow, str) else f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+    from fpatch.log.sinks import tracking_uri
+
+    uri = tracking_uri(run.folder, mlflow)
     console.print("\nlook at it", style="bold")
     console.print(f"  tensorboard --logdir {runs}", soft_wrap=True)
     console.print(f"  mlflow ui --backend-store-uri {uri}", soft_wrap=True)

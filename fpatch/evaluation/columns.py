@@ -1,12 +1,12 @@
 """Columns of a table: metrics by condition, deltas of the patch, and digests of the rows."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fpatch.core.files import digest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Values
 from fpatch.evaluation.conditions import NONE, PATCH
@@ -184,9 +184,9 @@ def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the sha256 of each row's values, as hex; it shows edits too small to change an image."""
     names = sorted(columns)
     rows = zip(*(columns[name] for name in names), strict=True)
-    return np.array([hashlib.sha256(b"".join(value.tobytes() for value in row)).hexdigest() for row in rows])
+    return np.array([digest(b"".join(value.tobytes() for value in row)) for row in rows])
 
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's values, as hex."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return digest(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -7,10 +7,11 @@ Each destination is an empty file in `$XDG_STATE_HOME/fpatch/destinations`, by d
 Its name is a digest, because an address may hold a password.
 """
 
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from fpatch.core.files import digest
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """MLflow's own environment variable; the destination that it names is the user's."""
@@ -43,4 +44,4 @@ def is_own(destination: str) -> bool:
 def _path(destination: str) -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()
-    return folder / "fpatch" / "destinations" / hashlib.sha256(destination.encode()).hexdigest()
+    return folder / "fpatch" / "destinations" / digest(destination.encode())

@@ -3,13 +3,13 @@
 `fpatch.evaluation` measures a pipeline on a data set; this module opens the run and its study for it.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fpatch.core.files import digest
 from fpatch.core.progress import Progress, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
@@ -189,8 +189,7 @@ def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None =
     for setting, value in sorted((settings or {}).items()):
         exact = f"{setting.partition('.')[2].replace('.', '-')}-{value}"
         plain = re.sub(r"[^A-Za-z0-9_-]", "-", exact)[:_LONGEST]
-        digest = hashlib.sha256(f"{setting}={value}".encode()).hexdigest()[:6]
-        name += f"-{plain}" if plain == exact else f"-{plain}-{digest}"
+        name += f"-{plain}" if plain == exact else f"-{plain}-{digest(f'{setting}={value}'.encode())[:6]}"
     return name
 
 
