@@ -1,6 +1,5 @@
 """Image files to tensors and back, and the letterbox that resizes images to one size."""
 
-import hashlib
 import io
 import os
 import struct
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from fpatch.core.files import digest
 from fpatch.core.resource import define_loader
 
 PAD_LEVEL = 128
@@ -204,7 +204,7 @@ def image_digest(path: str | os.PathLike[str]) -> str:
         ...     data.image_digest(file.name)[:16]
         'e3b0c44298fc1c14'
     """
-    return hashlib.sha256(read_bytes(Path(path))).hexdigest()
+    return digest(read_bytes(Path(path)))
 
 
 def fit(image_hw: Sequence[int], size_hw: Sequence[int]) -> tuple[tuple[float, float], tuple[int, int]]:

@@ -233,7 +233,12 @@ def find_saturated(without: Trace, batch: Batch) -> dict[str, Saturation]:
 
 
 def _saturated_frac(picture: Tensor) -> Tensor:
-    return ((picture <= VISIBLE) | (picture >= 1 - VISIBLE)).float().flatten(1).mean(1)
+    return is_saturated(picture).float().flatten(1).mean(1)
+
+
+def is_saturated(picture: Tensor) -> Tensor:
+    """Mark the values that are black or white, to half a level of 8 bits."""
+    return (picture <= VISIBLE) | (picture >= 1 - VISIBLE)
 
 
 def is_placed(values: Mapping[str, Any], patch: int) -> Tensor:

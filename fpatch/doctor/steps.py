@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.doctor.findings import Finding
-from fpatch.doctor.observations import VISIBLE
+from fpatch.doctor.observations import VISIBLE, is_saturated
 from fpatch.optim.step import make_step
 from fpatch.study.setup import Setup
 from fpatch.study.study import Study
@@ -83,7 +83,7 @@ def _compare(study: Study, name: str, before: Tensor, after: Tensor, rate: str) 
 
 
 def _saturated(patch: Tensor) -> float:
-    return float(((patch <= VISIBLE) | (patch >= 1 - VISIBLE)).float().mean())
+    return float(is_saturated(patch).float().mean())
 
 
 def _patches(parts: Setup, params: Params, sample: Sample, batch: Batch) -> dict[str, Tensor]:
