@@ -10,7 +10,7 @@ from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import RunError
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.execution import Execution
-from fpatch.study.config import study_from_config
+from fpatch.study.config import study_from_config, vary
 from fpatch.study.study import Study
 
 
@@ -26,6 +26,12 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
         return run, study_from_config(run.read_json("config.json"), run.folder, resources)
     except ValueError as error:
         raise RunError(f"{run.folder}/config.json: {error}") from error
+
+
+def study_of_table(run: Run, study: Study, table: str, resources: Mapping[str, Any] | None = None) -> Study:
+    """Return the study of a run with the settings by which a table was measured."""
+    settings = run.load_settings(table)
+    return vary(study, settings, resources) if settings else study
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from fpatch.optim.step import StepInfo
 from fpatch.runs.checks import warn_of_inputs
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
-from fpatch.runs.opening import open_run, recorded_execution
-from fpatch.study.config import vary
+from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
 
@@ -87,7 +86,7 @@ def replay_run(
     """
     run, study = open_run(folder, resources)
     logged, recorded = run.load_table(table), run.load_execution(table)
-    study = vary(study, run.load_settings(table), resources) if run.load_settings(table) else study
+    study = study_of_table(run, study, table, resources)
     split, every = table.partition("-")[0], study.data.open()
     dataset = every.split(split_name(study, split))
     chosen = range(len(logged["image_id"]))[rows or slice(None)]

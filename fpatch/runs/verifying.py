@@ -29,10 +29,9 @@ from fpatch.runs.evaluating import summarize, table_name
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
-from fpatch.runs.opening import open_run, recorded_execution
+from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
 from fpatch.runs.tables import encode_table, load_manifest
-from fpatch.study.config import vary
 from fpatch.study.splits import evaluation_key, split_name
 from fpatch.study.study import Study
 
@@ -109,8 +108,7 @@ def verify_run(
         _, study = open_run(folder, resources)
         dataset = study.data.open()
         differences += [s for s in input_differences(run, study, dataset) if s not in differences]
-        settings = run.load_settings(table)
-        study = vary(study, settings, resources) if settings else study
+        study = study_of_table(run, study, table, resources)
         execution = run.load_execution(table)
         if execution.block < 1:
             raise RunError(f"tables/{table}.json: execution.block must be at least 1, got {execution.block}")
