@@ -211,7 +211,7 @@ def test_without_classes_the_objects_file_counts(tmp_path):
     path = make_study(tmp_path)
     path.write_text(path.read_text().replace('classes = ["red", "green", "blue"]\n', ""))
     assert load_study(path).placed["hit"].stage.config.goal == 1  # red comes first, then blue
-    (tmp_path / "objects.csv").write_text((tmp_path / "objects.csv").read_text().replace("label", "lable"))
+    (tmp_path / "objects.csv").write_text((tmp_path / "objects.csv").read_text().replace("label", "name"))
     with pytest.raises(ValueError, match="column 'label' is missing"):
         load_study(path)
 
