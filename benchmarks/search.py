@@ -1,21 +1,21 @@
 """The searches of a sweep on three noisy problems: how far from the best settings they end.
 
-Each search tries the same number of settings, one after another. It sees a noisy value of each with its
-standard error. It recommends the trial of the greatest value, as `fpatch sweep best` and Optuna's `study.best_trial` do.
-The regret is the true value of the best settings minus that of the recommended ones. `late` is the mean regret
-of the last eight trials. Seed s has the same noise for all searches, and each is compared within the seeds.
+Each search tries the same number of settings, one after another. It sees a noisy value of each and its
+standard error. It recommends the trial of the greatest value, as `fpatch sweep best` and `study.best_trial` of
+Optuna do. The regret is the true value of the best settings minus that of the recommended ones; `late` is the
+mean regret of the last eight trials. Seed s has the same noise for all searches; differences are within seeds.
 
 The problems and the rules of the verdict were written down before the first run:
 
 - `rate`: the success rate of a sweep, in percent. The settings are numbers, a choice, and a number that only
-  one option has. A binomial counts 298 objects; the seed of the training moves the rate too. The standard error
-  is that of the count alone.
+  one option has. A binomial counts 298 objects; the seed of the training moves the rate too. The standard
+  error is that of the count alone.
 - `branin`: two numbers. The standard error lies between 2 and 50, and differs between trials.
 - `hartmann6`: six numbers. The standard error is 0.3 in all trials.
 
 The intervals hold 95 % of the medians of 10,000 resamples of the seeds. `noisy_gp` is the default only if the
-interval of its regret minus that of each sampler of Optuna is below 0 on all problems, over 50 seeds. It stays
-at all only if that is true of `branin`, for the regret or for `late`.
+interval of its regret minus that of each sampler of Optuna is below 0 on all problems, over 50 seeds. It
+stays at all only if that is true of `branin`, for the regret or for `late`.
 
     python benchmarks/search.py --repeats 50        # a repeat is a seed; 15 minutes of one core
 """
