@@ -1,9 +1,9 @@
 """The searches of a sweep on three noisy problems: how far from the best settings they end.
 
 Each search tries the same number of settings, one after another. It sees a noisy value of each and its
-standard error. It recommends the trial of the greatest value, as `fpatch sweep best` and `study.best_trial` of
-Optuna do. The regret is the true value of the best settings minus that of the recommended ones; `late` is the
-mean regret of the last eight trials. Seed s has the same noise for all searches; differences are within seeds.
+standard error. It recommends the trial of the greatest value, as `fpatch sweep best` and Optuna do. The
+regret is the true value of the best settings minus that of the recommended ones. `late` is the mean regret of
+the last eight trials. Seed s has the same noise for all searches, and differences are within seeds.
 
 The problems and the rules of the verdict were written down before the first run:
 
@@ -17,7 +17,7 @@ The intervals hold 95 % of the medians of 10,000 resamples of the seeds. `noisy_
 interval of its regret minus that of each sampler of Optuna is below 0 on all problems, over 50 seeds. It
 stays at all only if that is true of `branin`, for the regret or for `late`.
 
-    python benchmarks/search.py --repeats 50        # a repeat is a seed; 15 minutes of one core
+    python benchmarks/search.py --repeats 50        # a repeat is a seed; 10 minutes of one core
 """
 
 import math
@@ -34,7 +34,7 @@ from fpatch.tune.search.noisy_gp import propose_noisy_gp
 from fpatch.tune.search.proposers import Observation, Propose, propose_optuna, propose_random
 from fpatch.tune.search.space import Settings, Space
 
-NUM_TRIALS = 32
+NUM_TRIALS = 24
 NUM_OBJECTS = 298
 TRAINING = 0.4
 """Standard deviation of the logit of a rate over seeds of the training."""
