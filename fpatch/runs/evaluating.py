@@ -173,12 +173,12 @@ def load_trained(
     run, study = open_run(folder, resources, data_root)
     measured = measured_study(study, settings, run.folder, resources, data_root)
     study = measured.study
+    name = split_name(study, split)
     with named_places():
-        parts = set_up(study)
+        parts = set_up(study, only=name if measured.own_data else None)
     check_metric(study, split)
     warn_of_crowded(study, parts, (split,))
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
-    name = split_name(study, split)
     dataset = parts.dataset.split(name)
     said = warn_of_inputs(run, study, parts.dataset, [name], own_data=measured.own_data)
     data = measured.describe(parts.dataset)

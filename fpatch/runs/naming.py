@@ -30,7 +30,7 @@ def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None =
         >>> table_name("test", "best"), table_name("test", "last", {"pipeline.hit.goal": "stop"})
         ('test', 'test-last-hit-goal-stop')
         >>> table_name("test", "best", {"data.placements": "../../data/night.csv"})
-        'test-placements-night-6e5f4a'
+        'test-placements-night-608ce1'
     """
     name = split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
     settings = settings or {}
@@ -65,7 +65,7 @@ def grid_name(
     Example:
         >>> from fpatch.runs.naming import grid_name
         >>> grid_name("test", "best", {"camera/exposure/stops": [-1.0, 0.0, 1.0]})
-        'test-grid-stops-000000'
+        'test-grid-stops-ad631b'
     """
     axes = "-".join(path.rpartition("/")[2] for path in grid)
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", axes)[:_LONGEST]
@@ -84,7 +84,7 @@ def transfer_name(
     Example:
         >>> from fpatch.runs.naming import transfer_name
         >>> transfer_name(["20260101-120000-a", "20260101-130000-b"], checkpoint="last")
-        'transfer-test-last-000000'
+        'transfer-test-last-433903'
     """
     table = table_name(split, checkpoint, settings)
     runs = digest("\n".join(names).encode())[:6]

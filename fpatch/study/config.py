@@ -186,8 +186,8 @@ def measure_otherwise(
         trains = _OF_TRAINING.get(section)
         if not (trains is not None and path not in trains) and not (section == "pipeline" and measures):
             raise ValueError(
-                f"--{name}: the patch was trained with this setting; a measurement takes those of [evaluate], "
-                "[data] and of metrics, seed and device; or train again"
+                f"--{name}: the patch was trained with this setting; a measurement takes those of [evaluate] "
+                "and [data], of metrics, seed and device; or train again"
             )
     return varied
 
