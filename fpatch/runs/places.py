@@ -3,7 +3,7 @@
 A project is moved as a whole, or a run folder is sent alone. Paths in the config therefore start at the run
 folder, unless they share nothing but the root of the file system with it. A file is looked for in the folder
 that a user names, at its place relative to the run folder, and at its place relative to the folder in which
-the run was made. Where several files are there, the one with the recorded digest is taken.
+the run was made. Digests are compared where the files are read.
 """
 
 import os
@@ -75,16 +75,15 @@ class Places:
 
         Args:
             path: The recorded path.
-            digest: The recorded SHA-256; of several files, the one with it is taken.
-            is_table: Take a table in the named folder whatever its digest, which is compared later.
+            digest: The recorded SHA-256; of several files in the named folder, the one with it is taken.
+            is_table: Prefer a table in the named folder whatever its digest, which is compared later.
         """
         named = [] if self._root is None else list(beneath(self._root, path))
-        if named and is_table and all(_differs(p, digest) for p in named):
-            return str(named[0])
+        equal = [p for p in named if not _differs(p, digest)]
         usual = [Path(os.path.normpath(start / Path(path).expanduser())) for start in self._starts]
-        there = [p for p in dict.fromkeys([*named, *usual]) if p.exists()]
-        equal = (p for p in there if p.is_file() and not _differs(p, digest)) if len(there) > 1 else iter(())
-        return str(next(equal, there[0] if there else usual[0]))
+        there = [p for p in usual if p.exists()]
+        found = [*equal, *named, *there] if is_table else [*equal, *there, *named]
+        return str((found or usual)[0])
 
     def find_root(self, recorded: str | None, placements: str) -> str | None:
         """Return the folder of relative image paths; None: the folder of each table.

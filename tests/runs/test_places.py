@@ -87,6 +87,15 @@ def test_a_moved_run_is_resumed_to_the_same_bits(tmp_path, caplog):
     assert not said(caplog)
 
 
+def test_a_changed_copy_of_a_project_reads_its_own_files(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made.folder.parent.parent, copy)
+    places = Places(copy / "runs" / made.folder.name, str(made.folder), None)
+    (copy / "placements.csv").write_text("other")
+    right = made.read_json("environment.json")["data"]["placements"]
+    assert places.find("../../placements.csv", right) == str(copy / "placements.csv")
+
+
 def test_a_run_folder_that_moves_alone_still_finds_the_data_of_its_project(made, tmp_path):
     elsewhere = tmp_path / "archive/2026" / made.folder.name
     project = made.folder.parent.parent
