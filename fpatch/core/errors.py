@@ -32,7 +32,7 @@ class Errors:
 
     @contextmanager
     def caught(self, where: str = "") -> Iterator[None]:
-        """Catch a `ValueError` of the block, and add its sentences, each with the place where it is needed."""
+        """Catch a `ValueError` of the block, and add its sentences, each with its place."""
         try:
             yield
         except ValueError as error:
