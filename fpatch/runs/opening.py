@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.errors import in_file
 from fpatch.runs.folder import Run
 from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import RunError
@@ -41,7 +42,7 @@ def open_run(
     try:
         return run, study_from_config(config, run.folder, resources)
     except ValueError as error:
-        raise RunError(f"{run.folder}/config.json: {error}") from error
+        raise RunError(in_file(run.folder / "config.json", error)) from error
 
 
 def places_of(run: Run, data_root: str | Path | None = None) -> Places:

@@ -161,10 +161,9 @@ def resume(
         folder: The run folder.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
-        checkpoint: A checkpoint to go back to, such as "step-00000050". Later checkpoints, records, tables
-            and figures are moved into `aside/`. "last" accepts a folder whose records or checkpoints were
-            cut. Edited settings are accepted, too. None: the last one, which must agree with the records,
-            the other checkpoints and the config.
+        checkpoint: A checkpoint to go back to, such as "step-00000050"; later files are moved into `aside/`.
+            "last" accepts a folder whose records or checkpoints were cut. Edited settings are accepted, too.
+            None: the last one, which must agree with the records, the other checkpoints and the config.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
         data_root: As for `evaluate_run`.
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def made(tmp_path_factory) -> Run:
 
 
 @pytest.fixture
-def sent(made, tmp_path) -> tuple[Run, Path]:
+def sent(made, tmp_path) -> Iterator[tuple[Run, Path]]:
     """A copy of the run folder alone, and a folder of its data elsewhere."""
     project = made.folder.parent.parent
     run, data = tmp_path / "inbox" / made.folder.name, tmp_path / "disk/data"
