@@ -13,6 +13,8 @@ from fpatch.cli.main import main
 from fpatch.demo.tiny import tiny_study
 from fpatch.runs.folder import Run
 from fpatch.runs.training import train
+from fpatch.tune import Journal, load_plan
+from fpatch.tune.folder.journal import Outcome, Point, Trial
 
 GIVEN = {
     "describe": ("study",), "doctor": ("study",), "train": ("study",), "resume": ("run",),
@@ -99,19 +101,30 @@ def test_a_command_prints_one_document(name, files, capsys):
 
 
 def test_a_sweep_prints_one_document(files, capsys):
-    done = run_fpatch("sweep", "sweep.toml", "--json", cwd=Path(files["folder"]))
-    assert done.returncode == 0, done.stderr
-    begun = json.loads(done.stdout)
-    assert [t["status"] for t in begun["trials"]] == ["finished", "finished"]
-    assert "finished" in done.stderr
-    sweep = str(Path(files["folder"], begun["sweep"]))
-    _, found = document(capsys, "sweep", "status", sweep)
-    assert found["trials"] == begun["trials"]
+    plan = load_plan(f"{files['folder']}/sweep.toml")
+    journal = Journal.create(files["folder"], "lamp", plan.config)
+    for name, value in (("0000", 0.25), ("0001", 0.75)):
+        journal.add(Trial(name, {"optimizer.learning_rate": value}, seed=1))
+        journal.add_point(name, Point(4, value, float("nan")))
+        journal.add_outcome(name, Outcome("finished", 0.0, 0.0))
+    sweep = str(journal.folder)
+    _, status = document(capsys, "sweep", "status", sweep)
+    assert [(t["trial"], t["status"], t["value"], t["error"]) for t in status["trials"]] == [
+        ("0000", "finished", 0.25, None), ("0001", "finished", 0.75, None),
+    ]  # fmt: skip
     _, best = document(capsys, "sweep", "best", sweep)
-    assert best["trial"] in [t["trial"] for t in begun["trials"]]
+    assert (best["trial"], best["settings"]) == ("0001", {"optimizer.learning_rate": 0.75})
     assert main(["sweep", "export", sweep, "--json"]) == 0
     exported = json.loads(capsys.readouterr().out)["study"]
-    assert exported["optimizer"]["learning_rate"] == best["settings"]["optimizer.learning_rate"]
+    assert exported["optimizer"]["learning_rate"] == 0.75
+
+
+@pytest.mark.slow
+def test_a_sweep_that_runs_prints_one_document(files):
+    done = run_fpatch("sweep", "sweep.toml", "--json", cwd=Path(files["folder"]))
+    assert done.returncode == 0, done.stderr
+    assert [t["status"] for t in json.loads(done.stdout)["trials"]] == ["finished", "finished"]
+    assert "finished" in done.stderr
 
 
 def test_wrong_input_prints_no_document(files, capsys):
