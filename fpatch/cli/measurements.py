@@ -138,7 +138,8 @@ def _add_analyze(commands: Any) -> None:
         "A random forest learns the metric from the sampled values (angles, stops and so on) and predicts it "
         "for held-out images. The score is the share of variance that it predicts: if that may be 0, the "
         "importances mean nothing. The importance of a column is the score lost when that column is "
-        "shuffled. figures/scatter.html opens in any browser, offline; figures/training.gif shows the "
+        "shuffled. figures/scatter.html (with another table or metric in its name) opens in any browser, "
+        "offline; figures/training.gif shows the "
         "patch at every checkpoint.",
         (
             "analyze runs/20260101-120000-study",
@@ -305,13 +306,15 @@ def _analyze(options: argparse.Namespace) -> Answer:
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation.conditions import make_patches
     from fpatch.runs.checks import warn_of_inputs
+    from fpatch.runs.naming import scatter_name
     from fpatch.runs.opening import open_run, study_of_table
 
     run, study = open_run(options.run_folder, data_root=options.data_root)
     table = run.load_table(options.table)
     measured = study_of_table(run, study, options.table, data_root=options.data_root)
     warn_of_inputs(run, study, table=options.table, own_data=measured.own_data)
-    metric = options.metric or f"{study.evaluate.metric}/delta"
+    usual = f"{study.evaluate.metric}/delta"
+    metric = options.metric or usual
     first = result = None
     try:
         result = analysis.permutation_importance(table, metric)
@@ -322,7 +325,7 @@ def _analyze(options: argparse.Namespace) -> Answer:
         console.print(
             importance_table(f"{options.table}{_measured_step(run, options.table)}, {metric}", result)
         )
-    page, animation = run.path("figures/scatter.html"), run.path("figures/training.gif")
+    page = f"figures/{scatter_name(options.table, None if metric == usual else metric)}.html"
     pipeline = study.pipeline.at("test")
 
     def decode(params: "Params") -> "dict[str, Tensor]":
@@ -334,7 +337,7 @@ def _analyze(options: argparse.Namespace) -> Answer:
     paths = {int(i): root / p for i, p in zip(table["image_id"], table["path"], strict=True)}
     images = {i: str(path) for i, path in paths.items() if path.is_file()}
     with run.locked():
-        analysis.scatter(table, page, x=first, y=metric, images=images)
-        viz.animate(run.folder, animation, decode)
+        analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
+        viz.animate(run.folder, run.path("figures/training.gif"), decode)
     facts = {"run": str(run.folder), "table": options.table, "metric": metric, "importances": result}
-    return Answer(0, {**facts, "files": _say_files(run, "figures/scatter.html", "figures/training.gif")})
+    return Answer(0, {**facts, "files": _say_files(run, page, "figures/training.gif")})

@@ -91,6 +91,18 @@ def transfer_name(
     return f"transfer-{runs}" if table == "test" else f"transfer-{table}-{runs}"
 
 
+def scatter_name(table: str, metric: str | None) -> str:
+    """Return the name of a scatter plot of a table, by a metric that is not the study's own.
+
+    Example:
+        >>> from fpatch.runs.naming import scatter_name
+        >>> scatter_name("test", None), scatter_name("test-last", "best_score/delta/noise")
+        ('scatter', 'scatter-test-last-best_score-delta-noise')
+    """
+    parts = ["scatter", *([table] if table != "test" else []), *([metric] if metric else [])]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts))
+
+
 def warn_of_replaced(run: Run, table: str, facts: Mapping[str, Any]) -> None:
     """Say which table a measurement replaces, if that shows another patch or was made from other inputs."""
     if not (run.folder / f"tables/{table}.json").is_file():

@@ -143,6 +143,8 @@ class Places:
         """Return the settings of a table, by dotted name, with absolute paths of the files that are here."""
 
         def found(name: str, value: Any) -> Any:
+            if isinstance(value, str) and name == "data.root":
+                return self.find_root(value, "")
             if isinstance(value, str) and is_place(name):
                 return self.find(value)
             if isinstance(value, Mapping):
