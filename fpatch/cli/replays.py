@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpatch.cli.answers import Answer, describe_replay
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number
+from fpatch.cli.options import add_command, read_number, take_data_root
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,7 @@ def add(commands: Any) -> None:
             "replay RUN --rows 3 --out seen --set camera/exposure/stops=-2",
             "replay RUN --step 100",
         ),
+        "with --verify: something is not as recorded",
     )
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
     replay.add_argument(
@@ -44,6 +46,7 @@ def add(commands: Any) -> None:
         help="what if: e.g. camera/exposure/stops=-2; true and false are 1 and 0; may be repeated",
     )  # fmt: skip
     replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
+    take_data_root(replay)
     replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify",
@@ -52,7 +55,7 @@ def add(commands: Any) -> None:
     )
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _replay(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_run
 
     if options.step is not None:
@@ -71,22 +74,29 @@ def _replay(options: argparse.Namespace) -> int:
     arguments = (options.run_folder, _read_slice(options.rows), options.table or "test")
     on_block = write if options.out else None
     if options.verify and not edits:
-        return _verify(arguments, on_block, written)
+        return _verify(arguments, on_block, written, options.data_root)
     with progress_bars() as on_progress:
-        result, environment = replay_run(*arguments, on_progress, edits=edits, on_block=on_block)
+        result, environment = replay_run(
+            *arguments, on_progress, edits=edits, on_block=on_block, data_root=options.data_root
+        )
     _say_environment(environment)
     _say_rows(result, written)
-    return 1 if result.differences and options.verify else 0
+    facts = {"run": options.run_folder, "table": arguments[2], "edits": edits, "environment": environment}
+    code = 1 if result.differences and options.verify else 0
+    return Answer(code, facts | describe_replay(result, written))
 
 
 def _verify(
-    arguments: "tuple[str, slice | None, str]", on_block: "OnBlock | None", written: list[Path]
-) -> int:
+    arguments: "tuple[str, slice | None, str]",
+    on_block: "OnBlock | None",
+    written: list[Path],
+    data_root: str | None,
+) -> Answer:
     """Verify the whole folder, and say what was checked, what was not, and every difference."""
     from fpatch.runs.verifying import verify_run
 
     with progress_bars() as on_progress:
-        found = verify_run(*arguments, on_progress, on_block=on_block)
+        found = verify_run(*arguments, on_progress, on_block=on_block, data_root=data_root)
     _say_environment(found.environment)
     for sentence in found.differences:
         say(f"different: {sentence}")
@@ -100,7 +110,17 @@ def _verify(
         console.print("rows 0 identical 0 different 0")
     else:
         _say_rows(found.replay, written)
-    return 0 if found.is_proved else 1
+    facts = {
+        "run": str(arguments[0]),
+        "table": arguments[2],
+        "is_proved": found.is_proved,
+        "folder": found.differences,
+        "checked": sorted(found.files.checked),
+        "unchecked": dict(sorted(found.files.unchecked.items())),
+        "unproven": found.unproven,
+        "environment": found.environment,
+    }
+    return Answer(0 if found.is_proved else 1, facts | describe_replay(found.replay, written))
 
 
 def _by_folder(files: Iterable[str]) -> dict[str, list[str]]:
@@ -135,19 +155,22 @@ def _say_rows(result: "Replay", written: Sequence[Path]) -> None:
     console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
 
 
-def _replay_step(options: argparse.Namespace) -> int:
+def _replay_step(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_step
 
     for name in ("rows", "table", "set", "out"):
         if getattr(options, name):
             raise ValueError(f"fpatch replay --step takes no --{name}, which is for evaluated rows")
-    again = replay_step(options.run_folder, options.step)
+    again = replay_step(options.run_folder, options.step, data_root=options.data_root)
     _say_environment(again.environment)
     console.print(f"update {again.step}, from the checkpoint of step {again.start}")
     for name, (logged, found) in again.scalars.items():
         mark = "identical" if repr(logged) == repr(found) else "DIFFERENT"
         say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
-    return 0 if again.identical or not options.verify else 1
+    facts = {"run": options.run_folder, "step": again.step, "start": again.start}
+    scalars = {n: {"logged": was, "rerun": now} for n, (was, now) in again.scalars.items()}
+    facts |= {"identical": again.identical, "environment": again.environment, "scalars": scalars}
+    return Answer(0 if again.identical or not options.verify else 1, facts)
 
 
 def _say_environment(differences: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from fpatch.data import Dataset
 from fpatch.evaluation.blocks import blocks, measure
 from fpatch.evaluation.columns import (
     ANSWER,
+    LABEL,
     goal_columns,
     is_finite_column,
     metric_names,
@@ -23,6 +24,7 @@ from fpatch.evaluation.columns import (
 )
 from fpatch.evaluation.conditions import Patches
 from fpatch.evaluation.evaluation import describe_rows
+from fpatch.evaluation.growing import Growing
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import from_columns, to_columns
@@ -96,8 +98,7 @@ def replay(
     chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)
     if outside := [int(r) for r in chosen if not 0 <= r < total]:
         raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
-    parts: list[dict[str, np.ndarray]] = []
-    done = [np.arange(0)]
+    columns, done = Growing(len(chosen)), Growing(len(chosen))
     differences: dict[int, list[str]] = {}
     largest = 0.0
     device = device_of(conditions)
@@ -118,14 +119,13 @@ def replay(
             for row, sentence, gap in compare(table, found, picked):
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
-            parts.append(found)
+            columns.add(found)
             if on_block is not None:
                 on_block(picked, results)
-        done.append(chosen[part])
+        done.add({"row": chosen[part]})
         if progress is not None:
             progress(part.stop, len(chosen))
-    merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
-    return Replay(np.concatenate(done), merged, differences, largest)
+    return Replay(done.columns().get("row", chosen), columns.columns(), differences, largest)
 
 
 def logged_rows(
@@ -171,14 +171,14 @@ def compare(
     """Yield each value that is not the logged one bit for bit: row, sentence, and numeric difference or 0."""
     results = [n for n in table if "/" in n and not n.startswith((_PREFIX, "key/", "grid/"))]
     results = [n for n in results if f"{ANSWER}/delta" not in n]
-    has_answers = any(ANSWER in n.split("/") for n in table)
+    known = {part for name in table for part in name.split("/")}
     for name in sorted(set(results) - set(columns)):
         yield from (
             (row, f"{name}: was logged, and is missing in the replay", 0.0) for row in picked.tolist()
         )
     for name, found in columns.items():
-        if ANSWER in name.split("/") and not has_answers:
-            continue  # an older version did not write what a detector calls the object
+        if {ANSWER, LABEL} & set(name.split("/")) - known:
+            continue  # an older version did not write the class of the object, or what a detector calls it
         if name not in table and is_finite_column(name) and not any(map(is_finite_column, table)):
             logged = np.ones_like(found)  # a table of an earlier version, where every row counts
         elif name not in table:

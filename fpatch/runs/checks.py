@@ -12,6 +12,7 @@ from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.places import to_relative
 from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
 from fpatch.runs.standing import find_damage
 from fpatch.runs.tables import table_damage
@@ -37,9 +38,11 @@ def check_study(run: Run, study: Study) -> list[str]:
     Raises:
         RunError: If another setting differs; the message gives its recorded and its present value.
     """
-    configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
-    before, here = (flatten(c) for c in configs)
-    different = [(n, before.get(n), here.get(n)) for n in {**before, **here} if before.get(n) != here.get(n)]
+    recorded, config = run.read_json("config.json"), json.loads(json.dumps(study.config))
+    before = flatten(to_relative(recorded, run.folder, start=run.folder))
+    here = flatten(to_relative(config, run.folder))
+    found = ((n, before.get(n), here.get(n)) for n in {**before, **here} if before.get(n) != here.get(n))
+    different = [entry for entry in found if not is_moved(*entry)]
     return _check_settings(run, different, "give the study of its config.json, or another folder")
 
 
@@ -59,7 +62,7 @@ def check_config(run: Run, accept: bool = False) -> list[str]:
         RunError: If another setting differs; the message gives its recorded and its present value.
     """
     config = run.read_json("config.json")
-    different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry[1:])]
+    different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry)]
     if accept:
         return [f"{name}: {was} was recorded, {now} is here" for name, was, now in different]
     way_out = f"restore config.json, or accept it: fpatch resume {run.folder} --from last"
@@ -133,14 +136,14 @@ def source_differences(run: Run, study: Study) -> list[str]:
 
 
 def input_differences(
-    run: Run, study: Study, dataset: TargetSet, splits: Sequence[str] | None = None
+    run: Run, study: Study, dataset: TargetSet | None, splits: Sequence[str] | None = None
 ) -> list[str]:
     """Compare everything that a measurement reads with the record of the run.
 
     Args:
         run: The run.
         study: The study of its config.
-        dataset: The data set that the study names.
+        dataset: The data set that the study names; None: it is not compared.
         splits: The splits whose images are read; None: all.
 
     Returns:
@@ -149,9 +152,9 @@ def input_differences(
     settings = [
         f"{name}: {was} was recorded, {now} is here"
         for name, was, now in changed_settings(run.folder, run.read_json("config.json"))
-        if name.partition(".")[0] not in _ELSEWHERE and not is_moved(was, now)
+        if name.partition(".")[0] not in _ELSEWHERE and not is_moved(name, was, now)
     ]
-    tables, images = _data_differences(run, study, dataset, splits)
+    tables, images = ([], []) if dataset is None else _data_differences(run, study, dataset, splits)
     paths = {"placements": study.data.placements, "objects": study.data.objects}
     changed = [f"data.{n}: {paths.get(n, 'the list')} is not the recorded one" for n in tables]
     sources = source_differences(run, study)
@@ -179,6 +182,8 @@ def warn_of_inputs(
     dataset: TargetSet | None = None,
     splits: Sequence[str] | None = None,
     table: str | None = None,
+    *,
+    own_data: bool = False,
 ) -> list[str]:
     """Warn about every difference between the inputs of a command and the record of the run.
 
@@ -188,6 +193,7 @@ def warn_of_inputs(
         dataset: The data set that the study names; None: it is opened, if that is possible.
         splits: The splits whose images are read; None: all.
         table: A table that is read.
+        own_data: The command reads other data than those of the run, which are not compared.
 
     Returns:
         A sentence for each difference.
@@ -196,7 +202,8 @@ def warn_of_inputs(
     with suppress(RunError):  # a broken checkpoint is an error where it is read
         said += find_damage(run)
     try:
-        said += input_differences(run, study, dataset or study.data.open(), splits)
+        compared = None if own_data else dataset or study.data.open()
+        said += input_differences(run, study, compared, splits)
     except (OSError, ValueError) as error:
         said += [*record_damage(run), f"the data cannot be read: {error}", *source_differences(run, study)]
     for what in _shorten(said):
