@@ -176,7 +176,9 @@ def _files_after(run: Run, header: Header) -> Iterator[Path]:
         name = manifest.name.removesuffix(".json")
         if (measured := _step_of(folder, name)) is not None and measured > step:
             for kind in ("tables", "figures"):
-                found = (folder / kind).glob(f"{name}.*"), (folder / kind).glob(f"{name}-effects.png")
+                found = [
+                    (folder / kind).glob(f"{name}{end}") for end in (".*", "-effects.png", "-classes.png")
+                ]
                 yield from (path for paths in found for path in paths)
 
 
