@@ -16,6 +16,7 @@ from fpatch.core.files import write_atomic
 from fpatch.data.images import to_pixels
 from fpatch.log.records import Records
 from fpatch.viz import style
+from fpatch.viz.names import clip_name
 
 _MAX_FRAMES = 60
 _ALL_FRAMES_MS, _LONGEST_FRAME_MS, _LAST_FRAME_MS = 6000, 500, 2000
@@ -156,12 +157,20 @@ def _draw_frame(patches: Mapping[str, np.ndarray], curves: list[_Curve], step: i
     canvas.text((_GAP_PX, _GAP_PX - 4), f"step {step} of {last}", fill=_INK, font=style.pillow_font(20))
     left = _GAP_PX
     for name, picture in enlarged.items():
-        canvas.text((left, top), name, fill=_INK, font=style.pillow_font(14))
+        canvas.text((left, top), _fit(name, picture.width), fill=_INK, font=style.pillow_font(14))
         frame.paste(picture, (left, top + _LINE_PX))
         left += picture.width + _GAP_PX
     for i, curve in enumerate(curves):
         frame.paste(_draw_chart(curve, step, last), (left, top + i * (chart_height + _GAP_PX)))
     return frame
+
+
+def _fit(name: str, width: int) -> str:
+    """Clip a name to the width of its patch, and of the gap beside it."""
+    letters = len(name)
+    while letters > 5 and style.pillow_font(14).getlength(clip_name(name, letters)) > width + _GAP_PX - 6:
+        letters -= 1
+    return clip_name(name, letters)
 
 
 def _enlarge(pixels: np.ndarray) -> Image.Image:

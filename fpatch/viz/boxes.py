@@ -11,7 +11,7 @@ from torch import Tensor
 from fpatch.core.names import label
 from fpatch.viz import style
 from fpatch.viz._labels import Label, corners_at, place_labels
-from fpatch.viz.names import clip_name
+from fpatch.viz.names import clip_name, wrap_name
 
 _BOX, _QUAD, _PANEL_IN = style.TRUTH, style.FOUND, 2.6
 
@@ -22,6 +22,7 @@ def plot_boxes(
     class_names: Sequence[str] = (),
     patch_names: Sequence[str] = (),
     columns: int = 4,
+    title: str = "",
 ) -> None:
     """Save a figure of a batch: valid boxes in blue and valid quads in orange, each with its name.
 
@@ -35,6 +36,7 @@ def plot_boxes(
         class_names: Names by label; labels without a name are shown as numbers.
         patch_names: Names by `quad_patch`; likewise.
         columns: The most images in a row.
+        title: The lines above all images.
 
     Raises:
         ImportError: If the extra `plot` is not installed.
@@ -54,7 +56,9 @@ def plot_boxes(
     images = (batch["image"] if "image" in batch else batch["scene"]).detach().cpu().clamp(0, 1)
     columns = min(columns, len(images))
     rows, aspect = math.ceil(len(images) / columns), images.shape[2] / images.shape[3]
-    size = _PANEL_IN * columns, (_PANEL_IN * aspect + 0.25) * rows
+    lines = [line for text in title.split("\n") for line in wrap_name(text, int(columns * 36)).split("\n")]
+    above = 0.14 * len(lines) + 0.1 if title else 0.0
+    size = _PANEL_IN * columns, (_PANEL_IN * aspect + 0.25) * rows + above
     with style.figure("figures of boxes", *size) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
@@ -63,6 +67,8 @@ def plot_boxes(
             (axis, _draw_image(axis, image, batch, class_names, patch_names, i))
             for i, (axis, image) in enumerate(zip(axes, images, strict=False))
         ]
+        if title:
+            figure.suptitle(label("\n".join(lines)), fontsize=7.5, fontweight="normal")
         figure.set_dpi(style.DPI)
         figure.draw_without_rendering()  # the sizes of labels are known now
         for axis, labels in written:
