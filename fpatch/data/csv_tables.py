@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpatch.core.checks import nearest
+from fpatch.core.files import beneath
 from fpatch.data.decoding import read_size
 
 CORNER_COLUMNS = ("ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly")
@@ -124,6 +125,12 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if "label" not in table.text:
         raise ValueError(f"{path}, line 1: column 'label' is missing ({nearest('label', table.header)})")
     return tuple(dict.fromkeys(filter(None, table.text["label"])))
+
+
+def _image_file(root: Path, name: str) -> Path:
+    """Return the file of an image; one of an absolute path that is not there is looked for in `root`."""
+    path = Path(os.path.normpath(root / name))
+    return next(beneath(root, name), path) if Path(name).is_absolute() and not path.exists() else path
 
 
 def file_identity(path: Path) -> tuple[int, int] | str:
@@ -249,16 +256,26 @@ class _Table:
         first: dict[Path, int] = {}
         for row, name in enumerate(self.text["image"]):
             if name not in files:
-                path = Path(os.path.normpath(root / name))
+                path = _image_file(root, name)
                 files[name] = one.setdefault(file_identity(path), path)
                 first.setdefault(files[name], row)
         first.pop(Path(os.path.normpath(root)), None)  # an empty cell
-        sizes_hw = {}
+        sizes_hw, missing = {}, []
         for image, row in first.items():
             try:
                 sizes_hw[image] = known[image] if image in known else read_size(image)
+            except FileNotFoundError as error:
+                missing.append((row, str(error)))
             except (OSError, ValueError) as error:
                 self.add(row, "image", str(error))
+        if len(missing) == len(first) > 1:
+            where = "; correct the column 'image', or set data.root to their folder"
+            raise FileNotFoundError(
+                f"{self.path}: none of its {len(missing)} images is there; no such image as the first, "
+                f"{next(iter(first))}{where}"
+            )
+        for row, problem in missing:
+            self.add(row, "image", problem)
         return [files[name] for name in self.text["image"]], sizes_hw
 
     def check_repeats(self, images: Sequence[Path], name: str, values: NDArray[np.float64]) -> None:
