@@ -141,7 +141,7 @@ def test_the_run_is_analyzed(old, capsys):
     """Four photographs are too few for importances; the figures need no more."""
     assert main(["analyze", str(old / "run"), "--metric", "best_score/delta/noise"]) == 0
     printed = capsys.readouterr().out
-    for name in ("scatter.html", "training.gif"):
+    for name in ("scatter-best_score-delta-noise.html", "training.gif"):
         assert f"{old / 'run/figures' / name}" in printed
         assert (old / "run/figures" / name).stat().st_size > 1000
 

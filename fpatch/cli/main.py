@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.cli import measurements, replays, studies, sweeps
-from fpatch.cli.console import show_warnings
+from fpatch.cli.answers import to_document
+from fpatch.cli.console import console, show_warnings
 from fpatch.cli.portable import must_start_again, run_again
 from fpatch.core.names import show
 from fpatch.core.version import __version__
@@ -39,12 +40,13 @@ search settings:
   fpatch sweep study.toml --sweep.num_trials 24
   fpatch sweep resume runs/20260101-120000-study-sweep
 
-fpatch COMMAND --help shows the options of a command.
+fpatch COMMAND --help shows the options of a command. With --json a command prints one JSON document, and
+all else on standard error.
 A study is like a script: its ids may import modules from the working folder. A run folder runs no code.
 Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 130 stopped.
 """
 
-_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate")
+_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate", "grid", "transfer")
 _ON_RUNS = ("evaluate", "grid", "transfer", "replay", "resume", "analyze")
 """Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
@@ -65,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if must_start_again(options):
             return run_again(given)
         with _modules_of_a_study() if words[0] not in _WITHOUT_STUDY else nullcontext():
-            return options.run(options)
+            console.stderr = options.json
+            answer = options.run(options)
+            if options.json and answer.facts:
+                print(to_document(answer.facts), end="")
+            return answer.code
     except KeyboardInterrupt as stop:
         print(show("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())])), file=sys.stderr)
         return 130

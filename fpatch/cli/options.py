@@ -2,9 +2,17 @@
 
 import argparse
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from fpatch.cli.answers import Answer
+
+MEASURED = (
+    "Settings of [evaluate], of [data], of metrics, --seed and --device are options by their dotted names: "
+    "--evaluate.num_draws 4, --evaluate.controls.poster poster.png, --data.objects other.csv, --data.test "
+    "night, --pipeline.hit.goal stop. Results are named after them, and replace no others."
+)
 OVERRIDES = (
     "Every setting of the study is an option by its dotted name, with a TOML value: "
     "--optimizer.learning_rate 0.1, --pipeline.camera/exposure.stops '[-1, 1]', "
@@ -21,27 +29,40 @@ class Paragraphs(argparse.HelpFormatter):
 
 
 def add_command(
-    commands: Any, name: str, run: Any, help: str, more: str = "", examples: Sequence[str] = ()
+    commands: Any,
+    name: str,
+    run: "Callable[[argparse.Namespace], Answer]",
+    help: str,
+    more: str = "",
+    examples: Sequence[str] = (),
+    found: str = "",
 ) -> argparse.ArgumentParser:
     """Register a command.
 
     Args:
         commands: The subparsers of the command line.
         name: The name of the command.
-        run: A function of the parsed options; it returns the exit code.
+        run: A function of the parsed options; it returns the exit code and the facts for `--json`.
         help: One line, in lower case.
         more: A paragraph below the options.
-        examples: Whole commands, shown last.
+        examples: Whole commands, shown below it.
+        found: The meaning of exit code 1, if the command can end with it.
     """
+    codes = ", ".join(
+        ["exit codes: 0 done", *([f"1 {found}"] if found else []), "2 wrong input, 130 stopped"]
+    )
     shown = "\n".join(["examples:", *(f"  fpatch {example}" for example in examples)])
     parser = commands.add_parser(
         name,
         help=help,
         description=f"{help[0].upper()}{help[1:]}.",
-        epilog="\n\n".join(filter(None, [more, shown if examples else ""])),
+        epilog="\n\n".join(filter(None, [more, shown if examples else "", codes])),
         formatter_class=Paragraphs,
     )
     parser.set_defaults(run=run)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document, and all else on standard error"
+    )
     return parser
 
 

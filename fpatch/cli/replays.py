@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpatch.cli.answers import Answer, describe_replay
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import add_command, read_number, take_data_root
 
@@ -33,6 +34,7 @@ def add(commands: Any) -> None:
             "replay RUN --rows 3 --out seen --set camera/exposure/stops=-2",
             "replay RUN --step 100",
         ),
+        "with --verify: something is not as recorded",
     )
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
     replay.add_argument(
@@ -53,7 +55,7 @@ def add(commands: Any) -> None:
     )
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _replay(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_run
 
     if options.step is not None:
@@ -79,7 +81,9 @@ def _replay(options: argparse.Namespace) -> int:
         )
     _say_environment(environment)
     _say_rows(result, written)
-    return 1 if result.differences and options.verify else 0
+    facts = {"run": options.run_folder, "table": arguments[2], "edits": edits, "environment": environment}
+    code = 1 if result.differences and options.verify else 0
+    return Answer(code, facts | describe_replay(result, written))
 
 
 def _verify(
@@ -87,7 +91,7 @@ def _verify(
     on_block: "OnBlock | None",
     written: list[Path],
     data_root: str | None,
-) -> int:
+) -> Answer:
     """Verify the whole folder, and say what was checked, what was not, and every difference."""
     from fpatch.runs.verifying import verify_run
 
@@ -106,7 +110,17 @@ def _verify(
         console.print("rows 0 identical 0 different 0")
     else:
         _say_rows(found.replay, written)
-    return 0 if found.is_proved else 1
+    facts = {
+        "run": str(arguments[0]),
+        "table": arguments[2],
+        "is_proved": found.is_proved,
+        "folder": found.differences,
+        "checked": sorted(found.files.checked),
+        "unchecked": dict(sorted(found.files.unchecked.items())),
+        "unproven": found.unproven,
+        "environment": found.environment,
+    }
+    return Answer(0 if found.is_proved else 1, facts | describe_replay(found.replay, written))
 
 
 def _by_folder(files: Iterable[str]) -> dict[str, list[str]]:
@@ -141,7 +155,7 @@ def _say_rows(result: "Replay", written: Sequence[Path]) -> None:
     console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
 
 
-def _replay_step(options: argparse.Namespace) -> int:
+def _replay_step(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_step
 
     for name in ("rows", "table", "set", "out"):
@@ -153,7 +167,10 @@ def _replay_step(options: argparse.Namespace) -> int:
     for name, (logged, found) in again.scalars.items():
         mark = "identical" if repr(logged) == repr(found) else "DIFFERENT"
         say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
-    return 0 if again.identical or not options.verify else 1
+    facts = {"run": options.run_folder, "step": again.step, "start": again.start}
+    scalars = {n: {"logged": was, "rerun": now} for n, (was, now) in again.scalars.items()}
+    facts |= {"identical": again.identical, "environment": again.environment, "scalars": scalars}
+    return Answer(0 if again.identical or not options.verify else 1, facts)
 
 
 def _say_environment(differences: Sequence[str]) -> None:

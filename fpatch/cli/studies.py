@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpatch.cli.answers import Answer, describe_run, describe_victim
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
 from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow
-from fpatch.core.names import show
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
@@ -57,9 +57,9 @@ def _add_doctor(commands: Any) -> None:
         _doctor,
         "find out why a patch would not learn: follow one batch and its gradient through every stage",
         "It also prints how good the victim is without a patch, by class and split: from 256 images of each "
-        "split, or from as many as it answers in 15 seconds. Exit code 1 if the patch could not learn or not "
-        f"be measured, 0 with warnings at most. {OVERRIDES}",
+        f"split, or from as many as it answers in 15 seconds. {OVERRIDES}",
         ("doctor study.toml", "doctor study.toml --rows 64 --optimizer.learning_rate 0.01"),
+        "the patch could not learn, or not be measured",
     )
     doctor.add_argument("config", metavar="CONFIG.toml", help="the study")
     doctor.add_argument(
@@ -99,14 +99,16 @@ def _add_resume(commands: Any) -> None:
     )  # fmt: skip
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace) -> Answer:
     from fpatch.cli.demo import run_demo
 
-    run_demo(Path(options.runs), quick=options.quick, mlflow=options.mlflow_uri or True, seed=options.seed)
-    return 0
+    found = run_demo(
+        Path(options.runs), quick=options.quick, mlflow=options.mlflow_uri or True, seed=options.seed
+    )
+    return Answer(0, {"victims": [describe_victim(result) for result in found]})
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> Answer:
     from fpatch.runs.training import train
     from fpatch.runtime.parallel import joined
     from fpatch.study.config import load_study
@@ -117,10 +119,10 @@ def _train(options: argparse.Namespace) -> int:
         run = train(study, on_progress)
         if not ranks.rank:
             _say_where(run)
-    return 0
+    return Answer(0, {} if ranks.rank else describe_run(run))
 
 
-def _resume(options: argparse.Namespace) -> int:
+def _resume(options: argparse.Namespace) -> Answer:
     from fpatch.runs.folder import Run
     from fpatch.runs.training import resume
     from fpatch.runtime.parallel import joined
@@ -133,29 +135,32 @@ def _resume(options: argparse.Namespace) -> int:
         )  # fmt: skip
         if not ranks.rank:
             _say_where(run)
-    return 0
+    return Answer(0, {} if ranks.rank else describe_run(run))
 
 
-def _describe(options: argparse.Namespace) -> int:
+def _describe(options: argparse.Namespace) -> Answer:
     from fpatch.study.config import load_study
     from fpatch.study.setup import make_objective
 
     loaded = load_study(options.config, options.overrides)
     make_objective(loaded)  # names that nothing writes are wrong here already
     pipeline = loaded.pipeline if options.phase is None else loaded.pipeline.at(options.phase)
+    stages = {path: str(pipeline[path].stage) for path in pipeline}
+    facts = {"name": loaded.name, "seed": loaded.seed, "stages": stages, "needs": list(pipeline.required())}
+    facts |= {"config": loaded.config}
     if options.mermaid:
-        print(show(pipeline.mermaid()))
-        return 0
+        say(pipeline.mermaid())
+        return Answer(0, facts | {"mermaid": pipeline.mermaid()})
     console.print(loaded.name, style="bold", end="")
     console.print(f", seed {loaded.seed}")
     say(pipeline.describe())
     say(f"needs in a batch: {', '.join(pipeline.required())}")
     weights = ", ".join(f"{w:g} x {n}" for n, w in loaded.objective.weights.items())
     say(f"minimizes {weights}; {loaded.optimizer}; {loaded.train}")
-    return 0
+    return Answer(0, facts)
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> Answer:
     from fpatch.doctor.examine import examine
     from fpatch.study.config import load_study
 
@@ -174,7 +179,8 @@ def _doctor(options: argparse.Namespace) -> int:
         console.print(f"the patch can learn; {count} warning{'' if count == 1 else 's'}")
     else:
         console.print("the patch could not learn, or not be measured")
-    return 0 if diagnosis.can_learn else 1
+    facts = {"can_learn": diagnosis.can_learn, **diagnosis._asdict()}
+    return Answer(0 if diagnosis.can_learn else 1, facts)
 
 
 def _say_where(run: "Run") -> None:

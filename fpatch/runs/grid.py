@@ -22,9 +22,10 @@ from fpatch.evaluation.rates import Success, axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
-from fpatch.runs.evaluating import Trained, load_trained, table_name
+from fpatch.runs.evaluating import Trained, load_trained
 from fpatch.runs.figures import make_figure
 from fpatch.runs.folder import Run
+from fpatch.runs.naming import grid_name, warn_of_replaced
 from fpatch.runs.tables import record_files
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
@@ -41,13 +42,14 @@ def evaluate_grid_run(
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
     *,
+    settings: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
 ) -> tuple[Run, list[Cell]]:
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
 
-    `tables/<split>-grid` can be replayed like any other table. `figures/<split>-grid.png` holds heat maps of
-    all pairs of axes, each beside a map of the difference from noise, or curves for one axis.
-    `figures/<split>-grid-cells.png` holds images of the weakest and strongest cells.
+    `tables/<name>` can be replayed like any other table. `figures/<name>.png` holds heat maps of all pairs of
+    axes, each beside a map of the difference from noise, or curves for one axis. `figures/<name>-cells.png`
+    holds images of the weakest and strongest cells. The name is that of `fpatch.runs.naming.grid_name`.
 
     Args:
         folder: The run folder.
@@ -56,9 +58,10 @@ def evaluate_grid_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        settings: As for `evaluate_run`.
         data_root: As for `evaluate_run`.
     """
-    with load_trained(folder, split, checkpoint, resources, data_root=data_root) as trained:
+    with load_trained(folder, split, checkpoint, resources, settings, data_root) as trained:
         run, study = trained.run, trained.study
         key = evaluation_key(study, split)
         made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
@@ -73,10 +76,11 @@ def evaluate_grid_run(
             conditions={name: made[name] for name in (PATCH, NONE, "noise")},
             progress=lambda done, total: on_progress(f"grid ({split})", done, total, ""),
         )
-        name = f"{table_name(split, checkpoint)}-grid"
+        name = grid_name(split, checkpoint, grid, trained.settings)
         cells = cells_of(result.table, study.evaluate.metric)
         with run.locked():
             facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
+            warn_of_replaced(run, name, facts)
             run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
             _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
             run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))

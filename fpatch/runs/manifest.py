@@ -23,7 +23,7 @@ _UNRECORDED: tuple[tuple[str, str], ...] = (
     ("aside/", "moved aside by a resume"),
     ("mlflow.json", "what MLflow has received"),
     (".lock", "empty; held while a process writes"),
-    ("figures/scatter.html", "drawn from a table by fpatch analyze"),
+    ("figures/scatter", "drawn from a table by fpatch analyze"),
     ("figures/training.gif", "drawn from the checkpoints by fpatch analyze"),
 )
 

@@ -89,7 +89,8 @@ def replay_run(
     """
     run, study = open_run(folder, resources, data_root)
     logged, recorded = run.load_table(table), run.load_execution(table)
-    study = study_of_table(run, study, table, resources, data_root)
+    measured = study_of_table(run, study, table, resources, data_root)
+    study = measured.study
     with named_places():
         split, every = table.partition("-")[0], study.data.open()
     dataset = every.split(split_name(study, split))
@@ -98,7 +99,7 @@ def replay_run(
         raise ValueError(
             f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
-    warn_of_inputs(run, study, every, [split_name(study, split)], table)
+    warn_of_inputs(run, study, every, [split_name(study, split)], table, own_data=measured.own_data)
     with recorded_execution(recorded, study) as differences:
         result = replay(
             study.placed.at(split),

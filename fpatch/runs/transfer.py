@@ -1,5 +1,6 @@
 """Transfer between runs: the patch of every run against the victim of every other."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,8 @@ from fpatch.runs.evaluating import load_trained
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_heat_maps
 
+_logger = logging.getLogger(__name__)
+
 
 def transfer_runs(
     folders: Sequence[str | Path],
@@ -30,6 +33,7 @@ def transfer_runs(
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
     *,
+    settings: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
 ) -> Transfer:
     """Measure the patch of every run on the victim of every run, by the names of their folders.
@@ -41,6 +45,7 @@ def transfer_runs(
         checkpoint: The name of a checkpoint in every run.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipelines.
+        settings: As for `evaluate_run`, of all runs.
         data_root: As for `evaluate_run`, of all runs.
 
     Raises:
@@ -63,7 +68,7 @@ def transfer_runs(
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
     with ExitStack() as opened:
         found = [
-            opened.enter_context(load_trained(folder, split, checkpoint, resources, data_root=data_root))
+            opened.enter_context(load_trained(folder, split, checkpoint, resources, settings, data_root))
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))
@@ -105,13 +110,7 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = {
-        name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
-        | ({"warnings": found.warnings[name]} if name in found.warnings else {})
-        | ({"steps": found.steps} if found.steps else {})
-        for name, rates in found.rates.items()
-    }
-    names = list(found.rates)
+    numbers, names = transfer_facts(found), list(found.rates)
     conditions = list(found.rates[names[0]])
     panel = HeatMap(
         ("measured on", [*map(label, names)]),
@@ -119,9 +118,21 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
         [[found.rates[name][condition] for name in names] for condition in conditions],
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
+    if files[0].is_file() and files[0].read_bytes() != to_json(numbers):
+        _logger.warning("%s: other numbers are replaced", files[0])
     write_atomic(files[0], to_json(numbers))
     plot_heat_maps(files[1], [panel], axis_label(found.goal))
     return files
+
+
+def transfer_facts(found: Transfer) -> dict[str, Any]:
+    """Return the rates on every victim as JSON values."""
+    return {
+        name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
+        | ({"warnings": found.warnings[name]} if name in found.warnings else {})
+        | ({"steps": found.steps} if found.steps else {})
+        for name, rates in found.rates.items()
+    }
 
 
 def _describe_data(dataset: TargetSet) -> tuple[Any, ...]:

@@ -158,6 +158,12 @@ def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mappi
         nodes[path]["writes"] = {own: f"{min(groups)}{own}" for own in writes}
 
 
+_OF_TRAINING: dict[str, tuple[str, ...]] = {
+    "evaluate": ("every", "best"), "data": ("train", "patches"), "seed": (), "device": (),
+}  # fmt: skip
+"""The settings of each section that only training reads; none of other sections is of a measurement."""
+
+
 def measure_otherwise(
     study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None
 ) -> Study:
@@ -165,8 +171,9 @@ def measure_otherwise(
 
     Args:
         study: The study to vary; it stays as it is.
-        settings: Values by dotted name, of `evaluate` or of nodes that do not train the patch: metrics, and
-            nodes that are not alive in training.
+        settings: Values by dotted name: of `evaluate`; of `data`, but for the training split and the patches;
+            of nodes that do not train the patch, which are metrics, and nodes that are not alive in
+            training; `seed`, which draws other samples; and `device`.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
@@ -185,11 +192,11 @@ def measure_otherwise(
         section, path, *_ = f"{name}.".split(".")
         nodes = [p[path] for p in (study.pipeline, varied.pipeline) if path in p]
         measures = all(n.stage.definition.role == "metric" or not n.alive("train") for n in nodes)
-        of_evaluation = section == "evaluate" and path not in ("every", "best")
-        if not of_evaluation and not (section == "pipeline" and measures):
+        trains = _OF_TRAINING.get(section)
+        if not (trains is not None and path not in trains) and not (section == "pipeline" and measures):
             raise ValueError(
-                f"--{name}: the patch was trained with this setting; an evaluation takes those of [evaluate] "
-                "and of metrics, or train again"
+                f"--{name}: the patch was trained with this setting; a measurement takes those of [evaluate] "
+                "and [data], of metrics, seed and device; or train again"
             )
     return varied
 

@@ -19,7 +19,7 @@ def test_memory_is_flat():
         [sys.executable, growth_of_memory.__file__], capture_output=True, text=True, check=True
     )
     for what, grown in zip(("evaluation", "replay"), map(float, found.stdout.split()), strict=True):
-        assert grown < 0.1 * IMAGE, f"{what}: {grown:.0f} bytes per row, an image has {IMAGE}"
+        assert grown < 0.3 * IMAGE, f"{what}: {grown:.0f} bytes per row, an image has {IMAGE}"
 
 
 def test_columns_grow_as_they_are_joined():

@@ -12,7 +12,7 @@ from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import define, deterministic
 
-SIDE, ROWS = 128, 512
+SIDE, ROWS = 128, 320
 IMAGE = 3 * SIDE * SIDE * 4
 """Bytes of an image of floats."""
 

@@ -23,6 +23,7 @@ from fpatch.core.files import AppendFile, write_atomic
 from fpatch.core.version import __version__
 from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import LockedError, RunError, lock, new_folder
+from fpatch.runs.places import Places, to_relative
 from fpatch.tune.search.proposers import Observation
 
 FORMAT = 1
@@ -170,18 +171,31 @@ class Journal:
         return journal
 
     def replace_config(self, config: Mapping[str, Any]) -> None:
-        """Write `sweep.json`."""
-        facts = {"format": FORMAT, "fpatch": __version__, **config}
+        """Write `sweep.json`; paths of the study are recorded relative to the folder."""
+        facts = {"format": FORMAT, "fpatch": __version__, "folder": str(self.folder.resolve()), **config}
+        if isinstance(facts.get("study"), Mapping):
+            facts["study"] = to_relative(facts["study"], self.folder)
         write_atomic(self.folder / "sweep.json", _encode(facts))
 
     @property
     def config(self) -> dict[str, Any]:
-        """The JSON values in `sweep.json`."""
+        """The JSON values in `sweep.json`, with the paths of the files that are here."""
         path = self.folder / "sweep.json"
         try:
-            return json.loads(path.read_text("utf-8"))
+            config = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise RunError(f"{path} is broken ({error}); restore it, or start a new sweep") from error
+        return config | {"study": self._here(config)} if isinstance(config.get("study"), Mapping) else config
+
+    def _here(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recorded study with the paths of a folder that may have moved."""
+        made_in = config.get("folder")
+        study = Places(self.folder, made_in, None).config(config["study"], {})
+        if made_in is None or not isinstance(log := study.get("log"), Mapping):
+            return study
+        was, now = Path(made_in).parent, self.folder.resolve().parent
+        moved = {str(was): str(now), f"sqlite:///{was / 'mlflow.db'}": f"sqlite:///{now / 'mlflow.db'}"}
+        return study | {"log": {n: moved.get(v, v) if isinstance(v, str) else v for n, v in log.items()}}
 
     def run_folder(self, name: str) -> Path:
         """The run folder of a trial."""
