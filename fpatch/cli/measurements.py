@@ -41,7 +41,7 @@ def _add_evaluate(commands: Any) -> None:
         "Every image of the split is shown with the trained patch, without a patch, and with control patches "
         "(noise, a flat print, the patch's pixels shuffled), on the same samples. The command prints success "
         "rates with intervals. It writes into the run folder: tables/test.csv and .parquet, one row per "
-        "image and draw; tables/test.summary.json; figures/test.png and figures/test-effects.png. "
+        "image and draw; tables/test.summary.json; figures/test.png, test-effects.png and test-classes.png. "
         f"{MEASURED}",
         (
             "evaluate runs/20260101-120000-study --checkpoint last",
@@ -189,7 +189,9 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     if rate.value == rate.value:
         wished = num_photographs(rate.value, 0.1)
         console.print(f"for an interval of +-5 points: about {wished} images ({rate.photographs} here)")
-    files = _say_files(run, f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png")
+    figures = (f"figures/{table}{end}.png" for end in ("", "-effects", "-classes"))
+    drawn = [name for name in figures if (run.folder / name).is_file()]
+    files = _say_files(run, f"tables/{table}.csv", *drawn)
     return Answer(0, {"run": str(run.folder), "table": table, **facts, "files": files})
 
 

@@ -57,13 +57,19 @@ def _add_doctor(commands: Any) -> None:
         _doctor,
         "find out why a patch would not learn: follow one batch and its gradient through every stage",
         "It also prints how good the victim is without a patch, by class and split: from 256 images of each "
-        f"split, or from as many as it answers in 15 seconds. {OVERRIDES}",
+        "split, or from as many as it answers in 15 seconds. It leaves a picture of the placements. "
+        f"{OVERRIDES}",
         ("doctor study.toml", "doctor study.toml --rows 64 --optimizer.learning_rate 0.01"),
         "the patch could not learn, or not be measured",
     )
     doctor.add_argument("config", metavar="CONFIG.toml", help="the study")
     doctor.add_argument(
         "--rows", type=int, default=16, help="number of images in the batch that is followed (default: 16)"
+    )
+    doctor.add_argument(
+        "--picture",
+        metavar="FILE.png",
+        help="the picture of the placements (default: NAME-placements.png in the folder of runs)",
     )
 
 
@@ -162,14 +168,22 @@ def _describe(options: argparse.Namespace) -> Answer:
 
 def _doctor(options: argparse.Namespace) -> Answer:
     from fpatch.doctor.examine import examine
+    from fpatch.doctor.placement_figure import draw_placements
     from fpatch.study.config import load_study
 
-    diagnosis = examine(load_study(options.config, options.overrides), options.rows)
+    study = load_study(options.config, options.overrides)
+    diagnosis = examine(study, options.rows)
     if diagnosis.stages:
         console.print(stage_table(diagnosis))
     if diagnosis.clean:
         console.print(clean_table(diagnosis))
     say(f"training images: {diagnosis.rows}")
+    path = Path(options.picture or Path(study.log.runs, f"{study.name}-placements.png"))
+    try:
+        if draw_placements(path, study.data.open().split(study.data.train), diagnosis.sizes):
+            say(f"placements: {path}")
+    except (ImportError, OSError) as error:
+        say(f"no picture of the placements: {error}")
     for finding in diagnosis.findings:
         style = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.level]
         console.print(finding.level, style=style, end=" ")
