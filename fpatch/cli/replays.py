@@ -188,7 +188,9 @@ def _read_edit(text: str) -> tuple[str, float]:
     try:
         return path, read_number(path, typed)
     except ValueError:
-        raise ValueError(f"--set must be PATH=NUMBER, got {text!r:.120}") from None
+        raise ValueError(
+            f"--set must be PATH=NUMBER, such as camera/exposure/stops=-2, got {text!r:.120}"
+        ) from None
 
 
 def _read_slice(text: str | None) -> slice | None:

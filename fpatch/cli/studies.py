@@ -68,7 +68,7 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument("config", metavar="CONFIG.toml", help="the study")
     doctor.add_argument(
         "--rows",
-        type=whole(1),
+        type=whole(1, 10**6),
         default=16,
         help="number of images in the batch that is followed (default: 16)",
     )

@@ -151,7 +151,7 @@ def _read_truth(path: Path) -> tuple[list[Any], dict[Any, str], _Entries]:
     _refuse_twice(path, "categories", [i for i, _ in categories])
     _refuse_twice(path, "categories (by name)", [name for _, name in categories])
     if not images:
-        raise ValueError(f"{path}: there are no images")
+        raise ValueError(f"{path}: there are no images; list one at least, with its id")
     names = dict(categories)
     return images, names, _by_image(path, "annotations", data["annotations"], images, names, "iscrowd", 0)
 

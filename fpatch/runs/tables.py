@@ -121,6 +121,10 @@ def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
     conditions: dict[str, dict[str, Any]] = {}
     # the file sorts by name, but the last bit of a sum over patches depends on their order
     for path in read_json(folder / f"tables/{name}.json", "patches")["patches"]:
+        if path.count("/") < 2 or path not in tensors:
+            raise RunError(
+                f"{folder}/tables/{name}.json is broken (patches: no patch {path!r:.80}); restore it"
+            )
         condition, value, patch = path.split("/", 2)
         conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensors[path]
     return conditions

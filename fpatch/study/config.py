@@ -154,6 +154,8 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
 
 def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mapping[str, Any] | None) -> None:
     """Keep what a node writes in its group, in place, where other settings make it write other names."""
+    if not isinstance(nodes, Mapping) or not isinstance(nodes.get(path), Mapping):
+        return  # the build says what is wrong
     if path not in before or "writes" not in nodes[path] or before[path].stage.definition.declare is None:
         return
     groups = {name.removesuffix(own) for own, name in before[path].writes.items() if name.endswith(own)}

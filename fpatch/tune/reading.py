@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
+from fpatch.core.errors import in_file
 from fpatch.core.schema import to_toml
 from fpatch.runs.locks import RunError
 from fpatch.tune.folder.journal import Entry, Journal
@@ -30,7 +31,12 @@ def read_plan(journal: Journal, resources: Mapping[str, Any] | None = None) -> P
         >>> read_plan(journal).space.varied
         {'seed': Interval(low=0, high=9, log=False, integer=True)}
     """
-    return plan_from_config(journal.config, resources)
+    try:
+        return plan_from_config(journal.config, resources)
+    except RunError:
+        raise
+    except ValueError as error:
+        raise RunError(in_file(journal.folder / "sweep.json", error)) from error
 
 
 def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:

@@ -102,7 +102,7 @@ def test_what_if_another_value_had_been_sampled(trained, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--set", "stops"), "--set must be PATH=NUMBER, got 'stops'"),
+        (("--set", "stops"), "--set must be PATH=NUMBER, such as camera/exposure/stops=-2, got 'stops'"),
         (("--set", "camera/exposure/stop=1"), "no sampled value 'camera/exposure/stop'; did you mean"),
         (("--set", "camera/exposure/stops=nan"), "--set must be PATH=NUMBER"),
         (("--step", "1", "--out", "x"), "--step takes no --out, which is for evaluated rows"),

@@ -51,6 +51,8 @@ def load_profile(path: str | Path | None = None) -> UInt8[Tensor, " n"]:
     """
     file = files("fpatch.create") / "profiles/coated_tr006.icc" if path is None else Path(path)
     data = (check_file(file) if isinstance(file, Path) else file).read_bytes()
+    if (whole := int.from_bytes(data[:4], "big")) != len(data) and data[36:40] == b"acsp":
+        raise ValueError(f"it is no whole ICC profile: it has {len(data)} bytes of {whole}; copy it again")
     try:
         profile: Any = ImageCms.ImageCmsProfile(io.BytesIO(data)).profile
     except (OSError, ImageCms.PyCMSError) as error:

@@ -246,7 +246,7 @@ class Journal:
             raise RunError(f"{path}: its names must be numbers such as {name}; restore it")
         points: dict[int, Point] = {}  # a resumed trial evaluates some steps again: the last line wins
         with suppress(FileNotFoundError):
-            for line in self._path(name, "points.jsonl").read_text("utf-8").splitlines(keepends=True):
+            for line in self._lines(name):
                 if line.endswith("]\n"):  # else a kill cut the line off
                     point = _read_point(self._path(name, "points.jsonl"), line)
                     points[point.step] = point
@@ -258,6 +258,14 @@ class Journal:
     def entries(self) -> list[Entry]:
         """Read all trials, in order."""
         return [self.entry(name) for name in self.names()]
+
+    def _lines(self, name: str) -> list[str]:
+        """Read the lines of the evaluations of a trial."""
+        path = self._path(name, "points.jsonl")
+        try:
+            return read_text(path).splitlines(keepends=True)
+        except ValueError as error:
+            raise _broken(path, str(error).removeprefix(f"{path}: ")) from error
 
     @property
     def is_locked(self) -> bool:

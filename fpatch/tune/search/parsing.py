@@ -57,8 +57,8 @@ def parse_space(raw: Mapping[str, Any], *, toml: bool = False) -> Space:
             fixed[name] = value
         else:
             raise SpaceError(
-                f"space.{given}: expected a scalar, an interval or choices, got {value!r} "
-                f"({type(value).__name__}); give (low, high), a list, or one number, string or bool"
+                f"space.{given}: expected a scalar, an interval or choices, got {value!r}; "
+                "give (low, high), a list, or one number, string or bool"
             )
     if not varied:
         raise SpaceError("space: no setting varies; give at least one interval or choice")
