@@ -88,13 +88,14 @@ def evaluate_run(
         run.write_json(f"tables/{table}.summary.json", summary)
         log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
-            log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
+            log.revisit(trained.step)  # the numbers stand at the step of the patch
+            log.scalars(trained.step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)
-            log_stage_views(study, last_step, views, dataset.class_names, log, table)
+            log_stage_views(study, trained.step, views, dataset.class_names, log, table)
             run.write_image(f"figures/{table}.png", make_figure(study, views, dataset.class_names))
             figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(f"figures/{table}-effects.png", figure)
-            log.images(last_step, {f"{table}/largest and smallest effects": figure})
+            log.images(trained.step, {f"{table}/largest and smallest effects": figure})
             figures = (f"figures/{table}.png", f"figures/{table}-effects.png")
             record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])

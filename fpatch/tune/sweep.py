@@ -10,6 +10,8 @@ from fpatch.core.checks import nearest
 from fpatch.core.errors import in_file
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
+from fpatch.log.destinations import choose_experiment
+from fpatch.log.sinks import tracking_uri
 from fpatch.runs.locks import RunError
 from fpatch.study.config import assign, read_toml, study_from_config, vary
 from fpatch.study.study import Study
@@ -192,7 +194,8 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
     runs = Path(plan.study.log.runs).resolve()
     own = {"log.runs": str(runs)}
     if plan.study.log.mlflow is True:
-        own["log.mlflow"] = f"sqlite:///{runs / 'mlflow.db'}"
+        own["log.mlflow"] = tracking_uri(runs / "any", True)
+    own["log.experiment"] = choose_experiment(plan.study.log.experiment)
     plan = plan._replace(study=vary(plan.study, own, resources))
     remember_destinations(plan)
     return Journal.create(runs, plan.study.name, plan.config)
@@ -277,7 +280,8 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
             )
     if expected is None:
         return
-    own = {"log.runs": recorded.study.log.runs, "log.mlflow": recorded.study.log.mlflow}
+    log = recorded.study.log
+    own = {"log.runs": log.runs, "log.mlflow": log.mlflow, "log.experiment": log.experiment}
     expected = expected._replace(study=vary(expected.study, own))
     theirs, ours = flatten(expected.config), flatten(recorded.config)
     for name in [*ours, *theirs]:

@@ -30,6 +30,7 @@ from study_fixture import environment
 from fpatch.core.names import safe_name
 from fpatch.log import Records, open_log, records, tensorboard
 from fpatch.log import mlflow as mlflow_sink
+from fpatch.log.mlflow_client import make_database
 from fpatch.log.values import to_histogram, to_png
 
 STEPS = 8
@@ -533,7 +534,7 @@ def test_a_local_database_is_whole_or_absent(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mlflow, "MlflowClient", make_half)
     with pytest.raises(KeyboardInterrupt):
-        mlflow_sink._make_database(tmp_path / "mlflow.db")
+        make_database(tmp_path / "mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
 
