@@ -183,7 +183,7 @@ def _can_show_bars(on: Console) -> bool:
 
 
 @contextmanager
-def shown(on_progress: progress.Progress | None) -> "Iterator[progress.Progress]":
+def shown(on_progress: progress.Progress | None, lines: str | None = None) -> "Iterator[progress.Progress]":
     """Return a progress callback; None: bars or lines on standard error, as Python's users expect.
 
     Example:
@@ -196,5 +196,5 @@ def shown(on_progress: progress.Progress | None) -> "Iterator[progress.Progress]
     if on_progress is not None:
         yield on_progress
         return
-    with progress_bars(on=_make_console("stderr")) as made:
+    with progress_bars(lines, _make_console("stderr")) as made:
         yield made

@@ -132,8 +132,7 @@ class ActiveRun(NamedTuple):
 def find_active_run(uri: str) -> ActiveRun | None:
     """Return the user's active run in the store at a URI; say it if the run is in another store."""
     mlflow = sys.modules.get("mlflow")
-    active = mlflow.active_run() if hasattr(mlflow, "active_run") else None
-    if mlflow is None or active is None:
+    if mlflow is None or not hasattr(mlflow, "active_run") or (active := mlflow.active_run()) is None:
         return None
     if (theirs := mlflow.get_tracking_uri()) == uri:
         return ActiveRun(active.info.run_id, active.info.experiment_id)

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fpatch.core.display import shown
 from fpatch.core.files import digest
-from fpatch.core.progress import Progress, silent
+from fpatch.core.progress import Progress
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation.by_class import by_class
@@ -39,7 +40,7 @@ def evaluate_run(
     folder: str | Path,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    on_progress: Progress = silent,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
@@ -52,7 +53,7 @@ def evaluate_run(
         folder: The run folder.
         split: The split of the study's data.
         checkpoint: The name of a checkpoint.
-        on_progress: Called with the progress.
+        on_progress: Called with the progress; None: bars or lines on standard error.
         resources: Live objects by "path/setting" of the pipeline.
         settings: Other settings of this evaluation, by dotted name: those of `evaluate`, and of nodes that do
             not train the patch, such as a metric. The table is named after them.
@@ -76,7 +77,7 @@ def evaluate_run(
     """
     settings = settings or {}
     opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
-    with Run.open(folder).locked(), opened as trained:
+    with Run.open(folder).locked(), opened as trained, shown(on_progress) as on_progress:
         run, study, dataset = trained.run, trained.study, trained.dataset
         metric, table = study.evaluate.metric, table_name(split, checkpoint, settings)
         last_step = run.checkpoint_step("last")

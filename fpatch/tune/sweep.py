@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
+from fpatch.core.display import shown
 from fpatch.core.errors import in_file
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
@@ -34,7 +35,7 @@ def sweep(
     objective: str = "success/patch",
     mode: str = "max",
     *,
-    on_progress: Progress = lambda *_: None,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Journal:
@@ -46,7 +47,8 @@ def sweep(
             "int") are intervals; a list is a choice; see `fpatch.tune.parse_space`.
         objective: A scalar of the validation, taken from the last evaluation of a trial.
         mode: "max" or "min".
-        on_progress: Called with the progress of the sweep and of its trials.
+        on_progress: Called with the progress of the sweep and of its trials; None: bars or lines on standard
+            error.
         resources: Live objects by "path/setting" of the pipeline.
         **settings: Those of `fpatch.tune.Sweep`: num_trials, search, halving, cpus, gpus and so on.
 
@@ -147,12 +149,13 @@ def _make_tables(table: dict[str, Any], name: str) -> None:
         table = table[parent]
 
 
-def run_plan(plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None = None) -> Journal:
+def run_plan(plan: Plan, on_progress: Progress | None, resources: Mapping[str, Any] | None = None) -> Journal:
     """Check a plan, make its folder, and run it.
 
     Args:
         plan: The sweep.
-        on_progress: Called with the progress of the sweep and of its trials.
+        on_progress: Called with the progress of the sweep and of its trials; None: bars or lines on standard
+            error.
         resources: Live objects by "path/setting" of the pipeline.
 
     Returns:
@@ -203,7 +206,7 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
 
 def resume_sweep(
     folder: str | Path,
-    on_progress: Progress = lambda *_: None,
+    on_progress: Progress | None = None,
     *,
     plan: Plan | None = None,
     num_trials: int | None = None,
@@ -213,7 +216,8 @@ def resume_sweep(
 
     Args:
         folder: Folder of the sweep.
-        on_progress: Called with the progress of the sweep and of its trials.
+        on_progress: Called with the progress of the sweep and of its trials; None: bars or lines on standard
+            error.
         plan: The expected plan; a recorded plan that differs is an error. Settings of how the sweep runs
             (`num_trials`, `cpus`, `storage` and so on) are taken from it, and recorded.
         num_trials: New number of trials, which extends a finished sweep.
@@ -292,13 +296,16 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
             )
 
 
-def _run(journal: Journal, plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None) -> None:
+def _run(
+    journal: Journal, plan: Plan, on_progress: Progress | None, resources: Mapping[str, Any] | None
+) -> None:
     with ExitStack() as stack:
         stack.enter_context(journal.locked())
         if not plan.config.items() <= journal.config.items():
             journal.replace_config(plan.config)
         stack.enter_context(mirrored(journal, plan.sweep.storage))
-        log = SweepLog(journal, plan, on_progress)
+        show = stack.enter_context(shown(on_progress, lines="trial "))
+        log = SweepLog(journal, plan, show)
         finished = False
         try:
             drive(journal, plan, log.notify, resources)
