@@ -5,7 +5,7 @@ import logging
 from fpatch.core.display import console, progress_bars
 from fpatch.core.names import show
 
-__all__ = ["console", "progress_bars", "say", "show_warnings"]
+__all__ = ["console", "progress_bars", "say"]
 
 
 class _Shown(logging.Formatter):
