@@ -51,7 +51,7 @@ _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate")
 _ON_RUNS = ("evaluate", "grid", "transfer", "replay", "resume", "analyze")
 """Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
-_ONLY_PRINT = ("describe", "doctor", "score", "--help", "-h", "--version")
+_ONLY_PRINT = ("describe", "doctor", "score", "sweep status", "sweep best", "--help", "-h", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = leave.code if isinstance(leave.code, int) else 1
         output.flush()
     is_lost = output.error is not None and not output.is_broken_pipe
-    return code or int(is_lost and words[0] in _ONLY_PRINT)
+    return code or int(is_lost and bool({words[0], " ".join(words[:2])} & {*_ONLY_PRINT}))
 
 
 def _run(given: Sequence[str], stop: Stop | None = None) -> int:

@@ -181,6 +181,7 @@ with stopped_by_signals():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray takes minutes to start on a busy machine
 @pytest.mark.parametrize("command", ["evaluate", "grid", "demo", "sweep"])
 def test_every_command_stops_in_order(study, tmp_path, command):
     runs = tmp_path / "runs"

@@ -547,6 +547,7 @@ def test_a_tracking_uri_without_scheme_is_refused_at_once(tmp_path):
 def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_back(runs, monkeypatch):
     monkeypatch.setattr(mlflow_sink, "_FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(mlflow_sink, "_LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(mlflow_sink, "_COMMIT_LIMIT_S", 60.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
