@@ -116,22 +116,18 @@ def test_the_environment_of_the_user_stands_below_the_setting_of_the_study(runs,
 
 
 def test_a_run_is_nested_in_the_active_run_of_the_same_store_or_says_where_it_is(runs, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local_uri(runs))  # as mlflow.set_tracking_uri does
+    other = f"sqlite:///{runs}/other.db"
+    (runs / "other.db").write_bytes((runs / "mlflow.db").read_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow
 
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(local_uri(runs))
-        try:
-            with mlflow.start_run(run_name="outer") as outer:
-                open_log(runs / "inner", tensorboard=False, mlflow=True).close()
-                assert not caplog.records
-                other = f"sqlite:///{runs}/other.db"
-                (runs / "other.db").write_bytes((runs / "mlflow.db").read_bytes())
-                open_log(runs / "elsewhere", tensorboard=False, mlflow=other).close()
-            assert mlflow.active_run() is None
-        finally:
-            mlflow.set_tracking_uri(before)
+        with mlflow.start_run(run_name="outer") as outer:
+            open_log(runs / "inner", tensorboard=False, mlflow=True).close()
+            assert not caplog.records
+            open_log(runs / "elsewhere", tensorboard=False, mlflow=other).close()
+    assert mlflow.active_run() is None
     found = {run.info.run_name: run for _, run in runs_of(local_uri(runs))}
     assert found["inner"].data.tags["mlflow.parentRunId"] == outer.info.run_id
     assert found["inner"].info.experiment_id == outer.info.experiment_id
