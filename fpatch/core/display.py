@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -49,15 +49,24 @@ class _Console(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=show(segment.text))
 
+    @property
+    def file(self) -> IO[str]:
+        """Standard output, or standard error, of the moment."""
+        return _Standard("stderr" if self.stderr else "stdout")  # type: ignore[return-value]
 
-def _make_console(name: Literal["stdout", "stderr"]) -> Console:
-    made = _Console(highlight=False, markup=False, emoji=False, file=_Standard(name))  # type: ignore[arg-type]
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        raise AttributeError("a console of fpatch writes to the standard files")
+
+
+def _make_console(stderr: bool = False) -> Console:
+    made = _Console(highlight=False, markup=False, emoji=False, stderr=stderr)
     if not made.is_terminal:
         made.width = max(made.width, 110)  # a file or a pipe has no width
     return made
 
 
-console = _make_console("stdout")
+console = _make_console()
 """Standard output."""
 
 
@@ -196,5 +205,5 @@ def shown(on_progress: progress.Progress | None, lines: str | None = None) -> "I
     if on_progress is not None:
         yield on_progress
         return
-    with progress_bars(lines, _make_console("stderr")) as made:
+    with progress_bars(lines, _make_console(stderr=True)) as made:
         yield made

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import write_atomic
+from fpatch.core.inputs import parse_json
 from fpatch.log.attempts import PATIENCE_S, Attempt
 from fpatch.log.copies import is_copy, place_of
 from fpatch.log.destinations import TRACKING_URI
@@ -284,7 +285,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     """
     kinds = {"uid": str, "run_id": str | None, "offset": int, "crc32": int, "superseded": list}
     try:
-        state = json.loads(path.read_bytes())
+        state = parse_json(path.read_bytes())
         broken = not isinstance(state, dict) or not all(isinstance(state.get(n), k) for n, k in kinds.items())
     except ValueError:
         broken = True

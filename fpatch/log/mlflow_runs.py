@@ -1,10 +1,10 @@
 """The MLflow runs of several run folders: nest them below another, end them, and find what was sent."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.inputs import parse_json
 from fpatch.log.attempts import PATIENCE_S, Attempt
 from fpatch.log.mlflow_client import contained, is_own, open_client, prepare, quiet
 
@@ -49,7 +49,7 @@ def _on_own_runs(uri: str, folders: Sequence[Path], act: Callable[[Any, str], No
             client = open_client(uri)
             for folder in (folder for folder in folders if (folder / "mlflow.json").exists()):
                 note_progress()
-                state = json.loads((folder / "mlflow.json").read_bytes())
+                state = parse_json((folder / "mlflow.json").read_bytes())
                 if is_own(client, state["run_id"], state["uid"]):
                     act(client, state["run_id"])
 
@@ -66,7 +66,7 @@ def _on_own_runs(uri: str, folders: Sequence[Path], act: Callable[[Any, str], No
 def run_ids(folders: Sequence[Path]) -> list[str]:
     """Return the ids of the MLflow runs of run folders; folders without one are skipped."""
     paths = [path for folder in folders if (path := folder / "mlflow.json").exists()]
-    found = [json.loads(path.read_bytes())["run_id"] for path in paths]
+    found = [parse_json(path.read_bytes())["run_id"] for path in paths]
     return [run_id for run_id in found if run_id is not None]
 
 
@@ -74,4 +74,4 @@ def is_sent(folder: Path) -> bool:
     """Return whether MLflow has every record of a run folder."""
     path = folder / "mlflow.json"
     size = (folder / "records.jsonl").stat().st_size
-    return path.exists() and json.loads(path.read_bytes())["offset"] >= size
+    return path.exists() and parse_json(path.read_bytes())["offset"] >= size

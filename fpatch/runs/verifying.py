@@ -26,10 +26,12 @@ from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json, to_scalar
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import input_differences
-from fpatch.runs.evaluating import summarize, table_name
+from fpatch.runs.evaluating import summarize
+from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
+from fpatch.runs.naming import table_name
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import named_places
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
@@ -110,10 +112,16 @@ def verify_run(
     result = None
     try:
         _, study = open_run(folder, resources, data_root)
+        measured = study_of_table(run, study, table, resources, data_root)
         with named_places():
-            dataset = study.data.open()
-        differences += [s for s in input_differences(run, study, dataset) if s not in differences]
-        study = study_of_table(run, study, table, resources, data_root)
+            dataset = measured.study.data.open()
+            compared = None if measured.own_data else study.data.open()
+        said = input_differences(run, study, compared)
+        said += _changed_files(load_manifest(run.folder, table).get("data", {}), measured.describe(dataset))
+        differences += [s for s in said if s not in differences]
+        if measured.own_data:
+            unproven.append(f"the data of the training, which {table} does not read")
+        study = measured.study
         execution = run.load_execution(table)
         if execution.block < 1:
             raise RunError(f"tables/{table}.json: execution.block must be at least 1, got {execution.block}")
@@ -131,6 +139,12 @@ def verify_run(
     if others:
         unproven.append(f"rows of {', '.join(others)}: give one as --table")
     return Verification(files, differences, result, unproven, environment)
+
+
+def _changed_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Compare the files that the settings of a table name with their record."""
+    changed = [name for name in {**recorded, **found} if recorded.get(name) != found.get(name)]
+    return [f"{name}: it is not what the table was made from" for name in changed]
 
 
 class _NoRows(ValueError):
@@ -244,7 +258,7 @@ class _Table:
         """Return the name of a checkpoint with the state that the table shows."""
         state, folder = self._manifest.get("state"), self._run.folder
         summary = folder / f"tables/{self._name}.summary.json"
-        given = json.loads(summary.read_bytes()).get("checkpoint") if summary.is_file() else None
+        given = read_json(summary).get("checkpoint") if summary.is_file() else None
         step = self._manifest.get("step", self._name.rpartition("-")[2])
         names = [self._manifest.get("checkpoint") or given, "best", "last"]
         names += [f"step-{int(step):08d}"] if str(step).isdigit() else []
@@ -289,8 +303,8 @@ class _Table:
         path = self._run.folder / file
         if not path.is_file():
             return
-        recorded, metric = json.loads(path.read_bytes()), self._study.evaluate.metric
-        checkpoint = recorded.get("checkpoint")
+        recorded, metric = read_json(path), self._study.evaluate.metric
+        checkpoint = str(recorded.get("checkpoint"))
         settings = self._manifest.get("settings", {})
         if table_name(self._split, str(checkpoint), settings) != self._name:
             self.differences.append(f"{file}: checkpoint is {checkpoint!r}, which has another table")
