@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -50,12 +50,12 @@ class _Console(Console):
             yield segment if segment.control else segment._replace(text=show(segment.text))
 
     @property
-    def file(self) -> IO[str]:
+    def file(self) -> Any:
         """Standard output, or standard error, of the moment."""
-        return _Standard("stderr" if self.stderr else "stdout")  # type: ignore[return-value]
+        return _Standard("stderr" if self.stderr else "stdout")
 
     @file.setter
-    def file(self, new_file: IO[str]) -> None:
+    def file(self, new_file: Any) -> None:
         raise AttributeError("a console of fpatch writes to the standard files")
 
 
