@@ -11,18 +11,16 @@ Control, replay and counterfactuals are `apply` with another sample.
 """
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypedDict
 
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, suggest_keyword
 from fpatch.core.registry import identify, register
-from fpatch.core.resource import Resource, resolve
+from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.declarations import (
@@ -35,11 +33,11 @@ from fpatch.graph.declarations import (
     check_declared,
     sampled_fields,
 )
+from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
 
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
 """The types that a sample may hold; a table keeps them without loss."""
@@ -90,8 +88,17 @@ class Definition(Generic[P]):
     classes: tuple[str, ...] = ()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
-        """Make a stage with these settings."""
-        return self.configured(self.config(*args, **kwargs))
+        """Make a stage with these settings; `help` of the factory shows them all.
+
+        Raises:
+            TypeError: For a setting that is unknown, with the nearest name, or missing.
+            ValueError: For a value that breaks a rule of its setting.
+        """
+        make: Any = self.config
+        return self.configured(make(**bind(self.name, make, args, kwargs)))
+
+    def __repr__(self) -> str:
+        return self.name
 
     def configured(self, config: Any) -> "Stage":
         """Make a stage with a config already made."""
@@ -103,21 +110,7 @@ class Definition(Generic[P]):
         return Stage(dataclasses.replace(self, traits=traits, **declared), config)
 
 
-def _suggest_keyword(function: F) -> F:
-    """Name the nearest keyword when a call gives an unknown one."""
-    known = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def checked(*args: Any, **keywords: Any) -> Any:
-        for keyword in keywords:
-            if keyword not in known:
-                raise TypeError(f"{function.__name__}: no keyword {keyword!r}; {nearest(keyword, known)}")
-        return function(*args, **keywords)
-
-    return cast(F, checked)
-
-
-@_suggest_keyword
+@suggest_keyword
 def define(
     name: str,
     config: Callable[P, Any],
@@ -212,6 +205,8 @@ def define(
     definition = Definition(
         identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits, classes
     )
+    object.__setattr__(definition, "__doc__", document(identity, config, module, reads, optional, writes))
+    object.__setattr__(definition, "__signature__", signature(config))
     register(identity, definition)
     return definition
 
@@ -332,17 +327,3 @@ class Stage:
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
         return f"{self.definition.name}({', '.join(f'{k}={brief(v)}' for k, v in fields)})"
-
-
-def brief(value: Any) -> str:
-    """A setting on one line: ranges as (low, high), live objects by their type."""
-    if isinstance(value, tuple):
-        shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
-        return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{name!r}: {brief(part)}' for name, part in value.items())}}}"
-    if isinstance(value, torch.nn.Module):
-        return type(value).__name__
-    if isinstance(value, Tensor):
-        return f"tensor {list(value.shape)}"
-    return str(value) if isinstance(value, Resource) else repr(value)

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 
 import torchopt
 
-from fpatch.core.checks import check_choice, check_number
+from fpatch.core.checks import check_choice, check_number, suggest_setting
 from fpatch.optim.schedules import (
     Rate,
     constant,
@@ -45,6 +45,7 @@ _APPLIES = {
 """The optimizers or schedules to which a setting applies."""
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class Optimizer:
     """The settings of an optimizer and its schedule.

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_number, suggest_setting
 from fpatch.core.names import check_distinct
 from fpatch.core.resource import Resource, resolve
 from fpatch.data import TargetSet, image_file, targets
@@ -17,6 +17,7 @@ from fpatch.evaluation.conditions import check_control_name
 from fpatch.optim.compiled import COMPILE_MODES
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class DataConfig:
     """The images and their tables; see `fpatch.data.targets`.
@@ -82,6 +83,7 @@ class DataConfig:
         return dataclasses.replace(self, **found)
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The objective of training: a weighted sum of loss terms.
@@ -100,6 +102,7 @@ class ObjectiveConfig:
     transform: Literal["autograd", "func"] = "autograd"
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class TrainConfig:
     """The length of training, and how its steps are computed.
@@ -156,6 +159,7 @@ class TrainConfig:
             )
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The measurement of the patch.
@@ -211,6 +215,7 @@ class EvaluateConfig:
         return {name: resolve(control) for name, control in made.items()}
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class LogConfig:
     """The destinations of records; `records.jsonl` in the run folder is always written.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fpatch.core.checks import suggest_setting
 from fpatch.core.names import check_name
 from fpatch.core.schema import encode
 from fpatch.graph.pipeline import Pipeline
@@ -16,6 +17,7 @@ from fpatch.runtime.execution import Execution
 from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class Study:
     """All settings of a run.
