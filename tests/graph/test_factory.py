@@ -65,10 +65,10 @@ def test_help_of_a_loader_is_that_of_its_function():
             "exposure: the setting 'stops' is given twice",
         ),
         (lambda: compose.exposure(-1.0, 1.0), "compose.exposure has the settings stops, got 2 values"),
-        (lambda: infer.ultralytics_model(architecure="a"), "did you mean 'architecture'?"),
+        (lambda: infer.ultralytics_model(seeds=1), "did you mean 'seed'?"),
         (lambda: data.image_file(pth="a.png"), "data.image_file: no argument 'pth'; did you mean 'path'?"),
         (lambda: fpatch.Optimizer(learning_rat=0.1), "Optimizer: no keyword 'learning_rat'; did you mean"),
-        (lambda: fpatch.Study(pipelin={}), "Study: no keyword 'pipelin'; did you mean 'pipeline'?"),
+        (lambda: fpatch.Study(seeds=1), "Study: no keyword 'seeds'; did you mean 'seed'?"),
         (lambda: TrainConfig(num_step=3), "TrainConfig: no keyword 'num_step'; did you mean 'num_steps'?"),
         (lambda: EvaluateConfig(drws=3), "EvaluateConfig: no keyword 'drws'"),
         (
