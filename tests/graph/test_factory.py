@@ -1,5 +1,8 @@
 """The call of a factory, and what `help` and a notebook show of it."""
 
+# pyright: reportCallIssue=false
+# wrong names are given on purpose, to see them refused
+
 import inspect
 import pickle
 import pydoc
