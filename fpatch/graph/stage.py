@@ -23,6 +23,7 @@ from fpatch.core.registry import identify, register
 from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.classes import named_classes, number_classes, refuse_names
+from fpatch.graph.contracts import check_batch, uses_of
 from fpatch.graph.declarations import (
     ALL,
     Role,
@@ -35,6 +36,7 @@ from fpatch.graph.declarations import (
 )
 from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
+from fpatch.graph.mistakes import check_device, check_mapping, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
@@ -229,7 +231,10 @@ class Stage:
     config: Any
 
     def __call__(self, patch_params: Params, key: Tensor, batch: Batch) -> tuple[Values, Sample]:
-        """`sample`, then `apply`."""
+        """`sample`, then `apply`; the batch keeps the contracts of the names that are read."""
+        check_mapping("batch", batch, "the order is (patch_params, key, batch)")
+        d = self.definition
+        check_batch(uses_of(d.name, (*d.reads, *d.optional)), batch)
         sample = self.sample(key, batch)
         return self.apply(patch_params, sample, batch), sample
 
@@ -243,7 +248,9 @@ class Stage:
             ValueError: If the stage draws other fields, types or rows than it declares.
         """
         keys = row_keys(key, batch)
-        drawn = dict(self.definition.sample(self.config, keys, batch))
+        drawn = self.definition.sample(self.config, keys, batch)
+        check_mapping(f"{self.definition.name}: what sample returns", drawn, "return {field: [b, ...]}")
+        drawn = dict(drawn)
         if set(drawn) != set(self.definition.fields):
             raise ValueError(
                 f"{self.definition.name}: sample must draw {sorted(self.definition.fields)}, as declared, "
@@ -279,7 +286,15 @@ class Stage:
                 f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}"
             )
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
-        written = dict(d.apply(self.config, patch_params, sample, {name: values[name] for name in names}))
+        read = {name: values[name] for name in names}
+        try:
+            written = d.apply(self.config, patch_params, sample, read)
+        except Exception as error:
+            if (found := explain(error, d, patch_params, read)) is None:
+                raise
+            raise ValueError(found) from error
+        check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")
+        written = dict(written)
         expected = {n for n in d.writes if n not in d.optional or n in values}
         if set(written) != expected:
             raise ValueError(
@@ -296,11 +311,12 @@ class Stage:
 
         A metric that gathers rows stays on the host. The copy is meant to run, not to be written to a config.
         """
+        device = check_device("stage.to", device)
         if self.definition.summary is not None:
             return self
         settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
         networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
-        copies = {name: copy_to(model, torch.device(device)) for name, model in networks.items()}
+        copies = {name: copy_to(model, device) for name, model in networks.items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     @property

@@ -175,6 +175,11 @@ def make_optimizer(
         >>> optimizer.update(grads, optimizer.init(params), params=params)[0]
         {'a': tensor([-0.2500,  0.2500])}
     """
+    if not isinstance(config, Optimizer):
+        raise ValueError(
+            f"make_optimizer takes settings, fpatch.Optimizer(...), got a {type(config).__name__}; its names "
+            f"are {', '.join(get_args(get_type_hints(Optimizer)['name']))}"
+        )
     if config.warmup_steps >= num_steps:
         raise ValueError(
             f"optimizer.warmup_steps must be less than the steps of the run, {num_steps}, "
