@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import add_command, read_number, take_checkpoint, take_mlflow
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
@@ -164,6 +165,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     console.print(success_table(title, rates))
     if (objects := of_objects(run.load_objects(table), facts["metric"])) is not None:
         console.print(success_table(f"{title}: every object", objects))
+    _print_classes(facts)
     rate = rates.rates[PATCH]
     if rate.value == rate.value:
         wished = num_photographs(rate.value, 0.1)
@@ -171,6 +173,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     for name in (f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png"):
         say(f"  {run.folder / name}")
     return 0
+
+
+def _print_classes(facts: "dict[str, Any]") -> None:
+    """Print the parts of a summary by class, of every object if a metric measured them, and the AP."""
+    from fpatch.evaluation.by_class import from_json
+
+    objects = facts.get("objects", {})
+    classes = objects.get("classes") or facts.get("classes")
+    found = from_json(classes, facts.get("goal")) if classes else None
+    if found is not None:
+        counted = "every object" if objects.get("classes") else "the rows"
+        console.print(class_table(f"{counted} by class", found))
+    shown = [] if found is None else found.largest(NUM_CLASSES)
+    for table in precision_tables(facts["summaries"], shown):
+        console.print(table)
 
 
 def _score(options: argparse.Namespace) -> int:

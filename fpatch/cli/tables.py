@@ -34,7 +34,8 @@ def percent(rate: "Rate") -> str:
     return f"{100 * rate.value:5.1f}{bounds}"
 
 
-def _title(condition: str) -> str:
+def condition_title(condition: str) -> str:
+    """Return the title of a condition, "no patch" for "none"."""
     from fpatch.evaluation.conditions import TITLES
 
     return "no patch" if condition == "none" else TITLES.get(condition, condition)
@@ -81,7 +82,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     for heading in extra or {}:
         table.add_column(heading, justify="right")
     for i, (condition, rate) in enumerate(rates.rates.items()):
-        cells = [_title(condition), percent(rate)]
+        cells = [condition_title(condition), percent(rate)]
         if rates.gone:
             parts = (rates.gone[condition].value, rates.displaced[condition].value)
             cells += ["-" if part != part else f"{100 * part:.1f}" for part in parts]
@@ -104,13 +105,13 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     )
     if clean.photographs < FEW_IMAGES:
         first += f"; with fewer than {FEW_IMAGES} images they are rough at best"
-    missed = [f"{_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
+    missed = [f"{condition_title(c)} {_counted(rate)}" for c, rate in rates.missed.items()]
     sentences = [*warned, first, f"missed %, of all {clean.count} rows with an object: {', '.join(missed)}"]
     if rates.drop:
-        lost = [f"{_title(c)} {_mean(rate)}" for c, rate in rates.drop.items()]
+        lost = [f"{condition_title(c)} {_mean(rate)}" for c, rate in rates.drop.items()]
         sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
     if rates.goal is not None:
-        gained = [f"{_title(c)} {_mean(rate)}" for c, rate in rates.gain.items()]
+        gained = [f"{condition_title(c)} {_mean(rate)}" for c, rate in rates.gain.items()]
         of_goal = f"score of {escape(repr(rates.goal))} gained, mean over the {found} found"
         sentences.append(f"{of_goal}: {', '.join(gained)}; rows of that class are left out")
     table.caption = "\n".join(sentences)
@@ -173,7 +174,7 @@ def transfer_table(found: "Transfer") -> Table:
         table.add_column(f"measured on {name}", justify="right")
     for condition in next(iter(found.rates.values())):
         cells = (percent(rates[condition]) for rates in found.rates.values())
-        table.add_row(_title(condition), *cells)
+        table.add_row(condition_title(condition), *cells)
     counted = ", ".join(
         f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
     )
@@ -198,7 +199,7 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
     for path in shown[0].values:
         table.add_column(path, justify="right")
     for heading in ("patch", "noise"):
-        table.add_column(_title(heading), justify="right", no_wrap=True)
+        table.add_column(condition_title(heading), justify="right", no_wrap=True)
     table.add_column("found without", justify="right", no_wrap=True)
     half = num_rows // 2
     for i, cell in enumerate(shown):

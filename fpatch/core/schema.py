@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fpatch.core.checks import nearest
+from fpatch.core.errors import Errors
 from fpatch.core.names import show
 from fpatch.core.types import Range
 
@@ -120,7 +121,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
     Raises:
         ValueError: If the value does not fit the type. The message has the dotted name, the expected type and
-            the value; for an unknown key, the nearest known one.
+            the value; for an unknown key, the nearest known one. A line for each wrong setting of a table.
 
     Example:
         >>> from fpatch import Range
@@ -171,19 +172,22 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: expected a table of settings, got {value!r}")
     hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    fields, errors = {f.name: f for f in dataclasses.fields(kind) if f.init}, Errors()
     for key in value:
         if key not in fields:
-            raise ValueError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+            errors.add(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
-            raise ValueError(f"{where}: the key {name!r} is required; add it ({_expected(hints[name])})")
-    decoded = {k: decode(hints[k], v, f"{where}.{k}") for k, v in value.items()}
-    try:
+            errors.add(f"{where}: the key {name!r} is required; add it ({_expected(hints[name])})")
+    decoded: dict[str, Any] = {}
+    for key in (key for key in value if key in fields):
+        with errors.caught():
+            decoded[key] = decode(hints[key], value[key], f"{where}.{key}")
+    errors.raise_all()
+    with errors.caught(where):
         return kind(**decoded)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    errors.raise_all()
 
 
 def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -206,5 +210,16 @@ def _expected(kind: Any) -> str:
         return "[low, high]"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
-    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", Path: "a path"}
-    return "nothing" if kind in (None, type(None)) else names.get(kind, str(kind).replace("typing.", ""))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_expected, get_args(kind)))
+    if get_origin(kind) is tuple:
+        each = [_expected(item) for item in get_args(kind) if item is not Ellipsis]
+        return f"a list, each {each[0]}" if Ellipsis in get_args(kind) else f"[{', '.join(each)}]"
+    if get_origin(kind) in (dict, Mapping):
+        return f"a table, each value {_expected(get_args(kind)[1])}"
+    if dataclasses.is_dataclass(kind):
+        return "a table of settings"
+    return "nothing" if kind in (None, type(None)) else _WORDS.get(kind, "an object")
+
+
+_WORDS = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", Path: "a path"}

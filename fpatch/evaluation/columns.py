@@ -41,11 +41,14 @@ def split_group(metric: str) -> tuple[str, str]:
 def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dict[str, np.ndarray]:
     """Make the columns of rows.
 
-    They are `<metric>/<condition>` of metrics per row, their deltas, `<group>finite/<condition>` and
-    `digest/<condition>`.
+    They are `<group>label`, `<metric>/<condition>` of other metrics per row, their deltas,
+    `<group>finite/<condition>` and `digest/<condition>`.
     """
     columns: dict[str, np.ndarray] = {}
     for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
+        if split_group(metric)[1] == LABEL and not results[PATCH][metric].is_floating_point():
+            columns[metric] = results.get(NONE, results[PATCH])[metric].cpu().numpy()
+            continue
         columns |= _paired(metric, {c: widen(values[metric]).cpu().numpy() for c, values in results.items()})
     for c, values in results.items():
         columns |= {f"{group}{FINITE}/{c}": mask.numpy() for group, mask in values["finite"].items()}
@@ -98,6 +101,9 @@ GOAL, REACHED, GOAL_SCORE = "goal", "reached", "goal_score"
 ANSWER = "answer"
 """A metric that is a label."""
 
+LABEL = "label"
+"""A metric of integers: the true class of the object of a row, the same under every condition."""
+
 OBJECT = "object_"
 """The prefix of metrics per object; the table of objects omits it."""
 
@@ -123,14 +129,14 @@ def object_columns(
     # several victims have the same objects: each writes them in its own group
     own = {n: split_group(n)[1].removeprefix(OBJECT) for n in every}
     valid = next((n for n in every if own[n] == "valid"), None)
-    label = next((n for n in every if own[n] == "label"), None)
+    label = next((n for n in every if own[n] == LABEL), None)
     everywhere = torch.ones(rows, places, dtype=torch.bool)
     real = everywhere if valid is None else results.get(NONE, results[PATCH])[valid]
     row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
     columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
     if label is not None:
         columns["label"] = every[label].cpu().numpy()[row, place]
-    for metric in sorted(n for n in every if own[n] not in ("valid", "label")):
+    for metric in sorted(n for n in every if own[n] not in ("valid", LABEL)):
         found = {c: widen(values[metric]).cpu().numpy()[row, place] for c, values in results.items()}
         columns |= _paired(split_group(metric)[0] + own[metric], found)
     for group in dict.fromkeys(split_group(metric)[0] for metric in every):

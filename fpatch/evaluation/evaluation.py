@@ -115,7 +115,8 @@ def evaluate(
             progress(part.stop, len(image_id))
     table, long = ({n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for ps in (parts, objects))
     whole: Any = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep else {}
-    summaries = {c: compute_states(pipeline, state) for c, state in states.items()}
+    names = dataset.class_names
+    summaries = {c: compute_states(pipeline, state, names) for c, state in states.items()}
     return Evaluation(table, made, whole, long, states, summaries)
 
 
@@ -125,9 +126,9 @@ class Evaluation(NamedTuple):
     Attributes:
         table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
             `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
-            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `<group>finite/<condition>`
-            (whether all that the metrics of a group rest on is finite), `digest/<condition>`; `goal`, the
-            name of the class, of a targeted metric.
+            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `<group>label` (the true class),
+            `<group>finite/<condition>` (whether all that the metrics of a group rest on is finite),
+            `digest/<condition>`; `goal`, the name of the class, of a targeted metric.
         conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
         objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as

@@ -172,6 +172,44 @@ def success(table: Table, metric: str = "found") -> Success:
         >>> rate.value, rate.count
         (0.75, 4)
     """
+    plain, counted, fooled = _rates(table, metric)
+    names, group = list(fooled), split_group(metric)[0]
+    groups = table["image_id"][counted]
+    has_displaced = plain.goal is None and all(f"{group}displaced/{c}" in table for c in names)
+    beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
+    score = _score(table, metric)
+    scores = {c: numbers_of(table, f"{score}/{c}")[counted] for c in (*names, NONE) if score}
+    found = plain._replace(
+        displaced={c: wilson(fooled[c] & hit, groups) for c, hit in beside.items()},
+        gone={c: wilson(fooled[c] & ~hit, groups) for c, hit in beside.items()},
+        over={
+            c: bootstrap_mean(fooled[PATCH].astype(float) - fooled[c], groups)
+            for c in names
+            if c != PATCH and PATCH in fooled
+        },
+        drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
+        gain={} if plain.goal is None else _gains(table, group, names, counted),
+    )
+    return _refuse_rates(found, _find_not_finite(table, metric, (*names, NONE)))
+
+
+def plain_success(table: Table, metric: str = "found") -> Success:
+    """Compute `rates`, `clean` and `missed` of `success` alone, without the bootstrap.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.rates import plain_success
+        >>> without, patched = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 1, 0]], bool)
+        >>> rates = plain_success({"image_id": np.arange(5), "found/none": without, "found/patch": patched})
+        >>> rates.rates["patch"].value, rates.over
+        (0.75, {})
+    """
+    plain, _, fooled = _rates(table, metric)
+    return _refuse_rates(plain, _find_not_finite(table, metric, (*fooled, NONE)))
+
+
+def _rates(table: Table, metric: str) -> tuple[Success, np.ndarray, dict[str, np.ndarray]]:
+    """Return the plain rates, the mask of the rows that count, and in which of them the attack succeeds."""
     names = [c for c in conditions_of(table, metric) if c != NONE]
     if f"{metric}/{NONE}" not in table or not names:
         raise ValueError(f"success: the table has no metric {metric!r}; add a metric stage to the pipeline")
@@ -181,36 +219,26 @@ def success(table: Table, metric: str = "found") -> Success:
             f"{table[f'{metric}/{NONE}'].dtype}; choose another, e.g. 'found' of metrics.detection_hit"
         )
     image_id, counted = table["image_id"], table[f"{metric}/{NONE}"].astype(bool)
-    fooled = {c: ~table[f"{metric}/{c}"].astype(bool)[counted] for c in names}
-    groups = image_id[counted]
     group, _ = split_group(metric)
     has_object = table.get(f"{group}has_object/{NONE}", np.ones_like(counted)).astype(bool)
     goal = _goal(table, metric)
-    if goal is not None:
+    if goal is None:
+        fooled = {c: ~table[f"{metric}/{c}"].astype(bool)[counted] for c in names}
+    else:
         counted &= has_object
         fooled = {c: table[f"{group}{REACHED}/{c}"].astype(bool)[counted] for c in names}
-        groups = image_id[counted]
-    has_displaced = goal is None and all(f"{group}displaced/{c}" in table for c in names)
-    beside = {c: table[f"{group}displaced/{c}"].astype(bool)[counted] for c in names if has_displaced}
     missed = {c: ~table[f"{metric}/{c}"].astype(bool)[has_object] for c in (*names, NONE)}
-    score = _score(table, metric)
-    scores = {c: numbers_of(table, f"{score}/{c}")[counted] for c in (*names, NONE) if score}
     found = Success(
-        rates={c: wilson(hit, groups) for c, hit in fooled.items()},
-        displaced={c: wilson(fooled[c] & hit, groups) for c, hit in beside.items()},
-        gone={c: wilson(fooled[c] & ~hit, groups) for c, hit in beside.items()},
-        over={
-            c: bootstrap_mean(fooled[PATCH].astype(float) - fooled[c], groups)
-            for c in names
-            if c != PATCH and PATCH in fooled
-        },
+        rates={c: wilson(hit, image_id[counted]) for c, hit in fooled.items()},
+        displaced={},
+        gone={},
+        over={},
         clean=wilson(counted[has_object], image_id[has_object]),
         missed={c: wilson(hit, image_id[has_object]) for c, hit in missed.items()},
-        drop={c: bootstrap_mean(scores[NONE] - scores[c], groups) for c in names if score},
-        gain={} if goal is None else _gains(table, group, names, counted),
+        drop={},
         goal=goal,
     )
-    return _refuse_rates(found, _find_not_finite(table, metric, (*names, NONE)))
+    return found, counted, fooled
 
 
 def _find_not_finite(table: Table, metric: str, conditions: Sequence[str]) -> dict[str, NotFinite]:
@@ -282,8 +310,13 @@ def _score(table: Table, metric: str) -> str | None:
 
 def of_objects(objects: Table, metric: str = "found") -> Success | None:
     """Compute success over the table of objects; None if no metric of objects stands beside `metric`."""
-    found = f"{split_group(metric)[0]}found"
+    found = object_metric(metric)
     return success(objects, found) if f"{found}/{NONE}" in objects else None
+
+
+def object_metric(metric: str) -> str:
+    """Return the metric of the table of objects that stands beside a metric of rows: `found` of its group."""
+    return f"{split_group(metric)[0]}found"
 
 
 def threshold_curve(

@@ -15,6 +15,7 @@ from fpatch.data import Dataset
 from fpatch.evaluation.blocks import blocks, measure
 from fpatch.evaluation.columns import (
     ANSWER,
+    LABEL,
     goal_columns,
     is_finite_column,
     metric_names,
@@ -171,14 +172,14 @@ def compare(
     """Yield each value that is not the logged one bit for bit: row, sentence, and numeric difference or 0."""
     results = [n for n in table if "/" in n and not n.startswith((_PREFIX, "key/", "grid/"))]
     results = [n for n in results if f"{ANSWER}/delta" not in n]
-    has_answers = any(ANSWER in n.split("/") for n in table)
+    known = {part for name in table for part in name.split("/")}
     for name in sorted(set(results) - set(columns)):
         yield from (
             (row, f"{name}: was logged, and is missing in the replay", 0.0) for row in picked.tolist()
         )
     for name, found in columns.items():
-        if ANSWER in name.split("/") and not has_answers:
-            continue  # an older version did not write what a detector calls the object
+        if {ANSWER, LABEL} & set(name.split("/")) - known:
+            continue  # an older version did not write the class of the object, or what a detector calls it
         if name not in table and is_finite_column(name) and not any(map(is_finite_column, table)):
             logged = np.ones_like(found)  # a table of an earlier version, where every row counts
         elif name not in table:

@@ -5,7 +5,7 @@ and every number of a metric with such a row is NaN.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optree
@@ -76,13 +76,29 @@ def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any])
     return merged
 
 
-def compute_states(pipeline: Pipeline, states: Mapping[str, Any]) -> dict[str, float]:
-    """Compute the summaries of the states: `{path/name: number}`, NaN if a row was not finite."""
+def compute_states(
+    pipeline: Pipeline, states: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> dict[str, float]:
+    """Compute the summaries of the states: `{path/name: number}`, NaN if a row was not finite.
+
+    A label at the end of a name, as in `map/3`, gives way to the name of its class.
+    """
     return {
-        f"{path}/{name}": math.nan if states[f"{path}{_NOT_FINITE}"] else float(value)
+        f"{path}/{_with_class(name, class_names)}": math.nan
+        if states[f"{path}{_NOT_FINITE}"]
+        else float(value)
         for path, summary, config in _summaries(pipeline)
         for name, value in summary.compute(config, states[path]).items()
     }
+
+
+def _with_class(name: str, class_names: Sequence[str]) -> str:
+    own, slash, label = name.rpartition("/")
+    return (
+        f"{own}/{class_names[int(label)]}"
+        if slash and label.isdecimal() and int(label) < len(class_names)
+        else name
+    )
 
 
 def _zero_rows(values: Values, bad: Tensor) -> Values:

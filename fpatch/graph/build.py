@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from fpatch.core.checks import nearest
+from fpatch.core.errors import Errors
 from fpatch.core.registry import lookup
 from fpatch.core.schema import decode
 from fpatch.graph.declarations import RESERVED
@@ -43,19 +44,22 @@ def _parts(
     config: Mapping[str, Any], where: str, group: str, resources: Mapping[str, Any]
 ) -> dict[str, Part]:
     parts: dict[str, Part] = {}
+    errors = Errors()
     for name, entry in config.items():
-        here, path = f"{where}.{name}", f"{group}{name}"
-        if not isinstance(entry, Mapping):
-            raise ValueError(
-                f"{here}: expected a table with a stage, or a group of such tables, got {entry!r}"
-            )
-        if "stage" in entry:
-            parts[name] = _node(entry, here, path, resources)
-        elif entry and all(isinstance(v, Mapping) for v in entry.values()):
-            parts[name] = _parts(entry, here, f"{path}/", resources)
-        else:
-            raise ValueError(f"{here}: the key 'stage' is required, e.g. stage = \"compose.exposure\"")
+        with errors.caught():
+            parts[name] = _part(entry, f"{where}.{name}", f"{group}{name}", resources)
+    errors.raise_all()
     return parts
+
+
+def _part(entry: Any, where: str, path: str, resources: Mapping[str, Any]) -> Part | dict[str, Part]:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where}: expected a table with a stage, or a group of such tables, got {entry!r}")
+    if "stage" in entry:
+        return _node(entry, where, path, resources)
+    if entry and all(isinstance(v, Mapping) for v in entry.values()):
+        return _parts(entry, where, f"{path}/", resources)
+    raise ValueError(f"{where}: the key 'stage' is required, e.g. stage = \"compose.exposure\"")
 
 
 def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[str, Any]) -> Part:

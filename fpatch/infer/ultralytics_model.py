@@ -71,7 +71,7 @@ def _load_ultralytics(
     """
     detection_model, shipped = _import_detection_model()
     description = read_description(architecture, shipped)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _default_activation_kept():
         torch.default_generator.manual_seed(seed)  # the network draws from no other; forked above
         model = detection_model(description, nc=num_classes, verbose=False)
     if weights is not None:
@@ -119,6 +119,21 @@ def _import_detection_model() -> tuple[Any, Path]:
         raise ImportError(
             f"ultralytics_model needs Ultralytics (AGPL-3.0): pip install 'fpatch[ultralytics]' ({error})"
         ) from error
+
+
+@contextmanager
+def _default_activation_kept() -> Iterator[None]:
+    """Undo the change that a description with an `activation` makes to all networks built after it.
+
+    Ultralytics stores that activation in the class of its convolutions. Version 8.4.113 leaves it there.
+    """
+    from ultralytics.nn.modules.conv import Conv
+
+    before = Conv.default_act
+    try:
+        yield
+    finally:
+        Conv.default_act = before
 
 
 @contextmanager

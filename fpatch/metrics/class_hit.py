@@ -15,7 +15,8 @@ class ClassHit:
     """Settings of `metrics.class_hit`: the goal of the attack.
 
     The stage writes `found` [b] bool, whether the answer is the true class. It also writes `confidence` [b],
-    the probability of the true class, and `answer` [b] int64. With a goal it writes three more:
+    the probability of the true class, and `answer` and `label` [b] int64, the class that the victim answers
+    and the true one. With a goal it writes three more:
 
     - `reached` [b] bool: the answer is the goal;
     - `goal_score` [b]: the probability of the goal;
@@ -51,7 +52,7 @@ def apply(config: ClassHit, patch_params: Params, sample: Sample, values: Values
     answer = logits.argmax(-1)
     probability = logits.softmax(-1)
     confidence = probability.gather(1, target[:, None])[:, 0]
-    written = {"found": answer == target, "confidence": confidence, "answer": answer}
+    written = {"found": answer == target, "confidence": confidence, "answer": answer, "label": target}
     if config.goal is None:
         return written
     goal = check_label("class_hit(goal)", config.goal, logits.shape[-1])
@@ -69,7 +70,7 @@ def declare(config: ClassHit) -> Mapping[str, Any]:
     return {} if config.goal is None else {"writes": (*_WRITES, "has_object", "reached", "goal_score")}
 
 
-_WRITES = ("found", "confidence", "answer")
+_WRITES = ("found", "confidence", "answer", "label")
 
 class_hit = define(
     "class_hit",

@@ -29,7 +29,8 @@ class DetectionHit:
       which gives the success at every other threshold;
     - `has_object` [b] bool: the row has a valid object;
     - `answer` [b] int64: the label of the best detection of any class that reaches `score` and `iou`, -1 if
-      none.
+      none;
+    - `label` [b] int64: the true class of the object, -1 without one.
 
     With a goal, an object whose own class is the goal does not count as one, since nothing has to change
     there. The stage then also writes:
@@ -98,6 +99,7 @@ def apply(config: DetectionHit, patch_params: Params, sample: Sample, values: Va
         "best_score": best,
         "has_object": has_object,
         "answer": answer,
+        "label": torch.where(valid.any(-1), label[:, 0], -1),
         **targeted,
     }
 
@@ -116,7 +118,7 @@ def choose_object(values: Values) -> Tensor:
     return torch.where(values["box_valid"], fit, -1.0).argmax(-1, keepdim=True)
 
 
-_WRITES = ("found", "displaced", "best_score", "has_object", "answer")
+_WRITES = ("found", "displaced", "best_score", "has_object", "answer", "label")
 
 detection_hit = define(
     "detection_hit",

@@ -31,7 +31,8 @@ class MeanAveragePrecision:
 
     - `map`: the mean over classes and the IoU thresholds 0.5 to 0.95; `map_50` and `map_75` at one IoU;
     - `recall`: the share of the objects that a detection of at least `score` answers;
-    - `map/<label>` and `recall/<label>`: the same for each class;
+    - `map/<label>` and `recall/<label>`: the same for each class that has objects; an evaluation writes the
+      class's name for its label;
     - `map/left_out`: the number of detections that AP does not count, if any. COCO counts the best 100 of an
       image and class.
 
@@ -103,6 +104,7 @@ def compute(config: MeanAveragePrecision, state: Mapping[str, Any]) -> dict[str,
     pairs = zip(found, truth, strict=True)
     answered = torch.cat([answered_scores(f, t, config.iou) for f, t in pairs]) >= config.score
     labels = torch.cat(state["truth/labels"])
+    classes = {c: value for c, value in classes.items() if bool((labels == c).any())}
     recall = {f"recall/{c}": float(answered[labels == c].float().mean()) for c in classes}
     recall |= {"recall": float(answered.float().mean())}
     if not are_finite(found):

@@ -7,6 +7,7 @@ from typing import Literal, get_args, get_type_hints
 import torchopt
 
 from fpatch.core.checks import check_choice, check_number, suggest_setting
+from fpatch.core.errors import Errors
 from fpatch.optim.schedules import (
     Rate,
     constant,
@@ -113,33 +114,36 @@ class Optimizer:
     threshold: float = 1e-4
 
     def __post_init__(self) -> None:
+        errors = Errors()
         for choice in ("name", "schedule", "unit"):
             options = get_args(get_type_hints(Optimizer)[choice])
-            check_choice(f"optimizer.{choice}", getattr(self, choice), options)
+            errors.check(check_choice, f"optimizer.{choice}", getattr(self, choice), options)
+        errors.raise_all()  # the other rules depend on the choices
         if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas must be two numbers, got {self.betas!r}")
-        check_number("optimizer.learning_rate", self.learning_rate, 0.0)
-        check_number("optimizer.momentum", self.momentum, 0.0, 1.0)
+            errors.add(f"optimizer.betas must be two numbers, got {self.betas!r}")
+        errors.check(check_number, "optimizer.learning_rate", self.learning_rate, 0.0)
+        errors.check(check_number, "optimizer.momentum", self.momentum, 0.0, 1.0)
         for beta in self.betas:
-            check_number("optimizer.betas", beta, 0.0, 0.999999)
-        check_number("optimizer.eps", self.eps, 1e-30)
-        check_number("optimizer.weight_decay", self.weight_decay, 0.0)
-        check_number("optimizer.square_decay", self.square_decay, 0.0, 0.999999)
-        check_number("optimizer.warmup_steps", self.warmup_steps, 0)
+            errors.check(check_number, "optimizer.betas", beta, 0.0, 0.999999)
+        errors.check(check_number, "optimizer.eps", self.eps, 1e-30)
+        errors.check(check_number, "optimizer.weight_decay", self.weight_decay, 0.0)
+        errors.check(check_number, "optimizer.square_decay", self.square_decay, 0.0, 0.999999)
+        errors.check(check_number, "optimizer.warmup_steps", self.warmup_steps, 0)
         if self.final_frac is not None:
             lowest = 1e-9 if self.schedule == "exponential" else 0.0
-            check_number("optimizer.final_frac", self.final_frac, lowest, 1.0)
-        check_number("optimizer.fall_factor", self.fall_factor, 0.0, 1.0)
+            errors.check(check_number, "optimizer.final_frac", self.final_frac, lowest, 1.0)
+        errors.check(check_number, "optimizer.fall_factor", self.fall_factor, 0.0, 1.0)
         if self.fall_every is not None:
-            check_number("optimizer.fall_every", self.fall_every, 1)
+            errors.check(check_number, "optimizer.fall_every", self.fall_every, 1)
         for number in self.milestones:
-            check_number("optimizer.milestones", number, 1)
-        check_number("optimizer.patience", self.patience, 0)
-        check_number("optimizer.threshold", self.threshold, 0.0, 1.0)
-        self._check_applies()
+            errors.check(check_number, "optimizer.milestones", number, 1)
+        errors.check(check_number, "optimizer.patience", self.patience, 0)
+        errors.check(check_number, "optimizer.threshold", self.threshold, 0.0, 1.0)
+        errors.check(self._check_applies)
         for schedule, needed in (("step", "fall_every"), ("multi_step", "milestones")):
             if self.schedule == schedule and not getattr(self, needed):
-                raise ValueError(f"optimizer.{needed} is required by schedule {schedule!r}; add it")
+                errors.add(f"optimizer.{needed} is required by schedule {schedule!r}; add it")
+        errors.raise_all()
 
     def _check_applies(self) -> None:
         for setting in fields(self):

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,9 +13,10 @@ from fpatch.core.files import digest
 from fpatch.core.progress import Progress, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
+from fpatch.evaluation.by_class import by_class
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.means import scalars
-from fpatch.evaluation.rates import Success, of_objects, success
+from fpatch.evaluation.rates import Success, object_metric, of_objects, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import warn_of_inputs
@@ -78,7 +79,7 @@ def evaluate_run(
         execution = study.execution(study.evaluate.block)
         run.save_evaluation(table, result, execution, **trained.facts(checkpoint, settings))
         rates = success(result.table, metric)
-        summary = summarize(metric, checkpoint, trained.step, result, settings)
+        summary = summarize(metric, checkpoint, trained.step, result, dataset.class_names, settings)
         run.write_json(f"tables/{table}.summary.json", summary)
         log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
@@ -198,11 +199,17 @@ def summarize(
     checkpoint: str,
     step: int,
     result: Evaluation,
+    class_names: Sequence[str],
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of a summary: the rates of rows and objects, and the summaries of metrics."""
+    """Return the content of a summary: rates of rows, of objects and of classes, and summaries of metrics."""
     facts: dict[str, Any] = {"checkpoint": checkpoint, "step": step, "metric": metric}
     facts |= {"settings": dict(settings)} if settings else {}
-    objects = of_objects(result.objects, metric)
-    more = {} if objects is None else {"objects": objects.to_json()}
-    return facts | success(result.table, metric).to_json() | more | {"summaries": result.summaries}
+    facts |= success(result.table, metric).to_json()
+    if (classes := by_class(result.table, metric, class_names)) is not None:
+        facts["classes"] = classes.to_json()
+    if (objects := of_objects(result.objects, metric)) is not None:
+        facts["objects"] = objects.to_json()
+        found = by_class(result.objects, object_metric(metric), class_names)
+        facts["objects"] |= {} if found is None else {"classes": found.to_json()}
+    return facts | {"summaries": result.summaries}

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.errors import in_file
 from fpatch.runs.folder import Run
 from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import RunError
@@ -25,7 +26,7 @@ def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> 
     try:
         return run, study_from_config(run.read_json("config.json"), run.folder, resources)
     except ValueError as error:
-        raise RunError(f"{run.folder}/config.json: {error}") from error
+        raise RunError(in_file(run.folder / "config.json", error)) from error
 
 
 def study_of_table(run: Run, study: Study, table: str, resources: Mapping[str, Any] | None = None) -> Study:

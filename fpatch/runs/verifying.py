@@ -178,7 +178,10 @@ class _Table:
         )  # fmt: skip
         result = self._compare_drawn(result, chosen)
         if len(chosen) == total and len(next(iter(result.columns.values()), ())) == total:
-            self._count(objects, {c: compute_states(self._pipeline, s) for c, s in states.items()})
+            self._count(
+                objects,
+                {c: compute_states(self._pipeline, s, self._dataset.class_names) for c, s in states.items()},
+            )
         else:
             self.unproven.append("objects, rates and summaries: not all rows were rerun")
         return result
@@ -288,7 +291,9 @@ class _Table:
             self.differences.append(f"{file}: checkpoint is {checkpoint!r}, which has another table")
         elif self._run.has_checkpoint(checkpoint):
             step = self._manifest.get("step", read_header_of(self._run.folder, checkpoint).step)
-            expected = json.loads(to_json(summarize(metric, checkpoint, step, result, settings)))
+            names = self._dataset.class_names
+            made = summarize(metric, checkpoint, step, result, names, settings)
+            expected = json.loads(to_json(made))
             for name, was, now in _different(recorded, expected):
                 self.differences.append(f"{file}: {name} is {was}, {now} is counted")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
+from fpatch.core.errors import Errors, in_file
 from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
@@ -57,7 +58,7 @@ def load_study(
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(in_file(path, error)) from error
     return study
 
 
@@ -88,26 +89,34 @@ def study_from_config(
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
-        ValueError: If a setting is wrong; the message names the setting, the rule and the value.
+        ValueError: If settings are wrong; the message names each setting, the rule and the value.
     """
-    fields = [f.name for f in dataclasses.fields(Study)]
+    fields, errors = [f.name for f in dataclasses.fields(Study)], Errors()
     for name in config:
         if name not in fields:
-            raise ValueError(f"unknown section {name!r}; {nearest(name, fields)}")
+            errors.add(f"unknown section {name!r}; {nearest(name, fields)}")
     for name in ("data", "pipeline", "objective"):
         if name not in config:
-            raise ValueError(f"the section [{name}] is required; add it")
+            errors.add(f"the section [{name}] is required; add it")
     sections = {
         "name": str, "seed": int, "device": str, "data": DataConfig, "objective": ObjectiveConfig,
         "optimizer": Optimizer, "train": TrainConfig, "evaluate": EvaluateConfig, "log": LogConfig,
     }  # fmt: skip
-    decoded = {n: decode(kind, config[n], n) for n, kind in sections.items() if n in config}
-    decoded.setdefault("name", "study")
-    decoded["data"] = decoded["data"].pinned(root)
-    if "evaluate" in decoded:
-        decoded["evaluate"] = decoded["evaluate"].pinned(root)
-    made = build(_pin(config["pipeline"], root), resources)
-    return Study(pipeline=made, **decoded)
+    decoded: dict[str, Any] = {"name": "study"}
+    for name in (name for name in sections if name in config):
+        with errors.caught():
+            decoded[name] = decode(sections[name], config[name], name)
+    try:
+        for name in ("data", "evaluate"):
+            if name in decoded:
+                decoded[name] = decoded[name].pinned(root)
+        with errors.caught():
+            decoded["pipeline"] = build(_pin(config.get("pipeline", {}), root), resources)
+    except OSError:
+        errors.raise_all()  # of two kinds, those of the file itself come first
+        raise
+    errors.raise_all()
+    return Study(**decoded)
 
 
 def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Study:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from fpatch.core.checks import check_number, suggest_setting
+from fpatch.core.errors import Errors
 from fpatch.core.names import check_distinct
 from fpatch.core.resource import Resource, resolve
 from fpatch.data import TargetSet, image_file, targets
@@ -147,16 +148,16 @@ class TrainConfig:
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        check_number("train.num_steps", self.num_steps, 1)
-        check_number("train.batch_size", self.batch_size, 1)
+        errors = Errors()
+        errors.check(check_number, "train.num_steps", self.num_steps, 1)
+        errors.check(check_number, "train.batch_size", self.batch_size, 1)
         if self.micro_batch is not None:
-            check_number("train.micro_batch", self.micro_batch, 1)
-        check_number("train.rho", self.rho, 0.0)
-        check_number("train.checkpoint_every", self.checkpoint_every, 1)
+            errors.check(check_number, "train.micro_batch", self.micro_batch, 1)
+        errors.check(check_number, "train.rho", self.rho, 0.0)
+        errors.check(check_number, "train.checkpoint_every", self.checkpoint_every, 1)
         if self.compile not in (False, True, *COMPILE_MODES):
-            raise ValueError(
-                f"train.compile must be true, false or one of {COMPILE_MODES}, got {self.compile!r}"
-            )
+            errors.add(f"train.compile must be true, false or one of {COMPILE_MODES}, got {self.compile!r}")
+        errors.raise_all()
 
 
 @suggest_setting
@@ -193,12 +194,14 @@ class EvaluateConfig:
     portable: bool = False
 
     def __post_init__(self) -> None:
-        check_number("evaluate.every", self.every, 1)
-        check_number("evaluate.num_draws", self.num_draws, 1)
-        check_number("evaluate.block", self.block, 1)
+        errors = Errors()
+        errors.check(check_number, "evaluate.every", self.every, 1)
+        errors.check(check_number, "evaluate.num_draws", self.num_draws, 1)
+        errors.check(check_number, "evaluate.block", self.block, 1)
         for name in self.controls:
-            check_control_name("evaluate.controls", name)
-        check_distinct("evaluate.controls", self.controls)
+            errors.check(check_control_name, "evaluate.controls", name)
+        errors.check(check_distinct, "evaluate.controls", self.controls)
+        errors.raise_all()
 
     def pinned(self, root: Path) -> "EvaluateConfig":
         """Return the settings with digests of the controls' files; relative paths start at `root`."""
@@ -245,12 +248,14 @@ class LogConfig:
     profile_steps: int = 0
 
     def __post_init__(self) -> None:
+        errors = Errors()
         if isinstance(self.mlflow, str) and "://" not in self.mlflow:
             form = "sqlite:///FILE or http://HOST:PORT"
-            raise ValueError(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
+            errors.add(f"log.mlflow must be true, false, or like {form}, got {self.mlflow!r}")
         if "://" in self.runs:
-            raise ValueError(
+            errors.add(
                 f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; mount the "
                 "bucket of an object store, or copy finished runs to it; for a sweep, set sweep.storage"
             )
-        check_number("log.profile_steps", self.profile_steps, 0)
+        errors.check(check_number, "log.profile_steps", self.profile_steps, 0)
+        errors.raise_all()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fpatch.core.checks import check_number
+from fpatch.core.errors import Errors
 from fpatch.tune.search.generations import Population
 from fpatch.tune.search.halving import Halving
 from fpatch.tune.search.space import Space, combinations
@@ -65,38 +66,40 @@ class Sweep:
     storage: str | None = None
 
     def __post_init__(self) -> None:
+        errors = Errors()
         if self.num_trials is not None:
-            check_number("sweep.num_trials", self.num_trials, 1)
+            errors.check(check_number, "sweep.num_trials", self.num_trials, 1)
         elif self.search != "grid":
-            raise ValueError(
+            errors.add(
                 f"sweep.num_trials is required with search = {self.search!r}; only a grid ends without it"
             )
         if (self.search == "population") != (self.population is not None):
-            raise ValueError(
+            errors.add(
                 "sweep.population (size, every) belongs to search = 'population', which needs it; got "
                 f"search = {self.search!r} and population = {self.population!r}"
             )
         if self.search == "population" and self.halving is not None:
-            raise ValueError("sweep.halving and sweep.population exclude each other, got both; leave one out")
-        check_number("sweep.seed", self.seed, 0)
-        check_number("sweep.grid_points", self.grid_points, 2)
-        check_number("sweep.cpus", self.cpus, 0.0)
-        check_number("sweep.gpus", self.gpus, 0.0)
+            errors.add("sweep.halving and sweep.population exclude each other, got both; leave one out")
+        errors.check(check_number, "sweep.seed", self.seed, 0)
+        errors.check(check_number, "sweep.grid_points", self.grid_points, 2)
+        errors.check(check_number, "sweep.cpus", self.cpus, 0.0)
+        errors.check(check_number, "sweep.gpus", self.gpus, 0.0)
         if not self.cpus and not self.gpus:
-            raise ValueError("sweep.cpus must be above 0 if sweep.gpus is 0, got 0 for both; set one")
+            errors.add("sweep.cpus must be above 0 if sweep.gpus is 0, got 0 for both; set one")
         if self.gpus > 1:
-            raise ValueError(
+            errors.add(
                 f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "
                 f"set sweep.processes = {math.ceil(self.gpus)} and sweep.gpus = 1"
             )
-        check_number("sweep.processes", self.processes, 1)
+        errors.check(check_number, "sweep.processes", self.processes, 1)
         if self.pack != "auto":
-            check_number("sweep.pack", self.pack, 1)
+            errors.check(check_number, "sweep.pack", self.pack, 1)
         if self.processes > 1:
-            self._check_processes()
-        check_number("sweep.retries", self.retries, 0)
+            errors.check(self._check_processes)
+        errors.check(check_number, "sweep.retries", self.retries, 0)
         if self.max_concurrent is not None:
-            check_number("sweep.max_concurrent", self.max_concurrent, 1)
+            errors.check(check_number, "sweep.max_concurrent", self.max_concurrent, 1)
+        errors.raise_all()
 
     def _check_processes(self) -> None:
         given = f"sweep.processes = {self.processes}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
+from fpatch.core.errors import in_file
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
 from fpatch.runs.locks import RunError
@@ -133,7 +134,7 @@ def load_plan(
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(in_file(path, error)) from error
 
 
 def _make_tables(table: dict[str, Any], name: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from fpatch.core.resource import Loader, Resource, define_loader, resolve
 from fpatch.core.schema import decode, encode, to_toml
 from fpatch.core.types import Range
 from fpatch.graph.stage import Definition
-from fpatch.study.config import assign
+from fpatch.study.config import assign, load_study
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ def test_a_range_is_a_pair(value):
         ({"rat": 0.1}, "outer: unknown key 'rat'; did you mean 'rate'"),
         ({"rate": "fast"}, "outer.rate: expected a number, got 'fast'"),
         ({"rate": True}, "outer.rate: expected a number, got True"),
-        ({"rate": 7.0}, "outer: outer.rate must be between 0 and 1, got 7.0"),
+        ({"rate": 7.0}, "outer.rate must be between 0 and 1, got 7.0"),
         ({"on": 1}, "outer.on: expected true or false, got 1"),
         ({"mode": "slower"}, "outer.mode: expected one of 'fast', 'slow', got 'slower'"),
-        ({"sizes": [1, 2, 3]}, r"outer.sizes: expected tuple\[int, int\], got \[1, 2, 3\]"),
+        ({"sizes": [1, 2, 3]}, r"outer.sizes: expected \[a whole number, a whole number\], got \[1, 2, 3\]"),
         ({"sizes": [1, 2.5]}, r"outer.sizes\[1\]: expected a whole number, got 2.5"),
         ({"names": "hood"}, "outer.names: expected .* or nothing, got 'hood'"),
         ({"names": ["hood", 3]}, r"outer.names\[1\]: expected a string, got 3"),
@@ -366,3 +367,44 @@ def test_other_weights_and_arguments_have_their_own_digests(parts, tmp_path):
     (tmp_path / "other" / "weights.bin").write_text("2")
     assign(config, "model.weights", "other/weights.bin")
     assert set(decode(Resource, config["model"], "x").pinned(tmp_path).files) == {str(second)}
+
+
+def test_all_wrong_settings_are_said_at_once(tmp_path):
+    """Sections, unknown and missing keys, types, rules, and nodes: a line each, and no type of Python."""
+    text = """
+[data]
+placement = "a.csv"
+size = 96
+[pipeline]
+a = {stage = "compose.expsure"}
+b = {stage = "compose.exposure", stops = "x"}
+group = {c = {stage = "compose.jpeg", quality = [0, 300]}, d = {}}
+[objective]
+weights = {vanish = "much"}
+[optimizer]
+learning_rate = -1.0
+momentum = 2
+[train]
+num_steps = 0
+batch_size = -1
+[evaluate]
+block = 1.5
+best = 3
+[trian]
+"""
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match="16 errors") as error:
+        load_study(tmp_path / "study.toml")
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path}/study.toml: ")
+    for words in (
+        "unknown section 'trian'", "data: unknown key 'placement'", "the key 'placements' is required",
+        "data.size: expected [a whole number, a whole number], got 96",
+        "pipeline.a.stage: no definition 'compose.expsure'",
+        "pipeline.b.stops: expected [low, high]", "pipeline.group.c", "pipeline.group.d",
+        "objective.weights.vanish: expected a number, got 'much'", "optimizer.learning_rate must be",
+        "optimizer.momentum must be", "train.num_steps must", "train.batch_size must",
+        "evaluate.block: expected a whole number", "evaluate.best: expected a string",
+    ):  # fmt: skip
+        assert words in said, said
+    assert not re.search(r"<class|None|float|tuple|\bint\b", said)

@@ -441,6 +441,20 @@ def test_ultralytics_networks_stay_the_same_and_pass_gradients(network):
     assert grads == grads_after == dict.fromkeys(grads)
 
 
+def test_a_network_does_not_depend_on_the_descriptions_built_before_it():
+    """The description of v6 names an activation, which Ultralytics 8.4.113 keeps for all later networks."""
+    need_ultralytics()
+    images = ODD[..., :64, :64]
+
+    def answer(architecture):
+        with torch.no_grad():
+            return infer.ultralytics_model(architecture=architecture, num_classes=3).value(images)[0]
+
+    before = answer("yolo11n.yaml")
+    answer("yolov6n.yaml")
+    assert torch.equal(answer("yolo11n.yaml"), before)
+
+
 def test_a_network_just_used_for_prediction_can_be_attacked():
     """Ultralytics predicts in inference mode, and would keep anchors that no gradient may pass."""
     need_ultralytics()

@@ -25,7 +25,7 @@ def test_class_hit_by_hand():
     assert out["has_object"].tolist() == [True, True, True, True, False]
     np.testing.assert_allclose(out["goal_score"], probability[:, 2], rtol=1e-6)
     plain = written(metrics.class_hit(), inputs)
-    assert list(plain) == ["found", "confidence", "answer"]
+    assert list(plain) == ["found", "confidence", "answer", "label"]
     assert plain["found"].tolist() == [True, False, False, True, True]
     assert np.array_equal(plain["confidence"], out["confidence"])
 

@@ -24,7 +24,10 @@ phases = ["eval"]
 [pipeline.classes]
 stage = "metrics.class_hit"
 phases = ["eval"]
-writes = {found = "classes/found", confidence = "classes/confidence", answer = "classes/answer"}
+writes.found = "classes/found"
+writes.confidence = "classes/confidence"
+writes.answer = "classes/answer"
+writes.label = "classes/label"
 [pipeline.objects]
 stage = "metrics.object_hit"
 phases = ["eval"]

@@ -360,7 +360,7 @@ def test_epochs_do_not_go_with_replacement(tmp_path):
 def test_a_negative_rho_is_refused_before_a_run(tmp_path):
     path = make_study(tmp_path)
     path.write_text(path.read_text().replace("[train]", "[train]\nrho = -1.0"))
-    with pytest.raises(ValueError, match=r"train: train.rho must be at least 0, got -1.0"):
+    with pytest.raises(ValueError, match=r"train.rho must be at least 0, got -1.0"):
         load_study(path)
 
 

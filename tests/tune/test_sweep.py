@@ -400,7 +400,7 @@ def test_a_population_needs_states_that_fit(tmp_path):
             {},
             "space: train: unknown key 'num_stps'; did you mean 'num_steps'",
         ),
-        ({**RATES, "train.num_steps": -3}, {}, "space: train: train.num_steps must be at least 1, got -3"),
+        ({**RATES, "train.num_steps": -3}, {}, "space: train.num_steps must be at least 1, got -3"),
         ({"pipeline.implant.scale": (0.5, 1.0)}, {}, r"space.pipeline.implant.scale = 0.5: "),
         (RATES, {"objective": "success/pach"}, "no scalar 'success/pach'; did you mean 'success/patch'"),
         (RATES, {"search": "grid", "grid_points": 2}, "the grid has 2 points, got 3"),
