@@ -53,7 +53,9 @@ def find_image(value: Tensor) -> str | None:
         return f"{got}; add the axis of rows: [None]"
     if value.dtype == torch.uint8:
         return f"{got}; convert it with .float() / 255"
-    return f"{got}; convert it with .float()" if value.dtype != torch.float32 else None
+    if value.dtype != torch.float32:
+        return f"{got}; convert it with .float()"
+    return f"{got}; give 4 axes" if value.ndim != 4 else None
 
 
 def describe(value: Any) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Sample, Values
+from fpatch.graph.mistakes import find_image
 from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.patches import check_only
 from fpatch.ops.region import implant_quads
@@ -73,10 +74,10 @@ def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Value
     """Return the image with the sampled placements filled, drawn into `quads` by the region kernel.
 
     Raises:
-        ValueError: If the scene holds whole numbers, or `patch_names` or the kernel refuses the values.
+        ValueError: If the scene is not float32, or `patch_names` or the kernel refuses the values.
     """
-    if not values["scene"].is_floating_point():
-        raise ValueError(f"scene must be floats in 0..1, got {values['scene'].dtype}; divide levels by 255")
+    if found := find_image(values["scene"]):
+        raise ValueError(f"scene must be float32 [b, 3, h, w] in 0..1, got {found}")
     opacity = sample["opacity"] * values["quad_valid"]
     if "placement" in sample:
         chosen = sample["placement"][:, None]

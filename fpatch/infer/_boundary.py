@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fpatch.core.resource import Resource
 from fpatch.core.tree import flatten_rows
 from fpatch.core.types import Values
+from fpatch.graph.mistakes import find_image
 from fpatch.ops.detections import convert_answer, log_scores
 
 
@@ -104,7 +105,7 @@ def run_victim(
         `labels` int64, `valid` bool.
 
     Raises:
-        ValueError: If no answer depends on the images by autograd.
+        ValueError: If the images have another form, or no answer depends on them by autograd.
 
     Example:
         >>> import torch
@@ -114,6 +115,8 @@ def run_victim(
         >>> images.grad.shape, model.weight.grad
         (torch.Size([2, 3, 4, 4]), None)
     """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"image must be float32 [b, 3, h, w] in 0..1, got {find_image(images)}")
     dtype = torch.promote_types(images.dtype, torch.float32)
     if not torch.is_grad_enabled():
         return convert_answer(ask(model, images), dtype)

@@ -59,9 +59,8 @@ def explain_state(error: Exception, state: Any, pipeline: Pipeline, optimizer: A
         got = type(state).__name__
         return f"step takes (state, batch), and got a {got} as the state; fpatch.make_state makes one"
     if not isinstance(batch, Mapping):
-        return (
-            f"step takes (state, batch), and the batch is a mapping of tensors, got a {type(batch).__name__}"
-        )
+        got = type(batch).__name__
+        return f"step takes (state, batch), and got a {got} as the batch; give a mapping of tensors"
     made = pipeline.init(random.fold_in(state.key, "init"))
     if not isinstance(state.params, Mapping) or _shapes(made) != _shapes(state.params):
         return (
