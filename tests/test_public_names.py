@@ -4,9 +4,9 @@ import ast
 import importlib
 import inspect
 import re
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,10 +112,11 @@ def test_importing_it_imports_nothing_heavy():
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
 def test_help_answers_at_once(words):
     command = [sys.executable, "-m", "fpatch", *words]
-    seconds = []
+    seconds = []  # of the processor, which others may use too
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1.0
     assert "fpatch" in done.stdout

@@ -45,6 +45,8 @@ Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 130 
 """
 
 _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate")
+_ON_RUNS = ("evaluate", "grid", "transfer", "replay", "resume", "analyze")
+"""Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
 
 
@@ -119,7 +121,8 @@ def _take_overrides(words: list[str]) -> dict[str, Any]:
     i = 0
     while i < len(words):
         name, equals, text = words[i].partition("=")
-        if not name.startswith("--") or not ("." in name or name in ("--name", "--seed", "--device")):
+        is_setting = "." in name or name in ("--name", "--seed", "--device")
+        if not name.startswith("--") or not is_setting or (name == "--data.root" and words[0] in _ON_RUNS):
             i += 1
             continue
         if not equals and i + 1 == len(words):

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_checkpoint, take_mlflow
+from fpatch.cli.options import add_command, read_number, take_checkpoint, take_data_root, take_mlflow
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
+    take_data_root(evaluate)
     take_mlflow(evaluate)
 
 
@@ -65,6 +66,7 @@ def _add_grid(commands: Any) -> None:
         "--over", metavar="PATH=VALUES", action="append", required=True, help="an axis; may be repeated"
     )
     take_checkpoint(grid)
+    take_data_root(grid)
 
 
 def _add_transfer(commands: Any) -> None:
@@ -87,6 +89,7 @@ def _add_transfer(commands: Any) -> None:
         "--also", metavar="RUN", nargs="+", default=(), help="runs of which only the patch is measured"
     )
     take_checkpoint(transfer)
+    take_data_root(transfer)
     transfer.add_argument(
         "--out", metavar="FILE", help="FILE.png and FILE.json (default: transfer, beside the first run)"
     )
@@ -140,6 +143,7 @@ def _add_analyze(commands: Any) -> None:
     analyze.add_argument(
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
     )
+    take_data_root(analyze)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -156,6 +160,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             on_progress,
             settings=options.overrides,
             mlflow=options.mlflow_uri,
+            data_root=options.data_root,
         )
     table = table_name(options.split, options.checkpoint, options.overrides)
     facts = run.read_json(f"tables/{table}.summary.json")
@@ -207,8 +212,9 @@ def _grid(options: argparse.Namespace) -> int:
         raise ValueError("--over: give each path once, with all its values")
     with progress_bars() as on_progress:
         run, cells = evaluate_grid_run(
-            options.run_folder, dict(axes), options.split, options.checkpoint, on_progress
-        )
+            options.run_folder, dict(axes), options.split, options.checkpoint, on_progress,
+            data_root=options.data_root,
+        )  # fmt: skip
     console.print(cells_table(cells))
     say(f"checkpoint {options.checkpoint} (step {run.checkpoint_step(options.checkpoint)})")
     name = f"{table_name(options.split, options.checkpoint)}-grid"
@@ -244,8 +250,9 @@ def _transfer(options: argparse.Namespace) -> int:
 
     with progress_bars() as on_progress:
         found = transfer_runs(
-            options.run_folders, options.also, options.split, options.checkpoint, on_progress
-        )
+            options.run_folders, options.also, options.split, options.checkpoint, on_progress,
+            data_root=options.data_root,
+        )  # fmt: skip
     console.print(transfer_table(found))
     out = Path(options.out or Path(options.run_folders[0]).resolve().parent / "transfer")
     for file in save_transfer(out, found):
@@ -260,7 +267,7 @@ def _analyze(options: argparse.Namespace) -> int:
     from fpatch.runs.checks import warn_of_inputs
     from fpatch.runs.opening import open_run
 
-    run, study = open_run(options.run_folder)
+    run, study = open_run(options.run_folder, data_root=options.data_root)
     table = run.load_table(options.table)
     warn_of_inputs(run, study, table=options.table)
     metric = options.metric or f"{study.evaluate.metric}/delta"
@@ -281,7 +288,9 @@ def _analyze(options: argparse.Namespace) -> int:
         patches = make_patches(pipeline, params)
         return {name: patch for entries in patches.values() for name, patch in entries.items()}
 
-    images = {int(i): p for i, p in zip(table["image_id"], table["path"], strict=True) if Path(p).is_file()}
+    root = Path(study.data.root or Path(study.data.placements).parent)
+    paths = {int(i): root / p for i, p in zip(table["image_id"], table["path"], strict=True)}
+    images = {i: str(path) for i, path in paths.items() if path.is_file()}
     with run.locked():
         analysis.scatter(table, page, x=first, y=metric, images=images)
         viz.animate(run.folder, animation, decode)

@@ -51,6 +51,16 @@ def take_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
 
 
+def take_data_root(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the folder of the data of a run that was moved or sent."""
+    command.add_argument(
+        "--data.root",
+        dest="data_root",
+        metavar="DIR",
+        help="the folder of the tables, images and weights, if they are not where they were",
+    )
+
+
 def take_mlflow(command: argparse.ArgumentParser) -> None:
     """Add the option that names an MLflow server for the records of a run folder."""
     command.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number
+from fpatch.cli.options import add_command, read_number, take_data_root
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
         help="what if: e.g. camera/exposure/stops=-2; true and false are 1 and 0; may be repeated",
     )  # fmt: skip
     replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
+    take_data_root(replay)
     replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify",
@@ -71,22 +72,27 @@ def _replay(options: argparse.Namespace) -> int:
     arguments = (options.run_folder, _read_slice(options.rows), options.table or "test")
     on_block = write if options.out else None
     if options.verify and not edits:
-        return _verify(arguments, on_block, written)
+        return _verify(arguments, on_block, written, options.data_root)
     with progress_bars() as on_progress:
-        result, environment = replay_run(*arguments, on_progress, edits=edits, on_block=on_block)
+        result, environment = replay_run(
+            *arguments, on_progress, edits=edits, on_block=on_block, data_root=options.data_root
+        )
     _say_environment(environment)
     _say_rows(result, written)
     return 1 if result.differences and options.verify else 0
 
 
 def _verify(
-    arguments: "tuple[str, slice | None, str]", on_block: "OnBlock | None", written: list[Path]
+    arguments: "tuple[str, slice | None, str]",
+    on_block: "OnBlock | None",
+    written: list[Path],
+    data_root: str | None,
 ) -> int:
     """Verify the whole folder, and say what was checked, what was not, and every difference."""
     from fpatch.runs.verifying import verify_run
 
     with progress_bars() as on_progress:
-        found = verify_run(*arguments, on_progress, on_block=on_block)
+        found = verify_run(*arguments, on_progress, on_block=on_block, data_root=data_root)
     _say_environment(found.environment)
     for sentence in found.differences:
         say(f"different: {sentence}")
@@ -141,7 +147,7 @@ def _replay_step(options: argparse.Namespace) -> int:
     for name in ("rows", "table", "set", "out"):
         if getattr(options, name):
             raise ValueError(f"fpatch replay --step takes no --{name}, which is for evaluated rows")
-    again = replay_step(options.run_folder, options.step)
+    again = replay_step(options.run_folder, options.step, data_root=options.data_root)
     _say_environment(again.environment)
     console.print(f"update {again.step}, from the checkpoint of step {again.start}")
     for name, (logged, found) in again.scalars.items():

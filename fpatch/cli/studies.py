@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
-from fpatch.cli.options import OVERRIDES, add_command, take_mlflow
+from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow
 from fpatch.core.names import show
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def _add_resume(commands: Any) -> None:
         ("resume runs/20260101-120000-study", "resume RUN --from step-00000050"),
     )
     resume.add_argument("run_folder", metavar="RUN", help="the run folder")
+    take_data_root(resume)
     take_mlflow(resume)
     resume.add_argument(
         "--from", dest="checkpoint", metavar="CHECKPOINT",
@@ -127,8 +128,9 @@ def _resume(options: argparse.Namespace) -> int:
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
     with joined(device=device) as ranks, progress_bars() as on_progress:
         run = resume(
-            options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri
-        )
+            options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri,
+            data_root=options.data_root,
+        )  # fmt: skip
         if not ranks.rank:
             _say_where(run)
     return 0

@@ -105,6 +105,26 @@ def find_links(folder: Path) -> list[Path]:
     return found
 
 
+def beneath(root: Path, path: str) -> Iterator[Path]:
+    """Yield the files and folders in a folder that have the last parts of a path, the longest first.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.core.files import beneath
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "tables").mkdir()
+        ...     Path(folder, "tables/objects.csv").touch()
+        ...     found = next(beneath(Path(folder), "/project/tables/objects.csv"))
+        ...     found.relative_to(folder).as_posix()
+        'tables/objects.csv'
+    """
+    parts = [part for part in Path(path).parts if part not in ("/", "..", ".")]
+    for i in range(len(parts)):
+        if (place := root.joinpath(*parts[i:])).exists():
+            yield place
+
+
 def set_aside(folder: Path, paths: Iterable[Path], contents: Mapping[str, bytes] | None = None) -> Path:
     """Move files of a folder into `aside/<time>/`, where they keep their places.
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpatch.core.checks import nearest
-from fpatch.data.images import read_size
+from fpatch.core.files import beneath
+from fpatch.data.decoding import read_size
 
 CORNER_COLUMNS = ("ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly")
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
@@ -69,6 +70,7 @@ def read_placements(path: Path, root: Path, outside_frac: float) -> Placements:
     columns = table.choose(CORNER_COLUMNS, BOX_COLUMNS)
     values = table.read("patch", columns)
     images, sizes_hw = table.images(root, {})
+    table.check_repeats(images, "patch", values)
     table.check_inside(columns, values, [sizes_hw.get(image) for image in images], outside_frac)
     table.check_splits(images, {})
     table.finish()
@@ -102,6 +104,7 @@ def read_objects(
     table = _Table(path)
     values = table.read("label", BOX_COLUMNS)
     images, sizes_hw = table.images(root, sizes_hw)
+    table.check_repeats(images, "label", values)
     table.check_inside(BOX_COLUMNS, values, [sizes_hw.get(image) for image in images], outside_frac)
     table.check_splits(images, splits)
     for row, label in enumerate(table.text["label"]):
@@ -122,6 +125,34 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if "label" not in table.text:
         raise ValueError(f"{path}, line 1: column 'label' is missing ({nearest('label', table.header)})")
     return tuple(dict.fromkeys(filter(None, table.text["label"])))
+
+
+def _image_file(root: Path, name: str) -> Path:
+    """Return the file of an image; one of an absolute path that is not there is looked for in `root`."""
+    path = Path(os.path.normpath(root / name))
+    return next(beneath(root, name), path) if Path(name).is_absolute() and not path.exists() else path
+
+
+def file_identity(path: Path) -> tuple[int, int] | str:
+    """Return what tells a file from others: its device and inode, or its path if it is missing.
+
+    A link, a second name, and another case where the file system ignores case, lead to the same file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.data.csv_tables import file_identity
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "a.png").touch()
+        ...     Path(folder, "b.png").symlink_to("a.png")
+        ...     file_identity(Path(folder, "a.png")) == file_identity(Path(folder, "b.png"))
+        True
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # a name with a null byte
+        return os.path.normpath(path)
+    return status.st_dev, status.st_ino
 
 
 class _Table:
@@ -192,10 +223,6 @@ class _Table:
             for row, cell in enumerate(self.text[name]):
                 if not cell:
                     self.add(row, name, f"the cell is empty; write the name of the {name}")
-        first: dict[tuple[str, ...], int] = {}
-        for row, cells in enumerate(zip(*(self.text[name] for name in needed), strict=True)):
-            if (line := first.setdefault(cells, self.lines[row])) != self.lines[row]:
-                self.add(row, None, f"repeats line {line}; delete one of them")
         values = self.numbers(columns)
         if columns == CORNER_COLUMNS:
             self.check_quads(values)
@@ -220,21 +247,47 @@ class _Table:
     def images(
         self, root: Path, known: Mapping[Path, tuple[int, int]]
     ) -> tuple[list[Path], dict[Path, tuple[int, int]]]:
-        """Return the image file of each row, and the sizes of readable files."""
+        """Return the image file of each row, and the sizes of readable files.
+
+        A file with several spellings has the path of the first one, in `known` or in this table.
+        """
+        one = {file_identity(image): image for image in known}
         files: dict[str, Path] = {}
         first: dict[Path, int] = {}
         for row, name in enumerate(self.text["image"]):
             if name not in files:
-                files[name] = Path(os.path.normpath(root / name))
+                path = _image_file(root, name)
+                files[name] = one.setdefault(file_identity(path), path)
                 first.setdefault(files[name], row)
         first.pop(Path(os.path.normpath(root)), None)  # an empty cell
-        sizes_hw = {}
+        sizes_hw, missing = {}, []
         for image, row in first.items():
             try:
                 sizes_hw[image] = known[image] if image in known else read_size(image)
+            except FileNotFoundError as error:
+                missing.append((row, str(error)))
             except (OSError, ValueError) as error:
                 self.add(row, "image", str(error))
+        if len(missing) == len(first) > 1:
+            where = "; correct the column 'image', or set data.root to their folder"
+            raise FileNotFoundError(
+                f"{self.path}: none of its {len(missing)} images is there; no such image as the first, "
+                f"{next(iter(first))}{where}"
+            )
+        for row, problem in missing:
+            self.add(row, "image", problem)
         return [files[name] for name in self.text["image"]], sizes_hw
+
+    def check_repeats(self, images: Sequence[Path], name: str, values: NDArray[np.float64]) -> None:
+        """Check that no two rows are equal, whatever the spelling of their image and numbers."""
+        first: dict[tuple[Path, str, str, bytes], int] = {}
+        cells = zip(images, self.text[name], self.text["split"], values, strict=True)
+        for row, (image, own, split, numbers) in enumerate(cells):
+            if not np.isfinite(numbers).all():
+                continue  # it is told already
+            line = first.setdefault((image, own, split, (numbers + 0.0).tobytes()), self.lines[row])
+            if line != self.lines[row]:
+                self.add(row, None, f"repeats line {line}; delete one of them")
 
     def check_quads(self, values: NDArray[np.float64]) -> None:
         """Check that corners are convex and clockwise, as those of a flat patch seen from the front."""
@@ -285,4 +338,5 @@ class _Table:
         for row, (image, split) in enumerate(zip(images, self.text["split"], strict=True)):
             if split and first.setdefault(image, split) != split:
                 name = self.text["image"][row]
-                self.add(row, "split", f"{split!r}, but {name} is in {first[image]!r} elsewhere; choose one")
+                same = name if str(image).endswith(name) else f"{name}, the same file as {image},"
+                self.add(row, "split", f"{split!r}, but {same} is in {first[image]!r} elsewhere; choose one")

@@ -1,9 +1,6 @@
 """Image files to tensors and back, and the letterbox that resizes images to one size."""
 
-import io
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,28 +8,23 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fpatch.core.files import digest
 from fpatch.core.resource import define_loader
+from fpatch.data.decoding import decode_pil, read_bytes
 
 PAD_LEVEL = 128
 """The gray level of the margins of a letterboxed image."""
-
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 
 def read_image(source: str | os.PathLike[str] | Image.Image) -> UInt8[Tensor, "3 h w"]:
     """Read an image as upright RGB.
 
     EXIF orientation is applied. Gray, palette and CMYK become RGB. 16-bit gray is scaled by 255/65535 and
-    rounded; of 16-bit color, Pillow reads the upper byte. Transparent pixels become white, as on the paper of
-    a print. The first of several frames is read.
+    rounded; of 16-bit color and of gray with alpha, Pillow reads the upper byte. Transparent
+    pixels become white, as on the paper of a print. The first of several frames is read.
 
     Args:
         source: A file or a PIL image.
@@ -74,57 +66,6 @@ def _load_image(path: str | os.PathLike[str]) -> Float[Tensor, "3 h w"]:
 
 image_file = define_loader("image_file", _load_image)
 """The loader of an image file as a resource: floats `[3, h, w]` in 0..1, read by `read_image`."""
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read the content of an image file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
-
-
-def decode_pil(source: bytes | Image.Image, name: str | os.PathLike[str]) -> Image.Image:
-    """Decode an image to an upright PIL image of mode RGB; see `read_image`.
-
-    Args:
-        source: The content of a file, or a PIL image.
-        name: The name of the image, for errors.
-
-    Raises:
-        ValueError: If the image cannot be decoded, or its pixels have no fixed range.
-    """
-    try:
-        image = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except _DECODER_ERRORS as error:
-        raise _unreadable(name, error) from error
-
-
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Read the height and width of an upright image, in pixels, from the header of its file.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the header is unreadable.
-    """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            # PngImageFile.getexif decodes the pixels in search of EXIF after them
-            exif = Image.Image.getexif(image)
-            sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
-            width, height = image.size  # a TIFF is upright already
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
-    except _DECODER_ERRORS as error:
-        raise _unreadable(path, error) from error
-    return (width, height) if sideways else (height, width)
 
 
 def write_image(path: str | os.PathLike[str], image: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"]) -> None:
@@ -318,24 +259,5 @@ def move_boxes(
     return move_points(boxes.unflatten(-1, (2, 2)), scale_xy, offset_xy).flatten(-2)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("32-bit pixels have no fixed range")
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def _to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _unreadable(name: str | os.PathLike[str], error: BaseException) -> ValueError:
-    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-    return ValueError(f"{name}: not a readable image ({reason}); replace it, or save it again as 8-bit PNG")

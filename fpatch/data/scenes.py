@@ -11,7 +11,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fpatch.data.images import decode_pil, image_digest, letterbox, read_bytes
+from fpatch.data.decoding import decode_pil, read_bytes
+from fpatch.data.images import image_digest, letterbox
 
 _MAX_THREADS = 8
 

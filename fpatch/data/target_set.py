@@ -103,6 +103,7 @@ class TargetSet:
         source: The placements file.
         tables: The other entries of a batch, by image id.
         scenes: Reads and keeps the scenes.
+        root: The folder of relative image paths.
 
     Example:
         >>> import tempfile
@@ -123,6 +124,7 @@ class TargetSet:
     source: Path
     tables: dict[str, Tensor] = field(repr=False)
     scenes: Scenes = field(repr=False)
+    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -144,6 +146,14 @@ class TargetSet:
         if not -len(self) <= place < len(self):
             raise IndexError(f"there are {len(self)} images in this view, got index {place}")
         return {name: value[0] for name, value in self.batch(self.image_ids[place].reshape(1)).items()}
+
+    @functools.cached_property
+    def image_names(self) -> tuple[str, ...]:
+        """The path of every image by id, relative to `root`; absolute outside it."""
+        return tuple(
+            (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+            for path in self.paths
+        )
 
     @property
     def k(self) -> int:

@@ -47,7 +47,8 @@ def targets(
         objects: CSV with `image`, `label`, `xmin`, `ymin`, `xmax`, `ymax`, `split`. Rows on images without a
             placement are checked and left out.
         size: Height and width of the letterboxed scenes, in pixels.
-        root: The folder of relative image paths; by default that of each file.
+        root: The folder of relative image paths; by default that of each file. An image of an absolute path
+            that is not there is looked for in it by the last parts of the path.
         patches: The patches to use, in this order; by default all, in the order of the file. Images that show
             none of them keep their ids and are in no view.
         classes: The classes, in the order of the victim's labels; by default in the order of the file.
@@ -105,6 +106,7 @@ def targets(
         source=source,
         tables=tables,
         scenes=Scenes(placed.sizes_hw, size_hw, resident),
+        root=Path(os.path.normpath(root or source.parent)),
     )
 
 

@@ -124,11 +124,12 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-        table: Columns of equal length, one entry per row: `image_id`, `draw`, `path`, `photograph` (digest),
-            `key/0`, `key/1`, `sample` (digest), `sample/<node>/<field>`, `<metric>/<condition>`,
-            `<metric>/delta` (patch minus none), `<metric>/delta/<control>`, `<group>label` (the true class),
-            `<group>finite/<condition>` (whether all that the metrics of a group rest on is finite),
-            `digest/<condition>`; `goal`, the name of the class, of a targeted metric.
+        table: Columns of equal length, one entry per row: `image_id`, `draw`, `path` (of the image, from the
+            root of the data), `photograph` (digest), `key/0`, `key/1`, `sample` (digest),
+            `sample/<node>/<field>`, `<metric>/<condition>`, `<metric>/delta` (patch minus none),
+            `<metric>/delta/<control>`, `<group>label` (the true class), `<group>finite/<condition>` (whether
+            all that the metrics of a group rest on is finite), `digest/<condition>`; `goal`, the name of the
+            class, of a targeted metric.
         conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
         objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as
@@ -150,10 +151,11 @@ def describe_rows(dataset: Dataset, batch: Batch, keys: Tensor, sample: Sample) 
     """Return the columns of rows that hold what was drawn: identity, image, key and sample."""
     ids = batch["image_id"].tolist()
     drawn = to_columns(sample)
+    names = getattr(dataset, "image_names", dataset.paths)
     return {
         "image_id": batch["image_id"].numpy(),
         "draw": batch["draw"].numpy(),
-        "path": np.array([str(dataset.paths[i]) for i in ids]),
+        "path": np.array([str(names[i]) for i in ids]),
         "photograph": np.array([dataset.digest(i) for i in ids]),
         "key/0": keys[:, 0].numpy(),
         "key/1": keys[:, 1].numpy(),

@@ -12,6 +12,7 @@ from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.places import to_relative
 from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
 from fpatch.runs.standing import find_damage
 from fpatch.runs.tables import table_damage
@@ -37,9 +38,11 @@ def check_study(run: Run, study: Study) -> list[str]:
     Raises:
         RunError: If another setting differs; the message gives its recorded and its present value.
     """
-    configs = run.read_json("config.json"), json.loads(json.dumps(study.config))
-    before, here = (flatten(c) for c in configs)
-    different = [(n, before.get(n), here.get(n)) for n in {**before, **here} if before.get(n) != here.get(n)]
+    recorded, config = run.read_json("config.json"), json.loads(json.dumps(study.config))
+    before = flatten(to_relative(recorded, run.folder, start=run.folder))
+    here = flatten(to_relative(config, run.folder))
+    found = ((n, before.get(n), here.get(n)) for n in {**before, **here} if before.get(n) != here.get(n))
+    different = [entry for entry in found if not is_moved(*entry)]
     return _check_settings(run, different, "give the study of its config.json, or another folder")
 
 
@@ -59,7 +62,7 @@ def check_config(run: Run, accept: bool = False) -> list[str]:
         RunError: If another setting differs; the message gives its recorded and its present value.
     """
     config = run.read_json("config.json")
-    different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry[1:])]
+    different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry)]
     if accept:
         return [f"{name}: {was} was recorded, {now} is here" for name, was, now in different]
     way_out = f"restore config.json, or accept it: fpatch resume {run.folder} --from last"
@@ -149,7 +152,7 @@ def input_differences(
     settings = [
         f"{name}: {was} was recorded, {now} is here"
         for name, was, now in changed_settings(run.folder, run.read_json("config.json"))
-        if name.partition(".")[0] not in _ELSEWHERE and not is_moved(was, now)
+        if name.partition(".")[0] not in _ELSEWHERE and not is_moved(name, was, now)
     ]
     tables, images = _data_differences(run, study, dataset, splits)
     paths = {"placements": study.data.placements, "objects": study.data.objects}

@@ -24,6 +24,7 @@ from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, v
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log, own_log
 from fpatch.runs.opening import open_run
+from fpatch.runs.places import named_places
 from fpatch.runs.tables import record_files
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
@@ -43,6 +44,7 @@ def evaluate_run(
     settings: Mapping[str, Any] | None = None,
     *,
     mlflow: str | None = None,
+    data_root: str | Path | None = None,
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
@@ -55,6 +57,8 @@ def evaluate_run(
         settings: Other settings of this evaluation, by dotted name: those of `evaluate`, and of nodes that do
             not train the patch, such as a metric. The table is named after them.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
+        data_root: The folder of the data, if they are not where they were: tables, images and weights are
+            looked for in it by the last parts of their recorded paths, and compared with the record.
 
     Raises:
         ValueError: If a setting is wrong, or the patch was trained with it.
@@ -71,7 +75,8 @@ def evaluate_run(
         ['test-effects.png', 'test.png']
     """
     settings = settings or {}
-    with Run.open(folder).locked(), load_trained(folder, split, checkpoint, resources, settings) as trained:
+    opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
+    with Run.open(folder).locked(), opened as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
         metric, table = study.evaluate.metric, table_name(split, checkpoint, settings)
         last_step = run.checkpoint_step("last")
@@ -139,6 +144,7 @@ def load_trained(
     checkpoint: str = "best",
     resources: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
 ) -> Iterator[Trained]:
     """Load a run's patch, and the images and the pipeline to measure it with.
 
@@ -151,6 +157,7 @@ def load_trained(
         checkpoint: The name of a checkpoint.
         resources: Live objects by "path/setting" of the pipeline.
         settings: As for `evaluate_run`.
+        data_root: As for `evaluate_run`.
 
     Example:
         >>> import tempfile
@@ -162,10 +169,11 @@ def load_trained(
         ...     trained.step, trained.params["tag"].shape, len(trained.dataset.image_ids)
         (4, torch.Size([3, 6, 6]), 4)
     """
-    run, study = open_run(folder, resources)
+    run, study = open_run(folder, resources, data_root)
     if settings:
         study = measure_otherwise(study, settings, resources)
-    parts = set_up(study)
+    with named_places():
+        parts = set_up(study)
     check_metric(study, split)
     warn_of_crowded(study, parts, (split,))
     state, _ = run.load_checkpoint(checkpoint, parts.initial)

@@ -27,6 +27,7 @@ from fpatch.optim.step import TrainState
 from fpatch.runs import checkpoints, files, tables
 from fpatch.runs.files import FORMAT
 from fpatch.runs.locks import LockedError, RunError, check_links, lock, new_folder
+from fpatch.runs.places import to_relative
 from fpatch.runtime.execution import Execution
 
 _WRITTEN = (".json", ".jsonl", ".safetensors", ".parquet", ".csv", ".png", ".gif", ".html")
@@ -64,6 +65,8 @@ class Run:
     ) -> "Run":
         """Make `root/<time>-<name>/` with its config, its environment and further files.
 
+        Paths in the config are recorded relative to the new folder, so that a project can be moved.
+
         Raises:
             OSError: If the folder cannot be written; nothing of it remains.
         """
@@ -84,8 +87,9 @@ class Run:
         run = Run(folder)
         is_new = not run.folder.is_dir() or not any(run.folder.iterdir())
         run.folder.mkdir(parents=True, exist_ok=True)
-        contents = {**(more or {}), "config.json": to_json(config)}  # which completes the folder, is last
-        facts = {"format": FORMAT, "fpatch": __version__, **environment}
+        recorded = to_relative(config, run.folder)
+        contents = {**(more or {}), "config.json": to_json(recorded)}  # which completes the folder, is last
+        facts = {"format": FORMAT, "fpatch": __version__, "folder": str(run.folder.resolve()), **environment}
         written = ["environment.json", *contents]
         try:
             digests = {name: digest(data) for name, data in contents.items()}

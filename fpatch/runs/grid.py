@@ -40,6 +40,8 @@ def evaluate_grid_run(
     checkpoint: str = "best",
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
+    *,
+    data_root: str | Path | None = None,
 ) -> tuple[Run, list[Cell]]:
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
 
@@ -54,8 +56,9 @@ def evaluate_grid_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        data_root: As for `evaluate_run`.
     """
-    with load_trained(folder, split, checkpoint, resources) as trained:
+    with load_trained(folder, split, checkpoint, resources, data_root=data_root) as trained:
         run, study = trained.run, trained.study
         key = evaluation_key(study, split)
         made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))

@@ -57,9 +57,9 @@ def open_study_log(study: Study, run: Run, resume_step: int | None) -> Log:
     )
 
 
-def log_study(study: Study, dataset: TargetSet, log: Log) -> None:
-    """Log the settings, the data set and the description before the first step."""
-    settings = flatten(study.config)
+def log_study(study: Study, run: Run, dataset: TargetSet, log: Log) -> None:
+    """Log the settings of the run's config, the data set and the description before the first step."""
+    settings = flatten(run.read_json("config.json"))
     log.params(settings | {name: None for name in log.settings if name not in settings})
     log.tags({"fpatch": __version__, "study": study.name})
     source = study.data.placements

@@ -9,30 +9,58 @@ from fpatch.core.errors import in_file
 from fpatch.runs.folder import Run
 from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import RunError
+from fpatch.runs.places import Places
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.execution import Execution
 from fpatch.study.config import study_from_config, vary
 from fpatch.study.study import Study
 
 
-def open_run(folder: str | Path, resources: Mapping[str, Any] | None = None) -> tuple[Run, Study]:
+def open_run(
+    folder: str | Path,
+    resources: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+) -> tuple[Run, Study]:
     """Open a run folder and the study that it was made from; no code in the folder can be imported.
 
+    Args:
+        folder: The run folder.
+        resources: Live objects by "path/setting" of the pipeline.
+        data_root: The folder of the data, if they are not where they were: tables, images and weights are
+            looked for in it by the last parts of their recorded paths.
+
     Raises:
-        RunError: If the folder is no run folder, Python searches it for modules, or its config is broken.
+        RunError: If the folder is no run folder, Python searches it for modules, its config is broken, or
+            `data_root` is no folder.
     """
     run = Run.open(folder)
     forbid_imports(run.folder)
+    config = places_of(run, data_root).config(
+        run.read_json("config.json"), run.read_json("environment.json").get("data", {})
+    )
     try:
-        return run, study_from_config(run.read_json("config.json"), run.folder, resources)
+        return run, study_from_config(config, run.folder, resources)
     except ValueError as error:
         raise RunError(in_file(run.folder / "config.json", error)) from error
 
 
-def study_of_table(run: Run, study: Study, table: str, resources: Mapping[str, Any] | None = None) -> Study:
+def places_of(run: Run, data_root: str | Path | None = None) -> Places:
+    """Return the places at which the files of a run are looked for."""
+    return Places(run.folder, run.read_json("environment.json").get("folder"), data_root)
+
+
+def study_of_table(
+    run: Run,
+    study: Study,
+    table: str,
+    resources: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+) -> Study:
     """Return the study of a run with the settings by which a table was measured."""
     settings = run.load_settings(table)
-    return vary(study, settings, resources) if settings else study
+    if not settings:
+        return study
+    return vary(study, places_of(run, data_root).settings(settings), resources)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fpatch.data import TargetSet
 from fpatch.log.sealed import seal
 from fpatch.log.values import to_plain
 from fpatch.runs.files import read_json
+from fpatch.runs.places import is_place
 from fpatch.study.study import Study
 
 MAX_HASHED_BYTES = 4 * 2**30
@@ -126,11 +127,22 @@ def changed_settings(folder: Path, config: Mapping[str, Any]) -> list[tuple[str,
     return [(n, recorded.get(n), here.get(n)) for n in names if recorded.get(n) != here.get(n)]
 
 
-def is_moved(was: Any, now: Any) -> bool:
-    """Return whether two settings are paths of files with one name; digests tell whether they are equal."""
+def is_moved(name: str, was: Any, now: Any) -> bool:
+    """Return whether a setting is the path of a file that may have moved; digests tell whether it is equal.
+
+    Example:
+        >>> from fpatch.runs.record import is_moved
+        >>> is_moved("data.placements", "/project/data/placements.csv", "../../data/placements.csv")
+        True
+        >>> is_moved("data.placements", "/project/data/placements.csv", "/project/data/others.csv")
+        False
+    """
+    if name == "data.root":
+        return True  # the images are compared
     if not (isinstance(was, str) and isinstance(now, str)):
         return False
-    return os.path.isabs(was) and os.path.isabs(now) and Path(was).name == Path(now).name
+    is_path = is_place(name) or (os.path.isabs(was) and os.path.isabs(now))
+    return is_path and Path(was).name == Path(now).name
 
 
 def _logged_params(folder: Path) -> Iterator[dict[str, Any]]:

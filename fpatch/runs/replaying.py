@@ -21,6 +21,7 @@ from fpatch.runs.checks import warn_of_inputs
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
+from fpatch.runs.places import named_places
 from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
 
@@ -58,6 +59,7 @@ def replay_run(
     edits: Mapping[str, float | Tensor] | None = None,
     keep: Sequence[str] = (),
     on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
+    data_root: str | Path | None = None,
 ) -> tuple[Replay, list[str]]:
     """Rerun evaluated rows from their logged samples, in the recorded execution.
 
@@ -70,6 +72,7 @@ def replay_run(
         edits: Values that replace the sampled ones, by path, as in `fpatch.override`.
         keep: Names of further values for `on_block`, such as "image".
         on_block: Called after every block with its row indices and its results under every condition.
+        data_root: As for `evaluate_run`.
 
     Returns:
         The replay, and the differences from the recorded execution, a sentence each.
@@ -84,10 +87,11 @@ def replay_run(
         >>> again.rows.tolist(), again.differences, differences
         ([0, 1], {}, [])
     """
-    run, study = open_run(folder, resources)
+    run, study = open_run(folder, resources, data_root)
     logged, recorded = run.load_table(table), run.load_execution(table)
-    study = study_of_table(run, study, table, resources)
-    split, every = table.partition("-")[0], study.data.open()
+    study = study_of_table(run, study, table, resources, data_root)
+    with named_places():
+        split, every = table.partition("-")[0], study.data.open()
     dataset = every.split(split_name(study, split))
     chosen = range(len(logged["image_id"]))[rows or slice(None)]
     if not chosen:
@@ -111,19 +115,27 @@ def replay_run(
     return result, differences
 
 
-def replay_step(folder: str | Path, number: int, resources: Mapping[str, Any] | None = None) -> StepReplay:
+def replay_step(
+    folder: str | Path,
+    number: int,
+    resources: Mapping[str, Any] | None = None,
+    *,
+    data_root: str | Path | None = None,
+) -> StepReplay:
     """Rerun a training update from the nearest checkpoint before it, and compare its logged scalars.
 
     Args:
         folder: The run folder.
         number: The update, from 1 to the last logged one.
         resources: Live objects by "path/setting" of the pipeline.
+        data_root: As for `evaluate_run`.
 
     Raises:
         ValueError: If the update has no record.
     """
-    run, study = open_run(folder, resources)
-    parts = set_up(study)
+    run, study = open_run(folder, resources, data_root)
+    with named_places():
+        parts = set_up(study)
     warn_of_inputs(run, study, parts.dataset, [study.data.train])
     logged = logged_scalars(run, number)
     start = max((s for s in run.checkpoint_steps() if s < number), default=None)

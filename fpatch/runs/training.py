@@ -26,6 +26,7 @@ from fpatch.runs.logging import (
     step_scalars,
 )
 from fpatch.runs.opening import open_run, recorded_execution
+from fpatch.runs.places import named_places
 from fpatch.runs.record import describe_data, describe_sources, images_file
 from fpatch.runs.saving import Saver
 from fpatch.runs.standing import begin_again, check_standing, go_back
@@ -152,6 +153,7 @@ def resume(
     *,
     checkpoint: str | None = None,
     mlflow: str | None = None,
+    data_root: str | Path | None = None,
 ) -> Run:
     """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
 
@@ -159,11 +161,11 @@ def resume(
         folder: The run folder.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
-        checkpoint: A checkpoint to go back to, such as "step-00000050". Later checkpoints, records, tables
-            and figures are moved into `aside/`. "last" accepts a folder whose records or checkpoints were
-            cut. Edited settings are accepted, too. None: the last one, which must agree with the records,
-            the other checkpoints and the config.
+        checkpoint: A checkpoint to go back to, such as "step-00000050"; later files are moved into `aside/`.
+            "last" accepts a folder whose records or checkpoints were cut. Edited settings are accepted, too.
+            None: the last one, which must agree with the records, the other checkpoints and the config.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
+        data_root: As for `evaluate_run`.
 
     Raises:
         RunError: If the folder is incomplete, has the format of another version or is locked by another
@@ -181,11 +183,12 @@ def resume(
         >>> again.folder == run.folder, again.checkpoint_steps()
         (True, [0, 4])
     """
-    run, study = open_run(folder, resources)
+    run, study = open_run(folder, resources, data_root)
     with joined(device=study.device) as ranks:
         changed = check_config(run, accept=checkpoint is not None)
         study = study if ranks.rank else own_log(study, run, mlflow)
-        parts = set_up(study)
+        with named_places():
+            parts = set_up(study)
         check_data(run, study, parts.dataset)
         changed += source_differences(run, study)
         _finish(_continue(run, study, parts, on_progress, ranks, changed, checkpoint=checkpoint or ""))
@@ -290,7 +293,7 @@ def _train(
     num_steps, uncounted = study.train.num_steps if until is None else until, False
     run.note_processes(state.step, ranks.size)
     with _opened_log(study, run, resume_step) as log:
-        log_study(study, parts.dataset, log)
+        log_study(study, run, parts.dataset, log)
         saver = Saver(run, log, state, facts)
         if state.step == 0 or not run.has_checkpoint("last"):
             saver.save()

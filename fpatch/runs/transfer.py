@@ -29,6 +29,8 @@ def transfer_runs(
     checkpoint: str = "best",
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
+    *,
+    data_root: str | Path | None = None,
 ) -> Transfer:
     """Measure the patch of every run on the victim of every run, by the names of their folders.
 
@@ -39,6 +41,7 @@ def transfer_runs(
         checkpoint: The name of a checkpoint in every run.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipelines.
+        data_root: As for `evaluate_run`, of all runs.
 
     Raises:
         ValueError: If two folders have the same name, or the images of the runs differ.
@@ -60,7 +63,7 @@ def transfer_runs(
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
     with ExitStack() as opened:
         found = [
-            opened.enter_context(load_trained(folder, split, checkpoint, resources))
+            opened.enter_context(load_trained(folder, split, checkpoint, resources, data_root=data_root))
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))

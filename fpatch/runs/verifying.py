@@ -30,6 +30,7 @@ from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
+from fpatch.runs.places import named_places
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
 from fpatch.runs.tables import encode_table, load_manifest
 from fpatch.study.splits import evaluation_key, split_name
@@ -70,6 +71,7 @@ def verify_run(
     resources: Mapping[str, Any] | None = None,
     *,
     on_block: OnBlock | None = None,
+    data_root: str | Path | None = None,
 ) -> Verification:
     """Check every file and input of a run, and draw, measure and count a table again.
 
@@ -80,6 +82,7 @@ def verify_run(
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
         on_block: Called after every block of rows.
+        data_root: As for `evaluate_run`.
 
     Raises:
         RunError: If the folder is no run folder.
@@ -105,10 +108,11 @@ def verify_run(
     differences, unproven, environment = list(files.damage), [training], []
     result = None
     try:
-        _, study = open_run(folder, resources)
-        dataset = study.data.open()
+        _, study = open_run(folder, resources, data_root)
+        with named_places():
+            dataset = study.data.open()
         differences += [s for s in input_differences(run, study, dataset) if s not in differences]
-        study = study_of_table(run, study, table, resources)
+        study = study_of_table(run, study, table, resources, data_root)
         execution = run.load_execution(table)
         if execution.block < 1:
             raise RunError(f"tables/{table}.json: execution.block must be at least 1, got {execution.block}")
@@ -120,7 +124,8 @@ def verify_run(
     except _NoRows:
         raise
     except (ValueError, OSError, ImportError, KeyError, TypeError, IndexError) as error:
-        differences.append(f"table {table!r} cannot be rerun: {error}")
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        differences.append(f"table {table!r} cannot be rerun: {said}")
     others = [name for name in _table_names(run) if name != table]
     if others:
         unproven.append(f"rows of {', '.join(others)}: give one as --table")

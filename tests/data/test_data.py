@@ -30,7 +30,8 @@ from fpatch.data import (
     write_image,
 )
 from fpatch.data import csv_tables as data_table
-from fpatch.data.images import PAD_LEVEL, fit, read_size
+from fpatch.data.decoding import read_size
+from fpatch.data.images import PAD_LEVEL, fit
 
 TOYCAR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "toycar"
 few = settings(max_examples=40, deadline=None)
@@ -601,6 +602,42 @@ def test_bad_objects_are_told_by_line_and_column(folder, case):
     for fragment in fragments:
         assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SPELLINGS = {
+    "dot": lambda folder: "./a.png",
+    "absolute": lambda folder: str(folder / "a.png"),
+    "detour": lambda folder: "nowhere/../a.png",
+    "link": lambda folder: (folder / "link.png").symlink_to("a.png") or "link.png",
+    "link to the folder": lambda folder: (folder / "all").symlink_to(folder) or "all/a.png",
+    "second name": lambda folder: (folder / "hard.png").hardlink_to(folder / "a.png") or "hard.png",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_file_is_one_image_under_every_spelling(folder, spelling):
+    """In another split it is a leak, in the table of objects its boxes count, and a repeated row is seen."""
+    name, expected = SPELLINGS[spelling](folder), read(folder)
+    lines, objects = [list(line) for line in ROWS], [list(line) for line in OBJECT_ROWS]
+    lines[4][0], objects[2][0] = name, name
+    table(folder / "placements.csv", PLACEMENTS, lines)
+    table(folder / "objects.csv", OBJECTS, objects)
+    found = read(folder)
+    assert found.paths == expected.paths
+    for entry, values in expected.tables.items():
+        assert torch.equal(found.tables[entry], values), entry
+    leak = [*OBJECT_ROWS, [name, "car", 3, 3, 9, 9, "train"]]
+    table(folder / "objects.csv", OBJECTS, leak)
+    with pytest.raises(ValueError, match=r"line 5, column split: 'train', but .* is in 'eval' elsewhere"):
+        read(folder)
+    table(folder / "objects.csv", OBJECTS, OBJECT_ROWS)
+    table(folder / "placements.csv", PLACEMENTS, [*lines[:4], [*lines[4][:-1], "train"], lines[5]])
+    with pytest.raises(ValueError, match=r"line 6, column split: 'train', but .* is in 'eval' elsewhere"):
+        read(folder)
+    again = [*lines, [name, *ROWS[1][1:3], "5.0", *ROWS[1][4:]]]
+    table(folder / "placements.csv", PLACEMENTS, again)
+    with pytest.raises(ValueError, match=r"line 8: repeats line 3"):
+        read(folder)
 
 
 def test_bad_files_are_named(folder):

@@ -13,6 +13,7 @@ from typecheck import unchecked
 
 from fpatch import viz
 from fpatch.data import read_image, write_image
+from fpatch.data.decoding import read_size
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I")
 
@@ -64,17 +65,62 @@ def test_a_pil_image_that_cannot_be_read_is_named(tmp_path):
         read_image(picture)
 
 
+def write_png(path, levels, kind, depth, clear=None):
+    """Write levels [h, w, c] as a PNG of a color type and depth; `clear` is its transparent color."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = levels.shape
+    if depth == 16:
+        lines = [line.astype(">u2").tobytes() for line in levels]
+    else:
+        bits = np.unpackbits(levels.astype(np.uint8)[..., None], axis=-1)[..., 8 - depth :]
+        lines = [np.packbits(line.reshape(-1)).tobytes() for line in bits]
+    chunks = chunk(b"IHDR", struct.pack(">2I5B", width, height, depth, kind, 0, 0, 0))
+    if clear is not None:
+        chunks += chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    chunks += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + line for line in lines))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    return path
+
+
+GRAY, COLOR, GRAY_ALPHA, COLOR_ALPHA = 0, 2, 4, 6
+
+
 def test_sixteen_bit_color_keeps_the_upper_byte(tmp_path):
-    levels = np.random.default_rng(2).integers(0, 65536, (4, 6, 3)).astype(">u2")
+    levels = np.random.default_rng(2).integers(0, 65536, (4, 6, 3))
+    path = write_png(tmp_path / "a.png", levels, COLOR, 16)
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), levels >> 8)
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    lines = b"".join(b"\0" + line.tobytes() for line in levels)
-    header = struct.pack(">2I5B", 6, 4, 16, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), levels >> 8)
+@pytest.mark.parametrize(("kind", "depth"), [
+    (GRAY, 1), (GRAY, 2), (GRAY, 4), (GRAY, 16), (COLOR, 16), (GRAY_ALPHA, 16), (COLOR_ALPHA, 16),
+])  # fmt: skip
+def test_transparency_of_every_depth_is_that_of_eight_bits(tmp_path, kind, depth):
+    channels = {GRAY: 1, COLOR: 3, GRAY_ALPHA: 2, COLOR_ALPHA: 4}[kind]
+    most = 2 ** min(depth, 8) - 1
+    levels = np.random.default_rng(3).integers(0, most + 1, (5, 7, channels))
+    levels[2, 3] = most // 2
+    clear = None if kind in (GRAY_ALPHA, COLOR_ALPHA) else tuple(int(v) for v in levels[2, 3])
+    to_eight, to_depth = (255 // most, {8: 1, 16: 256 if kind == COLOR else 257}[max(depth, 8)])
+    scaled = None if clear is None else tuple(v * to_eight for v in clear)
+    twin = read_image(write_png(tmp_path / "8.png", levels * to_eight, kind, 8, scaled))
+    own = None if clear is None else tuple(v * to_depth for v in clear)
+    assert torch.equal(read_image(write_png(tmp_path / "a.png", levels * to_depth, kind, depth, own)), twin)
+    if clear is not None:
+        assert twin[:, 2, 3].tolist() == [255, 255, 255]
+        assert not torch.equal(
+            read_image(write_png(tmp_path / "b.png", levels * to_depth, kind, depth)), twin
+        )
+
+
+def test_more_pixels_than_pillow_reads_are_refused_with_the_way_out(tmp_path, monkeypatch):
+    path = write_png(tmp_path / "a.png", np.zeros((40, 60, 3), int), COLOR, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for read in (read_image, read_size):
+        with pytest.raises(ValueError, match=r"a\.png: the image has more than .* megapixels.*scale it down"):
+            read(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
