@@ -283,6 +283,13 @@ def test_a_mask_is_the_same_in_every_row():
     assert torch.equal(image[0], image[2])
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 1, 8, 8)])
+def test_a_mask_has_one_channel(shape):
+    rule = r"implant: the mask 'wide' must be \[1, height, width\], got shape .*; give one channel"
+    with pytest.raises(ValueError, match=rule):
+        draw(implant.warp(names=NAMES), masks={"wide": torch.ones(shape)})
+
+
 def test_masks_belong_to_their_patch():
     """A number, an opacity per pixel, and none."""
     quads, index = [BOX, AWAY, OVERLAPPING], [0, 1, 0]
