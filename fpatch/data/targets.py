@@ -111,6 +111,8 @@ def targets(
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        raise ValueError(f"targets: size must be (height, width), got {size}; for a square, ({size}, {size})")
     if len(size) != 2 or min(size) < 1 or any(side % 1 for side in size):
         raise ValueError(f"targets: size must be (height, width) in whole pixels, at least 1, got {size!r}")
     return int(size[0]), int(size[1])
