@@ -1,4 +1,4 @@
-"""What is no optimizer of this library, and a state that is none of a training: named, with the way out."""
+"""Values that are no optimizer of this library and states of another training: named, with the way out."""
 
 from collections.abc import Mapping
 from typing import Any
