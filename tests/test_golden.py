@@ -75,7 +75,7 @@ def test_the_micro_batched_study_has_the_same_patch_to_float_tolerance(eager, tm
         torch.testing.assert_close(patch, whole[name], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("table", ["test", "test-grid"])
+@pytest.mark.parametrize("table", ["test", golden.GRID_TABLE])
 def test_the_tables_of_the_study_replay_bit_for_bit(eager, table):
     replayed, changed = replay_run(eager[0].folder, table=table)
     assert changed == []

@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from fpatch.cli.answers import Answer, describe_cells
 from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_checkpoint, take_data_root, take_mlflow
+from fpatch.cli.options import (
+    MEASURED,
+    add_command,
+    number,
+    read_axis,
+    take_checkpoint,
+    take_data_root,
+    take_mlflow,
+)
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
+from fpatch.core.files import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +43,12 @@ def _add_evaluate(commands: Any) -> None:
         "Every image of the split is shown with the trained patch, without a patch, and with control patches "
         "(noise, a flat print, the patch's pixels shuffled), on the same samples. The command prints success "
         "rates with intervals. It writes into the run folder: tables/test.csv and .parquet, one row per "
-        "image and draw; tables/test.summary.json; figures/test.png and figures/test-effects.png. Settings "
-        "of metrics and of [evaluate] are options by their dotted names; the table is named after them.",
+        "image and draw; tables/test.summary.json; figures/test.png, test-effects.png and test-classes.png. "
+        f"{MEASURED}",
         (
             "evaluate runs/20260101-120000-study --checkpoint last",
             "evaluate runs/20260101-120000-study --pipeline.hit.goal stop",
+            "evaluate RUN --data.placements night.csv --data.objects night-objects.csv",
         ),
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
@@ -55,7 +66,7 @@ def _add_grid(commands: Any) -> None:
         "VALUES are numbers: a list -1,0,1 or a range LOW:HIGH:COUNT; true and false are 1 and 0. A PATH is "
         "a column `sample/...` of a table without that prefix. All other values are drawn by "
         "the same keys in every cell. The command writes a table, heat maps of all pairs of axes and images "
-        "of the weakest and strongest cells.",
+        f"of the weakest and strongest cells. {MEASURED}",
         (
             "grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5",
             "grid RUN --over camera/exposure/stops=-1,0,1 --over camera/blur/sigma_px=0:2:3",
@@ -76,7 +87,7 @@ def _add_transfer(commands: Any) -> None:
         _transfer,
         "measure the patch of every run on the victim of every other run",
         "All runs must use the same images. The command prints a table and writes it as JSON and as a heat "
-        "map.",
+        f"map. {MEASURED}",
         (
             "transfer runs/20260101-120000-a runs/20260101-130000-b",
             "transfer runs/*-a runs/*-b --also runs/*-ensemble --out figures/transfer",
@@ -91,7 +102,9 @@ def _add_transfer(commands: Any) -> None:
     take_checkpoint(transfer)
     take_data_root(transfer)
     transfer.add_argument(
-        "--out", metavar="FILE", help="FILE.png and FILE.json (default: transfer, beside the first run)"
+        "--out",
+        metavar="FILE",
+        help="FILE.png and FILE.json (default: beside the first run, named after the runs)",
     )
 
 
@@ -112,9 +125,9 @@ def _add_score(commands: Any) -> None:
     score.add_argument(
         "detections", metavar="DETECTIONS.json", help="a list of image_id, category_id, bbox, score"
     )
-    score.add_argument("--iou", type=float, default=0.5, help="overlap of a match, 0..1 (default: 0.5)")
+    score.add_argument("--iou", type=number, default=0.5, help="overlap of a match, 0..1 (default: 0.5)")
     score.add_argument(
-        "--score", type=float, default=0.5, help="score threshold of the recall, 0..1 (default: 0.5)"
+        "--score", type=number, default=0.5, help="score threshold of the recall, 0..1 (default: 0.5)"
     )
 
 
@@ -127,7 +140,8 @@ def _add_analyze(commands: Any) -> None:
         "A random forest learns the metric from the sampled values (angles, stops and so on) and predicts it "
         "for held-out images. The score is the share of variance that it predicts: if that may be 0, the "
         "importances mean nothing. The importance of a column is the score lost when that column is "
-        "shuffled. figures/scatter.html opens in any browser, offline; figures/training.gif shows the "
+        "shuffled. figures/scatter.html (with another table or metric in its name) opens in any browser, "
+        "offline; figures/training.gif shows the "
         "patch at every checkpoint.",
         (
             "analyze runs/20260101-120000-study",
@@ -146,11 +160,13 @@ def _add_analyze(commands: Any) -> None:
     take_data_root(analyze)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(options: argparse.Namespace) -> Answer:
     from fpatch.evaluation.conditions import PATCH
     from fpatch.evaluation.rates import of_objects
     from fpatch.metrics import num_photographs
-    from fpatch.runs.evaluating import evaluate_run, table_name
+    from fpatch.runs.evaluating import evaluate_run
+    from fpatch.runs.naming import table_name
+    from fpatch.runs.places import relative_settings
 
     with progress_bars() as on_progress:
         run, rates = evaluate_run(
@@ -162,7 +178,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             mlflow=options.mlflow_uri,
             data_root=options.data_root,
         )
-    table = table_name(options.split, options.checkpoint, options.overrides)
+    table = table_name(options.split, options.checkpoint, relative_settings(options.overrides, run.folder))
     facts = run.read_json(f"tables/{table}.summary.json")
     given = (f"{name} = {value}" for name, value in options.overrides.items())
     made = f"checkpoint {options.checkpoint} (step {facts['step']})"
@@ -175,9 +191,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     if rate.value == rate.value:
         wished = num_photographs(rate.value, 0.1)
         console.print(f"for an interval of +-5 points: about {wished} images ({rate.photographs} here)")
-    for name in (f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png"):
-        say(f"  {run.folder / name}")
-    return 0
+    figures = (f"figures/{table}{end}.png" for end in ("", "-effects", "-classes"))
+    drawn = [name for name in figures if (run.folder / name).is_file()]
+    files = _say_files(run, f"tables/{table}.csv", *drawn)
+    return Answer(0, {"run": str(run.folder), "table": table, **facts, "files": files})
+
+
+def _say_files(run: "Run", *names: str) -> list[str]:
+    """Print the paths of files of a run, and return them."""
+    files = [str(run.folder / name) for name in names]
+    for file in files:
+        say(f"  {file}")
+    return files
 
 
 def _print_classes(facts: "dict[str, Any]") -> None:
@@ -195,45 +220,41 @@ def _print_classes(facts: "dict[str, Any]") -> None:
         console.print(table)
 
 
-def _score(options: argparse.Namespace) -> int:
+def _score(options: argparse.Namespace) -> Answer:
     from fpatch.metrics import score_detections
 
     found = score_detections(options.truth, options.detections, options.iou, options.score)
     console.print(score_table(found, options.iou, options.score))
-    return 0
+    return Answer(0, {"iou": options.iou, "score": options.score, **found._asdict()})
 
 
-def _grid(options: argparse.Namespace) -> int:
-    from fpatch.runs.evaluating import table_name
+def _grid(options: argparse.Namespace) -> Answer:
     from fpatch.runs.grid import evaluate_grid_run
+    from fpatch.runs.naming import grid_name
+    from fpatch.runs.places import relative_settings
 
-    axes = [_read_axis(text) for text in options.over]
+    axes = [read_axis(text) for text in options.over]
     if len(dict(axes)) < len(axes):
         raise ValueError("--over: give each path once, with all its values")
     with progress_bars() as on_progress:
         run, cells = evaluate_grid_run(
-            options.run_folder, dict(axes), options.split, options.checkpoint, on_progress,
+            options.run_folder,
+            dict(axes),
+            options.split,
+            options.checkpoint,
+            on_progress,
+            settings=options.overrides,
             data_root=options.data_root,
-        )  # fmt: skip
+        )
     console.print(cells_table(cells))
-    say(f"checkpoint {options.checkpoint} (step {run.checkpoint_step(options.checkpoint)})")
-    name = f"{table_name(options.split, options.checkpoint)}-grid"
-    for file in (f"tables/{name}.csv", f"figures/{name}.png", f"figures/{name}-cells.png"):
-        say(f"  {run.folder / file}")
-    return 0
-
-
-def _read_axis(text: str) -> tuple[str, list[float]]:
-    """Read `path=-1,0,1` or `path=-1:1:5`."""
-    path, _, values = text.partition("=")
-    try:
-        if ":" in values:
-            low, high, count = values.split(":")
-            span, steps = float(high) - float(low), int(count)
-            return path, [float(low) + span * i / max(steps - 1, 1) for i in range(steps)]
-        return path, [read_number(value) for value in values.split(",")]
-    except ValueError:
-        raise ValueError(f"--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT, got {text!r}") from None
+    settings = relative_settings(options.overrides, run.folder)
+    name = grid_name(options.split, options.checkpoint, dict(axes), settings)
+    made = {"checkpoint": options.checkpoint, "step": run.checkpoint_step(options.checkpoint)}
+    given = (f"{name} = {value}" for name, value in options.overrides.items())
+    say(", ".join([f"checkpoint {made['checkpoint']} (step {made['step']})", *given]))
+    files = _say_files(run, f"tables/{name}.csv", f"figures/{name}.png", f"figures/{name}-cells.png")
+    facts = {"run": str(run.folder), "table": name, **made, "settings": settings}
+    return Answer(0, {**facts, "cells": describe_cells(cells), "files": files})
 
 
 def _measured_step(run: "Run", table: str) -> str:
@@ -245,33 +266,49 @@ def _measured_step(run: "Run", table: str) -> str:
     return f" of checkpoint {facts['checkpoint']} (step {facts['step']})"
 
 
-def _transfer(options: argparse.Namespace) -> int:
-    from fpatch.runs.transfer import save_transfer, transfer_runs
+def _transfer(options: argparse.Namespace) -> Answer:
+    from fpatch.runs.naming import transfer_name
+    from fpatch.runs.places import relative_settings
+    from fpatch.runs.transfer import save_transfer, transfer_facts, transfer_runs
 
+    if options.out:
+        check_writable("--out", Path(options.out).parent)
     with progress_bars() as on_progress:
         found = transfer_runs(
-            options.run_folders, options.also, options.split, options.checkpoint, on_progress,
+            options.run_folders,
+            options.also,
+            options.split,
+            options.checkpoint,
+            on_progress,
+            settings=options.overrides,
             data_root=options.data_root,
-        )  # fmt: skip
+        )
     console.print(transfer_table(found))
-    out = Path(options.out or Path(options.run_folders[0]).resolve().parent / "transfer")
-    for file in save_transfer(out, found):
+    folders = [Path(folder).resolve() for folder in (*options.run_folders, *options.also)]
+    settings = relative_settings(options.overrides, folders[0])
+    name = transfer_name([f.name for f in folders], options.split, options.checkpoint, settings)
+    files = [str(file) for file in save_transfer(options.out or folders[0].parent / name, found)]
+    for file in files:
         say(f"  {file}")
-    return 0
+    facts = {"split": options.split, "checkpoint": options.checkpoint, "settings": settings}
+    return Answer(0, {**facts, "goal": found.goal, "victims": transfer_facts(found), "files": files})
 
 
-def _analyze(options: argparse.Namespace) -> int:
+def _analyze(options: argparse.Namespace) -> Answer:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation.conditions import make_patches
     from fpatch.runs.checks import warn_of_inputs
-    from fpatch.runs.opening import open_run
+    from fpatch.runs.naming import scatter_name
+    from fpatch.runs.opening import open_run, study_of_table
 
     run, study = open_run(options.run_folder, data_root=options.data_root)
     table = run.load_table(options.table)
-    warn_of_inputs(run, study, table=options.table)
-    metric = options.metric or f"{study.evaluate.metric}/delta"
-    first = None
+    measured = study_of_table(run, study, options.table, data_root=options.data_root)
+    warn_of_inputs(run, study, table=options.table, own_data=measured.own_data)
+    usual = f"{study.evaluate.metric}/delta"
+    metric = options.metric or usual
+    first = result = None
     try:
         result = analysis.permutation_importance(table, metric)
     except NothingToExplain as error:
@@ -281,19 +318,19 @@ def _analyze(options: argparse.Namespace) -> int:
         console.print(
             importance_table(f"{options.table}{_measured_step(run, options.table)}, {metric}", result)
         )
-    page, animation = run.path("figures/scatter.html"), run.path("figures/training.gif")
+    page = f"figures/{scatter_name(options.table, None if metric == usual else metric)}.html"
     pipeline = study.pipeline.at("test")
 
     def decode(params: "Params") -> "dict[str, Tensor]":
         patches = make_patches(pipeline, params)
         return {name: patch for entries in patches.values() for name, patch in entries.items()}
 
-    root = Path(study.data.root or Path(study.data.placements).parent)
+    data = measured.study.data
+    root = Path(data.root or Path(data.placements).parent)
     paths = {int(i): root / p for i, p in zip(table["image_id"], table["path"], strict=True)}
     images = {i: str(path) for i, path in paths.items() if path.is_file()}
     with run.locked():
-        analysis.scatter(table, page, x=first, y=metric, images=images)
-        viz.animate(run.folder, animation, decode)
-    for path in (page, animation):
-        say(f"  {path}")
-    return 0
+        analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
+        viz.animate(run.folder, run.path("figures/training.gif"), decode)
+    facts = {"run": str(run.folder), "table": options.table, "metric": metric, "importances": result}
+    return Answer(0, {**facts, "files": _say_files(run, page, "figures/training.gif")})

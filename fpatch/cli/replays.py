@@ -1,13 +1,15 @@
 """The command that reruns logged rows and updates."""
 
 import argparse
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpatch.cli.answers import Answer, describe_replay
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_data_root
+from fpatch.cli.options import add_command, read_number, take_data_root, whole
+from fpatch.core.files import check_writable
+from fpatch.core.text import read_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,7 @@ def add(commands: Any) -> None:
             "replay RUN --rows 3 --out seen --set camera/exposure/stops=-2",
             "replay RUN --step 100",
         ),
+        "with --verify: something is not as recorded",
     )
     replay.add_argument("run_folder", metavar="RUN", help="the run folder")
     replay.add_argument(
@@ -45,7 +48,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
     take_data_root(replay)
-    replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
+    replay.add_argument("--step", type=whole(1), metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify",
         action="store_true",
@@ -53,7 +56,7 @@ def add(commands: Any) -> None:
     )
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _replay(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_run
 
     if options.step is not None:
@@ -68,7 +71,11 @@ def _replay(options: argparse.Namespace) -> int:
                 written.append(Path(options.out, f"row-{row:05d}-{condition}.png"))
                 write_image(written[-1], image)
 
+    if options.out:
+        check_writable("--out", options.out)
     edits = dict(map(_read_edit, options.set))
+    if len(edits) < len(options.set):
+        raise ValueError("--set: a path is given twice; give each path once")
     arguments = (options.run_folder, _read_slice(options.rows), options.table or "test")
     on_block = write if options.out else None
     if options.verify and not edits:
@@ -79,7 +86,9 @@ def _replay(options: argparse.Namespace) -> int:
         )
     _say_environment(environment)
     _say_rows(result, written)
-    return 1 if result.differences and options.verify else 0
+    facts = {"run": options.run_folder, "table": arguments[2], "edits": edits, "environment": environment}
+    code = 1 if result.differences and options.verify else 0
+    return Answer(code, facts | describe_replay(result, written))
 
 
 def _verify(
@@ -87,7 +96,7 @@ def _verify(
     on_block: "OnBlock | None",
     written: list[Path],
     data_root: str | None,
-) -> int:
+) -> Answer:
     """Verify the whole folder, and say what was checked, what was not, and every difference."""
     from fpatch.runs.verifying import verify_run
 
@@ -106,7 +115,17 @@ def _verify(
         console.print("rows 0 identical 0 different 0")
     else:
         _say_rows(found.replay, written)
-    return 0 if found.is_proved else 1
+    facts = {
+        "run": str(arguments[0]),
+        "table": arguments[2],
+        "is_proved": found.is_proved,
+        "folder": found.differences,
+        "checked": sorted(found.files.checked),
+        "unchecked": dict(sorted(found.files.unchecked.items())),
+        "unproven": found.unproven,
+        "environment": found.environment,
+    }
+    return Answer(0 if found.is_proved else 1, facts | describe_replay(found.replay, written))
 
 
 def _by_folder(files: Iterable[str]) -> dict[str, list[str]]:
@@ -141,7 +160,7 @@ def _say_rows(result: "Replay", written: Sequence[Path]) -> None:
     console.print(f"rows {len(result.rows)} identical {len(result.rows) - different} different {different}")
 
 
-def _replay_step(options: argparse.Namespace) -> int:
+def _replay_step(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_step
 
     for name in ("rows", "table", "set", "out"):
@@ -153,7 +172,10 @@ def _replay_step(options: argparse.Namespace) -> int:
     for name, (logged, found) in again.scalars.items():
         mark = "identical" if repr(logged) == repr(found) else "DIFFERENT"
         say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
-    return 0 if again.identical or not options.verify else 1
+    facts = {"run": options.run_folder, "step": again.step, "start": again.start}
+    scalars = {n: {"logged": was, "rerun": now} for n, (was, now) in again.scalars.items()}
+    facts |= {"identical": again.identical, "environment": again.environment, "scalars": scalars}
+    return Answer(0 if again.identical or not options.verify else 1, facts)
 
 
 def _say_environment(differences: Sequence[str]) -> None:
@@ -164,12 +186,9 @@ def _say_environment(differences: Sequence[str]) -> None:
 def _read_edit(text: str) -> tuple[str, float]:
     path, _, typed = text.partition("=")
     try:
-        value = read_number(typed)
+        return path, read_number(path, typed)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"--set must be PATH=NUMBER, got {text!r}")
-    return path, value
+        raise ValueError(f"--set must be PATH=NUMBER, got {text!r:.120}") from None
 
 
 def _read_slice(text: str | None) -> slice | None:
@@ -177,7 +196,8 @@ def _read_slice(text: str | None) -> slice | None:
         return None
     low, colon, high = text.partition(":")
     try:
-        first = int(low) if low else 0
-        return slice(first, int(high) if high else None) if colon else slice(first, first + 1 or None)
+        first = read_whole("A", low) if low or not colon else 0
+        end = read_whole("B", high) if high else None
     except ValueError:
-        raise ValueError(f"--rows must be A:B or a row number, got {text!r}") from None
+        raise ValueError(f"--rows must be A:B or a row number, got {text!r:.120}") from None
+    return slice(first, end) if colon else slice(first, first + 1 or None)

@@ -1,11 +1,13 @@
 """The command that starts, resumes and reads sweeps."""
 
 import argparse
+import tomllib
 from pathlib import Path
 from typing import Any
 
+from fpatch.cli.answers import Answer, describe_entry, describe_trials
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import OVERRIDES, add_command
+from fpatch.cli.options import OVERRIDES, add_command, whole
 from fpatch.cli.tables import settings_table, trials_table
 
 
@@ -31,13 +33,15 @@ def add(commands: Any) -> None:
     sweep.add_argument("--trial", metavar="NAME", help="export: a trial, e.g. 0003 (default: the best)")
     sweep.add_argument("--out", metavar="FILE", help="export: the file to write (default: the terminal)")
     sweep.add_argument(
-        "--config", metavar="CONFIG.toml", help="resume: refuse if the file describes another sweep"
+        "--config",
+        metavar="CONFIG.toml",
+        help="resume: refuse if the file describes another sweep",
     )
-    sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: total number of trials")
+    sweep.add_argument("--num-trials", type=whole(1), metavar="N", help="resume: total number of trials")
     sweep.add_argument("--runs", metavar="FOLDER", help="fetch: folder to copy into (default: runs)")
 
 
-def _sweep(options: argparse.Namespace) -> int:
+def _sweep(options: argparse.Namespace) -> Answer:
     verbs = {
         "status": (_sweep_status, ()),
         "best": (_sweep_best, ()),
@@ -63,7 +67,7 @@ def _sweep(options: argparse.Namespace) -> int:
     return run(options)
 
 
-def _sweep_begin(options: argparse.Namespace) -> int:
+def _sweep_begin(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     if options.run_folder is not None:
@@ -74,7 +78,7 @@ def _sweep_begin(options: argparse.Namespace) -> int:
     return _say_sweep(journal.folder)
 
 
-def _sweep_resume(options: argparse.Namespace) -> int:
+def _sweep_resume(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     plan = tune.load_plan(options.config, options.overrides) if options.config else None
@@ -83,40 +87,41 @@ def _sweep_resume(options: argparse.Namespace) -> int:
     return _say_sweep(journal.folder)
 
 
-def _sweep_fetch(options: argparse.Namespace) -> int:
+def _sweep_fetch(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     journal = tune.fetch_sweep(options.run_folder, options.runs or "runs")
     for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
         say(line)
-    return 0
+    return Answer(0, {"sweep": str(journal.folder)})
 
 
-def _say_sweep(folder: Path) -> int:
+def _say_sweep(folder: Path) -> Answer:
     from fpatch import tune
 
     journal = tune.Journal.open(folder)
-    console.print(trials_table(tune.read_plan(journal), journal.entries()))
+    plan, entries = tune.read_plan(journal), journal.entries()
+    console.print(trials_table(plan, entries))
     commands = [f"fpatch sweep best {folder}"]
     if (folder / "hparams").is_dir():
         commands.append(f"tensorboard --logdir {folder / 'hparams'}")
     for line in (f"sweep folder: {folder}", *(f"  {command}" for command in commands)):
         say(line)
-    return 0
+    return Answer(0, describe_trials(folder, plan, entries, going=False))
 
 
-def _sweep_status(options: argparse.Namespace) -> int:
+def _sweep_status(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     journal = tune.Journal.open(options.run_folder)
-    going, plan = journal.is_locked, tune.read_plan(journal)
-    console.print(trials_table(plan, journal.entries(), num_rows=None, going=going))
-    if not going and any(entry.outcome is None for entry in journal.entries()):
+    going, plan, entries = journal.is_locked, tune.read_plan(journal), journal.entries()
+    console.print(trials_table(plan, entries, num_rows=None, going=going))
+    if not going and any(entry.outcome is None for entry in entries):
         say(f"resume with: fpatch sweep resume {journal.folder}")
-    return 0
+    return Answer(0, describe_trials(journal.folder, plan, entries, going))
 
 
-def _sweep_best(options: argparse.Namespace) -> int:
+def _sweep_best(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     journal = tune.Journal.open(options.run_folder)
@@ -126,16 +131,16 @@ def _sweep_best(options: argparse.Namespace) -> int:
     folder = journal.run_folder(entry.trial.name)
     for line in (f"run folder: {folder}", f"  fpatch evaluate {folder}"):
         say(line)
-    return 0
+    return Answer(0, {"run": str(folder), "objective": plan.sweep.objective, **describe_entry(entry)})
 
 
-def _sweep_export(options: argparse.Namespace) -> int:
+def _sweep_export(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     text = tune.export_trial(options.run_folder, options.trial)
-    if options.out is None:
-        print(text, end="")
-    else:
+    if options.out is not None:
         Path(options.out).write_text(text, "utf-8")
         say(f"  {options.out}")
-    return 0
+    elif not options.json:
+        print(text, end="")
+    return Answer(0, {"study": tomllib.loads(text), "files": [options.out] if options.out else []})

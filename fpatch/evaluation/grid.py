@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, shown
 from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
 from fpatch.evaluation.conditions import PATCH, Patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.rates import Success, success
+from fpatch.graph.drawable import check_drawable
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 
@@ -90,9 +92,10 @@ def evaluate_grid(
         [False, False, False, False, True, True, True, True]
     """
     _check_grid(grid)
+    check_drawable(pipeline, grid)
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     count = len(dataset.image_ids) * num_draws
-    tables = []
+    table = Growing(len(cells) * count)
     for i, cell in enumerate(cells):
 
         def report(done: int, _: int, before: int = i * count) -> None:
@@ -111,9 +114,8 @@ def evaluate_grid(
             progress=report,
         )
         axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
-        tables.append(result.table | axes)
-    table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
-    return Evaluation(table, result.conditions, {})
+        table.add(result.table | axes)
+    return Evaluation(table.columns(), result.conditions, {})
 
 
 def cells_of(
@@ -190,4 +192,9 @@ def _check_grid(grid: Grid) -> None:
         raise ValueError("grid: there must be at least one path with values")
     for path, values in grid.items():
         if len(values) == 0 or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
-            raise ValueError(f"grid: {path!r} must have different finite values, got {list(values)}")
+            raise ValueError(f"grid: {path!r} must have different finite values, got {shown(list(values))}")
+    if (count := math.prod(map(len, grid.values()))) > _MOST_CELLS:
+        raise ValueError(f"grid: there must be at most {_MOST_CELLS} cells, got {count}; give fewer values")
+
+
+_MOST_CELLS = 10_000

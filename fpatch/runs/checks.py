@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from fpatch.core.files import digest
+from fpatch.core.inputs import parse_json
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
@@ -136,14 +137,14 @@ def source_differences(run: Run, study: Study) -> list[str]:
 
 
 def input_differences(
-    run: Run, study: Study, dataset: TargetSet, splits: Sequence[str] | None = None
+    run: Run, study: Study, dataset: TargetSet | None, splits: Sequence[str] | None = None
 ) -> list[str]:
     """Compare everything that a measurement reads with the record of the run.
 
     Args:
         run: The run.
         study: The study of its config.
-        dataset: The data set that the study names.
+        dataset: The data set that the study names; None: it is not compared.
         splits: The splits whose images are read; None: all.
 
     Returns:
@@ -154,7 +155,7 @@ def input_differences(
         for name, was, now in changed_settings(run.folder, run.read_json("config.json"))
         if name.partition(".")[0] not in _ELSEWHERE and not is_moved(name, was, now)
     ]
-    tables, images = _data_differences(run, study, dataset, splits)
+    tables, images = ([], []) if dataset is None else _data_differences(run, study, dataset, splits)
     paths = {"placements": study.data.placements, "objects": study.data.objects}
     changed = [f"data.{n}: {paths.get(n, 'the list')} is not the recorded one" for n in tables]
     sources = source_differences(run, study)
@@ -167,7 +168,7 @@ def record_damage(run: Run) -> list[str]:
     environment = (run.folder / "environment.json").read_bytes()
     if is_edited(environment, "files"):
         said.append("environment.json is not as it was written")
-    for name, recorded in json.loads(environment).get("files", {}).items():
+    for name, recorded in parse_json(environment).get("files", {}).items():
         path = run.folder / name
         if not path.is_file():
             said.append(f"{name} is missing")
@@ -182,6 +183,8 @@ def warn_of_inputs(
     dataset: TargetSet | None = None,
     splits: Sequence[str] | None = None,
     table: str | None = None,
+    *,
+    own_data: bool = False,
 ) -> list[str]:
     """Warn about every difference between the inputs of a command and the record of the run.
 
@@ -191,6 +194,7 @@ def warn_of_inputs(
         dataset: The data set that the study names; None: it is opened, if that is possible.
         splits: The splits whose images are read; None: all.
         table: A table that is read.
+        own_data: The command reads other data than those of the run, which are not compared.
 
     Returns:
         A sentence for each difference.
@@ -199,7 +203,8 @@ def warn_of_inputs(
     with suppress(RunError):  # a broken checkpoint is an error where it is read
         said += find_damage(run)
     try:
-        said += input_differences(run, study, dataset or study.data.open(), splits)
+        compared = None if own_data else dataset or study.data.open()
+        said += input_differences(run, study, compared, splits)
     except (OSError, ValueError) as error:
         said += [*record_damage(run), f"the data cannot be read: {error}", *source_differences(run, study)]
     for what in _shorten(said):

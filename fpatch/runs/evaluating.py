@@ -3,13 +3,11 @@
 `fpatch.evaluation` measures a pipeline on a data set; this module opens the run and its study for it.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fpatch.core.files import digest
 from fpatch.core.progress import Progress, silent
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
@@ -20,15 +18,23 @@ from fpatch.evaluation.rates import Success, object_metric, of_objects, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import warn_of_inputs
-from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
+from fpatch.runs.figures import (
+    REPORT_PX,
+    log_stage_views,
+    make_figure,
+    picture_classes,
+    picture_effects,
+    view_first_block,
+)
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log, own_log
+from fpatch.runs.measuring import measured_study
+from fpatch.runs.naming import table_name, warn_of_replaced
 from fpatch.runs.opening import open_run
 from fpatch.runs.places import named_places
 from fpatch.runs.tables import record_files
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
-from fpatch.study.config import measure_otherwise
 from fpatch.study.room import warn_of_crowded
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
@@ -54,8 +60,8 @@ def evaluate_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
-        settings: Other settings of this evaluation, by dotted name: those of `evaluate`, and of nodes that do
-            not train the patch, such as a metric. The table is named after them.
+        settings: Other settings of this evaluation, by dotted name: those of `evaluate` and `data`, of nodes
+            that do not train the patch, such as a metric, `seed` and `device`. The table is named after them.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
         data_root: The folder of the data, if they are not where they were: tables, images and weights are
             looked for in it by the last parts of their recorded paths, and compared with the record.
@@ -72,40 +78,39 @@ def evaluate_run(
         >>> rates.clean.value, rates.rates["noise"].value, rates.rates["patch"].value
         (1.0, 0.0, 1.0)
         >>> sorted(path.name for path in (run.folder / "figures").iterdir())
-        ['test-effects.png', 'test.png']
+        ['test-classes.png', 'test-effects.png', 'test.png']
     """
-    settings = settings or {}
     opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
     with Run.open(folder).locked(), opened as trained:
         run, study, dataset = trained.run, trained.study, trained.dataset
-        metric, table = study.evaluate.metric, table_name(split, checkpoint, settings)
+        metric, table = study.evaluate.metric, table_name(split, checkpoint, trained.settings)
+        warn_of_replaced(run, table, trained.facts(checkpoint))
         last_step = run.checkpoint_step("last")
         result = evaluate_split(study, trained.params, dataset, split, on_progress)
         execution = study.execution(study.evaluate.block)
-        run.save_evaluation(table, result, execution, **trained.facts(checkpoint, settings))
+        run.save_evaluation(table, result, execution, **trained.facts(checkpoint))
         rates = success(result.table, metric)
-        summary = summarize(metric, checkpoint, trained.step, result, dataset.class_names, settings)
+        names = dataset.class_names
+        summary = summarize(metric, checkpoint, trained.step, result, names, trained.settings)
         run.write_json(f"tables/{table}.summary.json", summary)
         log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)
             log_stage_views(study, last_step, views, dataset.class_names, log, table)
-            run.write_image(f"figures/{table}.png", make_figure(study, views, dataset.class_names))
+            figures = [f"figures/{table}.png", f"figures/{table}-effects.png"]
+            first = make_figure(study, views, dataset.class_names, panel_px=REPORT_PX)
+            run.write_image(figures[0], first)
             figure = picture_effects(study, trained.params, dataset, result.table, split)
-            run.write_image(f"figures/{table}-effects.png", figure)
+            run.write_image(figures[1], figure)
             log.images(last_step, {f"{table}/largest and smallest effects": figure})
-            figures = (f"figures/{table}.png", f"figures/{table}-effects.png")
+            figures += picture_classes(run, study.name, table, summary)
             record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
             log.commit(last_step)
         finally:
             log.close(finished=last_step == study.train.num_steps)
     return run, rates
-
-
-_LONGEST = 40
-"""Characters of a setting in the name of a table; longer or unusual ones are told apart by a digest."""
 
 
 class Trained(NamedTuple):
@@ -119,6 +124,8 @@ class Trained(NamedTuple):
         step: The updates that led to the checkpoint.
         dataset: The images of the split.
         differences: Differences of the inputs from the record of the run, a sentence each.
+        settings: The settings that are not those of the run, as a table records them.
+        data: The digests of the files that these settings name.
     """
 
     run: Run
@@ -128,12 +135,15 @@ class Trained(NamedTuple):
     step: int
     dataset: TargetSet
     differences: list[str]
+    settings: dict[str, Any]
+    data: dict[str, str]
 
-    def facts(self, checkpoint: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def facts(self, checkpoint: str) -> dict[str, Any]:
         """Return the facts of a table that this patch is measured in, for its manifest."""
         state = read_header_of(self.run.folder, checkpoint).state
         patch = {"checkpoint": checkpoint, "step": self.step, "state": state}
-        patch |= {"settings": dict(settings)} if settings else {}
+        patch |= {"settings": self.settings} if self.settings else {}
+        patch |= {"data": self.data} if self.data else {}
         return {**patch, "num_draws": self.study.evaluate.num_draws, "differences": self.differences}
 
 
@@ -170,36 +180,21 @@ def load_trained(
         (4, torch.Size([3, 6, 6]), 4)
     """
     run, study = open_run(folder, resources, data_root)
-    if settings:
-        study = measure_otherwise(study, settings, resources)
+    measured = measured_study(study, settings, run.folder, resources, data_root)
+    study = measured.study
+    name = split_name(study, split)
     with named_places():
-        parts = set_up(study)
+        parts = set_up(study, only=name if measured.own_data else None)
     check_metric(study, split)
     warn_of_crowded(study, parts, (split,))
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
-    name = split_name(study, split)
-    dataset, said = parts.dataset.split(name), warn_of_inputs(run, study, parts.dataset, [name])
+    dataset = parts.dataset.split(name)
+    said = warn_of_inputs(run, study, parts.dataset, [name], own_data=measured.own_data)
+    data = measured.describe(parts.dataset)
+    pipeline, recorded = study.placed.at(split), measured.settings
     kernels = portable_kernels(study.evaluate.portable, describe_device(study.place))
     with deterministic_algorithms(study.train.deterministic), kernels:
-        yield Trained(run, study, study.placed.at(split), state.params, state.step, dataset, said)
-
-
-def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None = None) -> str:
-    """Return the name of an evaluation in tables and logs: "test", "test-last", "test-hit-goal-stop".
-
-    Other settings of the evaluation are a part of the name, so that it replaces no other.
-
-    Example:
-        >>> from fpatch.runs.evaluating import table_name
-        >>> table_name("test", "best"), table_name("test", "last", {"pipeline.hit.goal": "stop"})
-        ('test', 'test-last-hit-goal-stop')
-    """
-    name = split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
-    for setting, value in sorted((settings or {}).items()):
-        exact = f"{setting.partition('.')[2].replace('.', '-')}-{value}"
-        plain = re.sub(r"[^A-Za-z0-9_-]", "-", exact)[:_LONGEST]
-        name += f"-{plain}" if plain == exact else f"-{plain}-{digest(f'{setting}={value}'.encode())[:6]}"
-    return name
+        yield Trained(run, study, pipeline, state.params, state.step, dataset, said, recorded, data)
 
 
 def summarize(

@@ -15,16 +15,17 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.names import label
 from fpatch.core.progress import Progress
-from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
+from fpatch.evaluation.conditions import NONE, PATCH, TITLES, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
 from fpatch.evaluation.means import rows_with_object
 from fpatch.evaluation.rates import Success, axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
-from fpatch.runs.evaluating import Trained, load_trained, table_name
-from fpatch.runs.figures import make_figure
+from fpatch.runs.evaluating import Trained, load_trained
+from fpatch.runs.figures import REPORT_PX, make_figure
 from fpatch.runs.folder import Run
+from fpatch.runs.naming import grid_name, warn_of_replaced
 from fpatch.runs.tables import record_files
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
@@ -41,13 +42,14 @@ def evaluate_grid_run(
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
     *,
+    settings: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
 ) -> tuple[Run, list[Cell]]:
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
 
-    `tables/<split>-grid` can be replayed like any other table. `figures/<split>-grid.png` holds heat maps of
-    all pairs of axes, each beside a map of the difference from noise, or curves for one axis.
-    `figures/<split>-grid-cells.png` holds images of the weakest and strongest cells.
+    `tables/<name>` can be replayed like any other table. `figures/<name>.png` holds heat maps of all pairs of
+    axes, each beside a map of the difference from noise, or curves for one axis. `figures/<name>-cells.png`
+    holds images of the weakest and strongest cells. The name is that of `fpatch.runs.naming.grid_name`.
 
     Args:
         folder: The run folder.
@@ -56,9 +58,10 @@ def evaluate_grid_run(
         checkpoint: The name of a checkpoint.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
+        settings: As for `evaluate_run`.
         data_root: As for `evaluate_run`.
     """
-    with load_trained(folder, split, checkpoint, resources, data_root=data_root) as trained:
+    with load_trained(folder, split, checkpoint, resources, settings, data_root) as trained:
         run, study = trained.run, trained.study
         key = evaluation_key(study, split)
         made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
@@ -73,27 +76,30 @@ def evaluate_grid_run(
             conditions={name: made[name] for name in (PATCH, NONE, "noise")},
             progress=lambda done, total: on_progress(f"grid ({split})", done, total, ""),
         )
-        name = f"{table_name(split, checkpoint)}-grid"
+        name = grid_name(split, checkpoint, grid, trained.settings)
         cells = cells_of(result.table, study.evaluate.metric)
         with run.locked():
             facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
+            warn_of_replaced(run, name, facts)
             run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
-            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
+            title = f"{study.name}: {name}"
+            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric, title)
             run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
             record_files(run.folder, name, [f"figures/{name}.png", f"figures/{name}-cells.png"])
     return run, cells
 
 
-def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
+def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str, title: str) -> None:
     axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     cells = cells_of(table, metric)
     asked = axis_label(cells[0].success.goal)
     if len(axes) == 1:
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
-        plot_curves(path, {label(axes[0]): ([cell.values[axes[0]] for cell in cells], curves)}, success=asked)
+        points = [cell.values[axes[0]] for cell in cells]
+        plot_curves(path, {label(axes[0]): (points, curves)}, title, TITLES, asked)
         return
     pairs = itertools.combinations(axes, 2)
-    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], asked)
+    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], asked, title)
 
 
 def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> HeatMap:
@@ -134,7 +140,8 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         rows.append(int(order[len(order) // 2]))
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         rate = cell.success.rates[PATCH].value
-        captions.append(f"{values}: {'no rate' if math.isnan(rate) else f'{100 * rate:.0f} %'}")
+        found = "no rate" if math.isnan(rate) else f"success {100 * rate:.0f}\u00a0%"
+        captions.append(f"{values}, {found}")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     views = view_stages(trained.pipeline, trained.params, sample, batch, "test")
-    return make_figure(trained.study, views, trained.dataset.class_names, captions)
+    return make_figure(trained.study, views, trained.dataset.class_names, captions, REPORT_PX)

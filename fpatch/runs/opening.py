@@ -9,6 +9,7 @@ from fpatch.core.errors import in_file
 from fpatch.runs.folder import Run
 from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import RunError
+from fpatch.runs.measuring import Measured, recorded_study
 from fpatch.runs.places import Places
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.execution import Execution
@@ -55,12 +56,10 @@ def study_of_table(
     table: str,
     resources: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
-) -> Study:
+) -> Measured:
     """Return the study of a run with the settings by which a table was measured."""
-    settings = run.load_settings(table)
-    if not settings:
-        return study
-    return vary(study, places_of(run, data_root).settings(settings), resources)
+    settings = places_of(run, data_root).settings(run.load_settings(table))
+    return recorded_study(vary(study, settings, resources) if settings else study, settings)
 
 
 @contextmanager

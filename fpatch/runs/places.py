@@ -23,7 +23,7 @@ _Change = Callable[[str, str, str | None], str]
 
 def is_place(name: str) -> bool:
     """Return whether a setting of this dotted name is the path of a file or folder."""
-    return name in _PATHS or name.endswith(".weights")
+    return name in _PATHS or name.endswith(".weights") or name.startswith("evaluate.controls.")
 
 
 def to_relative(config: Mapping[str, Any], folder: Path, start: Path | None = None) -> dict[str, Any]:
@@ -42,6 +42,25 @@ def to_relative(config: Mapping[str, Any], folder: Path, start: Path | None = No
         {'placements': '../../data/placements.csv', 'objects': None}
     """
     return _change_paths(config, lambda name, path, digest: relative_path(path, folder, start))
+
+
+def relative_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings by dotted name whose paths start at a run folder, instead of the working directory.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fpatch.runs.places import relative_settings
+        >>> settings = {"data.placements": "/project/night.csv", "seed": 1}
+        >>> relative_settings(settings, Path("/project/runs/first"))
+        {'data.placements': '../../night.csv', 'seed': 1}
+    """
+
+    def change(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _change_within(name, value, lambda _, path, digest: relative_path(path, folder))
+        return relative_path(value, folder) if isinstance(value, str) and is_place(name) else value
+
+    return {name: change(name, value) for name, value in settings.items()}
 
 
 def relative_path(path: str, folder: Path, start: Path | None = None) -> str:
@@ -124,10 +143,12 @@ class Places:
         """Return the settings of a table, by dotted name, with absolute paths of the files that are here."""
 
         def found(name: str, value: Any) -> Any:
+            if isinstance(value, str) and name == "data.root":
+                return self.find_root(value, "")
             if isinstance(value, str) and is_place(name):
                 return self.find(value)
             if isinstance(value, Mapping):
-                return _change_paths(value, lambda _, path, digest: self.find(path, digest))
+                return _change_within(name, value, lambda _, path, digest: self.find(path, digest))
             return value
 
         return {name: found(name, value) for name, value in settings.items()}
@@ -172,6 +193,17 @@ def _change_paths(
         return changed
 
     return walk(config, "")
+
+
+def _change_within(name: str, value: Mapping[str, Any], change: _Change) -> Any:
+    """Replace the paths in a table that is the value of a setting."""
+    nested: Any = value
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    found = _change_paths(nested, change)
+    for part in name.split("."):
+        found = found[part]
+    return found
 
 
 @contextmanager

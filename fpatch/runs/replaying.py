@@ -14,6 +14,7 @@ from fpatch.core.progress import Progress, silent
 from fpatch.core.tree import to_device
 from fpatch.core.types import Values
 from fpatch.evaluation.replaying import Replay, replay
+from fpatch.graph.drawable import check_drawable
 from fpatch.graph.samples import override
 from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo
@@ -89,7 +90,8 @@ def replay_run(
     """
     run, study = open_run(folder, resources, data_root)
     logged, recorded = run.load_table(table), run.load_execution(table)
-    study = study_of_table(run, study, table, resources, data_root)
+    measured = study_of_table(run, study, table, resources, data_root)
+    study = measured.study
     with named_places():
         split, every = table.partition("-")[0], study.data.open()
     dataset = every.split(split_name(study, split))
@@ -98,7 +100,8 @@ def replay_run(
         raise ValueError(
             f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
-    warn_of_inputs(run, study, every, [split_name(study, split)], table)
+    check_drawable(study.placed.at(split), edits or {})
+    warn_of_inputs(run, study, every, [split_name(study, split)], table, own_data=measured.own_data)
     with recorded_execution(recorded, study) as differences:
         result = replay(
             study.placed.at(split),

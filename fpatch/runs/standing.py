@@ -175,9 +175,10 @@ def _files_after(run: Run, header: Header) -> Iterator[Path]:
             continue
         name = manifest.name.removesuffix(".json")
         if (measured := _step_of(folder, name)) is not None and measured > step:
-            for kind in ("tables", "figures"):
-                found = (folder / kind).glob(f"{name}.*"), (folder / kind).glob(f"{name}-effects.png")
-                yield from (path for paths in found for path in paths)
+            own = {*read_json(manifest).get("files", ()), f"figures/{name}-effects.png"}
+            paths = [*(folder / "tables").glob(f"{name}.*"), *(folder / "figures").glob(f"{name}.*")]
+            paths += [folder / file for file in own if (folder / file).is_file()]
+            yield from dict.fromkeys(paths)
 
 
 def _is_best(run: Run, header: Header) -> bool:
@@ -194,5 +195,6 @@ def _step_of(folder: Path, name: str) -> int | None:
     number = name.rpartition("-")[2]
     if name.startswith("validation-") and number.isdigit():
         return int(number)
-    summary = folder / f"tables/{name}.summary.json"
-    return read_json(summary).get("step") if summary.is_file() else None
+    manifest, summary = (folder / f"tables/{name}{suffix}" for suffix in (".json", ".summary.json"))
+    recorded = read_json(manifest).get("step")
+    return read_json(summary).get("step") if recorded is None and summary.is_file() else recorded

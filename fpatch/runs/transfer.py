@@ -1,5 +1,7 @@
 """Transfer between runs: the patch of every run against the victim of every other."""
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,15 +13,15 @@ from fpatch.core.progress import Progress
 from fpatch.core.tree import to_device
 from fpatch.data import TargetSet
 from fpatch.evaluation.columns import tensor_digest
-from fpatch.evaluation.conditions import (
-    make_patches,
-)
+from fpatch.evaluation.conditions import TITLES, make_patches
 from fpatch.evaluation.rates import axis_label
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
 from fpatch.runs.evaluating import load_trained
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_heat_maps
+
+_logger = logging.getLogger(__name__)
 
 
 def transfer_runs(
@@ -30,6 +32,7 @@ def transfer_runs(
     on_progress: Progress = lambda task, done, total, note: None,
     resources: Mapping[str, Any] | None = None,
     *,
+    settings: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
 ) -> Transfer:
     """Measure the patch of every run on the victim of every run, by the names of their folders.
@@ -41,6 +44,7 @@ def transfer_runs(
         checkpoint: The name of a checkpoint in every run.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipelines.
+        settings: As for `evaluate_run`, of all runs.
         data_root: As for `evaluate_run`, of all runs.
 
     Raises:
@@ -59,11 +63,16 @@ def transfer_runs(
         (0.0, 1.0)
     """
     names = [Path(folder).resolve().name for folder in (*folders, *also)]
+    if len(names) < 2:
+        raise ValueError(
+            "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
+            f"by fpatch evaluate {names[0] if names else 'RUN'}"
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
     with ExitStack() as opened:
         found = [
-            opened.enter_context(load_trained(folder, split, checkpoint, resources, data_root=data_root))
+            opened.enter_context(load_trained(folder, split, checkpoint, resources, settings, data_root))
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))
@@ -85,7 +94,17 @@ def transfer_runs(
             block=study.evaluate.block,
             progress=lambda done, total: on_progress("transfer", done, total, ""),
         )
-        return measured._replace(steps={name: trained.step for name, trained in runs.items()})
+        steps = {name: trained.step for name, trained in runs.items()}
+        return measured._replace(steps=steps, titles=_titles({n: t.study.name for n, t in runs.items()}))
+
+
+def _titles(studies: Mapping[str, str]) -> dict[str, str]:
+    """Return the study's name for each run folder; the rest of the folder's name tells equal ones apart."""
+    counts = Counter(studies.values())
+    return {
+        folder: study if counts[study] == 1 else f"{study} ({folder.removesuffix(f'-{study}')})"
+        for folder, study in studies.items()
+    }
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
@@ -105,23 +124,35 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = {
+    numbers, names = transfer_facts(found), list(found.rates)
+    conditions = list(found.rates[names[0]])
+    titles = {condition: TITLES.get(condition, condition) for condition in conditions} | found.titles
+    controls = [i for i, condition in enumerate(conditions) if condition in TITLES]
+    panel = HeatMap(
+        ("victim of", [label(titles.get(name, name)) for name in names]),
+        ("patch of", [label(titles[condition]) for condition in conditions]),
+        [[found.rates[name][condition] for name in names] for condition in conditions],
+        framed=[(conditions.index(name), i) for i, name in enumerate(names) if name in conditions],
+        frame="the victim that the patch was trained on",
+        rule=controls[0] if controls else None,
+    )
+    files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
+    if files[0].is_file() and files[0].read_bytes() != to_json(numbers):
+        _logger.warning("%s: other numbers are replaced", files[0])
+    write_atomic(files[0], to_json(numbers))
+    plot_heat_maps(files[1], [panel], axis_label(found.goal))
+    return files
+
+
+def transfer_facts(found: Transfer) -> dict[str, Any]:
+    """Return the rates on every victim as JSON values."""
+    return {
         name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
+        | ({"study": found.titles[name]} if name in found.titles else {})
         | ({"warnings": found.warnings[name]} if name in found.warnings else {})
         | ({"steps": found.steps} if found.steps else {})
         for name, rates in found.rates.items()
     }
-    names = list(found.rates)
-    conditions = list(found.rates[names[0]])
-    panel = HeatMap(
-        ("measured on", [*map(label, names)]),
-        ("trained on", [*map(label, conditions)]),
-        [[found.rates[name][condition] for name in names] for condition in conditions],
-    )
-    files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
-    write_atomic(files[0], to_json(numbers))
-    plot_heat_maps(files[1], [panel], axis_label(found.goal))
-    return files
 
 
 def _describe_data(dataset: TargetSet) -> tuple[Any, ...]:

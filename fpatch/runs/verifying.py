@@ -18,6 +18,7 @@ from fpatch.data import TargetSet
 from fpatch.evaluation.columns import goal_columns, metric_names, object_columns
 from fpatch.evaluation.conditions import PATCH, Patches, make_conditions, make_controls
 from fpatch.evaluation.evaluation import Evaluation
+from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.means import scalars
 from fpatch.evaluation.replaying import Replay, replay, same_bits
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
@@ -25,10 +26,12 @@ from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json, to_scalar
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import input_differences
-from fpatch.runs.evaluating import summarize, table_name
+from fpatch.runs.evaluating import summarize
+from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
+from fpatch.runs.naming import table_name
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import named_places
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
@@ -109,10 +112,16 @@ def verify_run(
     result = None
     try:
         _, study = open_run(folder, resources, data_root)
+        measured = study_of_table(run, study, table, resources, data_root)
         with named_places():
-            dataset = study.data.open()
-        differences += [s for s in input_differences(run, study, dataset) if s not in differences]
-        study = study_of_table(run, study, table, resources, data_root)
+            dataset = measured.study.data.open()
+            compared = None if measured.own_data else study.data.open()
+        said = input_differences(run, study, compared)
+        said += _changed_files(load_manifest(run.folder, table).get("data", {}), measured.describe(dataset))
+        differences += [s for s in said if s not in differences]
+        if measured.own_data:
+            unproven.append(f"the data of the training, which {table} does not read")
+        study = measured.study
         execution = run.load_execution(table)
         if execution.block < 1:
             raise RunError(f"tables/{table}.json: execution.block must be at least 1, got {execution.block}")
@@ -130,6 +139,12 @@ def verify_run(
     if others:
         unproven.append(f"rows of {', '.join(others)}: give one as --table")
     return Verification(files, differences, result, unproven, environment)
+
+
+def _changed_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Compare the files that the settings of a table name with their record."""
+    changed = [name for name in {**recorded, **found} if recorded.get(name) != found.get(name)]
+    return [f"{name}: it is not what the table was made from" for name in changed]
 
 
 class _NoRows(ValueError):
@@ -163,14 +178,14 @@ class _Table:
             raise _NoRows(f"replay --rows: the table has rows 0 to {total - 1}, got none of them")
         conditions = to_device(self._run.load_conditions(self._name), self._study.place)
         self._compare_conditions(conditions)
-        objects: list[dict[str, np.ndarray]] = []
+        objects = Growing(total)
         states = {c: init_states(self._pipeline) for c in conditions}
 
         def gather(picked: np.ndarray, results: Mapping[str, Values]) -> None:
             batch = {n: torch.from_numpy(self._logged[n][picked]) for n in ("image_id", "draw")}
             found = object_columns(results, batch, metric_names(self._pipeline))
             counted, names = len(found.get("image_id", ())), self._dataset.class_names
-            objects.append(found | goal_columns(self._pipeline, names, counted, objects=True))
+            objects.add(found | goal_columns(self._pipeline, names, counted, objects=True))
             for c, values in results.items():
                 states[c] = update_states(self._pipeline, states[c], values["seen"], values["seen_finite"])
             if on_block is not None:
@@ -184,7 +199,7 @@ class _Table:
         result = self._compare_drawn(result, chosen)
         if len(chosen) == total and len(next(iter(result.columns.values()), ())) == total:
             self._count(
-                objects,
+                objects.columns(),
                 {c: compute_states(self._pipeline, s, self._dataset.class_names) for c, s in states.items()},
             )
         else:
@@ -243,7 +258,7 @@ class _Table:
         """Return the name of a checkpoint with the state that the table shows."""
         state, folder = self._manifest.get("state"), self._run.folder
         summary = folder / f"tables/{self._name}.summary.json"
-        given = json.loads(summary.read_bytes()).get("checkpoint") if summary.is_file() else None
+        given = read_json(summary).get("checkpoint") if summary.is_file() else None
         step = self._manifest.get("step", self._name.rpartition("-")[2])
         names = [self._manifest.get("checkpoint") or given, "best", "last"]
         names += [f"step-{int(step):08d}"] if str(step).isdigit() else []
@@ -256,9 +271,8 @@ class _Table:
                 return name
         return None
 
-    def _count(self, objects: Sequence[Mapping[str, np.ndarray]], summaries: Mapping[str, Any]) -> None:
+    def _count(self, found: Mapping[str, np.ndarray], summaries: Mapping[str, Any]) -> None:
         """Compare objects, rates, summaries and the CSV files with those of the rerun."""
-        found = {n: np.concatenate([o[n] for o in objects]) for n in objects[0]} if objects else {}
         is_grid = "grid" in self._manifest or bool(axes_of(self._logged))
         logged = self._run.load_objects(self._name)
         if not is_grid:
@@ -289,8 +303,8 @@ class _Table:
         path = self._run.folder / file
         if not path.is_file():
             return
-        recorded, metric = json.loads(path.read_bytes()), self._study.evaluate.metric
-        checkpoint = recorded.get("checkpoint")
+        recorded, metric = read_json(path), self._study.evaluate.metric
+        checkpoint = str(recorded.get("checkpoint"))
         settings = self._manifest.get("settings", {})
         if table_name(self._split, str(checkpoint), settings) != self._name:
             self.differences.append(f"{file}: checkpoint is {checkpoint!r}, which has another table")

@@ -1,13 +1,13 @@
 """Studies from TOML or JSON, and variations of a study."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
 from fpatch.core.errors import Errors, in_file
+from fpatch.core.inputs import check_file, parse_toml, read_text
 from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
@@ -69,13 +69,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not TOML.
     """
-    if not path.is_file():
-        what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
-        raise FileNotFoundError(f"{path}: {what}")
+    if (path / "config.json").is_file():
+        raise ValueError(
+            f"{path}: it is a run folder, not a study; `fpatch resume` and `fpatch evaluate` take it"
+        )
+    if (path / "sweep.json").is_file():
+        raise ValueError(f"{path}: it is the folder of a sweep, not a study; `fpatch sweep status` takes it")
+    check_file(path, "no such config file; check the path", "give the TOML file of a study")
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
+        return parse_toml(read_text(path))
+    except ValueError as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not valid TOML: {what}") from error
 
 
 def study_from_config(
@@ -158,6 +163,12 @@ def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mappi
         nodes[path]["writes"] = {own: f"{min(groups)}{own}" for own in writes}
 
 
+_OF_TRAINING: dict[str, tuple[str, ...]] = {
+    "evaluate": ("every", "best"), "data": ("train", "patches"), "seed": (), "device": (),
+}  # fmt: skip
+"""The settings of each section that only training reads; none of other sections is of a measurement."""
+
+
 def measure_otherwise(
     study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None
 ) -> Study:
@@ -165,8 +176,9 @@ def measure_otherwise(
 
     Args:
         study: The study to vary; it stays as it is.
-        settings: Values by dotted name, of `evaluate` or of nodes that do not train the patch: metrics, and
-            nodes that are not alive in training.
+        settings: Values by dotted name: of `evaluate`; of `data`, but for the training split and the patches;
+            of nodes that do not train the patch, which are metrics, and nodes that are not alive in
+            training; `seed`, which draws other samples; and `device`.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
@@ -185,11 +197,11 @@ def measure_otherwise(
         section, path, *_ = f"{name}.".split(".")
         nodes = [p[path] for p in (study.pipeline, varied.pipeline) if path in p]
         measures = all(n.stage.definition.role == "metric" or not n.alive("train") for n in nodes)
-        of_evaluation = section == "evaluate" and path not in ("every", "best")
-        if not of_evaluation and not (section == "pipeline" and measures):
+        trains = _OF_TRAINING.get(section)
+        if not (trains is not None and path not in trains) and not (section == "pipeline" and measures):
             raise ValueError(
-                f"--{name}: the patch was trained with this setting; an evaluation takes those of [evaluate] "
-                "and of metrics, or train again"
+                f"--{name}: the patch was trained with this setting; a measurement takes those of [evaluate] "
+                "and [data], of metrics, seed and device; or train again"
             )
     return varied
 

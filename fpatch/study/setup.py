@@ -30,12 +30,13 @@ class Setup(NamedTuple):
     initial: TrainState
 
 
-def set_up(study: Study, shared: Setup | None = None) -> Setup:
+def set_up(study: Study, shared: Setup | None = None, only: str | None = None) -> Setup:
     """Open the data, and make the objective, the optimizer and the state before the first step.
 
     Args:
         study: The study to run.
         shared: The objects of a study with the same data and pipeline, which are used again.
+        only: The one split that is read, of data that the patch was not trained on; None: all.
 
     Raises:
         ValueError: If a split is empty, a weight names no term, or the patches of the data and of the
@@ -50,14 +51,15 @@ def set_up(study: Study, shared: Setup | None = None) -> Setup:
         (('tag',), 0, torch.Size([3, 6, 6]))
     """
     dataset = study.data.open() if shared is None else shared.dataset
-    for split in (study.data.train, study.data.validation, study.data.test):
+    splits = (study.data.train, study.data.validation, study.data.test) if only is None else (only,)
+    for split in splits:
         if split is not None:
             dataset.split(split)
     if shared is None:
         objective = make_objective(study)
     else:
         objective = Objective(shared.objective.pipeline, study.objective.weights)
-    num_images = len(dataset.split(study.data.train).image_ids)
+    num_images = len(dataset.split(study.data.train if only is None else only).image_ids)
     epoch = None if study.train.replace else Fraction(num_images, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
     initial = make_state(objective, optimizer, random.key(study.seed), study.place)

@@ -1,6 +1,7 @@
 """Start and resume sweeps: many runs of one study with varied settings."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
 from fpatch.runs.locks import RunError
 from fpatch.study.config import assign, read_toml, study_from_config, vary
+from fpatch.study.goals import judge_goals
 from fpatch.study.study import Study
 from fpatch.tune.destinations import check_destinations, remember_destinations
 from fpatch.tune.folder.journal import Journal
@@ -24,6 +26,8 @@ from fpatch.tune.search.space import Space
 from fpatch.tune.settings import Sweep
 from fpatch.tune.trials.ray_cluster import find_ray
 from fpatch.tune.trials.ray_driver import drive
+
+_logger = logging.getLogger(__name__)
 
 
 def sweep(
@@ -187,6 +191,8 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
         OSError: If the folder cannot be written.
     """
     check_plan(plan, resources)
+    for where, what in judge_goals(plan.study):
+        _logger.warning("%s: %s", where, what)
     if plan.sweep.storage is not None:
         check_storage(plan.sweep.storage)
     runs = Path(plan.study.log.runs).resolve()

@@ -125,7 +125,8 @@ def test_analyze_draws_what_has_no_importances(run, capsys, words, message):
     said = out(capsys, "analyze", run.folder, *words)
     assert said.startswith("no importances: ")
     assert message in said
-    page, animation = (run.folder / f"figures/{name}" for name in ("scatter.html", "training.gif"))
+    scatter = "scatter-best_score-delta.html" if words else "scatter.html"
+    page, animation = (run.folder / f"figures/{name}" for name in (scatter, "training.gif"))
     assert said.endswith(f"  {page}\n  {animation}\n")
     metric = words[-1] if words else "found/delta"
     assert f'"start":{{"x":"sample/affine/angle_deg","y":"{metric}"' in page.read_text()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from study_fixture import run_fpatch
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from fpatch.graph.samples import override
 from fpatch.metrics import Rate, wilson
 from fpatch.runs.evaluating import load_trained
 from fpatch.runs.grid import _over_strongest, evaluate_grid_run
+from fpatch.runs.naming import grid_name
 from fpatch.viz import HeatMap, plot_heat_maps
-from fpatch.viz._names import show_values, wrap_name
+from fpatch.viz.names import show_values, wrap_name
 
 KEY = random.key(8)
 STOPS = "camera/exposure/stops"
@@ -151,22 +153,22 @@ def test_the_command_leaves_a_table_to_replay_and_figures(run, tmp_path):
     done = run_fpatch("grid", run.folder, *axes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "found without" in done.stdout
-    table = run.load_table("test-grid")
+    (name,) = {path.name.partition(".")[0] for path in (run.folder / "tables").glob("test-grid-*.parquet")}
+    assert name.startswith("test-grid-stops-std_frac-angle_deg-")
+    table = run.load_table(name)
     cells = cells_of(table)
     assert len(cells) == 12
     assert [c.values[STOPS] for c in cells[::4]] == [-0.3, 0.0, 0.3]
     assert {n.partition("/")[2] for n in table if n.startswith("found/") and "delta" not in n} == {
         *("patch", "none", "noise"),
     }
-    for figure in ("test-grid", "test-grid-cells"):
+    for figure in (name, f"{name}-cells"):
         assert (run.folder / f"figures/{figure}.png").stat().st_size > 5000
-    again = run_fpatch(
-        "replay", run.folder, "--table", "test-grid", "--rows", "40:56", "--verify", cwd=tmp_path
-    )
+    again = run_fpatch("replay", run.folder, "--table", name, "--rows", "40:56", "--verify", cwd=tmp_path)
     assert "identical 16 different 0" in again.stdout, again.stdout + again.stderr
     one = run_fpatch("grid", run.folder, "--over", f"{STOPS}=0,0.2", "--split", "validation", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
-    assert len(cells_of(run.load_table("validation-best-grid"))) == 2
+    assert len(cells_of(run.load_table(grid_name("validation", "best", {STOPS: [0, 0.2]})))) == 2
 
 
 @pytest.mark.parametrize("values", ["", "a", "1:2", "0:1:x", "1,,2"])
@@ -243,6 +245,7 @@ def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved, columns, 
     """Every warning is an error here, also that no layout is possible."""
     plot_heat_maps(tmp_path / "a.png", [two_maps(columns, rows, name, name)])
     figure = saved[0]
+    FigureCanvasAgg(figure).draw()  # all extents in pixels of one resolution
     for axis in figure.axes[:2]:
         cell_width, cell_height = axis.bbox.width / columns, axis.bbox.height / rows
         for text in axis.texts:

@@ -19,6 +19,8 @@ from fpatch.runs.replaying import replay_run, replay_step
 from fpatch.runs.training import resume, train, train_in
 from fpatch.runs.verifying import verify_run
 from fpatch.study.config import load_study
+from fpatch.tune import Journal, Sweep, parse_space, read_plan
+from fpatch.tune.plan import Plan
 
 
 def said(caplog) -> list[str]:
@@ -214,3 +216,19 @@ def test_a_folder_with_absolute_paths_still_opens(made, tmp_path):
 def test_paths_that_share_only_the_root_stay_absolute(tmp_path):
     config = {"data": {"placements": "/elsewhere/placements.csv"}, "name": "/elsewhere"}
     assert to_relative(config, tmp_path / "run") == config
+
+
+def test_a_moved_sweep_is_read_with_the_paths_of_its_new_place(tmp_path):
+    study = load_study(make_study(tmp_path / "old"))
+    config = Plan(
+        study, parse_space({"optimizer.learning_rate": (0.02, 0.4, "log")}), Sweep(num_trials=2)
+    ).config
+    config["study"]["log"]["mlflow"] = f"sqlite:///{tmp_path / 'old/runs/mlflow.db'}"
+    journal = Journal.create(tmp_path / "old/runs", "tiny", config)
+    assert str(tmp_path / "old/placements.csv") not in (journal.folder / "sweep.json").read_text()
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = read_plan(Journal.open(tmp_path / "new/runs" / journal.folder.name)).study
+    assert moved.data.placements == str(tmp_path / "new/placements.csv")
+    assert moved.log.runs == str(tmp_path / "new/runs")
+    assert moved.log.mlflow == f"sqlite:///{tmp_path / 'new/runs/mlflow.db'}"
+    assert moved.data.open().paths[0] == tmp_path / "new/photograph-00.png"

@@ -19,6 +19,7 @@ from fpatch.log import open_log
 from fpatch.log.sealed import seal
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
+from fpatch.runs.grid import evaluate_grid_run
 from fpatch.runs.locks import RunError
 from fpatch.runs.opening import open_run
 from fpatch.runs.standing import go_back
@@ -95,12 +96,13 @@ def test_what_does_not_belong_together_is_refused_and_then_told(run, capsys, cas
 
 
 def test_going_back_moves_everything_later_aside(run):
+    evaluate_grid_run(run.folder, {"camera/exposure/stops": [0.0]}, checkpoint="last")
     later = {
         p.relative_to(run.folder): p.read_bytes()
         for p in run.folder.rglob("*.*")
-        if p.is_file() and "00000006" in p.name
+        if p.is_file() and ("00000006" in p.name or "-last-grid-" in p.name)
     }
-    assert len(later) > 6
+    assert len(later) > 12
     resume(run.folder, checkpoint="step-00000004")
     asides = sorted((run.folder / "aside").iterdir())
     there = {p.relative_to(a): p.read_bytes() for a in asides for p in a.rglob("*") if p.is_file()}

@@ -22,9 +22,12 @@ from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.grid import evaluate_grid_run
 from fpatch.runs.manifest import check_files
+from fpatch.runs.naming import grid_name
 from fpatch.runs.tables import encode_table
 from fpatch.runs.verifying import verify_run
 
+GRID = {"camera/exposure/stops": [-0.2, 0.2]}
+GRID_TABLE = grid_name("test", "best", GRID)
 OUTSIDE = ("placements.csv", "objects.csv", "tiny.safetensors", "photograph-01.png", "photograph-09.png")
 """Files of the study on which the numbers rest."""
 
@@ -34,7 +37,7 @@ def whole(trained, tmp_path_factory) -> Run:
     """A copy of a run with a grid and with figures of analysis; not to be written to for good."""
     run = copy_run(trained, tmp_path_factory.mktemp("whole"))
     evaluate_run(run.folder)
-    evaluate_grid_run(run.folder, {"camera/exposure/stops": [-0.2, 0.2]})
+    evaluate_grid_run(run.folder, GRID)
     return run
 
 
@@ -88,7 +91,7 @@ def flip(path: Path, rng: python_random.Random) -> bytes:
 
 
 def test_an_untouched_run_is_proved_and_what_is_not_checked_is_listed(whole, capsys):
-    for table in ("test", "validation-00000003", "validation-00000006", "test-grid"):
+    for table in ("test", "validation-00000003", "validation-00000006", GRID_TABLE):
         code, said = say(whole, capsys, "--table", table)
         assert code == 0, said
     unchecked = check_files(whole).unchecked
@@ -308,7 +311,7 @@ CUTS: dict[str, Callable[[int], list[int]]] = {
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("name", ["test", "validation-00000003", "test-grid"])
+@pytest.mark.parametrize("name", ["test", "validation-00000003", GRID_TABLE])
 def test_a_table_that_was_cut_never_verifies(copy, name, cut):
     """Not even with its number of rows and its digests made to fit."""
 

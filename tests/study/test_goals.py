@@ -175,7 +175,8 @@ def test_a_finished_run_is_measured_with_another_metric(run, capsys):
         ("--pipeline.misclassify.target=green", "--pipeline.misclassify.target: the patch was trained with"),
         ("--pipeline.implant.jitter_frac=0.1", "the patch was trained with this setting"),
         ("--evaluate.every=3", "the patch was trained with this setting"),
-        ("--seed=3", "the patch was trained with this setting"),
+        ("--optimizer.learning_rate=3", "the patch was trained with this setting"),
+        ("--data.train=test", "the patch was trained with this setting"),
         ("--pipeline.hut.goal=green", "there is no 'hut'; did you mean 'hit'?"),
     ],
 )

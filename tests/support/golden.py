@@ -25,6 +25,7 @@ from fpatch.graph.samples import to_columns
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.grid import evaluate_grid_run
+from fpatch.runs.naming import grid_name
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study
 
@@ -52,7 +53,8 @@ ANSWERS = "what it reads was answered by a network"
 KORNIA = "its arithmetic is that of the installed kornia"
 
 STEPS = 20
-GRID = {"camera/exposure/stops": [-0.2, 0.1], "affine/angle_deg": [-3.0, 0.0, 2.0]}
+GRID: dict[str, list[float]] = {"camera/exposure/stops": [-0.2, 0.1], "affine/angle_deg": [-3.0, 0.0, 2.0]}
+GRID_TABLE = grid_name("test", "best", GRID)
 GIVEN = ("image_id", "draw", "sample/", "grid/")
 """Beginnings of the columns that hold what was drawn or asked for, and nothing that was computed."""
 
@@ -148,7 +150,7 @@ def measure(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """The tables that `fpatch evaluate` and `fpatch grid` make."""
     evaluate_run(run.folder)
     evaluate_grid_run(run.folder, GRID)
-    tables = {"evaluated": run.load_table("test"), "grid": run.load_table("test-grid")}
+    tables = {"evaluated": run.load_table("test"), "grid": run.load_table(GRID_TABLE)}
     return {name: {c: v for c, v in table.items() if c != "path"} for name, table in tables.items()}
 
 

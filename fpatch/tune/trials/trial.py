@@ -12,6 +12,7 @@ import torch
 
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import LockedError
+from fpatch.runs.places import to_relative
 from fpatch.runs.training import Training, train_in
 from fpatch.runtime.parallel import ALONE, Ranks
 from fpatch.study.setup import set_up
@@ -117,7 +118,8 @@ def train_trial(
             trial = trial._replace(micro_batch=rows // 2)
             journal.add(trial)
             if (folder / "config.json").is_file():
-                Run(folder).write_config(trial_study(plan, trial, folder.parent, resources).config)
+                varied = trial_study(plan, trial, folder.parent, resources)
+                Run(folder).write_config(to_relative(varied.config, folder))
 
 
 def _way_out(sweep: Sweep) -> str:

@@ -1,0 +1,113 @@
+"""The names of results in a run folder: an evaluation by other settings, or a grid, replaces no other."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fpatch.core.files import digest
+from fpatch.runs.folder import Run
+from fpatch.runs.places import is_place
+from fpatch.runs.tables import load_manifest
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST = 40
+"""Characters of a setting in the name of a table; longer or unusual ones are told apart by a digest."""
+_UNNAMED = ("device", "data.root", "data.resident")
+"""Settings that say where and how a table is measured, and not what."""
+
+
+def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Return the name of an evaluation in tables and logs: "test", "test-last", "test-hit-goal-stop".
+
+    Other settings of the evaluation are a part of the name, so that it replaces no other.
+
+    Example:
+        >>> from fpatch.runs.naming import table_name
+        >>> table_name("test", "best"), table_name("test", "last", {"pipeline.hit.goal": "stop"})
+        ('test', 'test-last-hit-goal-stop')
+        >>> table_name("test", "best", {"data.placements": "../../data/night.csv"})
+        'test-placements-night-608ce1'
+    """
+    name = split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
+    settings = settings or {}
+    for setting, value in sorted(settings.items()):
+        follows = setting == "data.classes" and "data.objects" in settings
+        if setting in _UNNAMED or setting.endswith(".sha256") or follows:
+            continue
+        short = (setting.partition(".")[2] or setting).replace(".", "-")
+        shown = _stem(setting, value)
+        exact = f"{short}-{value if shown is None else shown}"
+        plain = re.sub(r"[^A-Za-z0-9_-]", "-", exact)[:_LONGEST]
+        is_exact = shown is None and plain == exact
+        name += f"-{plain}" if is_exact else f"-{plain}-{digest(f'{setting}={value}'.encode())[:6]}"
+    return name
+
+
+def _stem(setting: str, value: Any) -> str | None:
+    """Return the name of a setting's file, or None if it names none."""
+    if isinstance(value, Mapping) and isinstance(value.get("loader"), str):
+        return Path(value.get("weights") or value["loader"]).stem
+    return Path(value).stem if isinstance(value, str) and is_place(setting) else None
+
+
+def grid_name(
+    split: str,
+    checkpoint: str,
+    grid: Mapping[str, Sequence[float]],
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the name of a grid in tables and figures: its evaluation, its axes, and a digest of its values.
+
+    Example:
+        >>> from fpatch.runs.naming import grid_name
+        >>> grid_name("test", "best", {"camera/exposure/stops": [-1.0, 0.0, 1.0]})
+        'test-grid-stops-ad631b'
+    """
+    axes = "-".join(path.rpartition("/")[2] for path in grid)
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", axes)[:_LONGEST]
+    values = json.dumps({path: [float(v) for v in values] for path, values in grid.items()})
+    return f"{table_name(split, checkpoint, settings)}-grid-{plain}-{digest(values.encode())[:6]}"
+
+
+def transfer_name(
+    names: Sequence[str],
+    split: str = "test",
+    checkpoint: str = "best",
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the name of the files of a transfer: its evaluation, and a digest of the names of its runs.
+
+    Example:
+        >>> from fpatch.runs.naming import transfer_name
+        >>> transfer_name(["20260101-120000-a", "20260101-130000-b"], checkpoint="last")
+        'transfer-test-last-433903'
+    """
+    table = table_name(split, checkpoint, settings)
+    runs = digest("\n".join(names).encode())[:6]
+    return f"transfer-{runs}" if table == "test" else f"transfer-{table}-{runs}"
+
+
+def scatter_name(table: str, metric: str | None) -> str:
+    """Return the name of a scatter plot of a table, by a metric that is not the study's own.
+
+    Example:
+        >>> from fpatch.runs.naming import scatter_name
+        >>> scatter_name("test", None), scatter_name("test-last", "best_score/delta/noise")
+        ('scatter', 'scatter-test-last-best_score-delta-noise')
+    """
+    parts = ["scatter", *([table] if table != "test" else []), *([metric] if metric else [])]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts))
+
+
+def warn_of_replaced(run: Run, table: str, facts: Mapping[str, Any]) -> None:
+    """Say which table a measurement replaces, if that shows another patch or was made from other inputs."""
+    if not (run.folder / f"tables/{table}.json").is_file():
+        return
+    before = load_manifest(run.folder, table)
+    if any(before.get(name) != facts.get(name) for name in ("state", "differences", "data")):
+        made = f"checkpoint {before.get('checkpoint')} (step {before.get('step')})"
+        _logger.warning("%s: tables/%s of %s is replaced", run.folder, table, made)
