@@ -63,6 +63,11 @@ def transfer_runs(
         (0.0, 1.0)
     """
     names = [Path(folder).resolve().name for folder in (*folders, *also)]
+    if len(names) < 2:
+        raise ValueError(
+            "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
+            f"by fpatch evaluate {names[0] if names else 'RUN'}"
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
     with ExitStack() as opened:
