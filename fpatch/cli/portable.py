@@ -1,13 +1,14 @@
 """Commands on runs that are measured in the portable execution start again in a process made for it."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fpatch.core.inputs import parse_json, read_text
 
 
 def must_start_again(options: argparse.Namespace) -> bool:
@@ -23,11 +24,12 @@ def must_start_again(options: argparse.Namespace) -> bool:
     return not started_portable()
 
 
-def run_again(words: Sequence[str]) -> int:
+def run_again(words: Sequence[str], own_process: bool = False) -> int:
     """Run a command of fpatch in a process with the environment of the portable execution.
 
     Args:
         words: The command and its arguments, without the name of the program.
+        own_process: Replace this process, which then gets the signals and ends with the code of the command.
 
     Returns:
         Its exit code.
@@ -35,6 +37,9 @@ def run_again(words: Sequence[str]) -> int:
     from fpatch.runtime.portable import ENVIRONMENT
 
     command = [sys.executable, "-m", "fpatch", *words]
+    if own_process:
+        sys.stdout.flush()
+        os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
     with subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}) as process:
         while True:
             try:
@@ -66,7 +71,7 @@ def _is_portable(recorded: dict[str, Any]) -> bool:
 def _read(path: Path, name: str) -> dict[str, Any]:
     """Return an object of a JSON file; {} if there is none, which the command itself reports."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get(name)
+        found = parse_json(read_text(path)).get(name)
     except (OSError, ValueError, AttributeError):
         return {}
     return found if isinstance(found, dict) else {}

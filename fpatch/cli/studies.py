@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from fpatch.cli.answers import Answer, describe_run, describe_victim
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
-from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow
+from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow, whole
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
+    from fpatch.study.study import Study
 
 
 def add(commands: Any) -> None:
@@ -33,7 +34,9 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument(
         "--mlflow-uri", help="an MLflow server (default: a local SQLite file in the runs folder)"
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of scenes, victims and patch (default: 0)")
+    demo.add_argument(
+        "--seed", type=whole(0), default=0, help="seed of scenes, victims and patch (default: 0)"
+    )
 
 
 def _add_describe(commands: Any) -> None:
@@ -64,7 +67,10 @@ def _add_doctor(commands: Any) -> None:
     )
     doctor.add_argument("config", metavar="CONFIG.toml", help="the study")
     doctor.add_argument(
-        "--rows", type=int, default=16, help="number of images in the batch that is followed (default: 16)"
+        "--rows",
+        type=whole(1),
+        default=16,
+        help="number of images in the batch that is followed (default: 16)",
     )
     doctor.add_argument(
         "--picture",
@@ -115,14 +121,17 @@ def _demo(options: argparse.Namespace) -> Answer:
 
 
 def _train(options: argparse.Namespace) -> Answer:
+    from fpatch.core.files import check_writable
     from fpatch.runs.training import train
     from fpatch.runtime.parallel import joined
     from fpatch.study.config import load_study
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     study = load_study(options.config, overrides)
-    with joined(device=study.device) as ranks, progress_bars() as on_progress:
-        run = train(study, on_progress)
+    check_writable("log.runs", study.log.runs)
+    with joined(device=study.device) as ranks:
+        with progress_bars() as on_progress:
+            run = train(study, on_progress)
         if not ranks.rank:
             _say_where(run)
     return Answer(0, {} if ranks.rank else describe_run(run))
@@ -134,11 +143,12 @@ def _resume(options: argparse.Namespace) -> Answer:
     from fpatch.runtime.parallel import joined
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
-    with joined(device=device) as ranks, progress_bars() as on_progress:
-        run = resume(
-            options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri,
-            data_root=options.data_root,
-        )  # fmt: skip
+    with joined(device=device) as ranks:
+        with progress_bars() as on_progress:
+            run = resume(
+                options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri,
+                data_root=options.data_root,
+            )  # fmt: skip
         if not ranks.rank:
             _say_where(run)
     return Answer(0, {} if ranks.rank else describe_run(run))
@@ -149,6 +159,8 @@ def _describe(options: argparse.Namespace) -> Answer:
     from fpatch.study.setup import make_objective
 
     loaded = load_study(options.config, options.overrides)
+    if options.phase is not None:
+        _check_known("--phase", options.phase, loaded)
     make_objective(loaded)  # names that nothing writes are wrong here already
     pipeline = loaded.pipeline if options.phase is None else loaded.pipeline.at(options.phase)
     stages = {path: str(pipeline[path].stage) for path in pipeline}
@@ -164,6 +176,16 @@ def _describe(options: argparse.Namespace) -> Answer:
     weights = ", ".join(f"{w:g} x {n}" for n, w in loaded.objective.weights.items())
     say(f"minimizes {weights}; {loaded.optimizer}; {loaded.train}")
     return Answer(0, facts)
+
+
+def _check_known(field: str, phase: str, study: "Study") -> None:
+    """Check that a phase is a standard one, or one of the study's own."""
+    from fpatch.core.checks import nearest
+    from fpatch.graph.node import PHASES
+
+    known = {*PHASES, *(phase for node in study.pipeline.values() for phase in node.phases or ())}
+    if phase not in known:
+        raise ValueError(f"{field}: no phase {phase!r:.80}; {nearest(phase, known)}")
 
 
 def _doctor(options: argparse.Namespace) -> Answer:

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Union
 
 from fpatch.core.checks import nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch
+from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function
 from fpatch.graph.stage import ALL, Stage
 
@@ -93,8 +95,9 @@ def node(
         night  compose.exposure(stops=(-1.0, 1.0)): scene -> night
     """
     if not isinstance(stage, Stage):
-        if not callable(stage):
-            raise ValueError(f"node(...): expected a stage or a function, got {type(stage).__name__}")
+        if (found := find_stage(stage)) or not callable(stage):
+            got = found or type(stage).__name__
+            raise ValueError(f"node(...): expected a stage or a function, got {got}")
         if isinstance(reads, Mapping) or isinstance(writes, Mapping) or writes is None:
             raise ValueError(
                 f"node({getattr(stage, '__name__', stage)!r}): a plain function declares no names; give "
@@ -104,6 +107,8 @@ def node(
     d = stage.definition
     if phases is not None:
         names = (phases,) if isinstance(phases, str) else tuple(phases)
+        for name in names:
+            check_phase(f"node({d.name}): phases", name)
         phases = frozenset(p for n in names for p in (("validation", "test") if n == "eval" else (n,)))
     return Node(
         stage,
@@ -112,6 +117,40 @@ def node(
         _wire(d.name, "writes", d.writes, (), writes),
         stream,
     )
+
+
+def check_phase(field: str, name: str) -> None:
+    """Check that a phase is no misspelt one: a phase of the user's own does not look like a standard one.
+
+    Raises:
+        ValueError: With the phase that was meant.
+
+    Example:
+        >>> from fpatch.graph.node import check_phase
+        >>> check_phase("describe --phase", "trian")
+        Traceback (most recent call last):
+        ValueError: describe --phase: no phase 'trian'; did you mean 'train'? For a phase of your own, take...
+    """
+    if not isinstance(name, str) or not name.strip() or show(name) != name:
+        raise ValueError(f"{field} must be names such as 'train' or 'eval', got {name!r:.80}")
+    known = {phase: phase for phase in (*PHASES, "eval")} | _MEANT
+    plain = name.strip().casefold()
+    found = known.get(plain) or next(iter(get_close_matches(plain, (*PHASES, "eval"), n=1, cutoff=0.8)), None)
+    if found is not None and name not in (*PHASES, "eval"):
+        raise ValueError(
+            f"{field}: no phase {name!r}; did you mean {found!r}? For a phase of your own, take a name that "
+            "is less similar"
+        )
+
+
+_MEANT = {
+    "training": "train",
+    "testing": "test",
+    "val": "validation",
+    "evaluate": "eval",
+    "evaluation": "eval",
+}
+"""Other words for the standard phases."""
 
 
 def _wire(
@@ -155,8 +194,9 @@ def flatten(parts: Mapping[str, Part], group: str = "") -> dict[str, Node]:
 def _place(path: str, name: str, part: Any) -> Node:
     """The node of a part, with absolute names."""
     if not isinstance(part, Stage | Node):
-        if not callable(part):
-            raise ValueError(f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {part!r}")
+        if (found := find_stage(part)) or not callable(part):
+            got = found or repr(part)
+            raise ValueError(f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {got}")
         part = node(part, writes=(name,))
     n = part if isinstance(part, Node) else node(part)
     base = path.rpartition("/")[0]

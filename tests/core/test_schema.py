@@ -285,7 +285,8 @@ def test_a_path_is_pinned_where_it_starts(weights):
 
 @pytest.mark.parametrize("with_weights", [True, False])
 def test_a_loader_that_fails_is_named(weights, with_weights):
-    made = number(weights, time=2) if with_weights else counter(begin=2)
+    name, path = ("number", str(weights)) if with_weights else ("counter", None)
+    made = Resource(f"test_schema:{name}", path, arguments={"time": 2})
     source = f" from {weights}" if with_weights else ""
     with pytest.raises(ValueError, match=f"resource '{made.loader}' cannot be loaded{source}: .* unexpected"):
         _ = made.value
@@ -398,7 +399,7 @@ best = 3
     assert said.startswith(f"{tmp_path}/study.toml: ")
     for words in (
         "unknown section 'trian'", "data: unknown key 'placement'", "the key 'placements' is required",
-        "data.size: expected [a whole number, a whole number], got 96",
+        "data.size: expected [height, width], each a whole number, got 96",
         "pipeline.a.stage: no definition 'compose.expsure'",
         "pipeline.b.stops: expected [low, high]", "pipeline.group.c", "pipeline.group.d",
         "objective.weights.vanish: expected a number, got 'much'", "optimizer.learning_rate must be",
