@@ -170,9 +170,7 @@ def test_weights_in_the_named_folder_are_known_by_their_digest(sent):
     with pytest.raises(ValueError, match=r"tiny\.safetensors has changed"):
         evaluate_run(run.folder, data_root=data)
     (data / "models").mkdir()
-    config = run.read_json("config.json")
-    config["pipeline"]["victim"]["model"]["weights"] = "/gone/models/tiny.safetensors"
-    shutil.copy(data.parents[1] / "inbox" / run.folder.name / "config.json", data / "models/tiny.safetensors")
+    (data / "models/tiny.safetensors").write_bytes(b"another")
     places = Places(run.folder, None, data)
     right = file_digest(data / "models/tiny.safetensors")
     assert places.find("/gone/models/tiny.safetensors", right) == str(data / "models/tiny.safetensors")
@@ -211,6 +209,16 @@ def test_a_folder_with_absolute_paths_still_opens(made, tmp_path):
     _, study = open_run(old.folder)
     assert study.data.placements == str(project / "placements.csv")
     assert verify_run(old.folder).replay is not None
+
+
+def test_absolute_paths_of_a_project_that_is_gone_are_found_in_the_named_folder(tmp_path):
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/placements.csv").touch()
+    for root, found in (("/gone/data/images", "data/images"), ("/gone/data", "data"), ("/gone", ".")):
+        config = {"data": {"placements": "/gone/data/placements.csv", "root": root}}
+        data = Places(tmp_path / "run", None, tmp_path).config(config, {})["data"]
+        assert data["placements"] == str(tmp_path / "data/placements.csv")
+        assert Path(data["root"]) == tmp_path / found
 
 
 def test_paths_that_share_only_the_root_stay_absolute(tmp_path):
