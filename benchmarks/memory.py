@@ -60,6 +60,11 @@ def peak_mb(name: str, b: int, side: int, micro_batch: int | None, device: str) 
         call()
         unit = 1 if sys.platform == "darwin" else 1024
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / MB
+    return peak_of(call)
+
+
+def peak_of(call: Callable[[], object]) -> float:
+    """The peak of resident memory in a call, above what was held before it; only where Linux counts it."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)  # what the set-up has freed and the allocator kept is not the call's
     RESET.write_text("5")

@@ -75,6 +75,8 @@ def measure(
         found = take_rows((values, seen, masks, finite.summaries), slice(0, n))
         values, seen, masks, gathered = to_device(found, "cpu")
         digests = [tensor_digest(image) for image in values["image"]]
+        if "image" not in keep:
+            del values["image"]  # one condition's images at a time
         more = {"finite": _by_group(masks, metrics, n), "seen": seen, "seen_finite": gathered}
         results[name] = values | {"digest": digests} | more
     return results

@@ -3,6 +3,8 @@
 Rows run in blocks of a fixed number, one condition per block, because the last bits of a network's answers
 depend on the size of the batch. Only `measure` runs blocks: `evaluate` gives it fresh samples, and `replay`
 logged ones.
+
+No image outlives its block: the tables and the states of metrics are all that grows with the rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,7 @@ from fpatch.evaluation.columns import (
     row_digests,
 )
 from fpatch.evaluation.conditions import PATCH, Patches, check_finite, make_conditions
+from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
@@ -60,7 +63,7 @@ def evaluate(
         conditions: Patches by condition, "patch" among them; by default those of `make_conditions`.
         pictures: Further controls for `make_conditions`, [3, h, w] by name.
         edit: A function of every sample, such as one that calls `override`, for a counterfactual.
-        keep: Names of further values [n, ...] to keep for all rows, such as "detections".
+        keep: Names of further values [n, ...] to keep for all rows, in memory, such as "detections".
         progress: Called with the rows done and their total.
 
     Returns:
@@ -95,7 +98,8 @@ def evaluate(
         )
     check_finite(made)
     image_id, draw = rows(dataset.image_ids, num_draws)
-    parts, objects, kept, metrics = [], [], [], metric_names(pipeline)
+    table, objects = Growing(len(image_id)), Growing(len(image_id))
+    metrics, kept = metric_names(pipeline), []
     states = {c: init_states(pipeline) for c in made}
     for part in blocks(len(image_id), block):
         batch = dataset.batch(image_id[part], draw[part], device_of(made))
@@ -104,20 +108,21 @@ def evaluate(
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
         goals = goal_columns(pipeline, dataset.class_names, len(keys))
-        parts.append(describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)
+        table.add(describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)
         found = object_columns(results, batch, metrics)
         counted = len(found.get("image_id", ()))
-        objects.append(found | goal_columns(pipeline, dataset.class_names, counted, objects=True))
+        objects.add(found | goal_columns(pipeline, dataset.class_names, counted, objects=True))
         for c, values in results.items():
             states[c] = update_states(pipeline, states[c], values["seen"], values["seen_finite"])
-        kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
+        if keep:
+            kept.append({c: {name: values[name] for name in keep} for c, values in results.items()})
+        del batch, sample, results, found  # the next block needs their room
         if progress is not None:
             progress(part.stop, len(image_id))
-    table, long = ({n: np.concatenate([p[n] for p in ps]) for n in ps[0]} for ps in (parts, objects))
     whole: Any = optree.tree_map(lambda *xs: torch.cat(xs), *kept) if keep else {}
     names = dataset.class_names
     summaries = {c: compute_states(pipeline, state, names) for c, state in states.items()}
-    return Evaluation(table, made, whole, long, states, summaries)
+    return Evaluation(table.columns(), made, whole, objects.columns(), states, summaries)
 
 
 class Evaluation(NamedTuple):

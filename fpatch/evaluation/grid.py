@@ -18,6 +18,7 @@ from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
 from fpatch.evaluation.conditions import PATCH, Patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
+from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.rates import Success, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
@@ -92,7 +93,7 @@ def evaluate_grid(
     _check_grid(grid)
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     count = len(dataset.image_ids) * num_draws
-    tables = []
+    table = Growing(len(cells) * count)
     for i, cell in enumerate(cells):
 
         def report(done: int, _: int, before: int = i * count) -> None:
@@ -111,9 +112,8 @@ def evaluate_grid(
             progress=report,
         )
         axes = {f"{AXIS_PREFIX}{path}": np.full(count, value) for path, value in cell.items()}
-        tables.append(result.table | axes)
-    table = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
-    return Evaluation(table, result.conditions, {})
+        table.add(result.table | axes)
+    return Evaluation(table.columns(), result.conditions, {})
 
 
 def cells_of(

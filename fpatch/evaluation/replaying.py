@@ -24,6 +24,7 @@ from fpatch.evaluation.columns import (
 )
 from fpatch.evaluation.conditions import Patches
 from fpatch.evaluation.evaluation import describe_rows
+from fpatch.evaluation.growing import Growing
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import from_columns, to_columns
@@ -97,8 +98,7 @@ def replay(
     chosen = np.arange(total) if rows is None else np.asarray(rows, dtype=np.int64)
     if outside := [int(r) for r in chosen if not 0 <= r < total]:
         raise ValueError(f"replay: row {outside[0]} does not exist; the table has rows 0 to {total - 1}")
-    parts: list[dict[str, np.ndarray]] = []
-    done = [np.arange(0)]
+    columns, done = Growing(len(chosen)), Growing(len(chosen))
     differences: dict[int, list[str]] = {}
     largest = 0.0
     device = device_of(conditions)
@@ -119,14 +119,13 @@ def replay(
             for row, sentence, gap in compare(table, found, picked):
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
-            parts.append(found)
+            columns.add(found)
             if on_block is not None:
                 on_block(picked, results)
-        done.append(chosen[part])
+        done.add({"row": chosen[part]})
         if progress is not None:
             progress(part.stop, len(chosen))
-    merged = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
-    return Replay(np.concatenate(done), merged, differences, largest)
+    return Replay(done.columns().get("row", chosen), columns.columns(), differences, largest)
 
 
 def logged_rows(

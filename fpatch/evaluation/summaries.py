@@ -66,8 +66,8 @@ def merge_states(pipeline: Pipeline, a: Mapping[str, Any], b: Mapping[str, Any])
         >>> final = {"boxes": box, "scores": torch.tensor([[0.4]]), "labels": label, "valid": yes}
         >>> seen = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
         >>> one = update_states(test, init_states(test), {"precision": seen})
-        >>> len(merge_states(test, one, one)["precision"]["found/scores"])
-        2
+        >>> merge_states(test, one, one)["precision"]["found/scores"]
+        [tensor([0.4000, 0.4000])]
     """
     merged: dict[str, Any] = {}
     for path, summary, config in _summaries(pipeline):

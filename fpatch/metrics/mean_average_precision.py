@@ -7,12 +7,13 @@ References:
     Lin et al. (2014), Microsoft COCO: common objects in context; https://cocodataset.org/#detection-eval.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fpatch.core.checks import check_number
 from fpatch.core.types import Params, Sample, Values
@@ -20,7 +21,8 @@ from fpatch.graph.stage import Summary, define, deterministic
 from fpatch.metrics._matching import answered_scores, are_finite, coco_precision, split_rows
 from fpatch.ops.detections import read_final
 
-_FOUND, _TRUTH = ("boxes", "scores", "labels"), ("boxes", "labels")
+_KINDS = {"found": ("boxes", "scores", "labels"), "truth": ("boxes", "labels")}
+"""The entries of detections and of objects."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,51 @@ def apply(config: MeanAveragePrecision, patch_params: Params, sample: Sample, va
 
 
 def init(config: MeanAveragePrecision) -> dict[str, Any]:
-    """Return the state without rows: an empty list for each name, which gets an entry per row."""
-    return {f"found/{n}": [] for n in _FOUND} | {f"truth/{n}": [] for n in _TRUTH}
+    """Return the state without rows: by name, tensors that hold the entries of all rows in order."""
+    return {f"{kind}/{n}": [] for kind, names in _KINDS.items() for n in (*names, "count")}
 
 
 def update(config: MeanAveragePrecision, state: Mapping[str, Any], values: Values) -> dict[str, Any]:
     final = read_final(values["detections"])
-    found, truth = split_rows(final, values["boxes"], values["labels"], values["box_valid"])
-    more = {f"found/{n}": [f[n].cpu() for f in found] for n in _FOUND}
-    return merge(config, state, more | {f"truth/{n}": [t[n].cpu() for t in truth] for n in _TRUTH})
+    rows = split_rows(final, values["boxes"], values["labels"], values["box_valid"])
+    more: dict[str, Any] = {}
+    for (kind, names), entries in zip(_KINDS.items(), rows, strict=True):
+        more |= {f"{kind}/{n}": [torch.cat([entry[n] for entry in entries]).cpu()] for n in names}
+        more[f"{kind}/count"] = [torch.tensor([len(entry["labels"]) for entry in entries])]
+    return merge(config, state, more)
 
 
 def merge(config: MeanAveragePrecision, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: [*a[name], *b[name]] for name in a}
+    return {name: _join([*a[name], *b[name]]) for name in a}
+
+
+def _join(pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Join pieces until each is more than twice as long as the next, so that few are left.
+
+    Many small tensors would lie between the images of later rows, whose room could not be used again.
+    """
+    joined: list[Tensor] = []
+    for piece in pieces:
+        longer = piece
+        while joined and len(joined[-1]) <= 2 * len(longer):
+            longer = torch.cat([joined.pop(), longer])
+        joined.append(longer)
+    return joined
+
+
+def _rows(state: Mapping[str, Any], kind: str) -> list[dict[str, Tensor]]:
+    """Return the entries of each row, by name."""
+    if not state[f"{kind}/count"]:
+        return []
+    counts = torch.cat(state[f"{kind}/count"]).tolist()
+    names = _KINDS[kind]
+    columns = (torch.cat(state[f"{kind}/{n}"]).split(counts) for n in names)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def compute(config: MeanAveragePrecision, state: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of the summary, by name."""
-    found, truth = (
-        [
-            dict(zip(names, row, strict=True))
-            for row in zip(*(state[f"{kind}/{n}"] for n in names), strict=True)
-        ]
-        for kind, names in (("found", _FOUND), ("truth", _TRUTH))
-    )
+    found, truth = (_rows(state, kind) for kind in _KINDS)
     if not found:
         return dict.fromkeys(("map", "map_50", "map_75", "recall"), float("nan"))
     precision = coco_precision(found, truth)

@@ -18,6 +18,7 @@ from fpatch.data import TargetSet
 from fpatch.evaluation.columns import goal_columns, metric_names, object_columns
 from fpatch.evaluation.conditions import PATCH, Patches, make_conditions, make_controls
 from fpatch.evaluation.evaluation import Evaluation
+from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.means import scalars
 from fpatch.evaluation.replaying import Replay, replay, same_bits
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
@@ -176,14 +177,14 @@ class _Table:
             raise _NoRows(f"replay --rows: the table has rows 0 to {total - 1}, got none of them")
         conditions = to_device(self._run.load_conditions(self._name), self._study.place)
         self._compare_conditions(conditions)
-        objects: list[dict[str, np.ndarray]] = []
+        objects = Growing(total)
         states = {c: init_states(self._pipeline) for c in conditions}
 
         def gather(picked: np.ndarray, results: Mapping[str, Values]) -> None:
             batch = {n: torch.from_numpy(self._logged[n][picked]) for n in ("image_id", "draw")}
             found = object_columns(results, batch, metric_names(self._pipeline))
             counted, names = len(found.get("image_id", ())), self._dataset.class_names
-            objects.append(found | goal_columns(self._pipeline, names, counted, objects=True))
+            objects.add(found | goal_columns(self._pipeline, names, counted, objects=True))
             for c, values in results.items():
                 states[c] = update_states(self._pipeline, states[c], values["seen"], values["seen_finite"])
             if on_block is not None:
@@ -197,7 +198,7 @@ class _Table:
         result = self._compare_drawn(result, chosen)
         if len(chosen) == total and len(next(iter(result.columns.values()), ())) == total:
             self._count(
-                objects,
+                objects.columns(),
                 {c: compute_states(self._pipeline, s, self._dataset.class_names) for c, s in states.items()},
             )
         else:
@@ -269,9 +270,8 @@ class _Table:
                 return name
         return None
 
-    def _count(self, objects: Sequence[Mapping[str, np.ndarray]], summaries: Mapping[str, Any]) -> None:
+    def _count(self, found: Mapping[str, np.ndarray], summaries: Mapping[str, Any]) -> None:
         """Compare objects, rates, summaries and the CSV files with those of the rerun."""
-        found = {n: np.concatenate([o[n] for o in objects]) for n in objects[0]} if objects else {}
         is_grid = "grid" in self._manifest or bool(axes_of(self._logged))
         logged = self._run.load_objects(self._name)
         if not is_grid:

@@ -131,11 +131,13 @@ def test_no_patch_is_the_control_of_the_same_samples_bit_for_bit(parts):
     batch = dataset.batch(dataset.image_ids)
     sample = pipeline.sample(random.key(1), batch)
     conditions = make_conditions(pipeline, params, random.key(2))
-    results = measure(pipeline, conditions, sample, batch, block=4)
+    results = measure(pipeline, conditions, sample, batch, block=4, keep=("image",))
     by_hand = pipeline.apply(params, control(sample), batch)
     assert torch.equal(results["none"]["image"], by_hand["image"])
     broken = {name: torch.full_like(value, float("nan")) for name, value in params.items()}
-    again = measure(pipeline, make_conditions(pipeline, broken, random.key(2)), sample, batch, block=4)
+    again = measure(
+        pipeline, make_conditions(pipeline, broken, random.key(2)), sample, batch, block=4, keep=("image",)
+    )
     assert again["none"]["digest"] == results["none"]["digest"]
     assert again["patch"]["digest"] != results["patch"]["digest"]
     patched = pipeline.apply(params, sample, batch)
