@@ -36,9 +36,10 @@ def open_run(
     """
     run = Run.open(folder)
     forbid_imports(run.folder)
-    config = places_of(run, data_root).config(
-        run.read_json("config.json"), run.read_json("environment.json").get("data", {})
-    )
+    digests = run.read_json("environment.json").get("data")
+    named = digests.items() if isinstance(digests, Mapping) else ()
+    recorded = {name: found for name, found in named if isinstance(found, str)}
+    config = places_of(run, data_root).config(run.read_json("config.json"), recorded)
     try:
         return run, study_from_config(config, run.folder, resources)
     except ValueError as error:
@@ -47,7 +48,8 @@ def open_run(
 
 def places_of(run: Run, data_root: str | Path | None = None) -> Places:
     """Return the places at which the files of a run are looked for."""
-    return Places(run.folder, run.read_json("environment.json").get("folder"), data_root)
+    made_in = run.read_json("environment.json").get("folder")
+    return Places(run.folder, made_in if isinstance(made_in, str) else None, data_root)
 
 
 def study_of_table(
