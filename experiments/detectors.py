@@ -103,7 +103,7 @@ def try_victim(victim: Stage, images: TargetSet, num_steps: int, untrained: bool
         "pixels": create.pixels({name: (3, 64, 64) for name in PANELS}),
         "implant": implant.warp(scale=Range(WIDER, WIDER)),
         "victim": victim,
-        "vanish": losses.vanish(),
+        "vanish": losses.vanish(label="any"),
     })  # fmt: skip
     key = random.key(0)
     batch = with_car(images.batch(images.image_ids[:BATCH]))

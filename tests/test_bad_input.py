@@ -114,7 +114,7 @@ CSV = {
     "outside": (lambda p: edit_csv(p, 2, "lrx", "500"), "line 2, column lrx: 500 is outside the image"),
     "empty": (lambda p: p.write_text(""), "placements.csv: the file is empty"),
     "only a header": (lambda p: p.write_text(p.read_text().splitlines()[0]), "has a header but no rows"),
-    "not a table": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not a CSV file"),
+    "not a table": (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not text in UTF-8"),
     "gone": (Path.unlink, "placements.csv: no such file"),
     "no test rows": (lambda p: p.write_text(p.read_text().replace(",test,", ",train,")), "no test rows"),
     "no eval rows": (
@@ -211,14 +211,17 @@ def test_configs(study, capsys, case):
 
 
 def test_files_that_are_none(tmp_path, capsys):
-    assert refuse(capsys, "train", tmp_path / "a.toml") == f"{tmp_path}/a.toml: no such config file"
-    assert refuse(capsys, "describe", tmp_path) == f"{tmp_path}: is a folder; give the TOML file in it"
+    assert (
+        refuse(capsys, "train", tmp_path / "a.toml")
+        == f"{tmp_path}/a.toml: no such config file; check the path"
+    )
+    assert (
+        refuse(capsys, "describe", tmp_path) == f"{tmp_path}: it is a folder; give the TOML file of a study"
+    )
     (tmp_path / "b.toml").write_bytes(b"\xff\xff")
     assert "b.toml: not valid TOML" in refuse(capsys, "train", tmp_path / "b.toml")
     (tmp_path / "c.toml").write_text("")
-    assert refuse(capsys, "train", tmp_path / "c.toml").endswith(
-        "c.toml: the section [data] is required; add it"
-    )
+    assert "the section [data] is required; add it" in refuse(capsys, "train", tmp_path / "c.toml")
 
 
 def test_overrides(study, capsys):
@@ -235,7 +238,9 @@ def test_overrides(study, capsys):
 
 def test_a_runs_folder_that_is_a_file(study, capsys):
     (study.parent / "runs").write_text("")
-    assert refuse(capsys, "train", study) == f"{study.parent}/runs: File exists"
+    message = refuse(capsys, "train", study)
+    runs = study.parent / "runs"
+    assert message == f"log.runs: {runs} cannot be written: {runs} is no folder; choose another"
 
 
 def test_weights_that_are_broken(study, capsys):

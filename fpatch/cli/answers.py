@@ -50,6 +50,8 @@ def to_document(facts: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
@@ -58,8 +60,6 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if isinstance(value, float) and math.isinf(value):
         return repr(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fpatch.cli.console import console, progress_bars
 from fpatch.cli.tables import percent, success_table
+from fpatch.core.files import check_writable
 from fpatch.core.progress import Progress
 from fpatch.demo.measurements import Result, look_closer
 from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
@@ -23,6 +24,7 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
         mlflow: A tracking URI; True: a local SQLite file beside the runs.
         seed: The seed of scenes, victims and patches.
     """
+    check_writable("--runs", runs)
     size = QUICK if quick else FULL
     results = []
     with progress_bars() as on_progress:

@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
-import tomllib
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 from fpatch.cli import measurements, replays, studies, sweeps
 from fpatch.cli.answers import to_document
 from fpatch.cli.console import console, show_warnings
+from fpatch.cli.options import check_texts
 from fpatch.cli.portable import must_start_again, run_again
 from fpatch.core.names import show
+from fpatch.core.text import read_value
 from fpatch.core.version import __version__
 from fpatch.runs.imports import holds_a_run
 from fpatch.runtime.memory import CUBLAS_WORKSPACE, keep_freed_memory
@@ -43,7 +46,8 @@ search settings:
 fpatch COMMAND --help shows the options of a command. With --json a command prints one JSON document, and
 all else on standard error.
 A study is like a script: its ids may import modules from the working folder. A run folder runs no code.
-Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 130 stopped.
+Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 3 an error that nobody expected,
+130 stopped.
 """
 
 _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate", "grid", "transfer")
@@ -53,7 +57,7 @@ _WITHOUT_STUDY = ("demo", "score")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 a difference was found, 2 wrong input."""
+    """Run a command and return its exit code: see `_EPILOG`."""
     show_warnings()
     if arguments is None:  # the process is ours
         keep_freed_memory()
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
         options.overrides = overrides
+        check_texts(options)
         if must_start_again(options):
             return run_again(given)
         with _modules_of_a_study() if words[0] not in _WITHOUT_STUDY else nullcontext():
@@ -76,9 +81,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(show("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())])), file=sys.stderr)
         return 130
     except (ValueError, ImportError, OSError) as error:
-        sentences = [_message(error), *getattr(error, "__notes__", ())]
-        print(show(f"fpatch: error: {'; '.join(sentences)}"), file=sys.stderr)
-        return 2
+        return _refuse(_message(error), error)
+    except Exception as error:
+        if (what := _memory_message(error)) is not None:
+            return _refuse(what, error)
+        print(show(traceback.format_exc()), file=sys.stderr, end="")
+        print(_UNKNOWN, file=sys.stderr)
+        return 3
+
+
+def _refuse(sentence: str, error: Exception) -> int:
+    """Print the sentence of an error and its notes; return the exit code of wrong input."""
+    lines = "; ".join([sentence, *getattr(error, "__notes__", ())]).splitlines()
+    cut = [line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-300:]}" for line in lines]
+    print(show("fpatch: error: " + "\n".join(cut)), file=sys.stderr)
+    return 2
+
+
+_LONGEST = 1000
+"""The longest line of an error; of a longer one the middle is left out."""
+
+
+_UNKNOWN = """\
+fpatch: error: nobody expected this error. If it comes from a module of yours, the lines above show where. \
+Else it is a fault of fpatch: please report it as an issue of the repository, with these lines, the command \
+and its input."""
+
+
+def _memory_message(error: Exception) -> str | None:
+    """Return a sentence if the memory of the machine, or of its GPU, is too small; else None."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, MemoryError) or re.search("not enough memory|out of memory|can't allocate", text):
+        what = f"the memory does not suffice{f' ({text:.120})' if text else ''}"
+        return f"{what}; lower train.batch_size, train.micro_batch, evaluate.block or data.size"
+    return None
 
 
 @contextmanager
@@ -132,17 +168,16 @@ def _take_overrides(words: list[str]) -> dict[str, Any]:
             i += 1
             continue
         if not equals and i + 1 == len(words):
-            raise ValueError(f"{name}: a value must follow")
+            raise ValueError(f"{name}: a value must follow, such as {name} 3")
+        if not all(name.removeprefix("--").split(".")):
+            raise ValueError(f"{name}: it is no name of a setting; give one such as --train.num_steps")
         if not equals:
             text = words.pop(i + 1)
         del words[i]
         if name == "--name":
             overrides["name"] = text
             continue
-        try:
-            overrides[name.removeprefix("--")] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[name.removeprefix("--")] = text
+        overrides[name.removeprefix("--")] = read_value(text)
     return overrides
 
 

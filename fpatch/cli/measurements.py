@@ -12,12 +12,14 @@ from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import (
     MEASURED,
     add_command,
-    read_number,
+    number,
+    read_axis,
     take_checkpoint,
     take_data_root,
     take_mlflow,
 )
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
+from fpatch.core.files import check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +43,7 @@ def _add_evaluate(commands: Any) -> None:
         "Every image of the split is shown with the trained patch, without a patch, and with control patches "
         "(noise, a flat print, the patch's pixels shuffled), on the same samples. The command prints success "
         "rates with intervals. It writes into the run folder: tables/test.csv and .parquet, one row per "
-        "image and draw; tables/test.summary.json; figures/test.png and figures/test-effects.png. "
+        "image and draw; tables/test.summary.json; figures/test.png, test-effects.png and test-classes.png. "
         f"{MEASURED}",
         (
             "evaluate runs/20260101-120000-study --checkpoint last",
@@ -123,9 +125,9 @@ def _add_score(commands: Any) -> None:
     score.add_argument(
         "detections", metavar="DETECTIONS.json", help="a list of image_id, category_id, bbox, score"
     )
-    score.add_argument("--iou", type=float, default=0.5, help="overlap of a match, 0..1 (default: 0.5)")
+    score.add_argument("--iou", type=number, default=0.5, help="overlap of a match, 0..1 (default: 0.5)")
     score.add_argument(
-        "--score", type=float, default=0.5, help="score threshold of the recall, 0..1 (default: 0.5)"
+        "--score", type=number, default=0.5, help="score threshold of the recall, 0..1 (default: 0.5)"
     )
 
 
@@ -189,7 +191,9 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     if rate.value == rate.value:
         wished = num_photographs(rate.value, 0.1)
         console.print(f"for an interval of +-5 points: about {wished} images ({rate.photographs} here)")
-    files = _say_files(run, f"tables/{table}.csv", f"figures/{table}.png", f"figures/{table}-effects.png")
+    figures = (f"figures/{table}{end}.png" for end in ("", "-effects", "-classes"))
+    drawn = [name for name in figures if (run.folder / name).is_file()]
+    files = _say_files(run, f"tables/{table}.csv", *drawn)
     return Answer(0, {"run": str(run.folder), "table": table, **facts, "files": files})
 
 
@@ -229,7 +233,7 @@ def _grid(options: argparse.Namespace) -> Answer:
     from fpatch.runs.naming import grid_name
     from fpatch.runs.places import relative_settings
 
-    axes = [_read_axis(text) for text in options.over]
+    axes = [read_axis(text) for text in options.over]
     if len(dict(axes)) < len(axes):
         raise ValueError("--over: give each path once, with all its values")
     with progress_bars() as on_progress:
@@ -253,19 +257,6 @@ def _grid(options: argparse.Namespace) -> Answer:
     return Answer(0, {**facts, "cells": describe_cells(cells), "files": files})
 
 
-def _read_axis(text: str) -> tuple[str, list[float]]:
-    """Read `path=-1,0,1` or `path=-1:1:5`."""
-    path, _, values = text.partition("=")
-    try:
-        if ":" in values:
-            low, high, count = values.split(":")
-            span, steps = float(high) - float(low), int(count)
-            return path, [float(low) + span * i / max(steps - 1, 1) for i in range(steps)]
-        return path, [read_number(value) for value in values.split(",")]
-    except ValueError:
-        raise ValueError(f"--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT, got {text!r}") from None
-
-
 def _measured_step(run: "Run", table: str) -> str:
     """Return the checkpoint that a table measured and its step, if the folder says it."""
     name = f"tables/{table}.summary.json"
@@ -280,6 +271,8 @@ def _transfer(options: argparse.Namespace) -> Answer:
     from fpatch.runs.places import relative_settings
     from fpatch.runs.transfer import save_transfer, transfer_facts, transfer_runs
 
+    if options.out:
+        check_writable("--out", Path(options.out).parent)
     with progress_bars() as on_progress:
         found = transfer_runs(
             options.run_folders,

@@ -2,8 +2,12 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from fpatch.core.text import read_number as text_number
+from fpatch.core.text import read_whole as text_whole
 
 if TYPE_CHECKING:
     from fpatch.cli.answers import Answer
@@ -90,10 +94,75 @@ def take_mlflow(command: argparse.ArgumentParser) -> None:
     )
 
 
-def read_number(text: str) -> float:
+def read_number(field: str, text: str) -> float:
     """Read a sampled value: a number, or true or false for 1 and 0.
 
     Raises:
         ValueError: If the text is none of these.
     """
-    return {"true": 1.0, "false": 0.0}[text] if text in ("true", "false") else float(text)
+    return {"true": 1.0, "false": 0.0}[text] if text in ("true", "false") else text_number(field, text)
+
+
+def whole(low: int | None = None) -> Callable[[str], int]:
+    """Return the reader of an option that is a whole number."""
+
+    def read(text: str) -> int:
+        with _as_argument():
+            return text_whole("it", text, low)
+
+    return read
+
+
+def check_texts(options: argparse.Namespace) -> None:
+    """Check that no argument is empty, endless, or holds the character NUL.
+
+    Raises:
+        ValueError: If one does; the message names it.
+    """
+    for name, value in vars(options).items():
+        for given in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(given, str) and (not given.strip() or "\0" in given or len(given) > _LONGEST):
+                what = "the text is empty" if not given.strip() else f"no name or path is like {given!r:.60}"
+                option = {"checkpoint": "from"} if options.run.__name__ == "_resume" else {}
+                raise ValueError(
+                    f"{option.get(name, name).replace('_', '-')}: {what}; leave it out, or correct it"
+                )
+
+
+_LONGEST = 4096
+
+
+def number(text: str) -> float:
+    """Read an option that is a number."""
+    with _as_argument():
+        return text_number("it", text)
+
+
+@contextmanager
+def _as_argument() -> Iterator[None]:
+    """Turn an error into one of the parser, which names the option."""
+    try:
+        yield
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def read_axis(text: str) -> tuple[str, list[float]]:
+    """Read `path=-1,0,1` or `path=-1:1:5`."""
+    path, _, values = text.partition("=")
+    try:
+        if ":" in values:
+            low_text, high_text, count = values.split(":")
+            low, high = (read_number("--over", end) for end in (low_text, high_text))
+            steps = text_whole("COUNT", count, 1)
+        else:
+            return path, [read_number("--over", value) for value in values.split(",")]
+    except ValueError:
+        shown = text if len(text) < 120 else f"{text[:117]}..."
+        raise ValueError(f"--over must be PATH=-1,0,1 or PATH=LOW:HIGH:COUNT, got {shown!r}") from None
+    if steps > _MOST_VALUES:
+        raise ValueError(f"--over: COUNT must be at most {_MOST_VALUES}, got {steps} in {text!r}")
+    return path, [low + (high - low) * i / max(steps - 1, 1) for i in range(steps)]
+
+
+_MOST_VALUES = 10_000

@@ -1,13 +1,14 @@
 """Commands on runs that are measured in the portable execution start again in a process made for it."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fpatch.core.inputs import parse_json, read_text
 
 
 def must_start_again(options: argparse.Namespace) -> bool:
@@ -66,7 +67,7 @@ def _is_portable(recorded: dict[str, Any]) -> bool:
 def _read(path: Path, name: str) -> dict[str, Any]:
     """Return an object of a JSON file; {} if there is none, which the command itself reports."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get(name)
+        found = parse_json(read_text(path)).get(name)
     except (OSError, ValueError, AttributeError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,14 +1,15 @@
 """The command that reruns logged rows and updates."""
 
 import argparse
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.answers import Answer, describe_replay
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_data_root
+from fpatch.cli.options import add_command, read_number, take_data_root, whole
+from fpatch.core.files import check_writable
+from fpatch.core.text import read_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
     take_data_root(replay)
-    replay.add_argument("--step", type=int, metavar="N", help="rerun training update N instead")
+    replay.add_argument("--step", type=whole(1), metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify",
         action="store_true",
@@ -70,7 +71,11 @@ def _replay(options: argparse.Namespace) -> Answer:
                 written.append(Path(options.out, f"row-{row:05d}-{condition}.png"))
                 write_image(written[-1], image)
 
+    if options.out:
+        check_writable("--out", options.out)
     edits = dict(map(_read_edit, options.set))
+    if len(edits) < len(options.set):
+        raise ValueError("--set: a path is given twice; give each path once")
     arguments = (options.run_folder, _read_slice(options.rows), options.table or "test")
     on_block = write if options.out else None
     if options.verify and not edits:
@@ -181,12 +186,9 @@ def _say_environment(differences: Sequence[str]) -> None:
 def _read_edit(text: str) -> tuple[str, float]:
     path, _, typed = text.partition("=")
     try:
-        value = read_number(typed)
+        return path, read_number(path, typed)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"--set must be PATH=NUMBER, got {text!r}")
-    return path, value
+        raise ValueError(f"--set must be PATH=NUMBER, got {text!r:.120}") from None
 
 
 def _read_slice(text: str | None) -> slice | None:
@@ -194,7 +196,8 @@ def _read_slice(text: str | None) -> slice | None:
         return None
     low, colon, high = text.partition(":")
     try:
-        first = int(low) if low else 0
-        return slice(first, int(high) if high else None) if colon else slice(first, first + 1 or None)
+        first = read_whole("A", low) if low or not colon else 0
+        end = read_whole("B", high) if high else None
     except ValueError:
-        raise ValueError(f"--rows must be A:B or a row number, got {text!r}") from None
+        raise ValueError(f"--rows must be A:B or a row number, got {text!r:.120}") from None
+    return slice(first, end) if colon else slice(first, first + 1 or None)

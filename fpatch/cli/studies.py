@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from fpatch.cli.answers import Answer, describe_run, describe_victim
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
-from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow
+from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow, whole
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
+    from fpatch.study.study import Study
 
 
 def add(commands: Any) -> None:
@@ -33,7 +34,9 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument(
         "--mlflow-uri", help="an MLflow server (default: a local SQLite file in the runs folder)"
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of scenes, victims and patch (default: 0)")
+    demo.add_argument(
+        "--seed", type=whole(0), default=0, help="seed of scenes, victims and patch (default: 0)"
+    )
 
 
 def _add_describe(commands: Any) -> None:
@@ -57,13 +60,22 @@ def _add_doctor(commands: Any) -> None:
         _doctor,
         "find out why a patch would not learn: follow one batch and its gradient through every stage",
         "It also prints how good the victim is without a patch, by class and split: from 256 images of each "
-        f"split, or from as many as it answers in 15 seconds. {OVERRIDES}",
+        "split, or from as many as it answers in 15 seconds. It leaves a picture of the placements. "
+        f"{OVERRIDES}",
         ("doctor study.toml", "doctor study.toml --rows 64 --optimizer.learning_rate 0.01"),
         "the patch could not learn, or not be measured",
     )
     doctor.add_argument("config", metavar="CONFIG.toml", help="the study")
     doctor.add_argument(
-        "--rows", type=int, default=16, help="number of images in the batch that is followed (default: 16)"
+        "--rows",
+        type=whole(1),
+        default=16,
+        help="number of images in the batch that is followed (default: 16)",
+    )
+    doctor.add_argument(
+        "--picture",
+        metavar="FILE.png",
+        help="the picture of the placements (default: NAME-placements.png in the folder of runs)",
     )
 
 
@@ -109,12 +121,14 @@ def _demo(options: argparse.Namespace) -> Answer:
 
 
 def _train(options: argparse.Namespace) -> Answer:
+    from fpatch.core.files import check_writable
     from fpatch.runs.training import train
     from fpatch.runtime.parallel import joined
     from fpatch.study.config import load_study
 
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     study = load_study(options.config, overrides)
+    check_writable("log.runs", study.log.runs)
     with joined(device=study.device) as ranks, progress_bars() as on_progress:
         run = train(study, on_progress)
         if not ranks.rank:
@@ -143,6 +157,8 @@ def _describe(options: argparse.Namespace) -> Answer:
     from fpatch.study.setup import make_objective
 
     loaded = load_study(options.config, options.overrides)
+    if options.phase is not None:
+        _check_known("--phase", options.phase, loaded)
     make_objective(loaded)  # names that nothing writes are wrong here already
     pipeline = loaded.pipeline if options.phase is None else loaded.pipeline.at(options.phase)
     stages = {path: str(pipeline[path].stage) for path in pipeline}
@@ -160,16 +176,34 @@ def _describe(options: argparse.Namespace) -> Answer:
     return Answer(0, facts)
 
 
+def _check_known(field: str, phase: str, study: "Study") -> None:
+    """Check that a phase is a standard one, or one of the study's own."""
+    from fpatch.core.checks import nearest
+    from fpatch.graph.node import PHASES
+
+    known = {*PHASES, *(phase for node in study.pipeline.values() for phase in node.phases or ())}
+    if phase not in known:
+        raise ValueError(f"{field}: no phase {phase!r:.80}; {nearest(phase, known)}")
+
+
 def _doctor(options: argparse.Namespace) -> Answer:
     from fpatch.doctor.examine import examine
+    from fpatch.doctor.placement_figure import draw_placements
     from fpatch.study.config import load_study
 
-    diagnosis = examine(load_study(options.config, options.overrides), options.rows)
+    study = load_study(options.config, options.overrides)
+    diagnosis = examine(study, options.rows)
     if diagnosis.stages:
         console.print(stage_table(diagnosis))
     if diagnosis.clean:
         console.print(clean_table(diagnosis))
     say(f"training images: {diagnosis.rows}")
+    path = Path(options.picture or Path(study.log.runs, f"{study.name}-placements.png"))
+    try:
+        if draw_placements(path, study.data.open().split(study.data.train), diagnosis.sizes):
+            say(f"placements: {path}")
+    except (ImportError, OSError) as error:
+        say(f"no picture of the placements: {error}")
     for finding in diagnosis.findings:
         style = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.level]
         console.print(finding.level, style=style, end=" ")

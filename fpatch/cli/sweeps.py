@@ -7,7 +7,7 @@ from typing import Any
 
 from fpatch.cli.answers import Answer, describe_entry, describe_trials
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import OVERRIDES, add_command
+from fpatch.cli.options import OVERRIDES, add_command, whole
 from fpatch.cli.tables import settings_table, trials_table
 
 
@@ -33,9 +33,11 @@ def add(commands: Any) -> None:
     sweep.add_argument("--trial", metavar="NAME", help="export: a trial, e.g. 0003 (default: the best)")
     sweep.add_argument("--out", metavar="FILE", help="export: the file to write (default: the terminal)")
     sweep.add_argument(
-        "--config", metavar="CONFIG.toml", help="resume: refuse if the file describes another sweep"
+        "--config",
+        metavar="CONFIG.toml",
+        help="resume: refuse if the file describes another sweep",
     )
-    sweep.add_argument("--num-trials", type=int, metavar="N", help="resume: total number of trials")
+    sweep.add_argument("--num-trials", type=whole(1), metavar="N", help="resume: total number of trials")
     sweep.add_argument("--runs", metavar="FOLDER", help="fetch: folder to copy into (default: runs)")
 
 

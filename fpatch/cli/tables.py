@@ -170,11 +170,12 @@ def transfer_table(found: "Transfer") -> Table:
 
     table = Table(title="success % of every patch on every victim", title_justify="left", title_style="bold")
     table.add_column("trained on")
+    titles = found.titles
     for name in found.rates:
-        table.add_column(f"measured on {name}", justify="right")
+        table.add_column(f"measured on {titles.get(name, name)}", justify="right")
     for condition in next(iter(found.rates.values())):
         cells = (percent(rates[condition]) for rates in found.rates.values())
-        table.add_row(condition_title(condition), *cells)
+        table.add_row(titles.get(condition, condition_title(condition)), *cells)
     counted = ", ".join(
         f"{found.rates[name][name].count} of {clean.count}" for name, clean in found.clean.items()
     )

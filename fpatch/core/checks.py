@@ -23,9 +23,31 @@ def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
         'known: blur, exposure'
     """
     options = sorted(map(str, options))
-    if close := difflib.get_close_matches(str(name), options, n=count, cutoff=0.6):
+    if len(name := str(name)) > _LONGEST_NAME:
+        return "it is too long for a name"
+    if close := difflib.get_close_matches(name, options, n=count, cutoff=0.6):
         return f"did you mean {' or '.join(map(repr, close))}?"
+    if len(options) > _MOST_NAMES:
+        return f"known: {', '.join(options[:_MOST_NAMES])} and {len(options) - _MOST_NAMES} more"
     return f"known: {', '.join(options)}" if options else "none is known"
+
+
+_LONGEST_NAME, _MOST_NAMES = 300, 40
+
+
+def shown(value: object, most: int = 120) -> str:
+    """Return a value as an error shows it: cut if it is long.
+
+    Example:
+        >>> from fpatch.core.checks import shown
+        >>> shown("x" * 1000, 12)
+        "'xxxxxxxx..."
+    """
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or of too many digits
+        return f"a long {'number' if isinstance(value, int) else 'list or table'}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def check_range(field: str, value: Range, low: float = float("-inf"), high: float = float("inf")) -> None:
@@ -63,9 +85,33 @@ def check_number(field: str, value: float, low: float, high: float = float("inf"
         ValueError: jpeg(quality) must be between 1 and 100, got 101
     """
     if not low <= value <= high or value == float("inf"):
-        rule = f"between {low:g} and {high:g}" if high < float("inf") else f"at least {low:g}"
+        ends = f"{low:g}", f"{high:.0f}" if high >= 1e6 and high % 1 == 0 and high < 1e18 else f"{high:g}"
+        rule = f"between {' and '.join(ends)}" if high < float("inf") else f"at least {low:g}"
         rule = "finite" if value == high == float("inf") else rule
         raise ValueError(f"{field} must be {rule}, got {value!r}")
+
+
+MOST = 10**9
+"""The largest count of anything that a setting asks for, unless the setting has a smaller one."""
+
+
+def check_count(field: str, value: int, low: int = 1, high: int = MOST) -> None:
+    """Check that a count is within [low, high], so that no typing error fills the memory.
+
+    Raises:
+        ValueError: If it is not; the message names the field, the rule and the value.
+
+    Example:
+        >>> from fpatch.core.checks import check_count
+        >>> check_count("train.batch_size", 10**18, high=10**6)
+        Traceback (most recent call last):
+        ValueError: train.batch_size must be between 1 and 1000000, got 1000000000000000000
+    """
+    if low <= value <= high:
+        return
+    rule = f"at least {low}" if value < low else f"between {low} and {high}"
+    shown = f"{value}" if abs(value) < 10**30 else f"a number of {len(str(abs(value)))} digits"
+    raise ValueError(f"{field} must be {rule}, got {shown}")
 
 
 def check_choice(field: str, value: object, options: tuple[object, ...]) -> None:

@@ -5,11 +5,14 @@ import hashlib
 import itertools
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
+
+from fpatch.core.inputs import check_file
 
 
 @contextmanager
@@ -103,6 +106,42 @@ def find_links(folder: Path) -> list[Path]:
                 elif not entry.is_file(follow_symlinks=False):
                     found.append(Path(entry.path))
     return found
+
+
+def check_writable(field: str, folder: str | Path) -> Path:
+    """Check that a folder can be written, or made if it is absent; nothing of the check stays.
+
+    Args:
+        field: The name of the setting, for errors.
+        folder: The folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: If it cannot; the message names the setting and the folder.
+
+    Example:
+        >>> from fpatch.core.files import check_writable
+        >>> check_writable("log.runs", "/dev/null/runs")
+        Traceback (most recent call last):
+        NotADirectoryError: log.runs: /dev/null/runs cannot be written: /dev/null is no folder; choose another
+    """
+    try:
+        place = Path(os.path.abspath(folder))
+        there = next(p for p in (place, *place.parents) if p.exists())
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or "it holds the character NUL"
+        raise OSError(f"{field}: {str(folder)!r:.120} cannot be a folder: {what}; choose another") from None
+    if not there.is_dir():
+        raise NotADirectoryError(f"{field}: {folder} cannot be written: {there} is no folder; choose another")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        why = f"{there}: {error.strerror}"
+        raise type(error)(f"{field}: {folder} cannot be written ({why}); choose another folder") from None
+    return Path(folder)
 
 
 def beneath(root: Path, path: str) -> Iterator[Path]:
@@ -240,8 +279,5 @@ def file_digest(path: str | Path) -> str:
         ...     file_digest(file.name)[:16]
         'e3b0c44298fc1c14'
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path, or make it again")
-    with path.open("rb") as file:
+    with check_file(path, "no such file; check the path, or make it again").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ weights. The object is loaded at its first use, and only if every file still has
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Resource:
         files = _digests_of_named(self.arguments)
         if self.weights is None:
             return dataclasses.replace(self, files=files | dict(self.files))
-        path = str((root / Path(self.weights).expanduser()).resolve())
+        path = os.path.realpath(root / Path(self.weights).expanduser())
         if self.sha256 is not None:  # a record
             return dataclasses.replace(self, weights=path, files=files | dict(self.files))
         digest = file_digest(path)

@@ -1,17 +1,20 @@
 """Conversion between frozen dataclasses of settings and JSON values, with type hints as the schema."""
 
 import dataclasses
+import datetime
 import json
 import math
 import re
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, shown
 from fpatch.core.errors import Errors
 from fpatch.core.names import show
+from fpatch.core.text import Real, Whole
 from fpatch.core.types import Range
 
 OMIT_EMPTY = {"omit_empty": True}
@@ -157,20 +160,31 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         return {
             decode(arguments[0], k, where): decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()
         }
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # of a whole number beyond all floats
+            if kind is float:
+                return float(value)
+            if isinstance(value, int) or (isinstance(value, Real) and value % 1 == 0):
+                return int(value)
+    if kind is str and isinstance(value, Whole | Real):
+        return value.text  # typed in an option
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind in (None, type(None)) and value is None:
         return None
-    raise ValueError(f"{where}: expected {_expected(kind)}, got {value!r}")
+    raise ValueError(f"{where}: expected {_expected(kind)}, got {shown(value)}{_quoted(kind, value)}")
+
+
+def _quoted(kind: Any, value: Any) -> str:
+    """Return the way out for a number, a date or a truth value in the place of a string."""
+    plain = isinstance(value, int | float | datetime.date | datetime.time)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f'; write it in quotes: "{text}"' if kind is str and plain and len(text) < 40 else ""
 
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: expected a table of settings, got {value!r}")
+        raise ValueError(f"{where}: expected a table of settings, got {shown(value)}")
     hints = get_type_hints(kind)
     fields, errors = {f.name: f for f in dataclasses.fields(kind) if f.init}, Errors()
     for key in value:
@@ -183,11 +197,22 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     decoded: dict[str, Any] = {}
     for key in (key for key in value if key in fields):
         with errors.caught():
-            decoded[key] = decode(hints[key], value[key], f"{where}.{key}")
+            decoded[key] = _decode_field(fields[key], hints[key], value[key], f"{where}.{key}")
     errors.raise_all()
     with errors.caught(where):
         return kind(**decoded)
     errors.raise_all()
+
+
+def _decode_field(field: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:
+    """Decode a setting; the form that its field may name is what an error expects."""
+    try:
+        return decode(kind, value, where)
+    except ValueError as error:
+        if "form" not in field.metadata:
+            raise
+        form = field.metadata["form"]
+        raise ValueError(f"{where}: expected {form}, each a whole number, got {shown(value)}") from error
 
 
 def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -202,7 +227,7 @@ def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     deepest = [e for e in errors if not e.startswith(f"{where}: expected")]
     if deepest:
         raise ValueError(deepest[0])
-    raise ValueError(f"{where}: expected {' or '.join(map(_expected, options))}, got {value!r}")
+    raise ValueError(f"{where}: expected {' or '.join(map(_expected, options))}, got {shown(value)}")
 
 
 def _expected(kind: Any) -> str:

@@ -12,6 +12,10 @@ Shapes = Mapping[str, tuple[int, int, int]]
 """`{name: (channels, height, width)}`."""
 
 
+MOST_SIDE = 16_384
+"""The longest side of a patch, in pixels."""
+
+
 def check_shapes(stage: str, shapes: Shapes) -> None:
     """Check that every shape is (channels, height, width), at least 1 each.
 
@@ -19,9 +23,10 @@ def check_shapes(stage: str, shapes: Shapes) -> None:
         ValueError: Naming the stage and the patch.
     """
     for name, shape in shapes.items():
-        if len(shape) != 3 or min(shape) < 1:
+        if len(shape) != 3 or min(shape) < 1 or max(shape) > MOST_SIDE:
             raise ValueError(
-                f"{stage}(shapes): {name!r} must be (channels, height, width), got {tuple(shape)}"
+                f"{stage}(shapes): {name!r} must be (channels, height, width), from 1 to {MOST_SIDE} each, "
+                f"got {tuple(shape)}"
             )
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, shown
 from fpatch.core.files import beneath
+from fpatch.core.inputs import read_text
+from fpatch.core.text import read_number
 from fpatch.data.decoding import read_size
 
 CORNER_COLUMNS = ("ulx", "uly", "urx", "ury", "lrx", "lry", "llx", "lly")
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 
 _MAX_SHOWN = 20
+_MANY = 3  # swapped boxes are no slip any more
 _FLAT_PX2 = 1e-3  # a corner is flat if twice the area of its triangle is below this
 
 
@@ -161,13 +163,12 @@ class _Table:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[tuple[int, str]] = []
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; give the path of a CSV file")
+        text = read_text(path, "no such file; give the path of a CSV file")
         try:
-            reader = csv.reader(io.StringIO(path.read_text("utf-8-sig")), strict=True)
+            reader = csv.reader(io.StringIO(text), strict=True)
             cells = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
             lines = [(line, row) for line, row in cells if any(row)]
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise ValueError(f"{path}: not a CSV file ({error}); save it as CSV in UTF-8") from error
         if len(lines) < 2:
             what = "has a header but no rows" if lines else "is empty"
@@ -235,13 +236,9 @@ class _Table:
         for i, name in enumerate(columns):
             for row, cell in enumerate(self.text[name]):
                 try:
-                    number = float(cell)
+                    values[row, i] = read_number(name, cell)
                 except ValueError:
-                    number = math.nan
-                if math.isfinite(number):
-                    values[row, i] = number
-                else:
-                    self.add(row, name, f"{cell!r} is not a finite number; write one such as 12.5")
+                    self.add(row, name, f"{shown(cell)} is not a finite number; write one such as 12.5")
         return values
 
     def images(
@@ -258,8 +255,8 @@ class _Table:
             if name not in files:
                 path = _image_file(root, name)
                 files[name] = one.setdefault(file_identity(path), path)
-                first.setdefault(files[name], row)
-        first.pop(Path(os.path.normpath(root)), None)  # an empty cell
+                if name:  # an empty cell is reported elsewhere
+                    first.setdefault(files[name], row)
         sizes_hw, missing = {}, []
         for image, row in first.items():
             try:
@@ -310,6 +307,13 @@ class _Table:
             self.add(row, None, f"the quad {quad} {problem}")
 
     def check_boxes(self, values: NDArray[np.float64]) -> None:
+        swapped = (values[:, :2] > values[:, 2:]).any(1)
+        if swapped.sum() >= _MANY and (values[:, 2:].min(1) >= 0).all():
+            corners = " ".join(f"{value:g}" for value in values[swapped][0])
+            what = f"the box {corners} ends before it begins, as {int(swapped.sum()) - 1} others do"
+            cause = "xmax and ymax look like a width and a height; add xmin to the one and ymin to the other"
+            self.add(int(swapped.argmax()), None, f"{what}: {cause}")
+            return
         for low, high in ((0, 2), (1, 3)):
             for row in np.flatnonzero(values[:, low] >= values[:, high]).tolist():
                 pair = f"{BOX_COLUMNS[low]} {values[row, low]:g} must be less than {BOX_COLUMNS[high]}"

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from fpatch.core.inputs import check_file
+
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError),
@@ -22,10 +24,12 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         FileNotFoundError: If the file does not exist.
     """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
+    return _check_image(path).read_bytes()
+
+
+def _check_image(path: str | os.PathLike[str]) -> Path:
+    """Check that a path leads to a regular file, as an image is."""
+    return check_file(Path(path), "no such image; correct the path or restore the file", "give an image file")
 
 
 def decode_pil(source: bytes | Image.Image, name: str | os.PathLike[str]) -> Image.Image:
@@ -54,15 +58,13 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         FileNotFoundError: If the file does not exist.
         ValueError: If the header is unreadable.
     """
-    path = Path(path)
+    path = _check_image(path)
     try:
         with Image.open(path) as image:
             # PngImageFile.getexif decodes the pixels in search of EXIF after them
             exif = Image.Image.getexif(image)
             sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
             width, height = image.size  # a TIFF is upright already
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such image; correct the path or restore the file") from error
     except _DECODER_ERRORS as error:
         raise _unreadable(path, error) from error
     return (width, height) if sideways else (height, width)

@@ -1,6 +1,8 @@
 """The reader of target sets: CSV files of placements and objects to a `TargetSet`."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,6 +12,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from fpatch.core.checks import check_choice, check_number, nearest
+from fpatch.data.classes import Classes, read_classes
 from fpatch.data.csv_tables import Objects, Placements, read_objects, read_placements
 from fpatch.data.images import fit, move_boxes, move_points
 from fpatch.data.scenes import Scenes
@@ -20,6 +23,12 @@ _SAFE_BOX = torch.tensor([0.0, 0.0, 1.0, 1.0])
 _NO_INDEX = torch.tensor(0)
 
 
+_logger = logging.getLogger(__name__)
+
+MOST_SIDE = 16_384
+"""The longest side of a scene, in pixels."""
+
+
 def targets(
     placements: str | os.PathLike[str],
     objects: str | os.PathLike[str] | None = None,
@@ -27,7 +36,7 @@ def targets(
     size: Sequence[int],
     root: str | os.PathLike[str] | None = None,
     patches: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     outside_frac: float = 0.0,
     resident: Literal["device", "host", "disk"] = "host",
 ) -> TargetSet:
@@ -51,7 +60,9 @@ def targets(
             that is not there is looked for in it by the last parts of the path.
         patches: The patches to use, in this order; by default all, in the order of the file. Images that show
             none of them keep their ids and are in no view.
-        classes: The classes, in the order of the victim's labels; by default in the order of the file.
+        classes: The classes, in the order of the victim's labels; a text file with a name per line; or the
+            number of classes without names. By default labels are numbered as they appear in the file, and
+            a warning says so.
         outside_frac: The allowed distance of a coordinate outside the image, as a fraction of the side.
         resident: The place where scenes are kept as bytes after their first use: memory ("host"), the device
             of their first use ("device"), or nowhere ("disk").
@@ -77,7 +88,8 @@ def targets(
     size_hw = _check_size(size)
     check_number("targets: outside_frac", outside_frac, 0.0)
     check_choice("targets: resident", resident, ("device", "host", "disk"))
-    _check_names(patches=patches, classes=classes)
+    _check_patches(patches)
+    class_names = None if classes is None else read_classes("targets: classes", classes)
     source = Path(placements)
     placed = read_placements(source, Path(root or source.parent), outside_frac)
     names = _choose_patches(placed, patches, source)
@@ -86,11 +98,10 @@ def targets(
     image_ids = tables["quad_valid"].any(1).nonzero().flatten()
 
     splits = dict(zip(placed.images, placed.splits, strict=True))
-    class_names: tuple[str, ...] = ()
     if objects is not None:
         folder = Path(root or Path(objects).parent)
-        found = read_objects(Path(objects), folder, outside_frac, splits, placed.sizes_hw, classes)
-        class_names = tuple(dict.fromkeys(classes or found.labels))
+        found = read_objects(Path(objects), folder, outside_frac, splits, placed.sizes_hw, class_names)
+        class_names = class_names or _number_labels(Path(objects), found.labels)
         if not any(image in images.index for image in found.images):
             raise ValueError(f"{Path(objects)}: no row is on an image of {source}; give both files one root")
         tables |= _object_tables(found, class_names, images)
@@ -98,7 +109,7 @@ def targets(
             tables["target"] = tables["labels"][:, 0]
     return TargetSet(
         names=names,
-        class_names=class_names,
+        class_names=(class_names or ()) if objects is not None else (),
         size=size_hw,
         image_ids=image_ids,
         paths=tuple(images.index),
@@ -111,17 +122,33 @@ def targets(
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:
-    if len(size) != 2 or min(size) < 1 or any(side % 1 for side in size):
-        raise ValueError(f"targets: size must be (height, width) in whole pixels, at least 1, got {size!r}")
-    return int(size[0]), int(size[1])
+    sides = list(size) if isinstance(size, Sequence) else []
+    if len(sides) != 2 or not all(1 <= side <= MOST_SIDE and not side % 1 for side in sides):
+        raise ValueError(
+            f"targets: size must be (height, width) in whole pixels, from 1 to {MOST_SIDE} each, got {size!r}"
+        )
+    return int(sides[0]), int(sides[1])
 
 
-def _check_names(**options: Sequence[str] | None) -> None:
-    for option, chosen in options.items():
-        if chosen is not None and (isinstance(chosen, str) or not 0 < len(set(chosen)) == len(chosen)):
-            raise ValueError(
-                f"targets: {option} must be a list of one or more distinct names, got {chosen!r}"
-            )
+def _check_patches(patches: Sequence[str] | None) -> None:
+    if patches is None:
+        return
+    if isinstance(patches, str) or not patches:
+        raise ValueError(f"targets: patches must be a list of one or more names, got {patches!r:.120}")
+    if twice := next((name for name, count in Counter(patches).items() if count > 1), None):
+        raise ValueError(f"targets: patches must be distinct names, got {twice!r} twice; leave one out")
+
+
+def _number_labels(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
+    """Number the labels as they appear, and say so: a victim numbers its classes by its own order."""
+    names = tuple(dict.fromkeys(labels))
+    if len(names) > 1:
+        shown = ", ".join(f"{i} {name}" for i, name in enumerate(names[:5]))
+        _logger.warning(
+            "%s: labels are numbered in the order in which they appear: %s%s; give classes in the order of "
+            "the victim's labels", path, shown, ", ..." if len(names) > 5 else "",
+        )  # fmt: skip
+    return names
 
 
 def _choose_patches(placed: Placements, patches: Sequence[str] | None, source: Path) -> tuple[str, ...]:

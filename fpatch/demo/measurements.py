@@ -186,7 +186,7 @@ def save_figures(
         ]
         for i in picked
     ]
-    write_image(result.run.path("figures/demo.png"), side_by_side(rows, class_names, panel_px=256))
+    write_image(result.run.path("figures/demo.png"), side_by_side(rows, class_names, panel_px=480))
 
 
 def to_json(result: Result) -> dict[str, Any]:

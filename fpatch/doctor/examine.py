@@ -57,12 +57,14 @@ class Diagnosis(NamedTuple):
         stages: The measurements at each node of the training phase, by path, in order.
         clean: How good each victim is without a patch, on each split.
         rows: The training images that lack an object or a placement.
+        sizes: Height and width of each patch in its own pixels; empty if it could not be made.
     """
 
     findings: tuple[Finding, ...]
     stages: dict[str, StageFacts]
     clean: tuple[CleanFacts, ...]
     rows: RowFacts
+    sizes: dict[str, tuple[int, int]] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
 
     @property
     def can_learn(self) -> bool:
@@ -78,6 +80,7 @@ class _Report:
         self.stages: dict[str, StageFacts] = {}
         self.saturated: dict[str, dict[str, Saturation]] = {}
         self.asked: list[Asked] = []
+        self.sizes: dict[str, tuple[int, int]] = {}
 
 
 def examine(study: Study, num_rows: int = 16) -> Diagnosis:
@@ -116,7 +119,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         report.findings += [Finding("warning", path, what) for path, what in find_crowded(study, parts)]
     found = [*judge_saturated(report.saturated), *report.findings]
     facts = (count_answers(answers, parts.dataset.class_names) for a in report.asked for answers in a.answers)
-    return Diagnosis(tuple(_merge(found)), report.stages, tuple(facts), rows)
+    return Diagnosis(tuple(_merge(found)), report.stages, tuple(facts), rows, report.sizes)
 
 
 def _examine_training(study: Study, parts: Setup, dataset: TargetSet, num_rows: int, report: _Report) -> None:
@@ -143,9 +146,8 @@ def _examine_training(study: Study, parts: Setup, dataset: TargetSet, num_rows: 
     report.findings += judge_pictures(views, stages, {c.where for c in causes} | ended)
     report.findings += judge_step(study, parts, sample, batch, f.gradients)
     shown = views.values.get("patch", {})
-    report.findings += judge_aspects(
-        dataset, pipeline, {n: (int(t.shape[-2]), int(t.shape[-1])) for n, t in shown.items()}
-    )
+    report.sizes = {n: (int(t.shape[-2]), int(t.shape[-1])) for n, t in shown.items()}
+    report.findings += judge_aspects(dataset, pipeline, report.sizes)
     report.findings += ask_stages(parts, dataset, key, num_rows)
 
 

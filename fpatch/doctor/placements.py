@@ -74,7 +74,7 @@ def judge_aspects(
         quads = tables["quads"][tables["quad_valid"] & (tables["quad_patch"] == index)]
         if not len(quads) or name not in sizes:
             continue
-        place, (height, width) = float(_aspects(quads, upright).median()), sizes[name]
+        place, (height, width) = float(aspects_of(quads, upright).median()), sizes[name]
         ratio = place / (width / height)
         if not ASPECTS[0] <= ratio <= ASPECTS[1]:
             side = "wider" if ratio > 1 else "narrower"
@@ -86,8 +86,15 @@ def judge_aspects(
             yield Finding("warning", stretching[0], what)
 
 
-def _aspects(quads: Tensor, upright: bool) -> Tensor:
-    """Return width over height of quads [n, 4, 2], or of the upright boxes around them."""
+def aspects_of(quads: Tensor, upright: bool) -> Tensor:
+    """Return width over height of quads [n, 4, 2], or of the upright boxes around them.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.doctor.placements import aspects_of
+        >>> aspects_of(torch.tensor([[[0.0, 0.0], [8.0, 0.0], [8.0, 4.0], [0.0, 4.0]]]), upright=False)
+        tensor([2.])
+    """
     if upright:
         x0, y0, x1, y1 = quad_bounds(quads).unbind(-1)
         return (x1 - x0) / (y1 - y0)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, shown
 from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
 from fpatch.evaluation.conditions import PATCH, Patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
 from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.rates import Success, success
+from fpatch.graph.drawable import check_drawable
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 
@@ -91,6 +92,7 @@ def evaluate_grid(
         [False, False, False, False, True, True, True, True]
     """
     _check_grid(grid)
+    check_drawable(pipeline, grid)
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     count = len(dataset.image_ids) * num_draws
     table = Growing(len(cells) * count)
@@ -190,4 +192,9 @@ def _check_grid(grid: Grid) -> None:
         raise ValueError("grid: there must be at least one path with values")
     for path, values in grid.items():
         if len(values) == 0 or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
-            raise ValueError(f"grid: {path!r} must have different finite values, got {list(values)}")
+            raise ValueError(f"grid: {path!r} must have different finite values, got {shown(list(values))}")
+    if (count := math.prod(map(len, grid.values()))) > _MOST_CELLS:
+        raise ValueError(f"grid: there must be at most {_MOST_CELLS} cells, got {count}; give fewer values")
+
+
+_MOST_CELLS = 10_000

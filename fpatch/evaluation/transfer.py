@@ -30,6 +30,7 @@ class Transfer(NamedTuple):
         warnings: For each victim, a sentence for every patch whose rows are not finite; its rates are NaN.
         steps: The updates that led to each patch, if they are known.
         goal: The goal of a targeted attack, as in `Success`; the same on every victim.
+        titles: The names to show for victims and patches; one without a title is shown by its own name.
     """
 
     rates: dict[str, dict[str, Rate]]
@@ -38,6 +39,7 @@ class Transfer(NamedTuple):
     warnings: dict[str, list[str]] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
     steps: dict[str, int] = {}  # noqa: RUF012
     goal: str | None = None
+    titles: dict[str, str] = {}  # noqa: RUF012
 
 
 def transfer(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, shown
 from fpatch.core.errors import Errors
 from fpatch.core.registry import lookup
 from fpatch.core.schema import decode
@@ -37,6 +37,8 @@ def build(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None)
         >>> p.config
         {'camera/dim': {'stage': 'compose.exposure', 'stops': [-1.0, -1.0]}}
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"pipeline: expected a table of stages by name, got {shown(config)}")
     return pipeline(_parts(config, "pipeline", "", resources or {}))
 
 
@@ -54,7 +56,9 @@ def _parts(
 
 def _part(entry: Any, where: str, path: str, resources: Mapping[str, Any]) -> Part | dict[str, Part]:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{where}: expected a table with a stage, or a group of such tables, got {entry!r}")
+        raise ValueError(
+            f"{where}: expected a table with a stage, or a group of such tables, got {shown(entry)}"
+        )
     if "stage" in entry:
         return _node(entry, where, path, resources)
     if entry and all(isinstance(v, Mapping) for v in entry.values()):

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Union
 
 from fpatch.core.checks import nearest
@@ -104,6 +105,8 @@ def node(
     d = stage.definition
     if phases is not None:
         names = (phases,) if isinstance(phases, str) else tuple(phases)
+        for name in names:
+            check_phase(f"node({d.name}): phases", name)
         phases = frozenset(p for n in names for p in (("validation", "test") if n == "eval" else (n,)))
     return Node(
         stage,
@@ -112,6 +115,40 @@ def node(
         _wire(d.name, "writes", d.writes, (), writes),
         stream,
     )
+
+
+def check_phase(field: str, name: str) -> None:
+    """Check that a phase is no misspelt one: a phase of the user's own does not look like a standard one.
+
+    Raises:
+        ValueError: With the phase that was meant.
+
+    Example:
+        >>> from fpatch.graph.node import check_phase
+        >>> check_phase("describe --phase", "trian")
+        Traceback (most recent call last):
+        ValueError: describe --phase: no phase 'trian'; did you mean 'train'? For a phase of your own, take...
+    """
+    if not isinstance(name, str) or not name.strip() or show(name) != name:
+        raise ValueError(f"{field} must be names such as 'train' or 'eval', got {name!r:.80}")
+    known = {phase: phase for phase in (*PHASES, "eval")} | _MEANT
+    plain = name.strip().casefold()
+    found = known.get(plain) or next(iter(get_close_matches(plain, (*PHASES, "eval"), n=1, cutoff=0.8)), None)
+    if found is not None and name not in (*PHASES, "eval"):
+        raise ValueError(
+            f"{field}: no phase {name!r}; did you mean {found!r}? For a phase of your own, take a name that "
+            "is less similar"
+        )
+
+
+_MEANT = {
+    "training": "train",
+    "testing": "test",
+    "val": "validation",
+    "evaluate": "eval",
+    "evaluation": "eval",
+}
+"""Other words for the standard phases."""
 
 
 def _wire(

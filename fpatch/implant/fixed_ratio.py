@@ -31,7 +31,8 @@ class FixedRatio:
     """Size and position in the box; the patch keeps its aspect ratio.
 
     Attributes:
-        ratio: Size of the patch as a fraction of the box.
+        ratio: Size of the patch as a fraction of the box. It is a sampled value of each placement, so that a
+            grid or an edit can set it, up to 4.
         by: The sides compared. "width": the patch's width with the box's; "height": the heights; "min": the
             patch's longer side with the box's shorter side.
         offset_x_frac: Range of the position in the room left beside the patch: 0 is left, 1 is right. A patch
@@ -62,8 +63,9 @@ class FixedRatio:
         ...     "opacity": torch.ones(1, 1),
         ...     "placement": torch.tensor([-1]),
         ...     "offset_frac": torch.tensor([[[1.0, 0.5]]]),  # right
+        ...     "ratio": torch.tensor([[0.5]]),
         ... }
-        >>> implant.fixed_ratio(0.5, "width", names=("hood",)).apply({}, sample, batch)["image"][0, 0]
+        >>> implant.fixed_ratio(by="width", names=("hood",)).apply({}, sample, batch)["image"][0, 0]
         tensor([[0., 0., 1., 1.]])
     """
 
@@ -86,11 +88,12 @@ class FixedRatio:
 
 
 class FixedRatioSample(TypedDict):
-    """Opacity and offset per placement; `placement` is the index to fill per row, -1 for all."""
+    """Opacity, offset and ratio per placement; `placement` is the index to fill per row, -1 for all."""
 
     opacity: Float[Tensor, "b k"]
     placement: Int64[Tensor, " b"]
     offset_frac: Float[Tensor, "b k 2"]
+    ratio: Float[Tensor, "b k"]
 
 
 def sample(config: FixedRatio, keys: Tensor, batch: Batch) -> FixedRatioSample:
@@ -100,19 +103,25 @@ def sample(config: FixedRatio, keys: Tensor, batch: Batch) -> FixedRatioSample:
         "opacity": torch.ones(len(keys), k),
         "placement": draw_placement(config.boxes, fold_in(keys, "placement"), batch),
         "offset_frac": random.uniform(fold_in(keys, "offset_frac"), (k, 2), low, high),
+        "ratio": torch.full((len(keys), k), config.ratio),
     }
 
 
 def apply(config: FixedRatio, patch_params: Params, sample: FixedRatioSample, values: Values) -> Values:
-    return implant(config, sample, values, _place(config, sample["offset_frac"], values))
+    offset_frac = sample["offset_frac"]
+    set_ratio = torch.full_like(offset_frac[..., 0], config.ratio)
+    ratio = sample.get("ratio", set_ratio)  # tables of earlier versions do not hold it
+    return implant(config, sample, values, _place(config, ratio, offset_frac, values))
 
 
 def check(config: FixedRatio, values: Values) -> dict[str, list[str]]:
     """Return placements that are too small."""
-    return find_small(values, _place(config, torch.zeros_like(values["quads"][..., 0, :]), values))
+    corners = values["quads"][..., 0, :]
+    ratio = torch.full_like(corners[..., 0], config.ratio)
+    return find_small(values, _place(config, ratio, torch.zeros_like(corners), values))
 
 
-def _place(config: FixedRatio, offset_frac: Tensor, values: Values) -> Tensor:
+def _place(config: FixedRatio, ratio: Tensor, offset_frac: Tensor, values: Values) -> Tensor:
     corner, room = placement_box(values)
     size = patch_size(config, values)
     zoom = {
@@ -120,7 +129,7 @@ def _place(config: FixedRatio, offset_frac: Tensor, values: Values) -> Tensor:
         "height": room[..., 1] / size[..., 1],
         "min": room.amin(-1) / size.amax(-1),
     }[config.by]
-    scaled = size * zoom[..., None] * config.ratio
+    scaled = size * zoom[..., None] * ratio[..., None]
     corner = corner + (room - scaled) * offset_frac
     return box_corners(torch.cat([corner, corner + scaled], dim=-1))
 

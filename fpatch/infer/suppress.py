@@ -30,7 +30,7 @@ class Suppress:
     Attributes:
         score: The lowest score of a valid detection.
         iou: A box that overlaps a better one of its class by more than this is suppressed; 1: none is.
-        num_detections: The most detections kept per image (m), the best by score.
+        num_detections: The most detections kept per image (m), the best by score; COCO counts 100.
         multi_label: Whether a dense box may answer with several classes, or with its best one only.
         num_candidates: The number of the best scores per image that enter the suppression.
 
@@ -50,7 +50,7 @@ class Suppress:
 
     score: float = 0.05
     iou: float = 0.5
-    num_detections: int = 50
+    num_detections: int = 100
     multi_label: bool = True
     num_candidates: int = 3000
 

@@ -1,9 +1,10 @@
 """Tell a copy of a run folder from the folder itself, moved."""
 
-import json
 import socket
 from pathlib import Path
 from typing import Any
+
+from fpatch.core.inputs import parse_json
 
 
 def place_of(folder: Path) -> dict[str, Any]:
@@ -34,6 +35,6 @@ def is_copy(state: dict[str, Any], here: dict[str, Any]) -> bool:
     if before["path"] == here["path"] or not original.is_file():
         return before["host"] != here["host"]
     try:
-        return json.loads(original.read_bytes())["uid"] == state["uid"]
+        return parse_json(original.read_bytes())["uid"] == state["uid"]
     except (ValueError, KeyError, TypeError):
         return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import write_atomic
+from fpatch.core.inputs import parse_json
 from fpatch.log.copies import is_copy, place_of
 from fpatch.log.mlflow_payload import (
     entries,
@@ -244,7 +245,7 @@ def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
 
         client, (parent_id,) = MlflowClient(uri), run_ids([parent])
         for folder in children:
-            state = json.loads((folder / "mlflow.json").read_bytes())
+            state = parse_json((folder / "mlflow.json").read_bytes())
             if _is_own(client, state["run_id"], state["uid"]):
                 client.set_tag(state["run_id"], "mlflow.parentRunId", parent_id)
 
@@ -252,7 +253,7 @@ def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
 def run_ids(folders: Sequence[Path]) -> list[str]:
     """Return the ids of the MLflow runs of run folders; folders without one are skipped."""
     paths = [path for folder in folders if (path := folder / "mlflow.json").exists()]
-    found = [json.loads(path.read_bytes())["run_id"] for path in paths]
+    found = [parse_json(path.read_bytes())["run_id"] for path in paths]
     return [run_id for run_id in found if run_id is not None]
 
 
@@ -260,7 +261,7 @@ def is_sent(folder: Path) -> bool:
     """Return whether MLflow has every record of a run folder."""
     path = folder / "mlflow.json"
     size = (folder / "records.jsonl").stat().st_size
-    return path.exists() and json.loads(path.read_bytes())["offset"] >= size
+    return path.exists() and parse_json(path.read_bytes())["offset"] >= size
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -271,7 +272,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     """
     kinds = {"uid": str, "run_id": str | None, "offset": int, "crc32": int, "superseded": list}
     try:
-        state = json.loads(path.read_bytes())
+        state = parse_json(path.read_bytes())
         broken = not isinstance(state, dict) or not all(isinstance(state.get(n), k) for n, k in kinds.items())
     except ValueError:
         broken = True

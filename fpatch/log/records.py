@@ -6,9 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from fpatch.core.files import AppendFile, digest, open_own, set_aside, write_atomic, writing
+from fpatch.core.inputs import parse_json
 from fpatch.log.sealed import is_sealed, seal
 
 Kind = Literal["scalars", "images", "histograms", "text", "artifacts", "params", "tags", "input", "files"]
@@ -195,7 +196,7 @@ class Records:
             file.seek(start)
             while (stop is None or file.tell() < stop) and (line := file.readline()).endswith(b"\n"):
                 try:
-                    yield json.loads(line), line
+                    yield parse_record(line), line
                 except ValueError as error:
                     raise ValueError(
                         f"{self.path}: the line that ends at byte {file.tell()} must be a JSON object, "
@@ -205,6 +206,34 @@ class Records:
     def close(self) -> None:
         """Close the file for writing; the log remains readable."""
         self._file.close()
+
+
+def parse_record(line: bytes | str) -> Record:
+    """Parse a line of the log.
+
+    Raises:
+        ValueError: If it is no record.
+
+    Example:
+        >>> from fpatch.log.records import parse_record
+        >>> parse_record('{"step": 1, "time": 0, "kind": "scalars", "values": {"loss": [1]}}')
+        Traceback (most recent call last):
+        ValueError: the scalar 'loss' must be a number
+    """
+    record = parse_json(line)
+    kinds = {"step": int, "time": int, "kind": str, "values": dict}
+    if not isinstance(record, dict):
+        raise ValueError("it must be an object")
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
+            raise ValueError(f"{name!r} must be {_WORDS[kind]}")
+    for name, value in record["values"].items() if record["kind"] == "scalars" else ():
+        if not isinstance(value, int | float | str):
+            raise ValueError(f"the scalar {name!r} must be a number")
+    return cast(Record, record)
+
+
+_WORDS = {int: "a whole number", str: "a text", dict: "an object"}
 
 
 def mark_at(folder: Path, size: int) -> Mark | None:
@@ -237,12 +266,13 @@ def read_seal(folder: Path) -> tuple[int, Mark] | None:
         return None
     data = path.read_bytes()
     try:
-        whole, value = is_sealed(data), json.loads(data)
-    except ValueError:
-        whole, value = False, {}
-    if not whole:
+        whole, value = is_sealed(data), parse_json(data)
+        found = value["step"], Mark(value["bytes"], value["sha256"])
+    except (ValueError, KeyError, TypeError):
+        whole, found = False, None
+    if not whole or found is None:
         raise ValueError(f"{path} is not as it was written; restore it")
-    return value["step"], Mark(value["bytes"], value["sha256"])
+    return found
 
 
 def read_scalars(folder: Path, prefix: str, step: int | None = None) -> dict[str, float | str]:

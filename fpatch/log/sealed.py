@@ -1,10 +1,10 @@
 """Sealed JSON files: they hold the digest of their own content, so that every edit shows."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from fpatch.core.files import digest
+from fpatch.core.inputs import parse_json
 from fpatch.log.values import to_json
 
 SEAL = "seal"
@@ -37,7 +37,7 @@ def is_edited(data: bytes, key: str) -> bool:
         ValueError: If the file is no JSON.
     """
     sealed = is_sealed(data)
-    return not sealed if sealed is not None else key in json.loads(data)
+    return not sealed if sealed is not None else key in parse_json(data)
 
 
 def is_sealed(data: bytes) -> bool | None:
@@ -46,7 +46,7 @@ def is_sealed(data: bytes) -> bool | None:
     Raises:
         ValueError: If the file is no JSON.
     """
-    value = json.loads(data)
+    value = parse_json(data)
     if not isinstance(value, dict) or SEAL not in value:
         return None
     return seal(value) == data

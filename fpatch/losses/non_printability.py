@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fpatch.core.inputs import read_text
 from fpatch.core.resource import Resource, define_loader, resolve
+from fpatch.core.text import read_number
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.losses._patches import mean_over_patches
@@ -122,11 +124,11 @@ def _read_colors(path: str | Path) -> Colors:
         ((0.1, 0.2, 0.3),)
     """
     colors = []
-    for number, line in enumerate(Path(path).read_text("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            red, green, blue = map(float, line.replace(",", " ").split())
+            red, green, blue = (read_number("a level", t) for t in line.replace(",", " ").split())
         except ValueError:
             found = "expected red, green and blue, such as 0.1, 0.2, 0.3; start other lines with #"
             raise ValueError(f"line {number}: {line.strip()!r}: {found}") from None

@@ -1,8 +1,8 @@
 """Make an object vanish: push down the scores of every dense box that can claim it.
 
 The loss reads dense log-odds, not final scores: suppression cuts the gradient, and a sigmoid near 0 or 1
-flattens it. By default any class counts, because a box of another class still answers the object.
-`losses.relabel` aims at another class instead.
+flattens it. By default the object's own class counts, as it does for the metrics: a box of another class does
+not answer the object. `label="any"` pushes whatever answers, and `losses.relabel` aims at another class.
 """
 
 from collections.abc import Mapping
@@ -40,19 +40,21 @@ class Vanish:
         score: The score that counts: the class, the objectness, or their product, which a detector compares
             with its threshold. Without objectness the product is the class.
         boxes: "overlapping": the boxes that can claim the object; "all": every box of the image.
-        label: The class of a box that counts: its best one (None), or the object's own ("own", by `labels`).
+        label: The class of a box that counts: "own", the object's by `labels`, which the metrics count; or
+            "any", its best one, with which nothing is found there under any name. None is "any", as studies
+            of earlier versions record it.
 
     Example:
         >>> import torch
         >>> from fpatch import losses
         >>> box, logits = torch.tensor([[[0.0, 0.0, 8.0, 8.0]]]), torch.tensor([[[0.0, -1.0]]])
         >>> values = {"detections": {"dense": {"boxes": box, "logits": logits}}, "boxes": box}
-        >>> values["box_valid"] = torch.tensor([[True]])
+        >>> values |= {"box_valid": torch.tensor([[True]]), "labels": torch.tensor([[0]])}
         >>> losses.vanish(on="probability").apply({}, {}, values)["vanish"]  # sigmoid(0)
         tensor([0.5000])
 
     Raises:
-        ValueError: If a setting is outside its range, or `label="own"` meets `score="objectness"`.
+        ValueError: If a setting is outside its range, or `score="objectness"` comes without `label="any"`.
     """
 
     num_boxes: int = 6
@@ -60,7 +62,7 @@ class Vanish:
     on: Literal["logit", "probability"] = "logit"
     score: Score = "product"
     boxes: Literal["overlapping", "all"] = "overlapping"
-    label: Literal["own"] | None = None
+    label: Literal["own", "any"] | None = "own"
 
     def __post_init__(self) -> None:
         check_number("vanish(num_boxes)", self.num_boxes, 1)
@@ -68,11 +70,11 @@ class Vanish:
         check_choice("vanish(on)", self.on, ("logit", "probability"))
         check_choice("vanish(score)", self.score, ("class", "objectness", "product"))
         check_choice("vanish(boxes)", self.boxes, ("overlapping", "all"))
-        check_choice("vanish(label)", self.label, (None, "own"))
+        check_choice("vanish(label)", self.label, ("own", "any", None))
         if self.label == "own" and self.score == "objectness":
             raise ValueError(
                 "vanish(label='own') needs a score by class, got score='objectness'; take score='product', "
-                "or leave label out"
+                "or label='any'"
             )
 
 
@@ -92,7 +94,7 @@ def _claims(config: Vanish, values: Values) -> tuple[torch.Tensor, torch.Tensor]
             "vanish(score='objectness'): the victim's answer has no objectness; take score='class'"
         )
     logits = score_logits(dense, config.score)
-    if config.label is None:
+    if config.label != "own":
         boxes, logits = best_boxes(dense), logits.amax(-1)[:, None]
     else:
         boxes, logits = of_labels(dense, logits, object_labels("vanish", values, logits.shape[-1]))

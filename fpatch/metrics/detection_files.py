@@ -1,6 +1,5 @@
 """Recall and average precision of detections in COCO's JSON format, from any program."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fpatch.core.checks import check_number, nearest
+from fpatch.core.checks import check_number, nearest, shown
+from fpatch.core.inputs import parse_json, read_text
 from fpatch.metrics._matching import answered_scores, coco_precision
 from fpatch.ops.intervals import Rate, wilson
 
@@ -94,8 +94,7 @@ def score_detections(
         (1.0, 1.0, 1)
     """
     check_number("score_detections(iou)", iou, 0.0, 1.0)
-    if not math.isfinite(score):
-        raise ValueError(f"score_detections(score) must be a finite number, got {score}")
+    check_number("score_detections(score)", score, 0.0, 1.0)
     images, names, objects = _read_truth(Path(truth))
     found = _read_detections(Path(detections), images, names)
     answers = [_tensors(found[i], "score") for i in images]
@@ -181,19 +180,30 @@ def _by_image(
         image, category = (_get(path, where, entry, n) for n in ("image_id", "category_id"))
         if image not in by_image:
             raise ValueError(
-                f"{path}: {where}.image_id is {image!r}, an image that the ground truth does not have; "
+                f"{path}: {where}.image_id is {shown(image)}, an image that the ground truth does not have; "
                 "score it against the ground truth of its own images"
             )
         if category not in names:
             known = [f"{n} ({name})" for n, name in names.items()]
-            raise ValueError(f"{path}: {where}.category_id is {category!r}; known: {', '.join(known)}")
+            more = f" and {len(known) - 40} more" if len(known) > 40 else ""
+            raise ValueError(
+                f"{path}: {where}.category_id is {shown(category)}, which the ground truth does not have; "
+                f"known: {', '.join(known[:40])}{more}"
+            )
         box, number = _get(path, where, entry, "bbox"), _get(path, where, entry, extra, default)
         numbers = [*box, number] if isinstance(box, list) and len(box) == 4 else []
         ends = [box[0] + box[2], box[1] + box[3]] if numbers and all(map(_is_finite, numbers)) else []
         if not ends or not all(map(math.isfinite, ends)) or min(box[2:]) < 0:
             raise ValueError(
                 f"{path}: {where} must have a bbox [x, y, width, height] and a {extra}, finite numbers, got "
-                f"{box!r} and {number!r}"
+                f"{shown(box)} and {shown(number)}"
+            )
+        if extra == "iscrowd" and number not in (0, 1):
+            raise ValueError(f"{path}: {where}.iscrowd must be 0 or 1, got {number!r}; leave it out for 0")
+        if extra == "score" and not 0 <= number <= 1:
+            raise ValueError(
+                f"{path}: {where}.score must be within 0..1, got {number!r}; divide percentages by 100, and "
+                "put logits through a sigmoid"
             )
         by_image[image].append({"bbox": box, "label": labels[category], extra: number})
     return by_image
@@ -214,22 +224,23 @@ def _tensors(entries: Iterable[Mapping[str, Any]], extra: str) -> dict[str, torc
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+    text = read_text(path)
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        return parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise ValueError(f"{path}: not valid JSON: {error}; save it again") from error
 
 
 def _get(path: Path, where: str, entry: Any, name: str, default: Any = None) -> Any:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{path}: {where} must be an object, got {entry!r}")
+        raise ValueError(f"{path}: {where} must be an object, got {shown(entry)}")
     value = entry.get(name, default)
     if value is None:
         raise ValueError(f"{path}: {where} lacks {name!r}; {nearest(name, entry)}")
-    if name in ("id", "image_id", "category_id") and not isinstance(value, (int, str)):
-        raise ValueError(f"{path}: {where}.{name} must be a whole number or a name, got {value!r}")
+    if name in ("id", "image_id", "category_id") and (
+        isinstance(value, bool) or not isinstance(value, int | str)
+    ):
+        raise ValueError(f"{path}: {where}.{name} must be a whole number or a name, got {shown(value)}")
     return value
 
 
@@ -237,7 +248,7 @@ def _refuse_twice(path: Path, section: str, ids: Sequence[Any]) -> None:
     seen: set[Any] = set()
     for value in ids:
         if value in seen:
-            raise ValueError(f"{path}: {section} has {value!r} twice; ids must differ")
+            raise ValueError(f"{path}: {section} has {shown(value)} twice; ids must differ")
         seen.add(value)
 
 

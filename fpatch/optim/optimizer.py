@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 
 import torchopt
 
-from fpatch.core.checks import check_choice, check_number
+from fpatch.core.checks import check_choice, check_count, check_number
 from fpatch.core.errors import Errors
 from fpatch.optim.schedules import (
     Rate,
@@ -120,23 +120,23 @@ class Optimizer:
         errors.raise_all()  # the other rules depend on the choices
         if len(self.betas) != 2:
             errors.add(f"optimizer.betas must be two numbers, got {self.betas!r}")
-        errors.check(check_number, "optimizer.learning_rate", self.learning_rate, 0.0)
+        errors.check(check_number, "optimizer.learning_rate", self.learning_rate, 1e-12, 1e6)
         errors.check(check_number, "optimizer.momentum", self.momentum, 0.0, 1.0)
         for beta in self.betas:
             errors.check(check_number, "optimizer.betas", beta, 0.0, 0.999999)
         errors.check(check_number, "optimizer.eps", self.eps, 1e-30)
         errors.check(check_number, "optimizer.weight_decay", self.weight_decay, 0.0)
         errors.check(check_number, "optimizer.square_decay", self.square_decay, 0.0, 0.999999)
-        errors.check(check_number, "optimizer.warmup_steps", self.warmup_steps, 0)
+        errors.check(check_count, "optimizer.warmup_steps", self.warmup_steps, 0)
         if self.final_frac is not None:
             lowest = 1e-9 if self.schedule == "exponential" else 0.0
             errors.check(check_number, "optimizer.final_frac", self.final_frac, lowest, 1.0)
         errors.check(check_number, "optimizer.fall_factor", self.fall_factor, 0.0, 1.0)
         if self.fall_every is not None:
-            errors.check(check_number, "optimizer.fall_every", self.fall_every, 1)
+            errors.check(check_count, "optimizer.fall_every", self.fall_every)
         for number in self.milestones:
-            errors.check(check_number, "optimizer.milestones", number, 1)
-        errors.check(check_number, "optimizer.patience", self.patience, 0)
+            errors.check(check_count, "optimizer.milestones", number)
+        errors.check(check_count, "optimizer.patience", self.patience, 0)
         errors.check(check_number, "optimizer.threshold", self.threshold, 0.0, 1.0)
         errors.check(self._check_applies)
         for schedule, needed in (("step", "fall_every"), ("multi_step", "milestones")):

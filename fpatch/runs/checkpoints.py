@@ -16,7 +16,9 @@ from torch import Tensor
 
 from fpatch.core.checks import nearest
 from fpatch.core.files import digest
+from fpatch.core.inputs import parse_json
 from fpatch.core.names import check_name
+from fpatch.core.schema import decode
 from fpatch.log.records import Mark
 from fpatch.optim.step import TrainState
 from fpatch.runs.files import FORMAT, read_header, read_tensors, tensor_bytes, write_file
@@ -171,7 +173,7 @@ def checkpoint_facts(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         RunError: If it is missing or broken.
     """
-    return json.loads(read_tensors(folder, _file_name(name))[1]["facts"])
+    return parse_json(read_tensors(folder, _file_name(name))[1]["facts"])
 
 
 def load_params(folder: Path, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -217,18 +219,23 @@ def _parse(folder: Path, name: str, metadata: Mapping[str, str]) -> Header:
     if metadata["format"] != str(FORMAT):
         got = metadata["format"]
         raise _broken(folder, name, f"its format must be {str(FORMAT)!r}, got {got!r}")
-    if not (metadata["step"].isascii() and metadata["step"].isdigit()):
+    if not (metadata["step"].isascii() and metadata["step"].isdigit() and len(metadata["step"]) < 13):
         raise _broken(folder, name, f"its step must be a whole number from 0, got {metadata['step']!r}")
     sealed = {n: v for n, v in metadata.items() if n != "seal"}
     if ("state" in metadata or "seal" in metadata) and metadata.get("seal") != _seal(sealed):
         raise _broken(folder, name, "its header does not have the recorded digest")
     try:
-        read = {n: json.loads(metadata.get(n, "null")) for n in ("facts", "records", "previous", "numbered")}
+        read = {n: parse_json(metadata.get(n, "null")) for n in ("facts", "records", "previous", "numbered")}
         facts = read["facts"]
         if not isinstance(facts, dict) or (facts and not isinstance(facts.get("best"), int | float)):
             raise ValueError(f"facts must hold numbers, got {metadata['facts'][:80]}")
-        records = None if read["records"] is None else Mark(*read["records"])
-        previous = None if read["previous"] is None else Link(*read["previous"])
+        for fact, kind in (("best_step", int), ("best_state", str)):
+            if fact in facts:
+                decode(kind, facts[fact], fact)
+        places = ("records", "previous")
+        pair = {n: None if read[n] is None else decode(tuple[int, str], read[n], n) for n in places}
+        records = None if pair["records"] is None else Mark(*pair["records"])
+        previous = None if pair["previous"] is None else Link(*pair["previous"])
     except (ValueError, TypeError) as error:
         raise _broken(folder, name, f"its header cannot be read: {error}") from error
     step = int(metadata["step"])

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from fpatch.core.files import digest
+from fpatch.core.inputs import parse_json
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
@@ -167,7 +168,7 @@ def record_damage(run: Run) -> list[str]:
     environment = (run.folder / "environment.json").read_bytes()
     if is_edited(environment, "files"):
         said.append("environment.json is not as it was written")
-    for name, recorded in json.loads(environment).get("files", {}).items():
+    for name, recorded in parse_json(environment).get("files", {}).items():
         path = run.folder / name
         if not path.is_file():
             said.append(f"{name} is missing")

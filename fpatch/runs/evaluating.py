@@ -18,7 +18,14 @@ from fpatch.evaluation.rates import Success, object_metric, of_objects, success
 from fpatch.graph.pipeline import Pipeline
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import warn_of_inputs
-from fpatch.runs.figures import log_stage_views, make_figure, picture_effects, view_first_block
+from fpatch.runs.figures import (
+    REPORT_PX,
+    log_stage_views,
+    make_figure,
+    picture_classes,
+    picture_effects,
+    view_first_block,
+)
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import open_study_log, own_log
 from fpatch.runs.measuring import measured_study
@@ -71,7 +78,7 @@ def evaluate_run(
         >>> rates.clean.value, rates.rates["noise"].value, rates.rates["patch"].value
         (1.0, 0.0, 1.0)
         >>> sorted(path.name for path in (run.folder / "figures").iterdir())
-        ['test-effects.png', 'test.png']
+        ['test-classes.png', 'test-effects.png', 'test.png']
     """
     opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
     with Run.open(folder).locked(), opened as trained:
@@ -91,11 +98,13 @@ def evaluate_run(
             log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)
             log_stage_views(study, last_step, views, dataset.class_names, log, table)
-            run.write_image(f"figures/{table}.png", make_figure(study, views, dataset.class_names))
+            figures = [f"figures/{table}.png", f"figures/{table}-effects.png"]
+            first = make_figure(study, views, dataset.class_names, panel_px=REPORT_PX)
+            run.write_image(figures[0], first)
             figure = picture_effects(study, trained.params, dataset, result.table, split)
-            run.write_image(f"figures/{table}-effects.png", figure)
+            run.write_image(figures[1], figure)
             log.images(last_step, {f"{table}/largest and smallest effects": figure})
-            figures = (f"figures/{table}.png", f"figures/{table}-effects.png")
+            figures += picture_classes(run, study.name, table, summary)
             record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
             log.commit(last_step)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,22 @@ import torch
 
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
+from fpatch.evaluation.by_class import from_json
 from fpatch.evaluation.conditions import PATCH
 from fpatch.evaluation.means import rows_with_object
-from fpatch.evaluation.rates import effects, success
+from fpatch.evaluation.rates import axis_label, effects, success
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import StageViews, view_stages
 from fpatch.log import Log
+from fpatch.runs.folder import Run
 from fpatch.study.study import Study
+from fpatch.viz.class_figure import plot_classes
 from fpatch.viz.side_by_side import Panel, side_by_side
 
+REPORT_PX = 640
+"""The width of a panel in the figures of a run folder; in the log it is half of that."""
+
+_MOST_ROWS = 4
 _PICTURED = 3
 """Rows drawn of the largest effects, and of the smallest."""
 
@@ -51,6 +59,7 @@ def picture_effects(
 ) -> torch.Tensor:
     """Draw the rows with the largest and the smallest effects, control beside patched image.
 
+    Every image is drawn once: by its largest effect, or by its smallest among the last rows.
     Rows that are not finite have no effect: they are drawn where no other is there.
     """
     metric = study.evaluate.metric
@@ -58,13 +67,52 @@ def picture_effects(
     real = rows_with_object(table, f"{metric}/{PATCH}")
     order = np.argsort(np.where(real, -effect, np.nan), kind="stable")  # NaN last
     order = order[: max(int((real & np.isfinite(effect)).sum()), 1)]
-    few = min(_PICTURED, len(order) // 2) or 1
-    rows = np.concatenate([order[:few], order[few:][-few:]])
+    rows = _choose_extremes(order, table["image_id"])
     sample, batch = logged_rows(dataset, table, rows, study.place)
     views = view_stages(study.placed.at(phase), params, sample, batch, phase)
     scored, sign = ("score", 1) if goal is None else (f"score of {goal!r}", -1)
     captions = [f"patch, {scored} {_change(sign * float(effect[row]))}" for row in rows]
-    return make_figure(study, views, dataset.class_names, captions)
+    return make_figure(study, views, dataset.class_names, captions, REPORT_PX)
+
+
+def _choose_extremes(order: np.ndarray, image_id: np.ndarray) -> np.ndarray:
+    """Choose the first and the last of some ordered rows, one of each image."""
+    few = min(_PICTURED, len(np.unique(image_id[order])) // 2) or 1
+    chosen: list[int] = []
+    for rows, count in ((order, few), (order[::-1], 2 * few)):
+        for row in rows.tolist():
+            if len(chosen) < count and image_id[row] not in image_id[chosen]:
+                chosen.append(row)
+    return np.array([*chosen[:few], *chosen[few:][::-1]])
+
+
+def first_of_images(image_id: np.ndarray, count: int) -> list[int]:
+    """Return the first row of each of the first images.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.runs.figures import first_of_images
+        >>> first_of_images(np.array([7, 7, 3, 7, 9]), 2)
+        [0, 2]
+    """
+    return sorted(np.unique(image_id, return_index=True)[1].tolist())[:count]
+
+
+def picture_classes(run: Run, study: str, table: str, summary: Mapping[str, Any]) -> list[str]:
+    """Draw the results by class, and return the name of the file; none without matplotlib.
+
+    Args:
+        run: The run folder.
+        study: The name of the study.
+        table: The name of the evaluation.
+        summary: Its summary, with the results of every object or of every row by class, or none.
+    """
+    classes = summary.get("objects", {}).get("classes") or summary.get("classes")
+    if not classes or find_spec("matplotlib") is None:
+        return []
+    found, name = from_json(classes, summary.get("goal")), f"figures/{table}-classes.png"
+    plot_classes(run.path(name), found, axis_label(found.goal), f"{study}: {table} by class")
+    return [name]
 
 
 def _change(effect: float) -> str:
@@ -75,14 +123,33 @@ def _change(effect: float) -> str:
     return "unchanged" if size == "0.00" else f"{size} {'lower' if effect > 0 else 'higher'}"
 
 
-def _named(label: int, class_names: Sequence[str]) -> str:
-    return repr(class_names[label]) if 0 <= label < len(class_names) else f"class {label}"
-
-
 def make_figure(
-    study: Study, views: StageViews, class_names: Sequence[str], captions: Sequence[str] = ("patch",) * 4
+    study: Study,
+    views: StageViews,
+    class_names: Sequence[str],
+    captions: Sequence[str] | None = None,
+    panel_px: int = 320,
 ) -> torch.Tensor:
-    """Draw control and patched images side by side, with the victim's answers; one row per caption."""
+    """Draw control and patched images side by side, with the victim's answers and the true class.
+
+    Args:
+        study: The study.
+        views: The views of some rows.
+        class_names: The names of the classes.
+        captions: The captions of the patched images, one per row; None: "patch", for one row of each of the
+            first images.
+        panel_px: The width of an image.
+    """
+    count = len(views.patched["image"])
+    if captions is None:
+        image_id = views.patched.get("image_id", torch.arange(count))
+        rows = first_of_images(image_id.numpy(), _MOST_ROWS)
+        captions = ["patch"] * len(rows)
+    else:
+        rows = list(range(min(len(captions), count)))
+
+    def named(label: int) -> str:
+        return repr(class_names[label]) if 0 <= label < len(class_names) else f"class {label}"
 
     def panel(values: Mapping[str, Any], i: int, caption: str) -> Panel:
         final = values.get("detections", {}).get("final")
@@ -90,12 +157,13 @@ def make_figure(
             truth = values["boxes"][i][values["box_valid"][i]] if "boxes" in values else None
             return Panel(values["image"][i], caption, {n: v[i] for n, v in final.items()}, truth)
         if "confidence" in values:
-            answer = f": {_named(int(values['answer'][i]), class_names)}," if "answer" in values else ":"
-            caption += f"{answer} {float(values['confidence'][i]):.2f} for the true class"
+            truth = f"{named(int(values['label'][i]))}" if "label" in values else "the true class"
+            answer = f": {named(int(values['answer'][i]))}," if "answer" in values else ":"
+            caption += f"{answer} {float(values['confidence'][i]):.2f} for {truth}"
         return Panel(values["image"][i], caption)
 
-    rows = [
+    drawn = [
         [panel(views.without, i, "no patch"), panel(views.patched, i, caption)]
-        for i, caption in enumerate(captions[: len(views.patched["image"])])
+        for i, caption in zip(rows, captions, strict=False)
     ]
-    return side_by_side(rows, class_names, study.evaluate.score)
+    return side_by_side(drawn, class_names, study.evaluate.score, panel_px)

@@ -1,23 +1,29 @@
 """Files of a run folder: written atomically, and read with errors that name what to restore."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fpatch.core.checks import shown
 from fpatch.core.files import write_atomic
+from fpatch.core.inputs import parse_json, read_text
+from fpatch.core.schema import decode
 from fpatch.log.sealed import seal
 from fpatch.log.values import to_json
+from fpatch.runs.forms import check_form
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
 
 FORMAT = 1
 """The version of the layout of a run folder; a reader refuses another one."""
+
+
+_MOST_THREADS = 4096
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -43,11 +49,21 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         RunError: If the file is no JSON, or lacks a key.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(read_text(path))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; restore it, or train again") from None
+    except ValueError as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise RunError(f"{path} is broken ({what}); restore it, or train again") from error
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{path} is broken (it must be an object, got {shown(value)}); restore it, or train again"
+        )
+    try:
+        check_form(path, value)
     except ValueError as error:
         raise RunError(f"{path} is broken ({error}); restore it, or train again") from error
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if missing:
+    if missing := [key for key in keys if key not in value]:
         raise RunError(f"{path} is broken (it lacks {missing[0]!r}); restore it, or train again")
     return value
 
@@ -58,16 +74,20 @@ def read_execution(path: Path) -> Execution:
     Raises:
         RunError: If the file is broken, or records other fields than this version.
     """
-    recorded = read_json(path, "execution")["execution"]
+    recorded, kinds = read_json(path, "execution")["execution"], get_type_hints(Execution)
+    try:
+        for name in recorded.keys() & kinds:
+            decode(kinds[name], recorded[name], f"execution.{name}")
+    except ValueError as error:
+        raise RunError(f"{path} is broken ({error}); restore it, or train or evaluate again") from error
     try:
         found = Execution(**recorded)
     except TypeError as error:
         what = "the execution has other fields than this version records; train or evaluate again"
         raise RunError(f"{path}: {what}") from error
-    for name, least in (("block", 0), ("threads", 1)):
-        value = getattr(found, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            what = f"execution.{name} must be a whole number from {least}, got {value!r}"
+    for name, least, most in (("block", 0, 10**6), ("threads", 1, _MOST_THREADS)):
+        if not least <= (value := getattr(found, name)) <= most:
+            what = f"execution.{name} must be a whole number from {least} to {most}, got {shown(value)}"
             raise RunError(f"{path} is broken ({what}); restore it, or train or evaluate again")
     return found
 

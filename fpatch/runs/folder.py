@@ -115,7 +115,12 @@ class Run:
         """
         run = Run(folder)
         if not run.folder.is_dir():
-            raise RunError(f"{folder}: no such run folder; runs are listed by `ls runs/`")
+            if run.folder.suffix == ".toml":
+                raise RunError(
+                    f"{folder}: it is a study, not a run folder; train it first: fpatch train {folder}"
+                )
+            what = "it is a file, not a run folder" if run.folder.exists() else "no such run folder"
+            raise RunError(f"{folder}: {what}; runs are listed by `ls runs/`")
         check_links(run.folder)
         for name in ("environment.json", "config.json"):
             if not (run.folder / name).is_file():

@@ -15,7 +15,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.names import label
 from fpatch.core.progress import Progress
-from fpatch.evaluation.conditions import NONE, PATCH, make_conditions
+from fpatch.evaluation.conditions import NONE, PATCH, TITLES, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
 from fpatch.evaluation.means import rows_with_object
 from fpatch.evaluation.rates import Success, axis_label, effects
@@ -23,7 +23,7 @@ from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
 from fpatch.runs.evaluating import Trained, load_trained
-from fpatch.runs.figures import make_figure
+from fpatch.runs.figures import REPORT_PX, make_figure
 from fpatch.runs.folder import Run
 from fpatch.runs.naming import grid_name, warn_of_replaced
 from fpatch.runs.tables import record_files
@@ -82,22 +82,24 @@ def evaluate_grid_run(
             facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
             warn_of_replaced(run, name, facts)
             run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
-            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric)
+            title = f"{study.name}: {name}"
+            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric, title)
             run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
             record_files(run.folder, name, [f"figures/{name}.png", f"figures/{name}-cells.png"])
     return run, cells
 
 
-def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str) -> None:
+def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str, title: str) -> None:
     axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     cells = cells_of(table, metric)
     asked = axis_label(cells[0].success.goal)
     if len(axes) == 1:
         curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
-        plot_curves(path, {label(axes[0]): ([cell.values[axes[0]] for cell in cells], curves)}, success=asked)
+        points = [cell.values[axes[0]] for cell in cells]
+        plot_curves(path, {label(axes[0]): (points, curves)}, title, TITLES, asked)
         return
     pairs = itertools.combinations(axes, 2)
-    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], asked)
+    plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], asked, title)
 
 
 def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> HeatMap:
@@ -138,7 +140,8 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         rows.append(int(order[len(order) // 2]))
         values = ", ".join(f"{path.rpartition('/')[2]} {value:g}" for path, value in cell.values.items())
         rate = cell.success.rates[PATCH].value
-        captions.append(f"{values}: {'no rate' if math.isnan(rate) else f'{100 * rate:.0f} %'}")
+        found = "no rate" if math.isnan(rate) else f"success {100 * rate:.0f}\u00a0%"
+        captions.append(f"{values}, {found}")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     views = view_stages(trained.pipeline, trained.params, sample, batch, "test")
-    return make_figure(trained.study, views, trained.dataset.class_names, captions)
+    return make_figure(trained.study, views, trained.dataset.class_names, captions, REPORT_PX)

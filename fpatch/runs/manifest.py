@@ -1,12 +1,11 @@
 """Every file of a run folder: as recorded, different, or not checked for a reason."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fpatch.core.files import file_digest
-from fpatch.log.records import mark_at, read_seal
+from fpatch.log.records import mark_at, parse_record, read_seal
 from fpatch.log.sealed import SEAL
 from fpatch.runs.checkpoints import Header, check_checkpoint, has_checkpoint
 from fpatch.runs.checks import record_damage
@@ -105,11 +104,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Read the records that can be read; the log is checked as a whole elsewhere."""
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
-            record = json.loads(line)
+            yield dict(parse_record(line))
         except ValueError:
             continue
-        if isinstance(record, dict):
-            yield record
 
 
 def _compare(folder: Path, recorded: Mapping[str, str]) -> _Found:

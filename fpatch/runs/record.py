@@ -14,6 +14,7 @@ from typing import Any
 from fpatch.core.files import digest, file_digest
 from fpatch.core.schema import flatten
 from fpatch.data import TargetSet
+from fpatch.log.records import parse_record
 from fpatch.log.sealed import seal
 from fpatch.log.values import to_plain
 from fpatch.runs.files import read_json
@@ -150,10 +151,10 @@ def _logged_params(folder: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         for line in path.read_bytes().splitlines():
             try:
-                record = json.loads(line)
+                record = parse_record(line)
             except ValueError:
                 continue  # the log itself is checked elsewhere
-            if isinstance(record, dict) and record.get("kind") == "params":
+            if record["kind"] == "params":
                 yield record["values"]
 
 

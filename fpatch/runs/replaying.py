@@ -14,6 +14,7 @@ from fpatch.core.progress import Progress, silent
 from fpatch.core.tree import to_device
 from fpatch.core.types import Values
 from fpatch.evaluation.replaying import Replay, replay
+from fpatch.graph.drawable import check_drawable
 from fpatch.graph.samples import override
 from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo
@@ -99,6 +100,7 @@ def replay_run(
         raise ValueError(
             f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
+    check_drawable(study.placed.at(split), edits or {})
     warn_of_inputs(run, study, every, [split_name(study, split)], table, own_data=measured.own_data)
     with recorded_execution(recorded, study) as differences:
         result = replay(

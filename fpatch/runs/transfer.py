@@ -1,6 +1,7 @@
 """Transfer between runs: the patch of every run against the victim of every other."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +13,7 @@ from fpatch.core.progress import Progress
 from fpatch.core.tree import to_device
 from fpatch.data import TargetSet
 from fpatch.evaluation.columns import tensor_digest
-from fpatch.evaluation.conditions import (
-    make_patches,
-)
+from fpatch.evaluation.conditions import TITLES, make_patches
 from fpatch.evaluation.rates import axis_label
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
@@ -64,6 +63,11 @@ def transfer_runs(
         (0.0, 1.0)
     """
     names = [Path(folder).resolve().name for folder in (*folders, *also)]
+    if len(names) < 2:
+        raise ValueError(
+            "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
+            f"by fpatch evaluate {names[0] if names else 'RUN'}"
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
     with ExitStack() as opened:
@@ -90,7 +94,17 @@ def transfer_runs(
             block=study.evaluate.block,
             progress=lambda done, total: on_progress("transfer", done, total, ""),
         )
-        return measured._replace(steps={name: trained.step for name, trained in runs.items()})
+        steps = {name: trained.step for name, trained in runs.items()}
+        return measured._replace(steps=steps, titles=_titles({n: t.study.name for n, t in runs.items()}))
+
+
+def _titles(studies: Mapping[str, str]) -> dict[str, str]:
+    """Return the study's name for each run folder; the rest of the folder's name tells equal ones apart."""
+    counts = Counter(studies.values())
+    return {
+        folder: study if counts[study] == 1 else f"{study} ({folder.removesuffix(f'-{study}')})"
+        for folder, study in studies.items()
+    }
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
@@ -112,10 +126,15 @@ def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers, names = transfer_facts(found), list(found.rates)
     conditions = list(found.rates[names[0]])
+    titles = {condition: TITLES.get(condition, condition) for condition in conditions} | found.titles
+    controls = [i for i, condition in enumerate(conditions) if condition in TITLES]
     panel = HeatMap(
-        ("measured on", [*map(label, names)]),
-        ("trained on", [*map(label, conditions)]),
+        ("victim of", [label(titles.get(name, name)) for name in names]),
+        ("patch of", [label(titles[condition]) for condition in conditions]),
         [[found.rates[name][condition] for name in names] for condition in conditions],
+        framed=[(conditions.index(name), i) for i, name in enumerate(names) if name in conditions],
+        frame="the victim that the patch was trained on",
+        rule=controls[0] if controls else None,
     )
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".json", ".png")]
     if files[0].is_file() and files[0].read_bytes() != to_json(numbers):
@@ -129,6 +148,7 @@ def transfer_facts(found: Transfer) -> dict[str, Any]:
     """Return the rates on every victim as JSON values."""
     return {
         name: {"clean": found.clean[name]._asdict(), "rates": {c: r._asdict() for c, r in rates.items()}}
+        | ({"study": found.titles[name]} if name in found.titles else {})
         | ({"warnings": found.warnings[name]} if name in found.warnings else {})
         | ({"steps": found.steps} if found.steps else {})
         for name, rates in found.rates.items()

@@ -27,6 +27,7 @@ from fpatch.log.values import to_json, to_scalar
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import input_differences
 from fpatch.runs.evaluating import summarize
+from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
@@ -258,7 +259,7 @@ class _Table:
         """Return the name of a checkpoint with the state that the table shows."""
         state, folder = self._manifest.get("state"), self._run.folder
         summary = folder / f"tables/{self._name}.summary.json"
-        given = json.loads(summary.read_bytes()).get("checkpoint") if summary.is_file() else None
+        given = read_json(summary).get("checkpoint") if summary.is_file() else None
         step = self._manifest.get("step", self._name.rpartition("-")[2])
         names = [self._manifest.get("checkpoint") or given, "best", "last"]
         names += [f"step-{int(step):08d}"] if str(step).isdigit() else []
@@ -303,8 +304,8 @@ class _Table:
         path = self._run.folder / file
         if not path.is_file():
             return
-        recorded, metric = json.loads(path.read_bytes()), self._study.evaluate.metric
-        checkpoint = recorded.get("checkpoint")
+        recorded, metric = read_json(path), self._study.evaluate.metric
+        checkpoint = str(recorded.get("checkpoint"))
         settings = self._manifest.get("settings", {})
         if table_name(self._split, str(checkpoint), settings) != self._name:
             self.differences.append(f"{file}: checkpoint is {checkpoint!r}, which has another table")

@@ -1,13 +1,13 @@
 """Studies from TOML or JSON, and variations of a study."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
 from fpatch.core.errors import Errors, in_file
+from fpatch.core.inputs import check_file, parse_toml, read_text
 from fpatch.core.resource import Resource
 from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
@@ -69,13 +69,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not TOML.
     """
-    if not path.is_file():
-        what = "is a folder; give the TOML file in it" if path.is_dir() else "no such config file"
-        raise FileNotFoundError(f"{path}: {what}")
+    if (path / "config.json").is_file():
+        raise ValueError(
+            f"{path}: it is a run folder, not a study; `fpatch resume` and `fpatch evaluate` take it"
+        )
+    if (path / "sweep.json").is_file():
+        raise ValueError(f"{path}: it is the folder of a sweep, not a study; `fpatch sweep status` takes it")
+    check_file(path, "no such config file; check the path", "give the TOML file of a study")
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
+        return parse_toml(read_text(path))
+    except ValueError as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not valid TOML: {what}") from error
 
 
 def study_from_config(

@@ -4,6 +4,7 @@ import torch
 
 from fpatch import random
 from fpatch.core.checks import nearest
+from fpatch.core.files import check_writable
 from fpatch.core.names import safe_name
 from fpatch.core.tree import to_device
 from fpatch.core.types import Batch, Sample
@@ -46,6 +47,7 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
         ValueError: If a loss term is not one finite number per row, its gradient ends before the patch, or it
             counts no training image; or if the validation lacks the scalar of `evaluate.best`.
     """
+    check_writable("log.runs", study.log.runs)
     for _ in find_uncounted(study, parts):  # refuses a term without any object
         pass
     key = random.fold_in(parts.initial.key, "rehearsal")

@@ -1,21 +1,29 @@
 """The sections of a study: frozen settings that check themselves."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_count, check_number
 from fpatch.core.errors import Errors
 from fpatch.core.names import check_distinct
 from fpatch.core.resource import Resource, resolve
 from fpatch.data import TargetSet, image_file, targets
+from fpatch.data.classes import read_classes
 from fpatch.data.csv_tables import read_labels
+from fpatch.data.targets import MOST_SIDE
 from fpatch.evaluation.conditions import check_control_name
 from fpatch.optim.compiled import COMPILE_MODES
+
+MOST_ROWS = 10**6
+"""The most rows of a batch or block, and the most draws of an image."""
+
+_MOST_WEIGHT = 1e12  # the squares of its gradients still are float32
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class DataConfig:
         size: (height, width) of the letterboxed scenes, in pixels.
         root: The folder of relative image paths; None: that of each CSV file.
         patches: The patches to use; None: all in the CSV file.
-        classes: The names of the classes, by label; None: in the order of the CSV file.
+        classes: The names of the classes, by label; a text file with a name per line; or the number of
+            classes without names. None: in the order of the CSV file.
         outside_frac: The allowed distance of a corner outside the image, as a fraction of its side.
         resident: Keep decoded scenes in memory ("host") or on the device ("device"), or decode at every use
             ("disk").
@@ -45,16 +54,25 @@ class DataConfig:
     """
 
     placements: str
-    size: tuple[int, int]
+    size: tuple[int, int] = field(metadata={"form": "[height, width]"})
     objects: str | None = None
     root: str | None = None
     patches: tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | str | int | None = None
     outside_frac: float = 0.0
     resident: Literal["device", "host", "disk"] = "host"
     train: str = "train"
     validation: str | None = "validation"
     test: str = "test"
+
+    def __post_init__(self) -> None:
+        errors = Errors()
+        for side in self.size:
+            errors.check(check_count, "data.size", side, 1, MOST_SIDE)
+        errors.check(check_number, "data.outside_frac", self.outside_frac, 0.0, 10.0)
+        if isinstance(self.classes, tuple | int):
+            errors.check(read_classes, "data.classes", self.classes)
+        errors.raise_all()
 
     def open(self) -> TargetSet:
         """Read the CSV files; images are read at their first use."""
@@ -72,15 +90,24 @@ class DataConfig:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their labels, as `open` counts them; none without an objects file."""
-        if self.classes is not None or self.objects is None:
-            return self.classes or ()
-        return read_labels(Path(self.objects))
+        if self.classes is not None:
+            return read_classes("data.classes", self.classes)
+        return () if self.objects is None else read_labels(Path(self.objects))
 
     def pinned(self, root: Path) -> "DataConfig":
-        """Return the settings with absolute paths; relative ones start at `root`."""
+        """Return the settings with names of classes and absolute paths; relative ones start at `root`."""
         paths = {n: getattr(self, n) for n in ("placements", "objects", "root")}
-        found = {n: str((root / Path(p).expanduser()).resolve()) for n, p in paths.items() if p is not None}
+        found: dict[str, Any] = {n: _placed(root, n, p) for n, p in paths.items() if p is not None}
+        if isinstance(self.classes, str):
+            found["classes"] = read_classes("data.classes", _placed(root, "classes", self.classes))
         return dataclasses.replace(self, **found)
+
+
+def _placed(root: Path, name: str, path: str) -> str:
+    """Return an absolute path, which starts at `root`."""
+    if not path or "\0" in path:
+        raise ValueError(f"data.{name} must be a path, got {path!r}")
+    return os.path.realpath(root / Path(path).expanduser())
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,10 @@ class ObjectiveConfig:
 
     weights: Mapping[str, float]
     transform: Literal["autograd", "func"] = "autograd"
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            check_number(f"objective.weights.{name}", weight, -_MOST_WEIGHT, _MOST_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -146,12 +177,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         errors = Errors()
-        errors.check(check_number, "train.num_steps", self.num_steps, 1)
-        errors.check(check_number, "train.batch_size", self.batch_size, 1)
+        errors.check(check_count, "train.num_steps", self.num_steps)
+        errors.check(check_count, "train.batch_size", self.batch_size, 1, MOST_ROWS)
         if self.micro_batch is not None:
-            errors.check(check_number, "train.micro_batch", self.micro_batch, 1)
+            errors.check(check_count, "train.micro_batch", self.micro_batch, 1, MOST_ROWS)
         errors.check(check_number, "train.rho", self.rho, 0.0)
-        errors.check(check_number, "train.checkpoint_every", self.checkpoint_every, 1)
+        errors.check(check_count, "train.checkpoint_every", self.checkpoint_every)
         if self.compile not in (False, True, *COMPILE_MODES):
             errors.add(f"train.compile must be true, false or one of {COMPILE_MODES}, got {self.compile!r}")
         errors.raise_all()
@@ -191,9 +222,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         errors = Errors()
-        errors.check(check_number, "evaluate.every", self.every, 1)
-        errors.check(check_number, "evaluate.num_draws", self.num_draws, 1)
-        errors.check(check_number, "evaluate.block", self.block, 1)
+        errors.check(check_count, "evaluate.every", self.every)
+        errors.check(check_count, "evaluate.num_draws", self.num_draws, 1, MOST_ROWS)
+        errors.check(check_count, "evaluate.block", self.block, 1, MOST_ROWS)
+        errors.check(check_number, "evaluate.score", self.score, 0.0, 1.0)
         for name in self.controls:
             errors.check(check_control_name, "evaluate.controls", name)
         errors.check(check_distinct, "evaluate.controls", self.controls)
@@ -252,5 +284,7 @@ class LogConfig:
                 f"log.runs must be a folder, local or on a network file system, got {self.runs!r}; mount the "
                 "bucket of an object store, or copy finished runs to it; for a sweep, set sweep.storage"
             )
-        errors.check(check_number, "log.profile_steps", self.profile_steps, 0)
+        errors.check(check_count, "log.profile_steps", self.profile_steps, 0)
+        if not self.runs.strip():
+            errors.add("log.runs must name a folder, got ''")
         errors.raise_all()

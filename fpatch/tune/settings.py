@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_count, check_number
 from fpatch.core.errors import Errors
 from fpatch.tune.search.generations import Population
 from fpatch.tune.search.halving import Halving
@@ -68,7 +68,7 @@ class Sweep:
     def __post_init__(self) -> None:
         errors = Errors()
         if self.num_trials is not None:
-            errors.check(check_number, "sweep.num_trials", self.num_trials, 1)
+            errors.check(check_count, "sweep.num_trials", self.num_trials, 1, 10**6)
         elif self.search != "grid":
             errors.add(
                 f"sweep.num_trials is required with search = {self.search!r}; only a grid ends without it"
@@ -80,25 +80,25 @@ class Sweep:
             )
         if self.search == "population" and self.halving is not None:
             errors.add("sweep.halving and sweep.population exclude each other, got both; leave one out")
-        errors.check(check_number, "sweep.seed", self.seed, 0)
-        errors.check(check_number, "sweep.grid_points", self.grid_points, 2)
-        errors.check(check_number, "sweep.cpus", self.cpus, 0.0)
-        errors.check(check_number, "sweep.gpus", self.gpus, 0.0)
+        errors.check(check_count, "sweep.seed", self.seed, 0, 2**63 - 1)
+        errors.check(check_count, "sweep.grid_points", self.grid_points, 2, 10**6)
+        errors.check(check_number, "sweep.cpus", self.cpus, 0.0, 10_000)
+        errors.check(check_number, "sweep.gpus", self.gpus, 0.0, 10_000)
         if not self.cpus and not self.gpus:
             errors.add("sweep.cpus must be above 0 if sweep.gpus is 0, got 0 for both; set one")
-        if self.gpus > 1:
+        if 1 < self.gpus <= 10_000:
             errors.add(
                 f"sweep.gpus: a process uses one GPU, got {self.gpus:g}; for a trial on {self.gpus:g} GPUs, "
                 f"set sweep.processes = {math.ceil(self.gpus)} and sweep.gpus = 1"
             )
-        errors.check(check_number, "sweep.processes", self.processes, 1)
+        errors.check(check_count, "sweep.processes", self.processes, 1, 10**4)
         if self.pack != "auto":
-            errors.check(check_number, "sweep.pack", self.pack, 1)
+            errors.check(check_count, "sweep.pack", self.pack, 1, 10**6)
         if self.processes > 1:
             errors.check(self._check_processes)
-        errors.check(check_number, "sweep.retries", self.retries, 0)
+        errors.check(check_count, "sweep.retries", self.retries, 0, 10**6)
         if self.max_concurrent is not None:
-            errors.check(check_number, "sweep.max_concurrent", self.max_concurrent, 1)
+            errors.check(check_count, "sweep.max_concurrent", self.max_concurrent, 1, 10**6)
         errors.raise_all()
 
     def _check_processes(self) -> None:

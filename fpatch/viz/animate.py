@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fpatch.core.files import write_atomic
 from fpatch.data.images import to_pixels
 from fpatch.log.records import Records
+from fpatch.viz import style
+from fpatch.viz.names import clip_name
 
 _MAX_FRAMES = 60
 _ALL_FRAMES_MS, _LONGEST_FRAME_MS, _LAST_FRAME_MS = 6000, 500, 2000
 _BOX_PX, _CHART_PX, _GAP_PX, _LINE_PX = 288, (320, 150), 24, 24
 _SMOOTH = 3  # curves are drawn larger by this factor, and reduced
-_PAPER, _INK, _PALE, _GRID = (255, 255, 255), (30, 30, 30), (200, 205, 212), (235, 235, 235)
+_PAPER, _INK, _PALE = map(style.rgb, (style.PAPER, style.INK, style.PALE))
+_GRID = (235, 235, 235)
 
 
 class _Curve(NamedTuple):
@@ -42,8 +45,8 @@ class _Curve(NamedTuple):
 
 
 _CURVES = {
-    "train/loss": _Curve("loss", 1.0, None, (0, 114, 178)),
-    "validation/success/patch": _Curve("success on validation, %", 100.0, (0.0, 100.0), (213, 94, 0)),
+    "train/loss": _Curve("loss", 1.0, None, style.rgb("#0072b2")),
+    "validation/success/patch": _Curve("success on validation, %", 100.0, (0.0, 100.0), style.rgb("#d55e00")),
 }
 
 
@@ -151,15 +154,23 @@ def _draw_frame(patches: Mapping[str, np.ndarray], curves: list[_Curve], step: i
     width = _GAP_PX + patch_width + (chart_width + _GAP_PX if curves else 0)
     frame = Image.new("RGB", (max(width, 200), top + body + _GAP_PX), _PAPER)
     canvas = ImageDraw.Draw(frame)
-    canvas.text((_GAP_PX, _GAP_PX - 4), f"step {step} of {last}", fill=_INK, font=ImageFont.load_default(20))
+    canvas.text((_GAP_PX, _GAP_PX - 4), f"step {step} of {last}", fill=_INK, font=style.pillow_font(20))
     left = _GAP_PX
     for name, picture in enlarged.items():
-        canvas.text((left, top), name, fill=_INK, font=ImageFont.load_default(14))
+        canvas.text((left, top), _fit(name, picture.width), fill=_INK, font=style.pillow_font(14))
         frame.paste(picture, (left, top + _LINE_PX))
         left += picture.width + _GAP_PX
     for i, curve in enumerate(curves):
         frame.paste(_draw_chart(curve, step, last), (left, top + i * (chart_height + _GAP_PX)))
     return frame
+
+
+def _fit(name: str, width: int) -> str:
+    """Clip a name to the width of its patch, and of the gap beside it."""
+    letters = len(name)
+    while letters > 5 and style.pillow_font(14).getlength(clip_name(name, letters)) > width + _GAP_PX - 6:
+        letters -= 1
+    return clip_name(name, letters)
 
 
 def _enlarge(pixels: np.ndarray) -> Image.Image:
@@ -181,13 +192,13 @@ def _draw_chart(curve: _Curve, step: int, last: int) -> Image.Image:
     span = (high - low) or 1.0
     chart = Image.new("RGB", (width, height), _PAPER)
     canvas = ImageDraw.Draw(chart)
-    font = ImageFont.load_default(12 * _SMOOTH)
+    font = style.pillow_font(12 * _SMOOTH)
 
     def place(point: tuple[int, float]) -> tuple[float, float]:
         at, value = point
         return left + (right - left) * at / max(last, 1), lower - (lower - upper) * (value - low) / span
 
-    canvas.text((left, 2 * _SMOOTH), curve.title, fill=curve.color, font=ImageFont.load_default(14 * _SMOOTH))
+    canvas.text((left, 2 * _SMOOTH), curve.title, fill=curve.color, font=style.pillow_font(14 * _SMOOTH))
     for value in {low, high}:
         y = place((0, value))[1]
         canvas.line([(left, y), (right, y)], fill=_GRID, width=_SMOOTH)

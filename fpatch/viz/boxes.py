@@ -9,9 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from fpatch.core.names import label
+from fpatch.viz import style
 from fpatch.viz._labels import Label, corners_at, place_labels
+from fpatch.viz.names import clip_name, wrap_name
 
-_BOX, _QUAD = "#40dc78", "#ff4040"
+_BOX, _QUAD, _PANEL_IN = style.TRUTH, style.FOUND, 2.6
 
 
 def plot_boxes(
@@ -20,18 +22,21 @@ def plot_boxes(
     class_names: Sequence[str] = (),
     patch_names: Sequence[str] = (),
     columns: int = 4,
+    title: str = "",
 ) -> None:
-    """Save a figure of a batch: valid boxes in green and valid quads in red, each with its name.
+    """Save a figure of a batch: valid boxes in blue and valid quads in orange, each with its name.
 
     The thick edge of a quad is the top of its patch.
 
     Args:
         path: PNG file.
         batch: `image` or else `scene` [b, 3, h, w] in 0..1. It may also hold `boxes`, `labels`, `box_valid`,
-            `quads`, `quad_patch`, `quad_valid` and `image_id`.
+            `quads`, `quad_patch`, `quad_valid`, `image_id`, and `titles`, a list of strings in place of the
+            latter.
         class_names: Names by label; labels without a name are shown as numbers.
         patch_names: Names by `quad_patch`; likewise.
         columns: The most images in a row.
+        title: The lines above all images.
 
     Raises:
         ImportError: If the extra `plot` is not installed.
@@ -48,40 +53,58 @@ def plot_boxes(
         ...     Path(folder, "boxes.png").read_bytes()[1:4]
         b'PNG'
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Polygon, Rectangle
-    except ImportError as error:
-        raise ImportError("figures of boxes need matplotlib: pip install 'fpatch[plot]'") from error
     images = (batch["image"] if "image" in batch else batch["scene"]).detach().cpu().clamp(0, 1)
     columns = min(columns, len(images))
     rows, aspect = math.ceil(len(images) / columns), images.shape[2] / images.shape[3]
-    figure = Figure(figsize=(4 * columns, (4 * aspect + 0.3) * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    written = []
-    for axis in axes:
-        axis.set_axis_off()
-    for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
-        h, w = image.shape[1:]
-        axis.imshow(image.permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
-        labels: list[tuple[Any, Sequence[float]]] = []
-        if "image_id" in batch:
-            axis.set_title(f"image {int(batch['image_id'][i])}", fontsize=9)
-        for (x0, y0, x1, y1), name in _valid(batch, "boxes", "labels", "box_valid", class_names, i):
-            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_BOX, linewidth=1.5))
-            labels.append((_write(axis, x0, y0, name, _BOX), (x0, y0, x1, y1)))
-        for corners, name in _valid(batch, "quads", "quad_patch", "quad_valid", patch_names, i):
-            axis.add_patch(Polygon(corners, fill=False, edgecolor=_QUAD, linewidth=1.2))
-            axis.plot(*np.transpose(corners[:2]), color=_QUAD, linewidth=3.5, solid_capstyle="butt")
-            x, y = np.clip(corners, 0, (w, h)).mean(0)
-            labels.append((_write(axis, x, y, name, _QUAD), (x, y)))
-        axis.set(xlim=(0, w), ylim=(h, 0))
-        written.append((axis, labels))
-    figure.set_dpi(120)
-    figure.draw_without_rendering()  # the sizes of labels are known now
-    for axis, labels in written:
-        _spread(axis, labels)
-    figure.savefig(path, dpi=120)
+    lines = [line for text in title.split("\n") for line in wrap_name(text, int(columns * 36)).split("\n")]
+    above = 0.14 * len(lines) + 0.1 if title else 0.0
+    size = _PANEL_IN * columns, (_PANEL_IN * aspect + 0.25) * rows + above
+    with style.figure("figures of boxes", *size) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis in axes:
+            axis.set_axis_off()
+        written = [
+            (axis, _draw_image(axis, image, batch, class_names, patch_names, i))
+            for i, (axis, image) in enumerate(zip(axes, images, strict=False))
+        ]
+        if title:
+            figure.suptitle(label("\n".join(lines)), fontsize=7.5, fontweight="normal")
+        figure.set_dpi(style.DPI)
+        figure.draw_without_rendering()  # the sizes of labels are known now
+        for axis, labels in written:
+            _spread(axis, labels)
+        figure.savefig(path)
+
+
+def _draw_image(
+    axis: Any,
+    image: Tensor,
+    batch: Mapping[str, Any],
+    class_names: Sequence[str],
+    patch_names: Sequence[str],
+    i: int,
+) -> list[tuple[Any, Sequence[float]]]:
+    """Draw one image with its boxes and quads; return its labels, each with its box or center."""
+    from matplotlib.patches import Polygon, Rectangle
+
+    h, w = image.shape[1:]
+    axis.imshow(image.permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
+    labels: list[tuple[Any, Sequence[float]]] = []
+    title = batch["titles"][i] if "titles" in batch else None
+    if title is None and "image_id" in batch:
+        title = f"image {int(batch['image_id'][i])}"
+    if title is not None:
+        axis.set_title(label(clip_name(title, 40)), fontsize=7.5, fontweight="normal")
+    for (x0, y0, x1, y1), name in _valid(batch, "boxes", "labels", "box_valid", class_names, i):
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_BOX, linewidth=1.3))
+        labels.append((_write(axis, x0, y0, name, _BOX), (x0, y0, x1, y1)))
+    for corners, name in _valid(batch, "quads", "quad_patch", "quad_valid", patch_names, i):
+        axis.add_patch(Polygon(corners, fill=False, edgecolor=_QUAD, linewidth=1.1))
+        axis.plot(*np.transpose(corners[:2]), color=_QUAD, linewidth=3.0, solid_capstyle="butt", marker="")
+        x, y = np.clip(corners, 0, (w, h)).mean(0)
+        labels.append((_write(axis, x, y, name, _QUAD), (x, y)))
+    axis.set(xlim=(0, w), ylim=(h, 0))
+    return labels
 
 
 def _valid(
@@ -101,9 +124,16 @@ def _valid(
 
 
 def _write(axis: Any, x: float, y: float, name: str, color: str) -> Any:
-    text = axis.text(x, y, label(name), color="white", fontsize=8, bbox={"fc": color, "ec": color, "pad": 1})
+    text = axis.text(
+        x, y, label(name), color=_ink(color), fontsize=6.5, bbox={"fc": color, "ec": color, "pad": 1}
+    )
     text.set_in_layout(False)
     return text
+
+
+def _ink(color: str) -> str:
+    """Return the color of letters on a color."""
+    return "white" if sum(style.rgb(color)) < 400 else "black"
 
 
 def _spread(axis: Any, labels: Sequence[tuple[Any, Sequence[float]]]) -> None:

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from fpatch.core.names import label
 from fpatch.metrics import Rate
+from fpatch.viz import style
+from fpatch.viz.names import clip_apart, clip_name, wrap_name
 
 
 def plot_curves(
@@ -35,27 +39,33 @@ def plot_curves(
         ...     Path(folder, "curves.png").read_bytes()[1:4]
         b'PNG'
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("curves need matplotlib: pip install 'fpatch[plot]'") from error
-    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (name, (xs, curves)) in zip(axes, panels.items(), strict=True):
-        for curve, rates in curves.items():
-            line = axis.plot(
-                xs, [100 * r.value for r in rates], marker="o", ms=3, label=(labels or {}).get(curve, curve)
-            )
-            axis.fill_between(
-                xs,
-                [100 * r.low for r in rates],
-                [100 * r.high for r in rates],
-                alpha=0.18,
-                color=line[0].get_color(),
-            )
-        axis.set(xlabel=name, ylim=(-3, 103))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel(success)
-    axes[0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=140)
+    with style.figure("curves", max(3.3 * len(panels), 4.0), 3.1) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axis, (name, (xs, curves)) in zip(axes, panels.items(), strict=True):
+            for i, (curve, rates) in enumerate(curves.items()):
+                _draw_curve(
+                    axis, xs, rates, style.condition_style(curve, i), (labels or {}).get(curve, curve)
+                )
+            axis.set(xlabel=wrap_name(name, 40), ylim=(-3, 103))
+            axis.grid(visible=True)
+        axes[0].set_title("bands: 95\u00a0% intervals over images", fontsize=7, fontweight="normal")
+        axes[0].set_ylabel(wrap_name(success, 40))
+        handles, names = axes[0].get_legend_handles_labels()
+        names = [label(name) for name in clip_apart(names, 30)]
+        across = max(1, min(len(names), int(figure.get_figwidth() / (0.5 + 0.07 * max(map(len, names))))))
+        figure.legend(handles, names, loc="outside lower center", ncols=across)
+        if title:
+            figure.suptitle(label(clip_name(title, int(figure.get_figwidth() / 0.09))))
+        figure.savefig(path)
+
+
+def _draw_curve(axis: Any, xs: Sequence[float], rates: Sequence[Rate], look: Any, name: str) -> None:
+    """Draw a curve with its band, or one point with its bar; left out where an interval is unknown."""
+    axis.plot(xs, [100 * r.value for r in rates], label=name, **look)
+    low, high = (
+        [100 * value for value in bound] for bound in zip(*((r.low, r.high) for r in rates), strict=True)
+    )
+    if len(xs) > 1:
+        axis.fill_between(xs, low, high, alpha=0.15, color=look["color"], linewidth=0)
+    else:
+        axis.vlines(xs, low, high, color=look["color"], linewidth=1)

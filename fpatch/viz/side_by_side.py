@@ -9,10 +9,12 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fpatch.viz import style
 from fpatch.viz._labels import Box, Label, corners_at, place_labels
 
-_FOUND, _TRUTH, _INK, _PAPER = (255, 64, 64), (64, 220, 120), (20, 20, 20), (255, 255, 255)
-_FONT_PX, _PAD_PX = 14, 2
+_FOUND, _TRUTH, _INK, _PAPER = map(style.rgb, (style.FOUND, style.TRUTH, style.INK, style.PAPER))
+_FONT_PX, _PAD_PX, _STRIP_PX, _LINE_PX, _GAP_PX, _UNIT_PX = 13, 2, 22, 16, 8, 320
+"""Sizes in a panel of 320 pixels; they grow with the panel."""
 
 
 class Panel(NamedTuple):
@@ -21,9 +23,9 @@ class Panel(NamedTuple):
     Attributes:
         image: [3, h, w] in 0..1.
         caption: A line above the image.
-        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]}, drawn in red if finite, the best on
+        detections: {"boxes" [m, 4], "scores", "labels", "valid" [m]}, drawn in orange if finite, the best on
             top, or None.
-        truth: Boxes [k, 4], drawn in green, or None. All boxes are xyxy in pixels of the image.
+        truth: Boxes [k, 4], drawn in blue, or None. All boxes are xyxy in pixels of the image.
 
     Example:
         >>> import torch
@@ -63,9 +65,17 @@ def side_by_side(
         >>> viz.side_by_side([[panel, panel]], panel_px=64).shape  # gaps and captions included
         torch.Size([3, 70, 152])
     """
-    drawn = [[_draw(panel, class_names, score, panel_px) for panel in row] for row in rows]
+    captions = [[_wrap_caption(panel.caption, panel_px) for panel in row] for row in rows]
+    lines = max(text.count("\n") + 1 for row in captions for text in row)
+    drawn = [
+        [
+            _draw(panel._replace(caption=text), class_names, score, panel_px, lines)
+            for panel, text in zip(row, texts, strict=True)
+        ]
+        for row, texts in zip(rows, captions, strict=True)
+    ]
     height = max(p.height for row in drawn for p in row)
-    gap = 8
+    gap = round(_GAP_PX * max(panel_px / _UNIT_PX, 1.0))
     figure = Image.new(
         "RGB", (len(drawn[0]) * (panel_px + gap) + gap, len(drawn) * (height + gap) + gap), _PAPER
     )
@@ -75,23 +85,36 @@ def side_by_side(
     return torch.from_numpy(np.array(figure)).permute(2, 0, 1).float() / 255
 
 
-def _font(text: str, width: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
+def _wrap_caption(text: str, width: int) -> str:
+    """Break a caption that is too long for a panel at a space, into two lines of nearly equal length."""
+    font = style.pillow_font(round(_FONT_PX * max(width / _UNIT_PX, 1.0)))
+    if font.getlength(text) <= width - 4 or " " not in text:
+        return text
+    places = [i for i, letter in enumerate(text) if letter == " "]
+    middle = min(places, key=lambda i: max(font.getlength(text[:i]), font.getlength(text[i + 1 :])))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
+
+
+def _font(text: str, width: int, px: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
     """Return the font of a line, smaller if the line is too long for the width."""
-    px = _FONT_PX
-    while px > 6 and ImageFont.load_default(size=px).getlength(text) > width:
+    while px > 6 and style.pillow_font(px).getlength(text) > width:
         px -= 1
-    return ImageFont.load_default(size=px)
+    return style.pillow_font(px)
 
 
-def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) -> Image.Image:
+def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int, lines: int) -> Image.Image:
     array = (panel.image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    scale = width / array.shape[1]
-    strip = 22
+    scale, unit = width / array.shape[1], max(width / _UNIT_PX, 1.0)
+    strip = round((_STRIP_PX + (lines - 1) * _LINE_PX) * unit)
     picture = Image.new("RGB", (width, strip + round(array.shape[0] * scale)), _PAPER)
     enlarged = Image.fromarray(array).resize((width, picture.height - strip), Image.Resampling.BICUBIC)
     picture.paste(enlarged, (0, strip))
     canvas = ImageDraw.Draw(picture)
-    canvas.text((2, 2), panel.caption, fill=_INK, font=_font(panel.caption, width - 4))
+    longest = max(panel.caption.split("\n"), key=len)
+    font = _font(longest, width - 4, round(_FONT_PX * unit))
+    for i, line in enumerate(reversed(panel.caption.split("\n"))):  # the last line stands above the image
+        middle = strip - round((_STRIP_PX / 2 + i * _LINE_PX) * unit)
+        canvas.text((2, middle), line, fill=_INK, font=font, anchor="lm")
 
     far = 2.0 * max(picture.size)  # Pillow draws no coordinate beyond 32 bits
 
@@ -100,7 +123,7 @@ def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) ->
         return x0, y0 + strip, max(x1, x0), max(y1, y0) + strip
 
     for box in panel.truth if panel.truth is not None else ():
-        canvas.rectangle(place(box), outline=_TRUTH, width=1)
+        canvas.rectangle(place(box), outline=_TRUTH, width=round(2 * unit))
     if panel.detections is not None:
         found = panel.detections
         shown = found["valid"] & (found["scores"] >= score) & found["boxes"].isfinite().all(-1)
@@ -108,7 +131,7 @@ def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int) ->
         best_first = [i for i in order.tolist() if shown[i]]
         boxes = [place(found["boxes"][i]) for i in best_first]
         texts = [_title(found, i, class_names) for i in best_first]
-        _draw_answers(canvas, boxes, texts, (0.0, strip, width, picture.height))
+        _draw_answers(canvas, boxes, texts, (0.0, strip, width, picture.height), unit)
     return picture
 
 
@@ -118,15 +141,18 @@ def _title(found: Mapping[str, Tensor], i: int, class_names: Sequence[str]) -> s
     return f"{name} {float(found['scores'][i]):.2f}"
 
 
-def _draw_answers(canvas: ImageDraw.ImageDraw, boxes: list[Box], texts: list[str], bounds: Box) -> None:
+def _draw_answers(
+    canvas: ImageDraw.ImageDraw, boxes: list[Box], texts: list[str], bounds: Box, unit: float
+) -> None:
     """Draw boxes and their labels, given best first: the best is on top and has the best place."""
-    fonts = [_font(text, int(bounds[2] - bounds[0]) - 2 * _PAD_PX) for text in texts]
+    px = round(_FONT_PX * unit)
+    fonts = [_font(text, int(bounds[2] - bounds[0]) - 2 * _PAD_PX, px) for text in texts]
     extents = [font.getbbox(text) for font, text in zip(fonts, texts, strict=True)]
     sizes = [(x1 - x0 + 2 * _PAD_PX, y1 - y0 + 2 * _PAD_PX) for x0, y0, x1, y1 in extents]
     labels = [Label(size, corners_at(box, size, 3.0)) for size, box in zip(sizes, boxes, strict=True)]
     corners = place_labels(labels, bounds)
     for box in reversed(boxes):
-        canvas.rectangle(box, outline=_FOUND, width=3)
+        canvas.rectangle(box, outline=_FOUND, width=round(3 * unit))
     for (x, y), (w, h), (left, top, _, _), text, font in reversed(
         list(zip(corners, sizes, extents, texts, fonts, strict=True))
     ):

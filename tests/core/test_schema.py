@@ -398,7 +398,7 @@ best = 3
     assert said.startswith(f"{tmp_path}/study.toml: ")
     for words in (
         "unknown section 'trian'", "data: unknown key 'placement'", "the key 'placements' is required",
-        "data.size: expected [a whole number, a whole number], got 96",
+        "data.size: expected [height, width], each a whole number, got 96",
         "pipeline.a.stage: no definition 'compose.expsure'",
         "pipeline.b.stops: expected [low, high]", "pipeline.group.c", "pipeline.group.d",
         "objective.weights.vanish: expected a number, got 'much'", "optimizer.learning_rate must be",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from study_fixture import run_fpatch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from fpatch.runs.evaluating import load_trained
 from fpatch.runs.grid import _over_strongest, evaluate_grid_run
 from fpatch.runs.naming import grid_name
 from fpatch.viz import HeatMap, plot_heat_maps
-from fpatch.viz._names import show_values, wrap_name
+from fpatch.viz.names import show_values, wrap_name
 
 KEY = random.key(8)
 STOPS = "camera/exposure/stops"
@@ -244,6 +245,7 @@ def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved, columns, 
     """Every warning is an error here, also that no layout is possible."""
     plot_heat_maps(tmp_path / "a.png", [two_maps(columns, rows, name, name)])
     figure = saved[0]
+    FigureCanvasAgg(figure).draw()  # all extents in pixels of one resolution
     for axis in figure.axes[:2]:
         cell_width, cell_height = axis.bbox.width / columns, axis.bbox.height / rows
         for text in axis.texts:

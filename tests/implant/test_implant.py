@@ -13,7 +13,7 @@ from fpatch import create, implant, random
 from fpatch.core.types import Range
 from fpatch.graph.build import build
 from fpatch.graph.pipeline import pipeline
-from fpatch.graph.samples import to_columns
+from fpatch.graph.samples import override, to_columns
 from fpatch.ops import region, textures
 
 H, W = 97, 131
@@ -84,6 +84,20 @@ def test_fixed_ratio_is_a_fraction_of_the_box(by, patch, width, height, x, y):
     left, top = round(10 + x * (80 - width)), round(8 + y * (48 - height))
     expected = [(left, max(top, 0), left + width, top + height)] * 3
     assert white_pixels(stage, index=[NAMES.index(patch)]) == expected
+
+
+def test_the_ratio_is_a_sampled_value():
+    """A grid over it measures success against area; tables of earlier versions do not hold it."""
+    stage, smaller = (implant.fixed_ratio(r, names=NAMES) for r in (0.5, 0.25))
+    batch = make_batch()
+    drawn = stage.sample(KEY, batch)
+    assert bool((drawn["ratio"] == 0.5).all())
+    image = stage.apply({}, drawn, batch)["image"]
+    edited = stage.apply({}, override({"place": drawn}, {"place/ratio": 0.25})["place"], batch)["image"]
+    assert torch.equal(edited, smaller.apply({}, smaller.sample(KEY, batch), batch)["image"])
+    assert not torch.equal(edited, image)
+    earlier = {name: value for name, value in drawn.items() if name != "ratio"}
+    assert torch.equal(stage.apply({}, earlier, batch)["image"], image)
 
 
 def test_fill_box_stretches_to_the_box():

@@ -18,7 +18,7 @@ from torchvision_victims import ARCHITECTURES
 from torchvision_victims import make_victim as torchvision_victim
 from typecheck import unchecked
 
-from fpatch import create, implant, infer, losses, random
+from fpatch import create, implant, infer, losses, metrics, random
 from fpatch.demo.victim import TinyDetector
 from fpatch.graph.pipeline import pipeline
 from fpatch.graph.stage import Stage
@@ -106,7 +106,7 @@ def objects(inputs: dict[str, Any], row: int) -> Iterator[tuple[list[float], int
 
 
 def vanish_of(
-    inputs, row, num_boxes=6, iou=0.2, on="logit", score="product", boxes="overlapping", label=None
+    inputs, row, num_boxes=6, iou=0.2, on="logit", score="product", boxes="overlapping", label="own"
 ) -> float:
     dense, terms = Row(inputs["detections"]["dense"], row), []
     for box, own in objects(inputs, row):
@@ -207,9 +207,9 @@ def with_objectness(inputs: dict[str, Any]) -> bool:
     {"num_boxes": 500, "iou": 0.05, "on": "probability"},
     {"score": "class", "iou": 0.1},
     {"boxes": "all", "num_boxes": 20},
-    {"label": "own", "iou": 0.1},
-    {"label": "own", "boxes": "all", "score": "class", "on": "probability"},
-    {"label": "own", "num_boxes": 500},
+    {"label": "any", "iou": 0.1},
+    {"label": "any", "boxes": "all", "score": "class", "on": "probability"},
+    {"label": None, "num_boxes": 500},
 ], ids=str)  # fmt: skip
 def test_vanish_by_a_loop(inputs, settings):
     found = compare(losses.vanish(**settings), vanish_of, inputs, **settings)
@@ -220,9 +220,10 @@ def test_vanish_by_a_loop(inputs, settings):
 @pytest.mark.parametrize("dense", ["one box, objectness", "class boxes, objectness"])
 def test_vanish_by_objectness(dense, settings):
     inputs = make_inputs(detections=make_dense(**DENSE[dense]))
-    compare(losses.vanish(score="objectness", **settings), vanish_of, inputs, score="objectness", **settings)
+    settings = {"score": "objectness", "label": "any", **settings}
+    compare(losses.vanish(**settings), vanish_of, inputs, **settings)
     objectness = inputs["detections"]["dense"]["objectness"].requires_grad_()
-    stage = losses.vanish(score="objectness", **settings)
+    stage = losses.vanish(**settings)
     (gradient,) = torch.autograd.grad(score_rows(stage, inputs).sum(), objectness)
     assert bool((gradient >= 0).all() and (gradient > 0).any())
 
@@ -293,8 +294,8 @@ def test_the_log_odds_of_a_product():
 
 
 STAGES = {
-    "vanish": losses.vanish(),
-    "vanish own": losses.vanish(label="own"),
+    "vanish": losses.vanish(label="any"),
+    "vanish own": losses.vanish(),
     "relabel": losses.relabel(),
     "relabel targeted": losses.relabel(target=TARGET),
     "hallucinate": losses.hallucinate(TARGET),
@@ -354,7 +355,7 @@ def test_a_goal_that_is_reached_costs_nothing(inputs):
     for name in ("vanish own", "relabel", "relabel targeted", "hallucinate", "latency"):
         assert float(score_rows(STAGES[name], inputs).max()) < 1e-12, name
     assert bool((score_rows(losses.latency(), inputs, "latency_area") > 0).all())
-    assert float(score_rows(losses.vanish(), inputs).min()) > 30
+    assert float(score_rows(STAGES["vanish"], inputs).min()) > 30
 
 
 def test_padding_is_no_box():
@@ -404,10 +405,10 @@ def test_the_gradient_leads_to_the_goal(name, inputs):
         (lambda: losses.vanish(on="score"), r"vanish\(on\) must be 'logit' or 'probability', got 'score'"),
         (lambda: losses.vanish(score="obj"), r"vanish\(score\) must be 'class' or .* got 'obj'"),
         (lambda: losses.vanish(boxes="one"), r"vanish\(boxes\) must be 'overlapping' or 'all', got 'one'"),
-        (lambda: losses.vanish(label=3), r"vanish\(label\) must be None or 'own', got 3"),
+        (lambda: losses.vanish(label=3), r"vanish\(label\) must be 'own' or 'any' or None, got 3"),
         (
-            lambda: losses.vanish(label="own", score="objectness"),
-            r"vanish\(label='own'\) needs a score by class, .* take score='product'",
+            lambda: losses.vanish(score="objectness"),
+            r"vanish\(label='own'\) needs a score by class, .* take score='product', or label='any'",
         ),
         (lambda: losses.relabel(target=-1), r"relabel\(target\) must be at least 0, got -1"),
         (lambda: losses.relabel(margin=-1.0), r"relabel\(margin\) must be at least 0, got -1"),
@@ -434,11 +435,11 @@ def test_settings_that_are_wrong(make, message):
     ("stage", "message"),
     [
         (
-            losses.vanish(score="objectness"),
+            losses.vanish(score="objectness", label="any"),
             r"vanish\(score='objectness'\): .* no objectness; take score='class'",
         ),
         (
-            losses.vanish(label="own"),
+            losses.vanish(),
             "vanish: a label is 4, but the victim has 4 classes, 0 to 3; labels are",
         ),
         (losses.relabel(), "relabel: a label is 4, but the victim has 4 classes"),
@@ -461,12 +462,26 @@ def test_one_class_has_no_other_name():
         score_rows(losses.relabel(), inputs)
 
 
+def test_the_default_is_done_when_the_metric_finds_nothing():
+    """A box of another class answers no object, neither for the loss nor for the metrics."""
+    inputs = make_inputs(detections=make_dense())
+    logits = torch.full_like(inputs["detections"]["dense"]["logits"], -40.0)
+    logits[..., TARGET] = 40.0
+    inputs["detections"]["dense"]["logits"] = logits
+    for labels, found in ((1, False), (TARGET, True)):
+        seen = inputs | {"labels": torch.full((NUM_ROWS, 2), labels)}
+        seen = seen | infer.suppress(num_candidates=200).apply({}, {}, seen)
+        hit = metrics.object_hit(iou=0.0).apply({}, {}, seen)["object_found"] & seen["box_valid"]
+        assert bool(hit.any()) is found
+        assert bool((score_rows(losses.vanish(), seen) > 1e-12).any()) is found
+
+
 def test_own_labels_are_read_where_they_count():
     inputs = make_inputs()
     del inputs["labels"]
-    score_rows(losses.vanish(), inputs)
+    score_rows(losses.vanish(label="any"), inputs)
     with pytest.raises(ValueError, match="vanish reads 'labels', which is not there"):
-        score_rows(losses.vanish(label="own"), inputs)
+        score_rows(losses.vanish(), inputs)
     del inputs["image"]
     score_rows(losses.hallucinate(1), inputs)
     with pytest.raises(ValueError, match="hallucinate reads 'image', which is not there"):

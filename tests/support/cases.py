@@ -463,12 +463,14 @@ CASES = {
     "yolo v8": case(infer.yolo(tiny_yolo(seed=1, format="v8"), format="v8", size=(128, 112))),
     "yolo v10": case(infer.yolo(tiny_yolo(seed=1, format="v10"), format="v10", size=80, num_classes=3)),
     "suppress": case(infer.suppress(score=0.1, num_detections=20)),
-    "vanish": case(losses.vanish(iou=0.05)),
-    "vanish by probability": case(losses.vanish(iou=0.05, on="probability")),
+    "vanish": case(losses.vanish(iou=0.05, label="any")),
+    "vanish by probability": case(losses.vanish(iou=0.05, on="probability", label="any")),
     "vanish own class": case(
-        losses.vanish(iou=0.05, label="own"), detections=make_dense(objectness=True, class_boxes=True)
+        losses.vanish(iou=0.05), detections=make_dense(objectness=True, class_boxes=True)
     ),
-    "vanish, all boxes": case(losses.vanish(boxes="all"), detections=make_dense(objectness=True)),
+    "vanish, all boxes": case(
+        losses.vanish(boxes="all", label="any"), detections=make_dense(objectness=True)
+    ),
     "relabel": case(losses.relabel(iou=0.05), detections=make_dense(class_boxes=True)),
     "relabel targeted": case(losses.relabel(target=2, num_boxes=500), detections=make_dense(objectness=True)),
     "hallucinate": case(losses.hallucinate(1), detections=make_dense(objectness=True)),

@@ -10,9 +10,9 @@ import torch
 from cases import make_inputs
 from PIL import Image
 
-from fpatch.viz import Panel, plot_boxes, side_by_side
+from fpatch.viz import Panel, plot_boxes, side_by_side, style
 
-GREEN, RED = (0x40, 0xDC, 0x78), (0xFF, 0x40, 0x40)
+BLUE, ORANGE = style.rgb(style.TRUTH), style.rgb(style.FOUND)
 
 
 def make_batch(**others):
@@ -47,20 +47,20 @@ def extent(path, color) -> Any:
 
 def test_boxes_and_quads_lie_where_the_numbers_say(tmp_path):
     plot_boxes(tmp_path / "all.png", make_batch(), ("person", "car"), ("hood",))
-    np.testing.assert_allclose(extent(tmp_path / "all.png", GREEN), [20, 12, 70, 48], atol=1.0)
-    np.testing.assert_allclose(extent(tmp_path / "all.png", RED), [10, 5, 50, 45], atol=1.5)
+    np.testing.assert_allclose(extent(tmp_path / "all.png", BLUE), [20, 12, 70, 48], atol=1.0)
+    np.testing.assert_allclose(extent(tmp_path / "all.png", ORANGE), [10, 5, 50, 45], atol=1.5)
 
 
 def test_what_is_not_valid_is_left_out(tmp_path):
     none = torch.zeros(1, 2, dtype=torch.bool)
     plot_boxes(tmp_path / "none.png", make_batch(box_valid=none, quad_valid=none))
-    assert extent(tmp_path / "none.png", GREEN) is None
-    assert extent(tmp_path / "none.png", RED) is None
+    assert extent(tmp_path / "none.png", BLUE) is None
+    assert extent(tmp_path / "none.png", ORANGE) is None
     quads = make_batch()["quads"].clone()
     quads[0, 1] = math.nan
     batch = {"scene": torch.zeros(1, 3, 60, 90), "quads": quads}
     plot_boxes(tmp_path / "bare.png", batch)
-    np.testing.assert_allclose(extent(tmp_path / "bare.png", RED), [10, 5, 50, 45], atol=1.5)
+    np.testing.assert_allclose(extent(tmp_path / "bare.png", ORANGE), [10, 5, 50, 45], atol=1.5)
 
 
 def test_the_names_are_written(tmp_path):
@@ -80,8 +80,8 @@ def test_the_names_are_written(tmp_path):
 def test_a_batch_of_three_in_rows_of_two(tmp_path):
     plot_boxes(tmp_path / "three.png", make_inputs(), ("car", "person"), ("hood", "roof"), columns=2)
     with Image.open(tmp_path / "three.png") as picture:
-        assert picture.width == 960
-        assert picture.height == int(2 * (4 * 97 / 131 + 0.3) * 120)
+        assert picture.width == int(2 * 2.6 * style.DPI)
+        assert picture.height == int(2 * (2.6 * 97 / 131 + 0.25) * style.DPI)
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
@@ -103,6 +103,6 @@ def test_boxes_of_a_victim_that_has_run_wild_are_drawn_as_far_as_they_can_be():
     found = {"boxes": boxes, "scores": torch.full((3,), 0.9), "labels": torch.tensor([0, -1, 0])}
     panel = Panel(torch.zeros(3, 40, 40), "", found | {"valid": torch.ones(3, dtype=torch.bool)})
     figure = (255 * side_by_side([[panel]], ("truck",), panel_px=40)).byte()
-    red = (figure == torch.tensor([255, 64, 64], dtype=torch.uint8)[:, None, None]).all(0)
-    assert red[8 + 22 + 10, 8:48].all()  # from side to side, and nothing of the two others
-    assert not red[:8].any()
+    drawn = (figure == torch.tensor(ORANGE, dtype=torch.uint8)[:, None, None]).all(0)
+    assert drawn[8 + 22 + 10, 8:48].all()  # from side to side, and nothing of the two others
+    assert not drawn[:8].any()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpatch.viz import Panel, plot_boxes, side_by_side
+from fpatch.viz import Panel, plot_boxes, side_by_side, style
 from fpatch.viz._labels import Label, corners_at, place_labels
 
 BOUNDS = (0.0, 22.0, 320.0, 262.0)
@@ -49,8 +49,8 @@ def draw(scores, labels, box=(20.0, 40.0, 140.0, 100.0)):
 def test_the_best_answer_keeps_its_place_and_lies_on_top():
     """A weaker answer of the same box, in any order, leaves every pixel of the best one as it is."""
     alone = draw([0.61], [1])
-    red = torch.tensor([255.0, 64.0, 64.0])[:, None, None] / 255
-    drawn = (alone - red).abs().amax(0) < 0.01
+    orange = torch.tensor(style.rgb(style.FOUND))[:, None, None] / 255
+    drawn = (alone - orange).abs().amax(0) < 0.01
     for scores, labels in (([0.61, 0.4], [1, 0]), ([0.4, 0.61], [0, 1])):
         both = draw(scores, labels)
         # the label above the box: rows of the strip of the box's top edge and above
@@ -64,7 +64,7 @@ def test_the_best_answer_keeps_its_place_and_lies_on_top():
 def test_a_label_at_the_right_edge_is_not_cut_off():
     figure = draw([0.9], [1], (150.0, 40.0, 170.0, 80.0))
     text = (figure.amin(0) > 0.9)[8 + 22 : -8, 8:-8].any(0).nonzero()[:, 0]
-    assert len(text) > 20  # "dog 0.90" in white on red, inside the panel
+    assert len(text) > 20  # "dog 0.90" in white on orange, inside the panel
     assert int(text.max()) < 159
 
 

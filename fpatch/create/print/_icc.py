@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from fpatch.core.inputs import check_file
 from fpatch.core.resource import define_loader
 from fpatch.ops.color import clip
 
@@ -49,7 +50,7 @@ def load_profile(path: str | Path | None = None) -> UInt8[Tensor, " n"]:
         (torch.uint8, b'acsp')
     """
     file = files("fpatch.create") / "profiles/coated_tr006.icc" if path is None else Path(path)
-    data = file.read_bytes()
+    data = (check_file(file) if isinstance(file, Path) else file).read_bytes()
     try:
         profile: Any = ImageCms.ImageCmsProfile(io.BytesIO(data)).profile
     except (OSError, ImageCms.PyCMSError) as error:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fpatch.core.inputs import check_file
 from fpatch.core.resource import Resource, define_loader, resolve
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
@@ -70,9 +71,21 @@ def load_mask(path: str | Path) -> Tensor:
         ...     create.mask_image(file.name).value.tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    with Image.open(path) as image:
-        band = image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")
-        return torch.from_numpy(np.array(band)).float() / 255
+    try:
+        with Image.open(check_file(path)) as image:
+            if image.mode == "F" or image.mode.startswith("I"):
+                raise ValueError(f"pixels of mode {image.mode} have no fixed range")
+            is_clear = image.has_transparency_data
+            band = image.convert("RGBA").getchannel("A") if is_clear else image.convert("L")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"not a readable image ({what}); save it again as 8-bit PNG") from error
+    mask = torch.from_numpy(np.array(band)).float() / 255
+    if not bool(mask.any()):
+        raise ValueError("the mask hides the whole patch: all of it is black, or transparent; draw it white")
+    return mask
 
 
 mask_image = define_loader("mask_image", load_mask)

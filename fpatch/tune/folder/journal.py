@@ -17,9 +17,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
+from fpatch.core.checks import nearest, shown
 from fpatch.core.files import AppendFile, write_atomic
+from fpatch.core.inputs import parse_json, read_text
+from fpatch.core.schema import decode
 from fpatch.core.version import __version__
 from fpatch.runs.imports import forbid_imports
 from fpatch.runs.locks import LockedError, RunError, lock, new_folder
@@ -158,11 +161,11 @@ class Journal:
             RunError: If the folder is no sweep, has another format, or Python searches it for modules.
         """
         journal = Journal(folder)
-        forbid_imports(journal.folder)
-        if not (journal.folder / "sweep.json").is_file():
+        if "\0" in str(folder) or not (journal.folder / "sweep.json").exists():
             raise RunError(
                 f"{folder} lacks sweep.json, so it is not the folder of a sweep; their names end in -sweep"
             )
+        forbid_imports(journal.folder)
         if journal.config["format"] != FORMAT:
             raise RunError(
                 f"{folder} must have format {FORMAT}, got {journal.config['format']!r} of fpatch "
@@ -180,12 +183,12 @@ class Journal:
     @property
     def config(self) -> dict[str, Any]:
         """The JSON values in `sweep.json`, with the paths of the files that are here."""
-        path = self.folder / "sweep.json"
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise RunError(f"{path} is broken ({error}); restore it, or start a new sweep") from error
-        return config | {"study": self._here(config)} if isinstance(config.get("study"), Mapping) else config
+        config = _read_json(self.folder / "sweep.json")
+        for key in ("study", "space", "sweep", "format", "fpatch"):
+            value = config.get(key)
+            if value is None or (key in ("study", "space", "sweep") and not isinstance(value, Mapping)):
+                raise _broken(self.folder / "sweep.json", f"it lacks {key!r}")
+        return config | {"study": self._here(config)}
 
     def _here(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the recorded study with the paths of a folder that may have moved."""
@@ -236,7 +239,7 @@ class Journal:
             RunError: If the trial has another name than its file, or names one that no sweep gives.
         """
         path = self._path(name, "json")
-        trial = Trial(**json.loads(path.read_text("utf-8")))
+        trial = _read_record(Trial, path)
         if trial.name != name or not all(
             _NAME.fullmatch(str(n)) for n in (*trial.together, trial.parent or name)
         ):
@@ -245,11 +248,11 @@ class Journal:
         with suppress(FileNotFoundError):
             for line in self._path(name, "points.jsonl").read_text("utf-8").splitlines(keepends=True):
                 if line.endswith("]\n"):  # else a kill cut the line off
-                    step, value, error = json.loads(line)
-                    points[step] = Point(step, float(value), float(error))
+                    point = _read_point(self._path(name, "points.jsonl"), line)
+                    points[point.step] = point
         outcome = None
         with suppress(FileNotFoundError):
-            outcome = Outcome(**json.loads(self._path(name, "outcome.json").read_text("utf-8")))
+            outcome = _read_record(Outcome, self._path(name, "outcome.json"))
         return Entry(trial, [points[step] for step in sorted(points)], outcome)
 
     def entries(self) -> list[Entry]:
@@ -278,6 +281,44 @@ class Journal:
 
     def _path(self, name: str, suffix: str) -> Path:
         return self.folder / "journal" / f"{name}.{suffix}"
+
+
+def _broken(path: Path, what: str) -> RunError:
+    return RunError(f"{path} is broken ({what}); restore it, or start a new sweep")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = parse_json(read_text(path))
+    except ValueError as error:
+        raise _broken(path, str(error).removeprefix(f"{path}: ")) from error
+    if not isinstance(value, dict):
+        raise _broken(path, f"it must be an object, got {shown(value)}")
+    return value
+
+
+def _read_record(kind: Any, path: Path) -> Any:
+    """Read a named tuple, checked against its types."""
+    values, hints = _read_json(path), get_type_hints(kind)
+    try:
+        for name in values:
+            if name not in hints:
+                raise ValueError(f"unknown key {name!r}; {nearest(name, hints)}")
+        return kind(**{name: decode(hints[name], value, name) for name, value in values.items()})
+    except TypeError as error:
+        raise _broken(path, f"it must hold {', '.join(hints)}") from error
+    except ValueError as error:
+        raise _broken(path, str(error)) from error
+
+
+def _read_point(path: Path, line: str) -> Point:
+    try:
+        step, value, error = parse_json(line)
+        return Point(
+            decode(int, step, "step"), float(decode(str, value, "value")), float(decode(str, error, "error"))
+        )
+    except (ValueError, TypeError) as error:
+        raise _broken(path, f'a line must be [step, "value", "error"], got {line.strip()!r:.80}') from error
 
 
 def _encode(value: Any) -> bytes:

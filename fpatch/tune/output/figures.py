@@ -10,11 +10,17 @@ from fpatch.core.names import label
 from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.plan import Plan
 from fpatch.tune.search.space import Choice, Space, Varied
+from fpatch.viz import style
+from fpatch.viz.names import clip_apart, clip_name, wrap_name
 
 _FEWEST = 10
 """The least number of trials for importances."""
 _FOOT = -0.15
 """Position of a setting that a trial lacks."""
+_MANY = 8
+"""From this number of settings on, their axes are closer together."""
+_GOOD = 0.1
+"""Trials within this share of the range from the best are drawn strongly."""
 _PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 """Box behind labels, which keeps them legible on lines."""
 
@@ -38,57 +44,71 @@ def save_figures(journal: Journal, plan: Plan) -> list[str]:
     return names
 
 
-def _new_figure(**options: Any) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'fpatch[sweep]'") from error
-    return Figure(layout="constrained", **options)
-
-
 def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     """Save parallel coordinates: an axis for each setting, then the objective; the best are drawn last."""
     from matplotlib import colormaps
-    from matplotlib.colors import Normalize
 
     names = list(plan.space.varied)
     values = np.array([e.value for e in entries])
     low, high = float(values.min()), float(values.max())
-    span = (high - low) or 1.0
-    figure = _new_figure(figsize=(1.9 * (len(names) + 1) + 1, 4.2))
-    axis = figure.subplots()
-    colors, scale = colormaps["viridis"], Normalize(low, high)
-    for i in np.argsort(plan.sweep.sign * values):
-        entry = entries[i]
-        places = [place(plan.space, n, entry.trial.settings) for n in names] + [(entry.value - low) / span]
-        axis.plot(range(len(places)), places, color=colors(scale(entry.value)), alpha=0.8, lw=1.5)
-    for x, name in enumerate(names):
-        _label_axis(axis, x, plan.space.varied[name])
-    _label_ends(axis, len(names), f"{low:.3g}", f"{high:.3g}")
-    for x in range(len(names) + 1):
-        axis.axvline(x, color="0.6", lw=0.8, zorder=0)
-    foot = _FOOT if plan.space.when else 0.0
-    axis.set(xlim=(-0.3, len(names) + 0.3), ylim=(foot - 0.12, 1.12), yticks=[])
-    labels = [*(n.removeprefix("objective.") for n in names), plan.sweep.objective]
-    axis.set_xticks(range(len(labels)), [*map(label, labels)], rotation=20, ha="right", fontsize=8)
-    for side in ("top", "left", "right", "bottom"):
-        axis.spines[side].set_visible(False)
-    note = "; a setting that a trial lacks is at the foot" if plan.space.when else ""
-    figure.suptitle(label(f"{plan.study.name}: {len(entries)} trials{note}"), fontsize=10)
-    figure.savefig(path, dpi=140)
+    goodness = plan.sweep.sign * values
+    rank = (goodness.max() - goodness) / ((high - low) or 1.0)  # 0 is the best
+    step = 1.35 if len(names) < _MANY else 0.95  # inches
+    with style.figure("figures", max(step * (len(names) + 1) + 0.6, 3.6), 3.4, "sweep") as figure:
+        axis = figure.subplots()
+        for i in np.argsort(goodness):
+            heights = [place(plan.space, n, entries[i].trial.settings) for n in names]
+            heights.append((entries[i].value - low) / ((high - low) or 1.0))
+            color, strong = colormaps[style.RATES](0.92 * rank[i]), rank[i] < _GOOD
+            axis.plot(heights, color=color, alpha=0.95 if strong else 0.55, lw=1.5 if strong else 0.8)
+        for x, name in enumerate(names):
+            _label_axis(axis, x, plan.space.varied[name])
+        _label_ends(axis, len(names), f"{low:.3g}", f"{high:.3g}")
+        for x in range(len(names) + 1):
+            axis.axvline(x, color="0.6", lw=0.8, zorder=0)
+        foot = _FOOT if plan.space.when else 0.0
+        axis.set(xlim=(-0.35, len(names) + 0.35), ylim=(foot - 0.12, 1.12), yticks=[])
+        labels = [
+            wrap_name(name, int(step / 0.072), 5) for name in _short_names([*names, plan.sweep.objective])
+        ]
+        axis.set_xticks(range(len(labels)), [*map(label, labels)])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        note = "dark: the best" + ("; a setting that a trial lacks is at the foot" if plan.space.when else "")
+        title = f"{plan.study.name}: {len(entries)} trials"
+        figure.suptitle(label(clip_name(title, int(figure.get_figwidth() / 0.09))))
+        axis.set_title(wrap_name(note, int(figure.get_figwidth() / 0.065)), fontsize=7, fontweight="normal")
+        figure.savefig(path)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Return settings without the first parts of their names that do not tell them apart."""
+    plain = [name.removeprefix("objective.") for name in names]
+    for parts in (2, 3, 4):
+        short = [".".join(name.split(".")[-parts:]) for name in plain]
+        if len(set(short)) == len(plain):
+            return short
+    return plain
 
 
 def _label_axis(axis: Any, x: int, kind: Varied) -> None:
     if isinstance(kind, Choice):
         for option in kind.options:
-            axis.text(x + 0.03, kind.unit(option), label(str(option)), fontsize=7, va="center", bbox=_PAPER)
+            axis.text(
+                x + 0.03,
+                kind.unit(option),
+                label(clip_name(str(option), 18)),
+                fontsize=6.5,
+                va="center",
+                bbox=_PAPER,
+            )
         return
     _label_ends(axis, x, f"{kind.low:.3g}", f"{kind.high:.3g}{' log' if kind.log else ''}")
 
 
 def _label_ends(axis: Any, x: int, low: str, high: str) -> None:
-    axis.text(x, 1.02, high, ha="center", va="bottom", fontsize=8, bbox=_PAPER)
-    axis.text(x, -0.02, low, ha="center", va="top", fontsize=8, bbox=_PAPER)
+    axis.text(x, 1.02, high, ha="center", va="bottom", fontsize=7, bbox=_PAPER)
+    axis.text(x, -0.02, low, ha="center", va="top", fontsize=7, bbox=_PAPER)
 
 
 def place(space: Space, name: str, settings: dict[str, Any]) -> float:
@@ -117,26 +137,40 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
     """Save the importances as bars, with the share of the variance that the forest predicts."""
     from fpatch.analysis.importance import NothingToExplain
 
-    figure = _new_figure(figsize=(6.4, 0.4 * len(plan.space.varied) + 1.6))
-    axis = figure.subplots()
     try:
         found = importance(plan, entries)
     except NothingToExplain:
-        is_constant = np.ptp([e.value for e in entries]) == 0
-        why = "all have the same value" if is_constant else "only the seed varies"
-        note = f"no importances for {plan.sweep.objective} from {len(entries)} trials: {why}"
-        axis.text(0.5, 0.5, label(note), ha="center", wrap=True, fontsize=8)
-        axis.set_axis_off()
-    else:
-        columns = found.columns[::-1]
-        names = [label(c.column.removeprefix("sample/").removeprefix("objective.")) for c in columns]
-        axis.barh(names, [c.mean for c in columns], xerr=[c.std for c in columns], color="#4477aa")
-        axis.set_xlabel("share of the variance lost when shuffled")
-        score = found.score
-        verdict = "; the interval holds 0: ignore the bars" if score.low <= 0 else ""
-        figure.suptitle(
-            f"{label(plan.sweep.objective)}, {len(entries)} trials: share of the variance predicted in "
-            f"trials\nheld out {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]{verdict}",
-            fontsize=9,
-        )
-    figure.savefig(path, dpi=140)
+        found = None
+    with style.figure("figures", 5.2, 0.26 * len(plan.space.varied) + 1.4, "sweep") as figure:
+        axis = figure.subplots()
+        if found is None:
+            is_constant = np.ptp([e.value for e in entries]) == 0
+            why = "all have the same value" if is_constant else "only the seed varies"
+            note = f"no importances for {plan.sweep.objective} from {len(entries)} trials: {why}"
+            axis.text(0.5, 0.5, label(wrap_name(note, 60)), ha="center", va="center")
+            axis.set_axis_off()
+        else:
+            _draw_bars(axis, found.columns[::-1])
+            score = found.score
+            verdict = "; the interval holds 0: ignore the bars" if score.low <= 0 else ""
+            note = (
+                f"variance predicted in trials held out: {score.value:.2f} "
+                f"[{score.low:.2f}, {score.high:.2f}]{verdict}; thin lines: standard deviations"
+            )
+            axis.set_title(wrap_name(note, 62), fontsize=7, fontweight="normal")
+            title = f"{plan.study.name}: {plan.sweep.objective}, {len(entries)} trials"
+            figure.suptitle(label(clip_name(title, 58)))
+        figure.savefig(path)
+
+
+def _draw_bars(axis: Any, columns: Sequence[Any]) -> None:
+    """Draw the importance of each setting, the least first."""
+    settings = [c.column.removeprefix("sample/") for c in columns]
+    names = [label(name) for name in clip_apart(_short_names(settings), 34)]
+    falls, spreads = [c.mean for c in columns], [c.std for c in columns]
+    axis.barh(names, falls, xerr=spreads, color=style.COLORS[0], error_kw={"elinewidth": 0.8})
+    axis.axvline(0.0, color="0.4", linewidth=0.6)
+    axis.set_xlabel("share of the variance lost when shuffled")
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x")
+    axis.set_axisbelow(True)

@@ -1,0 +1,73 @@
+"""Names and numbers beside the axes of figures, of a bounded length."""
+
+import re
+from collections.abc import Sequence
+
+_MOST_LINES = 3
+_PARTS = re.compile(r"(?:[^/_\- \n.]|\.(?![A-Za-z]))*(?:[/_\- \n]|\.(?=[A-Za-z]))?")
+"""Parts of a name; a dot within a number ends none."""
+
+
+def wrap_name(name: str, width: int = 18, lines: int = _MOST_LINES) -> str:
+    """Break a name into lines after slashes, dots, underscores and spaces; a long one loses its middle.
+
+    Example:
+        >>> from fpatch.viz.names import wrap_name
+        >>> print(wrap_name("camera/exposure/stops"))
+        camera/exposure/
+        stops
+    """
+    found = [""]
+    for part in _PARTS.findall(name):
+        for piece in (part[i : i + width] for i in range(0, len(part), width)):
+            if found[-1] and len((found[-1] + piece).rstrip()) > width:
+                found.append("")
+            found[-1] += piece
+    found = [line.strip() for line in found]
+    if len(found) > lines:
+        found = [found[0], "...", found[-1]] if lines > 2 else [clip_name(name, width)]
+    return "\n".join(found)
+
+
+def clip_name(name: str, width: int = 24) -> str:
+    """Cut the middle out of a long name; both ends tell names apart.
+
+    Example:
+        >>> from fpatch.viz.names import clip_name
+        >>> clip_name("a rather long name of a run, seed 7", 20)
+        'a rather...n, seed 7'
+    """
+    if len(name) <= width:
+        return name
+    head = (width - 3) // 2
+    return f"{name[:head].rstrip()}...{name[head + 3 - width :]}"
+
+
+def clip_apart(names: Sequence[str], width: int = 24) -> list[str]:
+    """Clip names to a width, or to the next that tells them apart.
+
+    Example:
+        >>> from fpatch.viz.names import clip_apart
+        >>> clip_apart(["victim number 1 of a long list", "victim number 2 of a long list"], 12)
+        ['victim number 1 of a long list', 'victim number 2 of a long list']
+    """
+    for most in (width, 3 * width // 2, 2 * width, 1000):
+        shown = [clip_name(name, most) for name in names]
+        if len(set(shown)) == len(set(names)):
+            break
+    return shown
+
+
+def show_values(values: Sequence[float | str]) -> list[str]:
+    """Write numbers with three digits, or with as many as tell them apart; names stay.
+
+    Example:
+        >>> from fpatch.viz.names import show_values
+        >>> show_values([-1 / 3, 0.0, 2.5]), show_values([1000.0, 1000.5])
+        (['-0.333', '0', '2.5'], ['1000', '1000.5'])
+    """
+    for digits in (3, 4, 6, 9, 17):
+        shown = [v if isinstance(v, str) else f"{v:.{digits}g}" for v in values]
+        if len(set(shown)) == len(set(values)):
+            break
+    return shown
