@@ -133,7 +133,9 @@ def fails(capsys, *words: object) -> str:
 @pytest.mark.parametrize("command", ["evaluate", "replay", "resume", "grid", "transfer"])
 def test_a_sent_run_without_its_data_asks_for_them_in_one_sentence(sent, command, capsys):
     run, _ = sent
-    more = ("--over", "camera/exposure/stops=0,1") if command == "grid" else ()
+    more: tuple[object, ...] = ("--over", "camera/exposure/stops=0,1") if command == "grid" else ()
+    if command == "transfer":
+        more = (shutil.copytree(run.folder, run.folder.with_name("other")),)
     sentence = fails(capsys, command, run.folder, *more)
     assert "placements.csv: no such file" in sentence
     assert "--data.root DIR" in sentence
