@@ -36,9 +36,8 @@ def open_run(
     """
     run = Run.open(folder)
     forbid_imports(run.folder)
-    digests = run.read_json("environment.json").get("data")
-    named = digests.items() if isinstance(digests, Mapping) else ()
-    recorded = {name: found for name, found in named if isinstance(found, str)}
+    data = run.read_json("environment.json").get("data", {})
+    recorded = {name: digest for name, digest in data.items() if digest is not None}
     config = places_of(run, data_root).config(run.read_json("config.json"), recorded)
     try:
         return run, study_from_config(config, run.folder, resources)
@@ -48,8 +47,7 @@ def open_run(
 
 def places_of(run: Run, data_root: str | Path | None = None) -> Places:
     """Return the places at which the files of a run are looked for."""
-    made_in = run.read_json("environment.json").get("folder")
-    return Places(run.folder, made_in if isinstance(made_in, str) else None, data_root)
+    return Places(run.folder, run.read_json("environment.json").get("folder"), data_root)
 
 
 def study_of_table(

@@ -128,12 +128,7 @@ def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
 
 def load_settings(folder: Path, name: str) -> dict[str, Any]:
     """Load the settings of an evaluation that are not those of the run, by dotted name."""
-    path = folder / f"tables/{name}.json"
-    settings = read_json(path).get("settings", {})
-    if not isinstance(settings, dict):
-        what = f"settings must be a table, got {settings!r}"
-        raise RunError(f"{path} is broken ({what}); restore it, or evaluate again")
-    return settings
+    return read_json(folder / f"tables/{name}.json").get("settings", {})
 
 
 def load_execution(folder: Path, name: str) -> Execution:

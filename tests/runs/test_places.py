@@ -14,7 +14,7 @@ from fpatch.core.files import file_digest
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
-from fpatch.runs.opening import open_run, study_of_table
+from fpatch.runs.opening import open_run
 from fpatch.runs.places import Places, to_relative
 from fpatch.runs.replaying import replay_run, replay_step
 from fpatch.runs.training import resume, train, train_in
@@ -224,20 +224,18 @@ def test_absolute_paths_of_a_project_that_is_gone_are_found_in_the_named_folder(
         assert Path(data["root"]) == tmp_path / found
 
 
-@pytest.mark.parametrize("folder", [5, None, [], {"a": 1}])
-def test_a_record_without_a_place_is_opened(made, tmp_path, folder):
+@pytest.mark.parametrize(
+    ("file", "entry"),
+    [("environment", {"folder": 5}), ("environment", {"data": 5}), ("tables/test", {"settings": 5}),
+     ("tables/test", {"data": {"placements": 5}})],
+)  # fmt: skip
+def test_a_broken_record_of_a_place_is_said(made, tmp_path, file, entry):
     copy = Run(tmp_path / "copy")
     shutil.copytree(made.folder, copy.folder)
-    for name, changed in (
-        ("environment", {"folder": folder, "data": folder}),
-        ("tables/test", {"settings": 5}),
-    ):
-        path = copy.folder / f"{name}.json"
-        path.write_text(json.dumps(json.loads(path.read_bytes()) | changed))
-    run, study = open_run(copy.folder, data_root=made.folder.parent.parent)
-    assert study.data.open().root == made.folder.parent.parent
-    with pytest.raises(RunError, match="settings must be a table, got 5"):
-        study_of_table(run, study, "test")
+    path = copy.folder / f"{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | entry))
+    with pytest.raises(RunError, match=rf"is broken \({next(iter(entry))}"):
+        replay_run(copy.folder)
 
 
 def test_paths_that_share_only_the_root_stay_absolute(tmp_path):
