@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fpatch.core.checks import MOST, check_count
 from fpatch.core.text import read_number as text_number
 from fpatch.core.text import read_whole as text_whole
 
@@ -104,13 +103,14 @@ def read_number(field: str, text: str) -> float:
     return {"true": 1.0, "false": 0.0}[text] if text in ("true", "false") else text_number(field, text)
 
 
-def whole(low: int | None = None, high: int = MOST) -> Callable[[str], int]:
+def whole(low: int | None = None, high: int = 10**9) -> Callable[[str], int]:
     """Return the reader of an option that is a whole number."""
 
     def read(text: str) -> int:
         with _as_argument():
             value = text_whole("it", text, low)
-            check_count("it", value, -MOST if low is None else low, high)
+            if value > high:
+                raise ValueError(f"it must be at most {high}, got {value}")
             return value
 
     return read
