@@ -415,7 +415,7 @@ def boxes_and_logits(x):
     ("stage", "answer", "found"),
     [
         (infer.classifier, lambda x: x, r"logits \[3, c\], got \[3, 4, 12, 16\]; wrap it"),
-        (infer.classifier, lambda x: {"logits": x.mean((2, 3))}, r"got {logits: \[3, 4\]}"),
+        (infer.classifier, lambda x: {"scores": x.mean((2, 3))}, r"got {scores: \[3, 4\]}"),
         (infer.classifier, lambda x: x.mean((0, 2, 3))[None], r"got \[1, 4\]"),
         (
             infer.detector,

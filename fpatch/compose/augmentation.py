@@ -12,9 +12,10 @@ from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpatch import random
+from fpatch.compose._kornia_object import read_arguments
 from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params, Values
 from fpatch.graph.stage import define
@@ -54,7 +55,7 @@ class Augmentation:
     """The name and arguments of an augmentation of kornia.
 
     Attributes:
-        name: A class of `kornia.augmentation`.
+        name: A class of `kornia.augmentation`; or an object of one, which gives its name and arguments.
         arguments: Its keyword arguments, `p` among them; lists stand for tuples and tensors.
         size: Height and width of the images; None for those of `scene` or `image` in the batch, which
             `Pipeline.sample` then needs.
@@ -70,11 +71,22 @@ class Augmentation:
         ([True, True], [0.75])
     """
 
-    name: str
+    name: str | nn.Module
     arguments: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
 
+    @property
+    def kind(self) -> str:
+        """The name of the class."""
+        return str(self.name)
+
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            name, arguments = read_arguments(self.name)
+            if self.arguments:
+                raise ValueError(f"augmentation: this {name} has its arguments; leave out others")
+            object.__setattr__(self, "name", name)
+            object.__setattr__(self, "arguments", arguments)
         object.__setattr__(self, "arguments", {name: _frozen(v) for name, v in self.arguments.items()})
         _make(self)
 
@@ -111,12 +123,12 @@ def apply(config: Augmentation, patch_params: Params, sample: AugmentationSample
 
 
 def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> Values:
-    name = "scene" if _is_geometric(config.name) else "image"
+    name = "scene" if _is_geometric(config.kind) else "image"
     images, size = values[name], tuple(values[name].shape[-2:])
     wrong = [drawn for drawn in map(tuple, sample["size_px"].tolist()) if drawn != size]
     if wrong:
         raise ValueError(
-            f"augmentation({config.name!r}) was drawn for images of {wrong[0]} (height, width), but {name!r} "
+            f"augmentation({config.kind!r}) was drawn for images of {wrong[0]} (height, width), but {name!r} "
             f"has {size}; draw again, with size={size} where the batch holds none of that size"
         )
     module, _ = _make(config)
@@ -130,10 +142,10 @@ def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> 
         matrices.append(getattr(module, "transform_matrix", None))
     if len({part.shape for part in moved}) > 1:
         raise ValueError(
-            f"augmentation({config.name!r}) changes the size of some rows only; give the size {size} or p=1"
+            f"augmentation({config.kind!r}) changes the size of some rows only; give the size {size} or p=1"
         )
     image = clip(torch.cat(moved)).to(images.device)
-    if name == "image" or config.name in UNTRACKED:
+    if name == "image" or config.kind in UNTRACKED:
         return {name: image}
     matrix = from_whole_centers(torch.cat(matrices)).to(image)
     return {name: image, **move_labels(values, matrix, (image.shape[-2], image.shape[-1]), sample["on"])}
@@ -142,25 +154,25 @@ def _apply(config: Augmentation, sample: AugmentationSample, values: Values) -> 
 def declare(config: Augmentation) -> dict[str, Any]:
     """Declare the fields, reads and writes of the chosen augmentation."""
     module, _ = _make(config)
-    is_geometric = _is_geometric(config.name)
-    size = config.size or ((2048, 2048) if is_geometric and config.name not in UNTRACKED else (64, 64))
+    is_geometric = _is_geometric(config.kind)
+    size = config.size or ((2048, 2048) if is_geometric and config.kind not in UNTRACKED else (64, 64))
     declared = {
         "fields": (*AugmentationSample.__annotations__, *_logged(_draw(module, 0, size))),
-        "gradient": config.name not in NOT_DIFFERENTIABLE
+        "gradient": config.kind not in NOT_DIFFERENTIABLE
         or bool(config.arguments.get("slow_and_differentiable")),
     }
     if is_geometric:
-        labels = () if config.name in UNTRACKED else LABELS
+        labels = () if config.kind in UNTRACKED else LABELS
         declared |= {"reads": ("scene",), "optional": labels, "writes": ("scene", *labels), "geometric": True}
     return declared
 
 
 def _make(config: Augmentation) -> tuple[Any, float]:
     """Make the module, which then obeys `batch_prob`, and return it with its probability for a row."""
-    kind, arguments, where = _find(config.name), config.arguments, f"augmentation({config.name!r})"
+    kind, arguments, where = _find(config.kind), config.arguments, f"augmentation({config.kind!r})"
     if arguments.get("same_on_batch"):
         raise ValueError(f"{where}: same_on_batch=True would tie rows together; leave it out")
-    if config.name == "RandomResizedCrop" and not arguments.get("align_corners", True):
+    if config.kind == "RandomResizedCrop" and not arguments.get("align_corners", True):
         raise ValueError(
             f"{where}: align_corners=False moves pixels elsewhere than its matrix says; use True"
         )
@@ -203,11 +215,11 @@ def _find_size(config: Augmentation, batch: Batch) -> tuple[int, int]:
     """Return the height and width of the images, for the draw."""
     if config.size is not None:
         return config.size
-    names = ("scene",) if _is_geometric(config.name) else ("image", "scene")
+    names = ("scene",) if _is_geometric(config.kind) else ("image", "scene")
     found = next((batch[name] for name in names if name in batch), None)
     if found is None:
         raise ValueError(
-            f"augmentation({config.name!r}) draws for the size of the image, and the batch holds no "
+            f"augmentation({config.kind!r}) draws for the size of the image, and the batch holds no "
             f"{' and no '.join(map(repr, names))}; give size=(height, width)"
         )
     return found.shape[-2], found.shape[-1]

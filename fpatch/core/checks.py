@@ -1,10 +1,16 @@
 """Checks of settings; an error names the field, the rule, the value and the way out."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from numbers import Integral
+from typing import Any, TypeVar, cast
 
 from fpatch.core.types import Range
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
@@ -32,6 +38,44 @@ def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
     return f"known: {', '.join(options)}" if options else "none is known"
 
 
+def suggest_keyword(function: F) -> F:
+    """Decorate a function so that a call with an unknown keyword names the nearest one.
+
+    Example:
+        >>> from fpatch.core.checks import suggest_keyword
+        >>> @suggest_keyword
+        ... def dim(gain=0.5): ...
+        >>> dim(gian=1.0)
+        Traceback (most recent call last):
+        TypeError: dim: no keyword 'gian'; did you mean 'gain'?
+    """
+    known = inspect.signature(function).parameters
+    name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @functools.wraps(function)
+    def checked(*args: Any, **keywords: Any) -> Any:
+        for keyword in keywords:
+            if keyword not in known:
+                options = [name for name in known if name != "self"]
+                raise TypeError(f"{name}: no keyword {keyword!r}; {nearest(keyword, options)}")
+        return function(*args, **keywords)
+
+    return cast(F, checked)
+
+
+def suggest_setting(kind: type[T]) -> type[T]:
+    """Decorate a class so that making it with an unknown keyword names the nearest one.
+
+    Example:
+        >>> import fpatch
+        >>> fpatch.Optimizer(learning_rat=0.1)
+        Traceback (most recent call last):
+        TypeError: Optimizer: no keyword 'learning_rat'; did you mean 'learning_rate'?
+    """
+    kind.__init__ = suggest_keyword(kind.__init__)
+    return kind
+
+
 _LONGEST_NAME, _MOST_NAMES = 300, 40
 
 
@@ -50,7 +94,9 @@ def shown(value: object, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def check_range(field: str, value: Range, low: float = float("-inf"), high: float = float("inf")) -> None:
+def check_range(
+    field: str, value: Range | tuple[float, float], low: float = float("-inf"), high: float = float("inf")
+) -> None:
     """Check that a range is finite and that `low <= value.low <= value.high <= high`.
 
     Raises:

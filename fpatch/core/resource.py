@@ -7,6 +7,7 @@ weights. The object is loaded at its first use, and only if every file still has
 """
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fpatch.core.checks import nearest
 from fpatch.core.files import file_digest
 from fpatch.core.registry import identify, lookup, register
 from fpatch.core.schema import OMIT_EMPTY
@@ -49,10 +51,18 @@ class Loader:
 
         Raises:
             FileNotFoundError: If the weights file does not exist.
+            TypeError: For an argument that the loader does not know, with the nearest.
         """
+        known = inspect.signature(self.load).parameters
+        for argument in arguments:
+            if argument not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+                raise TypeError(f"{self.name}: no argument {argument!r}; {nearest(argument, known)}")
         path = None if weights is None else str(weights)
         files = _digests_of_named(arguments) | self.digests_beside(path, arguments)
         return Resource(self.name, path, None if path is None else file_digest(path), arguments, files)
+
+    def __repr__(self) -> str:
+        return self.name
 
     def digests_beside(self, weights: str | None, arguments: Mapping[str, Any]) -> dict[str, str]:
         """Return the digests of the other files in the folder of the weights, by name."""
@@ -172,6 +182,10 @@ def define_loader(
         {'factor': 3.0}
     """
     loader = Loader(identify(name, load.__module__), load.__module__, load, files)
+    taken = inspect.signature(load).replace(return_annotation="Resource")
+    object.__setattr__(loader, "__signature__", taken)
+    call = f"{loader.name}{taken}".replace("'Resource'", "Resource")
+    object.__setattr__(loader, "__doc__", f"{call}\n\n{inspect.getdoc(load) or ''}\n")
     register(loader.name, loader)
     return loader
 

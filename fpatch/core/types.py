@@ -1,7 +1,7 @@
 """Shared type aliases."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ Sample = Mapping[str, Any]
 class Range(NamedTuple):
     """The closed interval of a setting's draws; `[low, high]` in a config file.
 
+    A stage takes any pair of numbers in its place: `compose.exposure((-1.0, 1.0))`.
+
     Attributes:
         low: The smallest value.
         high: The largest value.
@@ -33,3 +35,9 @@ class Range(NamedTuple):
 
     low: float
     high: float
+
+    if TYPE_CHECKING:  # a setting is given as any pair and read as a range: factories convert it
+
+        def __get__(self, instance: object, owner: type | None = None) -> "Range": ...
+
+        def __set__(self, instance: object, value: "Range | tuple[float, float] | list[float]") -> None: ...

@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,9 @@ def rows(
 class Loader:
     """Batches for training, in the order of `indices`.
 
+    A loop over it is one epoch: `len(loader)` batches from step 0, which show every image. Every loop gives
+    the same batches; `batches(start)` goes on without end, as training does.
+
     Attributes:
         dataset: The source of images.
         key: The key of the order.
@@ -100,6 +104,9 @@ class Loader:
         >>> batch = data.Loader(scenes, random.key(0), batch_size=4).batch(step=0)
         >>> batch["image_id"].sort().values, batch["draw"].sort().values
         (tensor([0, 0, 1, 1]), tensor([0, 0, 1, 1]))
+        >>> loader = data.Loader(scenes, random.key(0), batch_size=1)
+        >>> len(loader), sorted(batch["image_id"].item() for batch in loader)
+        (2, [0, 1])
     """
 
     dataset: Dataset
@@ -110,6 +117,11 @@ class Loader:
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
+        if not isinstance(self.dataset, Dataset):
+            raise ValueError(
+                f"Loader(dataset) must be a fpatch.data.Dataset, got a {type(self.dataset).__name__}; read "
+                "one by fpatch.data.targets, or give yours the attributes of fpatch.data.Dataset"
+            )
         check_number("Loader: batch_size", self.batch_size, 1)
         self.ranks.rows(self.batch_size)  # checks that each process has a row
 
@@ -119,6 +131,15 @@ class Loader:
         picked = indices(self.key, step, self.batch_size, len(ids), self.replace)
         own = self.ranks.rows(self.batch_size)
         return self.dataset.batch(ids[picked][own], draws(ids[picked])[own], device=self.device)
+
+    def __len__(self) -> int:
+        """The batches of an epoch: the fewest that show every image."""
+        return -(-len(self.dataset.image_ids) // self.batch_size)
+
+    def __iter__(self) -> Generator[dict[str, Tensor], None, None]:
+        """Iterate over the batches of one epoch, from step 0."""
+        with closing(self.batches()) as batches:
+            yield from itertools.islice(batches, len(self))
 
     def batches(self, start: int = 0) -> Generator[dict[str, Tensor], None, None]:
         """Iterate over the batches from `start` on, without end; a thread prepares the next batch.

@@ -1,6 +1,7 @@
 """Target sets: images with placements of patches and objects, read as batches."""
 
 import functools
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,8 @@ class TargetSet:
         >>> scenes = tiny_study(tempfile.mkdtemp()).data.open()
         >>> scenes.names, scenes.k, scenes.split("train").image_ids
         (('tag',), 1, tensor([0, 1]))
+        >>> len(scenes), scenes[0]["quads"].shape
+        (8, torch.Size([1, 4, 2]))
     """
 
     names: tuple[str, ...]
@@ -125,6 +128,24 @@ class TargetSet:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one image of this view as `batch` does, without the axis of rows.
+
+        `torch.utils.data.DataLoader(targets)` joins such rows to the batches of `batch`.
+
+        Raises:
+            IndexError: If the view has fewer images.
+            TypeError: If the index is no whole number.
+        """
+        if isinstance(index, slice):
+            raise TypeError(
+                "targets[index] is one image; a view of some is targets.select(targets.image_ids[:5])"
+            )
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"there are {len(self)} images in this view, got index {place}")
+        return {name: value[0] for name, value in self.batch(self.image_ids[place].reshape(1)).items()}
 
     @functools.cached_property
     def image_names(self) -> tuple[str, ...]:

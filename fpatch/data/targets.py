@@ -122,6 +122,8 @@ def targets(
 
 
 def _check_size(size: Sequence[int]) -> tuple[int, int]:
+    if isinstance(size, int):
+        raise ValueError(f"targets: size must be (height, width), got {size}; for a square, ({size}, {size})")
     sides = list(size) if isinstance(size, Sequence) else []
     if len(sides) != 2 or not all(1 <= side <= MOST_SIDE and not side % 1 for side in sides):
         raise ValueError(

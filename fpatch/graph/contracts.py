@@ -6,15 +6,14 @@ numbers. `CONTRACTS` is the one table of the names, and `check_batch` holds a ba
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fpatch.core.tree import is_concrete, is_traced
 from fpatch.core.types import Batch
-from fpatch.graph.node import Node
-from fpatch.graph.stage import ALL
+from fpatch.graph.declarations import ALL
 
 OVERSHOOT = 0.02
 """Values of an image may leave 0..1 by this much, as those of a bicubic filter do."""
@@ -135,7 +134,7 @@ CONTRACTS: dict[str, Contract] = {
 """The contracts by the standard name."""
 
 
-def find_uses(nodes: Mapping[str, Node]) -> tuple[Use, ...]:
+def find_uses(nodes: Mapping[str, Any]) -> tuple[Use, ...]:
     """Find the first reader of each value that nodes read from the batch and that has a contract."""
     uses = {own: Use(own, own, "every sample") for own in ("image_id", "draw")}
     written: set[str] = set()
@@ -149,6 +148,12 @@ def find_uses(nodes: Mapping[str, Node]) -> tuple[Use, ...]:
                 uses.setdefault(name, Use(own, name, f"node {path!r}"))
         written |= set(n.writes.values())
     return tuple(uses.values())
+
+
+def uses_of(reader: str, names: Sequence[str]) -> tuple[Use, ...]:
+    """Find the values with a contract among the names that one stage reads."""
+    found = ((name, CONTRACTS[name].beside or name) for name in names if name in CONTRACTS)
+    return tuple(Use(name, name, reader) for name, beside in found if beside in names)
 
 
 def check_batch(uses: Sequence[Use], batch: Batch) -> None:
@@ -231,6 +236,8 @@ def _find_layout(contract: Contract, value: Tensor) -> str | None:
             return "leave out the transparency: [:, :3]"
         if len(shape) == 3:
             return "add the axis of rows: [None]"
+        if len(shape) == 5:
+            return "the frames of a video are rows of a batch: flatten(0, 1)"
     if contract.shape[2:] == (4, 2) and len(shape) == 3 and shape[-1] == 8:
         return "cut the eight numbers into corners: unflatten(-1, (4, 2))"
     return None

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_type_hints
 
 from fpatch.core.types import Values
 
@@ -93,7 +93,7 @@ def check_config(name: str, config: Any) -> None:
 
 
 def sampled_fields(name: str, sample: Callable[..., Any], reads: tuple[str, ...]) -> tuple[str, ...]:
-    """The fields of the TypedDict that `sample` returns.
+    """The fields of the TypedDict that `sample` returns; `declare` adds those that are not required.
 
     Raises:
         ValueError: If it declares none, or an opacity without reading `patch`.
@@ -109,7 +109,8 @@ def sampled_fields(name: str, sample: Callable[..., Any], reads: tuple[str, ...]
             f"define({name!r}): the field `opacity` fades a patch, and every control sets it to 0; a stage "
             "that does not read `patch` must rename the field"
         )
-    return tuple(declared.__annotations__)
+    required = cast(Any, declared).__required_keys__
+    return tuple(name for name in declared.__annotations__ if name in required)
 
 
 def check_declared(

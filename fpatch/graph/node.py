@@ -10,6 +10,7 @@ from fpatch.core.checks import nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch
+from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function
 from fpatch.graph.stage import ALL, Stage
 
@@ -94,8 +95,9 @@ def node(
         night  compose.exposure(stops=(-1.0, 1.0)): scene -> night
     """
     if not isinstance(stage, Stage):
-        if not callable(stage):
-            raise ValueError(f"node(...): expected a stage or a function, got {type(stage).__name__}")
+        if (found := find_stage(stage)) or not callable(stage):
+            got = found or type(stage).__name__
+            raise ValueError(f"node(...): expected a stage or a function, got {got}")
         if isinstance(reads, Mapping) or isinstance(writes, Mapping) or writes is None:
             raise ValueError(
                 f"node({getattr(stage, '__name__', stage)!r}): a plain function declares no names; give "
@@ -192,8 +194,9 @@ def flatten(parts: Mapping[str, Part], group: str = "") -> dict[str, Node]:
 def _place(path: str, name: str, part: Any) -> Node:
     """The node of a part, with absolute names."""
     if not isinstance(part, Stage | Node):
-        if not callable(part):
-            raise ValueError(f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {part!r}")
+        if (found := find_stage(part)) or not callable(part):
+            got = found or repr(part)
+            raise ValueError(f"pipeline[{path!r}]: expected a stage, node, function or mapping, got {got}")
         part = node(part, writes=(name,))
     n = part if isinstance(part, Node) else node(part)
     base = path.rpartition("/")[0]

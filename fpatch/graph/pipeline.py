@@ -18,6 +18,7 @@ from fpatch.graph import diagram
 from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
 from fpatch.graph.keys import fold_path, row_keys
+from fpatch.graph.mistakes import check_device, check_mapping, explain
 from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, required_names, stream_path
 from fpatch.graph.stage import ALL
 from fpatch.graph.wiring import check_wiring, fill_settings
@@ -103,6 +104,7 @@ class Pipeline(Mapping[str, Node]):
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """A copy of the pipeline with its networks copied to a device; see `Stage.to`."""
+        device = check_device("pipeline.to", device)
         moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
         return Pipeline(moved, self._phase)
 
@@ -167,7 +169,10 @@ class Pipeline(Mapping[str, Node]):
         for path in self.parameterizations:
             stage = self[path].stage
             if stage.definition.project is not None:
-                projected |= stage.definition.project(stage.config, projected)
+                try:
+                    projected |= stage.definition.project(stage.config, projected)
+                except KeyError as error:
+                    raise ValueError(explain(error, stage.definition, params, {})) from error
         return projected
 
     # -- running ------------------------------------------------------------------------------------------
@@ -192,6 +197,7 @@ class Pipeline(Mapping[str, Node]):
                 lacks a name that a node samples from.
         """
         self._check_ready()
+        check_mapping("batch", batch, "the order is (patch_params, key, batch)")
         check_batch(self._uses, batch)
         keys = row_keys(key, batch)
         drawing = {path: n for path, n in self.items() if n.stage.definition.fields}

@@ -11,20 +11,19 @@ Control, replay and counterfactuals are `apply` with another sample.
 """
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypedDict
 
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, suggest_keyword
 from fpatch.core.registry import identify, register
-from fpatch.core.resource import Resource, resolve
+from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.classes import named_classes, number_classes, refuse_names
+from fpatch.graph.contracts import check_batch, uses_of
 from fpatch.graph.declarations import (
     ALL,
     Role,
@@ -35,11 +34,12 @@ from fpatch.graph.declarations import (
     check_declared,
     sampled_fields,
 )
+from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
+from fpatch.graph.mistakes import check_device, check_mapping, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
 
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
 """The types that a sample may hold; a table keeps them without loss."""
@@ -90,8 +90,17 @@ class Definition(Generic[P]):
     classes: tuple[str, ...] = ()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> "Stage":
-        """Make a stage with these settings."""
-        return self.configured(self.config(*args, **kwargs))
+        """Make a stage with these settings; `help` of the factory shows them all.
+
+        Raises:
+            TypeError: For a setting that is unknown, with the nearest name, or missing.
+            ValueError: For a value that breaks a rule of its setting.
+        """
+        make: Any = self.config
+        return self.configured(make(**bind(self.name, make, args, kwargs)))
+
+    def __repr__(self) -> str:
+        return self.name
 
     def configured(self, config: Any) -> "Stage":
         """Make a stage with a config already made."""
@@ -103,21 +112,7 @@ class Definition(Generic[P]):
         return Stage(dataclasses.replace(self, traits=traits, **declared), config)
 
 
-def _suggest_keyword(function: F) -> F:
-    """Name the nearest keyword when a call gives an unknown one."""
-    known = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def checked(*args: Any, **keywords: Any) -> Any:
-        for keyword in keywords:
-            if keyword not in known:
-                raise TypeError(f"{function.__name__}: no keyword {keyword!r}; {nearest(keyword, known)}")
-        return function(*args, **keywords)
-
-    return cast(F, checked)
-
-
-@_suggest_keyword
+@suggest_keyword
 def define(
     name: str,
     config: Callable[P, Any],
@@ -212,6 +207,8 @@ def define(
     definition = Definition(
         identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits, classes
     )
+    object.__setattr__(definition, "__doc__", document(identity, config, module, reads, optional, writes))
+    object.__setattr__(definition, "__signature__", signature(config))
     register(identity, definition)
     return definition
 
@@ -234,7 +231,10 @@ class Stage:
     config: Any
 
     def __call__(self, patch_params: Params, key: Tensor, batch: Batch) -> tuple[Values, Sample]:
-        """`sample`, then `apply`."""
+        """`sample`, then `apply`; the batch keeps the contracts of the names that are read."""
+        check_mapping("batch", batch, "the order is (patch_params, key, batch)")
+        d = self.definition
+        check_batch(uses_of(d.name, (*d.reads, *d.optional)), batch)
         sample = self.sample(key, batch)
         return self.apply(patch_params, sample, batch), sample
 
@@ -248,7 +248,9 @@ class Stage:
             ValueError: If the stage draws other fields, types or rows than it declares.
         """
         keys = row_keys(key, batch)
-        drawn = dict(self.definition.sample(self.config, keys, batch))
+        drawn = self.definition.sample(self.config, keys, batch)
+        check_mapping(f"{self.definition.name}: what sample returns", drawn, "return {field: [b, ...]}")
+        drawn = dict(drawn)
         if set(drawn) != set(self.definition.fields):
             raise ValueError(
                 f"{self.definition.name}: sample must draw {sorted(self.definition.fields)}, as declared, "
@@ -284,7 +286,15 @@ class Stage:
                 f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}"
             )
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
-        written = dict(d.apply(self.config, patch_params, sample, {name: values[name] for name in names}))
+        read = {name: values[name] for name in names}
+        try:
+            written = d.apply(self.config, patch_params, sample, read)
+        except Exception as error:
+            if (found := explain(error, d, patch_params, read)) is None:
+                raise
+            raise ValueError(found) from error
+        check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")
+        written = dict(written)
         expected = {n for n in d.writes if n not in d.optional or n in values}
         if set(written) != expected:
             raise ValueError(
@@ -301,11 +311,12 @@ class Stage:
 
         A metric that gathers rows stays on the host. The copy is meant to run, not to be written to a config.
         """
+        device = check_device("stage.to", device)
         if self.definition.summary is not None:
             return self
         settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
         networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
-        copies = {name: copy_to(model, torch.device(device)) for name, model in networks.items()}
+        copies = {name: copy_to(model, device) for name, model in networks.items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     @property
@@ -332,17 +343,3 @@ class Stage:
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
         return f"{self.definition.name}({', '.join(f'{k}={brief(v)}' for k, v in fields)})"
-
-
-def brief(value: Any) -> str:
-    """A setting on one line: ranges as (low, high), live objects by their type."""
-    if isinstance(value, tuple):
-        shown = [*map(brief, value[:4]), *(["..."] if len(value) > 4 else [])]
-        return f"({', '.join(shown)}{',' if len(shown) == 1 else ''})"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{name!r}: {brief(part)}' for name, part in value.items())}}}"
-    if isinstance(value, torch.nn.Module):
-        return type(value).__name__
-    if isinstance(value, Tensor):
-        return f"tensor {list(value.shape)}"
-    return str(value) if isinstance(value, Resource) else repr(value)

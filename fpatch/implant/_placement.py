@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.tree import constant
-from fpatch.core.types import Batch, Sample, Values
+from fpatch.core.types import Batch, Range, Sample, Values
+from fpatch.graph.mistakes import find_image
 from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.patches import check_only
 from fpatch.ops.region import implant_quads
@@ -63,6 +64,36 @@ def patch_size(config: Any, values: Values) -> Float[Tensor, "b k 2"]:
     return constant(sizes, quads)[values["quad_patch"]]
 
 
+def draw_angles(angle_deg: Range, keys: Tensor, num_placements: int) -> dict[str, Tensor]:
+    """Draw the angle [b, k] of each placement as the field `angle_deg`; no field for the range (0, 0)."""
+    if not any(angle_deg):
+        return {}
+    return {"angle_deg": random.uniform(random.fold_in(keys, "angle_deg"), (num_placements,), *angle_deg)}
+
+
+def declare_fields(config: Any, sample: Any, *names: str) -> dict[str, Any]:
+    """Declare the fields that settings add to those that a sample always has."""
+    angle = ("angle_deg",) if any(config.angle_deg) else ()
+    added = (*names, *angle)
+    return (
+        {"fields": (*(n for n in sample.__annotations__ if n in sample.__required_keys__), *added)}
+        if added
+        else {}
+    )
+
+
+def turn(quads: Float[Tensor, "b k 4 2"], sample: Sample) -> Float[Tensor, "b k 4 2"]:
+    """Turn quads about the mean of their corners by the sampled angles, clockwise on the screen."""
+    if "angle_deg" not in sample:
+        return quads
+    # double: the last bits of float32 sin and cos differ between the vectorized part of a tensor and its tail
+    angle = torch.deg2rad(sample["angle_deg"].double())[..., None]
+    cos, sin = angle.cos().to(quads), angle.sin().to(quads)
+    center = quads.mean(-2, keepdim=True)
+    x, y = (quads - center).unbind(-1)
+    return center + torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+
+
 def placement_box(values: Values) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2"]]:
     """Return the upright box around each placement: its top-left corner, and its width and height."""
     bounds = quad_bounds(values["quads"])
@@ -73,10 +104,10 @@ def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Value
     """Return the image with the sampled placements filled, drawn into `quads` by the region kernel.
 
     Raises:
-        ValueError: If the scene holds whole numbers, or `patch_names` or the kernel refuses the values.
+        ValueError: If the scene is not float32, or `patch_names` or the kernel refuses the values.
     """
-    if not values["scene"].is_floating_point():
-        raise ValueError(f"scene must be floats in 0..1, got {values['scene'].dtype}; divide levels by 255")
+    if found := find_image(values["scene"]):
+        raise ValueError(f"scene must be float32 [b, 3, h, w] in 0..1, got {found}")
     opacity = sample["opacity"] * values["quad_valid"]
     if "placement" in sample:
         chosen = sample["placement"][:, None]

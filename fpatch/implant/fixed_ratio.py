@@ -1,7 +1,7 @@
 """Place each patch upright, sized as a fixed fraction of the box around its placement."""
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,12 +15,15 @@ from fpatch.implant._placement import (
     OPTIONAL,
     READS,
     Boxes,
+    declare_fields,
+    draw_angles,
     draw_placement,
     fill_names,
     find_small,
     implant,
     patch_size,
     placement_box,
+    turn,
 )
 from fpatch.ops.geometry import box_corners
 from fpatch.random import fold_in
@@ -42,6 +45,8 @@ class FixedRatio:
         antialias: Average the pixels of the patch where it is minified; False interpolates there too.
         match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
         names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+        angle_deg: Range of the rotation about the patch's center in degrees; positive is clockwise on the
+            screen. Its corners may leave the box.
 
     Convention:
         Boxes are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
@@ -77,8 +82,10 @@ class FixedRatio:
     antialias: bool = True
     match_brightness: bool = False
     names: tuple[str, ...] | None = None
+    angle_deg: Range = Range(0.0, 0.0)
 
     def __post_init__(self) -> None:
+        check_range("fixed_ratio(angle_deg)", self.angle_deg, -180.0, 180.0)
         check_number("fixed_ratio(ratio)", self.ratio, 1e-3, 4.0)
         if self.by not in ("width", "height", "min"):
             raise ValueError(f"fixed_ratio(by) must be 'width', 'height' or 'min', got {self.by!r}")
@@ -91,6 +98,7 @@ class FixedRatioSample(TypedDict):
     """Opacity, offset and ratio per placement; `placement` is the index to fill per row, -1 for all."""
 
     opacity: Float[Tensor, "b k"]
+    angle_deg: NotRequired[Float[Tensor, "b k"]]
     placement: Int64[Tensor, " b"]
     offset_frac: Float[Tensor, "b k 2"]
     ratio: Float[Tensor, "b k"]
@@ -99,11 +107,12 @@ class FixedRatioSample(TypedDict):
 def sample(config: FixedRatio, keys: Tensor, batch: Batch) -> FixedRatioSample:
     k = batch["quads"].shape[1]
     low, high = torch.tensor([config.offset_x_frac, config.offset_y_frac]).T
-    return {
+    return {  # type: ignore[return-value]
         "opacity": torch.ones(len(keys), k),
         "placement": draw_placement(config.boxes, fold_in(keys, "placement"), batch),
         "offset_frac": random.uniform(fold_in(keys, "offset_frac"), (k, 2), low, high),
         "ratio": torch.full((len(keys), k), config.ratio),
+        **draw_angles(config.angle_deg, keys, k),
     }
 
 
@@ -111,7 +120,12 @@ def apply(config: FixedRatio, patch_params: Params, sample: FixedRatioSample, va
     offset_frac = sample["offset_frac"]
     set_ratio = torch.full_like(offset_frac[..., 0], config.ratio)
     ratio = sample.get("ratio", set_ratio)  # tables of earlier versions do not hold it
-    return implant(config, sample, values, _place(config, ratio, offset_frac, values))
+    return implant(config, sample, values, turn(_place(config, ratio, offset_frac, values), sample))
+
+
+def declare(config: FixedRatio) -> dict[str, Any]:
+    """Declare the fields that the settings add to the sample."""
+    return declare_fields(config, FixedRatioSample)
 
 
 def check(config: FixedRatio, values: Values) -> dict[str, list[str]]:
@@ -143,6 +157,7 @@ fixed_ratio = define(
     optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
+    declare=declare,
     eager=True,
     check=check,
 )

@@ -1,7 +1,7 @@
 """Place each patch upright, at a random size and position within the box around its placement."""
 
 from dataclasses import dataclass
-from typing import TypedDict, get_args
+from typing import Any, NotRequired, TypedDict, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,12 +15,15 @@ from fpatch.implant._placement import (
     OPTIONAL,
     READS,
     Boxes,
+    declare_fields,
+    draw_angles,
     draw_placement,
     fill_names,
     find_small,
     implant,
     patch_size,
     placement_box,
+    turn,
 )
 from fpatch.ops.geometry import box_corners
 from fpatch.random import fold_in
@@ -38,6 +41,8 @@ class Rectangle:
         antialias: Average the pixels of the patch where it is minified; False interpolates there too.
         match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
         names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+        angle_deg: Range of the rotation about the patch's center in degrees; positive is clockwise on the
+            screen. Its corners may leave the box.
 
     Convention:
         Boxes are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
@@ -73,8 +78,10 @@ class Rectangle:
     antialias: bool = True
     match_brightness: bool = False
     names: tuple[str, ...] | None = None
+    angle_deg: Range = Range(0.0, 0.0)
 
     def __post_init__(self) -> None:
+        check_range("rectangle(angle_deg)", self.angle_deg, -180.0, 180.0)
         check_range("rectangle(scale)", self.scale, low=1e-3, high=1.0)
         check_range("rectangle(offset_x_frac)", self.offset_x_frac, 0.0, 1.0)
         check_range("rectangle(offset_y_frac)", self.offset_y_frac, 0.0, 1.0)
@@ -85,6 +92,7 @@ class RectangleSample(TypedDict):
     """Opacity, scale and offset per placement; `placement` is the index to fill per row, -1 for all."""
 
     opacity: Float[Tensor, "b k"]
+    angle_deg: NotRequired[Float[Tensor, "b k"]]
     placement: Int64[Tensor, " b"]
     scale: Float[Tensor, "b k"]
     offset_frac: Float[Tensor, "b k 2"]
@@ -93,16 +101,23 @@ class RectangleSample(TypedDict):
 def sample(config: Rectangle, keys: Tensor, batch: Batch) -> RectangleSample:
     k = batch["quads"].shape[1]
     low, high = torch.tensor([config.offset_x_frac, config.offset_y_frac]).T
-    return {
+    return {  # type: ignore[return-value]
         "opacity": torch.ones(len(keys), k),
         "placement": draw_placement(config.boxes, fold_in(keys, "placement"), batch),
         "scale": random.uniform(fold_in(keys, "scale"), (k,), *config.scale),
         "offset_frac": random.uniform(fold_in(keys, "offset_frac"), (k, 2), low, high),
+        **draw_angles(config.angle_deg, keys, k),
     }
 
 
 def apply(config: Rectangle, patch_params: Params, sample: RectangleSample, values: Values) -> Values:
-    return implant(config, sample, values, _place(config, sample["scale"], sample["offset_frac"], values))
+    quads = _place(config, sample["scale"], sample["offset_frac"], values)
+    return implant(config, sample, values, turn(quads, sample))
+
+
+def declare(config: Rectangle) -> dict[str, Any]:
+    """Declare the fields that the settings add to the sample."""
+    return declare_fields(config, RectangleSample)
 
 
 def check(config: Rectangle, values: Values) -> dict[str, list[str]]:
@@ -129,6 +144,7 @@ rectangle = define(
     optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
+    declare=declare,
     eager=True,
     check=check,
 )

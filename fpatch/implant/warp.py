@@ -1,17 +1,28 @@
 """Warp each patch onto the four corners of its placement by a homography."""
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.core.checks import check_number, check_range
+from fpatch.core.checks import check_choice, check_number, check_range
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
-from fpatch.implant._placement import OPTIONAL, READS, fill_names, find_small, implant
+from fpatch.implant._placement import (
+    OPTIONAL,
+    READS,
+    Boxes,
+    declare_fields,
+    draw_angles,
+    draw_placement,
+    fill_names,
+    find_small,
+    implant,
+    turn,
+)
 from fpatch.random import fold_in
 
 
@@ -25,6 +36,9 @@ class Warp:
         antialias: Average the pixels of the patch where it is minified; False interpolates there too.
         match_brightness: Scale each patch by a gain in 1/4..4 to the mean luma of the scene below it.
         names: Patches in the order that `quad_patch` counts; None takes those of the pipeline.
+        angle_deg: Range of the rotation about the mean of the corners in degrees; positive is clockwise on
+            the screen. The scale comes before it, the jitter after it.
+        boxes: Fill "all" valid placements of an image, or "one" of them, drawn for each row.
 
     Convention:
         Quads are in pixels of the image, x right, y down. (0, 0) is the outer corner of the top-left pixel,
@@ -61,8 +75,12 @@ class Warp:
     antialias: bool = True
     match_brightness: bool = False
     names: tuple[str, ...] | None = None
+    angle_deg: Range = Range(0.0, 0.0)
+    boxes: Boxes = "all"
 
     def __post_init__(self) -> None:
+        check_range("warp(angle_deg)", self.angle_deg, -180.0, 180.0)
+        check_choice("warp(boxes)", self.boxes, get_args(Boxes))
         check_range("warp(scale)", self.scale, low=1e-3, high=4.0)
         check_number("warp(jitter_frac)", self.jitter_frac, 0.0, 0.5)
 
@@ -71,6 +89,8 @@ class WarpSample(TypedDict):
     """Per placement: opacity, 0 to leave it out; scale; jitter of each corner along x and y."""
 
     opacity: Float[Tensor, "b k"]
+    angle_deg: NotRequired[Float[Tensor, "b k"]]
+    placement: NotRequired[Int64[Tensor, " b"]]
     scale: Float[Tensor, "b k"]
     jitter: Float[Tensor, "b k 4 2"]
 
@@ -78,18 +98,31 @@ class WarpSample(TypedDict):
 def sample(config: Warp, keys: Tensor, batch: Batch) -> WarpSample:
     k = batch["quads"].shape[1]
     j = config.jitter_frac
-    return {
+    return {  # type: ignore[return-value]
         "opacity": torch.ones(len(keys), k),
         "scale": random.uniform(fold_in(keys, "scale"), (k,), *config.scale),
         "jitter": random.uniform(fold_in(keys, "jitter"), (k, 4, 2), -j, j),
+        **draw_angles(config.angle_deg, keys, k),
+        **_draw_one(config, keys, batch),
     }
+
+
+def _draw_one(config: Warp, keys: Tensor, batch: Batch) -> dict[str, Tensor]:
+    if config.boxes == "all":
+        return {}
+    return {"placement": draw_placement(config.boxes, fold_in(keys, "placement"), batch)}
 
 
 def apply(config: Warp, patch_params: Params, sample: WarpSample, values: Values) -> Values:
     quads = values["quads"]
     side = (quads.roll(-1, -2) - quads).square().sum(-1).sqrt().mean(-1)[..., None, None]
-    moved = _scale(quads, sample["scale"][..., None, None]) + sample["jitter"] * side
+    moved = turn(_scale(quads, sample["scale"][..., None, None]), sample) + sample["jitter"] * side
     return implant(config, sample, values, moved)
+
+
+def declare(config: Warp) -> dict[str, Any]:
+    """Declare the fields that the settings add to the sample."""
+    return declare_fields(config, WarpSample, *(("placement",) if config.boxes == "one" else ()))
 
 
 def check(config: Warp, values: Values) -> dict[str, list[str]]:
@@ -121,6 +154,7 @@ warp = define(
     optional=OPTIONAL,
     writes=("image",),
     fill=fill_names,
+    declare=declare,
     eager=True,
     check=check,
     show=show,

@@ -12,8 +12,10 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from fpatch.core.resource import Resource
 from fpatch.core.tree import flatten_rows
 from fpatch.core.types import Values
+from fpatch.graph.mistakes import find_image
 from fpatch.ops.detections import convert_answer, log_scores
 
 
@@ -32,6 +34,54 @@ def check_victim(stage: str, model: Any) -> nn.Module:
             "answers; call model.eval() first"
         )
     return model
+
+
+def check_model(stage: str, model: Any) -> None:
+    """Check, when a stage is made, that its model is a network or makes one.
+
+    Raises:
+        ValueError: Naming what was given, and the way out.
+    """
+    if isinstance(model, Resource):
+        return
+    library = type(model).__module__.partition(".")[0]
+    if isinstance(model, nn.Module) and library not in ("kornia", "torchmetrics") and not _is_program(model):
+        return
+    if isinstance(model, str):
+        way = f"name it in infer.torchvision_model(architecture={model!r}, download='DEFAULT')"
+    elif isinstance(model, Mapping):
+        way = "make the network, call load_state_dict with this, and give the network"
+    elif isinstance(model, nn.Module):
+        way = "give its network, the attribute `model`" if _is_program(model) else "it is no victim"
+    elif callable(model):
+        way = "call it, and give the network that it makes; or wrap it in a module"
+    else:
+        way = "make one, such as infer.torchvision_model(...)"
+    got = (
+        f"the string {model!r}"
+        if isinstance(model, str)
+        else getattr(model, "__name__", type(model).__name__)
+    )
+    raise ValueError(f"{stage}(model) must be a torch.nn.Module or a Resource, got {got}; {way}")
+
+
+def _is_program(model: nn.Module) -> bool:
+    """Return whether it is an object such as Ultralytics' YOLO, which trains and predicts from files."""
+    return (
+        type(model).__module__.startswith("ultralytics.")
+        and hasattr(model, "predict")
+        and hasattr(model, "ckpt")
+    )
+
+
+def hint(answer: Any) -> str:
+    """Return the way out for an answer of a known form, which the stage does not take."""
+    first = answer[0] if isinstance(answer, (list, tuple)) and answer else None
+    if isinstance(first, Mapping) and {"boxes", "scores", "labels"} <= {*first}:
+        return "it is one of torchvision's detectors: take infer.torchvision_detector(model)"
+    if isinstance(answer, Mapping) and {"logits", "pred_boxes"} <= {*answer}:
+        return "it is one of transformers' detectors: take infer.transformers_detector(model)"
+    return "wrap it in a module that does"
 
 
 def call(model: Callable[[Tensor], Any], images: Tensor) -> Any:
@@ -55,7 +105,7 @@ def run_victim(
         `labels` int64, `valid` bool.
 
     Raises:
-        ValueError: If no answer depends on the images by autograd.
+        ValueError: If the images have another form, or no answer depends on them by autograd.
 
     Example:
         >>> import torch
@@ -65,6 +115,8 @@ def run_victim(
         >>> images.grad.shape, model.weight.grad
         (torch.Size([2, 3, 4, 4]), None)
     """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(f"image must be float32 [b, 3, h, w] in 0..1, got {find_image(images)}")
     dtype = torch.promote_types(images.dtype, torch.float32)
     if not torch.is_grad_enabled():
         return convert_answer(ask(model, images), dtype)

@@ -1,13 +1,15 @@
 """A classifier as the victim."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer._boundary import check_victim, describe, run_victim
+from fpatch.infer._boundary import check_model, check_victim, describe, hint, run_victim
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Classifier:
     The stage writes `logits` [b, c], differentiable in the images.
 
     Attributes:
-        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> logits [b, c]; or the `Resource`
-            that makes one.
+        model: A module in evaluation mode, images [b, 3, h, w] in 0..1 -> logits [b, c], or {"logits": them}
+            as transformers' classifiers answer; or the `Resource` that makes one.
 
     Example:
         >>> import torch
@@ -33,14 +35,22 @@ class Classifier:
 
     model: Resource | nn.Module
 
+    def __post_init__(self) -> None:
+        check_model("classifier", self.model)
+
+
+def ask(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """Return the logits of an answer that names them, as transformers' classifiers do."""
+    answer = model(images)
+    return answer["logits"] if isinstance(answer, Mapping) and "logits" in answer else answer
+
 
 def apply(config: Classifier, patch_params: Params, sample: Sample, values: Values) -> Values:
-    logits = run_victim(check_victim("classifier", resolve(config.model)), values["image"])
+    logits = run_victim(check_victim("classifier", resolve(config.model)), values["image"], ask)
     b = len(values["image"])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != b:
         raise ValueError(
-            f"classifier: the model must answer logits [{b}, c], got {describe(logits)}; wrap it in a module "
-            "that does"
+            f"classifier: the model must answer logits [{b}, c], got {describe(logits)}; {hint(logits)}"
         )
     return {"logits": logits}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer._boundary import check_victim, describe, run_victim, show_logits
+from fpatch.infer._boundary import check_model, check_victim, describe, hint, run_victim, show_logits
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Detector:
 
     model: Resource | nn.Module
 
+    def __post_init__(self) -> None:
+        check_model("detector", self.model)
+
 
 def apply(config: Detector, patch_params: Params, sample: Sample, values: Values) -> Values:
     answer = run_victim(check_victim("detector", resolve(config.model)), values["image"])
@@ -59,7 +62,7 @@ def _check_dense(answer: Any, num_rows: int) -> Mapping[str, Tensor]:
     ):
         raise ValueError(
             f"detector: the model must answer {{boxes: [{num_rows}, n, 4], logits: [{num_rows}, n, c]}}, all "
-            f"boxes before suppression, got {describe(answer)}; wrap it in a module that does"
+            f"boxes before suppression, got {describe(answer)}; {hint(answer)}"
         )
     return parts
 

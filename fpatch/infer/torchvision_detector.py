@@ -34,7 +34,7 @@ from torch import nn
 from fpatch.core.resource import Resource, resolve
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer._boundary import check_victim, run_victim, show_logits
+from fpatch.infer._boundary import check_model, check_victim, run_victim, show_logits
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class TorchvisionDetector:
     """
 
     model: Resource | nn.Module
+
+    def __post_init__(self) -> None:
+        check_model("torchvision_detector", self.model)
 
 
 def apply(config: TorchvisionDetector, patch_params: Params, sample: Sample, values: Values) -> Values:

@@ -41,7 +41,7 @@ from fpatch.core.resource import Resource, resolve
 from fpatch.core.tree import constant, widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer._boundary import check_victim, run_victim, show_log_scores
+from fpatch.infer._boundary import check_model, check_victim, run_victim, show_log_scores
 from fpatch.ops.detections import softmax_log_odds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -110,6 +110,7 @@ class TransformersDetector:
     size: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        check_model("transformers_detector", self.model)
         if self.size is None:
             return
         if set(self.size) not in _SIZES:

@@ -44,7 +44,7 @@ from fpatch.core.resource import Resource, resolve
 from fpatch.core.tree import constant, is_concrete, widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.infer._boundary import check_victim, describe, run_victim, show_log_scores
+from fpatch.infer._boundary import check_model, check_victim, describe, run_victim, show_log_scores
 from fpatch.ops.detections import ABSENT, log_odds
 
 _GRAY = 114 / 255
@@ -99,6 +99,7 @@ class Yolo:
     fit: Literal["letterbox", "stretch"] = "letterbox"
 
     def __post_init__(self) -> None:
+        check_model("yolo", self.model)
         for field, given in (("format", _EXPECTED), ("fit", ("letterbox", "stretch"))):
             if getattr(self, field) not in given:
                 raise ValueError(

@@ -145,7 +145,8 @@ def _check_metric(metric: Any) -> Any:
     if not isinstance(metric, (Metric, MetricCollection)):
         raise ValueError(
             "torchmetric(metric) must be a torchmetrics.Metric, a MetricCollection or a resource that makes "
-            f"one, got {metric!r}"
+            f"one, got {metric!r}; {'call the class' if isinstance(metric, type) else 'make one by name'}, "
+            "as metrics.torchmetrics(name='MulticlassAccuracy', num_classes=2) does"
         )
     return metric
 

@@ -50,6 +50,11 @@ def make_atlas(
         if masks:
             alpha = patch.new_ones(1, *size)
             if name in masks:
+                if masks[name].ndim != 3 or len(masks[name]) != 1:
+                    raise ValueError(
+                        f"implant: the mask {name!r} must be [1, height, width], got shape "
+                        f"{list(masks[name].shape)}; give one channel, such as mask[:1], for all colors"
+                    )
                 mask = masks[name].to(patch, non_blocking=True)[None]
                 alpha = F.interpolate(mask, size, mode="bilinear", antialias=True)[0].clamp(0.0, 1.0)
             page = torch.cat([page * alpha, alpha.expand(len(page), -1, -1, -1)], dim=1)

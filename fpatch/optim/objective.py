@@ -15,6 +15,7 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample
+from fpatch.graph.mistakes import check_mapping
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.counted import (
     ROW_WEIGHTS,
@@ -65,6 +66,12 @@ class Objective:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pipeline, Pipeline):
+            raise ValueError(
+                f"objective(pipeline) must be a Pipeline, got a {type(self.pipeline).__name__}; make it by "
+                "fpatch.pipeline({...})"
+            )
+        check_mapping("objective(weights)", self.weights, "give {term: weight}")
         terms = self.pipeline.terms
         if not terms:
             raise ValueError("objective: the pipeline has no loss; add one, e.g. losses.vanish()")

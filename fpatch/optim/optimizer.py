@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_type_hints
 
 import torchopt
 
-from fpatch.core.checks import check_choice, check_count, check_number
+from fpatch.core.checks import check_choice, check_count, check_number, suggest_setting
 from fpatch.core.errors import Errors
 from fpatch.optim.schedules import (
     Rate,
@@ -46,6 +46,7 @@ _APPLIES = {
 """The optimizers or schedules to which a setting applies."""
 
 
+@suggest_setting
 @dataclass(frozen=True)
 class Optimizer:
     """The settings of an optimizer and its schedule.
@@ -178,6 +179,11 @@ def make_optimizer(
         >>> optimizer.update(grads, optimizer.init(params), params=params)[0]
         {'a': tensor([-0.2500,  0.2500])}
     """
+    if not isinstance(config, Optimizer):
+        raise ValueError(
+            f"make_optimizer takes settings, fpatch.Optimizer(...), got a {type(config).__name__}; its names "
+            f"are {', '.join(get_args(get_type_hints(Optimizer)['name']))}"
+        )
     if config.warmup_steps >= num_steps:
         raise ValueError(
             f"optimizer.warmup_steps must be less than the steps of the run, {num_steps}, "

@@ -23,6 +23,7 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
 from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
+from fpatch.optim.mistakes import check_optimizer
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
 
@@ -72,6 +73,8 @@ def make_population_step(
     if members_at_once is not None:
         check_number("population.members_at_once", members_at_once, 1)
     check_number("population.rho", rho, 0.0)
+    for optimizer in optimizers:
+        check_optimizer(optimizer)
     _check_members(objectives, optimizers)
     num = len(objectives)
     size = members_at_once or num

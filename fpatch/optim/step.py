@@ -25,6 +25,7 @@ from fpatch.optim.gradient import (
     sharded_gradient,
     value_and_grad,
 )
+from fpatch.optim.mistakes import check_optimizer, explain_state
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.transforms import Transformation
 from fpatch.runtime.parallel import ALONE, Ranks
@@ -99,6 +100,7 @@ def make_state(
         >>> state.step, state.params["a"].shape
         (0, torch.Size([3, 4, 5]))
     """
+    check_optimizer(optimizer)
     params = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
     return TrainState(params, optimizer.init(params), 0, key)
 
@@ -152,6 +154,7 @@ def make_step(
         >>> state.step, info.terms["total_variation"].shape
         (1, torch.Size([2]))
     """
+    check_optimizer(optimizer)
     if micro_batch is not None:
         check_number("train.micro_batch", micro_batch, 1)
     check_number("train.rho", rho, 0.0)
@@ -162,7 +165,7 @@ def make_step(
     pipeline = objective.pipeline
     in_parts = bool(micro_batch) or ranks.size > 1 or processes > 1 or not objective.tellers
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch if state.step else copy_readable(batch))  # checked once on a GPU
         point = lookahead_params(pipeline, optimizer, state)
@@ -180,6 +183,14 @@ def make_step(
         loss = objective.void_uncounted(loss, whole)
         sample, rows = ranks.join((sample, rows))
         return apply_gradient(pipeline, optimizer, state, grads, loss, sample, rows, whole)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+        try:
+            return update(state, batch)
+        except Exception as error:
+            if (found := explain_state(error, state, pipeline, optimizer, batch)) is None:
+                raise
+            raise ValueError(found) from error
 
     return step
 

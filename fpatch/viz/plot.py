@@ -47,6 +47,16 @@ def plot(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install 'fpatch[plot]'") from error
+    if isinstance(titles, str | os.PathLike):
+        raise ValueError(
+            f"plot(titles) must be a list, one title per image, got {os.fspath(titles)!r}; to save a file, "
+            f"give path={os.fspath(titles)!r}, and for one title [{os.fspath(titles)!r}]"
+        )
+    if isinstance(images, Tensor) and images.ndim == 5:
+        raise ValueError(
+            f"plot(images) must be [c, h, w] or [b, c, h, w], got {list(images.shape)}; the frames of a "
+            "video are rows of a batch: flatten(0, 1)"
+        )
     if isinstance(images, Mapping):
         titles, images = list(images) if titles is None else titles, list(images.values())
     elif isinstance(images, Tensor):

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 
 import kornia.augmentation
 import pyarrow as pa
@@ -10,9 +11,12 @@ import pytest
 import torch
 from cases import HEIGHT, NUM_ROWS, WIDTH, make_inputs, noise
 from laws import assert_equal, take
+from torchvision.transforms import v2
+from typecheck import unchecked
 
 from fpatch import compose, implant, random
 from fpatch.compose.augmentation import LARGE, NOT_DIFFERENTIABLE, REFUSED, UNTRACKED
+from fpatch.graph.build import build
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
 from fpatch.graph.samples import from_columns, override, to_columns
@@ -314,3 +318,63 @@ def test_a_compiler_leaves_kornia_as_it_is():
         return 2.0 * stage.apply({}, sample, {"image": image})["image"]
 
     assert torch.equal(torch.compile(twice, backend="aot_eager")(batch["image"]), twice(batch["image"]))
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "arguments"),
+    [
+        (kornia.augmentation.RandomAffine(9.0, translate=(0.1, 0.2), p=0.7), "RandomAffine",
+         {"degrees": 9.0, "translate": (0.1, 0.2), "p": 0.7}),
+        (kornia.augmentation.ColorJitter(0.2, hue=0.1), "ColorJitter", {"brightness": 0.2, "hue": 0.1}),
+        (kornia.augmentation.RandomHorizontalFlip(), "RandomHorizontalFlip", {}),
+        (kornia.augmentation.RandomGaussianNoise(0.1, 0.2, p=1.0), "RandomGaussianNoise",
+         {"mean": 0.1, "std": 0.2, "p": 1.0}),
+        (kornia.augmentation.RandomResizedCrop((8, 8), resample="nearest"), "RandomResizedCrop",
+         {"size": (8, 8), "resample": "NEAREST"}),
+    ],
+)  # fmt: skip
+def test_an_object_of_kornia_gives_its_name_and_arguments(made, name, arguments):
+    stage = compose.augmentation(made)
+    assert stage == compose.augmentation(name, arguments)
+    again = pipeline({"stage": stage}).config["stage"]
+    assert build({"stage": json.loads(json.dumps(again))})["stage"].stage == stage
+    drawn, expected = ({n: p for n, p in draw_once(m).items()} for m in (stage_module(stage), made))
+    assert drawn.keys() == expected.keys()
+    for parameter, value in expected.items():
+        assert torch.equal(drawn[parameter], value), parameter
+
+
+def stage_module(stage):
+    return getattr(kornia.augmentation, stage.config.name)(**stage.config.arguments)
+
+
+def draw_once(module):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        return module.forward_parameters(torch.Size((2, 3, 32, 40)))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (
+            kornia.augmentation.RandomPosterize(bits=3.0),
+            "this RandomPosterize does not keep all its arguments; give them beside",
+        ),
+        (kornia.augmentation.RandomAffine, "got the class RandomAffine of kornia"),
+        (v2.ColorJitter(), "got a ColorJitter of torchvision"),
+        (
+            kornia.augmentation.AugmentationSequential(kornia.augmentation.RandomAffine(5.0)),
+            "give each augmentation a node of its own",
+        ),
+        (kornia.augmentation.RandomAffine(5.0, same_on_batch=True), "would tie rows together"),
+    ],
+)
+def test_an_object_that_cannot_be_made_again_is_refused(made, words):
+    with unchecked(), pytest.raises(ValueError, match=words):
+        compose.augmentation(made)
+
+
+def test_an_object_of_kornia_takes_no_further_arguments():
+    with pytest.raises(ValueError, match="this RandomAffine has its arguments"):
+        compose.augmentation(kornia.augmentation.RandomAffine(5.0), {"degrees": 3.0})

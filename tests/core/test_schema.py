@@ -285,7 +285,8 @@ def test_a_path_is_pinned_where_it_starts(weights):
 
 @pytest.mark.parametrize("with_weights", [True, False])
 def test_a_loader_that_fails_is_named(weights, with_weights):
-    made = number(weights, time=2) if with_weights else counter(begin=2)
+    name, path = ("number", str(weights)) if with_weights else ("counter", None)
+    made = Resource(f"test_schema:{name}", path, arguments={"time": 2})
     source = f" from {weights}" if with_weights else ""
     with pytest.raises(ValueError, match=f"resource '{made.loader}' cannot be loaded{source}: .* unexpected"):
         _ = made.value

@@ -860,3 +860,17 @@ def test_files_that_are_no_start_are_refused(tmp_path):
         _ = data.image_file(tmp_path / "text.png").value
     with pytest.raises(FileNotFoundError, match=r"none.png: no such file"):
         data.image_file(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (torch.ones(3, 8, 8), r"got shape \[3, 8, 8\]; give one channel, such as mask\[:1\], for all colors"),
+        (torch.ones(2, 3, 8, 8), r"got shape \[2, 3, 8, 8\]$"),
+        (255 * torch.ones(8, 8), r"got shape \[8, 8\]; divide levels by 255"),
+        (1.5, "got 1.5"),
+    ],
+)
+def test_a_mask_of_another_form_is_refused_with_the_way_out(mask, words):
+    with pytest.raises(ValueError, match=r"mask\('hood'\) must be a number, \[height, width\] or .*" + words):
+        create.mask({"hood": mask}).apply({}, {}, {"patch": {"hood": torch.zeros(3, 4, 4)}})

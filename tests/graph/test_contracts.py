@@ -84,7 +84,10 @@ PLANTED = {
         change("scene", lambda x: x[0]),
         IMAGE + r".*add the axis of rows: \[None\]",
     ),
-    "a video": (change("scene", lambda x: x[None]), IMAGE + r"float32 \[1, 3, 3, 97, 131\]; give 4 axes"),
+    "a video": (
+        change("scene", lambda x: x[None]),
+        IMAGE + r"float32 \[1, 3, 3, 97, 131\]; the frames of a video",
+    ),
     "normalized for a network": (
         change("scene", lambda x: (x - 0.45) / 0.22),
         IMAGE + "values from -2.* to 2.*; undo a normalization",

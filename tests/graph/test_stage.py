@@ -259,7 +259,9 @@ def test_an_implant_needs_to_know_the_order_of_the_patches():
 
 def test_an_implant_refuses_photographs_in_bytes():
     levels = (255 * make_inputs()["scene"]).byte()
-    with pytest.raises(ValueError, match=r"floats in 0\.\.1, got torch\.uint8; divide levels by 255"):
+    with pytest.raises(
+        ValueError, match=r"float32 \[b.* in 0\.\.1, got uint8 .*; convert it with .float\(\) / 255"
+    ):
         implant.warp(names=("a",))(
             {}, KEY, make_inputs() | {"scene": levels, "patch": {"a": torch.rand(3, 8, 8)}}
         )
@@ -292,7 +294,7 @@ def test_a_function_may_not_write_more_than_it_says():
         return {**batch, "image": batch["image"] * 0.5, "scene": batch["scene"] * 0.5}, {}
 
     with pytest.raises(
-        ValueError, match=r"must write \['image'\], as declared, but wrote \['image', 'scene'\]"
+        ValueError, match=r"must write \['image'\], but wrote \['image', 'scene'\]; name them: node\("
     ):
         from_function(greedy, None, ("image",))({}, KEY, make_inputs())
 
@@ -310,7 +312,7 @@ def test_a_function_of_values_and_params_is_a_loss():
 
 @pytest.mark.parametrize("function", [lambda: 0, lambda a: 0, lambda a, b, c, d: 0])
 def test_a_function_of_another_number_of_arguments_is_refused(function):
-    with pytest.raises(ValueError, match=r"this one takes \d arguments"):
+    with pytest.raises(ValueError, match=r"this one takes \(.*\)$"):
         from_function(function, None, ("image",))
 
 

@@ -1,6 +1,7 @@
 """What implanters do with boxes, placements, masks and brightness, by hand; the kernel has its own tests."""
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fpatch.core.types import Range
 from fpatch.graph.build import build
 from fpatch.graph.pipeline import pipeline
 from fpatch.graph.samples import override, to_columns
+from fpatch.implant import _placement
 from fpatch.ops import region, textures
 
 H, W = 97, 131
@@ -50,6 +52,11 @@ def make_batch(quads: Any = (BOX,), index: Any = (0,), rows: int = 3, **others) 
 
 def draw(stage, **inputs) -> Tensor:
     return stage({}, KEY, make_batch(**inputs))[0]["image"]
+
+
+def apply(stage, batch: dict) -> Tensor:
+    """Of a sample given, where only the kernel looks at the batch."""
+    return stage.apply({}, stage.sample(KEY, batch), batch)["image"]
 
 
 def white_pixels(stage, **inputs) -> list[tuple[int, ...]]:
@@ -137,10 +144,63 @@ def test_antialias_is_a_switch(name):
     assert float((plain - 0.5).abs().max()) > 0.4
 
 
+# -- rotation
+
+
+SQUARE = [[40.0, 30.0], [60.0, 30.0], [60.0, 50.0], [40.0, 50.0]]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(("degrees", "quarters"), [(90.0, 1), (-90.0, -1), (180.0, 2)])
+def test_a_quarter_turn_is_clockwise_on_the_screen(name, degrees, quarters):
+    square = {"wide": noise("square", 3, 20, 20), "high": PATCHES["high"]}
+    inputs = {"quads": [SQUARE], "patch": square, "scene": torch.zeros(3, 3, H, W)}
+    offsets = ("offset_x_frac", "offset_y_frac") if name == "rectangle" else ()
+    centered = dict.fromkeys(offsets, Range(0.5, 0.5))
+    found, upright = (
+        draw(MAKERS[name](angle_deg=Range(angle, angle), **centered), **inputs)[..., 30:50, 40:60]
+        for angle in (degrees, 0.0)
+    )
+    torch.testing.assert_close(found, torch.rot90(upright, -quarters, (-2, -1)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_turned_patch_fills_turned_corners(name):
+    """Of the same picture as `warp` of corners that are turned by hand; each placement has its own angle."""
+    stage = MAKERS[name](angle_deg=Range(-60.0, 60.0))
+    inputs = {"quads": [BOX, AWAY], "index": [0, 1]}
+    sample = stage.sample(KEY, make_batch(**inputs))
+    assert sample["angle_deg"].shape == (3, 2)
+    assert sample["angle_deg"].unique().numel() == 6
+    upright = {n: value for n, value in sample.items() if n != "angle_deg"}
+    seen = []
+    with mock.patch.object(_placement, "implant_quads", lambda scene, *given: seen.append(given[2]) or scene):
+        for drawn in upright, sample:
+            stage.apply({}, drawn, make_batch(**inputs))
+    before, after = (quads.double().numpy() for quads in seen)
+    for row, k in np.ndindex(3, 2):
+        angle = np.deg2rad(float(sample["angle_deg"][row, k]))
+        matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        center = before[row, k].mean(0)
+        np.testing.assert_allclose(after[row, k], center + (before[row, k] - center) @ matrix.T, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_settings_of_before_draw_what_they_drew(name):
+    """No field is added by default, and further fields leave the draws of the others alone."""
+    batch = make_batch([BOX, AWAY], [0, 1])
+    plain = MAKERS[name]().sample(KEY, batch)
+    turned = MAKERS[name](angle_deg=Range(1.0, 9.0)).sample(KEY, batch)
+    assert set(turned) - set(plain) == {"angle_deg"}
+    assert all(torch.equal(turned[field], value) for field, value in plain.items())
+    assert MAKERS[name]().definition == getattr(implant, name)
+    assert "placement" not in implant.warp().sample(KEY, batch)
+
+
 # -- which placements
 
 
-@pytest.mark.parametrize("name", ["rectangle", "fixed_ratio", "fill_box"])
+@pytest.mark.parametrize("name", MAKERS)
 def test_one_of_the_valid_placements_is_filled(name):
     """And logged, as its index."""
     valid = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
@@ -235,6 +295,13 @@ def test_a_mask_is_the_same_in_every_row():
     image = draw(implant.warp(names=NAMES), masks={"wide": mask}, scene=row.expand(3, -1, -1, -1))
     assert torch.equal(image[0], image[1])
     assert torch.equal(image[0], image[2])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (1, 1, 8, 8)])
+def test_a_mask_has_one_channel(shape):
+    rule = r"implant: the mask 'wide' must be \[1, height, width\], got shape .*; give one channel"
+    with pytest.raises(ValueError, match=rule):
+        draw(implant.warp(names=NAMES), masks={"wide": torch.ones(shape)})
 
 
 def test_masks_belong_to_their_patch():
@@ -362,21 +429,25 @@ def test_a_placement_must_have_corners(name, value, monkeypatch):
     batch["quads"][1, 0, 2, 1] = batch["quads"][2, 1] = value
     rule = r"implant: quads in rows \[1, 2\] of the batch have corners that are not finite, but an opacity"
     with pytest.raises(ValueError, match=rule):
+        apply(MAKERS[name](), batch)
+    with pytest.raises(
+        ValueError, match=r"batch\['quads'\], which implant.* in row 1, placement 0; set quad_valid"
+    ):
         MAKERS[name]()({}, KEY, batch)
     # where nobody can look, as while compiling
     for module in (region, textures):
         monkeypatch.setattr(module, "is_concrete", lambda tensor: False)
-    image = MAKERS[name]()({}, KEY, batch)[0]["image"]
+    image = apply(MAKERS[name](), batch)
     assert bool(torch.isfinite(image).all())
     valid = batch["quads"].isfinite().flatten(2).all(-1)
-    assert torch.equal(image, MAKERS[name]()({}, KEY, {**batch, "quad_valid": valid})[0]["image"])
+    assert torch.equal(image, apply(MAKERS[name](), {**batch, "quad_valid": valid}))
 
 
 @pytest.mark.parametrize("index", [-1, 2])
 def test_a_placement_must_show_a_patch_that_there_is(index):
     rule = rf"quad_patch must index the 2 patches \[.*\] from 0, got \[.*{index}"
     with pytest.raises(ValueError, match=rule):
-        MAKERS["warp"]()({}, KEY, make_batch([BOX, AWAY], [0, index]))
+        apply(MAKERS["warp"](), make_batch([BOX, AWAY], [0, index]))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -421,6 +492,9 @@ def test_small_placements_are_reported_together(stage, size):
         (lambda: implant.fill_box(boxes="two"), r"fill_box\(boxes\) must be 'all' or 'one', got 'two'"),
         (lambda: implant.fixed_ratio(boxes=""), r"fixed_ratio\(boxes\) must be 'all' or 'one', got ''"),
         (lambda: implant.fixed_ratio(by="area"), "by.* must be 'width', 'height' or 'min', got 'area'"),
+        (lambda: implant.warp(boxes="first"), r"warp\(boxes\) must be 'all' or 'one', got 'first'"),
+        (lambda: implant.warp(angle_deg=(9.0, 1.0)), r"warp\(angle_deg\).*swap the two"),
+        (lambda: implant.fill_box(angle_deg=(0.0, 190.0)), r"fill_box\(angle_deg\).* within \[-180, 180\]"),
         (lambda: implant.fixed_ratio(0.0), r"fixed_ratio\(ratio\) must be between 0.001 and 4, got 0.0"),
         (lambda: implant.fixed_ratio(offset_x_frac=Range(0.5, 1.5)), r"fixed_ratio\(offset_x_frac\) must be"),
         (lambda: implant.fixed_ratio(offset_y_frac=Range(0.9, 0.5)), r"fixed_ratio\(offset_y_frac\).*swap"),

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.types import Range
 from fpatch.graph.stage import Stage, Summary, define, deterministic
 from fpatch.ops.color import each_channel
 
@@ -226,6 +227,13 @@ class Halved:
         object.__setattr__(self, "stops", self.stops / 2)
 
 
+@dataclass(frozen=True)
+class Untyped:
+    """A range that its annotation does not call one: a pair stays a pair."""
+
+    stops: Any = Range(-1.0, 1.0)
+
+
 def apply_unless_compiled(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
     return {"image": values["image"] if torch.compiler.is_compiling() else values["image"] * 0.5}
 
@@ -400,6 +408,7 @@ BROKEN = {
         )()
     ),
     "config_rebuilds_it": photo_case("halved", config=Halved),
+    "a_pair_is_a_range": photo_case("untyped", config=Untyped),
     "compiled_equals_eager": photo_case("unless_compiled", apply=apply_unless_compiled),
     "traced_equals_eager": photo_case("untraced", apply=apply_unless_compiled),
     "channels_are_the_image": case(

@@ -406,6 +406,13 @@ CASES = {
     "warp minified": case(
         implant.warp(scale=Range(0.1, 0.3), jitter_frac=0.1, names=tuple(SHAPES)), masks=ELLIPSES
     ),
+    "warp turned, one": case(
+        implant.warp(jitter_frac=0.02, names=tuple(SHAPES), angle_deg=Range(-40.0, 90.0), boxes="one"),
+        masks=ELLIPSES,
+    ),
+    "rectangle turned": case(implant.rectangle(names=tuple(SHAPES), angle_deg=Range(-30.0, 30.0))),
+    "fixed_ratio turned": case(implant.fixed_ratio(0.4, names=tuple(SHAPES), angle_deg=Range(-180.0, 180.0))),
+    "fill_box turned": case(implant.fill_box(names=tuple(SHAPES), angle_deg=Range(5.0, 30.0))),
     "rectangle": case(implant.rectangle(names=tuple(SHAPES))),
     "rectangle, one": case(implant.rectangle(boxes="one", match_brightness=True, names=tuple(SHAPES))),
     "fixed_ratio": case(implant.fixed_ratio(0.15, offset_y_frac=Range(0.1, 0.3), names=tuple(SHAPES))),

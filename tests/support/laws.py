@@ -30,6 +30,7 @@ from typecheck import unchecked
 from fpatch import random
 from fpatch.core.resource import resolve
 from fpatch.core.tree import to_device
+from fpatch.core.types import Range
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.build import build
 from fpatch.graph.node import node
@@ -726,6 +727,38 @@ def config_rebuilds_it(case: Case) -> None:
     subject = again if isinstance(case.subject, Pipeline) else again["stage"].stage
     assert repr(subject) == repr(case.subject)
     assert_equal(subject(case.params, KEY, case.batch), case.subject(case.params, KEY, case.batch))
+
+
+def has_a_range(case: Case) -> bool:
+    return isinstance(case.subject, Stage) and any(isinstance(v, Range) for v in settings_of(case).values())
+
+
+def settings_of(case: Case) -> dict[str, Any]:
+    return {f.name: getattr(case.subject.config, f.name) for f in dataclasses.fields(case.subject.config)}
+
+
+@law(applies=has_a_range)
+def a_pair_is_a_range(case: Case) -> None:
+    """Ranges as tuples or lists, and tuples as lists, make the same stage, with the same hash and config."""
+    stage, settings = case.subject, settings_of(case)
+    for form, kind in (tuple, Range), (list, tuple):
+        pairs = {n: form(v) if isinstance(v, kind) else v for n, v in settings.items()}
+        again = stage.definition(**pairs)
+        assert again == stage
+        assert {n: type(v) for n, v in settings_of(replace(case, subject=again)).items()} == {
+            n: type(v) for n, v in settings.items()
+        }
+        configs = [Pipeline({"stage": node(made)}).config for made in (stage, again)]
+        assert json.dumps(configs[0]) == json.dumps(configs[1])
+        if is_hashable(stage):
+            assert hash(again) == hash(stage)
+
+
+def is_hashable(value: Any) -> bool:
+    try:
+        return isinstance(hash(value), int)
+    except TypeError:  # it has a dict among its settings
+        return False
 
 
 def can_be_compiled(case: Case) -> bool:

@@ -47,7 +47,7 @@ class Pixels:
     shapes: Shapes = field(default_factory=dict)
     start: Range = Range(0.0, 1.0)
     images: Mapping[str, Resource | Tensor] = field(default_factory=dict)
-    clamp: Range | None = Range(0.0, 1.0)
+    clamp: Range | tuple[float, float] | None = Range(0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_range("pixels(start)", self.start, 0.0, 1.0)

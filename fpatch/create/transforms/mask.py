@@ -53,8 +53,11 @@ def _as_mask(name: str, given: float | Tensor, like: Tensor) -> Tensor:
     in_range = not is_concrete(mask) or bool(((mask >= 0) & (mask <= 1)).all())
     if mask.ndim != 3 or len(mask) != 1 or not mask.numel() or not in_range:
         what = f"shape {list(given.shape)}" if isinstance(given, Tensor) else given
+        way = "give one channel, such as mask[:1], for all colors" if mask.ndim == 3 and len(mask) > 1 else ""
+        way = "divide levels by 255" if not way and not in_range and mask.max() > 2 else way
         raise ValueError(
             f"mask({name!r}) must be a number, [height, width] or [1, height, width], within 0..1, got {what}"
+            f"{'; ' if way else ''}{way}"
         )
     return mask
 

@@ -1,0 +1,109 @@
+"""The likely mistake behind an error inside a stage, in words: what was given, and the way out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpatch.core.checks import nearest
+
+_IMAGES = ("scene", "image")
+_UNSAID = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImplementedError)
+"""Errors of Python and torch; a ValueError speaks for itself."""
+
+
+def explain(error: Exception, definition: Any, patch_params: Any, values: Mapping[str, Any]) -> str | None:
+    """Explain an error of a stage by its inputs; None if they tell nothing.
+
+    Args:
+        error: The error.
+        definition: The contract of the stage.
+        patch_params: What was given as the parameters.
+        values: The values that it read.
+
+    Example:
+        >>> from fpatch import create
+        >>> from fpatch.graph.mistakes import explain
+        >>> explain(KeyError("hood"), create.pixels, {"hod": None}, {})
+        "create.pixels: patch_params lacks 'hood' (did you mean 'hod'?); pipeline.init(key) makes them"
+    """
+    name = definition.name
+    if not isinstance(error, _UNSAID):
+        return None
+    if not isinstance(patch_params, Mapping):
+        got = describe(patch_params)
+        return f"{name}: patch_params must be {{patch: tensor}}, got {got}; pipeline.init(key) makes them"
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if key is not None and definition.init is not None and key not in patch_params:
+        known = nearest(str(key), patch_params)
+        return f"{name}: patch_params lacks {key!r} ({known}); pipeline.init(key) makes them"
+    for image in _IMAGES:
+        if isinstance(value := values.get(image), Tensor) and (found := find_image(value)):
+            return f"{name}: {image} must be float32 [b, 3, h, w] in 0..1, got {found}"
+    return None
+
+
+def find_image(value: Tensor) -> str | None:
+    """Describe a tensor that has not the type and axes of images, with the way out; None for images."""
+    got = describe(value)
+    if value.ndim == 5:
+        return f"{got}; the frames of a video are rows of a batch: flatten(0, 1)"
+    if value.ndim == 3:
+        return f"{got}; add the axis of rows: [None]"
+    if value.dtype == torch.uint8:
+        return f"{got}; convert it with .float() / 255"
+    if value.dtype != torch.float32:
+        return f"{got}; convert it with .float()"
+    return f"{got}; give 4 axes" if value.ndim != 4 else None
+
+
+def describe(value: Any) -> str:
+    """The type of a value, and the shape of a tensor, for errors."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(map(repr, list(value)[:5])) or 'nothing'}"
+    return f"a {type(value).__name__}"
+
+
+def check_mapping(what: str, value: Any, way_out: str) -> None:
+    """Check that a value is a mapping.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} must be a mapping, got {describe(value)}; {way_out}")
+
+
+def swapped(names: tuple[str, ...]) -> bool:
+    """Return whether the names of a function's arguments tell another order than that of the call."""
+    params, batch = ("patch_params", "params"), ("values", "batch")
+    if len(names) == 2:
+        return names[0] in params or names[1] in batch
+    return names[0] in batch or names[-1] in params
+
+
+def check_device(what: str, device: Any) -> torch.device:
+    """Return a device; refuse a type, which a network of another library takes there.
+
+    Raises:
+        ValueError: For anything that names no device.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.graph.mistakes import check_device
+        >>> check_device("pipeline.to", torch.float64)
+        Traceback (most recent call last):
+        ValueError: pipeline.to takes a device, got torch.float64; stages compute in float32, and ...
+    """
+    if isinstance(device, torch.dtype):
+        raise ValueError(
+            f"{what} takes a device, got {device}; stages compute in float32, and victims of a training in "
+            "the type of train.precision"
+        )
+    try:
+        return torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{what} takes a device, such as 'cpu' or 'cuda', got {device!r}") from error

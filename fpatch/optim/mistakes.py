@@ -1,0 +1,87 @@
+"""Values that are no optimizer of this library and states of another training: named, with the way out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+from torchopt.base import GradientTransformation
+
+from fpatch import random
+from fpatch.graph.pipeline import Pipeline
+from fpatch.optim.optimizer import Optimizer
+
+_UNSAID = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError)
+_NAMES = {"Adam": "adam", "AdamW": "adamw", "SGD": "sgd", "RMSprop": "rmsprop"}
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Check that an optimizer is a transformation of gradients, as `make_optimizer` and torchopt make.
+
+    Raises:
+        ValueError: Naming what was given, and the call that makes one.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.optim.mistakes import check_optimizer
+        >>> check_optimizer(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+        Traceback (most recent call last):
+        ValueError: optimizer must be a transformation of gradients, got a SGD; give fpatch.make_optimizer(...
+    """
+    if isinstance(optimizer, GradientTransformation):
+        return
+    kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+    way = "fpatch.make_optimizer(fpatch.Optimizer(), num_steps=...)"
+    if isinstance(optimizer, Optimizer):
+        way = "fpatch.make_optimizer(settings, num_steps=...) of these settings"
+    elif kind.__name__ in _NAMES:
+        rate = getattr(optimizer, "defaults", {}).get("lr", 0.05)
+        settings = f"{_NAMES[kind.__name__]!r}, learning_rate={rate}, schedule='constant'"
+        way = f"fpatch.make_optimizer(fpatch.Optimizer({settings}), num_steps=...)"
+    raise ValueError(
+        f"optimizer must be a transformation of gradients, got {_article(optimizer, kind)}; give {way}"
+    )
+
+
+def _article(value: Any, kind: type) -> str:
+    return f"the class {kind.__name__}" if isinstance(value, type) else f"a {kind.__name__}"
+
+
+def explain_state(error: Exception, state: Any, pipeline: Pipeline, optimizer: Any, batch: Any) -> str | None:
+    """Explain why a step failed by its state and batch; None if they have the right form.
+
+    An error of memory, of a file or of a system is never explained by them.
+    """
+    if not isinstance(error, _UNSAID) or isinstance(error, torch.OutOfMemoryError):
+        return None
+    if not hasattr(state, "opt_state"):
+        got = type(state).__name__
+        return f"step takes (state, batch), and got a {got} as the state; fpatch.make_state makes one"
+    if not isinstance(batch, Mapping):
+        got = type(batch).__name__
+        return f"step takes (state, batch), and got a {got} as the batch; give a mapping of tensors"
+    made = pipeline.init(random.fold_in(state.key, "init"))
+    if not isinstance(state.params, Mapping) or _shapes(made) != _shapes(state.params):
+        return (
+            f"state.params must hold the parameters {_shapes(made)}, got {_shapes(state.params)}; take those "
+            "of fpatch.make_state, or of a checkpoint of this pipeline"
+        )
+    expected = optimizer.init(dict(state.params))
+    if _form(expected) != _form(state.opt_state):
+        return (
+            "state.opt_state is not that of this optimizer and these parameters; take "
+            "optimizer.init(params), or the state of a checkpoint of this optimizer"
+        )
+    return None
+
+
+def _shapes(params: Any) -> Any:
+    if not isinstance(params, Mapping):
+        return f"a {type(params).__name__}"
+    return {name: list(getattr(value, "shape", ())) for name, value in sorted(params.items())}
+
+
+def _form(tree: Any) -> Any:
+    leaves, spec = optree.tree_flatten(tree)
+    return spec, [tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves]

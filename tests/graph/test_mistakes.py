@@ -1,0 +1,353 @@
+"""Objects of other libraries, swapped arguments and wrong trees: one sentence with the way out, at once."""
+
+import kornia.augmentation as kornia
+import pytest
+import torch
+import torchmetrics
+import torchvision
+from cases import make_inputs, noise
+from torch import nn
+from torchvision.transforms import v2
+from typecheck import unchecked
+
+import fpatch
+from fpatch import compose, create, implant, infer, losses, metrics, random
+from fpatch.graph.node import node
+from fpatch.graph.pipeline import pipeline
+
+KEY = random.key(3)
+PATCH = {"hood": torch.zeros(3, 4, 4)}
+NETWORK = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+ADAM = torch.optim.Adam([torch.zeros(3, requires_grad=True)], lr=0.02)
+
+
+def rows(**values):
+    return {"image_id": torch.tensor([0, 1]), "draw": torch.tensor([0, 0]), **values}
+
+
+def small(part, name="part"):
+    return pipeline({"pixels": create.pixels({"hood": (3, 4, 4)}), name: part})
+
+
+def check_said(call, *words):
+    with unchecked(), pytest.raises(ValueError, match=r"\w") as raised:
+        call()
+    for word in words:
+        assert word in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+# -- objects of other libraries
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (NETWORK, ("got a network, Sequential", "infer.classifier(model)", "infer.yolo(model")),
+        (kornia.RandomAffine(5.0), ("kornia's RandomAffine", "compose.augmentation")),
+        (v2.ColorJitter(), ("torchvision's ColorJitter", "a global generator", "compose.augmentation")),
+        (torchvision.transforms.ToTensor(), ("torchvision's ToTensor", "fpatch.compose")),
+        (torchmetrics.MeanSquaredError(), ("torchmetrics' MeanSquaredError", "metrics.torchmetric(")),
+        (nn.CrossEntropyLoss(), ("torch's CrossEntropyLoss", "(values, patch_params) -> {term: [b]}")),
+        (nn.Flatten, ("the class Flatten",)),
+        (compose.exposure, ("compose.exposure, which makes a stage; call it: compose.exposure(...)",)),
+        (infer.torchvision_model, ("infer.torchvision_model, which makes a network", "infer.classifier(")),
+        (
+            create.mask_image("x.png") if False else infer.ultralytics_model(architecture="a.yaml"),
+            ("give it",),
+        ),
+        ("compose.exposure", ("the string 'compose.exposure'", "fpatch.build")),
+        (3, ("expected a stage, node, function or mapping, got 3",)),
+    ],
+)
+def test_no_object_of_another_library_is_taken_for_a_stage(part, words):
+    check_said(lambda: pipeline({"part": part}), "pipeline['part']: expected a stage", *words)
+    check_said(lambda: node(part, writes=["x"]), "node(...): expected a stage or a function")
+
+
+@pytest.mark.parametrize("make", [infer.classifier, infer.detector, lambda m: infer.yolo(m, format="v8")])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("resnet18", "got the string 'resnet18'; name it in infer.torchvision_model(architecture='resnet18'"),
+        (NETWORK.state_dict(), "call load_state_dict with this"),
+        (torchvision.models.resnet18, "got resnet18; call it"),
+        (nn.Flatten, "got Flatten; call it"),
+        (kornia.RandomAffine(5.0), "got RandomAffine; it is no victim"),
+        (3, "got int; make one, such as infer.torchvision_model(...)"),
+    ],
+)
+def test_what_is_no_network_is_refused_when_the_victim_is_made(make, model, words):
+    check_said(lambda: make(model), "(model) must be a torch.nn.Module or a Resource", words)
+
+
+class Answers(nn.Module):
+    """A network of another library, by its answer."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.scale = answer, nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        mean = self.scale * images.mean((1, 2, 3))
+        return self.answer(mean)
+
+
+def test_a_detector_of_torchvision_in_another_stage_names_its_own():
+    answer = Answers(
+        lambda m: [{"boxes": m.expand(1, 4), "scores": m, "labels": m.long()} for m in m[:, None]]
+    )
+    values = {"image": noise("image", 2, 3, 8, 8)}
+    for make in infer.classifier, infer.detector:
+        check_said(
+            lambda make=make: make(answer.eval()).apply({}, {}, values), "infer.torchvision_detector(model)"
+        )
+
+
+def test_a_detector_of_transformers_names_its_own():
+    answer = Answers(lambda m: {"logits": m[:, None, None], "pred_boxes": m[:, None, None].expand(-1, 1, 4)})
+    values = {"image": noise("image", 2, 3, 8, 8)}
+    check_said(
+        lambda: infer.detector(answer.eval()).apply({}, {}, values), "infer.transformers_detector(model)"
+    )
+
+
+def test_a_classifier_of_transformers_is_taken():
+    plain, named = (
+        Answers(make).eval()
+        for make in (
+            lambda m: m[:, None].expand(-1, 3),
+            lambda m: {"logits": m[:, None].expand(-1, 3), "x": m},
+        )
+    )
+    values = {"image": noise("image", 2, 3, 8, 8)}
+    found, expected = (infer.classifier(model).apply({}, {}, values)["logits"] for model in (named, plain))
+    assert torch.equal(found, expected)
+
+
+def test_a_metric_is_given_as_an_object():
+    check_said(
+        lambda: metrics.torchmetric(torchmetrics.MeanSquaredError), "torchmetric(metric) must be", "call the"
+    )
+    check_said(lambda: metrics.torchmetric("Accuracy"), "make one by name, as metrics.torchmetrics(name=")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (
+            ADAM,
+            "a Adam; give fpatch.make_optimizer(fpatch.Optimizer('adam', learning_rate=0.02, schedule=",
+        ),
+        (torch.optim.SGD, "the class SGD; give fpatch.make_optimizer(fpatch.Optimizer('sgd'"),
+        (fpatch.Optimizer(), "a Optimizer; give fpatch.make_optimizer(settings, num_steps=...)"),
+        ("adam", "a str; give fpatch.make_optimizer(fpatch.Optimizer(), num_steps=...)"),
+    ],
+)
+def test_an_optimizer_of_torch_names_ours(optimizer, words):
+    objective = fpatch.Objective(small(losses.total_variation()), {"total_variation": 1.0})
+    check_said(lambda: fpatch.make_state(objective, optimizer, KEY), "a transformation of gradients", words)
+    check_said(lambda: fpatch.make_step(objective, optimizer), words)
+    check_said(lambda: fpatch.make_population_step([objective], [optimizer]), words)
+    if not isinstance(optimizer, fpatch.Optimizer):
+        check_said(
+            lambda: fpatch.make_optimizer(optimizer, 10), "make_optimizer takes settings, fpatch.Optimizer("
+        )
+
+
+@pytest.mark.parametrize("device", [torch.float64, torch.bfloat16, "float64"])
+def test_a_pipeline_moves_to_devices_alone(device):
+    for subject in small(compose.exposure()), compose.exposure(), infer.classifier(NETWORK):
+        check_said(lambda subject=subject: subject.to(device), ".to takes a device", str(device))
+
+
+# -- images of another type or form
+
+
+STAGES = {
+    "scene": (
+        implant.warp(names=("hood",)),
+        compose.affine(),
+        compose.augmentation("RandomAffine", {"degrees": 9.0}),
+    ),
+    "image": (compose.exposure(), compose.blur(), infer.classifier(NETWORK)),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "way"),
+    [
+        (lambda x: x.double(), "float64 [3, 3, 97, 131]; convert it with .float()"),
+        (lambda x: x.bfloat16(), "bfloat16 [3, 3, 97, 131]; convert it with .float()"),
+        (lambda x: x.half(), "float16 [3, 3, 97, 131]; convert it with .float()"),
+        (lambda x: (x * 255).byte(), "uint8 [3, 3, 97, 131]; convert it with .float() / 255"),
+        (
+            lambda x: x[:, None],
+            "[3, 1, 3, 97, 131]; the frames of a video are rows of a batch: flatten(0, 1)",
+        ),
+        (lambda x: x.permute(0, 2, 3, 1), "[3, 97, 131, 3]; channels come first: permute(0, 3, 1, 2)"),
+        (lambda x: x * 255, "divide by 255"),
+    ],
+)
+@pytest.mark.parametrize("name", STAGES)
+def test_images_of_another_form_are_named_by_every_stage(name, change, way):
+    inputs = make_inputs()
+    batch = inputs | {name: change(inputs[name])}
+    for stage in STAGES[name]:
+        check_said(lambda stage=stage: stage({}, KEY, batch), f"batch[{name!r}]", stage.definition.name, way)
+        whole = pipeline({"part": stage})
+        check_said(lambda whole=whole: whole({}, KEY, batch), f"batch[{name!r}]", "node 'part'", way)
+
+
+def test_images_of_another_type_are_named_where_a_sample_is_given():
+    image = noise("image", 2, 3, 8, 8)
+    stage = infer.classifier(NETWORK)
+    for given in image.double(), image.bfloat16(), image[0], image[:, None]:
+        check_said(
+            lambda given=given: stage.apply({}, {}, {"image": given}),
+            "image must be float32 [b, 3, h, w] in 0..1, got",
+        )
+
+
+# -- functions
+
+
+def one(values, patch_params):
+    return values["patch"]["hood"].mean().expand(2)
+
+
+def two(patch_params, values):
+    return {"two": values["patch"]["hood"].mean().expand(2)}
+
+
+def three(p, v):
+    return {"three": v["patch"]["hood"].mean().expand(2)}
+
+
+def four(values, patch_params):
+    return {"other": values["patch"]["hood"].mean().expand(2)}
+
+
+def five(batch, key, patch_params):
+    return batch, {}
+
+
+def six(patch_params, key, batch):
+    return batch["image_id"]
+
+
+def seven(values, *, patch_params):
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (one, "one must return {term: [b]}, got float32 [2]; return {'one': ...}, one number per row"),
+        (two, "or (values, patch_params) as a loss; this one takes (patch_params, values)"),
+        (
+            three,
+            "three looks up 'patch', a value, in the patch parameters; a loss is called as (values, patch",
+        ),
+        (four, "four must write ['four'], but wrote ['other']; name them: node(four, writes=['other'])"),
+        (
+            five,
+            "takes (patch_params, key, batch), or (values, patch_params) as a loss; this one takes (batch,",
+        ),
+        (six, "six must return (out, sample), out a mapping, got int64 [2]"),
+        (seven, "give 'patch_params' a default"),
+        (max, "has no signature; wrap it in a function"),
+    ],
+)
+def test_a_function_of_another_form_is_named(function, words):
+    check_said(lambda: small(function, function.__name__)(PATCH, KEY, rows()), words)
+
+
+def test_arguments_with_defaults_are_the_functions_own():
+    def weighted(values, patch_params, weight=2.0):
+        return {"weighted": weight * values["patch"]["hood"].mean().expand(2)}
+
+    out, _ = small(weighted, "weighted")({"hood": torch.ones(3, 4, 4)}, KEY, rows())
+    assert out["weighted"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("returned", [torch.ones(2), None, [1.0]])
+def test_a_stage_of_ones_own_returns_mappings(returned):
+    made = fpatch.define("odd", type(compose.exposure().config), fpatch.deterministic, lambda *_: returned,
+                         reads=("image",), writes=("image",))  # fmt: skip
+    check_said(
+        lambda: made().apply({}, {}, {"image": noise("image", 2, 3, 8, 8)}), "odd: what apply returns must be"
+    )
+
+
+def test_swapped_arguments_of_a_call_are_named():
+    for subject in small(losses.total_variation()), compose.exposure():
+        check_said(
+            lambda subject=subject: subject(PATCH, rows(), KEY), "the order is (patch_params, key, batch)"
+        )
+
+
+# -- trees of parameters and states
+
+
+def test_parameters_of_another_pipeline_are_named():
+    whole = small(losses.total_variation())
+    for params in {"hod": PATCH["hood"]}, {}:
+        check_said(
+            lambda params=params: whole(params, KEY, rows()), "create.pixels: patch_params lacks 'hood'"
+        )
+        check_said(
+            lambda params=params: whole.project(params), "patch_params lacks 'hood'", "pipeline.init(key)"
+        )
+    check_said(
+        lambda: whole(PATCH["hood"], KEY, rows()),
+        "patch_params must be {patch: tensor}, got float32 [3, 4, 4]",
+    )
+
+
+@pytest.fixture(scope="module")
+def training():
+    objective = fpatch.Objective(small(losses.total_variation()), {"total_variation": 1.0})
+    optimizer = fpatch.make_optimizer(fpatch.Optimizer(), num_steps=10)
+    state = fpatch.make_state(objective, optimizer, KEY)
+    return fpatch.make_step(objective, optimizer), state, optimizer
+
+
+def test_states_of_another_training_are_named(training):
+    step, state, optimizer = training
+    assert step(state, rows())[0].step == 1
+    other = fpatch.make_optimizer(fpatch.Optimizer("sgd"), num_steps=10)
+    for params in {"hod": PATCH["hood"]}, {**PATCH, "roof": PATCH["hood"]}, {"hood": torch.zeros(3, 5, 5)}:
+        check_said(
+            lambda params=params: step(state._replace(params=params), rows()), "state.params must hold"
+        )
+    for opt_state in None, other.init(PATCH), optimizer.init({"hod": PATCH["hood"]}):
+        wrong = state._replace(opt_state=opt_state)
+        check_said(lambda wrong=wrong: step(wrong, rows()), "state.opt_state is not that of this optimizer")
+    check_said(lambda: step(rows(), state), "step takes (state, batch), and got a dict as the state")
+    check_said(lambda: step(state, KEY), "step takes (state, batch), and got a Tensor as the batch")
+
+
+def test_an_error_of_a_stage_is_not_explained_away(training):
+    step, state, _ = training
+
+    def fail(config, patch_params, sample, values):
+        raise RuntimeError("out of paper")
+
+    made = fpatch.define("fails", type(compose.exposure().config), fpatch.deterministic, fail,
+                         reads=("image",), writes=("image",))  # fmt: skip
+    with pytest.raises(RuntimeError, match="out of paper"):
+        made().apply({}, {}, {"image": noise("image", 2, 3, 8, 8)})
+    with pytest.raises(ValueError, match=r"must hold 'image_id'"):
+        step(state, {})
+
+
+def test_an_objective_takes_a_pipeline_and_weights_by_term():
+    whole = small(losses.total_variation())
+    check_said(
+        lambda: fpatch.Objective(whole, ["total_variation"]),
+        "objective(weights) must be a mapping, got a list",
+    )
+    check_said(
+        lambda: fpatch.Objective({"a": 1}, {"b": 1.0}), "objective(pipeline) must be a Pipeline, got a dict"
+    )
