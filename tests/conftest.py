@@ -63,11 +63,11 @@ def run(trained, tmp_path: Path):
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """A new MLflow database, made once: its making takes seconds."""
-    from fpatch.log import mlflow
+    from fpatch.log import mlflow_client
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with mlflow._contained():
-        mlflow._make_database(path)
+    with mlflow_client.quiet(), mlflow_client.contained():
+        mlflow_client.make_database(path)
     return path
 
 

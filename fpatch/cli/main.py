@@ -15,6 +15,7 @@ from fpatch.cli.answers import to_document
 from fpatch.cli.console import console, show_warnings
 from fpatch.cli.options import check_texts
 from fpatch.cli.portable import must_start_again, run_again
+from fpatch.cli.process import Stop, lasting_output, stopped_by_signals
 from fpatch.core.names import show
 from fpatch.core.text import read_value
 from fpatch.core.version import __version__
@@ -47,22 +48,36 @@ fpatch COMMAND --help shows the options of a command. With --json a command prin
 all else on standard error.
 A study is like a script: its ids may import modules from the working folder. A run folder runs no code.
 Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 3 an error that nobody expected,
-130 stopped.
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. A stop saves the finished steps; a second one ends the
+process at once. Output that cannot be written ends no work; it is exit code 1 of a command that only prints.
 """
 
 _TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate", "grid", "transfer")
 _ON_RUNS = ("evaluate", "grid", "transfer", "replay", "resume", "analyze")
 """Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
+_ONLY_PRINT = ("describe", "doctor", "score", "sweep status", "sweep best", "--help", "-h", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: see `_EPILOG`."""
     show_warnings()
-    if arguments is None:  # the process is ours
-        keep_freed_memory()
-        os.environ.setdefault(*CUBLAS_WORKSPACE)
-    given = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        return _run(arguments)
+    keep_freed_memory()  # the process is ours
+    os.environ.setdefault(*CUBLAS_WORKSPACE)
+    words = sys.argv[1:]
+    with lasting_output() as output, stopped_by_signals() as stop:
+        try:
+            code = _run(words, stop)
+        except SystemExit as leave:  # of the parser, after the help or a wrong argument
+            code = leave.code if isinstance(leave.code, int) else 1
+        output.flush()
+    is_lost = output.error is not None and not output.is_broken_pipe
+    return code or int(is_lost and bool({words[0], " ".join(words[:2])} & {*_ONLY_PRINT}))
+
+
+def _run(given: Sequence[str], stop: Stop | None = None) -> int:
     words = list(given)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
@@ -70,16 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = overrides
         check_texts(options)
         if must_start_again(options):
-            return run_again(given)
+            return run_again(given, own_process=stop is not None)
         with _modules_of_a_study() if words[0] not in _WITHOUT_STUDY else nullcontext():
             console.stderr = options.json
             answer = options.run(options)
             if options.json and answer.facts:
                 print(to_document(answer.facts), end="")
             return answer.code
-    except KeyboardInterrupt as stop:
-        print(show("; ".join(["fpatch: stopped", *getattr(stop, "__notes__", ())])), file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stop = stop or Stop()
+        notes = getattr(interrupt, "__notes__", ())
+        print(show("; ".join([f"fpatch: {stop.sentence}", *notes])), file=sys.stderr)
+        return stop.exit_code
     except (ValueError, ImportError, OSError) as error:
         return _refuse(_message(error), error)
     except Exception as error:

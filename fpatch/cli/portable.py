@@ -24,11 +24,12 @@ def must_start_again(options: argparse.Namespace) -> bool:
     return not started_portable()
 
 
-def run_again(words: Sequence[str]) -> int:
+def run_again(words: Sequence[str], own_process: bool = False) -> int:
     """Run a command of fpatch in a process with the environment of the portable execution.
 
     Args:
         words: The command and its arguments, without the name of the program.
+        own_process: Replace this process, which then gets the signals and ends with the code of the command.
 
     Returns:
         Its exit code.
@@ -36,6 +37,9 @@ def run_again(words: Sequence[str]) -> int:
     from fpatch.runtime.portable import ENVIRONMENT
 
     command = [sys.executable, "-m", "fpatch", *words]
+    if own_process:
+        sys.stdout.flush()
+        os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
     with subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}) as process:
         while True:
             try:

@@ -129,8 +129,9 @@ def _train(options: argparse.Namespace) -> Answer:
     overrides = options.overrides | ({"log.mlflow": options.mlflow_uri} if options.mlflow_uri else {})
     study = load_study(options.config, overrides)
     check_writable("log.runs", study.log.runs)
-    with joined(device=study.device) as ranks, progress_bars() as on_progress:
-        run = train(study, on_progress)
+    with joined(device=study.device) as ranks:
+        with progress_bars() as on_progress:
+            run = train(study, on_progress)
         if not ranks.rank:
             _say_where(run)
     return Answer(0, {} if ranks.rank else describe_run(run))
@@ -142,11 +143,12 @@ def _resume(options: argparse.Namespace) -> Answer:
     from fpatch.runtime.parallel import joined
 
     device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
-    with joined(device=device) as ranks, progress_bars() as on_progress:
-        run = resume(
-            options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri,
-            data_root=options.data_root,
-        )  # fmt: skip
+    with joined(device=device) as ranks:
+        with progress_bars() as on_progress:
+            run = resume(
+                options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri,
+                data_root=options.data_root,
+            )  # fmt: skip
         if not ranks.rank:
             _say_where(run)
     return Answer(0, {} if ranks.rank else describe_run(run))

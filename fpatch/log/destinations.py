@@ -15,6 +15,20 @@ from fpatch.core.files import digest
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """MLflow's own environment variable; the destination that it names is the user's."""
+_EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_NAME"
+EXPERIMENT = "fpatch"
+"""The default name of the experiment in MLflow."""
+
+
+def choose_experiment(experiment: str) -> str:
+    """Return the name of the experiment: MLflow's environment variable replaces the default, nothing else.
+
+    Example:
+        >>> from fpatch.log.destinations import choose_experiment
+        >>> choose_experiment("brake lights")
+        'brake lights'
+    """
+    return os.environ.get(_EXPERIMENT_NAME) or experiment if experiment == EXPERIMENT else experiment
 
 
 def remember(destination: str) -> None:

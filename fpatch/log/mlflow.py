@@ -7,17 +7,27 @@ import os
 import tempfile
 import time
 import uuid
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import write_atomic
 from fpatch.core.inputs import parse_json
+from fpatch.log.attempts import PATIENCE_S, Attempt
 from fpatch.log.copies import is_copy, place_of
+from fpatch.log.destinations import TRACKING_URI
+from fpatch.log.mlflow_client import (
+    UID_TAG,
+    contained,
+    find_active_run,
+    is_own,
+    local_database,
+    open_client,
+    prepare,
+    quiet,
+)
 from fpatch.log.mlflow_payload import (
     entries,
     make_inputs,
@@ -34,17 +44,10 @@ _RECORDS_PER_BLOCK = 200
 _METRICS_PER_REQUEST = 1000
 _ENTRIES_PER_REQUEST = 100
 _COMMIT_LIMIT_S = 5.0
+"""Seconds that a commit waits; then the training goes on, and the sending beside it."""
 _FIRST_PAUSE_S = 30.0
 _LONGEST_PAUSE_S = 600.0
-_SQLITE = "sqlite:///"
-_UID_TAG = "fpatch.uid"
 
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-}
 _logger = logging.getLogger(__name__)
 
 
@@ -57,10 +60,12 @@ class Mlflow:
     records. The run is then sent again under a new id, and the old one goes to MLflow's trash.
 
     The file also holds the place of the folder. A copy of the folder gets an MLflow run of its own, and that
-    of the original stays as it is.
+    of the original stays as it is. Inside an active run of the user's own code, in the same store, the run
+    is nested below it.
 
-    Training continues without a server. Requests time out after 5 s. A failure is followed by a pause of 30 s
-    that doubles up to 10 min. A commit begins no new block after 5 s. MLflow has no histograms.
+    Training continues without a server. A commit waits for 5 s at most, whatever the store, and sending goes
+    on beside the training. A store that makes no progress for 30 s has failed. A failure is followed by a
+    pause of 30 s that doubles up to 10 min. MLflow has no histograms.
     """
 
     def __init__(self, records: Records, uri: str, experiment: str, name: str) -> None:
@@ -78,27 +83,37 @@ class Mlflow:
         """
         if importlib.util.find_spec("mlflow") is None:
             raise ImportError("logging to MLflow needs mlflow: pip install 'fpatch[log]'")
-        if "://" not in uri:
+        if "://" not in uri and uri != os.environ.get(TRACKING_URI):
             raise ValueError(f"mlflow: uri must be like sqlite:///FILE or http://HOST:PORT, got {uri!r}")
         self._records, self._uri, self._experiment, self._name = records, uri, experiment, name
         self._path = records.folder / "mlflow.json"
         self._state = self._load()
         self._committed = self._state["offset"]
+        self._parent = find_active_run(uri)
         self._client: Any = None
+        self._attempt: Attempt | None = None
         self._pause_s, self._paused_until, self._failure = _FIRST_PAUSE_S, 0.0, ""
 
     def write(self, record: Record) -> None:
         """Ignore a record that is not committed, because a resume may drop it."""
 
     def commit(self) -> None:
-        """Send all records, unless the pause after a failure lasts."""
+        """Send all records, unless the pause after a failure lasts; wait for a few seconds at most."""
         self._committed = self._records.size
-        if time.monotonic() >= self._paused_until:
-            self._try_to_send(_COMMIT_LIMIT_S)
+        self._note_end()
+        if self._attempt is None and time.monotonic() >= self._paused_until:
+            self._begin()
+            if self._attempt is not None:
+                with quiet():
+                    self._attempt.wait(_COMMIT_LIMIT_S)
+                self._note_end()
 
     def close(self, finished: bool) -> str | None:
         """Send committed records and end the MLflow run; return a sentence if records remain unsent."""
-        self._try_to_send(float("inf"), status="FINISHED" if finished else "FAILED")
+        self._wait_for_end()
+        if self._attempt is None:
+            self._begin(status="FINISHED" if finished else "FAILED")
+            self._wait_for_end()
         if not self._failure:
             return None
         num_unsent = sum(1 for _ in self._records.read(self._state["offset"], self._committed))
@@ -107,24 +122,58 @@ class Mlflow:
             f"`fpatch resume {self._records.folder}` sends them once the server answers"
         )
 
-    def _try_to_send(self, limit_s: float, status: str | None = None) -> None:
-        deadline = time.monotonic() + limit_s
+    def _begin(self, status: str | None = None) -> None:
+        """Begin to send the committed records, and then the status, if one is given."""
+        stop = self._committed
         try:
-            with _contained():
+            prepare(self._uri)
+        except Exception as error:  # a failed tracker must not end a training
+            self._fail(error)
+            return
+
+        def send(note_progress: Callable[[], None]) -> None:
+            with contained():
                 self._client = self._client or self._connect()
-                while self._state["offset"] < self._committed and time.monotonic() < deadline:
-                    self._send_block()
+                while self._state["offset"] < stop:
+                    note_progress()
+                    self._send_block(stop, note_progress)
                 if status is not None:
                     self._client.set_terminated(self._state["run_id"], status)
-        except Exception as error:  # a failed tracker must not end a training
-            self._client = None
-            self._paused_until = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-            if not self._failure:
-                _logger.warning("MLflow at %s failed, records are sent later: %s", self._uri, error)
-            self._failure = str(error).partition("\n")[0] or repr(error)
-        else:
+
+        self._attempt = Attempt(send)
+
+    def _wait_for_end(self) -> None:
+        """Wait for the attempt as long as it moves."""
+        if self._attempt is not None:
+            with quiet():
+                self._attempt.wait_while_it_moves(PATIENCE_S)
+            self._note_end()
+
+    def _note_end(self) -> None:
+        """Note how an attempt has ended, or that it hangs, which is said once."""
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if attempt.is_running:
+            if attempt.idle_s > PATIENCE_S:
+                self._note_failure(f"no answer for {PATIENCE_S:.0f} s")
+            return
+        self._attempt = None
+        if attempt.error is None:
             self._pause_s, self._failure = _FIRST_PAUSE_S, ""
+            return
+        self._fail(attempt.error)
+
+    def _fail(self, error: Exception) -> None:
+        self._client = None
+        self._paused_until = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._note_failure(str(error).partition("\n")[0] or repr(error))
+
+    def _note_failure(self, why: str) -> None:
+        if not self._failure:
+            _logger.warning("MLflow at %s failed, records are sent later: %s", self._uri, why)
+        self._failure = why
 
     def _load(self) -> dict[str, Any]:
         here = place_of(self._records.folder)
@@ -157,16 +206,12 @@ class Mlflow:
             return zlib.crc32(file.read(stop - start), crc32)
 
     def _connect(self) -> Any:
-        from mlflow import MlflowClient
-
         self._save()  # the uid is on disk before a run has it
-        if self._uri.startswith(_SQLITE):
-            _make_database(Path(self._uri.removeprefix(_SQLITE)))
-        client = MlflowClient(self._uri)
-        if not _is_own(client, self._state["run_id"], self._state["uid"]):
+        client = open_client(self._uri)
+        if not is_own(client, self._state["run_id"], self._state["uid"]):
             self._state |= {"run_id": self._find_or_create_run(client), "offset": 0, "crc32": 0}
         for old in self._state["superseded"]:
-            if isinstance(old, list) and len(old) == 2 and _is_own(client, *old):
+            if isinstance(old, list) and len(old) == 2 and is_own(client, *old):
                 client.delete_run(old[0])
         self._state["superseded"] = []
         client.update_run(self._state["run_id"], status="RUNNING")
@@ -174,31 +219,32 @@ class Mlflow:
         return client
 
     def _find_or_create_run(self, client: Any) -> str:
-        uid = self._state["uid"]
-        if experiment := client.get_experiment_by_name(self._experiment):
+        uid, tags = self._state["uid"], {}
+        if self._parent is not None:
+            experiment_id, tags = self._parent.experiment_id, {"mlflow.parentRunId": self._parent.run_id}
+        elif experiment := client.get_experiment_by_name(self._experiment):
             experiment_id = experiment.experiment_id
-            if runs := client.search_runs([experiment_id], f"tags.`{_UID_TAG}` = '{uid}'"):
-                return runs[0].info.run_id
         else:
             experiment_id = client.create_experiment(self._experiment, self._artifact_location())
+        if runs := client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'"):
+            return runs[0].info.run_id
         start_time = next((record["time"] for record in self._records), None)
-        return client.create_run(experiment_id, start_time, {_UID_TAG: uid}, self._name).info.run_id
+        return client.create_run(experiment_id, start_time, {UID_TAG: uid} | tags, self._name).info.run_id
 
     def _artifact_location(self) -> str | None:
         """Return a folder beside a local database; a server chooses its own."""
-        if not self._uri.startswith(_SQLITE):
-            return None
-        return (Path(self._uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts").as_uri()
+        path = local_database(self._uri)
+        return None if path is None else (path.resolve().parent / "mlartifacts").as_uri()
 
-    def _send_block(self) -> None:
+    def _send_block(self, stop: int, note_progress: Callable[[], None]) -> None:
         start = self._state["offset"]
-        block = list(islice(self._records.read(start, self._committed), _RECORDS_PER_BLOCK))
-        self._send([record for record, _ in block])
+        block = list(islice(self._records.read(start, stop), _RECORDS_PER_BLOCK))
+        self._send([record for record, _ in block], note_progress)
         end = block[-1][1]
         self._state |= {"offset": end, "crc32": self._checksum(start, end, self._state["crc32"])}
         self._save()
 
-    def _send(self, records: list[Record]) -> None:
+    def _send(self, records: list[Record], note_progress: Callable[[], None]) -> None:
         client, run_id = self._client, self._state["run_id"]
         known = client.get_run(run_id).data.params if entries(records, "params") else {}
         new_params, changed_params = sort_params(records, known)
@@ -212,9 +258,11 @@ class Mlflow:
             client.log_inputs(run_id, inputs)
         with tempfile.TemporaryDirectory() as folder:
             stage_files(Path(folder), self._records.folder, records)
-            if any(Path(folder).iterdir()):
-                client.log_artifacts(run_id, folder)
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                note_progress()
+                client.log_artifact(run_id, str(path), _parent_of(path.relative_to(folder)))
         for path in dict.fromkeys(name for _, name, _ in entries(records, "artifacts")):
+            note_progress()
             self._upload(path)
 
     def _upload(self, path: str) -> None:
@@ -226,42 +274,7 @@ class Mlflow:
         if local.is_dir():
             self._client.log_artifacts(run_id, str(local), path)
         else:
-            self._client.log_artifact(run_id, str(local), Path(path).parent.as_posix().removeprefix("."))
-
-
-def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
-    """Make the MLflow runs of some run folders children of the run of another.
-
-    Args:
-        uri: The tracking URI.
-        parent: The run folder of the parent.
-        children: The run folders of the children.
-
-    Raises:
-        Exception: By MLflow, if the server does not answer.
-    """
-    with _contained():
-        from mlflow import MlflowClient
-
-        client, (parent_id,) = MlflowClient(uri), run_ids([parent])
-        for folder in children:
-            state = parse_json((folder / "mlflow.json").read_bytes())
-            if _is_own(client, state["run_id"], state["uid"]):
-                client.set_tag(state["run_id"], "mlflow.parentRunId", parent_id)
-
-
-def run_ids(folders: Sequence[Path]) -> list[str]:
-    """Return the ids of the MLflow runs of run folders; folders without one are skipped."""
-    paths = [path for folder in folders if (path := folder / "mlflow.json").exists()]
-    found = [parse_json(path.read_bytes())["run_id"] for path in paths]
-    return [run_id for run_id in found if run_id is not None]
-
-
-def is_sent(folder: Path) -> bool:
-    """Return whether MLflow has every record of a run folder."""
-    path = folder / "mlflow.json"
-    size = (folder / "records.jsonl").stat().st_size
-    return path.exists() and parse_json(path.read_bytes())["offset"] >= size
+            self._client.log_artifact(run_id, str(local), _parent_of(Path(path)))
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -281,51 +294,10 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-@contextmanager
-def _contained() -> Iterator[None]:
-    """Set short timeouts for MLflow, and silence its telemetry, warnings and logs."""
-    added = {key: value for key, value in _ENVIRONMENT.items() if key not in os.environ}
-    os.environ.update(added)
-    disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.INFO))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        for key in added:
-            del os.environ[key]
-
-
-def _is_own(client: Any, run_id: Any, uid: Any) -> bool:
-    """Return whether a run is not in the trash, and has the tag that was given to it with this id."""
-    from mlflow.exceptions import MlflowException
-
-    if not isinstance(run_id, str) or not isinstance(uid, str):
-        return False
-    try:
-        run = client.get_run(run_id)
-        return run.info.lifecycle_stage == "active" and run.data.tags.get(_UID_TAG) == uid
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
-def _make_database(path: Path) -> None:
-    """Make a local database atomically, because MLflow cannot open one that a kill left incomplete."""
-    from mlflow import MlflowClient
-
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-        new = Path(folder, path.name)
-        MlflowClient(f"{_SQLITE}{new}")
-        with suppress(FileExistsError):  # another run was faster
-            os.link(new, path)
-
-
 def _batches(entries: list[Any], size: int) -> Iterator[list[Any]]:
     return (entries[start : start + size] for start in range(0, len(entries), size))
+
+
+def _parent_of(path: Path) -> str | None:
+    """Return the folder of an artifact in MLflow; None for the root."""
+    return path.parent.as_posix().removeprefix(".") or None

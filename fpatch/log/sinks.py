@@ -1,6 +1,7 @@
 """The log of a run: each record goes to disk first, then to every sink."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fpatch.core.files import file_digest
 from fpatch.core.names import safe_name
+from fpatch.log.destinations import EXPERIMENT, TRACKING_URI, choose_experiment
 from fpatch.log.records import Kind, Mark, Record, Records
 from fpatch.log.values import inside, to_histogram, to_plain, to_png, to_scalar
 
@@ -50,7 +52,7 @@ def open_log(
     *,
     tensorboard: bool = True,
     mlflow: bool | str = False,
-    experiment: str = "fpatch",
+    experiment: str = EXPERIMENT,
     name: str | None = None,
     sinks: Sequence[Callable[[Records], Sink]] = (),
     resume_step: int | None = None,
@@ -60,9 +62,9 @@ def open_log(
     Args:
         folder: The run folder; it is made if absent.
         tensorboard: Whether to write event files to `folder/tensorboard`.
-        mlflow: The tracking URI, `http://HOST:PORT` or `sqlite:///FILE`; True is `mlflow.db` beside the
-            folder.
-        experiment: The name of the experiment in MLflow.
+        mlflow: The tracking URI, `http://HOST:PORT` or `sqlite:///FILE`. True is that of the environment
+            variable `MLFLOW_TRACKING_URI`, or else `mlflow.db` beside the folder.
+        experiment: The name of the experiment in MLflow. `MLFLOW_EXPERIMENT_NAME` replaces the default.
         name: The name of the run in MLflow; by default that of the folder.
         sinks: Factories of further sinks, called with the records.
         resume_step: The step of the state to resume from; later records leave the log and every sink.
@@ -90,7 +92,7 @@ def open_log(
     if mlflow:
         from fpatch.log.mlflow import Mlflow
 
-        uri = tracking_uri(folder, mlflow)
+        uri, experiment = tracking_uri(folder, mlflow), choose_experiment(experiment)
         makers.append(lambda records: Mlflow(records, uri, experiment, name or folder.resolve().name))
     if tensorboard:
         try:
@@ -116,8 +118,19 @@ def open_log(
 
 
 def tracking_uri(folder: Path, mlflow: bool | str) -> str:
-    """Return the tracking URI of a run folder; True means the database beside it."""
-    return mlflow if isinstance(mlflow, str) else f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+    """Return the tracking URI of a run folder.
+
+    True means the store that `MLFLOW_TRACKING_URI` names, and without this variable the database beside the
+    folder.
+
+    Raises:
+        ValueError: If there is no URI for the path of the database.
+    """
+    if uri := mlflow if isinstance(mlflow, str) else os.environ.get(TRACKING_URI):
+        return uri
+    from fpatch.log.mlflow_client import database_uri
+
+    return database_uri(folder.resolve().parent / "mlflow.db")
 
 
 class Log:
@@ -152,6 +165,11 @@ class Log:
                     self._standing.add((record["step"], kind, name))
                 if kind in ("params", "tags", "input"):
                     self._described.setdefault(kind, {})[name] = value
+
+    def revisit(self, step: int) -> None:
+        """Keep the values of an earlier step where they are recorded again, as after a resume there."""
+        recorded = (record for record in self._records if record["step"] == step)
+        self._standing |= {(step, record["kind"], name) for record in recorded for name in record["values"]}
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Record numbers: Python's, numpy's or tensors of one element, NaN and infinities included.

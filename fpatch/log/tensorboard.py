@@ -23,6 +23,13 @@ from fpatch.core.files import AppendFile, open_own
 from fpatch.log.records import Record, Records
 from fpatch.log.values import inside, to_text
 
+_MAIN = {
+    "train/loss": "main/loss",
+    "validation/success/patch": "main/success in the validation",
+    "test/success/patch": "main/success in the test",
+}
+"""Scalars that TensorBoard shows first: it sorts cards by name."""
+
 _MASK_DELTA = 0xA282EAD8
 """A constant of the format of event files, for data that contain checksums."""
 
@@ -68,7 +75,9 @@ class TensorBoard:
             summary = _hparams(record)
         elif make := _MAKERS.get(record["kind"]):
             values = [make(self._folder, value) for value in record["values"].values()]
-            named = zip(record["values"], values, strict=True)
+            named = [*zip(record["values"], values, strict=True)]
+            if record["kind"] == "scalars":
+                named += [(_MAIN[name], value) for name, value in named if name in _MAIN]
             summary = Summary(value=[Summary.Value(tag=name, **value) for name, value in named])
         else:
             return

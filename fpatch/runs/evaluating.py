@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fpatch.core.progress import Progress, silent
+from fpatch.core.display import shown
+from fpatch.core.progress import Progress
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
 from fpatch.evaluation.by_class import by_class
@@ -45,7 +46,7 @@ def evaluate_run(
     folder: str | Path,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    on_progress: Progress = silent,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
@@ -58,7 +59,7 @@ def evaluate_run(
         folder: The run folder.
         split: The split of the study's data.
         checkpoint: The name of a checkpoint.
-        on_progress: Called with the progress.
+        on_progress: Called with the progress; None: bars or lines on standard error.
         resources: Live objects by "path/setting" of the pipeline.
         settings: Other settings of this evaluation, by dotted name: those of `evaluate` and `data`, of nodes
             that do not train the patch, such as a metric, `seed` and `device`. The table is named after them.
@@ -81,7 +82,7 @@ def evaluate_run(
         ['test-classes.png', 'test-effects.png', 'test.png']
     """
     opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
-    with Run.open(folder).locked(), opened as trained:
+    with Run.open(folder).locked(), opened as trained, shown(on_progress) as on_progress:
         run, study, dataset = trained.run, trained.study, trained.dataset
         metric, table = study.evaluate.metric, table_name(split, checkpoint, trained.settings)
         warn_of_replaced(run, table, trained.facts(checkpoint))
@@ -95,15 +96,16 @@ def evaluate_run(
         run.write_json(f"tables/{table}.summary.json", summary)
         log = open_study_log(own_log(study, run, mlflow), run, last_step)
         try:
-            log.scalars(last_step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
+            log.revisit(trained.step)  # the numbers stand at the step of the patch
+            log.scalars(trained.step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)
-            log_stage_views(study, last_step, views, dataset.class_names, log, table)
+            log_stage_views(study, trained.step, views, dataset.class_names, log, table)
             figures = [f"figures/{table}.png", f"figures/{table}-effects.png"]
             first = make_figure(study, views, dataset.class_names, panel_px=REPORT_PX)
             run.write_image(figures[0], first)
             figure = picture_effects(study, trained.params, dataset, result.table, split)
             run.write_image(figures[1], figure)
-            log.images(last_step, {f"{table}/largest and smallest effects": figure})
+            log.images(trained.step, {f"{table}/largest and smallest effects": figure})
             figures += picture_classes(run, study.name, table, summary)
             record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])

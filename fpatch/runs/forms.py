@@ -12,12 +12,13 @@ _FORMS: dict[str, dict[str, Any]] = {
     "environment.json": {
         "format": int | str, "fpatch": str, "execution": Mapping[str, Any], "files": _DIGESTS,
         "data": Mapping[str, str | None], "sources": Mapping[str, _DIGESTS], "processes": int,
-        "resumed": tuple[Mapping[str, int], ...],
+        "folder": str, "resumed": tuple[Mapping[str, int], ...],
     },
     "data.json": {"images": tuple[Mapping[str, str | int], ...]},
     "manifest": {
         "execution": Mapping[str, Any], "rows": int, "patches": tuple[str, ...], "checkpoint": str,
         "step": int, "state": str, "files": _DIGESTS, "settings": Mapping[str, Any], "grid": Any,
+        "data": _DIGESTS,
     },
     "summary": {"checkpoint": str | None, "step": int, "metric": str, "settings": Mapping[str, Any]},
 }  # fmt: skip

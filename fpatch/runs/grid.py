@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fpatch import random
+from fpatch.core.display import shown
 from fpatch.core.names import label
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, TITLES, make_conditions
@@ -39,7 +40,7 @@ def evaluate_grid_run(
     grid: Grid,
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    on_progress: Progress = lambda task, done, total, note: None,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -56,12 +57,13 @@ def evaluate_grid_run(
         grid: Values by path.
         split: The split of the study's data.
         checkpoint: The name of a checkpoint.
-        on_progress: Called with the progress.
+        on_progress: Called with the progress; None: bars or lines on standard error.
         resources: Live objects by "path/setting" of the pipeline.
         settings: As for `evaluate_run`.
         data_root: As for `evaluate_run`.
     """
-    with load_trained(folder, split, checkpoint, resources, settings, data_root) as trained:
+    opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
+    with opened as trained, shown(on_progress) as show:
         run, study = trained.run, trained.study
         key = evaluation_key(study, split)
         made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
@@ -74,7 +76,7 @@ def evaluate_grid_run(
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
             conditions={name: made[name] for name in (PATCH, NONE, "noise")},
-            progress=lambda done, total: on_progress(f"grid ({split})", done, total, ""),
+            progress=lambda done, total: show(f"grid ({split})", done, total, ""),
         )
         name = grid_name(split, checkpoint, grid, trained.settings)
         cells = cells_of(result.table, study.evaluate.metric)

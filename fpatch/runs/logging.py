@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fpatch.core.files import file_digest
@@ -121,3 +123,25 @@ def logged_scalars(run: Run, step: int) -> dict[str, float]:
     finally:
         records.close()
     raise ValueError(f"replay --step: {run.folder} has no record of update {step}; they count from 1")
+
+
+def say_uncounted(info: StepInfo, step: int) -> bool:
+    """Say which rows of an update do not count, and return whether there are any."""
+    if what := describe_uncounted(info):
+        _logger.warning("update %d: %s; the records count them at each update", step, what)
+    return bool(what)
+
+
+@contextmanager
+def opened_log(study: Study, run: Run, resume_step: int | None) -> Iterator[Log]:
+    """Open the log of a training; close it as finished, or as failed if the block raises."""
+    log = open_study_log(study, run, resume_step)
+    finished = False
+    try:
+        yield log
+        finished = True
+    except BaseException as error:
+        error.add_note(f"finished steps are kept; resume with: fpatch resume {run.folder}")
+        raise
+    finally:
+        log.close(finished=finished)

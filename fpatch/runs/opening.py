@@ -36,9 +36,9 @@ def open_run(
     """
     run = Run.open(folder)
     forbid_imports(run.folder)
-    config = places_of(run, data_root).config(
-        run.read_json("config.json"), run.read_json("environment.json").get("data", {})
-    )
+    data = run.read_json("environment.json").get("data", {})
+    recorded = {name: digest for name, digest in data.items() if digest is not None}
+    config = places_of(run, data_root).config(run.read_json("config.json"), recorded)
     try:
         return run, study_from_config(config, run.folder, resources)
     except ValueError as error:

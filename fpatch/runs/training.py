@@ -5,24 +5,24 @@
 
 import json
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.display import shown
 from fpatch.core.progress import Progress, silent
-from fpatch.log import Log
 from fpatch.optim.loop import find_bad_patch, find_bad_row
-from fpatch.optim.step import StepInfo, TrainState
+from fpatch.optim.step import TrainState
 from fpatch.runs.checks import check_config, check_data, check_study, source_differences, warn_if_inexact
 from fpatch.runs.folder import Run, describe_environment
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import (
-    describe_uncounted,
     log_study,
-    open_study_log,
+    opened_log,
     own_log,
     remember_log,
+    say_uncounted,
     step_scalars,
 )
 from fpatch.runs.opening import open_run, recorded_execution
@@ -101,11 +101,16 @@ def train_in(
     yield from _continue(run, study, parts, on_progress, ranks, changed, start, until, steps)
 
 
-def train(study: Study, on_progress: Progress = silent) -> Run:
+def train(study: Study, on_progress: Progress | None = None) -> Run:
     """Train a study in a new run folder.
 
     Under torchrun, or in the workers of Ray Train, all processes train one patch together, and process 0
     writes the folder.
+
+    Args:
+        study: The study.
+        on_progress: Called with the progress. None: bars or lines on standard error; `silent` of
+            `fpatch.core.progress`: nothing.
 
     Returns:
         The run, with `last`, `best` and numbered checkpoints.
@@ -142,13 +147,15 @@ def train(study: Study, on_progress: Progress = silent) -> Run:
         run = Run.create(study.log.runs, study.name, study.config, *described)
         remember_log(study, run)
         ranks.tell(str(run.folder))
-        _finish(_continue(run, study, parts, on_progress, ranks))
+        with shown(on_progress) as on_progress:
+            on_progress("run folder", 1, 1, str(run.folder))
+            _finish(_continue(run, study, parts, on_progress, ranks))
     return run
 
 
 def resume(
     folder: str | Path,
-    on_progress: Progress = silent,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     *,
     checkpoint: str | None = None,
@@ -159,7 +166,7 @@ def resume(
 
     Args:
         folder: The run folder.
-        on_progress: Called with the progress.
+        on_progress: As for `train`.
         resources: Live objects by "path/setting" of the pipeline.
         checkpoint: A checkpoint to go back to, such as "step-00000050"; later files are moved into `aside/`.
             "last" accepts a folder whose records or checkpoints were cut. Edited settings are accepted, too.
@@ -191,7 +198,8 @@ def resume(
             parts = set_up(study)
         check_data(run, study, parts.dataset)
         changed += source_differences(run, study)
-        _finish(_continue(run, study, parts, on_progress, ranks, changed, checkpoint=checkpoint or ""))
+        with nullcontext(silent) if ranks.rank else shown(on_progress) as on_progress:
+            _finish(_continue(run, study, parts, on_progress, ranks, changed, checkpoint=checkpoint or ""))
     return run
 
 
@@ -243,6 +251,9 @@ def _continue(
             resume_step = state.step
         elif (run.folder / "records.jsonl").exists():
             resume_step = state.step
+        if resume_step is not None:
+            steps_left = f"from step {resume_step} to {study.train.num_steps if until is None else until}"
+            on_progress("resuming", 1, 1, f"{run.folder} {steps_left}")
         if ranks.rank:
             follow_steps(study, parts, state, ranks, until)
         else:
@@ -292,9 +303,9 @@ def _train(
     """Run the loop of process 0: log every step, validate, and save checkpoints."""
     num_steps, uncounted = study.train.num_steps if until is None else until, False
     run.note_processes(state.step, ranks.size)
-    with _opened_log(study, run, resume_step) as log:
+    with opened_log(study, run, resume_step) as log:
         log_study(study, run, parts.dataset, log)
-        saver = Saver(run, log, state, facts)
+        saver = Saver(study, run, log, state, facts)
         if state.step == 0 or not run.has_checkpoint("last"):
             saver.save()
         with saver.saved_at_stop():
@@ -309,7 +320,7 @@ def _train(
                     raise ValueError(f"update {state.step + 1}: {bad}; the state before it is kept")
                 state = after
                 log.scalars(state.step, step_scalars(info))
-                uncounted = uncounted or _say_uncounted(info, state.step)
+                uncounted = uncounted or say_uncounted(info, state.step)
                 at_end, due = state.step == num_steps, state.step % study.evaluate.every == 0
                 is_due = study.data.validation is not None and (at_end or due)
                 if not is_due:
@@ -326,25 +337,3 @@ def _train(
         if study.data.validation is None:
             run.save_checkpoint("best", state, **facts)
         write_best(study, parts, run, log)
-
-
-def _say_uncounted(info: StepInfo, step: int) -> bool:
-    """Say which rows of an update do not count, and return whether there are any."""
-    if what := describe_uncounted(info):
-        _logger.warning("update %d: %s; the records count them at each update", step, what)
-    return bool(what)
-
-
-@contextmanager
-def _opened_log(study: Study, run: Run, resume_step: int | None) -> Iterator[Log]:
-    """Open the log of a training; close it as finished, or as failed if the block raises."""
-    log = open_study_log(study, run, resume_step)
-    finished = False
-    try:
-        yield log
-        finished = True
-    except BaseException as error:
-        error.add_note(f"finished steps are kept; resume with: fpatch resume {run.folder}")
-        raise
-    finally:
-        log.close(finished=finished)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from fpatch.core.display import shown
 from fpatch.core.files import write_atomic
 from fpatch.core.names import label
 from fpatch.core.progress import Progress
@@ -29,7 +30,7 @@ def transfer_runs(
     also: Sequence[str | Path] = (),
     split: Literal["test", "validation"] = "test",
     checkpoint: str = "best",
-    on_progress: Progress = lambda task, done, total, note: None,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -42,7 +43,7 @@ def transfer_runs(
         also: Run folders that give a patch alone, such as one trained on several victims.
         split: The split of the study's data.
         checkpoint: The name of a checkpoint in every run.
-        on_progress: Called with the progress.
+        on_progress: Called with the progress; None: bars or lines on standard error.
         resources: Live objects by "path/setting" of the pipelines.
         settings: As for `evaluate_run`, of all runs.
         data_root: As for `evaluate_run`, of all runs.
@@ -83,7 +84,7 @@ def transfer_runs(
                     f"transfer: {name!r} has other images in the {split} split than {names[0]!r}, or other "
                     "sizes, placements, objects or classes; train both on one data set"
                 )
-        study = found[0].study
+        study, show = found[0].study, opened.enter_context(shown(on_progress))
         measured = transfer(
             {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
             to_device({n: make_patches(t.pipeline, t.params) for n, t in runs.items()}, study.place),
@@ -92,7 +93,7 @@ def transfer_runs(
             metric=study.evaluate.metric,
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
-            progress=lambda done, total: on_progress("transfer", done, total, ""),
+            progress=lambda done, total: show("transfer", done, total, ""),
         )
         steps = {name: trained.step for name, trained in runs.items()}
         return measured._replace(steps=steps, titles=_titles({n: t.study.name for n, t in runs.items()}))

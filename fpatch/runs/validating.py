@@ -4,13 +4,13 @@ import math
 from typing import Any, NamedTuple
 
 from fpatch.core.progress import Progress
-from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.means import scalars, standard_errors
 from fpatch.log import Log
 from fpatch.optim.step import TrainState
 from fpatch.runs.checkpoints import state_digest
 from fpatch.runs.figures import log_stage_views, view_first_block
 from fpatch.runs.folder import Run
+from fpatch.runs.saving import write_results
 from fpatch.study.setup import Setup
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
@@ -77,5 +77,4 @@ def _is_better(later: tuple[float, ...], earlier: tuple[float, ...]) -> bool:
 def write_best(study: Study, parts: Setup, run: Run, log: Log) -> None:
     """Write the patches of the best checkpoint as images, and offer the results to the log."""
     best, _ = run.load_checkpoint("best", parts.initial)
-    log.files(run.write_patches(make_patches(study.placed.at("test"), best.params)))
-    log.artifacts(["config.json", "environment.json", "patch", "checkpoints/last.safetensors"])
+    write_results(study, run, log, best)

@@ -115,7 +115,8 @@ def verify_run(
         measured = study_of_table(run, study, table, resources, data_root)
         with named_places():
             dataset = measured.study.data.open()
-            compared = None if measured.own_data else study.data.open()
+            is_same = measured.study.data == study.data
+            compared = None if measured.own_data else dataset if is_same else study.data.open()
         said = input_differences(run, study, compared)
         said += _changed_files(load_manifest(run.folder, table).get("data", {}), measured.describe(dataset))
         differences += [s for s in said if s not in differences]

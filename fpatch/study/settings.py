@@ -258,8 +258,9 @@ class LogConfig:
     Attributes:
         runs: The folder of run folders.
         tensorboard: Write event files of TensorBoard.
-        mlflow: A tracking URI; true: a local SQLite file beside the runs; false: none.
-        experiment: The name of the experiment in MLflow.
+        mlflow: A tracking URI. True: that of the environment variable `MLFLOW_TRACKING_URI`, or else a local
+            SQLite file beside the runs. False: none.
+        experiment: The name of the experiment in MLflow. `MLFLOW_EXPERIMENT_NAME` replaces the default.
         profile_steps: Steps that torch.profiler records, from the third on, for TensorBoard's profile tab.
 
     Example:

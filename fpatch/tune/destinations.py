@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fpatch.log.destinations import is_own, remember
+from fpatch.log.sinks import tracking_uri
 from fpatch.runs.locks import RunError
 from fpatch.tune.plan import Plan
 
@@ -34,6 +35,6 @@ def _destinations(plan: Plan) -> dict[str, str]:
     """Return the destinations of a plan, by setting."""
     mlflow, sweep = plan.study.log.mlflow, plan.sweep
     if mlflow is True:
-        mlflow = f"sqlite:///{Path(plan.study.log.runs).resolve() / 'mlflow.db'}"
+        mlflow = tracking_uri(Path(plan.study.log.runs) / "any", True)
     found = {"log.mlflow": mlflow or None, "sweep.storage": sweep.storage, "sweep.address": sweep.address}
     return {n: d for n, d in found.items() if d is not None and d not in _HERE}

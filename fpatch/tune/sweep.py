@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.checks import nearest
+from fpatch.core.display import shown
 from fpatch.core.errors import in_file
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
+from fpatch.log.destinations import choose_experiment
+from fpatch.log.sinks import tracking_uri
 from fpatch.runs.locks import RunError
 from fpatch.study.config import assign, read_toml, study_from_config, vary
 from fpatch.study.goals import judge_goals
@@ -36,7 +39,7 @@ def sweep(
     objective: str = "success/patch",
     mode: str = "max",
     *,
-    on_progress: Progress = lambda *_: None,
+    on_progress: Progress | None = None,
     resources: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Journal:
@@ -48,7 +51,8 @@ def sweep(
             "int") are intervals; a list is a choice; see `fpatch.tune.parse_space`.
         objective: A scalar of the validation, taken from the last evaluation of a trial.
         mode: "max" or "min".
-        on_progress: Called with the progress of the sweep and of its trials.
+        on_progress: Called with the progress of the sweep and of its trials; None: bars or lines on standard
+            error.
         resources: Live objects by "path/setting" of the pipeline.
         **settings: Those of `fpatch.tune.Sweep`: num_trials, search, halving, cpus, gpus and so on.
 
@@ -149,12 +153,13 @@ def _make_tables(table: dict[str, Any], name: str) -> None:
         table = table[parent]
 
 
-def run_plan(plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None = None) -> Journal:
+def run_plan(plan: Plan, on_progress: Progress | None, resources: Mapping[str, Any] | None = None) -> Journal:
     """Check a plan, make its folder, and run it.
 
     Args:
         plan: The sweep.
-        on_progress: Called with the progress of the sweep and of its trials.
+        on_progress: Called with the progress of the sweep and of its trials; None: bars or lines on standard
+            error.
         resources: Live objects by "path/setting" of the pipeline.
 
     Returns:
@@ -198,7 +203,8 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
     runs = Path(plan.study.log.runs).resolve()
     own = {"log.runs": str(runs)}
     if plan.study.log.mlflow is True:
-        own["log.mlflow"] = f"sqlite:///{runs / 'mlflow.db'}"
+        own["log.mlflow"] = tracking_uri(runs / "any", True)
+    own["log.experiment"] = choose_experiment(plan.study.log.experiment)
     plan = plan._replace(study=vary(plan.study, own, resources))
     remember_destinations(plan)
     return Journal.create(runs, plan.study.name, plan.config)
@@ -206,7 +212,7 @@ def create_sweep(plan: Plan, resources: Mapping[str, Any] | None = None) -> Jour
 
 def resume_sweep(
     folder: str | Path,
-    on_progress: Progress = lambda *_: None,
+    on_progress: Progress | None = None,
     *,
     plan: Plan | None = None,
     num_trials: int | None = None,
@@ -216,7 +222,8 @@ def resume_sweep(
 
     Args:
         folder: Folder of the sweep.
-        on_progress: Called with the progress of the sweep and of its trials.
+        on_progress: Called with the progress of the sweep and of its trials; None: bars or lines on standard
+            error.
         plan: The expected plan; a recorded plan that differs is an error. Settings of how the sweep runs
             (`num_trials`, `cpus`, `storage` and so on) are taken from it, and recorded.
         num_trials: New number of trials, which extends a finished sweep.
@@ -283,7 +290,8 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
             )
     if expected is None:
         return
-    own = {"log.runs": recorded.study.log.runs, "log.mlflow": recorded.study.log.mlflow}
+    log = recorded.study.log
+    own = {"log.runs": log.runs, "log.mlflow": log.mlflow, "log.experiment": log.experiment}
     expected = expected._replace(study=vary(expected.study, own))
     theirs, ours = flatten(expected.config), flatten(recorded.config)
     for name in [*ours, *theirs]:
@@ -294,13 +302,16 @@ def _check_same(journal: Journal, recorded: Plan, expected: Plan | None) -> None
             )
 
 
-def _run(journal: Journal, plan: Plan, on_progress: Progress, resources: Mapping[str, Any] | None) -> None:
+def _run(
+    journal: Journal, plan: Plan, on_progress: Progress | None, resources: Mapping[str, Any] | None
+) -> None:
     with ExitStack() as stack:
         stack.enter_context(journal.locked())
         if not plan.config.items() <= journal.config.items():
             journal.replace_config(plan.config)
         stack.enter_context(mirrored(journal, plan.sweep.storage))
-        log = SweepLog(journal, plan, on_progress)
+        show = stack.enter_context(shown(on_progress, lines="trial "))
+        log = SweepLog(journal, plan, show)
         finished = False
         try:
             drive(journal, plan, log.notify, resources)

@@ -154,13 +154,15 @@ def test_an_evaluation_takes_other_data_draws_and_controls(trained, tmp_path, ca
     words += ["--data.objects", str(tmp_path / "objects.csv"), "--data.test", "night"]
     words += ["--data.root", str(project), "--evaluate.num_draws", "3"]
     words += ["--evaluate.controls.poster", str(project / "photograph-00.png")]
+    before = {p: p.read_bytes() for p in (trained.folder / "tables").iterdir() if p.is_file()}
     code, found = document(capsys, *words)
     assert code == 0
     table = trained.load_table(found["table"])
     assert len(table["image_id"]) == 9
     assert "seen/poster" in table or any(name.endswith("/poster") for name in table)
     assert set(table["path"]) == {f"photograph-{i:02d}.png" for i in (5, 6, 7)}
-    assert not (trained.folder / "tables/test.json").exists(), "it has a name of its own"
+    assert {path: path.read_bytes() for path in before} == before, "it has a name of its own"
+    assert found["table"].startswith("test-")
     code, proof = document(capsys, "replay", str(trained.folder), "--table", found["table"], "--verify")
     assert (code, proof["rows"]) == (0, 9), proof
     (tmp_path / "objects.csv").write_text((tmp_path / "objects.csv").read_text() + "\n")

@@ -30,6 +30,7 @@ from study_fixture import environment
 from fpatch.core.names import safe_name
 from fpatch.log import Records, open_log, records, tensorboard
 from fpatch.log import mlflow as mlflow_sink
+from fpatch.log.mlflow_client import make_database
 from fpatch.log.values import to_histogram, to_png
 
 STEPS = 8
@@ -533,7 +534,7 @@ def test_a_local_database_is_whole_or_absent(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mlflow, "MlflowClient", make_half)
     with pytest.raises(KeyboardInterrupt):
-        mlflow_sink._make_database(tmp_path / "mlflow.db")
+        make_database(tmp_path / "mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -546,6 +547,7 @@ def test_a_tracking_uri_without_scheme_is_refused_at_once(tmp_path):
 def test_a_server_killed_in_the_middle_of_a_run_has_everything_once_when_it_is_back(runs, monkeypatch):
     monkeypatch.setattr(mlflow_sink, "_FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(mlflow_sink, "_LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(mlflow_sink, "_COMMIT_LIMIT_S", 60.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -13,6 +13,7 @@ from fpatch.cli.main import main
 from fpatch.core.files import file_digest
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
 from fpatch.runs.opening import open_run
 from fpatch.runs.places import Places, to_relative
 from fpatch.runs.replaying import replay_run, replay_step
@@ -132,7 +133,9 @@ def fails(capsys, *words: object) -> str:
 @pytest.mark.parametrize("command", ["evaluate", "replay", "resume", "grid", "transfer"])
 def test_a_sent_run_without_its_data_asks_for_them_in_one_sentence(sent, command, capsys):
     run, _ = sent
-    more = ("--over", "camera/exposure/stops=0,1") if command == "grid" else ()
+    more: tuple[object, ...] = ("--over", "camera/exposure/stops=0,1") if command == "grid" else ()
+    if command == "transfer":
+        more = (shutil.copytree(run.folder, run.folder.with_name("other")),)
     sentence = fails(capsys, command, run.folder, *more)
     assert "placements.csv: no such file" in sentence
     assert "--data.root DIR" in sentence
@@ -170,9 +173,7 @@ def test_weights_in_the_named_folder_are_known_by_their_digest(sent):
     with pytest.raises(ValueError, match=r"tiny\.safetensors has changed"):
         evaluate_run(run.folder, data_root=data)
     (data / "models").mkdir()
-    config = run.read_json("config.json")
-    config["pipeline"]["victim"]["model"]["weights"] = "/gone/models/tiny.safetensors"
-    shutil.copy(data.parents[1] / "inbox" / run.folder.name / "config.json", data / "models/tiny.safetensors")
+    (data / "models/tiny.safetensors").write_bytes(b"another")
     places = Places(run.folder, None, data)
     right = file_digest(data / "models/tiny.safetensors")
     assert places.find("/gone/models/tiny.safetensors", right) == str(data / "models/tiny.safetensors")
@@ -211,6 +212,30 @@ def test_a_folder_with_absolute_paths_still_opens(made, tmp_path):
     _, study = open_run(old.folder)
     assert study.data.placements == str(project / "placements.csv")
     assert verify_run(old.folder).replay is not None
+
+
+def test_absolute_paths_of_a_project_that_is_gone_are_found_in_the_named_folder(tmp_path):
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/placements.csv").touch()
+    for root, found in (("/gone/data/images", "data/images"), ("/gone/data", "data"), ("/gone", ".")):
+        config = {"data": {"placements": "/gone/data/placements.csv", "root": root}}
+        data = Places(tmp_path / "run", None, tmp_path).config(config, {})["data"]
+        assert data["placements"] == str(tmp_path / "data/placements.csv")
+        assert Path(data["root"]) == tmp_path / found
+
+
+@pytest.mark.parametrize(
+    ("file", "entry"),
+    [("environment", {"folder": 5}), ("environment", {"data": 5}), ("tables/test", {"settings": 5}),
+     ("tables/test", {"data": {"placements": 5}})],
+)  # fmt: skip
+def test_a_broken_record_of_a_place_is_said(made, tmp_path, file, entry):
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(made.folder, copy.folder)
+    path = copy.folder / f"{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | entry))
+    with pytest.raises(RunError, match=rf"is broken \({next(iter(entry))}"):
+        replay_run(copy.folder)
 
 
 def test_paths_that_share_only_the_root_stay_absolute(tmp_path):

@@ -517,7 +517,7 @@ def test_a_file_is_read(tmp_path):
     assert tune.load_plan(path, nested).sweep.halving == tune.Halving(3)
     with pytest.raises(ValueError, match=r"sweep.halving: unknown key 'frst'; did you mean 'first'"):
         tune.load_plan(path, {"sweep.halving.frst": 3})
-    with pytest.raises(ValueError, match=r"study.toml: unknown section 'space'"):
+    with pytest.raises(ValueError, match=r"study.toml: 2 errors\n  unknown section 'space'"):
         load_study(path)
     for name, wrong, message in (
         ("space", "spac", "unknown section 'spac'; did you mean 'space'"),

@@ -70,11 +70,24 @@ class SweepLog:
         self._log.close(finished)
         self._no_link_before = 0.0
         self._link()
+        self._end_stopped([e for e in entries if e.outcome is None])
         if unsent := [e.trial.name for e in done if not self._is_sent(e)]:
             _logger.warning(
                 "MLflow lacks records of %d of %d trials; they are kept: `fpatch sweep resume %s` sends them",
                 len(unsent), len(done), self._journal.folder,
             )  # fmt: skip
+
+    def _end_stopped(self, entries: list[Entry]) -> None:
+        """End the MLflow runs of trials whose processes were ended with the sweep."""
+        uri = self._plan.study.log.mlflow
+        if not entries or not isinstance(uri, str):
+            return
+        from fpatch.log import mlflow_runs
+
+        try:
+            mlflow_runs.end_runs(uri, [self._journal.run_folder(e.trial.name) for e in entries])
+        except Exception as error:  # a failing tracker must not stop a sweep
+            _logger.warning("MLflow at %s: the runs of stopped trials are not ended: %s", uri, error)
 
     def _report(self, entry: Entry) -> None:
         """Call `on_progress` for a trial."""
@@ -116,15 +129,15 @@ class SweepLog:
         uri = self._plan.study.log.mlflow
         if not isinstance(uri, str) or time.monotonic() < self._no_link_before:
             return
-        from fpatch.log import mlflow
+        from fpatch.log import mlflow_runs
 
         folders = [self._journal.run_folder(name) for name in self._journal.names()]
-        new = {run_id: folder for folder in folders for run_id in mlflow.run_ids([folder])}
+        new = {run_id: folder for folder in folders for run_id in mlflow_runs.run_ids([folder])}
         new = {run_id: folder for run_id, folder in new.items() if run_id not in self._linked}
-        if not new or not mlflow.run_ids([self._journal.folder]):
+        if not new or not mlflow_runs.run_ids([self._journal.folder]):
             return
         try:
-            mlflow.nest(uri, self._journal.folder, list(new.values()))
+            mlflow_runs.nest(uri, self._journal.folder, list(new.values()))
         except Exception:  # a failing tracker must not stop a sweep; `close` warns
             self._no_link_before = time.monotonic() + _PAUSE_S
         else:
@@ -135,16 +148,16 @@ class SweepLog:
         folder = self._journal.run_folder(entry.trial.name)
         if not isinstance(self._plan.study.log.mlflow, str) or not (folder / "records.jsonl").exists():
             return True
-        from fpatch.log import mlflow
+        from fpatch.log import mlflow_runs
 
-        return mlflow.is_sent(folder) and self._linked.issuperset(mlflow.run_ids([folder]))
+        return mlflow_runs.is_sent(folder) and self._linked.issuperset(mlflow_runs.run_ids([folder]))
 
     def _send_rest(self, entry: Entry) -> None:
         """Send the records of a trial that MLflow did not accept while it ran."""
         settings, folder = self._plan.study.log, self._journal.run_folder(entry.trial.name)
         if not isinstance(settings.mlflow, str) or not (folder / "records.jsonl").exists():
             return
-        from fpatch.log.mlflow import is_sent
+        from fpatch.log.mlflow_runs import is_sent
 
         if is_sent(folder):
             return

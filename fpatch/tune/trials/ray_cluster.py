@@ -8,8 +8,10 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -154,7 +156,7 @@ def connected(plan: Plan) -> Iterator[Any]:
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     with on_loopback(address), with_token() if address is None else nullcontext():
-        with quiet_ray():
+        with quiet_ray(), _own_handler():
             if address is None:
                 local = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
                 ray.init("local", num_cpus=_num_cores(plan), **local, **quiet)
@@ -164,6 +166,18 @@ def connected(plan: Plan) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by one that saves nothing."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _connect(ray: Any, address: str, **quiet: Any) -> None:
