@@ -11,8 +11,21 @@ import pytest
 from inductor import with_inductor
 from typecheck import unchecked
 
+from fpatch import random
+from fpatch.tune import Sweep
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SUITES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("harness", "workloads"))
+
+HARTMANN6 = (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573)
+"""Where the function of Hartmann is greatest, as published."""
+RATE = {
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 0.05,
+    "train.batch_size": 32,
+    "objective.weights.total_variation": 0.01,
+    "pipeline.implant.scale.low": 0.75,
+}
 
 
 def load(name: str) -> ModuleType:
@@ -78,3 +91,38 @@ def test_what_was_measured_before_the_end_is_kept(tmp_path: Path) -> None:
         record.add(f"workload {i}", ms=1.5)
         kept = json.loads((tmp_path / "x.json").read_text())["figures"]
         assert kept == [{"workload": f"workload {n}", "ms": 1.5} for n in range(i + 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("branin", {"x": math.pi, "y": 2.275}),
+        ("hartmann6", dict(zip([f"x{i}" for i in range(6)], HARTMANN6, strict=True))),
+        ("rate", RATE),
+    ],
+)
+def test_the_problems_of_a_search_have_the_best_values_that_their_regret_counts_from(
+    name: str, settings: dict[str, float]
+) -> None:
+    problem = load("search").PROBLEMS[name]
+    drawn = [problem.truth(s) for s in problem.space.draw(random.key(0), 500)]
+    assert problem.space.foreign_setting(settings) is None
+    assert problem.truth(settings) == pytest.approx(problem.best, abs=1e-5)
+    assert max(drawn) < problem.best
+    assert len(set(drawn)) == 500
+
+
+def test_our_own_search_is_the_default_only_with_a_gain_over_those_of_optuna() -> None:
+    """The rule of `search.py`, applied to its record over 50 seeds."""
+    figures = json.loads((FOLDER / "results" / "search-cpu.json").read_text())["figures"]
+    rivals = [f for f in figures if f["workload"].endswith((", optuna_gp", ", tpe"))]
+    assert len(rivals) == 6
+    assert {f["seeds"] for f in figures} == {50}
+    gains = all(f["noisy_gp_minus_regret"]["high"] < 0 for f in rivals)
+    stays = all(
+        f["noisy_gp_minus_regret"]["high"] < 0 or f["noisy_gp_minus_late"]["high"] < 0
+        for f in rivals
+        if f["workload"].startswith("branin")
+    )
+    assert (Sweep(num_trials=1).search == "noisy_gp") == gains
+    assert stays  # else it goes

@@ -19,7 +19,7 @@ class Sweep:
         objective: A scalar of the validation, such as "success/patch" or "success/over/noise".
         mode: Whether a greater ("max") or a smaller ("min") objective is better.
         num_trials: Number of trials; None with search = "grid": all grid points.
-        search: "random"; "grid"; "tpe" and "optuna_gp" of Optuna; "noisy_gp", a Gaussian process that takes
+        search: "random"; "grid"; "optuna_gp" and "tpe" of Optuna; "noisy_gp", a Gaussian process that takes
             the standard errors of the objective; "population", training in generations.
         seed: Seed of the search.
         grid_points: Values of each interval in a grid.
@@ -50,7 +50,7 @@ class Sweep:
     objective: str = "success/patch"
     mode: Literal["max", "min"] = "max"
     num_trials: int | None = None
-    search: Literal["random", "grid", "tpe", "optuna_gp", "noisy_gp", "population"] = "noisy_gp"
+    search: Literal["random", "grid", "tpe", "optuna_gp", "noisy_gp", "population"] = "optuna_gp"
     seed: int = 0
     grid_points: int = 3
     halving: Halving | None = None

@@ -59,7 +59,11 @@ def test_a_model_finds_the_top_of_a_hill(propose, share):
     assert propose(SQUARE, seen, random.key(0)) == last.settings
 
 
-@pytest.mark.parametrize("propose", [propose_optuna("tpe"), propose_noisy_gp], ids=["tpe", "noisy_gp"])
+@pytest.mark.parametrize(
+    "propose",
+    [propose_optuna("tpe"), propose_optuna("gp"), propose_noisy_gp],
+    ids=["tpe", "gp", "noisy_gp"],
+)
 def test_models_take_choices_conditions_failures_and_what_runs(propose):
     space = parse_space(
         {
