@@ -400,7 +400,9 @@ def make_examples(trial: Trial, num_rows: int = 1) -> list[list[viz.Panel]]:
     sample = {n.removeprefix("sample/"): c for n, c in rows.items() if n.startswith("sample/")}
     batch = trial.study.data.open().batch(rows["image_id"].tolist(), rows["draw"].tolist())
     pipeline, patches = trial.study.pipeline.at("test"), trial.run.load_conditions("test")
-    shown = measure(pipeline, patches, fpatch.from_columns(sample), batch, trial.study.evaluate.block)
+    shown = measure(
+        pipeline, patches, fpatch.from_columns(sample), batch, trial.study.evaluate.block, ("image",)
+    )
 
     def panel(condition: str, i: int) -> viz.Panel:
         title, car = TITLES.get(condition, "no patch"), float(shown[condition]["confidence"][i])

@@ -82,7 +82,12 @@ def _replay(options: argparse.Namespace) -> Answer:
         return _verify(arguments, on_block, written, options.data_root)
     with progress_bars() as on_progress:
         result, environment = replay_run(
-            *arguments, on_progress, edits=edits, on_block=on_block, data_root=options.data_root
+            *arguments,
+            on_progress,
+            edits=edits,
+            keep=("image",) if on_block else (),
+            on_block=on_block,
+            data_root=options.data_root,
         )
     _say_environment(environment)
     _say_rows(result, written)

@@ -10,7 +10,8 @@ from torch import Tensor
 from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.evaluation.columns import metric_names, split_group, tensor_digest
-from fpatch.evaluation.conditions import NONE, Patches
+from fpatch.evaluation.conditions import NONE, PATCH, Patches
+from fpatch.evaluation.coverage import covered_shares
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
 
@@ -39,7 +40,8 @@ def measure(
         Per condition `{metric: [n] or [n, m], "digest": [n strings], "finite": {group: [n]}, "seen": {path:
         {name: [n, ...]}}, "seen_finite": {path: [n]}, name kept: [n, ...]}`. "finite" is true where the image
         and all that the metrics of a group rest on is finite. "seen" holds the inputs of the metrics with a
-        summary, and "seen_finite" whether they are finite.
+        summary, and "seen_finite" whether they are finite. The condition "patch" also has "covered": the
+        columns of `covered_shares`.
 
     Example:
         >>> import tempfile
@@ -79,6 +81,10 @@ def measure(
             del values["image"]  # one condition's images at a time
         more = {"finite": _by_group(masks, metrics, n), "seen": seen, "seen_finite": gathered}
         results[name] = values | {"digest": digests} | more
+    if PATCH in conditions:
+        with torch.no_grad():
+            shares = covered_shares(body, _NoParams(), filled, {**padded, **conditions[PATCH]})
+        results[PATCH]["covered"] = to_device(take_rows(shares, slice(0, n)), "cpu")
     return results
 
 

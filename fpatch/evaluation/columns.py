@@ -42,9 +42,9 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
     """Make the columns of rows.
 
     They are `<group>label`, `<metric>/<condition>` of other metrics per row, their deltas,
-    `<group>finite/<condition>` and `digest/<condition>`.
+    `<group>finite/<condition>`, `digest/<condition>`, and the shares that each patch covers.
     """
-    columns: dict[str, np.ndarray] = {}
+    columns = {name: share.numpy() for name, share in results[PATCH].get("covered", {}).items()}
     for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
         if split_group(metric)[1] == LABEL and not results[PATCH][metric].is_floating_point():
             columns[metric] = results.get(NONE, results[PATCH])[metric].cpu().numpy()

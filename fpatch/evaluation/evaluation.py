@@ -134,7 +134,8 @@ class Evaluation(NamedTuple):
             `sample/<node>/<field>`, `<metric>/<condition>`, `<metric>/delta` (patch minus none),
             `<metric>/delta/<control>`, `<group>label` (the true class), `<group>finite/<condition>` (whether
             all that the metrics of a group rest on is finite), `digest/<condition>`; `goal`, the name of the
-            class, of a targeted metric.
+            class, of a targeted metric; `covered_image_<patch>` and `covered_object_<patch>`, the shares of
+            the image and of the object most covered that a patch covers.
         conditions: The patches shown.
         kept: `{condition: {name: [n, ...]}}`.
         objects: Columns of equal length, one entry per object, of metrics that write [n, m], such as

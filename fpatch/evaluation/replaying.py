@@ -23,6 +23,7 @@ from fpatch.evaluation.columns import (
     row_digests,
 )
 from fpatch.evaluation.conditions import Patches
+from fpatch.evaluation.coverage import IMAGE, OBJECT
 from fpatch.evaluation.evaluation import describe_rows
 from fpatch.evaluation.growing import Growing
 from fpatch.graph.keys import row_keys
@@ -179,6 +180,8 @@ def compare(
     for name, found in columns.items():
         if {ANSWER, LABEL} & set(name.split("/")) - known:
             continue  # an older version did not write the class of the object, or what a detector calls it
+        if name not in table and name.startswith((IMAGE, OBJECT)):
+            continue  # nor what a patch covers
         if name not in table and is_finite_column(name) and not any(map(is_finite_column, table)):
             logged = np.ones_like(found)  # a table of an earlier version, where every row counts
         elif name not in table:

@@ -84,7 +84,7 @@ def verify_run(
         table: The name of the table; the files of others are compared with their digests.
         on_progress: Called with the progress.
         resources: Live objects by "path/setting" of the pipeline.
-        on_block: Called after every block of rows.
+        on_block: Called after every block of rows, with the images among its results.
         data_root: As for `evaluate_run`.
 
     Raises:
@@ -194,7 +194,7 @@ class _Table:
 
         result = replay(
             self._pipeline, conditions, self._dataset, self._logged, chosen, block=self._block,
-            keep=(), on_block=gather,
+            keep=("image",) if on_block else (), on_block=gather,
             progress=lambda done, all_: on_progress("replaying", done, all_, ""),
         )  # fmt: skip
         result = self._compare_drawn(result, chosen)

@@ -81,6 +81,7 @@ def images(run, rows, **settings):
     replay_run(
         run.folder,
         rows,
+        keep=("image",),
         on_block=lambda _, by: found.update({c: v["image"] for c, v in by.items()}),
         **settings,
     )
