@@ -156,6 +156,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
             return tuple(
                 decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(items, value, strict=True))
             )
+    if origin is list and isinstance(value, list):
+        return [decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {
             decode(arguments[0], k, where): decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()
@@ -240,6 +242,8 @@ def _expected(kind: Any) -> str:
     if get_origin(kind) is tuple:
         each = [_expected(item) for item in get_args(kind) if item is not Ellipsis]
         return f"a list, each {each[0]}" if Ellipsis in get_args(kind) else f"[{', '.join(each)}]"
+    if get_origin(kind) is list:
+        return f"a list, each {_expected(get_args(kind)[0])}"
     if get_origin(kind) in (dict, Mapping):
         return f"a table, each value {_expected(get_args(kind)[1])}"
     if dataclasses.is_dataclass(kind):

@@ -13,7 +13,7 @@ from fpatch import tune
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study, vary
-from fpatch.tune.folder.journal import Journal
+from fpatch.tune.folder.journal import Journal, Trial
 from fpatch.tune.next_trial import next_trial
 from fpatch.tune.output.table import trial_columns
 from fpatch.tune.plan import Plan, pack_size, plan_from_config
@@ -268,3 +268,10 @@ def test_a_bad_size_is_refused(tmp_path, pack):
 def test_the_table_says_who_was_trained_with_whom(packed):
     columns = trial_columns(plan_from_config(packed.config), packed.entries())
     assert columns["pack"] == ["0000"] * 3
+
+
+def test_the_members_of_a_pack_are_read_back_from_the_journal(tmp_path):
+    journal = Journal.create(str(tmp_path), "sweep", make_plan(tmp_path, num_trials=2).config)
+    trial = Trial("0000", {"optimizer.learning_rate": 0.1}, seed=7, pack=["0000", "0001"])
+    journal.add(trial)
+    assert Journal.open(journal.folder).entry("0000").trial == trial
