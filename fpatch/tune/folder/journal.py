@@ -188,6 +188,8 @@ class Journal:
             value = config.get(key)
             if value is None or (key in ("study", "space", "sweep") and not isinstance(value, Mapping)):
                 raise _broken(self.folder / "sweep.json", f"it lacks {key!r}")
+        if not isinstance(config.get("folder"), str | None):
+            raise _broken(self.folder / "sweep.json", f"'folder' must be text, got {shown(config['folder'])}")
         return config | {"study": self._here(config)}
 
     def _here(self, config: Mapping[str, Any]) -> dict[str, Any]:
