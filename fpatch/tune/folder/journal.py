@@ -36,6 +36,9 @@ FORMAT = 1
 _NAME = re.compile("[0-9]+")
 """The names of trials, which are also those of their folders."""
 
+_CUT = re.compile(r'(\[[-+\w., "]*)?\s*')
+"""A line of evaluations that a kill cut off."""
+
 
 class Trial(NamedTuple):
     """A trial as proposed, before it runs.
@@ -249,7 +252,7 @@ class Journal:
         points: dict[int, Point] = {}  # a resumed trial evaluates some steps again: the last line wins
         with suppress(FileNotFoundError):
             for line in self._lines(name):
-                if line.endswith("]\n"):  # else a kill cut the line off
+                if not _CUT.fullmatch(line):
                     point = _read_point(self._path(name, "points.jsonl"), line)
                     points[point.step] = point
         outcome = None

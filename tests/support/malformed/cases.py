@@ -1,4 +1,4 @@
-"""All cases: fast ones, which are a share of each group, and all, among them those that run a command to its end."""
+"""All cases, and the fast part, which is a share of each group."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _EVERY = {
     **dict.fromkeys(("values", "analyze", "open"), 23),
     "resume": 61,
 }
-"""The fast part has one of so many cases of a group; no number divides the length of a table of wrong values."""
+"""The fast part has one of this number of cases of a group, 1 where none is named."""
 
 
 def all_cases() -> list[Case]:
