@@ -105,12 +105,12 @@ class _Date(str):
     __repr__ = str.__str__
 
 
-def _dated(value: object) -> object:
+def _dated(value: Any) -> Any:
     """Return a value with each date as text, also in lists and tables."""
     if isinstance(value, datetime.date | datetime.time):
         return _Date(value.isoformat())
-    if type(value) is list:
-        return [_dated(item) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(map(_dated, value))
     return {key: _dated(item) for key, item in value.items()} if type(value) is dict else value
 
 

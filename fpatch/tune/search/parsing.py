@@ -211,7 +211,7 @@ def _conditions(when: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _ambiguous(name: str, value: Any) -> str:
-    listed = ", ".join(map(repr, value))
+    listed = ", ".join(map(shown, value))
     spellings = [f"{{choices = [{listed}]}} for one of these"]
     if len(value) == 2 and all(isinstance(v, int | float) for v in value):
         spellings.insert(0, f"{{low = {shown(value[0])}, high = {shown(value[1])}}} for an interval")
