@@ -233,6 +233,15 @@ def required_names(nodes: Mapping[str, Node]) -> tuple[str, ...]:
     return tuple(needed)
 
 
+def available_names(nodes: Mapping[str, Node], given: Iterable[str]) -> set[str]:
+    """The names that exist after the nodes ran on these; an optional one is written only where it is read."""
+    names = set(given)
+    for n in nodes.values():
+        optional = n.stage.definition.optional
+        names |= {name for own, name in n.writes.items() if own not in optional or n.reads.get(own) in names}
+    return names
+
+
 def inside(path: str, group: str) -> bool:
     """Return whether a path is this one, or lies in the group of this name."""
     return path == group or path.startswith(f"{group}/")

@@ -19,7 +19,17 @@ from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
 from fpatch.graph.keys import fold_path, row_keys
 from fpatch.graph.mistakes import check_device, check_mapping, explain
-from fpatch.graph.node import PHASES, Node, Part, encode_node, flatten, inside, required_names, stream_path
+from fpatch.graph.node import (
+    PHASES,
+    Node,
+    Part,
+    available_names,
+    encode_node,
+    flatten,
+    inside,
+    required_names,
+    stream_path,
+)
 from fpatch.graph.stage import ALL
 from fpatch.graph.wiring import check_wiring, fill_settings
 
@@ -251,7 +261,7 @@ class Pipeline(Mapping[str, Node]):
     def _pick(self, values: Values, want: Sequence[str]) -> Values:
         missing = [name for name in want if name not in values]
         if missing:
-            known = {*values, *(name for n in self.values() for name in n.writes.values())}
+            known = available_names(self, values)
             raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
         return {name: values[name] for name in want}
 
