@@ -117,13 +117,16 @@ def whole(low: int | None = None, high: int = 10**9) -> Callable[[str], int]:
 
 
 def check_texts(options: argparse.Namespace) -> None:
-    """Check that no argument is empty, endless, or holds the character NUL.
+    """Check that no argument is empty, endless, `--`, or holds the character NUL.
 
     Raises:
         ValueError: If one does; the message names it.
     """
     for name, value in vars(options).items():
-        for given in value if isinstance(value, list | tuple) else (value,):
+        values = value if isinstance(value, list | tuple) else (value,)
+        if [] in values or (value == [] and name != "set"):  # argparse drops the value of --NAME=--
+            raise ValueError(f"{name.replace('_', '-')}: '--' is no value; leave it out, or correct it")
+        for given in values:
             if isinstance(given, str) and (not given.strip() or "\0" in given or len(given) > _LONGEST):
                 what = "the text is empty" if not given.strip() else f"no name or path is like {given!r:.60}"
                 option = {"checkpoint": "from"} if options.run.__name__ == "_resume" else {}

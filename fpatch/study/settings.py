@@ -291,6 +291,6 @@ class LogConfig:
                 "bucket of an object store, or copy finished runs to it; for a sweep, set sweep.storage"
             )
         errors.check(check_count, "log.profile_steps", self.profile_steps, 0)
-        if not self.runs.strip():
-            errors.add("log.runs must name a folder, got ''")
+        if not self.runs.strip() or "\0" in self.runs:
+            errors.add(f"log.runs must name a folder, got {self.runs!r:.80}")
         errors.raise_all()

@@ -124,7 +124,7 @@ def _overrides() -> Iterator[Case]:
 
 def _measurements() -> Iterator[Case]:
     axis = "camera/exposure/stops"
-    for value in ("", "=", axis, f"{axis}=", f"{axis}=x", f"{axis}=nan", f"{axis}=inf", f"{axis}=0:1", f"{axis}=0:1:0", f"{axis}=0:1:-1", f"{axis}=0:1:x", f"{axis}=0:1:2:3",
+    for value in ("--", "", "=", axis, f"{axis}=", f"{axis}=x", f"{axis}=nan", f"{axis}=inf", f"{axis}=0:1", f"{axis}=0:1:0", f"{axis}=0:1:-1", f"{axis}=0:1:x", f"{axis}=0:1:2:3",
                   f"{axis}=-1:1:100000000", f"{axis}=0:nan:3", f"{axis}=0,,1", f"{axis}=1,1", "nothing/here=1", f"{axis}=0:1:1.5", f"{axis}=1:1:3", f"{axis}=0:1:1e18", "=1,2",
                   f"{axis}=" + "1," * 5000 + "2"):  # fmt: skip
         yield Case(
@@ -138,6 +138,7 @@ def _measurements() -> Iterator[Case]:
         says="once|twice",
     )
     edits = (
+        "--",
         "",
         "=",
         "x",
