@@ -278,13 +278,6 @@ class Pipeline(Mapping[str, Node]):
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             try:
                 own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
-            except KeyError as error:
-                if path in self.parameterizations and error.args[0] not in patch_params:
-                    raise ValueError(
-                        f"node {path!r} needs the parameters {error.args[0]!r}, got {sorted(patch_params)}; "
-                        "take those of pipeline.init(key), or of run.load_params()"
-                    ) from error
-                raise
             except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise

@@ -104,9 +104,9 @@ class Definition(Generic[P]):
 
     def configured(self, config: Any) -> "Stage":
         """Make a stage with a config already made."""
-        if self.declare is None:
+        declared = {} if self.declare is None else dict(self.declare(config))
+        if not declared:
             return Stage(self, config)
-        declared = dict(self.declare(config))
         flags = {f.name: declared.pop(f.name) for f in dataclasses.fields(Traits) if f.name in declared}
         traits = dataclasses.replace(self.traits, **flags)
         return Stage(dataclasses.replace(self, traits=traits, **declared), config)
