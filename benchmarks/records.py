@@ -26,7 +26,7 @@ from fpatch.demo.study import Size, write_study
 from fpatch.demo.victim import TinyDetector, save_victim
 from fpatch.demo.world.scenes import cached_scenes
 from fpatch.log import Log
-from fpatch.runs import figures, training, validating
+from fpatch.runs import figures, logging, training, validating
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study
 
@@ -35,7 +35,8 @@ SMALL = Size({"train": 4, "validation": 2, "test": 2}, ((64, 64),), 0, 1, 3, ())
 
 RECORDING: Mapping[str, list[tuple[Any, str]]] = {
     "log": [
-        *((training, name) for name in ("open_study_log", "log_study")),
+        (logging, "open_study_log"),
+        (training, "log_study"),
         *(
             (Log, name)
             for name in ("scalars", "images", "histograms", "artifacts", "flush", "commit", "close")

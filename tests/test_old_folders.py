@@ -63,6 +63,8 @@ def test_the_config_makes_the_same_study(old):
     assert {name: here[name] for name in recorded} == recorded
     assert {name: here[name] for name in set(here) - set(recorded)} == {
         "pipeline.hit.goal": None,
+        "pipeline.implant.angle_deg": [0.0, 0.0],
+        "pipeline.implant.boxes": "all",
         "evaluate.portable": False,
     }
     assert study.config == load_study(old / "study.toml", DEFAULTS).config

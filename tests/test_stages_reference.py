@@ -547,7 +547,7 @@ def test_a_row_with_few_detections_ends_in_zeros():
     assert 0 < int(final["valid"].sum()) < 5 * NUM_ROWS
     assert not bool(final["boxes"][~final["valid"]].any() or final["scores"][~final["valid"]].any())
     nothing = apply(infer.suppress(score=1.0), detections={"dense": dense})["detections"]["final"]
-    assert nothing["boxes"].shape == (NUM_ROWS, 50, 4)
+    assert nothing["boxes"].shape == (NUM_ROWS, 100, 4)
     assert not bool(nothing["valid"].any())
 
 
@@ -570,18 +570,20 @@ def holds_center(box, candidate) -> bool:
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
+@pytest.mark.parametrize("label", ["own", "any"])
 @pytest.mark.parametrize("on", ["logit", "probability"])
 @pytest.mark.parametrize(("num_boxes", "iou"), [(1, 0.0), (6, 0.1), (4, 0.3), (500, 0.05)])
-def test_vanish_by_a_loop(num_boxes, iou, on):
+def test_vanish_by_a_loop(num_boxes, iou, on, label):
     pushed = softplus if on == "logit" else lambda x: 1 / (1 + math.exp(-x))
     inputs = make_inputs(detections={"dense": make_dense(4, 50, 2)})
-    out = apply(losses.vanish(num_boxes=num_boxes, iou=iou, on=on), **inputs)["vanish"]
+    out = apply(losses.vanish(num_boxes=num_boxes, iou=iou, on=on, label=label), **inputs)["vanish"]
     dense = inputs["detections"]["dense"]
     for row in range(NUM_ROWS):
         objects = []
-        for box, valid in zip(inputs["boxes"][row].tolist(), inputs["box_valid"][row].tolist(), strict=True):
+        named = (inputs[name][row].tolist() for name in ("boxes", "labels", "box_valid"))
+        for box, own, valid in zip(*named, strict=True):
             near = [
-                max(logits)
+                logits[own] if label == "own" else max(logits)
                 for candidate, logits in zip(
                     dense["boxes"][row].tolist(), dense["logits"][row].tolist(), strict=True
                 )

@@ -577,7 +577,9 @@ def test_metrics_that_would_be_one_key_are_refused_before_a_folder_is_made(tmp_p
     study = tiny_study(tmp_path)
     renamed = {
         f"twin{i}": node(
-            metrics.class_hit(), phases="eval", writes=(f"f/{name}", f"confidence{i}", f"answer{i}")
+            metrics.class_hit(),
+            phases="eval",
+            writes=(f"f/{name}", f"confidence{i}", f"answer{i}", f"label{i}"),
         )
         for i, name in enumerate(("a:b", "a_b"))
     }

@@ -7,6 +7,7 @@ from fpatch.cli.tables import percent, success_table
 from fpatch.core.files import check_writable
 from fpatch.core.progress import Progress
 from fpatch.demo.measurements import Result, look_closer
+from fpatch.demo.recorded import compare_with_recorded, printed_rates
 from fpatch.demo.study import FULL, QUICK, prepare_scenes, prepare_study
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.runs.evaluating import evaluate_run
@@ -39,6 +40,8 @@ def run_demo(runs: Path, *, quick: bool = False, mlflow: str | bool = True, seed
             results.append(look_closer(run.folder, scenes, size, own))
     for number, result in enumerate(results):
         print_result(number, result, config=runs / f"demo-victim{number}.toml")
+    for line in compare_with_recorded([printed_rates(r) for r in results], size) if seed == 0 else ():
+        console.print(line, soft_wrap=True, highlight=False)
     print_commands(results[0].run, runs, mlflow)
     return results
 

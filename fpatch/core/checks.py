@@ -1,5 +1,6 @@
 """Checks of settings; an error names the field, the rule, the value and the way out."""
 
+import datetime
 import difflib
 import functools
 import inspect
@@ -80,18 +81,37 @@ _LONGEST_NAME, _MOST_NAMES = 300, 40
 
 
 def shown(value: object, most: int = 120) -> str:
-    """Return a value as an error shows it: cut if it is long.
+    """Return a value as an error shows it: cut if it is long, dates as TOML writes them.
 
     Example:
         >>> from fpatch.core.checks import shown
         >>> shown("x" * 1000, 12)
         "'xxxxxxxx..."
+        >>> from datetime import date
+        >>> shown([date(2026, 1, 1)])
+        '[2026-01-01]'
     """
     try:
-        text = repr(value)
+        text = repr(_dated(value))
     except (RecursionError, ValueError):  # nested too deeply, or of too many digits
         return f"a long {'number' if isinstance(value, int) else 'list or table'}"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+class _Date(str):
+    """A date, without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _dated(value: Any) -> Any:
+    """Return a value with each date as text, also in lists and tables."""
+    if isinstance(value, datetime.date | datetime.time):
+        return _Date(value.isoformat())
+    if type(value) in (list, tuple):
+        return type(value)(map(_dated, value))
+    return {key: _dated(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def check_range(

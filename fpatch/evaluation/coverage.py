@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
-from fpatch.graph.node import Node
+from fpatch.graph.node import Node, available_names
 from fpatch.graph.pipeline import Pipeline
 
 IMAGE, OBJECT = "covered_image_", "covered_object_"
@@ -57,7 +57,7 @@ def _values_at(pipeline: Pipeline, path: str, patch_params: Params, sample: Samp
     if not earlier:
         return values
     before = pipeline.upto(earlier[-1])
-    there = {*values, *(name for n in before.values() for name in n.writes.values())}
+    there = available_names(before, values)
     names = dict.fromkeys((*pipeline[path].reads.values(), "boxes", "box_valid"))
     return before.apply(patch_params, sample, values, [name for name in names if name in there])
 

@@ -104,7 +104,7 @@ class Definition(Generic[P]):
 
     def configured(self, config: Any) -> "Stage":
         """Make a stage with a config already made."""
-        declared = {} if self.declare is None else dict(self.declare(config))
+        declared = dict(self.declare(config)) if self.declare is not None else {}
         if not declared:
             return Stage(self, config)
         flags = {f.name: declared.pop(f.name) for f in dataclasses.fields(Traits) if f.name in declared}

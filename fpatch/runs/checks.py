@@ -1,5 +1,6 @@
 """Compare the record of a run folder with the study, data, sources and execution at hand."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from fpatch.core.files import digest
 from fpatch.core.inputs import parse_json
-from fpatch.core.schema import flatten
+from fpatch.core.schema import encode, flatten
 from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
@@ -42,9 +43,23 @@ def check_study(run: Run, study: Study) -> list[str]:
     recorded, config = run.read_json("config.json"), json.loads(json.dumps(study.config))
     before = flatten(to_relative(recorded, run.folder, start=run.folder))
     here = flatten(to_relative(config, run.folder))
+    before = {n: v for n, v in _defaults(study).items() if n in here} | before  # of settings that are newer
     found = ((n, before.get(n), here.get(n)) for n in {**before, **here} if before.get(n) != here.get(n))
     different = [entry for entry in found if not is_moved(*entry)]
     return _check_settings(run, different, "give the study of its config.json, or another folder")
+
+
+def _defaults(study: Study) -> dict[str, Any]:
+    """Return the defaults of all settings of a study, by their dotted names."""
+    sections = {name: getattr(study, name) for name in study.config if name != "pipeline"}
+    found = {name: _own_defaults(s) for name, s in sections.items() if dataclasses.is_dataclass(s)}
+    nodes = {path: _own_defaults(n.stage.config) for path, n in study.pipeline.items()}
+    return flatten({**found, "pipeline": nodes})
+
+
+def _own_defaults(config: Any) -> dict[str, Any]:
+    fields = {f.name: f.default for f in dataclasses.fields(config)}
+    return {name: encode(v) for name, v in fields.items() if v is not dataclasses.MISSING}
 
 
 def check_config(run: Run, accept: bool = False) -> list[str]:

@@ -17,7 +17,7 @@ _FORMS: dict[str, dict[str, Any]] = {
     "data.json": {"images": tuple[Mapping[str, str | int], ...]},
     "manifest": {
         "execution": Mapping[str, Any], "rows": int, "patches": tuple[str, ...], "checkpoint": str,
-        "step": int, "state": str, "files": _DIGESTS, "settings": Mapping[str, Any], "grid": Any,
+        "step": int, "state": str | None, "files": _DIGESTS, "settings": Mapping[str, Any], "grid": Any,
         "data": _DIGESTS,
     },
     "summary": {"checkpoint": str | None, "step": int, "metric": str, "settings": Mapping[str, Any]},

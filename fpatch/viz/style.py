@@ -34,7 +34,10 @@ FOUND, TRUTH = "#d55e00", "#56b4e9"
 RATES, COUNTS, DIFFERENCES = "viridis", "Blues", "RdBu_r"
 """Color scales of rates, of shares of rows and of signed differences."""
 
-_CONDITIONS = {PATCH: "#d55e00", NONE: INK, "noise": "#0072b2", "flat": "#009e73", "shuffled": "#cc79a7"}
+_CONDITIONS = {
+    PATCH: "#d55e00", NONE: INK, "noise": "#0072b2", "flat": "#009e73", "shuffled": "#cc79a7",
+    "rendered": "#56b4e9",
+}  # fmt: skip
 _SHEET = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

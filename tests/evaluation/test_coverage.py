@@ -1,10 +1,12 @@
 """The shares of the image and of the object that each patch covers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from fpatch import create, evaluate, implant, infer, metrics, pipeline, random, replay
+from fpatch import compose, create, evaluate, implant, infer, metrics, pipeline, random, replay
 from fpatch.core.types import Range
 from fpatch.data import targets, write_image
 from fpatch.demo.tiny import Brightness
@@ -73,3 +75,24 @@ def test_shares_replay_and_older_tables_lack_them(scenes):
     assert list(replay(made, result.conditions, scenes, changed).differences) == [0, 1]
     older = {name: column for name, column in result.table.items() if not name.startswith("covered_")}
     assert replay(made, result.conditions, scenes, older).differences == {}
+
+
+def test_stages_before_the_implant_move_boxes_only_where_there_are_some(scenes):
+    """Shares of the image are there without boxes too."""
+    made = make_pipeline(implant.fill_box())
+    flipped = {"pixels": made["pixels"], "flip": compose.horizontal_flip(1.0), "implant": made["implant"]}
+    moved = pipeline(flipped)
+    params = moved.init(random.key(0))
+    shares = evaluate(moved, params, scenes, random.key(1)).table
+    assert shares["covered_object_inner"] == pytest.approx([10 * 20 / 800] * 2)
+    plain = targets(Path(scenes.paths[0]).parent / "placements.csv", size=(40, 60))
+    shares = evaluate(moved, params, plain, random.key(1)).table
+    assert shares["covered_image_inner"] == pytest.approx([10 * 20 / 2400] * 2)
+    assert [name for name in shares if name.startswith("covered_object_")] == []
+
+
+def test_a_value_that_an_optional_write_leaves_out_is_not_suggested(scenes):
+    moved = pipeline({"flip": compose.horizontal_flip(1.0)})
+    batch = {"scene": torch.rand(1, 3, 4, 4), "quads": torch.rand(1, 1, 4, 2)}
+    with pytest.raises(ValueError, match=r"no value 'boxes'; known: quads, scene"):
+        moved.apply({}, {"flip": {"on": torch.tensor([True])}}, batch, want=["boxes"])

@@ -288,10 +288,17 @@ def test_an_edited_loss_is_noticed(run, capsys):
     assert main(["replay", str(run.folder), "--step", "3", "--verify"]) == 0
 
 
-@pytest.mark.parametrize("step", ["0", "-1", "7"])
-def test_an_update_that_was_not_made(trained, capsys, step):
-    assert main(["replay", str(trained.folder), "--step", step]) == 2
-    assert f"has no record of update {step}" in capsys.readouterr().err
+def test_an_update_that_was_not_made(trained, capsys):
+    assert main(["replay", str(trained.folder), "--step", "7"]) == 2
+    assert "has no record of update 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", ["0", "-1", "two"])
+def test_what_is_no_update_is_refused(trained, capsys, step):
+    with pytest.raises(SystemExit) as refused:
+        main(["replay", str(trained.folder), "--step", step])
+    assert refused.value.code == 2
+    assert f"got {step!r}" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint_only_costs_time(run):

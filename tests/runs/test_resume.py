@@ -337,6 +337,18 @@ def test_in_a_folder_there_is_one_study(run):
             next(train_in(run.folder, vary(study, settings)))
 
 
+def test_a_setting_that_an_older_version_lacked_has_its_default_in_a_folder(run):
+    """It need not be off or None; any other value is refused."""
+    _, study = open_run(run.folder)
+    config = run.read_json("config.json")
+    name, node = next((n, v) for n, v in config["pipeline"].items() if v["stage"] == "implant.warp")
+    assert node.pop("angle_deg") == [0.0, 0.0]
+    (run.folder / "config.json").write_text(json.dumps(config))
+    list(train_in(run.folder, study))
+    with pytest.raises(RunError, match=r"angle_deg must be \[0.0, 0.0\], .* got \[0.0, 5.0\]"):
+        next(train_in(run.folder, vary(study, {f"pipeline.{name}.angle_deg": [0.0, 5.0]})))
+
+
 def test_what_changes_last_bits_alone_is_said_in_a_folder_too(run, caplog):
     _, study = open_run(run.folder)
     list(train_in(run.folder, vary(study, {"name": "other", "device": "cpu", "log.runs": "elsewhere"})))

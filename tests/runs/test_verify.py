@@ -339,7 +339,7 @@ def test_an_execution_that_runs_nothing_is_refused(copy, capsys, field, value):
     path.write_bytes(seal(facts))
     code, said = say(copy, capsys)
     assert code == 1
-    assert f"execution.{field} must be" in said
+    assert f"execution.{field}" in said
     assert said.splitlines()[-1] == "rows 0 identical 0 different 0"
 
 
@@ -391,7 +391,7 @@ def test_a_summary_a_csv_a_patch_and_a_logged_rate_are_computed_again(copy):
 
 
 @pytest.mark.parametrize("command", ["replay", "evaluate", "grid", "analyze", "transfer"])
-def test_every_command_says_which_input_is_not_the_recorded_one(copy, capsys, caplog, command):
+def test_every_command_says_which_input_is_not_the_recorded_one(copy, tmp_path, capsys, caplog, command):
     study = copy.folder.parent.parent
     objects = study / "objects.csv"
     objects.write_text(objects.read_text().replace("20", "21", 1))
@@ -401,9 +401,12 @@ def test_every_command_says_which_input_is_not_the_recorded_one(copy, capsys, ca
     environment["sources"]["fpatch"]["losses"] = "0" * 32
     environment["sources"]["modules"]["study_fixture"] = "0" * 32
     (copy.folder / "environment.json").write_bytes(seal(environment))
+    other = copy_run(copy, tmp_path / "other").folder
+    other = other.rename(other.with_name("other"))
     words = {
         "replay": ["--rows", "0"], "evaluate": [], "analyze": ["--metric", "best_score/delta/noise"],
-        "grid": ["--over", "camera/exposure/stops=0"], "transfer": ["--out", str(study / "transfer")],
+        "grid": ["--over", "camera/exposure/stops=0"],
+        "transfer": [str(other), "--out", str(study / "transfer")],
     }[command]  # fmt: skip
     main([command, str(copy.folder), *words])
     capsys.readouterr()

@@ -165,16 +165,16 @@ def test_what_torch_refuses_because_cublas_was_called_before_says_what_to_do():
 
 def test_the_command_line_sets_up_cublas_before_anything_is_loaded():
     """For the process that is its own; what the environment asks for stays."""
-    code = "import os, sys; from fpatch.cli.main import main; sys.argv = ['fpatch']\n"
-    code += (
-        "try: main()\nexcept SystemExit: print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    code = (
+        "import os, sys; from fpatch.cli.main import main; sys.argv = ['fpatch']; code = main()\n"
+        "print(code, os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
     )
     for given, expected in (({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")):
         clean = {n: v for n, v in os.environ.items() if n != "CUBLAS_WORKSPACE_CONFIG"}
         done = subprocess.run(
             [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True
         )
-        assert done.stdout.split() == [expected, "False"]
+        assert done.stdout.split() == ["2", expected, "False"]
 
 
 def test_the_deterministic_implant_runs_on_another_device():

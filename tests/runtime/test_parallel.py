@@ -270,7 +270,8 @@ def trained(tmp_path_factory) -> Run:
     done = torchrun("train", path, cwd=path.parent)
     assert done.returncode == 0, done.stderr
     (folder,) = (path.parent / "runs").iterdir()
-    assert done.stdout.count("run folder: ") == 1
+    assert done.stdout.count(f"run folder: {folder}") == 2  # by one process: where it starts, and at the end
+    assert done.stdout.count("fpatch evaluate ") == 1
     return Run.open(folder)
 
 

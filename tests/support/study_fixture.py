@@ -24,6 +24,7 @@ from fpatch import random
 from fpatch.core.resource import define_loader
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
+from fpatch.log.sealed import seal
 from fpatch.runs.folder import Run
 
 SPLITS = ("train",) * 5 + ("validation",) * 3 + ("test",) * 4
@@ -188,12 +189,14 @@ def change(path: Path, **settings: Any) -> None:
 
 
 def copy_run(run: Run, folder: Path) -> Run:
-    """A copy of the study and the run, which may be damaged."""
+    """A copy of the study and the run, as if it was made there; it may be damaged."""
     study = run.folder.parent.parent
     shutil.copytree(study, folder, dirs_exist_ok=True)
     copy = Run(folder / run.folder.relative_to(study))
     config = (copy.folder / "config.json").read_text().replace(str(study), str(folder))
     copy.write_config(json.loads(config))
+    facts = copy.read_json("environment.json") | {"folder": str(copy.folder.resolve())}
+    (copy.folder / "environment.json").write_bytes(seal(facts))
     return copy
 
 

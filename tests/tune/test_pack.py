@@ -60,6 +60,19 @@ counted = define(
 )
 
 
+@dataclass(frozen=True)
+class Steep:
+    """A loss of 0 with a gradient that a large weight takes beyond float32."""
+
+
+def apply_steep(config, params, sample, values):
+    image = values["image"]
+    return {"steep": 1e30 * (image - image.detach()).sum((1, 2, 3))}
+
+
+steep = define("steep", Steep, deterministic, apply_steep, reads=("image",), writes=("steep",), role="loss")
+
+
 def tensors(journal: Journal, name: str) -> dict[str, np.ndarray]:
     found = parameters(Run(journal.run_folder(name)))
     return {n: np.frombuffer(bits, np.float32) for n, bits in found.items()}
@@ -110,13 +123,18 @@ def test_every_trial_of_a_pack_is_an_ordinary_run(packed, tmp_path):
         assert (folder / "patch/side.png").exists()
 
 
+def add_stage(plan: Plan, folder, name: str, phases: str) -> Plan:
+    """The plan with a stage of this file in its pipeline."""
+    path = folder / "study.toml"
+    stage = f'[pipeline.{name}]\nstage = "test_pack:{name}"\nphases = {phases}\n[pipeline.vanish]'
+    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
+    return plan._replace(study=load_study(path))
+
+
 def counted_plan(folder, phases: str) -> Plan:
     """A plan whose steps are counted."""
     plan = make_plan(folder, study={"checkpoint_every": 3}, space=MEMBERS)
-    path = folder / "study.toml"
-    stage = f'[pipeline.counted]\nstage = "test_pack:counted"\nphases = {phases}\n[pipeline.vanish]'
-    path.write_text(path.read_text().replace("[pipeline.vanish]", stage))
-    return plan._replace(study=load_study(path))
+    return add_stage(plan, folder, "counted", phases)
 
 
 def test_a_step_is_of_all_members_even_where_one_has_ended(tmp_path):
@@ -200,8 +218,9 @@ def test_the_last_pack_may_be_smaller(tmp_path):
 
 
 def test_a_trial_that_diverges_fails_alone(tmp_path):
-    space = {"weights.vanish": [1.0, 3e38, 2.0], "weights.total_variation": 0.05}
+    space = {"weights.steep": [0.0, 1e12, 1e-30], "weights.total_variation": 0.05}
     plan = make_plan(tmp_path, space=space, search="grid", num_trials=None)
+    plan = add_stage(plan, tmp_path, "steep", '["train"]')
     journal = begin(plan)
     work(journal, plan, pack=3)
     entries = journal.entries()

@@ -36,6 +36,9 @@ FORMAT = 1
 _NAME = re.compile("[0-9]+")
 """The names of trials, which are also those of their folders."""
 
+_CUT = re.compile(r'(\[[-+\w., "]*)?\s*')
+"""A line of evaluations that a kill cut off."""
+
 
 class Trial(NamedTuple):
     """A trial as proposed, before it runs.
@@ -188,6 +191,8 @@ class Journal:
             value = config.get(key)
             if value is None or (key in ("study", "space", "sweep") and not isinstance(value, Mapping)):
                 raise _broken(self.folder / "sweep.json", f"it lacks {key!r}")
+        if not isinstance(config.get("folder"), str | None):
+            raise _broken(self.folder / "sweep.json", f"'folder' must be text, got {shown(config['folder'])}")
         return config | {"study": self._here(config)}
 
     def _here(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,7 +252,7 @@ class Journal:
         points: dict[int, Point] = {}  # a resumed trial evaluates some steps again: the last line wins
         with suppress(FileNotFoundError):
             for line in self._lines(name):
-                if line.endswith("]\n"):  # else a kill cut the line off
+                if not _CUT.fullmatch(line):
                     point = _read_point(self._path(name, "points.jsonl"), line)
                     points[point.step] = point
         outcome = None

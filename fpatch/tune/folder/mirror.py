@@ -54,7 +54,7 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
         >>> from pathlib import Path
         >>> from fpatch.tune import Journal, fetch_sweep
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     sweep = Journal.create(Path(folder, "store"), "tiny", {})
+        ...     sweep = Journal.create(Path(folder, "store"), "tiny", dict(study={}, space={}, sweep={}))
         ...     copy = fetch_sweep(f"file://{sweep.folder}", Path(folder, "runs"))
         ...     print(copy.folder.name == sweep.folder.name, copy.names())
         True []

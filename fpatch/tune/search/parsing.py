@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import nearest, shown
 from fpatch.tune.search.space import Choice, Interval, Space, SpaceError, Varied
 
 _INTERVAL = ("low", "high", "scale", "type", "when")
@@ -57,7 +57,7 @@ def parse_space(raw: Mapping[str, Any], *, toml: bool = False) -> Space:
             fixed[name] = value
         else:
             raise SpaceError(
-                f"space.{given}: expected a scalar, an interval or choices, got {value!r}; "
+                f"space.{given}: expected a scalar, an interval or choices, got {shown(value)}; "
                 "give (low, high), a list, or one number, string or bool"
             )
     if not varied:
@@ -119,13 +119,13 @@ def _read_table(name: str, table: Mapping[str, Any]) -> Varied:
     for end in ("low", "high"):
         if end not in table:
             raise SpaceError(
-                f"space.{name}: {end} is missing in {dict(table)!r}; give both ends, or quote the whole "
-                f"name to fix one end: '{name}.{next(iter(table))}' = {next(iter(table.values()))!r}"
+                f"space.{name}: {end} is missing in {shown(dict(table))}; give both ends, or quote the whole "
+                f"name to fix one end: '{name}.{next(iter(table))}' = {shown(next(iter(table.values())))}"
             )
     marks = []
     for key, mark, other in (("scale", "log", "linear"), ("type", "int", "float")):
         if (value := table.get(key, other)) not in (mark, other):
-            raise SpaceError(f"space.{name}.{key} must be {mark!r} or {other!r}, got {value!r}")
+            raise SpaceError(f"space.{name}.{key} must be {mark!r} or {other!r}, got {shown(value)}")
         marks += [mark] if value == mark else []
     return _read_tuple(name, (table["low"], table["high"], *marks))
 
@@ -134,12 +134,14 @@ def _read_tuple(name: str, value: tuple[Any, ...]) -> Interval:
     ends, marks = value[:2], value[2:]
     if len(ends) < 2 or any(mark not in _MARKS for mark in marks) or len(set(marks)) < len(marks):
         raise SpaceError(
-            f"space.{name}: expected (low, high), (low, high, 'log') or (low, high, 'int'), got {value!r}; "
-            "a choice is a list"
+            f"space.{name}: expected (low, high), (low, high, 'log') or (low, high, 'int'), got "
+            f"{shown(value)}; a choice is a list"
         )
     for end in ends:
         if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
-            raise SpaceError(f"space.{name}: low and high must be finite numbers, got {end!r} in {value!r}")
+            raise SpaceError(
+                f"space.{name}: low and high must be finite numbers, got {shown(end)} in {shown(value)}"
+            )
     low, high = ends
     if not low < high:
         way_out = f"for one value, give {low!r}" if low == high else "swap the two"
@@ -155,15 +157,15 @@ def _read_tuple(name: str, value: tuple[Any, ...]) -> Interval:
 
 def _read_choices(name: str, options: Any) -> Choice:
     if not isinstance(options, list | tuple) or not options:
-        raise SpaceError(f"space.{name}: choices must be a list of at least one value, got {options!r}")
+        raise SpaceError(f"space.{name}: choices must be a list of at least one value, got {shown(options)}")
     for i, option in enumerate(options):
         if not _is_plain(option):
             raise SpaceError(
-                f"space.{name}: a choice must be a scalar or a list of scalars, got {option!r}; vary the "
-                "settings in it by their own names"
+                f"space.{name}: a choice must be a scalar or a list of scalars, got {shown(option)}; "
+                "vary the settings in it by their own names"
             )
         if any(option == other and type(option) is type(other) for other in options[:i]):
-            raise SpaceError(f"space.{name}: {option!r} occurs twice among the choices; leave one out")
+            raise SpaceError(f"space.{name}: {shown(option)} occurs twice among the choices; leave one out")
     return Choice(tuple(list(o) if isinstance(o, tuple) else o for o in options))
 
 
@@ -178,7 +180,7 @@ def _read_when(
 ) -> dict[str, tuple[Any, ...]]:
     if not isinstance(when, Mapping) or not when:
         raise SpaceError(
-            f"space.{name}.when must be a table such as {{'optimizer.name' = 'sgd'}}, got {when!r}"
+            f"space.{name}.when must be a table such as {{'optimizer.name' = 'sgd'}}, got {shown(when)}"
         )
     found: dict[str, tuple[Any, ...]] = {}
     for given, value in _conditions(when):
@@ -209,10 +211,10 @@ def _conditions(when: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _ambiguous(name: str, value: Any) -> str:
-    listed = ", ".join(map(repr, value))
+    listed = ", ".join(map(shown, value))
     spellings = [f"{{choices = [{listed}]}} for one of these"]
     if len(value) == 2 and all(isinstance(v, int | float) for v in value):
-        spellings.insert(0, f"{{low = {value[0]!r}, high = {value[1]!r}}} for an interval")
+        spellings.insert(0, f"{{low = {shown(value[0])}, high = {shown(value[1])}}} for an interval")
     else:
         spellings.insert(0, "{low = ..., high = ...} for an interval")
     return f"space.{name}: a bare list is ambiguous, got [{listed}]; write {' or '.join(spellings)}"

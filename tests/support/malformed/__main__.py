@@ -24,8 +24,7 @@ def show(answer: Answer) -> None:
         said = answer.said.strip().replace("\n", "\n      ")
         print(f"{answer.case.name}\n  $ fpatch {' '.join(answer.case.words)}", end="")
         print(f"   ({answer.seconds:.1f} s)\n      {said[-1500:]}")
-        if answer.fault:
-            print(f"  WRONG: {answer.fault}", flush=True)
+        print(f"  WRONG: {answer.fault}" if answer.fault else "", flush=True)
 
 
 torch.set_num_threads(1)

@@ -30,7 +30,7 @@ _INTERNAL = re.compile(
     r"Traceback|NoneType|<class|<function|object is not|object has no|KeyError|TypeError|AttributeError"
     r"|\b(dict|str|int|float|ndarray|tuple)'|unsupported operand|not subscriptable|list index|unhashable"
     r"|0x[0-9a-f]{6}|positional argument|keyword argument|_io\.|PosixPath|\bnp\.|tensor\(|jaxtyping|beartype"
-    r"|zip\(\)|cannot unpack|not enough values|too many values"
+    r"|zip\(\)|datetime\.|cannot unpack|not enough values|too many values"
 )
 """Words of Python's own that a person cannot act on."""
 
@@ -60,7 +60,7 @@ class Answer(NamedTuple):
         case: The input.
         fault: What is wrong with the answer; empty if nothing is.
         said: What it printed on stderr, or all if that is nothing.
-        seconds: Its time.
+        seconds: Its processor time.
     """
 
     case: Case
@@ -104,7 +104,7 @@ def run_case(case: Case, renew: Callable[[], dict[str, str]]) -> Answer:
     names = renew()
     case.damage()
     words = [word.format(**names) if "{" in word else word for word in case.words]
-    out, err, code, start = io.StringIO(), _Pipe(), None, time.monotonic()
+    out, err, code, start = io.StringIO(), _Pipe(), None, time.process_time()
     logging.lastResort = logging.StreamHandler(err)
     logging.lastResort.setLevel(logging.WARNING)
     fault = ""
@@ -126,7 +126,7 @@ def run_case(case: Case, renew: Callable[[], dict[str, str]]) -> Answer:
         signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
     said = err.getvalue() or out.getvalue()
-    return Answer(case, fault or _judge(case, code, said), said, time.monotonic() - start)
+    return Answer(case, fault or _judge(case, code, said), said, time.process_time() - start)
 
 
 class _Pipe(io.StringIO):

@@ -227,7 +227,7 @@ def _sweeps() -> Iterator[Case]:
         "empty": "{}", "a number": "3", "one end": "{low = 1}", "swapped": "{low = 1, high = 0}", "equal": "{low = 1, high = 1}",
         "no number": "{low = nan, high = 1}", "infinite": "{low = 0, high = inf}", "text": '{low = "a", high = "b"}', "a list": "[0.1, 0.2]",
         "choices empty": "{choices = []}", "choices twice": "{choices = [1, 1]}", "choices nested": "{choices = [{a = 1}]}", "log of zero": '{low = 0, high = 1, scale = "log"}',
-        "halves as whole": '{low = 0.5, high = 2, type = "int"}', "a date": "2026-01-01", "unknown": "{min = 1, max = 2}", "true": "{low = true, high = false}",
+        "halves as whole": '{low = 0.5, high = 2, type = "int"}', "a date": "2026-01-01", "an end of a date": "{low = 2026-01-01, high = 3}", "dates": "[2026-01-01, 2027-01-01]", "unknown": "{min = 1, max = 2}", "true": "{low = true, high = false}",
         "huge": '{low = 1, high = 1e308}', "out of bounds": "{low = -1, high = 1}",
     }  # fmt: skip
     for kind, text in spaces.items():
