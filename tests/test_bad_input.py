@@ -32,6 +32,7 @@ from fpatch.study.config import load_study
 
 def refuse(capsys, *words) -> str:
     """The one error line of a command that is refused."""
+    capsys.readouterr()  # a training before it shows its progress
     assert main(list(map(str, words))) == 2
     out, err = capsys.readouterr()
     assert err.startswith("fpatch: error: ")

@@ -9,7 +9,7 @@ from typing import Any, Union
 from fpatch.core.checks import nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
-from fpatch.core.types import Batch
+from fpatch.core.types import Batch, Values
 from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function
 from fpatch.graph.stage import ALL, Stage
@@ -240,6 +240,29 @@ def available_names(nodes: Mapping[str, Node], given: Iterable[str]) -> set[str]
         optional = n.stage.definition.optional
         names |= {name for own, name in n.writes.items() if own not in optional or n.reads.get(own) in names}
     return names
+
+
+def needed_paths(nodes: Mapping[str, Node], want: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths of these nodes and of all that they and the wanted names need, in order."""
+    needed, open_names = [], set(want)
+    for path, n in reversed(list(nodes.items())):
+        if path in paths or open_names & set(n.writes.values()) or ALL in open_names:
+            needed.append(path)
+            open_names |= set(n.reads.values())
+    return tuple(reversed(needed))
+
+
+def pick_values(nodes: Mapping[str, Node], values: Values, want: Sequence[str]) -> Values:
+    """Return the wanted values of those that the nodes left.
+
+    Raises:
+        ValueError: If there is no value of a wanted name; the error names the nearest one.
+    """
+    missing = [name for name in want if name not in values]
+    if missing:
+        known = available_names(nodes, values)
+        raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
+    return {name: values[name] for name in want}
 
 
 def inside(path: str, group: str) -> bool:

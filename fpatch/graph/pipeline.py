@@ -23,14 +23,14 @@ from fpatch.graph.node import (
     PHASES,
     Node,
     Part,
-    available_names,
     encode_node,
     flatten,
     inside,
+    needed_paths,
+    pick_values,
     required_names,
     stream_path,
 )
-from fpatch.graph.stage import ALL
 from fpatch.graph.wiring import check_wiring, fill_settings
 
 
@@ -239,7 +239,7 @@ class Pipeline(Mapping[str, Node]):
         values = dict(batch)
         for _, _, written in self._run(patch_params, sample, values, want):
             values.update(written)
-        return values if want is None else self._pick(values, want)
+        return values if want is None else pick_values(self, values, want)
 
     def observe(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
@@ -256,14 +256,7 @@ class Pipeline(Mapping[str, Node]):
                 finite.summaries[path] = finite_inputs(finite.names, n, values, rows)
             finite.names.update(follow_finite(finite.names, n, values, written, rows))
             values.update(written)
-        return self._pick(values, want), seen, finite
-
-    def _pick(self, values: Values, want: Sequence[str]) -> Values:
-        missing = [name for name in want if name not in values]
-        if missing:
-            known = available_names(self, values)
-            raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
-        return {name: values[name] for name in want}
+        return pick_values(self, values, want), seen, finite
 
     def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
         """Run the nodes and return the values that each wrote, `{path: {name: value}}`."""
@@ -288,13 +281,6 @@ class Pipeline(Mapping[str, Node]):
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             try:
                 own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
-            except KeyError as error:
-                if path in self.parameterizations and error.args[0] not in patch_params:
-                    raise ValueError(
-                        f"node {path!r} needs the parameters {error.args[0]!r}, got {sorted(patch_params)}; "
-                        "take those of pipeline.init(key), or of run.load_params()"
-                    ) from error
-                raise
             except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise
@@ -303,12 +289,7 @@ class Pipeline(Mapping[str, Node]):
     def _need(self, want: tuple[str, ...], paths: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Paths of these nodes and of all that they and the wanted names need, in order."""
         if (want, paths) not in self._needed:
-            needed, open_names = [], set(want)
-            for path, n in reversed(list(self.items())):
-                if path in paths or open_names & set(n.writes.values()) or ALL in open_names:
-                    needed.append(path)
-                    open_names |= set(n.reads.values())
-            self._needed[want, paths] = tuple(reversed(needed))
+            self._needed[want, paths] = needed_paths(self, want, paths)
         return self._needed[want, paths]
 
     # -- config, prose and diagram ------------------------------------------------------------------------

@@ -82,6 +82,8 @@ def init(config: MeanAveragePrecision) -> dict[str, Any]:
 def update(config: MeanAveragePrecision, state: Mapping[str, Any], values: Values) -> dict[str, Any]:
     final = read_final(values["detections"])
     rows = split_rows(final, values["boxes"], values["labels"], values["box_valid"])
+    if not rows[0]:
+        return dict(state)
     more: dict[str, Any] = {}
     for (kind, names), entries in zip(_KINDS.items(), rows, strict=True):
         more |= {f"{kind}/{n}": [torch.cat([entry[n] for entry in entries]).cpu()] for n in names}

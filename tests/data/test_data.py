@@ -683,7 +683,7 @@ def test_wrong_choices_are_refused(folder):
     for chosen in ("hood", [], ["hood", "hood"]):
         with pytest.raises(ValueError, match="targets: patches must be"):
             read(folder, patches=chosen)
-    with pytest.raises(ValueError, match="classes must be a list"):
+    with pytest.raises(ValueError, match="classes: 'car' is the name of the classes 0 and 1; rename one"):
         read(folder, classes=["car", "car"])
     for size in ((0, 5), (24.5, 32), (8, 8, 3)):
         with pytest.raises(ValueError, match=r"size must be \(height, width\) in whole pixels"), unchecked():

@@ -199,9 +199,12 @@ LABELED = {
 @pytest.mark.parametrize("name", LABELED)
 def test_labels_are_checked_where_they_are_read(name):
     edit, sentence = LABELED[name]
+    with pytest.raises(ValueError, match=r"'labels'.*, which node 'vanish' reads, "):
+        TRAIN.sample(KEY, edit(make_batch()))
+    unlabeled = demo() | {"vanish": losses.vanish(label="any")}
     with pytest.raises(ValueError, match=sentence):
-        demo().at("test").sample(KEY, edit(make_batch()))
-    TRAIN.sample(KEY, edit(make_batch()))
+        unlabeled.at("test").sample(KEY, edit(make_batch()))
+    unlabeled.at("train").sample(KEY, edit(make_batch()))
 
 
 @pytest.mark.parametrize(

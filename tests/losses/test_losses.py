@@ -158,7 +158,8 @@ def test_colors_from_a_file(tmp_path):
         ("0.1,0.2\n", "line 1: '0.1,0.2': expected red, green and blue"),
         ("0.1,0.2,0.3,0.4\n", "line 1: .*: expected red, green and blue"),
         ("12 128 255\n", "line 1: '12 128 255': colors must be within 0..1; divide levels by 255"),
-        ("\n0 0 nan\n", "line 2: '0 0 nan': colors must be within 0..1"),
+        ("\n0 0 1.01\n", "line 2: '0 0 1.01': colors must be within 0..1"),
+        ("\n0 0 nan\n", "line 2: '0 0 nan': expected red, green and blue"),
         ("# nothing\n", "the file must hold one color at least"),
     ],
 )

@@ -377,7 +377,9 @@ def test_padded_rows_are_never_counted_and_every_condition_has_its_own_state(par
     result = evaluate(pipe, params, dataset, random.key(3), block=block, num_draws=2, keep=kept)
     assert set(result.summaries) == set(result.conditions)
     for condition, values in result.kept.items():
-        assert len(result.states[condition]["precision"]["truth/boxes"]) == 8
+        counts = torch.cat(result.states[condition]["precision"]["truth/count"])
+        assert counts.tolist() == values["box_valid"].sum(1).tolist()
+        assert len(counts) == 8
         plain = MeanAveragePrecision(backend="pycocotools")
         plain.update(*unpad(values))
         assert result.summaries[condition]["precision/map"] == pytest.approx(float(plain.compute()["map"]))
@@ -693,7 +695,10 @@ def drop(section, name):
     ("change", "message"),
     [
         (change_entry(2, image_id=7), r"\[2\].image_id is 7, an image that the ground truth does not have"),
-        (change_entry(1, category_id=1), r"\[1\].category_id is 1; known: 7 \(car\), 3 \(bus\)"),
+        (
+            change_entry(1, category_id=1),
+            r"\[1\].category_id is 1, which .* not have; known: 7 \(car\), 3 \(bus\)",
+        ),
         (change_entry(0, bbox=[1, 2, 3]), r"\[0\] must have a bbox \[x, y, width, height\] and a score"),
         (change_entry(0, bbox=[1, 2, -3, 4]), r"\[0\] must have a bbox"),
         (change_entry(0, score="high"), r"finite numbers, got .* and 'high'"),

@@ -392,7 +392,11 @@ def test_a_population_needs_states_that_fit(tmp_path):
         ({"optimiser.learning_rate": (0, 1)}, {}, "there is no 'optimiser'; did you mean 'optimizer'"),
         ({"pipeline.implnt.scale.high": (0, 1)}, {}, "there is no 'implnt'; did you mean 'implant'"),
         ({"weights.vansh": (0, 1)}, {}, "space.weights.vansh: .* no loss .* did you mean 'vanish'"),
-        ({"optimizer.learning_rate": (-1, 1)}, {}, r"learning_rate = -1.0: .*must be at least 0, got -1.0"),
+        (
+            {"optimizer.learning_rate": (-1, 1)},
+            {},
+            r"learning_rate = -1.0: .*must be between 1e-12 and .*, got -1.0",
+        ),
         ({"optimizer.name": ["adam", "sdg"]}, {}, r"space.optimizer.name = 'sdg': .*expected one of"),
         ({"train.batch_size": (2, 4)}, {}, "expected a whole number, got 2.0"),
         (
@@ -502,7 +506,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
     path = sweep_file(tmp_path, runs=str(tmp_path / "file/runs"))
     assert main(["sweep", str(path)]) == 2
     assert "log.runs: " in (said := capsys.readouterr().err)
-    assert "file/runs cannot be written: Not a directory" in said
+    assert f"file/runs cannot be written: {tmp_path / 'file'} is no folder; choose another" in said
 
 
 # On the command line
