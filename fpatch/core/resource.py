@@ -102,6 +102,9 @@ class Resource:
         files = _digests_of_named(self.arguments)
         if self.weights is None:
             return dataclasses.replace(self, files=files | dict(self.files))
+        if "\0" in self.weights:
+            given = f"resource {self.loader!r}: weights {self.weights!r}"
+            raise ValueError(f"{given} hold a null byte; correct the path")
         path = os.path.realpath(root / Path(self.weights).expanduser())
         if self.sha256 is not None:  # a record
             return dataclasses.replace(self, weights=path, files=files | dict(self.files))
@@ -136,6 +139,11 @@ class Resource:
             beside = self.weights is not None and name not in self.arguments.values()
             self._check(Path(self.weights or "").parent / name if beside else name, digest)
         source = f" from {self.weights}" if given else ""
+        try:
+            inspect.signature(load).bind(*given, **self.arguments)
+        except TypeError as error:
+            at = "; it was given no weights" if not given else ""
+            raise ValueError(f"resource {self.loader!r} cannot be loaded: {error}{at}") from error
         try:
             return load(*given, **self.arguments)
         except (ImportError, OSError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.schema import decode
+from fpatch.evaluation.conditions import PATCH
 
 _DIGESTS = Mapping[str, str]
 
@@ -46,6 +47,9 @@ def check_form(path: Path, value: Mapping[str, Any]) -> None:
     for key, kind in _FORMS.get(name, {}).items():
         if key in value:
             decode(kind, value[key], key)
+    patches = value.get("patches") if name == "manifest" else None
+    if patches is not None and not any(patch.startswith(f"{PATCH}/") for patch in patches):
+        raise ValueError(f"patches: none is that of the condition {PATCH!r}, got {value['patches']!r}")
     for i, image in enumerate(value["images"] if name == "data.json" and "images" in value else ()):
         for key in _IMAGE:
             decode(int if key == "bytes" else str, image.get(key), f"images[{i}].{key}")

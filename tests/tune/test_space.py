@@ -92,7 +92,7 @@ def test_it_survives_json():
         ("a = {choices = [1], low = 0}", "unknown key 'low'"),
         ("a = {}", "an empty table"),
         ("a = 1", "no setting varies"),
-        ("a = 2026-01-01", "expected a scalar, an interval or choices, got datetime.date"),
+        ("a = 2026-01-01", "expected a scalar, an interval or choices, got 2026-01-01"),
         ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {c = 1}}", "'c' must be a choice or scalar"),
         ("b = {low = 0, high = 1, when = {a = 1}}\na = {choices = [1, 2]}", "'a' must be a choice or scalar"),
         ("a = {choices = [1, 2]}\nb = {low = 0, high = 1, when = {a = 3}}", "a cannot be 3; it is one of"),
