@@ -142,8 +142,7 @@ class Resource:
         try:
             inspect.signature(load).bind(*given, **self.arguments)
         except TypeError as error:
-            at = "; it was given no weights" if not given else ""
-            raise ValueError(f"resource {self.loader!r} cannot be loaded: {error}{at}") from error
+            raise ValueError(f"resource {self.loader!r} cannot be loaded{source}: {error}") from error
         try:
             return load(*given, **self.arguments)
         except (ImportError, OSError) as error:

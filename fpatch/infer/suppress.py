@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_count, check_number
 from fpatch.core.tree import is_concrete
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
@@ -57,7 +57,7 @@ class Suppress:
     def __post_init__(self) -> None:
         check_number("suppress(score)", self.score, 0.0, 1.0)
         check_number("suppress(iou)", self.iou, 0.0, 1.0)
-        check_number("suppress(num_detections)", self.num_detections, 1)
+        check_count("suppress(num_detections)", self.num_detections, high=100_000)
         check_number("suppress(num_candidates)", self.num_candidates, 1)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_count
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 from fpatch.ops.patches import map_patches
@@ -30,7 +30,7 @@ class Stack:
     only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_number("stack(num_channels)", self.num_channels, 1)
+        check_count("stack(num_channels)", self.num_channels, high=10_000)
 
 
 def apply(config: Stack, patch_params: Params, sample: Sample, values: Values) -> Values:

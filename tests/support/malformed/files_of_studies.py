@@ -89,7 +89,7 @@ _FREE = (
     r"^(name|seed|objective\.weights\.\w+|data\.patches|data\.size) missing|^(data\.(objects|patches|validation)"
     r"|train\.\w+|evaluate\.\w+|optimizer\.\w+|log\.\w+|optimizer|train|evaluate|log) missing"
     r"|^(pipeline\.\w+(\.\w+)?\.(angle_deg|jitter_frac|stops|phases)|pipeline\.\w+\.weights) missing"
-    r"|^(optimizer|train|evaluate|log) a table|^log\.(mlflow|tensorboard) true"
+    r"|^(optimizer|train|evaluate|log) a table|^log\.(mlflow|tensorboard) true|^log\.runs text$"
     r"|^name (text|long)|^name a date$|^pipeline\.camera(\.noise)? missing|^pipeline\.(smooth|affine) missing"
     r"|^data\.(size|patches)\.0 missing|^pipeline.affine.angle_deg\.0"
 )
