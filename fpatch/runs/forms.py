@@ -19,6 +19,7 @@ _FORMS: dict[str, dict[str, Any]] = {
     "manifest": {
         "execution": Mapping[str, Any], "rows": int, "patches": tuple[str, ...], "checkpoint": str,
         "step": int, "state": str | None, "files": _DIGESTS, "settings": Mapping[str, Any], "grid": Any,
+        "num_draws": int | None, "differences": tuple[str, ...],
         "data": _DIGESTS,
     },
     "summary": {"checkpoint": str | None, "step": int, "metric": str, "settings": Mapping[str, Any]},
