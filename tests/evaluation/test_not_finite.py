@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from study_fixture import make_study
+from study_fixture import OBJECT_METRICS, make_study
 
 from fpatch import analysis, evaluate, pipeline, random, replay, success
 from fpatch.cli.main import main
@@ -27,14 +27,9 @@ from fpatch.runs.training import train, train_in
 from fpatch.study.config import load_study
 from fpatch.study.setup import make_training_step, set_up
 
-METRICS = """
-[pipeline.objects]
-stage = "metrics.object_hit"
-phases = ["eval"]
-[pipeline.precision]
-stage = "metrics.mean_average_precision"
-phases = ["eval"]
-[pipeline.own]
+METRICS = (
+    OBJECT_METRICS
+    + """[pipeline.own]
 stage = "not_finite:own_hit"
 phases = ["eval"]
 [pipeline.mean]
@@ -44,6 +39,7 @@ inputs = ["value"]
 reads = {value = "best_score"}
 metric = {loader = "metrics.torchmetrics", arguments = {name = "MeanMetric"}}
 """
+)
 WAYS = {"logits nan": ("logits", "nan"), "logits inf": ("logits", "inf"), "boxes nan": ("boxes", "nan")}
 
 

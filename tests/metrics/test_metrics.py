@@ -17,7 +17,7 @@ import torch
 import torchmetrics
 from cases import make_inputs
 from laws import assert_equal, clone
-from study_fixture import make_study, read_records
+from study_fixture import OBJECT_METRICS, make_study, read_records
 from torch import Tensor
 from torchmetrics import classification
 from torchmetrics.detection import MeanAveragePrecision
@@ -348,21 +348,11 @@ def test_a_gathering_node_reads_what_stands_there_at_its_place():
 # In an evaluation
 
 
-SECTIONS = """
-[pipeline.objects]
-stage = "metrics.object_hit"
-phases = ["eval"]
-[pipeline.precision]
-stage = "metrics.mean_average_precision"
-phases = ["eval"]
-"""
-
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """A pipeline with both kinds of metric, parameters, and photographs."""
     path = make_study(tmp_path_factory.mktemp("metrics"))
-    path.write_text(path.read_text() + SECTIONS)
+    path.write_text(path.read_text() + OBJECT_METRICS)
     with (path.parent / "objects.csv").open("a") as file:  # some photographs have two, the others padding
         file.writelines(f"photograph-{i:02d}.png,vehicle,test,3,4,20,19\n" for i in (8, 10))
     study = load_study(path)
@@ -483,7 +473,7 @@ def test_without_such_a_metric_there_is_no_table_of_objects(parts):
 
 def test_a_run_keeps_objects_and_summaries_and_replays(tmp_path, capsys):
     path = make_study(tmp_path)
-    path.write_text(path.read_text() + SECTIONS)
+    path.write_text(path.read_text() + OBJECT_METRICS)
     assert main(["train", str(path)]) == 0
     (folder,) = (tmp_path / "runs").glob("*-tiny")
     capsys.readouterr()
@@ -535,7 +525,7 @@ def test_the_sections_of_the_documentation_are_a_pipeline():
 
 def test_doctor_and_describe_know_metrics_that_write_nothing(tmp_path, capsys):
     path = make_study(tmp_path)
-    path.write_text(path.read_text() + SECTIONS)
+    path.write_text(path.read_text() + OBJECT_METRICS)
     assert main(["describe", str(path)]) == 0
     assert "box_valid -> nothing  [test, validation]" in capsys.readouterr().out
     assert main(["doctor", str(path)]) == 0

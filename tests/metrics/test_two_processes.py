@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from study_fixture import environment, make_study, read_records
+from study_fixture import OBJECT_METRICS, environment, make_study, read_records
 from sweeps import sweep_file, the_sweep
 
 from fpatch import metrics
@@ -17,7 +17,9 @@ from fpatch.study.config import load_study
 from fpatch.study.splits import evaluate_split
 from fpatch.study.study import Study
 
-SECTIONS = """
+SECTIONS = (
+    OBJECT_METRICS
+    + """
 [pipeline.halves]
 stage = "not_finite:halves"
 phases = ["eval"]
@@ -28,12 +30,6 @@ writes.found = "classes/found"
 writes.confidence = "classes/confidence"
 writes.answer = "classes/answer"
 writes.label = "classes/label"
-[pipeline.objects]
-stage = "metrics.object_hit"
-phases = ["eval"]
-[pipeline.precision]
-stage = "metrics.mean_average_precision"
-phases = ["eval"]
 [pipeline.accuracy]
 stage = "metrics.torchmetric"
 phases = ["eval"]
@@ -45,6 +41,7 @@ phases = ["eval"]
 reads = {preds = "logits", target = "target"}
 metric = {loader = "metrics.torchmetrics", arguments = {name = "MulticlassAUROC", num_classes = 2}}
 """
+)
 
 
 def with_every_metric(path: Path) -> Path:

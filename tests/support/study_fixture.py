@@ -88,6 +88,16 @@ mlflow = false
 profile_steps = 0
 """
 
+OBJECT_METRICS = """
+[pipeline.objects]
+stage = "metrics.object_hit"
+phases = ["eval"]
+[pipeline.precision]
+stage = "metrics.mean_average_precision"
+phases = ["eval"]
+"""
+"""Sections of a study: a metric of every object, and one that gathers all rows."""
+
 
 class Tiny(nn.Module):
     """At every fourth pixel a box of 18 x 25 that is as likely as it is bright."""
