@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 from fpatch.core.types import Range
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 
 
 def nearest(name: str, options: Iterable[str], count: int = 1) -> str:
@@ -64,17 +63,21 @@ def suggest_keyword(function: F) -> F:
     return cast(F, checked)
 
 
-def suggest_setting(kind: type[T]) -> type[T]:
-    """Decorate a class so that making it with an unknown keyword names the nearest one.
+def check_kind(field: str, value: object, kind: type | tuple[type, ...], way_out: str) -> None:
+    """Check that an argument is an object of a class.
+
+    Raises:
+        ValueError: If it is not; the message names the argument, the class of the value and the way out.
 
     Example:
-        >>> import fpatch
-        >>> fpatch.Optimizer(learning_rat=0.1)
+        >>> from fpatch.core.checks import check_kind
+        >>> check_kind("train(study)", "study.toml", dict, "load it by load_study")
         Traceback (most recent call last):
-        TypeError: Optimizer: no keyword 'learning_rat'; did you mean 'learning_rate'?
+        ValueError: train(study) must be a dict, got a str; load it by load_study
     """
-    kind.__init__ = suggest_keyword(kind.__init__)
-    return kind
+    if not isinstance(value, kind):
+        named = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{field} must be a {named}, got a {type(value).__name__}; {way_out}")
 
 
 _LONGEST_NAME, _MOST_NAMES = 300, 40

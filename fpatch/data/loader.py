@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.data.target_set import Dataset, draws
+from fpatch.data.target_set import Dataset, check_dataset, draws
 from fpatch.runtime.parallel import ALONE, Ranks
 
 
@@ -117,11 +117,7 @@ class Loader:
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dataset, Dataset):
-            raise ValueError(
-                f"Loader(dataset) must be a fpatch.data.Dataset, got a {type(self.dataset).__name__}; read "
-                "one by fpatch.data.targets, or give yours the attributes of fpatch.data.Dataset"
-            )
+        check_dataset("Loader(dataset)", self.dataset)
         check_number("Loader: batch_size", self.batch_size, 1)
         self.ranks.rows(self.batch_size)  # checks that each process has a row
 

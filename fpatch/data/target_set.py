@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from fpatch.core.checks import check_kind
 from fpatch.data.scenes import Scenes
 
 
@@ -68,6 +69,16 @@ class Dataset(Protocol):
     def digest(self, image_id: int) -> str:
         """Return the SHA-256 of an image's file, or of its pixels."""
         ...
+
+
+def check_dataset(field: str, dataset: Any) -> None:
+    """Check that an argument is a `Dataset`.
+
+    Raises:
+        ValueError: If it is not, with what it is and how to make one.
+    """
+    way_out = "read one by fpatch.data.targets, or give yours the attributes of fpatch.data.Dataset"
+    check_kind(field, dataset, Dataset, way_out)
 
 
 def draws(image_ids: Int64[Tensor, "b"]) -> Int64[Tensor, "b"]:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from fpatch import random
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_kind, check_number
 from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Dataset, rows
+from fpatch.data.target_set import check_dataset
 from fpatch.evaluation.blocks import blocks, measure
 from fpatch.evaluation.columns import (
     goal_columns,
@@ -85,6 +86,8 @@ def evaluate(
         >>> bool(result.table["found/none"].all())
         True
     """
+    check_kind("evaluate(pipeline)", pipeline, Pipeline, "make it by fpatch.pipeline({...})")
+    check_dataset("evaluate(dataset)", dataset)
     check_number("evaluate.block", block, 1)
     made = (
         make_conditions(pipeline, patch_params, random.fold_in(key, "control"), pictures)

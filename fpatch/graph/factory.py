@@ -1,22 +1,18 @@
 """The call of a factory: settings by Python's rules, made hashable, with errors and help that name them."""
 
-import functools
 import inspect
 import re
 import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from numbers import Real
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource
-from fpatch.core.types import Range
+from fpatch.core.settings import settle, type_hints
 
 _LINE = 100
 """The length in characters up to which a call stands on one line of help."""
@@ -27,7 +23,8 @@ def bind(name: str, config: Any, args: tuple[Any, ...], given: Mapping[str, Any]
 
     Raises:
         TypeError: For a setting that is unknown, missing or given twice, and for too many settings.
-        ValueError: If a range is given by something else than two numbers.
+        ValueError: If a range is given by something else than two numbers, or a plain setting has another
+            type.
 
     Example:
         >>> from fpatch import compose
@@ -52,37 +49,8 @@ def bind(name: str, config: Any, args: tuple[Any, ...], given: Mapping[str, Any]
     required = [n for n, p in parameters.items() if p.default is p.empty and n not in settings]
     if required:
         raise TypeError(f"{name}: the setting {required[0]!r} is required; add it, {required[0]}=...")
-    hints = _hints(config)
-    return {n: _settle(hints.get(n), value, f"{name}({n})") for n, value in settings.items()}
-
-
-@functools.cache
-def _hints(config: Any) -> dict[str, Any]:
-    """The types of the settings; none where a name of them is for type checkers alone."""
-    try:
-        return typing.get_type_hints(config)
-    except NameError:
-        return {}
-
-
-def _settle(hint: Any, value: Any, field: str) -> Any:
-    """Convert a value to the immutable form of its type, where it is a list or a pair."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if Range in options and isinstance(value, (tuple, list)):
-        if isinstance(value, Range):
-            return value
-        if len(value) != 2 or not all(isinstance(x, Real) for x in value):
-            raise ValueError(f"{field} must be two numbers (low, high), got {value!r}")
-        return Range(*value)
-    for option in options:
-        origin, inner = get_origin(option), get_args(option)
-        if origin is tuple and isinstance(value, (tuple, list)):
-            kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
-            if len(kinds) == len(value):
-                return tuple(_settle(k, v, field) for k, v in zip(kinds, value, strict=True))
-        if origin in (dict, Mapping) and isinstance(value, Mapping) and len(inner) == 2 and inner[1] != Any:
-            return {k: _settle(inner[1], v, field) for k, v in value.items()}
-    return value
+    hints = type_hints(config)
+    return {n: settle(hints.get(n), value, f"{name}({n})") for n, value in settings.items()}
 
 
 def signature(config: Any) -> inspect.Signature:
@@ -120,7 +88,7 @@ def document(
 
 def _call(name: str, config: Any) -> str:
     """The call with the types and defaults of all settings, on one line or on one for each."""
-    hints = _hints(config)
+    hints = type_hints(config)
     settings = [f"{f.name}: {_show_type(hints.get(f.name, f.type))}{_default(f)}" for f in fields(config)]
     line = f"{name}({', '.join(settings)}) -> Stage"
     if len(line) <= _LINE:

@@ -236,6 +236,7 @@ class Pipeline(Mapping[str, Node]):
         Raises:
             ValueError: If the sample lacks a node, a name is missing, or `want` names no value.
         """
+        check_mapping("batch", batch, "the order is (patch_params, sample, batch)")
         values = dict(batch)
         for _, _, written in self._run(patch_params, sample, values, want):
             values.update(written)
@@ -275,6 +276,7 @@ class Pipeline(Mapping[str, Node]):
         paths: tuple[str, ...] = (),
     ) -> Iterator[tuple[str, Node, dict[str, Any]]]:
         self._check_ready()
+        check_mapping("sample", sample, "draw one by pipeline.sample(key, batch)")
         for path in self if want is None else self._need(tuple(want), paths):
             n = self[path]
             if path not in sample and n.stage.definition.fields:
@@ -340,8 +342,5 @@ def pipeline(parts: Mapping[str, Part]) -> Pipeline:
         dim          compose.exposure(stops=(-1.0, 1.0)): image -> image
         camera/blur  compose.blur(sigma_px=(0.0, 1.0)): image -> image
     """
-    if not isinstance(parts, Mapping):
-        raise ValueError(
-            f"pipeline: expected a mapping, {{name: stage}}, got a {type(parts).__name__}; name each stage"
-        )
+    check_mapping("pipeline(parts)", parts, "name each stage, {name: stage}")
     return Pipeline(flatten(parts))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import check_kind, nearest
 from fpatch.core.types import Sample
 
 
@@ -156,6 +156,7 @@ def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
         >>> fpatch.control(sample)
         {'implant': {'opacity': tensor([[0., 0.]])}, 'dim': {'stops': tensor([0.5000])}}
     """
+    check_kind("control(sample)", sample, Mapping, "draw one by pipeline.sample(key, batch)")
     return {
         path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
         for path, fields in sample.items()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import check_kind, nearest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.mistakes import check_mapping
@@ -66,11 +66,7 @@ class Objective:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pipeline, Pipeline):
-            raise ValueError(
-                f"objective(pipeline) must be a Pipeline, got a {type(self.pipeline).__name__}; make it by "
-                "fpatch.pipeline({...})"
-            )
+        check_kind("objective(pipeline)", self.pipeline, Pipeline, "make it by fpatch.pipeline({...})")
         check_mapping("objective(weights)", self.weights, "give {term: weight}")
         terms = self.pipeline.terms
         if not terms:

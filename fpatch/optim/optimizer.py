@@ -6,8 +6,9 @@ from typing import Literal, get_args, get_type_hints
 
 import torchopt
 
-from fpatch.core.checks import check_choice, check_count, check_number, suggest_setting
+from fpatch.core.checks import check_choice, check_count, check_number
 from fpatch.core.errors import Errors
+from fpatch.core.settings import checked_settings
 from fpatch.optim.schedules import (
     Rate,
     constant,
@@ -46,7 +47,7 @@ _APPLIES = {
 """The optimizers or schedules to which a setting applies."""
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class Optimizer:
     """The settings of an optimizer and its schedule.

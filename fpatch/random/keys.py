@@ -26,14 +26,17 @@ def key(seed: int) -> Int64[Tensor, "2"]:
             default 32-bit mode JAX drops them; there, the two agree for seeds below 2**32.
 
     Raises:
-        ValueError: If the seed is outside that range.
+        ValueError: If the seed is no whole number, or outside that range.
 
     Example:
         >>> from fpatch import random
         >>> random.key(2**32 + 5)
         tensor([1, 5])
     """
-    seed = operator.index(seed)
+    try:
+        seed = operator.index(seed)
+    except TypeError as error:
+        raise ValueError(f"seed must be a whole number, got {seed!r}") from error
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}; take it modulo 2**64")
     return torch.tensor([seed >> 32, seed & MASK], dtype=torch.int64)
@@ -115,6 +118,8 @@ def check_key(key: Key) -> None:
     Raises:
         ValueError: If it is not; the message names its type and shape.
     """
+    if not isinstance(key, Tensor):
+        raise ValueError(f"key must be a key tensor, got {key!r}; make one with fpatch.random.key(seed)")
     if key.dtype != torch.int64 or key.ndim == 0 or key.shape[-1] != 2:
         raise ValueError(
             f"key must be an int64 tensor [..., 2], got {key.dtype} {list(key.shape)}; make it with key(seed)"

@@ -147,8 +147,7 @@ def source_differences(run: Run, study: Study) -> list[str]:
     recorded = run.read_json("environment.json").get("sources")
     if recorded is None:
         return []  # a run of an older version
-    unrelated = tuple(f"fpatch/{wing} " for wing in _UNRELATED)
-    return [s for s in changed_sources(recorded, study) if not s.startswith(unrelated)]
+    return changed_sources(recorded, study, _UNRELATED)
 
 
 def input_differences(

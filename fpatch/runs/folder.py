@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpatch.core.checks import check_kind
 from fpatch.core.files import digest
 from fpatch.core.version import __version__
 from fpatch.evaluation.evaluation import Evaluation
@@ -50,6 +51,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         """Refer to a run folder, which may not exist yet."""
+        check_kind("Run(folder)", folder, (str, Path), "give the folder, such as run.folder")
         self.folder = Path(folder)
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +99,32 @@ def changed_images(folder: Path, dataset: TargetSet, splits: Iterable[str] | Non
     return said
 
 
-def changed_sources(recorded: Mapping[str, Mapping[str, str]], study: Study) -> list[str]:
-    """Compare the source files with recorded digests; return a sentence for each difference."""
+def changed_sources(
+    recorded: Mapping[str, Mapping[str, str]], study: Study, unrelated: Sequence[str] = ()
+) -> list[str]:
+    """Compare the source files with recorded digests; return a sentence for each kind of difference.
+
+    Args:
+        recorded: The digests of the record, by kind and name.
+        study: The study.
+        unrelated: The wings of the library that are not compared.
+    """
     here = describe_sources(study)
     said = []
     for kind, what in (("fpatch", "fpatch/"), ("modules", "module ")):
         before, now = recorded.get(kind, {}), here[kind]
-        for name in {**before, **now}:
-            if before.get(name) != now.get(name):
-                why = (
-                    "is not recorded" if name not in before
-                    else "is missing" if name not in now
-                    else "has another source than the recorded one"
-                )  # fmt: skip
-                said.append(f"{what}{name} {why}")
+        names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+        if kind == "fpatch":
+            names = [n for n in names if n not in unrelated]
+        new, gone = [n for n in names if n not in before], [n for n in names if n not in now]
+        other = [n for n in names if n in before and n in now]
+        for found, why in (
+            (new, "the source is not recorded"),
+            (gone, "the source is missing"),
+            (other, "the source is not the recorded one"),
+        ):
+            if found:
+                said.append(f"{', '.join(f'{what}{name}' for name in found)}: {why}")
     return said
 
 

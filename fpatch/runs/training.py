@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fpatch.core.checks import check_kind
 from fpatch.core.display import shown
 from fpatch.core.progress import Progress, silent
 from fpatch.optim.loop import find_bad_patch, find_bad_row
@@ -129,6 +130,7 @@ def train(study: Study, on_progress: Progress | None = None) -> Run:
         >>> run.checkpoint_steps(), tuple(run.load_params("last")["tag"].shape)
         ([0, 4], (3, 6, 6))
     """
+    check_kind("train(study)", study, Study, "load one by fpatch.load_study(path)")
     with joined(device=study.device) as ranks, deterministic_algorithms(study.train.deterministic):
         ranks.check_same("the study", json.dumps(study.config).encode())
         parts = set_up(study)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import check_kind, nearest
 from fpatch.core.errors import Errors, in_file
 from fpatch.core.inputs import check_file, parse_toml, read_text
 from fpatch.core.resource import Resource
@@ -49,6 +49,7 @@ def load_study(
         >>> study.train.num_steps, study.train.batch_size, list(study.pipeline)
         (20, 16, ['pixels', 'implant', 'smooth'])
     """
+    check_kind("load_study(path)", path, (str, Path), "name a study in TOML")
     path = Path(path)
     raw = read_toml(path)
     try:

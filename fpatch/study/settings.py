@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from fpatch.core.checks import check_count, check_number, suggest_setting
+from fpatch.core.checks import check_count, check_number
 from fpatch.core.errors import Errors
 from fpatch.core.names import check_distinct
 from fpatch.core.resource import Resource, resolve
+from fpatch.core.settings import checked_settings
 from fpatch.data import TargetSet, image_file, targets
 from fpatch.data.classes import read_classes
 from fpatch.data.csv_tables import read_labels
@@ -26,7 +27,7 @@ MOST_ROWS = 10**6
 _MOST_WEIGHT = 1e12  # the squares of its gradients still are float32
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class DataConfig:
     """The images and their tables; see `fpatch.data.targets`.
@@ -111,7 +112,7 @@ def _placed(root: Path, name: str, path: str) -> str:
     return os.path.realpath(root / Path(path).expanduser())
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The objective of training: a weighted sum of loss terms.
@@ -134,7 +135,7 @@ class ObjectiveConfig:
             check_number(f"objective.weights.{name}", weight, -_MOST_WEIGHT, _MOST_WEIGHT)
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class TrainConfig:
     """The length of training, and how its steps are computed.
@@ -191,7 +192,7 @@ class TrainConfig:
         errors.raise_all()
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The measurement of the patch.
@@ -250,7 +251,7 @@ class EvaluateConfig:
         return {name: resolve(control) for name, control in made.items()}
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class LogConfig:
     """The destinations of records; `records.jsonl` in the run folder is always written.

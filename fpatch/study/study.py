@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from fpatch.core.checks import suggest_setting
+from fpatch.core.checks import check_kind
 from fpatch.core.names import check_name
 from fpatch.core.schema import encode
+from fpatch.core.settings import checked_settings
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
 from fpatch.runtime.device import check_device, describe_device, find_device
@@ -17,20 +18,20 @@ from fpatch.runtime.execution import Execution
 from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 
 _SECTIONS: dict[str, tuple[type, str]] = {
-    "name": (str, "the name of the run folder"),
-    "data": (DataConfig, "a DataConfig of the files, which the study reads by itself"),
-    "pipeline": (Pipeline, "a Pipeline; make it by fpatch.pipeline({...})"),
-    "objective": (ObjectiveConfig, "an ObjectiveConfig of the weights by term"),
-    "device": (str, "a string, such as 'cpu' or 'cuda:1'"),
-    "optimizer": (Optimizer, "the settings fpatch.Optimizer(...), from which the study makes the optimizer"),
-    "train": (TrainConfig, "a TrainConfig"),
-    "evaluate": (EvaluateConfig, "an EvaluateConfig"),
-    "log": (LogConfig, "a LogConfig"),
+    "name": (str, "it names the run folder"),
+    "data": (DataConfig, "give the files, which the study reads by itself"),
+    "pipeline": (Pipeline, "make it by fpatch.pipeline({...})"),
+    "objective": (ObjectiveConfig, "give the weights by term"),
+    "device": (str, "such as 'cpu' or 'cuda:1'"),
+    "optimizer": (Optimizer, "give the settings fpatch.Optimizer(...); the study makes the optimizer"),
+    "train": (TrainConfig, "give its settings"),
+    "evaluate": (EvaluateConfig, "give its settings"),
+    "log": (LogConfig, "give its settings"),
 }
-"""The type of each section, and its words in an error."""
+"""The type of each section, and the way out in an error."""
 
 
-@suggest_setting
+@checked_settings
 @dataclass(frozen=True)
 class Study:
     """All settings of a run.
@@ -71,9 +72,8 @@ class Study:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for section, (kind, way) in _SECTIONS.items():
-            if not isinstance(given := getattr(self, section), kind):
-                raise ValueError(f"{section} must be {way}, got a {type(given).__name__}")
+        for section, (kind, way_out) in _SECTIONS.items():
+            check_kind(section, getattr(self, section), kind, way_out)
         check_name("name", self.name)
         check_device("device", self.device)
         taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import check_kind, nearest
 from fpatch.core.display import shown
 from fpatch.core.errors import in_file
 from fpatch.core.progress import Progress
@@ -77,6 +77,7 @@ def sweep(
         ...     print(error)
         space.optimizer.learning_rate: low must be less than high, got (0.4, 0.02); swap the two
     """
+    check_kind("sweep(study)", study, Study, "load one by fpatch.load_study(path)")
     parsed = space if isinstance(space, Space) else parse_space(space)
     raw = {"objective": objective, "mode": mode, **settings}
     plan = Plan(study, parsed, decode(Sweep, {n: v for n, v in raw.items() if v is not None}, "sweep"))
@@ -120,6 +121,7 @@ def load_plan(
         >>> plan.sweep.search, plan.sweep.num_trials, list(plan.space.varied)
         ('random', 24, ['optimizer.learning_rate'])
     """
+    check_kind("load_plan(path)", path, (str, Path), "name a study in TOML with [space] and [sweep]")
     path = Path(path)
     raw = read_toml(path)
     try:

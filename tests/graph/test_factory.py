@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import pytest
 from test_layout import STAGES
+from typecheck import unchecked
 
 import fpatch
 from fpatch import compose, data, implant, infer, losses
 from fpatch.core.types import Range
 from fpatch.graph.stage import define, deterministic
-from fpatch.study.settings import EvaluateConfig, LogConfig, TrainConfig
+from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, TrainConfig
 
 
 @pytest.mark.parametrize("identity", sorted(STAGES))
@@ -96,3 +97,43 @@ def test_a_factory_and_its_stages_pickle():
     made = pickle.loads(pickle.dumps((compose.exposure, compose.exposure([-2, 2]))))
     assert made == (compose.exposure, compose.exposure(Range(-2, 2)))
     assert repr(made[0]) == "compose.exposure"
+
+
+SCALARS = [
+    (identity, name)
+    for identity, definition in sorted(STAGES.items())
+    for name, setting in inspect.signature(definition).parameters.items()
+    if type(setting.default) in (int, float, Range)
+]
+
+
+@pytest.mark.parametrize(("identity", "name"), SCALARS)
+def test_a_setting_of_another_type_is_named(identity, name):
+    definition = STAGES[identity]
+    parameters = inspect.signature(definition).parameters
+    required = {n: object() for n, p in parameters.items() if p.default is p.empty}
+    for value in "wide", object(), [None]:
+        with pytest.raises(ValueError, match=rf"{identity}\({name}\)(: expected| must be two numbers)"):
+            definition(**{name: value}, **required)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fpatch.Optimizer(learning_rate="fast"), r"Optimizer\(learning_rate\): expected a number"),
+        (
+            lambda: DataConfig("a.csv", size=96),
+            r"DataConfig\(size\): expected \[a whole number, a whole number\], got 96",
+        ),
+        (lambda: TrainConfig(num_steps="many"), r"TrainConfig\(num_steps\): expected a whole number"),
+    ],
+)
+def test_a_section_of_another_type_is_named(make, message):
+    with unchecked(), pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_section_takes_a_list_for_a_pair():
+    with unchecked():
+        listed = DataConfig("a.csv", size=[64, 96])
+    assert listed == DataConfig("a.csv", size=(64, 96))

@@ -14,6 +14,7 @@ import fpatch
 from fpatch import compose, create, implant, infer, losses, metrics, random
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
+from fpatch.tune import load_plan
 
 KEY = random.key(3)
 PATCH = {"hood": torch.zeros(3, 4, 4)}
@@ -351,3 +352,42 @@ def test_an_objective_takes_a_pipeline_and_weights_by_term():
     check_said(
         lambda: fpatch.Objective({"a": 1}, {"b": 1.0}), "objective(pipeline) must be a Pipeline, got a dict"
     )
+
+
+STUDY, SMOOTH = object(), small(losses.total_variation())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: fpatch.train("study.toml"),
+            "train(study) must be a Study, got a str; load one by fpatch.loa",
+        ),
+        (lambda: fpatch.sweep("study.toml", {}), "sweep(study) must be a Study, got a str"),
+        (lambda: fpatch.load_study(STUDY), "load_study(path) must be a str or Path, got a object"),
+        (lambda: load_plan(STUDY), "load_plan(path) must be a str or Path, got a object"),
+        (lambda: fpatch.evaluate_run(STUDY), "got a object; give the folder, such as run.folder"),
+        (lambda: fpatch.replay_run(fpatch.Run("a")), "got a Run; give the folder, such as run.folder"),
+        (lambda: fpatch.resume(STUDY), "got a object; give the folder, such as run.folder"),
+        (lambda: fpatch.resume_sweep(STUDY), "got a object; give the folder, such as journal.folder"),
+        (
+            lambda: fpatch.evaluate(PATCH, SMOOTH, [], KEY),
+            "evaluate(pipeline) must be a Pipeline, got a dict",
+        ),
+        (
+            lambda: fpatch.evaluate(SMOOTH, PATCH, KEY, []),
+            "evaluate(dataset) must be a Dataset, got a Tensor",
+        ),
+        (lambda: fpatch.control(3), "control(sample) must be a Mapping, got a int; draw one by pipeline.sam"),
+        (lambda: SMOOTH.apply(PATCH, 3, {}), "sample must be a mapping, got a int; draw one by pipeline.sam"),
+        (
+            lambda: SMOOTH.apply(PATCH, {}, 3),
+            "batch must be a mapping, got a int; the order is (patch_params",
+        ),
+        (lambda: random.key("x"), "seed must be a whole number, got 'x'"),
+        (lambda: random.split(0), "key must be a key tensor, got 0; make one with fpatch.random.key(seed)"),
+    ],
+)
+def test_an_argument_of_another_kind_names_the_right_one(call, words):
+    check_said(call, words)

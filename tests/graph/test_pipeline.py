@@ -169,7 +169,10 @@ def test_suppression_declares_that_it_cuts_the_gradient():
         ({"": compose.blur()}, "is no name of a node"),
         ({"camera/": compose.blur()}, "'camera/' is no name of a node"),
         ({"a": {"b": compose.blur()}, "a/b": compose.hue()}, "there are two nodes 'a/b'; rename one"),
-        ([compose.blur()], r"expected a mapping, \{name: stage\}, got a list; name each stage"),
+        (
+            [compose.blur()],
+            r"pipeline\(parts\) must be a mapping, got a list; name each stage, \{name: stage\}",
+        ),
         ({"camera": {"blur": 3}}, "'camera/blur'.*: expected a stage, node, function or mapping, got 3"),
         ({"x": node(compose.blur(), reads=["../image"])}, "'x': '../image' leads above the top"),
     ],

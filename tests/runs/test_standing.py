@@ -163,12 +163,12 @@ def test_other_settings_are_refused_by_a_resume_and_accepted_where_told(run, cap
 def test_changed_sources_are_said_by_a_resume(run, caplog):
     facts = run.read_json("environment.json")
     facts["sources"]["modules"]["study_fixture"] = "0" * 32
-    facts["sources"]["fpatch"]["optim"] = "0" * 32
+    facts["sources"]["fpatch"] |= {"optim": "0" * 32, "runs": "0" * 32}
     facts["sources"]["fpatch"]["cli"] = "0" * 32
     (run.folder / "environment.json").write_bytes(seal(facts))
     resume(run.folder)
-    assert "module study_fixture has another source than the recorded one" in caplog.text
-    assert "fpatch/optim has another source" in caplog.text
+    assert "module study_fixture: the source is not the recorded one" in caplog.text
+    assert "fpatch/optim, fpatch/runs: the source is not the recorded one" in caplog.text
     assert "fpatch/cli" not in caplog.text  # on which no patch depends
 
 

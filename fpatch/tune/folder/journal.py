@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
-from fpatch.core.checks import nearest, shown
+from fpatch.core.checks import check_kind, nearest, shown
 from fpatch.core.files import AppendFile, write_atomic
 from fpatch.core.inputs import parse_json, read_text
 from fpatch.core.schema import decode
@@ -137,6 +137,7 @@ class Journal:
 
     def __init__(self, folder: str | Path) -> None:
         """Refer to a folder, which may not exist yet."""
+        check_kind("Journal(folder)", folder, (str, Path), "give the folder, such as journal.folder")
         self.folder = Path(folder)
 
     def __repr__(self) -> str:

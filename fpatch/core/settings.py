@@ -1,0 +1,105 @@
+"""Settings given in Python: pairs and lists as their fields store them, plain values by their types."""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from torch import Tensor
+
+from fpatch.core.checks import suggest_keyword
+from fpatch.core.schema import decode
+from fpatch.core.types import Range
+
+T = TypeVar("T")
+
+_PLAIN = (int, float, str, bool, Range, type(None))
+
+
+def checked_settings(kind: type[T]) -> type[T]:
+    """Decorate a dataclass so that a wrong keyword or type in Python is an error that names the setting.
+
+    Example:
+        >>> import fpatch
+        >>> fpatch.Optimizer(learning_rat=0.1)
+        Traceback (most recent call last):
+        TypeError: Optimizer: no keyword 'learning_rat'; did you mean 'learning_rate'?
+        >>> fpatch.Optimizer(learning_rate="fast")
+        Traceback (most recent call last):
+        ValueError: Optimizer(learning_rate): expected a number, got 'fast'
+    """
+    make = suggest_keyword(kind.__init__)
+
+    @functools.wraps(make)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        hints, names = type_hints(kind), list(inspect.signature(kind).parameters)
+        named = dict(zip(names, args, strict=False))
+        settled = {n: settle(hints.get(n), v, f"{kind.__name__}({n})") for n, v in {**named, **given}.items()}
+        if len(args) > len(names) or named.keys() & given.keys():
+            make(self, *args, **given)  # which raises Python's error
+        make(self, **settled)
+
+    kind.__init__ = checked
+    return kind
+
+
+@functools.cache
+def type_hints(config: Any) -> dict[str, Any]:
+    """The types of the settings; none where a name of them is for type checkers alone."""
+    try:
+        return typing.get_type_hints(config)
+    except NameError:
+        return {}
+
+
+def settle(hint: Any, value: Any, field: str) -> Any:
+    """Convert a value to the immutable form of its type, and check it where the type is plain.
+
+    A pair becomes a `Range`, and the list of a sequence a tuple. Numbers of any library, tensors and objects
+    pass; their stage checks them.
+
+    Args:
+        hint: The declared type.
+        value: The value.
+        field: Its name, for errors.
+
+    Raises:
+        ValueError: If a range is given by something else than two numbers, or a plain value has another type.
+
+    Example:
+        >>> from fpatch import Range
+        >>> from fpatch.core.settings import settle
+        >>> settle(Range, [0, 1], "blur(sigma_px)")
+        Range(low=0, high=1)
+        >>> settle(int, "many", "blur(taps)")
+        Traceback (most recent call last):
+        ValueError: blur(taps): expected a whole number, got 'many'
+    """
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if Range in options and isinstance(value, (tuple, list)):
+        if isinstance(value, Range):
+            return value
+        if len(value) != 2 or not all(isinstance(x, Real) for x in value):
+            raise ValueError(f"{field} must be two numbers (low, high), got {value!r}")
+        return Range(*value)
+    for option in options:
+        origin, inner = get_origin(option), get_args(option)
+        if origin is tuple and isinstance(value, (tuple, list)):
+            kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+            if len(kinds) == len(value):
+                return tuple(settle(k, v, field) for k, v in zip(kinds, value, strict=True))
+        if origin in (dict, Mapping) and isinstance(value, Mapping) and len(inner) == 2 and inner[1] != Any:
+            return {k: settle(inner[1], v, field) for k, v in value.items()}
+    if not _may_be(options, value):
+        decode(hint, value, field)
+    return value
+
+
+def _may_be(options: tuple[Any, ...], value: Any) -> bool:
+    """Return whether a value may have one of the types, or whether that is for its stage to say."""
+    if isinstance(value, Tensor) or not all(o in _PLAIN or get_origin(o) is tuple for o in options):
+        return True
+    return isinstance(value, Real) and any(o in (int, float, Range) for o in options)
