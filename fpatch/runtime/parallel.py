@@ -207,6 +207,10 @@ def _backend(device: str) -> str:
 @contextmanager
 def _group(make: Callable[..., Any], backend: str, timeout_s: float, **how: Any) -> Iterator[Any]:
     """Make a group of all processes, and destroy it after the `with` block."""
+    # Torch imports this module later by itself, and its defaults would keep the group, whose threads then may
+    # abort the process at its exit.
+    import torch.distributed.nn.functional  # noqa: F401
+
     try:
         group = make(backend=backend, timeout=timedelta(seconds=timeout_s), **how)
     except RuntimeError as error:

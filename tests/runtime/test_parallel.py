@@ -155,6 +155,31 @@ def test_alone_there_is_nothing_to_exchange():
         assert ranks == ALONE
 
 
+KEPT = """
+import torch.distributed as dist
+from fpatch.runtime.parallel import Meeting, joined
+from pathlib import Path
+
+def threads():
+    return [p.read_text().strip() for p in Path("/proc/self/task").glob("*/comm")]
+
+with joined(device="cpu", meeting=Meeting(dist.HashStore(), 0, 1)):
+    import torch.distributed.nn.functional
+    import torch.jit._recursive
+    print(sum("gloo" in name for name in threads()))
+print(sum("gloo" in name for name in threads()))
+"""
+
+
+def test_nothing_keeps_the_group_or_its_threads():
+    """Threads of gloo at the exit of Python may abort the process."""
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    within, after = map(int, done.stdout.split())
+    assert within >= 2
+    assert after == 0
+
+
 def test_a_group_that_somebody_else_has_made_is_used_and_left():
     """As in a worker of Ray Train."""
     store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]: documented, and not listed
