@@ -1,6 +1,7 @@
 """Compare a table with the rows that its evaluation draws: their number, images, keys and samples."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -18,6 +19,8 @@ from fpatch.graph.pipeline import Pipeline
 
 Table = Mapping[str, np.ndarray]
 """Columns of equal length by name."""
+_MANY = 100
+"""A record that asks for so many times the rows of its table was edited; its rows are not drawn."""
 
 
 class Expected(NamedTuple):
@@ -53,18 +56,24 @@ def axes_of(table: Table) -> dict[str, list[float]]:
     return {path: list(dict.fromkeys(column.tolist())) for path, column in axes.items()}
 
 
-def missing_rows(table: Table, expected: Expected) -> list[str]:
+def missing_rows(
+    table: Table, dataset: Dataset, num_draws: int, grid: Mapping[str, Sequence[float]] | None = None
+) -> list[str]:
     """Return a sentence if a table does not hold the expected number of rows."""
     found = len(table["image_id"])
-    if found == len(expected.image_id):
+    wanted = len(dataset.image_ids) * num_draws * math.prod(len(axis) for axis in (grid or {}).values())
+    if found == wanted:
         return []
-    pairs = (Counter(zip(t[0].tolist(), t[1].tolist(), strict=True)) for t in (
-        (expected.image_id, expected.draw), (table["image_id"], table["draw"])
-    ))  # fmt: skip
-    wanted, there = pairs
-    lacking = ", ".join(f"image {i} draw {d}" for i, d in list((wanted - there).keys())[:3])
+    lacking = ""
+    if 0 < wanted <= _MANY * found:
+        expected = expected_rows(dataset, num_draws, grid)
+        drawn, there = (
+            Counter(zip(image_id.tolist(), draw.tolist(), strict=True))
+            for image_id, draw in ((expected.image_id, expected.draw), (table["image_id"], table["draw"]))
+        )
+        lacking = ", ".join(f"image {i} draw {d}" for i, d in list((drawn - there).keys())[:3])
     what = f"; it lacks {lacking}" if lacking else ""
-    return [f"the table has {found} rows, but its evaluation draws {len(expected.image_id)}{what}"]
+    return [f"the table has {found} rows, but its evaluation draws {wanted}{what}"]
 
 
 def compare_drawn(

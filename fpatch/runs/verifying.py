@@ -211,11 +211,11 @@ class _Table:
         """Add the differences of what was drawn to those of the results."""
         num_draws = self._manifest.get("num_draws", self._study.evaluate.num_draws)
         grid = self._manifest.get("grid") or axes_of(self._logged)
-        expected = expected_rows(self._dataset, num_draws, grid)
-        if lacking := missing_rows(self._logged, expected):
+        if lacking := missing_rows(self._logged, self._dataset, num_draws, grid):
             self.differences += lacking
             self.unproven.append("keys and samples: the rows cannot be told apart")
             return result
+        expected = expected_rows(self._dataset, num_draws, grid)
         found, whole = compare_drawn(
             self._logged, expected, chosen, self._pipeline, self._dataset, self._key, self._block
         )
