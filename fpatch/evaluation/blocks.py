@@ -12,6 +12,7 @@ from fpatch.core.types import Batch, Sample, Values
 from fpatch.evaluation.columns import metric_names, split_group, tensor_digest
 from fpatch.evaluation.conditions import NONE, PATCH, Patches
 from fpatch.evaluation.coverage import covered_shares
+from fpatch.graph.node import inside
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
 
@@ -86,6 +87,29 @@ def measure(
             shares = covered_shares(body, _NoParams(), filled, {**padded, **conditions[PATCH]})
         results[PATCH]["covered"] = to_device(take_rows(shares, slice(0, n)), "cpu")
     return results
+
+
+def complete(
+    pipeline: Pipeline, conditions: Mapping[str, Patches], sample: Sample, batch: Batch, block: int
+) -> Sample:
+    """Add to a sample what plain functions draw while they run, in the image without a patch.
+
+    Args:
+        pipeline: The pipeline of the evaluated phase.
+        conditions: Patches by condition.
+        sample: The samples of the rows [n, ...].
+        batch: The same rows, n <= block.
+        block: Rows that run together; a short block repeats its last row.
+    """
+    late = [path for path, n in pipeline.items() if n.stage.definition.traits.late]
+    if not late:
+        return sample
+    body = pipeline.without(*pipeline.parameterizations)
+    filled, padded = to_device(_pad_rows((sample, batch), block), device_of(conditions))
+    with torch.no_grad():
+        whole = body.complete(_NoParams(), control(filled), {**padded, **conditions[PATCH]})  # type: ignore[dict-item]
+    own = {path: drawn for path, drawn in whole.items() if any(inside(path, n) for n in late)}
+    return {**sample, **to_device(take_rows(own, slice(0, len(batch["image_id"]))), "cpu")}
 
 
 def _by_group(masks: Mapping[str, Tensor], metrics: Sequence[str], rows: int) -> dict[str, Tensor]:

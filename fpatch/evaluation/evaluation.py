@@ -21,7 +21,7 @@ from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Dataset, rows
 from fpatch.data.target_set import check_dataset
-from fpatch.evaluation.blocks import blocks, measure
+from fpatch.evaluation.blocks import blocks, complete, measure
 from fpatch.evaluation.columns import (
     goal_columns,
     metric_names,
@@ -108,6 +108,7 @@ def evaluate(
         batch = dataset.batch(image_id[part], draw[part], device_of(made))
         keys = row_keys(key, batch)
         sample = pipeline.sample(keys, batch if part.start else copy_readable(batch))  # checked once on a GPU
+        sample = complete(pipeline, made, sample, batch, block)
         sample = sample if edit is None else edit(sample)
         results = measure(pipeline, made, sample, batch, block, keep)
         goals = goal_columns(pipeline, dataset.class_names, len(keys))

@@ -12,7 +12,7 @@ from fpatch.core.checks import check_number, nearest
 from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
-from fpatch.evaluation.blocks import blocks, measure
+from fpatch.evaluation.blocks import blocks, complete, measure
 from fpatch.evaluation.columns import (
     ANSWER,
     LABEL,
@@ -26,6 +26,7 @@ from fpatch.evaluation.conditions import Patches
 from fpatch.evaluation.coverage import IMAGE, OBJECT
 from fpatch.evaluation.evaluation import describe_rows
 from fpatch.evaluation.growing import Growing
+from fpatch.graph.functions import replayed
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import from_columns, to_columns
@@ -111,12 +112,13 @@ def replay(
         picked = chosen[part][~is_lost]
         if len(picked):
             sample, batch = logged_rows(dataset, table, picked, device)
-            sample = sample if edit is None else edit(sample)
+            digests = row_digests(to_columns(sample if edit is None else edit(sample)))
+            sample = replayed(pipeline, sample) if edit is None else edit(sample)
             results = measure(pipeline, conditions, sample, batch, block, keep)
             found = result_columns(results, metric_names(pipeline))
             found |= goal_columns(pipeline, dataset.class_names, len(picked))
             found["photograph"] = np.array([dataset.digest(i) for i in batch["image_id"].tolist()])
-            found["sample"] = row_digests(to_columns(sample))
+            found["sample"] = digests
             for row, sentence, gap in compare(table, found, picked):
                 differences.setdefault(row, []).append(sentence)
                 largest = max(largest, gap)
@@ -222,6 +224,9 @@ def drawn(
     key: Tensor,
     image_id: Tensor,
     draw: Tensor,
+    conditions: Mapping[str, Patches],
+    *,
+    block: int = 16,
     edit: Callable[[Sample], Sample] | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw rows again from the key of their evaluation: the columns of `evaluate` up to the results.
@@ -231,7 +236,9 @@ def drawn(
         dataset: The original images.
         key: The key of the evaluation.
         image_id: The images of the rows [n].
-        draw: The number of each use of an image [n].
+        draw: The number of each use of an image [n], n <= block.
+        conditions: The patches shown, of which plain functions see none.
+        block: Rows that run together, as recorded.
         edit: The edit of the evaluation, such as a cell of a grid.
 
     Example:
@@ -243,11 +250,11 @@ def drawn(
         >>> study = tiny_study(tempfile.mkdtemp())
         >>> test, scenes = study.pipeline.at("test"), study.data.open().split("test")
         >>> result = evaluate(test, test.init(random.key(0)), scenes, random.key(1))
-        >>> again = drawn(test, scenes, random.key(1), *rows(scenes.image_ids, 1))
+        >>> again = drawn(test, scenes, random.key(1), *rows(scenes.image_ids, 1), result.conditions)
         >>> (again["sample/exposure/stops"] == result.table["sample/exposure/stops"]).tolist()
         [True, True, True, True]
     """
     batch = dataset.batch(image_id, draw)
     keys = row_keys(key, batch)
-    sample = pipeline.sample(keys, batch)
+    sample = complete(pipeline, conditions, pipeline.sample(keys, batch), batch, block)
     return describe_rows(dataset, batch, keys, sample if edit is None else edit(sample))

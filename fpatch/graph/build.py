@@ -1,7 +1,7 @@
 """Build a pipeline from its config: ids are looked up in the registry, never evaluated."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from fpatch.core.checks import nearest, shown
@@ -9,6 +9,7 @@ from fpatch.core.errors import Errors
 from fpatch.core.registry import lookup
 from fpatch.core.schema import decode
 from fpatch.graph.declarations import RESERVED
+from fpatch.graph.functions import find_function
 from fpatch.graph.node import Part, node
 from fpatch.graph.pipeline import Pipeline, pipeline
 from fpatch.graph.stage import Definition
@@ -67,7 +68,13 @@ def _part(entry: Any, where: str, path: str, resources: Mapping[str, Any]) -> Pa
 
 
 def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[str, Any]) -> Part:
-    definition = lookup(decode(str, entry["stage"], f"{where}.stage"), Definition, f"{where}.stage")
+    identity = decode(str, entry["stage"], f"{where}.stage")
+    try:
+        definition = lookup(identity, Definition, f"{where}.stage")
+    except ValueError:
+        if (function := find_function(identity)) is None:
+            raise
+        return _function_node(function, entry, where)
     settings = {k: v for k, v in entry.items() if k not in RESERVED}
     given = {}
     for setting, value in list(settings.items()):
@@ -84,6 +91,19 @@ def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[st
     wiring = {k: decode(kind, entry[k], f"{where}.{k}") for k, kind in _WIRING.items() if k in entry}
     try:
         return node(stage, **wiring)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _function_node(function: Callable[..., Any], entry: Mapping[str, Any], where: str) -> Part:
+    """Make the node of a plain function, which has wiring and no settings."""
+    if unknown := [name for name in entry if name not in RESERVED]:
+        raise ValueError(
+            f"{where}: a plain function has no setting {unknown[0]!r}; define a stage with fpatch.define"
+        )
+    wiring = {k: decode(kind, entry[k], f"{where}.{k}") for k, kind in _WIRING.items() if k in entry}
+    try:
+        return node(function, **wiring)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

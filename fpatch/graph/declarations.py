@@ -5,13 +5,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_type_hints
 
+import torch
+from torch import Tensor
+
 from fpatch.core.types import Values
+from fpatch.graph.mistakes import check_mapping
 
 ALL = "*"
 """As the only name in `reads`: the stage receives all values."""
 
 RESERVED = ("stage", "phases", "reads", "writes", "stream")
 """Keys of a node in a config file; no setting may have such a name."""
+
+SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
+"""The types that a sample may hold; a table keeps them without loss."""
 
 Role = Literal["stage", "victim", "loss", "metric"]
 
@@ -65,6 +72,7 @@ class Traits:
         needs: The entries of values that it cannot do without, as "name/entry": "detections/final".
         gives: The entries that it adds, likewise. The others stay if it also reads the value, and are
             dropped if it does not. A stage that declares none may write any.
+        late: It draws while it runs: `apply` returns what it writes and its sample.
     """
 
     geometric: bool = False
@@ -76,6 +84,7 @@ class Traits:
     pixelwise: bool = False
     needs: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
+    late: bool = False
 
 
 def check_config(name: str, config: Any) -> None:
@@ -150,3 +159,21 @@ def check_counted(name: str, role: Role, counted: str | None, reads: tuple[str, 
             f"define({name!r}): counted={counted!r} must be a name in the reads of a loss, got role {role!r} "
             f"and reads {reads}; leave it out, or add the name to reads"
         )
+
+
+def check_drawn(name: str, drawn: Any, num_rows: int) -> dict[str, Tensor]:
+    """Return a sample as a dict, after a check of its types and rows.
+
+    Raises:
+        ValueError: Naming the stage and the field.
+    """
+    check_mapping(f"{name}: what sample returns", drawn, "return {field: [b, ...]}")
+    for field, value in drawn.items():
+        has_rows = isinstance(value, Tensor) and value.shape[:1] == (num_rows,)
+        if not has_rows or value.dtype not in SAMPLE_DTYPES:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name}: sample[{field!r}] must be a float32, int64 or bool tensor of {num_rows} rows, "
+                f"got {got}"
+            )
+    return dict(drawn)

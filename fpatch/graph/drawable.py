@@ -36,6 +36,11 @@ def check_drawable(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
         if not found:
             continue  # `override` says what is there
         stage = pipeline[max(found, key=len)].stage
+        if stage.definition.traits.late and not stage.config.takes_sample:
+            raise ValueError(
+                f"{path}: {stage.definition.name} draws by its key, so that an override changes nothing; "
+                "give the function a fourth argument, sample=None, and return it"
+            )
         field = path.removeprefix(f"{max(found, key=len)}/").partition("/")[0]
         if not isinstance(getattr(stage.config, field, None), Range):
             continue

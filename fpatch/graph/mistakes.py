@@ -1,6 +1,6 @@
 """The likely mistake behind an error inside a stage, in words: what was given, and the way out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -107,3 +107,27 @@ def check_device(what: str, device: Any) -> torch.device:
         return torch.device(device)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{what} takes a device, such as 'cpu' or 'cuda', got {device!r}") from error
+
+
+SHOWN = frozenset(_IMAGES)
+"""Names of images: what reaches them past `patch` no control could take out."""
+
+
+class NoParams(Mapping[str, Tensor]):
+    """Patch parameters for a node that writes an image: reading them is an error."""
+
+    def __init__(self, stage: object) -> None:
+        """Name the stage."""
+        self._stage = stage
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise ValueError(
+            f"{self._stage!r} writes an image and reads the patch parameters, so no control could take the "
+            "patch out; make `patch` from them, and bring it into the image by a stage of fpatch.implant"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        yield str(self[""])
+
+    def __len__(self) -> int:
+        return 0

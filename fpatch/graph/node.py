@@ -11,7 +11,7 @@ from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch, Values
 from fpatch.graph.foreign import find_stage
-from fpatch.graph.functions import from_function
+from fpatch.graph.functions import from_function, is_importable
 from fpatch.graph.stage import ALL, Stage
 
 PHASES = ("train", "validation", "test", "inference", "export")
@@ -265,6 +265,50 @@ def pick_values(nodes: Mapping[str, Node], values: Values, want: Sequence[str]) 
     return {name: values[name] for name in want}
 
 
+def number_nodes(nodes: Mapping[str, Node], names: Sequence[str]) -> dict[str, Node]:
+    """Return nodes with the numbers of classes in place of their names, in the order of `names`.
+
+    Raises:
+        ValueError: If a setting names another class; the error names the node and the nearest class.
+    """
+    made = dict(nodes)
+    for path, n in nodes.items():
+        try:
+            made[path] = dataclasses.replace(n, stage=n.stage.with_classes(names))
+        except ValueError as error:
+            raise ValueError(f"node {path!r}: {error}") from error
+    return made
+
+
+def check_phased(nodes: Mapping[str, Node]) -> None:
+    """Check that no node names phases, so that it is known which nodes run.
+
+    Raises:
+        ValueError: Naming the first such node.
+    """
+    for path, n in nodes.items():
+        if n.phases is not None:
+            raise ValueError(f"node {path!r} names phases; choose a phase first: pipeline.at('train')")
+
+
+def slice_paths(paths: tuple[str, ...], part: slice) -> tuple[str, ...]:
+    """Return the paths of a slice by numbers, or by paths, both ends included.
+
+    Raises:
+        KeyError: If there is no node of a path.
+        ValueError: If the first node stands below the last.
+    """
+    numbers: list[int | None] = []
+    for end, after in (part.start, 0), (part.stop, 1):
+        if isinstance(end, str) and end not in paths:
+            raise KeyError(f"no node {end!r}; {nearest(end, paths)}")
+        numbers.append(paths.index(end) + after if isinstance(end, str) else end)
+    first, last = numbers
+    if isinstance(part.start, str) and isinstance(part.stop, str) and first >= last:  # type: ignore[operator]
+        raise ValueError(f"the node {part.start!r} stands below {part.stop!r}; swap the two")
+    return paths[first : last : part.step]
+
+
 def inside(path: str, group: str) -> bool:
     """Return whether a path is this one, or lies in the group of this name."""
     return path == group or path.startswith(f"{group}/")
@@ -278,10 +322,18 @@ def stream_path(path: str, n: Node) -> str:
 def encode_node(n: Node) -> dict[str, Any]:
     """The JSON values of a node: its stage, its settings, and the wiring that differs from the declared."""
     d = n.stage.definition
-    written: dict[str, Any] = {"stage": d.name, **encode(n.stage.config)}
+    named = is_importable(n.stage.config)
+    written: dict[str, Any] = {"stage": d.name, **({} if named else encode(n.stage.config))}
     if n.phases is not None:
         written["phases"] = sorted(n.phases)
+    if named:
+        names = {} if d.reads == (ALL,) else {"reads": list(n.reads.values())}
+        return written | names | {"writes": list(n.writes.values())} | _stream(n)
     for verb, wiring in (("reads", n.reads), ("writes", n.writes)):
         renamed = {own: name for own, name in wiring.items() if own != name}
         written |= {verb: renamed} if renamed else {}
-    return written | ({"stream": n.stream} if n.stream is not None else {})
+    return written | _stream(n)
+
+
+def _stream(n: Node) -> dict[str, str]:
+    return {} if n.stream is None else {"stream": n.stream}

@@ -6,7 +6,7 @@ evaluation, control and replay call it with different samples.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import optree
 import torch
@@ -17,20 +17,25 @@ from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import diagram
 from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
+from fpatch.graph.functions import gather, spread
 from fpatch.graph.keys import fold_path, row_keys
-from fpatch.graph.mistakes import check_device, check_mapping, explain
+from fpatch.graph.mistakes import SHOWN, NoParams, check_device, check_mapping
 from fpatch.graph.node import (
     PHASES,
     Node,
     Part,
+    check_phased,
     encode_node,
     flatten,
     inside,
     needed_paths,
+    number_nodes,
     pick_values,
     required_names,
+    slice_paths,
     stream_path,
 )
+from fpatch.graph.parameters import init_params, project_params
 from fpatch.graph.wiring import check_wiring, fill_settings
 
 
@@ -58,10 +63,24 @@ class Pipeline(Mapping[str, Node]):
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
         check_wiring(self._nodes, phase)
         self._uses = find_uses(self._nodes)
+        shown = [p for p, n in self._nodes.items() if SHOWN & set(n.writes.values())]
+        self._no_params = {path: NoParams(self._nodes[path].stage) for path in shown}
 
     # -- the graph as a mapping ---------------------------------------------------------------------------
 
-    def __getitem__(self, path: str) -> Node:
+    @overload
+    def __getitem__(self, path: str) -> Node: ...
+
+    @overload
+    def __getitem__(self, path: slice) -> "Pipeline": ...
+
+    def __getitem__(self, path: str | slice) -> "Node | Pipeline":
+        """A node by its path, or the nodes of a slice by numbers or by paths, `p[1:3]` or `p["a":"c"]`.
+
+        A slice of paths holds both ends; values that earlier nodes wrote become inputs.
+        """
+        if isinstance(path, slice):
+            return Pipeline({p: self[p] for p in slice_paths(tuple(self), path)}, self._phase)
         if path not in self._nodes:
             raise KeyError(f"no node {path!r}; {nearest(path, self._nodes)}")
         return self._nodes[path]
@@ -88,14 +107,12 @@ class Pipeline(Mapping[str, Node]):
         return Pipeline(kept, self._phase)
 
     def upto(self, path: str) -> "Pipeline":
-        """The nodes up to and including this one."""
-        order = list(self)
-        return Pipeline({p: self[p] for p in order[: order.index(self._known(path)) + 1]}, self._phase)
+        """The nodes up to and including this one: `p[:path]`."""
+        return self[:path]
 
     def since(self, path: str) -> "Pipeline":
-        """The nodes from this one on; values that earlier nodes wrote become inputs."""
-        order = list(self)
-        return Pipeline({p: self[p] for p in order[order.index(self._known(path)) :]}, self._phase)
+        """The nodes from this one on, `p[path:]`; values that earlier nodes wrote become inputs."""
+        return self[path:]
 
     def at(self, phase: str) -> "Pipeline":
         """The nodes alive in a phase.
@@ -132,13 +149,7 @@ class Pipeline(Mapping[str, Node]):
             >>> pipeline({"wrong": losses.misclassify(target="stop")}).with_classes(("yield", "stop"))
             wrong  losses.misclassify(target=1, margin=10.0): logits, target -> misclassify
         """
-        made = dict(self._given)
-        for path, n in self._given.items():
-            try:
-                made[path] = dataclasses.replace(n, stage=n.stage.with_classes(names))
-            except ValueError as error:
-                raise ValueError(f"node {path!r}: {error}") from error
-        return Pipeline(made, self._phase)
+        return Pipeline(number_nodes(self._given, names), self._phase)
 
     def required(self, phase: str | None = None) -> tuple[str, ...]:
         """The names that a batch must hold: nodes read them, and no earlier node writes them."""
@@ -163,36 +174,23 @@ class Pipeline(Mapping[str, Node]):
 
     def init(self, key: Tensor) -> dict[str, Tensor]:
         """Fresh parameters of all parameterizations, each from `fold_in(key, path)`."""
-        params: dict[str, Tensor] = {}
-        for path in self.parameterizations:
-            stage = self[path].stage
-            assert stage.definition.init is not None
-            made = stage.definition.init(stage.config, fold_path(key, path))
-            if clash := set(params) & set(made):
-                raise ValueError(f"{path}: an earlier node also makes the patch {min(clash)!r}; rename one")
-            params |= made
-        return params
+        return init_params({path: self[path] for path in self.parameterizations}, key)
 
     def project(self, params: Params) -> dict[str, Tensor]:
         """Project parameters onto those that every parameterization allows."""
-        projected = dict(params)
-        for path in self.parameterizations:
-            stage = self[path].stage
-            if stage.definition.project is not None:
-                try:
-                    projected |= stage.definition.project(stage.config, projected)
-                except KeyError as error:
-                    raise ValueError(explain(error, stage.definition, params, {})) from error
-        return projected
+        return project_params({path: self[path] for path in self.parameterizations}, params)
 
     # -- running ------------------------------------------------------------------------------------------
 
     def __call__(
         self, patch_params: Params, key: Tensor, batch: Batch, want: Sequence[str] | None = None
     ) -> tuple[Values, Sample]:
-        """`sample`, then `apply`."""
-        sample = self.sample(key, batch)
-        return self.apply(patch_params, sample, batch, want), sample
+        """`sample`, then `apply`; the sample also holds what plain functions drew while they ran."""
+        values, sample = dict(batch), self.sample(key, batch)
+        for path, n, written, own in self._run(patch_params, sample, values, want):
+            values.update(written)
+            sample |= spread(path, own) if n.stage.definition.traits.late else {}
+        return values if want is None else pick_values(self, values, want), sample
 
     def sample(self, key: Tensor, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Draw the samples of all nodes, from a key [2] or from row keys [b, 2].
@@ -206,7 +204,7 @@ class Pipeline(Mapping[str, Node]):
             ValueError: If the batch breaks the contract of a standard name, see `fpatch.graph.contracts`, or
                 lacks a name that a node samples from.
         """
-        self._check_ready()
+        check_phased(self)
         check_mapping("batch", batch, "the order is (patch_params, key, batch)")
         check_batch(self._uses, batch)
         keys = row_keys(key, batch)
@@ -221,6 +219,15 @@ class Pipeline(Mapping[str, Node]):
                     f"node {path!r} samples from {name!r}, which the batch lacks; {nearest(name, batch)}"
                 ) from error
         return sample
+
+    def complete(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Add to a sample what plain functions draw while they run; only the nodes that they need run."""
+        late = tuple(path for path, n in self.items() if n.stage.definition.traits.late)
+        values, whole = dict(batch), dict(sample)
+        for path, _, written, own in self._run(patch_params, sample, values, (), late):
+            values.update(written)
+            whole |= spread(path, own) if path in late else {}
+        return whole  # type: ignore[return-value]
 
     def apply(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str] | None = None
@@ -238,7 +245,7 @@ class Pipeline(Mapping[str, Node]):
         """
         check_mapping("batch", batch, "the order is (patch_params, sample, batch)")
         values = dict(batch)
-        for _, _, written in self._run(patch_params, sample, values, want):
+        for _, _, written, _ in self._run(patch_params, sample, values, want):
             values.update(written)
         return values if want is None else pick_values(self, values, want)
 
@@ -251,7 +258,7 @@ class Pipeline(Mapping[str, Node]):
         """
         values, seen, finite = dict(batch), {}, FiniteRows({}, {})
         rows = len(optree.tree_leaves(batch.get("image_id", dict(batch)))[0])
-        for path, n, written in self._run(patch_params, sample, values, want, self.summaries):
+        for path, n, written, _ in self._run(patch_params, sample, values, want, self.summaries):
             if path in self.summaries:
                 seen[path] = n.inputs(values)
                 finite.summaries[path] = finite_inputs(finite.names, n, values, rows)
@@ -262,7 +269,7 @@ class Pipeline(Mapping[str, Node]):
     def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
         """Run the nodes and return the values that each wrote, `{path: {name: value}}`."""
         values, trace = dict(batch), {}
-        for path, _, written in self._run(patch_params, sample, values, None):
+        for path, _, written, _ in self._run(patch_params, sample, values, None):
             values.update(written)
             trace[path] = written
         return trace
@@ -274,19 +281,22 @@ class Pipeline(Mapping[str, Node]):
         values: Values,
         want: Sequence[str] | None,
         paths: tuple[str, ...] = (),
-    ) -> Iterator[tuple[str, Node, dict[str, Any]]]:
-        self._check_ready()
+    ) -> Iterator[tuple[str, Node, dict[str, Any], dict[str, Tensor]]]:
+        """Yield each node with its path, the values that it wrote, and its whole sample."""
+        check_phased(self)
         check_mapping("sample", sample, "draw one by pipeline.sample(key, batch)")
         for path in self if want is None else self._need(tuple(want), paths):
             n = self[path]
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             try:
-                own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
+                params = self._no_params.get(path, patch_params)
+                drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
+                written, own = n.stage.run(params, drawn, n.inputs(values))
             except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise
-            yield path, n, {n.writes[name]: value for name, value in own.items()}
+            yield path, n, {n.writes[name]: value for name, value in written.items()}, own
 
     def _need(self, want: tuple[str, ...], paths: tuple[str, ...] = ()) -> tuple[str, ...]:
         """Paths of these nodes and of all that they and the wanted names need, in order."""
@@ -315,15 +325,6 @@ class Pipeline(Mapping[str, Node]):
     def mermaid(self, phase: str | None = None) -> str:
         """A Mermaid flowchart of a phase, with a subgraph for every group."""
         return diagram.mermaid(self if phase is None else self.at(phase))
-
-    def _known(self, path: str) -> str:
-        self[path]
-        return path
-
-    def _check_ready(self) -> None:
-        phased = [p for p, n in self.items() if n.phases is not None]
-        if phased:
-            raise ValueError(f"node {phased[0]!r} names phases; choose a phase first: pipeline.at('train')")
 
 
 def pipeline(parts: Mapping[str, Part]) -> Pipeline:

@@ -32,6 +32,7 @@ from fpatch.graph.declarations import (
     check_config,
     check_counted,
     check_declared,
+    check_drawn,
     sampled_fields,
 )
 from fpatch.graph.factory import bind, brief, document, signature
@@ -40,9 +41,6 @@ from fpatch.graph.mistakes import check_device, check_mapping, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
-
-SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
-"""The types that a sample may hold; a table keeps them without loss."""
 
 
 class Nothing(TypedDict):
@@ -235,8 +233,8 @@ class Stage:
         check_mapping("batch", batch, "the order is (patch_params, key, batch)")
         d = self.definition
         check_batch(uses_of(d.name, (*d.reads, *d.optional)), batch)
-        sample = self.sample(key, batch)
-        return self.apply(patch_params, sample, batch), sample
+        written, sample = self.run(patch_params, self.sample(key, batch), batch)
+        return {**batch, **written}, sample
 
     def sample(self, key: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Draw a sample from a key [2] or from row keys [b, 2].
@@ -249,29 +247,24 @@ class Stage:
         """
         keys = row_keys(key, batch)
         drawn = self.definition.sample(self.config, keys, batch)
-        check_mapping(f"{self.definition.name}: what sample returns", drawn, "return {field: [b, ...]}")
-        drawn = dict(drawn)
+        drawn = check_drawn(self.definition.name, drawn, len(keys))
         if set(drawn) != set(self.definition.fields):
             raise ValueError(
                 f"{self.definition.name}: sample must draw {sorted(self.definition.fields)}, as declared, "
                 f"but drew {sorted(drawn)}"
             )
-        for field, value in drawn.items():
-            has_rows = isinstance(value, Tensor) and value.shape[:1] == keys.shape[:1]
-            if not has_rows or value.dtype not in SAMPLE_DTYPES:
-                what = (
-                    f"{value.dtype} {list(value.shape)}"
-                    if isinstance(value, Tensor)
-                    else type(value).__name__
-                )
-                raise ValueError(
-                    f"{self.definition.name}: sample[{field!r}] must be a float32, int64 or bool tensor of "
-                    f"{len(keys)} rows, got {what}"
-                )
         return drawn
 
     def written(self, patch_params: Params, sample: Sample, values: Batch) -> dict[str, Any]:
-        """Apply the stage to a given sample, and return only the values that it writes.
+        """The values that `run` writes."""
+        return self.run(patch_params, sample, values)[0]
+
+    def run(
+        self, patch_params: Params, sample: Sample, values: Batch
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Apply the stage to a given sample; return only the values that it writes, and its whole sample.
+
+        The sample is the given one, unless the stage draws while it runs.
 
         Raises:
             ValueError: If a name that it reads is missing, it writes other names than it declares, or a
@@ -288,11 +281,12 @@ class Stage:
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:
-            written = d.apply(self.config, patch_params, sample, read)
+            written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
             if (found := explain(error, d, patch_params, read)) is None:
                 raise
             raise ValueError(found) from error
+        written, whole = written if d.traits.late else (written, sample)
         check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")
         written = dict(written)
         expected = {n for n in d.writes if n not in d.optional or n in values}
@@ -300,7 +294,7 @@ class Stage:
             raise ValueError(
                 f"{d.name}: apply must write {sorted(expected)}, as declared, but wrote {sorted(written)}"
             )
-        return written
+        return written, dict(whole)
 
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
         """Apply the stage to a given sample, from memory or a log; return the batch with its writes."""

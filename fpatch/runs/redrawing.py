@@ -13,6 +13,7 @@ import torch
 from fpatch.data import Dataset
 from fpatch.data import rows as rows_of
 from fpatch.evaluation.blocks import blocks
+from fpatch.evaluation.conditions import Patches
 from fpatch.evaluation.grid import AXIS_PREFIX, set_cell
 from fpatch.evaluation.replaying import drawn, same_bits
 from fpatch.graph.pipeline import Pipeline
@@ -83,6 +84,7 @@ def compare_drawn(
     pipeline: Pipeline,
     dataset: Dataset,
     key: torch.Tensor,
+    conditions: Mapping[str, Patches],
     block: int,
 ) -> tuple[dict[int, list[str]], list[str]]:
     """Draw rows again from the key, and compare every column that is not a result.
@@ -93,7 +95,7 @@ def compare_drawn(
     said: dict[int, list[str]] = {}
     moved: dict[int, tuple[str, str]] = {}
     missing: set[str] = set()
-    for rows, columns in _draw(expected, chosen, pipeline, dataset, key, block):
+    for rows, columns in _draw(expected, chosen, pipeline, dataset, key, conditions, block):
         for name, found in columns.items():
             if name not in table:
                 missing.add(name)
@@ -118,6 +120,7 @@ def _draw(
     pipeline: Pipeline,
     dataset: Dataset,
     key: torch.Tensor,
+    conditions: Mapping[str, Patches],
     block: int,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Draw the chosen rows, cell by cell; rows whose image cannot be read are left out."""
@@ -127,10 +130,9 @@ def _draw(
         for part in blocks(len(own), block):
             rows = own[part]
             ids, draw = (torch.from_numpy(c[rows]) for c in (expected.image_id, expected.draw))
+            edit = (lambda s, c=cell: set_cell(s, c)) if cell else None
             try:
-                columns = drawn(
-                    pipeline, dataset, key, ids, draw, (lambda s, c=cell: set_cell(s, c)) if cell else None
-                )
+                columns = drawn(pipeline, dataset, key, ids, draw, conditions, block=block, edit=edit)
             except (ValueError, OSError):
                 continue  # the replay names the image
             axes = {f"{AXIS_PREFIX}{path}": np.full(len(rows), value) for path, value in cell.items()}

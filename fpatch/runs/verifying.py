@@ -197,7 +197,7 @@ class _Table:
             keep=("image",) if on_block else (), on_block=gather,
             progress=lambda done, all_: on_progress("replaying", done, all_, ""),
         )  # fmt: skip
-        result = self._compare_drawn(result, chosen)
+        result = self._compare_drawn(result, chosen, conditions)
         if len(chosen) == total and len(next(iter(result.columns.values()), ())) == total:
             self._count(
                 objects.columns(),
@@ -207,7 +207,9 @@ class _Table:
             self.unproven.append("objects, rates and summaries: not all rows were rerun")
         return result
 
-    def _compare_drawn(self, result: Replay, chosen: Sequence[int]) -> Replay:
+    def _compare_drawn(
+        self, result: Replay, chosen: Sequence[int], conditions: Mapping[str, Patches]
+    ) -> Replay:
         """Add the differences of what was drawn to those of the results."""
         num_draws = self._manifest.get("num_draws", self._study.evaluate.num_draws)
         grid = self._manifest.get("grid") or axes_of(self._logged)
@@ -217,7 +219,7 @@ class _Table:
             return result
         expected = expected_rows(self._dataset, num_draws, grid)
         found, whole = compare_drawn(
-            self._logged, expected, chosen, self._pipeline, self._dataset, self._key, self._block
+            self._logged, expected, chosen, self._pipeline, self._dataset, self._key, conditions, self._block
         )
         self.differences += whole
         known = {"image_id", "draw", "path", "photograph", "sample", "key/0", "key/1", *result.columns}
