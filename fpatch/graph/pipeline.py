@@ -18,6 +18,7 @@ from fpatch.graph import diagram
 from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
 from fpatch.graph.functions import gather, spread
+from fpatch.graph.in_place import count_writes, refuse_writes
 from fpatch.graph.keys import fold_path, row_keys
 from fpatch.graph.mistakes import SHOWN, NoParams, check_device, check_mapping
 from fpatch.graph.node import (
@@ -289,10 +290,12 @@ class Pipeline(Mapping[str, Node]):
             n = self[path]
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
+            drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
+            given = (self._no_params.get(path, patch_params), drawn, n.inputs(values))
             try:
-                params = self._no_params.get(path, patch_params)
-                drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
-                written, own = n.stage.run(params, drawn, n.inputs(values))
+                before = count_writes(given)
+                written, own = n.stage.run(*given)
+                refuse_writes(path, before, given)
             except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise

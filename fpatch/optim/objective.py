@@ -6,12 +6,13 @@ Terms are unreduced, one number per row. Only this module averages rows and weig
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fpatch import random
 from fpatch.core.checks import check_kind, nearest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample
@@ -48,10 +49,11 @@ class Objective:
     Attributes:
         pipeline: The pipeline of the training phase; its loss nodes write the terms.
         weights: Weights by term. A term without a weight, or of weight 0, is logged but does not count.
+        batch: A few rows for a test of the terms, with fresh parameters; None: they are not tested.
 
     Raises:
-        ValueError: If the pipeline has no loss, a weight has an unknown term or is not finite, or no term
-            counts.
+        ValueError: If the pipeline has no loss, a weight has an unknown term or is not finite, no term
+            counts, or a term of the test batch is reduced or not finite.
 
     Example:
         >>> import torch, fpatch
@@ -64,8 +66,9 @@ class Objective:
 
     pipeline: Pipeline
     weights: Mapping[str, float] = field(default_factory=dict)
+    batch: InitVar[Batch | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, batch: Batch | None) -> None:
         check_kind("objective(pipeline)", self.pipeline, Pipeline, "make it by fpatch.pipeline({...})")
         check_mapping("objective(weights)", self.weights, "give {term: weight}")
         terms = self.pipeline.terms
@@ -80,6 +83,11 @@ class Objective:
             raise ValueError(
                 "objective(weights): at least one weight must differ from 0; terms: " + ", ".join(terms)
             )
+        if batch is not None:
+            key = random.key(0)
+            with torch.no_grad():
+                values, _ = self.pipeline(self.pipeline.init(key), key, batch, want=terms)
+            check_terms(values, len(batch["image_id"]))
 
     def __call__(self, patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         """The loss of a batch on a given sample.

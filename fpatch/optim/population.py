@@ -4,7 +4,7 @@ The rows of a member carry its patch and its draws, and the victim runs once. No
 alone run once per member. A member moves as in a run of its own, to float tolerance.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optree
@@ -17,12 +17,12 @@ from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.contracts import copy_readable
-from fpatch.graph.functions import Function
 from fpatch.graph.keys import check_uses
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
 from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
+from fpatch.optim.members import RowParams, by_member
 from fpatch.optim.mistakes import check_optimizer
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
@@ -56,7 +56,7 @@ def make_population_step(
 
     Raises:
         ValueError: If there is no member, the numbers of objectives and optimizers differ, objectives have
-            different pipelines, or a node is a plain function.
+            different pipelines.
 
     Example:
         >>> import torch, fpatch
@@ -155,13 +155,14 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
     """The sum of the members' losses, each of which depends on its own parameters alone."""
     p, pipeline = len(objectives), objectives[0].pipeline
     of_members, of_rows = split(pipeline)
+    of_rows = by_member(of_rows, of_members, p)
     names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         b = len(batch["image_id"]) // p
         members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
-        params = _RowParams(patch_params, b)
+        params = RowParams(patch_params, b)
         first = objectives[0]
         values = of_rows.apply(
             params, sample, {**batch, **_repeat(made, b)}, want=(*pipeline.terms, *first.tellers)
@@ -180,22 +181,6 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
         return Loss(torch.stack(losses).sum(), terms, counted)
 
     return loss
-
-
-class _RowParams(Mapping[str, Tensor]):
-    """Parameters [p, ...] repeated for each row, [p * b, ...], when they are read."""
-
-    def __init__(self, patch_params: Params, num_rows: int) -> None:
-        self._members, self._num_rows = patch_params, num_rows
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._members[name].repeat_interleave(self._num_rows, 0)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __len__(self) -> int:
-        return len(self._members)
 
 
 def _stack(points: Sequence[Params]) -> dict[str, Tensor]:
@@ -231,12 +216,6 @@ def _check_members(objectives: Sequence[Objective], optimizers: Sequence[Gradien
             raise ValueError(
                 f"population: member {i} has another pipeline than member 0; make all objectives with one "
                 "pipeline (members differ in seeds, optimizers and weights)"
-            )
-    for path, n in pipeline.items():
-        if isinstance(n.stage.config, Function):
-            raise ValueError(
-                f"population: node {path!r} is a plain function, which expects one patch and not one per "
-                "row; make it a stage with fpatch.define"
             )
 
 

@@ -16,6 +16,7 @@ from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.compiled import compiled
 from fpatch.optim.counted import ROW_WEIGHTS, to_weights
+from fpatch.optim.finite import NotFiniteError, find_bad_row
 from fpatch.optim.gradient import (
     Gradient,
     accumulate_gradient,
@@ -137,7 +138,9 @@ def make_step(
         processes: The number of ranks to emulate in one process, bit for bit, for a replay.
 
     Raises:
-        ValueError: For a setting out of its range, or a compiled step with `transform="func"`.
+        ValueError: For a setting out of its range, or a compiled step with `transform="func"`. The step
+            raises it (`fpatch.optim.finite.NotFiniteError`) for a loss term or a gradient that is not finite,
+            with the row and its sample.
 
     References:
         Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
@@ -186,11 +189,14 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         try:
-            return update(state, batch)
+            after, info = update(state, batch)
         except Exception as error:
             if (found := explain_state(error, state, pipeline, optimizer, batch)) is None:
                 raise
             raise ValueError(found) from error
+        if (bad := find_bad_row(info)) is not None:
+            raise NotFiniteError(f"update {after.step}: {bad}", after, info)
+        return after, info
 
     return step
 

@@ -6,7 +6,8 @@ from itertools import islice
 import torch
 
 from fpatch.data import Loader
-from fpatch.optim.loop import find_bad_patch, find_bad_row, fit
+from fpatch.optim.finite import NotFiniteError, find_bad_patch, find_bad_row
+from fpatch.optim.loop import fit
 from fpatch.optim.step import StepInfo, TrainState
 from fpatch.runs.checkpoints import state_bytes
 from fpatch.runs.folder import Run
@@ -34,7 +35,7 @@ def take_steps(
     loader = make_loader(study, parts, ranks)
     if steps is not None:
         return steps(state, loader, num_steps)
-    own = fit(state, make_training_step(study, parts, ranks), loader, num_steps)
+    own = _whole(fit(state, make_training_step(study, parts, ranks), loader, num_steps))
     return _profiled(_together(own, study, state, ranks), study, run)
 
 
@@ -44,10 +45,18 @@ def follow_steps(
     """Take the steps of process 0 in another process, and stop where it stops."""
     num_steps = study.train.num_steps if until is None else until
     step, loader = make_training_step(study, parts, ranks), make_loader(study, parts, ranks)
-    steps = fit(state, step, loader, num_steps)
+    steps = _whole(fit(state, step, loader, num_steps))
     for after, info in _together(steps, study, state, ranks):
         if (bad := find_bad_row(info, parts.dataset.paths) or find_bad_patch(after.params)) is not None:
             raise ValueError(f"update {after.step}: {bad}")
+
+
+def _whole(steps: Iterator[tuple[TrainState, StepInfo]]) -> Iterator[tuple[TrainState, StepInfo]]:
+    """Yield also the step that is not finite: the training names its image, and keeps the state before it."""
+    try:
+        yield from steps
+    except NotFiniteError as error:
+        yield error.state, error.info
 
 
 def _together(

@@ -10,8 +10,8 @@ from fpatch.core.tree import to_device
 from fpatch.core.types import Batch, Sample
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.means import scalars
+from fpatch.optim.finite import find_bad_row
 from fpatch.optim.gradient import NOT_DIFFERENTIABLE
-from fpatch.optim.loop import find_bad_row
 from fpatch.optim.objective import check_terms
 from fpatch.optim.severed import find_severed
 from fpatch.optim.step import StepInfo

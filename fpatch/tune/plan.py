@@ -8,7 +8,6 @@ import optree
 
 from fpatch.core.checks import nearest
 from fpatch.core.schema import decode, encode
-from fpatch.graph.functions import Function
 from fpatch.study.config import study_from_config, vary
 from fpatch.study.dry_run import dry_run
 from fpatch.study.setup import set_up
@@ -186,9 +185,6 @@ def why_not_packed(plan: Plan) -> str | None:
         return "sweep.processes needs trials that are trained one by one"
     if sweep.micro_batch_on_oom:
         return "sweep.micro_batch_on_oom needs trials that are trained one by one"
-    pipeline = plan.study.pipeline.at("train")
-    if any(isinstance(n.stage.config, Function) for n in pipeline.values()):
-        return "a plain function in the pipeline expects one patch, not one for each row"
     return None
 
 

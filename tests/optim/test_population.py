@@ -383,15 +383,43 @@ def test_what_makes_no_population_is_refused():
     assert "rho" in error(lambda: make_population_step(objectives, optimizers, rho=-1.0))
 
 
-def test_a_plain_function_is_refused():
-    def flat(values, patch_params):
-        return {"flat": values["image_id"] * sum(value.mean() for value in patch_params.values())}
+def soften(patch_params, key, batch):
+    """Blend each patch with its mean, by a share that the first row draws."""
+    share = random.uniform(key[0], ())
+    assert all(p.ndim == 3 for p in batch["patch"].values())
+    return {"patch": {name: p.lerp(p.mean(), share) for name, p in batch["patch"].items()}}, {}
 
-    made = pipeline({"pixels": create.pixels(SHAPES), "flat": flat})
-    one = Objective(made, {"flat": 1.0})
-    message = error(lambda: make_population_step([one], [adam(0.1)]))
-    assert "node 'flat' is a plain function" in message
-    assert "fpatch.define" in message
+
+def lighten(patch_params, key, batch):
+    share = random.uniform(key, (), 0.0, 0.2)
+    level = share[:, None, None, None]
+    return {"image": batch["image"] * (1 - level) + level}, {"share": share}
+
+
+def ink(values, patch_params):
+    """Read the parameters, the patch and the image: a number per row."""
+    patch = torch.stack([p.mean() for p in values["patch"].values()]).sum()
+    return {"ink": values["image"].mean((1, 2, 3)) * patch + patch_params["hood"].square().mean()}
+
+
+@pytest.mark.parametrize("members_at_once", [None, 2])
+def test_plain_functions_see_one_member_at_a_time(members_at_once):
+    """Before and after the patch becomes one per row."""
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "soften": node(soften, reads=["patch", "image_id"], writes=["patch"]),
+            "implant": implant.warp(),
+            "light": node(lighten, reads=["image"], writes=["image"]),
+            "ink": ink,
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    population = Population(case(made), sgd)
+    states, infos = population.together(2, members_at_once=members_at_once)
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i, 2))
 
 
 def test_inputs_that_do_not_fit_are_refused():
