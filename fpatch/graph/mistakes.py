@@ -29,7 +29,7 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         "create.pixels: patch_params lacks 'hood' (did you mean 'hod'?); pipeline.init(key) makes them"
     """
     name = definition.name
-    if not isinstance(error, _UNSAID):
+    if not isinstance(error, _UNSAID) or isinstance(error, torch.OutOfMemoryError):
         return None
     if not isinstance(patch_params, Mapping):
         got = describe(patch_params)

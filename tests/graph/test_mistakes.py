@@ -53,10 +53,7 @@ def check_said(call, *words):
         (nn.Flatten, ("the class Flatten",)),
         (compose.exposure, ("compose.exposure, which makes a stage; call it: compose.exposure(...)",)),
         (infer.torchvision_model, ("infer.torchvision_model, which makes a network", "infer.classifier(")),
-        (
-            create.mask_image("x.png") if False else infer.ultralytics_model(architecture="a.yaml"),
-            ("give it",),
-        ),
+        (infer.ultralytics_model(architecture="a.yaml"), ("give it to a stage",)),
         ("compose.exposure", ("the string 'compose.exposure'", "fpatch.build")),
         (3, ("expected a stage, node, function or mapping, got 3",)),
     ],
