@@ -22,7 +22,7 @@ from fpatch.runs.checks import warn_of_inputs
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
-from fpatch.runs.places import named_places
+from fpatch.runs.places import suggest_data_root
 from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
 
@@ -94,7 +94,7 @@ def replay_run(
     logged, recorded = run.load_table(table), run.load_execution(table)
     measured = study_of_table(run, study, table, resources, data_root, device)
     study = measured.study
-    with named_places():
+    with suggest_data_root():
         split, every = table.partition("-")[0], study.data.open()
     dataset = every.split(split_name(study, split))
     chosen = range(len(logged["image_id"]))[rows or slice(None)]
@@ -141,7 +141,7 @@ def replay_step(
         ValueError: If the update has no record.
     """
     run, study = open_run(folder, resources, data_root, device)
-    with named_places():
+    with suggest_data_root():
         parts = set_up(study)
     warn_of_inputs(run, study, parts.dataset, [study.data.train])
     logged = logged_scalars(run, number)

@@ -27,7 +27,7 @@ from fpatch.runs.logging import (
     step_scalars,
 )
 from fpatch.runs.opening import open_run, recorded_execution
-from fpatch.runs.places import named_places
+from fpatch.runs.places import suggest_data_root
 from fpatch.runs.record import describe_data, describe_sources, images_file
 from fpatch.runs.saving import Saver
 from fpatch.runs.standing import begin_again, check_standing, go_back
@@ -198,7 +198,7 @@ def resume(
     with joined(device=study.device) as ranks:
         changed = check_config(run, accept=checkpoint is not None)
         study = study if ranks.rank else own_log(study, run, mlflow)
-        with named_places():
+        with suggest_data_root():
             parts = set_up(study)
         check_data(run, study, parts.dataset)
         changed += source_differences(run, study)

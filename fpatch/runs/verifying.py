@@ -33,7 +33,7 @@ from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
 from fpatch.runs.naming import table_name
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
-from fpatch.runs.places import named_places
+from fpatch.runs.places import suggest_data_root
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
 from fpatch.runs.tables import encode_table, load_manifest
 from fpatch.study.splits import evaluation_key, split_name
@@ -115,7 +115,7 @@ def verify_run(
     try:
         _, study = open_run(folder, resources, data_root, device)
         measured = study_of_table(run, study, table, resources, data_root, device)
-        with named_places():
+        with suggest_data_root():
             dataset = measured.study.data.open()
             is_same = measured.study.data == study.data
             compared = None if measured.own_data else dataset if is_same else study.data.open()
