@@ -211,7 +211,7 @@ class _Table:
 
     def _compare_drawn(self, result: Replay, chosen: Sequence[int]) -> Replay:
         """Add the differences of what was drawn to those of the results."""
-        num_draws = self._manifest.get("num_draws", self._study.evaluate.num_draws)
+        num_draws = self._manifest.get("num_draws") or self._study.evaluate.num_draws
         grid = self._manifest.get("grid") or axes_of(self._logged)
         if lacking := missing_rows(self._logged, self._dataset, num_draws, grid):
             self.differences += lacking
