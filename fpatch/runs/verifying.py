@@ -75,6 +75,7 @@ def verify_run(
     *,
     on_block: OnBlock | None = None,
     data_root: str | Path | None = None,
+    device: str | None = None,
 ) -> Verification:
     """Check every file and input of a run, and draw, measure and count a table again.
 
@@ -86,6 +87,7 @@ def verify_run(
         resources: Live objects by "path/setting" of the pipeline.
         on_block: Called after every block of rows, with the images among its results.
         data_root: As for `evaluate_run`.
+        device: As for `replay_run`.
 
     Raises:
         RunError: If the folder is no run folder.
@@ -111,8 +113,8 @@ def verify_run(
     differences, unproven, environment = list(files.damage), [training], []
     result = None
     try:
-        _, study = open_run(folder, resources, data_root)
-        measured = study_of_table(run, study, table, resources, data_root)
+        _, study = open_run(folder, resources, data_root, device)
+        measured = study_of_table(run, study, table, resources, data_root, device)
         with suggest_data_root():
             dataset = measured.study.data.open()
             is_same = measured.study.data == study.data

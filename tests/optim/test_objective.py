@@ -19,10 +19,11 @@ from fpatch.graph.pipeline import pipeline
 from fpatch.graph.samples import control
 from fpatch.graph.stage import Stage
 from fpatch.optim.compiled import _cut, compiled
+from fpatch.optim.finite import NotFiniteError
 from fpatch.optim.gradient import value_and_grad
 from fpatch.optim.objective import Loss, Objective, check_terms
 from fpatch.optim.optimizer import Optimizer, make_optimizer
-from fpatch.optim.step import make_step
+from fpatch.optim.step import make_state, make_step
 
 KEY = random.key(4)
 WEIGHTS = {"vanish": 1.0, "total_variation": 0.2, "non_printability": 0.05}
@@ -92,6 +93,51 @@ def test_wrong_terms_are_refused(term, message):
     if not isinstance(term, torch.Tensor) or term.ndim != 1:
         with pytest.raises(ValueError, match="unreduced, one number per row"):
             prepared()[1].weigh({"size": term})
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda values, params: {"tone": values["scene"].mean()},
+            "'tone' must be a tensor, unreduced, one number",
+        ),
+        (
+            lambda values, params: {"tone": values["scene"].mean((1, 2, 3)).log1p() * float("nan")},
+            "is nan in row 0",
+        ),
+    ],
+)
+def test_an_objective_with_a_test_batch_refuses_wrong_terms_when_it_is_made(loss, message):
+    made = pipeline({"pixels": create.pixels(SHAPES), "tone": loss})
+    batch = make_inputs()
+    Objective(made, {"tone": 1.0})
+    with pytest.raises(ValueError, match=message):
+        Objective(made, {"tone": 1.0}, batch)
+    fine = pipeline(
+        {"pixels": create.pixels(SHAPES), "tone": lambda v, p: {"tone": v["scene"].mean((1, 2, 3))}}
+    )
+    assert Objective(fine, {"tone": 1.0}, batch) == Objective(fine, {"tone": 1.0})
+
+
+def test_a_step_stops_at_a_loss_that_is_not_finite():
+    def tone(values, params):
+        mean = params["hood"].mean() + values["image_id"]
+        return {"tone": torch.where(values["image_id"] == 3, torch.nan, mean)}
+
+    made = pipeline({"pixels": create.pixels(SHAPES), "dim": compose.exposure(), "tone": tone})
+    objective, optimizer = Objective(made, {"tone": 1.0}), make_optimizer(Optimizer(), 3)
+    state = make_state(objective, optimizer, random.key(0))
+    batch = {name: value for name, value in make_inputs().items() if name in ("image", "image_id", "draw")}
+    before = {name: value.clone() for name, value in state.params.items()}
+    with pytest.raises(
+        NotFiniteError,
+        match=r"update 1: the loss term 'tone' is nan in row 2, image 3, draw 0, with the sample \{'dim/st",
+    ) as raised:
+        make_step(objective, optimizer)(state, batch)
+    assert_equal(state.params, before)
+    assert isinstance(raised.value, ValueError)
+    assert raised.value.info.terms["tone"].isnan().tolist() == [False, False, True]
 
 
 def test_right_terms_pass():
