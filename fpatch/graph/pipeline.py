@@ -63,7 +63,7 @@ class Pipeline(Mapping[str, Node]):
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
         check_wiring(self._nodes, phase)
-        self._uses = find_uses(self._nodes)
+        self._uses, self._seen = find_uses(self._nodes), set[tuple[Any, ...]]()
         shown = [p for p, n in self._nodes.items() if SHOWN & set(n.writes.values())]
         self._no_params = {path: NoParams(self._nodes[path].stage) for path in shown}
 
@@ -207,7 +207,7 @@ class Pipeline(Mapping[str, Node]):
         """
         check_phased(self)
         check_mapping("batch", batch, "the order is (patch_params, key, batch)")
-        check_batch(self._uses, batch)
+        check_batch(self._uses, batch, self._seen)
         keys = row_keys(key, batch)
         drawing = {path: n for path, n in self.items() if n.stage.definition.fields}
         sample = {}

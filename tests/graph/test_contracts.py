@@ -324,3 +324,19 @@ def test_a_stage_by_hand_has_one_number_per_row():
     }
     with pytest.raises(ValueError, match=r"must have one number per row \[b\], got shapes \[3\] and \[2\]"):
         compose.exposure().sample(KEY, batch)
+
+
+def test_the_levels_of_images_are_read_once_for_each_shape(monkeypatch):
+    reads = []
+    plain = torch.Tensor.aminmax
+
+    def counted(self, *args, **settings):
+        reads.append(tuple(self.shape))
+        return plain(self, *args, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "aminmax", counted)
+    dim = pipeline({"dim": compose.exposure()})
+    for rows in 2, 2, 3, 2, 3:
+        batch = {"image": torch.rand(rows, 3, 8, 9), "image_id": torch.arange(rows)}
+        dim.sample(random.key(0), batch | {"draw": torch.zeros(rows, dtype=torch.int64)})
+    assert reads == [(2, 3, 8, 9), (3, 3, 8, 9)]

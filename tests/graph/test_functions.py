@@ -14,10 +14,12 @@ from typecheck import unchecked
 
 import fpatch
 from fpatch import build, compose, control, create, from_columns, node, override, pipeline, random, to_columns
+from fpatch.analysis.importance import _sampled_columns
 from fpatch.core.tree import take_rows
 from fpatch.evaluation.replaying import drawn, replay
 from fpatch.graph.drawable import check_drawable
 from fpatch.graph.functions import find_function, gather, spread
+from fpatch.runs.verifying import verify_run
 
 KEY = random.key(5)
 
@@ -268,3 +270,33 @@ def test_slices():
         p["camera":]
     with pytest.raises(ValueError, match="the node 'c' stands below 'a'; swap the two"):
         p["c":"a"]
+
+
+# -- a study
+
+
+def test_a_study_with_functions_trains_measures_verifies_and_replays(tmp_path):
+    path = make_study(tmp_path)
+    text = path.read_text()
+    added = """
+[pipeline.wind]
+stage = "plain_functions:wind"
+reads = ["quads", "quad_valid"]
+writes = ["quads"]
+
+[pipeline.implant]"""
+    path.write_text(text.replace("\n[pipeline.implant]", added))
+    run = fpatch.train(fpatch.load_study(path))
+    assert "plain_functions" in run.read_json("environment.json")["sources"]["modules"]
+    fpatch.evaluate_run(run.folder)
+    assert verify_run(run.folder).differences == []
+    table = run.load_table("test")
+    speeds = table["sample/wind/speed"]
+    assert len(set(speeds.tolist())) == len(speeds)
+    sampled = _sampled_columns(table, np.ones(len(speeds), dtype=bool))[0]
+    assert "sample/wind/speed" in sampled
+    again, differences = fpatch.replay_run(run.folder, slice(0, 4), edits={"wind/speed": 0.0})
+    assert differences == []
+    assert any(again.differences.values())
+    with pytest.raises(ValueError, match="no sampled value 'wind/sped'; did you mean 'wind/speed'"):
+        fpatch.replay_run(run.folder, slice(0, 1), edits={"wind/sped": 0.0})
