@@ -187,7 +187,7 @@ class Pipeline(Mapping[str, Node]):
         self, patch_params: Params, key: Tensor, batch: Batch, want: Sequence[str] | None = None
     ) -> tuple[Values, Sample]:
         """`sample`, then `apply`; the sample also holds what plain functions drew while they ran."""
-        values, sample = dict(batch), self.sample(key, batch)
+        sample, values = self.sample(key, batch), dict(batch)
         for path, n, written, own in self._run(patch_params, sample, values, want):
             values.update(written)
             sample |= spread(path, own) if n.stage.definition.traits.late else {}
