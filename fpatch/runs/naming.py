@@ -57,6 +57,29 @@ def _stem(setting: str, value: Any) -> str | None:
     return Path(value).stem if isinstance(value, str) and is_place(setting) else None
 
 
+def validation_name(step: int) -> str:
+    """Return the name of the table of a validation during training.
+
+    Example:
+        >>> from fpatch.runs.naming import validation_name
+        >>> validation_name(100)
+        'validation-00000100'
+    """
+    return f"validation-{step:08d}"
+
+
+def validation_step(table: str) -> int | None:
+    """Return the step of a validation during training by the name of its table; None for other tables.
+
+    Example:
+        >>> from fpatch.runs.naming import validation_step
+        >>> validation_step("validation-00000100"), validation_step("validation-best-num_draws-4")
+        (100, None)
+    """
+    found = re.fullmatch("validation-([0-9]{8,})", table)
+    return int(found[1]) if found else None
+
+
 def grid_name(
     split: str,
     checkpoint: str,
