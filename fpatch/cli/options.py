@@ -86,6 +86,13 @@ def take_data_root(command: argparse.ArgumentParser) -> None:
     )
 
 
+def take_device(command: argparse.ArgumentParser) -> None:
+    """Add the option that names another device than the recorded one."""
+    command.add_argument(
+        "--device", help="auto, cpu, cuda or one GPU such as cuda:1 (default: the recorded one)"
+    )
+
+
 def take_portable(command: argparse.ArgumentParser) -> None:
     """Add the option for the bits of every processor, which is short for `--evaluate.portable true`."""
     command.add_argument(

@@ -1,6 +1,7 @@
 """The picture of the placements that doctor leaves."""
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -55,3 +56,23 @@ def test_without_a_place_there_is_no_picture(tmp_path):
     scenes.tables["quad_valid"][:] = False
     assert not draw_placements(tmp_path / "none.png", scenes, {})
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--picture", "/proc/none/places.png"], "--picture: /proc/none cannot be written"),
+        (["--picture", "places.jpg"], "--picture must name a file FILE.png, got 'places.jpg'; add .png"),
+        (["--picture", "FOLDER.png"], "--picture must name a file FILE.png"),
+        (["--log.runs", "/proc/none"], "log.runs: /proc/none cannot be written"),
+    ],
+)
+def test_the_place_of_the_picture_is_checked_before_the_victim_is_asked(
+    tmp_path, monkeypatch, capsys, words, said
+):
+    tiny_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER.png").mkdir()
+    monkeypatch.setattr("fpatch.doctor.examine.examine", lambda *_: pytest.fail("it worked first"))
+    assert main(["doctor", str(tmp_path / "study.toml"), *words]) == 2
+    assert said in capsys.readouterr().err

@@ -21,9 +21,9 @@ from fpatch.graph.samples import override
 from fpatch.metrics import Rate, wilson
 from fpatch.runs.evaluating import load_trained
 from fpatch.runs.grid import _over_strongest, evaluate_grid_run
-from fpatch.runs.naming import grid_name
+from fpatch.runs.naming import grid_name, table_name
 from fpatch.viz import HeatMap, plot_heat_maps
-from fpatch.viz.names import show_values, wrap_name
+from fpatch.viz.names import short_paths, show_values, wrap_name
 
 KEY = random.key(8)
 STOPS = "camera/exposure/stops"
@@ -265,3 +265,19 @@ def test_names_are_shortened_in_the_middle_and_numbers_stay_apart():
     assert wrap_name("abc") == "abc"
     assert wrap_name("x" * 100).split("\n")[1] == "..."
     assert show_values([0.1234567, 0.1234568]) == ["0.1234567", "0.1234568"]
+
+
+def test_an_axis_that_is_a_number_keeps_the_name_before_it():
+    assert short_paths(["implant/scale/0", "implant/ratio/0"]) == ["scale/0", "ratio/0"]
+    assert short_paths(["front/exposure/stops", "rear/exposure/stops"]) == [
+        "front/exposure/stops",
+        "rear/exposure/stops",
+    ]
+    assert grid_name("test", "best", {"implant/scale/0": [0.5]}).startswith("test-grid-scale-0-")
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_of_another_name_is_named_once(split):
+    name = table_name(split, "best", {f"data.{split}": "last"})
+    assert name == {"test": "test-split-last", "validation": "validation-best-split-last"}[split]
+    assert name != table_name(split, "last")

@@ -388,3 +388,13 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
 )
 def test_an_argument_of_another_kind_names_the_right_one(call, words):
     check_said(call, words)
+
+
+@pytest.mark.parametrize(
+    ("left", "way_out"),
+    [("boxes", "the data lack objects; give data.objects"), ("detections", "add a detector before it")],
+)
+def test_a_value_that_is_missing_says_where_it_comes_from(left, way_out):
+    given = {"detections", "boxes", "box_valid", "labels"} - {left}
+    with pytest.raises(ValueError, match=f"vanish reads {left!r}, which is not there; {way_out}"):
+        losses.vanish().apply({}, {}, dict.fromkeys(given))
