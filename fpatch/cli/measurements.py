@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from fpatch.cli.answers import Answer, describe_cells
 from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.console import console, progress_bars, say
@@ -17,6 +15,7 @@ from fpatch.cli.options import (
     take_checkpoint,
     take_data_root,
     take_mlflow,
+    take_portable,
 )
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 from fpatch.core.files import check_writable
@@ -53,6 +52,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
+    take_portable(evaluate)
     take_data_root(evaluate)
     take_mlflow(evaluate)
 
@@ -77,6 +77,7 @@ def _add_grid(commands: Any) -> None:
         "--over", metavar="PATH=VALUES", action="append", required=True, help="an axis; may be repeated"
     )
     take_checkpoint(grid)
+    take_portable(grid)
     take_data_root(grid)
 
 
@@ -100,6 +101,7 @@ def _add_transfer(commands: Any) -> None:
         "--also", metavar="RUN", nargs="+", default=(), help="runs of which only the patch is measured"
     )
     take_checkpoint(transfer)
+    take_portable(transfer)
     take_data_root(transfer)
     transfer.add_argument(
         "--out",
@@ -182,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     facts = run.read_json(f"tables/{table}.summary.json")
     given = (f"{name} = {value}" for name, value in options.overrides.items())
     made = f"checkpoint {options.checkpoint} (step {facts['step']})"
-    title = escape(", ".join([options.split, made, *given]))
+    title = ", ".join([options.split, made, *given])
     console.print(success_table(title, rates))
     if (objects := of_objects(run.load_objects(table), facts["metric"])) is not None:
         console.print(success_table(f"{title}: every object", objects))

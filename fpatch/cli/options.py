@@ -63,7 +63,7 @@ def add_command(
         epilog="\n\n".join(filter(None, [more, shown if examples else "", codes])),
         formatter_class=Paragraphs,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, portable=False)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document, and all else on standard error"
     )
@@ -83,6 +83,15 @@ def take_data_root(command: argparse.ArgumentParser) -> None:
         dest="data_root",
         metavar="DIR",
         help="the folder of the tables, images and weights, if they are not where they were",
+    )
+
+
+def take_portable(command: argparse.ArgumentParser) -> None:
+    """Add the option for the bits of every processor, which is short for `--evaluate.portable true`."""
+    command.add_argument(
+        "--portable",
+        action="store_true",
+        help="measure with kernels that give the same bits on every x86-64 processor: evaluate.portable",
     )
 
 

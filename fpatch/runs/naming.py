@@ -67,10 +67,22 @@ def grid_name(
         >>> grid_name("test", "best", {"camera/exposure/stops": [-1.0, 0.0, 1.0]})
         'test-grid-stops-ad631b'
     """
-    axes = "-".join(path.rpartition("/")[2] for path in grid)
-    plain = re.sub(r"[^A-Za-z0-9_-]", "-", axes)[:_LONGEST]
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(map(short_axis, grid)))[:_LONGEST]
     values = json.dumps({path: [float(v) for v in values] for path, values in grid.items()})
     return f"{table_name(split, checkpoint, settings)}-grid-{plain}-{digest(values.encode())[:6]}"
+
+
+def short_axis(path: str) -> str:
+    """Return the field of an axis without its node; the index of a part stays.
+
+    Example:
+        >>> from fpatch.runs.naming import short_axis
+        >>> short_axis("camera/exposure/stops"), short_axis("implant/scale/0")
+        ('stops', 'scale/0')
+    """
+    parts = path.split("/")
+    first = max((i for i, part in enumerate(parts) if not part.isdecimal()), default=0)
+    return "/".join(parts[first:])
 
 
 def transfer_name(

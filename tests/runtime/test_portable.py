@@ -29,7 +29,7 @@ def load(name):
 network = define_loader("network", load)
 """
 
-PORTABLE = ("--evaluate.portable", "true")
+PORTABLE = ("--portable",)
 TABLE = "test-portable-True"
 
 OTHER_PROCESSORS = (
