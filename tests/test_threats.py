@@ -161,6 +161,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("place", ["config.json", "records.jsonl", "tables/test.parquet", "patch/tag.png"])
+def test_a_file_that_is_larger_than_the_memory_is_refused(received, capsys, place):
+    """A file with holes takes no room on the disk, and hours to read."""
+    os.truncate(received / place, 2**43)
+    for words in (["replay", received, "--verify"], ["evaluate", received], ["resume", received]):
+        assert f"{received / place} is larger than the memory" in refused(capsys, *words)
+
+
 def test_a_table_of_more_rows_than_the_memory_is_refused(received, capsys, monkeypatch):
     """A Parquet file of a few megabytes may hold a billion rows of one value."""
     monkeypatch.setattr("fpatch.runs.tables.machine_memory", lambda: 1000)  # of a small machine

@@ -161,6 +161,9 @@ def _modules_of_a_study(here: str) -> Iterator[None]:
 def _message(error: Exception) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
         return f"{error.filename}: a file stands where a folder is needed; move it away"
+    if isinstance(error, IsADirectoryError) and error.filename is not None:
+        place = error.filename2 or error.filename
+        return f"{place}: a folder stands where a file is needed; move it away"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error)

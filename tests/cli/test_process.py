@@ -222,9 +222,14 @@ def test_every_command_stops_in_order(study, tmp_path, command):
 
     def ready() -> bool:
         if command == "sweep":
-            trials = tmp_path.glob("sweeps/*/trials/*/records.jsonl")
-            return any(len(path.read_text().splitlines()) > 20 for path in trials)
+            trials = tmp_path.glob("sweeps/*/trials/*/mlflow.json")
+            return any(begins(trial.parent) for trial in trials)
         return (command == "demo" and any(tmp_path.glob("demo/*"))) or time.monotonic() > begun + 40
+
+    def begins(trial: Path) -> bool:
+        """Whether a trial has done steps, and MLflow has a run of it."""
+        in_mlflow = json.loads((trial / "mlflow.json").read_text())["run_id"] is not None
+        return in_mlflow and len((trial / "records.jsonl").read_text().splitlines()) > 20
 
     begun = time.monotonic()
     code, said = stop_when(process, ready)

@@ -25,7 +25,7 @@ from fpatch.core.inputs import parse_json, read_text
 from fpatch.core.schema import decode
 from fpatch.core.version import __version__
 from fpatch.runs.imports import forbid_imports
-from fpatch.runs.locks import LockedError, RunError, check_links, lock, new_folder
+from fpatch.runs.locks import LockedError, RunError, check_links, is_held, lock, new_folder
 from fpatch.runs.places import Places, to_relative
 from fpatch.tune.search.proposers import Observation
 
@@ -278,11 +278,7 @@ class Journal:
     @property
     def is_locked(self) -> bool:
         """True if a process runs the sweep now."""
-        try:
-            with self.locked():
-                return False
-        except LockedError:
-            return True
+        return is_held(self.folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
