@@ -14,6 +14,7 @@ from fpatch.cli.options import (
     read_axis,
     take_checkpoint,
     take_data_root,
+    take_device,
     take_mlflow,
     take_portable,
 )
@@ -161,6 +162,7 @@ def _add_analyze(commands: Any) -> None:
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
     )
     take_data_root(analyze)
+    take_device(analyze)
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
@@ -300,7 +302,7 @@ def _transfer(options: argparse.Namespace) -> Answer:
 def _analyze(options: argparse.Namespace) -> Answer:
     from fpatch.runs.opening import open_run
 
-    run, study = open_run(options.run_folder, data_root=options.data_root)
+    run, study = open_run(options.run_folder, data_root=options.data_root, device=options.device)
     with run.locked():
         return _analyze_run(options, run, study)
 
@@ -314,7 +316,8 @@ def _analyze_run(options: argparse.Namespace, run: "Run", study: "Study") -> Ans
     from fpatch.runs.opening import study_of_table
 
     table = run.load_table(options.table)
-    measured = study_of_table(run, study, options.table, data_root=options.data_root)
+    where = {"data_root": options.data_root, "device": options.device}
+    measured = study_of_table(run, study, options.table, **where)
     warn_of_inputs(run, study, table=options.table, own_data=measured.own_data)
     usual = f"{study.evaluate.metric}/delta"
     metric = options.metric or usual

@@ -16,7 +16,10 @@ from fpatch.core.files import beneath, file_digest
 from fpatch.core.inputs import expand_home
 from fpatch.runs.locks import RunError
 
-TABLES = ("placements", "objects")
+_NO_IMAGE = "no such image"
+"""A part of every error of a missing image."""
+_WAY_OUT = "name the folder that holds the tables and images by --data.root DIR (data_root in Python)"
+_TABLES = ("placements", "objects")
 _PATHS = ("data.placements", "data.objects", "data.root")
 _Change = Callable[[str, str, str | None], str]
 """`(name of the setting, path, recorded digest) -> path`."""
@@ -131,7 +134,7 @@ class Places:
             table = name.removeprefix("data.")
             if name == "data.root":
                 return path
-            return self.find(path, digests.get(table, digest), is_table=table in TABLES)
+            return self.find(path, digests.get(table, digest), is_table=table in _TABLES)
 
         found = _change_paths(config, change, self._named_files)
         data = found.get("data")
@@ -208,7 +211,7 @@ def _change_within(name: str, value: Mapping[str, Any], change: _Change) -> Any:
 
 
 @contextmanager
-def named_places() -> Iterator[None]:
+def suggest_data_root() -> Iterator[None]:
     """Add to the error of a missing file how to name the folder of the data.
 
     Raises:
@@ -218,13 +221,9 @@ def named_places() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
-        error.add_note(WAY_OUT)
+        error.add_note(_WAY_OUT)
         raise
     except ValueError as error:
-        if NO_IMAGE in str(error):
-            error.add_note(WAY_OUT)
+        if _NO_IMAGE in str(error):
+            error.add_note(_WAY_OUT)
         raise
-
-
-NO_IMAGE = "no such image"
-WAY_OUT = "name the folder that holds the tables and images by --data.root DIR (data_root in Python)"
