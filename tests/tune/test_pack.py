@@ -9,7 +9,7 @@ import torch
 from study_fixture import STEPS, logged_steps, parameters
 from sweeps import RATES, begin, make_plan, sweep_file, touchy_plan, work
 
-from fpatch import tune
+from fpatch import random, tune
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs.folder import Run
 from fpatch.study.config import load_study, vary
@@ -135,6 +135,33 @@ def counted_plan(folder, phases: str) -> Plan:
     """A plan whose steps are counted."""
     plan = make_plan(folder, study={"checkpoint_every": 3}, space=MEMBERS)
     return add_stage(plan, folder, "counted", phases)
+
+
+def fog(patch_params, key, batch):
+    """A plain function, which a pack calls for one member after the other."""
+    share = random.uniform(key, (), 0.0, 0.3)
+    level = share[:, None, None, None]
+    return {"image": batch["image"] * (1 - level) + level}, {"share": share}
+
+
+def test_a_pack_with_a_plain_function_is_that_of_separate_runs(tmp_path):
+    journals = {}
+    for pack in 3, 1:
+        folder = tmp_path / str(pack)
+        plan = make_plan(folder, study={"num_steps": 1, "every": 1}, space=MEMBERS)
+        path = folder / "study.toml"
+        table = '[pipeline.fog]\nstage = "test_pack:fog"\nreads = ["image"]\nwrites = ["image"]\n'
+        path.write_text(path.read_text().replace("[pipeline.victim]", f"{table}[pipeline.victim]"))
+        plan = plan._replace(study=load_study(path))
+        journals[pack] = begin(plan)
+        work(journals[pack], plan, pack=pack)
+    together, alone = journals[3], journals[1]
+    for name in alone.names():
+        found, expected = tensors(together, name), tensors(alone, name)
+        for n in expected:
+            np.testing.assert_allclose(found[n], expected[n], rtol=0, atol=1e-5)
+        table, own = (Run(j.run_folder(name)).load_table("validation-00000001") for j in (together, alone))
+        assert np.array_equal(table["sample/fog/share"], own["sample/fog/share"])
 
 
 def test_a_step_is_of_all_members_even_where_one_has_ended(tmp_path):
