@@ -8,6 +8,7 @@ from torch import Tensor
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.doctor.findings import Finding
 from fpatch.doctor.observations import VISIBLE, is_saturated
+from fpatch.optim.finite import NotFiniteError
 from fpatch.optim.step import make_step
 from fpatch.study.setup import Setup
 from fpatch.study.study import Study
@@ -49,7 +50,10 @@ def judge_step(
     if not pushed:
         return
     step = make_step(parts.objective, parts.optimizer, transform=study.objective.transform)
-    after, _ = step(parts.initial, batch)
+    try:
+        after, _ = step(parts.initial, batch)
+    except NotFiniteError:
+        return  # the finding on the patch says why
     rate = f"(learning rate {study.optimizer.learning_rate:g})"
     before_of, after_of = (
         _patches(parts, params, sample, batch) for params in (parts.initial.params, after.params)
