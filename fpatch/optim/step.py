@@ -9,7 +9,7 @@ from torchopt.base import GradientTransformation
 
 from fpatch import random
 from fpatch.core.checks import check_number
-from fpatch.core.tree import device_of, to_device
+from fpatch.core.tree import device_of, is_concrete, to_device
 from fpatch.core.types import Batch, Sample
 from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
@@ -138,9 +138,9 @@ def make_step(
         processes: The number of ranks to emulate in one process, bit for bit, for a replay.
 
     Raises:
-        ValueError: For a setting out of its range, or a compiled step with `transform="func"`. The step
-            raises it (`fpatch.optim.finite.NotFiniteError`) for a loss term or a gradient that is not finite,
-            with the row and its sample.
+        ValueError: For a setting out of its range, or a compiled step with `transform="func"`. On a CPU the
+            step raises it (`fpatch.optim.finite.NotFiniteError`) for a loss term or a gradient that is not
+            finite, with the row and its sample. On a GPU it does not wait for them; `find_bad_row` does.
 
     References:
         Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
@@ -194,7 +194,7 @@ def make_step(
             if (found := explain_state(error, state, pipeline, optimizer, batch)) is None:
                 raise
             raise ValueError(found) from error
-        if (bad := find_bad_row(info)) is not None:
+        if is_concrete(info.loss) and (bad := find_bad_row(info)) is not None:
             raise NotFiniteError(f"update {after.step}: {bad}", after, info)
         return after, info
 

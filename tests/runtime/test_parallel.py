@@ -166,8 +166,8 @@ def threads():
 with joined(device="cpu", meeting=Meeting(dist.HashStore(), 0, 1)):
     import torch.distributed.nn.functional
     import torch.jit._recursive
-    print(sum("gloo" in name for name in threads()))
-print(sum("gloo" in name for name in threads()))
+    print(len(threads()))
+print(len(threads()), sum("gloo" in name for name in threads()))
 """
 
 
@@ -175,9 +175,9 @@ def test_nothing_keeps_the_group_or_its_threads():
     """Threads of gloo at the exit of Python may abort the process."""
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
-    within, after = map(int, done.stdout.split())
-    assert within >= 2
-    assert after == 0
+    within, after, left = map(int, done.stdout.split())
+    assert within >= after + 2
+    assert left == 0
 
 
 def test_a_group_that_somebody_else_has_made_is_used_and_left():
