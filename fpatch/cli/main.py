@@ -16,6 +16,7 @@ from fpatch.cli.console import console, show_warnings
 from fpatch.cli.options import check_texts
 from fpatch.cli.portable import must_start_again, run_again
 from fpatch.cli.process import Stop, lasting_output, stopped_by_signals
+from fpatch.cli.unknown import refuse_unknown
 from fpatch.core.names import show
 from fpatch.core.text import read_value
 from fpatch.core.version import __version__
@@ -81,7 +82,8 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
     words = list(given)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
-        options = _make_parser().parse_args(words)
+        options, unknown = _make_parser().parse_known_args(words)
+        refuse_unknown(unknown, words[0], words[0] in _TAKE_OVERRIDES)
         options.overrides = overrides | ({"evaluate.portable": True} if options.portable else {})
         check_texts(options)
         if must_start_again(options):

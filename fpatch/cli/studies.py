@@ -187,6 +187,8 @@ def _check_known(field: str, phase: str, study: "Study") -> None:
     from fpatch.core.checks import nearest
     from fpatch.graph.node import PHASES
 
+    if phase == "eval":
+        raise ValueError(f"{field}: 'eval' means two phases; choose 'validation' or 'test'")
     known = {*PHASES, *(phase for node in study.pipeline.values() for phase in node.phases or ())}
     if phase not in known:
         raise ValueError(f"{field}: no phase {phase!r:.80}; {nearest(phase, known)}")

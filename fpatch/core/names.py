@@ -60,6 +60,27 @@ def check_name(field: str, name: str) -> None:
         raise ValueError(f"{field}: the name {name!r:.120} {rule}; rename it, e.g. 'hood'")
 
 
+def check_file_name(field: str, name: str, example: str) -> None:
+    """Check the name of a file in a run folder, without folder and suffix.
+
+    Raises:
+        ValueError: If it is none; the message tells a path from the name in it.
+
+    Example:
+        >>> from fpatch.core.names import check_file_name
+        >>> check_file_name("checkpoint", "checkpoints/best.safetensors", "such as best")
+        Traceback (most recent call last):
+        ValueError: checkpoint: give a name without folder and suffix, such as best, got 'checkpoints/best...'
+    """
+    try:
+        check_name(field, name)
+        is_name = not name.endswith((".safetensors", ".csv", ".parquet", ".json"))
+    except ValueError:
+        is_name = False
+    if not is_name:
+        raise ValueError(f"{field}: give a name without folder and suffix, {example}, got {name!r:.120}")
+
+
 def check_distinct(field: str, names: Iterable[str]) -> None:
     """Check that names stay distinct as files and keys, where case and special characters are lost.
 

@@ -92,6 +92,10 @@ def settle(hint: Any, value: Any, field: str) -> Any:
             return {k: settle(inner[1], v, field) for k, v in value.items()}
     if not _may_be(options, value):
         decode(hint, value, field)
+    if int in options and float not in options and isinstance(value, Real) and not isinstance(value, bool):
+        if value % 1 != 0:
+            raise ValueError(f"{field}: expected a whole number, got {value}")
+        return int(value)
     return value
 
 
@@ -111,6 +115,10 @@ def _to_range(value: Any, field: str) -> Range:
 
 def _may_be(options: tuple[Any, ...], value: Any) -> bool:
     """Return whether a value may have one of the types, or whether that is for its stage to say."""
-    if isinstance(value, Tensor) or not all(o in _PLAIN or get_origin(o) is tuple for o in options):
+    if not all(o in _PLAIN or get_origin(o) in (tuple, dict, Mapping) for o in options):
         return True
+    if any(get_origin(o) in (dict, Mapping) for o in options) and isinstance(value, Mapping):
+        return True
+    if isinstance(value, Tensor):
+        return value.ndim == 0
     return isinstance(value, Real) and any(o in (int, float, Range) for o in options)

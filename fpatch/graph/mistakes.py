@@ -14,7 +14,13 @@ _UNSAID = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImp
 """Errors of Python and torch; a ValueError speaks for itself."""
 
 
-def explain(error: Exception, definition: Any, patch_params: Any, values: Mapping[str, Any]) -> str | None:
+def explain(
+    error: Exception,
+    definition: Any,
+    patch_params: Any,
+    values: Mapping[str, Any],
+    sample: Mapping[str, Any] | None = None,
+) -> str | None:
     """Explain an error of a stage by its inputs; None if they tell nothing.
 
     Args:
@@ -22,6 +28,7 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         definition: The contract of the stage.
         patch_params: What was given as the parameters.
         values: The values that it read.
+        sample: What it drew.
 
     Example:
         >>> from fpatch import create
@@ -34,15 +41,31 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         return None
     if not isinstance(patch_params, Mapping):
         got = describe(patch_params)
-        return f"{name}: patch_params must be {{patch: tensor}}, got {got}; pipeline.init(key) makes them"
+        way = "give its .params" if hasattr(patch_params, "params") else "pipeline.init(key) makes them"
+        return f"{name}: patch_params must be {{patch: tensor}}, got {got}; {way}"
     key = error.args[0] if isinstance(error, KeyError) and error.args else None
     if key is not None and definition.init is not None and key not in patch_params:
         known = nearest(str(key), patch_params)
         return f"{name}: patch_params lacks {key!r} ({known}); pipeline.init(key) makes them"
+    for patch, value in patch_params.items():
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            way = "take it .float()" if isinstance(value, Tensor) else "pipeline.init(key) makes them"
+            return f"{name}: patch_params[{patch!r}] must be a float32 tensor, got {describe(value)}; {way}"
     for image in _IMAGES:
         if isinstance(value := values.get(image), Tensor) and (found := find_image(value)):
             return f"{name}: {image} must be float32 [b, 3, h, w] in 0..1, got {found}"
+    drawn, rows = _count_rows(sample or {}), _count_rows({n: values.get(n) for n in (*_IMAGES, "quads")})
+    if drawn and rows and drawn != rows:
+        return (
+            f"{name}: the sample has {min(drawn)} rows, and the batch {min(rows)}; draw it for this batch: "
+            "pipeline.sample(key, batch)"
+        )
     return None
+
+
+def _count_rows(tensors: Mapping[str, Any]) -> set[int]:
+    """The lengths of tensors with an axis of rows."""
+    return {len(value) for value in tensors.values() if isinstance(value, Tensor) and value.ndim}
 
 
 _ORIGIN = {

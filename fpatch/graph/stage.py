@@ -288,7 +288,7 @@ class Stage:
         try:
             written = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
-            if (found := explain(error, d, patch_params, read)) is None:
+            if (found := explain(error, d, patch_params, read, sample)) is None:
                 raise
             raise ValueError(found) from error
         check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")

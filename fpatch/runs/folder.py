@@ -128,6 +128,8 @@ class Run:
             if not (run.folder / name).is_file():
                 inside = sorted(p.parent.name for p in run.folder.glob("*/environment.json"))
                 hint = f"give one of the runs in it, e.g. {inside[-1]}" if inside else "train again"
+                is_part = (run.folder.parent / "environment.json").is_file()
+                hint = f"give its parent, {Path(folder).parent}" if is_part else hint
                 raise RunError(
                     f"{folder} lacks {name}: it is no run folder, or was killed at its start; {hint}"
                 )

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fpatch.core.files import digest, file_digest
-from fpatch.core.names import check_name
+from fpatch.core.names import check_file_name
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import is_edited
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
@@ -141,7 +141,7 @@ def load_execution(folder: Path, name: str) -> Execution:
 
 
 def _find_table(folder: Path, name: str) -> Path:
-    check_name("table", name)
+    check_file_name("table", name, "such as test")
     path = folder / f"tables/{name}.parquet"
     if not path.with_suffix(".json").is_file() or not path.is_file():
         tables = (folder / "tables").glob("*.parquet")

@@ -225,3 +225,40 @@ def test_help(capsys, command):
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert "usage: fpatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (
+            ("train", "STUDY", "--lr", "0.1"),
+            "no such option of fpatch train; did you mean --optimizer.lear",
+        ),
+        (("train", "STUDY", "--num_step=3"), "did you mean --train.num_steps?"),
+        (("evaluate", "RUN", "--num-draws", "4"), "did you mean --evaluate.num_draws?"),
+        (("train", "STUDY", "train.num_steps=3"), "an option begins with --: --train.num_steps 3"),
+        (("resume", "RUN", "--train.num_steps", "3"), "it takes the recorded settings"),
+        (("evaluate", "RUN", "RUN"), "fpatch evaluate takes no such argument"),
+        (
+            ("describe", "STUDY", "--phase", "eval"),
+            "--phase: 'eval' means two phases; choose 'validation' or",
+        ),
+        (("transfer", "RUN"), "one alone is measured by fpatch evaluate RUN"),
+        (("transfer", "RUN", "RUN"), "give each run once"),
+        (
+            ("evaluate", "RUN", "--checkpoint", "checkpoints/best.safetensors"),
+            "without folder and suffix, such a",
+        ),
+        (
+            ("replay", "RUN", "--table", "test.csv"),
+            "table: give a name without folder and suffix, such as test",
+        ),
+        (("evaluate", "RUN/tables"), "give its parent, RUN"),
+    ],
+)
+def test_a_slip_on_the_command_line_names_what_is_meant(trained, capsys, words, way_out):
+    names = {"STUDY": str(trained.folder.parent.parent / "study.toml"), "RUN": str(trained.folder)}
+    for name, path in names.items():
+        words, way_out = [word.replace(name, path) for word in words], way_out.replace(name, path)
+    assert main(words) == 2
+    assert way_out in capsys.readouterr().err

@@ -1,17 +1,21 @@
 """Objects of other libraries, swapped arguments and wrong trees: one sentence with the way out, at once."""
 
+from types import SimpleNamespace
+
 import kornia.augmentation as kornia
+import numpy as np
 import pytest
 import torch
 import torchmetrics
 import torchvision
 from cases import make_inputs, noise
+from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 from typecheck import unchecked
 
 import fpatch
-from fpatch import compose, create, implant, infer, losses, metrics, random
+from fpatch import compose, create, data, implant, infer, losses, metrics, random, viz
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
 from fpatch.tune import load_plan
@@ -355,6 +359,7 @@ def test_an_objective_takes_a_pipeline_and_weights_by_term():
 
 
 STUDY, SMOOTH = object(), small(losses.total_variation())
+STATE, LOADER = fpatch.TrainState(PATCH, None, 0, KEY), SimpleNamespace(batches=lambda step: iter(()))
 
 
 @pytest.mark.parametrize(
@@ -387,10 +392,72 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
         ),
         (lambda: random.key("x"), "seed must be a whole number, got 'x'"),
         (lambda: random.split(0), "key must be a key tensor, got 0; make one with fpatch.random.key(seed)"),
+        (lambda: random.split({"a": 1}), "key must be a key tensor, got a dict; make one"),
+        (lambda: SMOOTH.at(["train"]), "phase must be a str, got a list; name one"),
+        (lambda: create.pixels((3, 8, 8)), "create.pixels(shapes): expected a table, each value [a whole"),
+        (lambda: create.pixels({"a": torch.zeros(3)}), "create.pixels(shapes): expected [a whole number, a"),
+        (
+            lambda: create.pixels({"a": (3, 8.5, 8)}),
+            "create.pixels(shapes): expected a whole number, got 8.5",
+        ),
+        (lambda: infer.suppress(num_detections=1.5), "suppress(num_detections): expected a whole number"),
+        (lambda: SMOOTH({"hood": PATCH["hood"].numpy()}, KEY, rows()), "must be a float32 tensor, got a nda"),
+        (lambda: fpatch.Objective(SMOOTH, {"total_variation": "1"}), "must be a number, got '1'"),
+        (lambda: fpatch.make_optimizer(fpatch.Optimizer(), "9"), "make_optimizer(num_steps) must be a whole"),
+        (
+            lambda: fpatch.make_optimizer(fpatch.Optimizer(), 0),
+            "make_optimizer(num_steps) must be at least 1",
+        ),
+        (
+            lambda: fpatch.make_step(SMOOTH, None),
+            "objective must be an Objective, got a Pipeline; make it by",
+        ),
+        (lambda: fpatch.make_state(SMOOTH, None, KEY), "objective must be an Objective, got a Pipeline"),
+        (
+            lambda: next(fpatch.fit(PATCH, len, [], 3)),
+            "fit(state) must be a state of the training, got a dict",
+        ),
+        (
+            lambda: next(fpatch.fit(STATE, [], len, 3)),
+            "fit(step) must be a function (state, batch), got a list",
+        ),
+        (
+            lambda: next(fpatch.fit(STATE, len, [], 3)),
+            "fit(loader) must be a Loader, got a list; fpatch.data",
+        ),
+        (lambda: next(fpatch.fit(STATE, len, LOADER, "3")), "fit(num_steps) must be a whole number, got '3'"),
+        (lambda: fpatch.success([1]), "success(table) must hold columns by name, got a list"),
+        (lambda: fpatch.override({"a": 1}, {}), "sample['a'] must be a Mapping or Tensor, got a int"),
+        (lambda: fpatch.control(PATCH), "control(sample) must be a Mapping, got a Tensor; draw one"),
+        (lambda: viz.plot("a.png"), "an image must be a tensor, got a str; fpatch.data.read_image(path)"),
+        (
+            lambda: viz.plot(Image.new("L", (2, 2))),
+            "got a Image; torchvision.transforms.functional.pil_to_tensor",
+        ),
+        (lambda: viz.plot(np.zeros((8, 8, 3))), "got a ndarray; torch.from_numpy(pixels).permute(2, 0, 1)"),
+        (
+            lambda: viz.plot_boxes({}, "a.png"),
+            "plot_boxes(path) must be a str or PathLike, got a dict; the or",
+        ),
+        (
+            lambda: data.write_image(PATCH["hood"], "a.png"),
+            "write_image(path) must be a str or PathLike, got",
+        ),
     ],
 )
 def test_an_argument_of_another_kind_names_the_right_one(call, words):
-    check_said(call, words)
+    with unchecked():
+        check_said(call, words)
+
+
+def test_a_sample_of_another_batch_is_named():
+    whole = pipeline({"pixels": create.pixels({"hood": (3, 4, 4)}), "implant": implant.warp()})
+    batch = make_inputs()
+    sample = whole.sample(KEY, batch)
+    part = {name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    check_said(
+        lambda: whole.apply(PATCH, sample, part), "the sample has 3 rows, and the batch 2; draw it for"
+    )
 
 
 @pytest.mark.parametrize(
