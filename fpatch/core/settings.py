@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import numpy as np
@@ -90,6 +91,8 @@ def settle(hint: Any, value: Any, field: str) -> Any:
                 return tuple(settle(k, v, field) for k, v in zip(kinds, value, strict=True))
         if origin in (dict, Mapping) and isinstance(value, Mapping) and len(inner) == 2 and inner[1] != Any:
             return {k: settle(inner[1], v, field) for k, v in value.items()}
+    if isinstance(value, Path) and str in options:
+        return str(value)
     if not _may_be(options, value):
         decode(hint, value, field)
     if int in options and float not in options and isinstance(value, Real) and not isinstance(value, bool):

@@ -1,5 +1,6 @@
 """Objects of other libraries, swapped arguments and wrong trees: one sentence with the way out, at once."""
 
+import copy
 from types import SimpleNamespace
 
 import kornia.augmentation as kornia
@@ -468,3 +469,35 @@ def test_a_value_that_is_missing_says_where_it_comes_from(left, way_out):
     given = {"detections", "boxes", "box_valid", "labels"} - {left}
     with pytest.raises(ValueError, match=f"vanish reads {left!r}, which is not there; {way_out}"):
         losses.vanish().apply({}, {}, dict.fromkeys(given))
+
+
+class Answers(nn.Module):
+    """A classifier whose answer is changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.network, self.change = NETWORK, change
+
+    def forward(self, images):
+        return self.change(self.network(images))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            copy.deepcopy(NETWORK).half(),
+            "Sequential: its weights are torch.float16, and the images torch.float32",
+        ),
+        (copy.deepcopy(NETWORK).double(), "give model.float(), or convert the images in its forward"),
+        (Answers(lambda x: (x, 1)).eval(), "Answers: its answer must hold tensors alone, got ([2, 5], int)"),
+        (
+            Answers(lambda x: x.detach().numpy()).eval(),
+            "its answer must hold tensors alone, got ndarray; wrap it",
+        ),
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_victim_of_another_type_is_named(model, words, grad):
+    with torch.set_grad_enabled(grad):
+        check_said(lambda: infer.classifier(model).apply({}, {}, {"image": torch.zeros(2, 3, 8, 8)}), words)

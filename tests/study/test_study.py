@@ -22,6 +22,7 @@ from fpatch.runs.replaying import replay_run
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study, study_from_config
 from fpatch.study.dry_run import dry_run
+from fpatch.study.settings import DataConfig
 from fpatch.study.setup import set_up
 
 
@@ -236,6 +237,10 @@ def test_settings_of_python_are_those_of_toml(tmp_path):
     assert (varied.train.num_steps, varied.optimizer.learning_rate, varied.device) == (3, 0.25, "cpu")
     assert varied.pipeline["exposure"].stage.config.stops == Range(-1.0, 1.0)
     assert varied.train.batch_size == study.train.batch_size
+    with unchecked():
+        assert (
+            DataConfig(tmp_path / "placements.csv", size=(24, 32)).placements == f"{tmp_path}/placements.csv"
+        )
 
 
 @pytest.mark.parametrize(
