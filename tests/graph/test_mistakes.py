@@ -471,7 +471,7 @@ def test_a_value_that_is_missing_says_where_it_comes_from(left, way_out):
         losses.vanish().apply({}, {}, dict.fromkeys(given))
 
 
-class Answers(nn.Module):
+class Changed(nn.Module):
     """A classifier whose answer is changed."""
 
     def __init__(self, change):
@@ -490,9 +490,9 @@ class Answers(nn.Module):
             "Sequential: its weights are torch.float16, and the images torch.float32",
         ),
         (copy.deepcopy(NETWORK).double(), "give model.float(), or convert the images in its forward"),
-        (Answers(lambda x: (x, 1)).eval(), "Answers: its answer must hold tensors alone, got ([2, 5], int)"),
+        (Changed(lambda x: (x, 1)).eval(), "Changed: its answer must hold tensors alone, got ([2, 5], int)"),
         (
-            Answers(lambda x: x.detach().numpy()).eval(),
+            Changed(lambda x: x.detach().numpy()).eval(),
             "its answer must hold tensors alone, got ndarray; wrap it",
         ),
     ],
