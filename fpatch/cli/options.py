@@ -63,7 +63,7 @@ def add_command(
         epilog="\n\n".join(filter(None, [more, shown if examples else "", codes])),
         formatter_class=Paragraphs,
     )
-    parser.set_defaults(run=run, command=parser, portable=False)
+    parser.set_defaults(run=run, command=parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document, and all else on standard error"
     )

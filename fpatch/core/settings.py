@@ -124,4 +124,6 @@ def _may_be(options: tuple[Any, ...], value: Any) -> bool:
         return True
     if isinstance(value, Tensor):
         return value.ndim == 0
+    if isinstance(value, (tuple, list)) and any(get_origin(o) is tuple for o in options):
+        return True
     return isinstance(value, Real) and any(o in (int, float, Range) for o in options)

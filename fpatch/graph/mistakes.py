@@ -37,7 +37,7 @@ def explain(
         "create.pixels: patch_params lacks 'hood' (did you mean 'hod'?); pipeline.init(key) makes them"
     """
     name = definition.name
-    if not isinstance(error, _UNSAID):
+    if not isinstance(error, _UNSAID) or isinstance(error, torch.OutOfMemoryError):
         return None
     if not isinstance(patch_params, Mapping):
         got = describe(patch_params)

@@ -120,6 +120,8 @@ class Optimizer:
             options = get_args(get_type_hints(Optimizer)[choice])
             errors.check(check_choice, f"optimizer.{choice}", getattr(self, choice), options)
         errors.raise_all()  # the other rules depend on the choices
+        if len(self.betas) != 2:
+            errors.add(f"optimizer.betas must be two numbers, got {self.betas!r}")
         errors.check(check_number, "optimizer.learning_rate", self.learning_rate, 1e-12, 1e6)
         errors.check(check_number, "optimizer.momentum", self.momentum, 0.0, 1.0)
         for beta in self.betas:

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import matplotlib.figure
-import pytest
 import torch
 
 from fpatch.cli.main import main
@@ -12,25 +10,14 @@ from fpatch.demo.tiny import tiny_study
 from fpatch.doctor.placement_figure import _choose, draw_placements
 
 
-@pytest.fixture
-def kept(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
-    )
-    return figures
-
-
-def test_doctor_leaves_a_picture_with_the_aspect_of_every_place_and_patch(tmp_path, kept, capsys):
+def test_doctor_leaves_a_picture_with_the_aspect_of_every_place_and_patch(tmp_path, saved_figures, capsys):
     tiny_study(tmp_path, {})
     study = tmp_path / "study.toml"
     assert main(["doctor", str(study), "--log.runs", str(tmp_path / "runs")]) == 0
     path = tmp_path / "runs/lamp-placements.png"
     assert f"placements: {path}" in capsys.readouterr().out
     assert path.stat().st_size > 5000
-    (figure,) = kept
+    (figure,) = saved_figures
     assert "tag: patch 1.00; 2 places 1.00 to 1.00, median 1.00" in figure.get_suptitle()
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["0.png", "1.png"]
     for axis in figure.axes:

@@ -205,28 +205,13 @@ def two_maps(num_columns, num_rows, x="camera/exposure/stops", y="camera/blur/si
     )
 
 
-@pytest.fixture
-def saved(monkeypatch):
-    """The figures that are saved."""
-    from matplotlib.figure import Figure
-
-    kept, save = [], Figure.savefig
-
-    def keep(self, *arguments, **options):
-        kept.append(self)
-        save(self, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return kept
-
-
 def texts_of(axis):
     return [text.get_text() for text in axis.texts]
 
 
-def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, saved):
+def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, saved_figures):
     plot_heat_maps(tmp_path / "a.png", [two_maps(3, 2)])
-    success, difference = saved[0].axes[:2]
+    success, difference = saved_figures[0].axes[:2]
     assert texts_of(success)[:2] == ["30", "n 60\nclean 85 %"]
     assert texts_of(difference)[:6] == ["+30", "[20, 40]", "+15", "[5, 25]", "0", "[-10, 10]"]
     hatched = {(p.get_x() + 0.5, p.get_y() + 0.5) for p in difference.patches if p.get_hatch()}
@@ -241,10 +226,10 @@ def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, 
 @pytest.mark.parametrize(
     "name", ["stops", "victims/a_group_with_a_long_name/another_one_inside/exposure/stops"]
 )
-def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved, columns, rows, name):
+def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved_figures, columns, rows, name):
     """Every warning is an error here, also that no layout is possible."""
     plot_heat_maps(tmp_path / "a.png", [two_maps(columns, rows, name, name)])
-    figure = saved[0]
+    figure = saved_figures[0]
     FigureCanvasAgg(figure).draw()  # all extents in pixels of one resolution
     for axis in figure.axes[:2]:
         cell_width, cell_height = axis.bbox.width / columns, axis.bbox.height / rows

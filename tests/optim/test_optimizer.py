@@ -476,7 +476,7 @@ WRONG = [
         {"schedule": "step", "fall_every": 2, "unit": "epochs"},
         "optimizer.unit must be 'step' or 'epoch', got",
     ),
-    ({"betas": (0.9,)}, r"Optimizer\(betas\): expected \[a number, a number\], got \(0.9,\)"),
+    ({"betas": (0.9,)}, r"optimizer.betas must be two numbers, got \(0.9,\)"),
     ({"learning_rate": -1.0}, "optimizer.learning_rate must be between 1e-12 and 1000000, got -1.0"),
     ({"learning_rate": 0.0}, "optimizer.learning_rate must be between 1e-12 and 1000000, got 0.0"),
     ({"learning_rate": 1e300}, r"optimizer.learning_rate must be between 1e-12 and 1000000, got 1e\+300"),

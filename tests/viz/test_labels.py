@@ -107,6 +107,7 @@ def test_no_label_covers_a_place_that_is_smaller_than_it(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, _: figures.append(figure))
     plot_boxes(tmp_path / "a.png", batch, patch_names=["hood 1.00", "roof 1.00", "ground 1.00"])
+    figures[0].draw_without_rendering()
     axis = figures[0].axes[0]
     places = [axis.transData.transform(quad) for quad in quads[0].numpy()]
     for text in axis.texts:
