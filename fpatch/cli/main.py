@@ -16,7 +16,6 @@ from fpatch.cli.console import console, show_warnings
 from fpatch.cli.options import check_texts
 from fpatch.cli.portable import must_start_again, run_again
 from fpatch.cli.process import Stop, lasting_output, stopped_by_signals
-from fpatch.cli.unknown import refuse_unknown
 from fpatch.core.names import show
 from fpatch.core.text import read_value
 from fpatch.core.version import __version__
@@ -83,7 +82,10 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options, unknown = _make_parser().parse_known_args(words)
-        refuse_unknown(unknown, words[0], words[0] in _TAKE_OVERRIDES)
+        if unknown:
+            from fpatch.cli.unknown import refuse_unknown
+
+            refuse_unknown(unknown, words[0], words[0] in _TAKE_OVERRIDES)
         asked = {"evaluate.portable": True} if getattr(options, "portable", False) else {}
         options.overrides = overrides | asked
         check_texts(options)
