@@ -19,7 +19,7 @@ _OTHER_WORDS = {
     "images": "data.placements",
     "patch": "pipeline.NODE.SETTING",
 }
-"""What other programs call a setting."""
+"""Settings by the names that other programs give them."""
 
 
 def refuse_unknown(words: Sequence[str], command: str, takes_settings: bool) -> None:
