@@ -8,6 +8,7 @@ from fpatch.cli.answers import Answer, describe_run, describe_victim
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
 from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_device, take_mlflow, whole
+from fpatch.core.names import typed
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
@@ -246,11 +247,11 @@ def _say_where(run: "Run") -> None:
     if "best_step" in facts:
         say(f"best checkpoint: step {facts['best_step']}, {facts['best']:.4g} in the validation")
     log = run.read_json("config.json").get("log", {})
-    commands = [f"fpatch evaluate {folder}"]
+    commands = [f"fpatch evaluate {typed(folder)}"]
     if log.get("tensorboard"):
-        commands.append(f"tensorboard --logdir {folder.parent}")
+        commands.append(f"tensorboard --logdir {typed(folder.parent)}")
     if log.get("mlflow"):
         uri = tracking_uri(folder, log["mlflow"])
-        commands.append(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
+        commands.append(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {typed(uri)}")
     for line in (f"run folder: {folder}", *(f"  {command}" for command in commands)):
         say(line)

@@ -1,6 +1,7 @@
 """Names that become files, columns of tables and keys of logs: what they may be, and how they are shown."""
 
 import re
+import shlex
 import unicodedata
 import zlib
 from collections.abc import Iterable
@@ -28,6 +29,17 @@ def safe_name(name: str) -> str:
     if len(safe) > MAX_NAME_LENGTH:
         safe = f"{safe[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
     return safe
+
+
+def typed(path: object) -> str:
+    """Return a path as it is typed in a command: in quotes, if a shell reads it otherwise.
+
+    Example:
+        >>> from fpatch.core.names import typed
+        >>> print(typed("runs/20260101-120000-poster"), typed("runs/my poster"))
+        runs/20260101-120000-poster 'runs/my poster'
+    """
+    return shlex.quote(str(path))
 
 
 def check_name(field: str, name: str) -> None:

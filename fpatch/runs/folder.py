@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_kind
 from fpatch.core.files import digest
+from fpatch.core.names import typed
 from fpatch.core.version import __version__
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.values import to_json, to_png
@@ -119,7 +120,7 @@ class Run:
         if not run.folder.is_dir():
             if run.folder.suffix == ".toml":
                 raise RunError(
-                    f"{folder}: it is a study, not a run folder; train it first: fpatch train {folder}"
+                    f"{folder}: it is a study, not a run folder; train it first: fpatch train {typed(folder)}"
                 )
             what = "it is a file, not a run folder" if run.folder.exists() else "no such run folder"
             raise RunError(f"{folder}: {what}; runs are listed by `ls runs/`")

@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fpatch.core.files import digest, file_digest
-from fpatch.core.names import check_file_name
+from fpatch.core.names import check_file_name, typed
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import is_edited
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
@@ -100,7 +100,7 @@ def load_table(folder: Path, name: str) -> dict[str, np.ndarray]:
     if recorded is not None and recorded != found:
         raise RunError(
             f"{folder}/tables/{name}.parquet has {found} rows, but {recorded} were recorded; restore it, or "
-            f"make it again by `fpatch evaluate {folder}`"
+            f"make it again by `fpatch evaluate {typed(folder)}`"
         )
     return table
 
@@ -147,7 +147,9 @@ def _find_table(folder: Path, name: str) -> Path:
         tables = (folder / "tables").glob("*.parquet")
         known = [p.stem for p in tables if p.with_suffix(".json").is_file()]
         there = f"tables: {', '.join(sorted(known))}; " if known else ""
-        raise RunError(f"{folder} has no table {name!r}; {there}`fpatch evaluate {folder}` makes 'test'")
+        raise RunError(
+            f"{folder} has no table {name!r}; {there}`fpatch evaluate {typed(folder)}` makes 'test'"
+        )
     return path
 
 

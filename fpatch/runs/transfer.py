@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fpatch.core.display import shown
 from fpatch.core.files import write_atomic
-from fpatch.core.names import label
+from fpatch.core.names import label, typed
 from fpatch.core.progress import Progress
 from fpatch.core.tree import to_device
 from fpatch.data import TargetSet
@@ -67,7 +67,7 @@ def transfer_runs(
     if len(names) < 2:
         raise ValueError(
             "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
-            f"by fpatch evaluate {folders[0] if folders else 'RUN'}"
+            f"by fpatch evaluate {typed(folders[0] if folders else 'RUN')}"
         )
     if len(set(names)) < len(names):
         raise ValueError(

@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -262,3 +263,11 @@ def test_a_slip_on_the_command_line_names_what_is_meant(trained, capsys, words, 
         words, way_out = [word.replace(name, path) for word in words], way_out.replace(name, path)
     assert main(words) == 2
     assert way_out in capsys.readouterr().err
+
+
+def test_commands_that_are_printed_can_be_typed(tmp_path, capsys):
+    tiny_study(tmp_path, {"log.runs": str(tmp_path / "my runs"), "log.tensorboard": False})
+    study = tmp_path / "study.toml"
+    said = out(capsys, "train", study, "--log.runs", tmp_path / "my runs", "--log.mlflow", "false")
+    (command,) = [line for line in said.splitlines() if line.startswith("  fpatch evaluate ")]
+    assert main(shlex.split(command)[1:]) == 0
