@@ -127,6 +127,31 @@ def check_mapping(what: str, value: Any, way_out: str) -> None:
         raise ValueError(f"{what} must be a mapping, got {describe(value)}; {way_out}")
 
 
+_BY_ROW = ("image", "logits", "scene")
+"""Values with an axis of rows, which a row less would spread over the others."""
+
+
+def check_rows(name: str, written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Check that images and logits are tensors with as many rows as what a stage read.
+
+    Raises:
+        ValueError: If they are not.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.graph.mistakes import check_rows
+        >>> check_rows("crop", {"image": torch.zeros(1, 3, 8, 8)}, {"image": torch.zeros(2, 3, 8, 8)})
+        Traceback (most recent call last):
+        ValueError: crop: what apply writes as 'image' must have the 2 rows of the batch, got float32 ...
+    """
+    rows = _count_rows({n: read.get(n) for n in (*_BY_ROW, "quads", "boxes", "image_id")})
+    for own in (own for own in _BY_ROW if own in written and rows):
+        value = written[own]
+        if not isinstance(value, Tensor) or not value.ndim or len(value) not in rows:
+            what = f"{name}: what apply writes as {own!r} must have the {min(rows)} rows of the batch"
+            raise ValueError(f"{what}, got {describe(value)}")
+
+
 def swapped(names: tuple[str, ...]) -> bool:
     """Return whether the names of a function's arguments tell another order than that of the call."""
     params, batch = ("patch_params", "params"), ("values", "batch")

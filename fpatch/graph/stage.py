@@ -36,7 +36,7 @@ from fpatch.graph.declarations import (
 )
 from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
-from fpatch.graph.mistakes import check_device, check_mapping, describe_missing, explain
+from fpatch.graph.mistakes import check_device, check_mapping, check_rows, describe_missing, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
@@ -293,6 +293,7 @@ class Stage:
             raise ValueError(found) from error
         check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")
         written = dict(written)
+        check_rows(d.name, written, read)
         expected = {n for n in d.writes if n not in d.optional or n in values}
         if set(written) != expected:
             raise ValueError(

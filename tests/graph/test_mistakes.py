@@ -1,6 +1,7 @@
 """Objects of other libraries, swapped arguments and wrong trees: one sentence with the way out, at once."""
 
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import kornia.augmentation as kornia
@@ -501,3 +502,44 @@ class Changed(nn.Module):
 def test_a_victim_of_another_type_is_named(model, words, grad):
     with torch.set_grad_enabled(grad):
         check_said(lambda: infer.classifier(model).apply({}, {}, {"image": torch.zeros(2, 3, 8, 8)}), words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    gain: float = 0.5
+
+
+def make_stage(apply=lambda *_: {}, *, config=Plain, name="made", **given):
+    wiring = {"reads": ("image",), "writes": ("image",), **given}
+    return fpatch.define(name, config, fpatch.deterministic, apply, **wiring)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reads": "image"}, "reads must be a tuple of names, got 'image'; add a comma"),
+        ({"writes": "image"}, "writes must be a tuple of names, got 'image'; add a comma"),
+        ({"role": "los"}, "role must be 'stage' or 'victim' or 'loss' or 'metric', got 'los'"),
+        ({"name": ""}, "define(''): the name '' must hold a letter or a digit"),
+        ({"name": "a/b"}, "the name 'a/b' must not hold '/'"),
+        ({"config": Plain()}, "config must be a frozen dataclass, the class itself, got Plain(gain=0.5)"),
+    ],
+)
+def test_a_wrong_declaration_of_a_stage_is_named(given, words):
+    with unchecked():
+        check_said(lambda: make_stage(**given), words)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda image: image[:1], "got float32 [1, 3, 8, 8]"),
+        (lambda image: image.mean(), "got float32 []"),
+        (lambda image: image.numpy(), "got a ndarray"),
+    ],
+)
+def test_a_stage_that_loses_rows_is_named(change, got):
+    """One row would be spread over the others: each of them would get the answer of the first."""
+    made = make_stage(lambda config, params, sample, values: {"image": change(values["image"])})
+    words = "what apply writes as 'image' must have the 2 rows of the batch"
+    check_said(lambda: made().apply({}, {}, {"image": torch.zeros(2, 3, 8, 8)}), words, got)
