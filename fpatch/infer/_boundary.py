@@ -155,7 +155,7 @@ def _answer(
         answer = convert_answer(ask(model, images), dtype)
     except RuntimeError as error:
         own = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-        if own == images.dtype or "type" not in str(error):
+        if images.dtype != torch.float32 or own == images.dtype or "type" not in str(error):
             raise
         raise ValueError(
             f"{name}: its weights are {own}, and the images {images.dtype}; give model.float(), or convert "
