@@ -293,12 +293,12 @@ class Stage:
             raise ValueError(found) from error
         check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")
         written = dict(written)
-        check_rows(d.name, written, read)
         expected = {n for n in d.writes if n not in d.optional or n in values}
         if set(written) != expected:
             raise ValueError(
                 f"{d.name}: apply must write {sorted(expected)}, as declared, but wrote {sorted(written)}"
             )
+        check_rows(d.name, written, read)
         return written
 
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:

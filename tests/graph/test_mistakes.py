@@ -429,7 +429,7 @@ STATE, LOADER = fpatch.TrainState(PATCH, None, 0, KEY), SimpleNamespace(batches=
         ),
         (lambda: next(fpatch.fit(STATE, len, LOADER, "3")), "fit(num_steps) must be a whole number, got '3'"),
         (lambda: fpatch.success([1]), "success(table) must hold columns by name, got a list"),
-        (lambda: fpatch.override({"a": 1}, {}), "sample['a'] must be a Mapping or Tensor, got a int"),
+        (lambda: fpatch.override({"a": 1}, {}), "sample['a'] must be a Mapping or a Tensor, got an int"),
         (lambda: fpatch.control(PATCH), "control(sample) must be a Mapping, got a Tensor; draw one"),
         (lambda: viz.plot("a.png"), "an image must be a tensor, got a str; fpatch.data.read_image(path)"),
         (
@@ -439,11 +439,11 @@ STATE, LOADER = fpatch.TrainState(PATCH, None, 0, KEY), SimpleNamespace(batches=
         (lambda: viz.plot(np.zeros((8, 8, 3))), "got a ndarray; torch.from_numpy(pixels).permute(2, 0, 1)"),
         (
             lambda: viz.plot_boxes({}, "a.png"),
-            "plot_boxes(path) must be a str or PathLike, got a dict; the or",
+            "plot_boxes(path) must be a str or a PathLike, got a dict",
         ),
         (
             lambda: data.write_image(PATCH["hood"], "a.png"),
-            "write_image(path) must be a str or PathLike, got",
+            "write_image(path) must be a str or a PathLike, go",
         ),
     ],
 )
