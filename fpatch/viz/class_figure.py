@@ -53,6 +53,8 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
     columns = _choose_answers(shown)
     clipped = clip_apart(names)
     rows = [f"{clip} ({_rate(shown[n]).count})" for n, clip in zip(names, clipped, strict=True)]
+    totals = [max((sum(a.values()) for a in shown[n].answers.values()), default=0) for n in names]
+    asked = [f"{clip} ({total})" for clip, total in zip(clipped, totals, strict=True)]
     deep = len(rows) * _CELL_IN
     conditions = [c for c in (NONE, PATCH) if columns and all(c in e.answers for e in shown.values())]
     margin = max(map(len, rows)) * _LETTER_IN + 0.3
@@ -74,7 +76,7 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
         if lower is not None:
             axes = lower.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
             for axis, condition in zip(axes, conditions, strict=True):
-                _draw_answers(axis, clipped, columns, shown, condition)
+                _draw_answers(axis, asked, columns, shown, condition)
             axes[0].set_ylabel("true class")
             note = "answer: number of rows, colored by their share of all (n) of the class"
             lower.supxlabel(note, fontsize=8)
@@ -145,8 +147,7 @@ def _draw_answers(
         axis.text(j, i, str(counts[i, j]), ha="center", va="center", color=ink, fontsize=6.5)
     names = [label(name) for name in clip_apart(columns)]
     axis.set_xticks(range(len(columns)), names, rotation=55, ha="right", rotation_mode="anchor")
-    totals = counts.sum(1).tolist()
-    axis.set_yticks(range(len(rows)), [label(f"{n} ({all_})") for n, all_ in zip(rows, totals, strict=True)])
+    axis.set_yticks(range(len(rows)), [label(name) for name in rows])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_title("no patch" if condition == NONE else label(TITLES.get(condition, condition)))
