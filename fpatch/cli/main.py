@@ -83,6 +83,8 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
         options.overrides = overrides
+        if getattr(options, "portable", False):
+            options.overrides |= {"evaluate.portable": True}
         check_texts(options)
         if must_start_again(options):
             return run_again(given, own_process=stop is not None)

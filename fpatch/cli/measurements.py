@@ -17,6 +17,7 @@ from fpatch.cli.options import (
     take_checkpoint,
     take_data_root,
     take_mlflow,
+    take_portable,
 )
 from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
 from fpatch.core.files import check_writable
@@ -53,6 +54,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_checkpoint(evaluate)
+    take_portable(evaluate)
     take_data_root(evaluate)
     take_mlflow(evaluate)
 
@@ -77,6 +79,7 @@ def _add_grid(commands: Any) -> None:
         "--over", metavar="PATH=VALUES", action="append", required=True, help="an axis; may be repeated"
     )
     take_checkpoint(grid)
+    take_portable(grid)
     take_data_root(grid)
 
 
@@ -100,6 +103,7 @@ def _add_transfer(commands: Any) -> None:
         "--also", metavar="RUN", nargs="+", default=(), help="runs of which only the patch is measured"
     )
     take_checkpoint(transfer)
+    take_portable(transfer)
     take_data_root(transfer)
     transfer.add_argument(
         "--out",

@@ -76,6 +76,15 @@ def take_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
 
 
+def take_portable(command: argparse.ArgumentParser) -> None:
+    """Add the option that measures with the kernels of every x86-64 processor."""
+    command.add_argument(
+        "--portable",
+        action="store_true",
+        help="the same bits on every x86-64 processor, and slower; short for --evaluate.portable true",
+    )
+
+
 def take_data_root(command: argparse.ArgumentParser) -> None:
     """Add the option that names the folder of the data of a run that was moved or sent."""
     command.add_argument(
