@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +37,7 @@ def class_table(title: str, found: "ByClass", num_classes: int = NUM_CLASSES) ->
     from fpatch.evaluation.conditions import NONE, PATCH
 
     shown = found.largest(num_classes)
-    asked = "success" if found.goal is None else f"answered {escape(found.goal)}"
+    asked = "success" if found.goal is None else f"answered {found.goal}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("class", max_width=_NAME_WIDTH, overflow="fold")
     table.add_column("found\nwithout", justify="right", no_wrap=True)

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from fpatch.cli.answers import Answer, describe_cells
 from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.console import console, progress_bars, say
@@ -16,6 +14,7 @@ from fpatch.cli.options import (
     read_axis,
     take_checkpoint,
     take_data_root,
+    take_device,
     take_mlflow,
     take_portable,
 )
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from fpatch.core.types import Params
     from fpatch.runs.folder import Run
+    from fpatch.study.study import Study
 
 
 def add(commands: Any) -> None:
@@ -162,6 +162,7 @@ def _add_analyze(commands: Any) -> None:
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
     )
     take_data_root(analyze)
+    take_device(analyze)
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
@@ -186,7 +187,7 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     facts = run.read_json(f"tables/{table}.summary.json")
     given = (f"{name} = {value}" for name, value in options.overrides.items())
     made = f"checkpoint {options.checkpoint} (step {facts['step']})"
-    title = escape(", ".join([options.split, made, *given]))
+    title = ", ".join([options.split, made, *given])
     console.print(success_table(title, rates))
     if (objects := of_objects(run.load_objects(table), facts["metric"])) is not None:
         console.print(success_table(f"{title}: every object", objects))
@@ -299,16 +300,24 @@ def _transfer(options: argparse.Namespace) -> Answer:
 
 
 def _analyze(options: argparse.Namespace) -> Answer:
+    from fpatch.runs.opening import open_run
+
+    run, study = open_run(options.run_folder, data_root=options.data_root, device=options.device)
+    with run.locked():
+        return _analyze_run(options, run, study)
+
+
+def _analyze_run(options: argparse.Namespace, run: "Run", study: "Study") -> Answer:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation.conditions import make_patches
     from fpatch.runs.checks import warn_of_inputs
     from fpatch.runs.naming import scatter_name
-    from fpatch.runs.opening import open_run, study_of_table
+    from fpatch.runs.opening import study_of_table
 
-    run, study = open_run(options.run_folder, data_root=options.data_root)
     table = run.load_table(options.table)
-    measured = study_of_table(run, study, options.table, data_root=options.data_root)
+    where = {"data_root": options.data_root, "device": options.device}
+    measured = study_of_table(run, study, options.table, **where)
     warn_of_inputs(run, study, table=options.table, own_data=measured.own_data)
     usual = f"{study.evaluate.metric}/delta"
     metric = options.metric or usual
@@ -333,8 +342,7 @@ def _analyze(options: argparse.Namespace) -> Answer:
     root = Path(data.root or Path(data.placements).parent)
     paths = {int(i): root / p for i, p in zip(table["image_id"], table["path"], strict=True)}
     images = {i: str(path) for i, path in paths.items() if path.is_file()}
-    with run.locked():
-        analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
-        viz.animate(run.folder, run.path("figures/training.gif"), decode)
+    analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
+    viz.animate(run.folder, run.path("figures/training.gif"), decode)
     facts = {"run": str(run.folder), "table": options.table, "metric": metric, "importances": result}
     return Answer(0, {**facts, "files": _say_files(run, page, "figures/training.gif")})

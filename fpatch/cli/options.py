@@ -63,7 +63,7 @@ def add_command(
         epilog="\n\n".join(filter(None, [more, shown if examples else "", codes])),
         formatter_class=Paragraphs,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document, and all else on standard error"
     )
@@ -76,15 +76,6 @@ def take_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="best", help="best, last or step-00000100 (default: best)")
 
 
-def take_portable(command: argparse.ArgumentParser) -> None:
-    """Add the option that measures with the kernels of every x86-64 processor."""
-    command.add_argument(
-        "--portable",
-        action="store_true",
-        help="the same bits on every x86-64 processor, and slower; short for --evaluate.portable true",
-    )
-
-
 def take_data_root(command: argparse.ArgumentParser) -> None:
     """Add the option that names the folder of the data of a run that was moved or sent."""
     command.add_argument(
@@ -92,6 +83,22 @@ def take_data_root(command: argparse.ArgumentParser) -> None:
         dest="data_root",
         metavar="DIR",
         help="the folder of the tables, images and weights, if they are not where they were",
+    )
+
+
+def take_device(command: argparse.ArgumentParser) -> None:
+    """Add the option that names another device than the recorded one."""
+    command.add_argument(
+        "--device", help="auto, cpu, cuda or one GPU such as cuda:1 (default: the recorded one)"
+    )
+
+
+def take_portable(command: argparse.ArgumentParser) -> None:
+    """Add the option for the bits of every processor, which is short for `--evaluate.portable true`."""
+    command.add_argument(
+        "--portable",
+        action="store_true",
+        help="measure with kernels that give the same bits on every x86-64 processor: evaluate.portable",
     )
 
 
@@ -129,19 +136,22 @@ def check_texts(options: argparse.Namespace) -> None:
     """Check that no argument is empty, endless, `--`, or holds the character NUL.
 
     Raises:
-        ValueError: If one does; the message names it.
+        ValueError: If one does; the message names it as it is typed.
     """
+    typed = {action.dest: action for action in options.command._actions}
     for name, value in vars(options).items():
         values = value if isinstance(value, list | tuple) else (value,)
         if [] in values or (value == [] and name != "set"):  # argparse drops the value of --NAME=--
-            raise ValueError(f"{name.replace('_', '-')}: '--' is no value; leave it out, or correct it")
+            raise ValueError(f"{_option(typed[name])}: '--' is no value; leave it out, or correct it")
         for given in values:
             if isinstance(given, str) and (not given.strip() or "\0" in given or len(given) > _LONGEST):
                 what = "the text is empty" if not given.strip() else f"no name or path is like {given!r:.60}"
-                option = {"checkpoint": "from"} if options.run.__name__ == "_resume" else {}
-                raise ValueError(
-                    f"{option.get(name, name).replace('_', '-')}: {what}; leave it out, or correct it"
-                )
+                raise ValueError(f"{_option(typed[name])}: {what}; leave it out, or correct it")
+
+
+def _option(action: argparse.Action) -> str:
+    """Return an option or argument as it stands in the help."""
+    return action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
 
 
 _LONGEST = 4096

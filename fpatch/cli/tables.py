@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +72,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
     found = next(iter(rates.rates.values())).count
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("condition", no_wrap=True)
-    counted = "success" if rates.goal is None else f"answered {escape(rates.goal)}"
+    counted = "success" if rates.goal is None else f"answered {rates.goal}"
     table.add_column(f"{counted} %\nof {found} found", justify="right", no_wrap=True)
     if rates.gone:
         table.add_column("gone %", justify="right")
@@ -100,7 +99,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         )
         return table
     first = (
-        f"success: {escape(rates.question)}, among the {found} of {clean.count} rows ({clean.photographs} "
+        f"success: {rates.question}, among the {found} of {clean.count} rows ({clean.photographs} "
         "images) found without; brackets are 95 % intervals over images"
     )
     if clean.photographs < FEW_IMAGES:
@@ -112,7 +111,7 @@ def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str
         sentences.append(f"score lost, mean over the {found} found: {', '.join(lost)}")
     if rates.goal is not None:
         gained = [f"{condition_title(c)} {_mean(rate)}" for c, rate in rates.gain.items()]
-        of_goal = f"score of {escape(repr(rates.goal))} gained, mean over the {found} found"
+        of_goal = f"score of {rates.goal!r} gained, mean over the {found} found"
         sentences.append(f"{of_goal}: {', '.join(gained)}; rows of that class are left out")
     table.caption = "\n".join(sentences)
     return table
@@ -184,7 +183,7 @@ def transfer_table(found: "Transfer") -> Table:
     steps = [f"checkpoints: {made}"] if made else []
     warned = [f"on {name}, {text}" for name, texts in found.warnings.items() for text in texts]
     first = (
-        f"success: {escape(question(found.goal))}, among the rows found without ({counted}; {images} "
+        f"success: {question(found.goal)}, among the rows found without ({counted}; {images} "
         "images); brackets are 95 % intervals over images"
     )
     table.caption, table.caption_justify = "\n".join([*warned, first, *steps]), "left"
@@ -213,8 +212,7 @@ def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
         counted = f"{rates['patch'].count} of {clean.count}"
         table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
     bad = [cell.success.not_finite for cell in shown if cell.success.not_finite]
-    asked = escape(shown[0].success.question)
-    sentences = [f"success: {asked}; brackets are 95 % intervals over images"]
+    sentences = [f"success: {shown[0].success.question}; brackets are 95 % intervals over images"]
     if bad:
         condition, entry = next(iter(bad[0].items()))
         sentences.insert(

@@ -5,7 +5,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 from fpatch.core.types import Range
@@ -76,8 +76,12 @@ def check_kind(field: str, value: object, kind: type | tuple[type, ...], way_out
         ValueError: train(study) must be a dict, got a str; load it by load_study
     """
     if not isinstance(value, kind):
-        named = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{field} must be a {named}, got a {type(value).__name__}; {way_out}")
+        named = " or ".join(_an(k.__name__) for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{field} must be {named}, got {_an(type(value).__name__)}; {way_out}")
+
+
+def _an(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 _LONGEST_NAME, _MOST_NAMES = 300, 40
@@ -133,6 +137,8 @@ def check_range(
     """
     if isinstance(value, (int, float)):
         raise ValueError(f"{field} must be (low, high), got {value!r}; for one value, give it twice")
+    if not all(isinstance(end, Real) for end in value):
+        raise ValueError(f"{field} must be two numbers (low, high), got {tuple(value)}")
     infinite = float("inf") in map(abs, value)
     if len(value) != 2 or not low <= value[0] <= value[1] <= high or infinite:
         bounds = "" if (low, high) == (float("-inf"), float("inf")) else f" within [{low:g}, {high:g}]"

@@ -193,17 +193,35 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
         if key not in fields:
             errors.add(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in value:
+        if not _is_optional(field) and name not in value:
             errors.add(f"{where}: the key {name!r} is required; add it ({_expected(hints[name])})")
     decoded: dict[str, Any] = {}
     for key in (key for key in value if key in fields):
         with errors.caught():
             decoded[key] = _decode_field(fields[key], hints[key], value[key], f"{where}.{key}")
     errors.raise_all()
-    with errors.caught(where):
-        return kind(**decoded)
-    errors.raise_all()
+    return _make(kind, decoded, fields, where)
+
+
+def _make(kind: type, settings: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> Any:
+    """Make a dataclass; settings that it refuses are left out and the rest is tried, to say all errors."""
+    errors, left = Errors(), dict(settings)
+    while True:
+        try:
+            made = kind(**left)
+        except ValueError as error:
+            with errors.caught(where):
+                raise
+            named = {n for n in left if re.search(rf"(\(|\.){n}\b", str(error)) and _is_optional(fields[n])}
+            left = {n: value for n, value in left.items() if n not in named}
+            if named:
+                continue
+        errors.raise_all()
+        return made
+
+
+def _is_optional(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _decode_field(field: dataclasses.Field[Any], kind: Any, value: Any, where: str) -> Any:

@@ -88,8 +88,8 @@ def read_whole(field: str, text: str, low: int | None = None) -> int:
     try:
         value = read_number(field, text)
     except ValueError:
-        value = 0.5
-    if value % 1 or (low is not None and value < low):
+        value = math.nan
+    if math.isnan(value) or value % 1 or (low is not None and value < low):
         least = "" if low is None else f" from {low}"
         raise ValueError(f"{field} must be a whole number{least} such as 12, got {text.strip()!r:.80}")
     return int(text) if re.fullmatch(rf"\s*[+-]?{_DIGITS}\s*", text, re.ASCII) else int(value)

@@ -92,8 +92,8 @@ def _title(
     for patch, name in enumerate(dataset.names[:_MOST_LINES]):
         own = aspects[valid & (index == patch)]
         shape = f"{sizes[name][1] / sizes[name][0]:.2f}" if name in sizes else "unknown"
-        places = f"{own.min():.2f} to {own.max():.2f}, median {own.median():.2f}" if len(own) else "none"
-        lines.append(f"{clip_name(name, 20)}: patch {shape}; {len(own)} places {places}")
-    if left := len(dataset.names) - _MOST_LINES:
-        lines += [f"and {left} more patches"] if left > 0 else []
+        spread = f" {own.min():.2f} to {own.max():.2f}, median {own.median():.2f}" if len(own) else ""
+        lines.append(f"{clip_name(name, 20)}: patch {shape}; {len(own)} places{spread}")
+    if (left := len(dataset.names) - _MOST_LINES) > 0:
+        lines.append(f"and {left} more patches")
     return "\n".join(lines)

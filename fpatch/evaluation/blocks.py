@@ -12,6 +12,7 @@ from fpatch.core.types import Batch, Sample, Values
 from fpatch.evaluation.columns import metric_names, split_group, tensor_digest
 from fpatch.evaluation.conditions import NONE, PATCH, Patches
 from fpatch.evaluation.coverage import covered_shares
+from fpatch.graph.mistakes import describe
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
 
@@ -73,6 +74,7 @@ def measure(
                 {**padded, **patches},  # type: ignore[dict-item]
                 want=(*metrics, "image", *keep),
             )
+        _check_metrics(pipeline, {m: values[m] for m in metrics}, block)
         masks = {m: finite.names[m] for m in ("image", *metrics) if m in finite.names}
         found = take_rows((values, seen, masks, finite.summaries), slice(0, n))
         values, seen, masks, gathered = to_device(found, "cpu")
@@ -86,6 +88,20 @@ def measure(
             shares = covered_shares(body, _NoParams(), filled, {**padded, **conditions[PATCH]})
         results[PATCH]["covered"] = to_device(take_rows(shares, slice(0, n)), "cpu")
     return results
+
+
+def _check_metrics(pipeline: Pipeline, values: Values, rows: int) -> None:
+    """Check that each metric holds one number per row, [b], or per object, [b, m]."""
+    for name, value in values.items():
+        is_number = isinstance(value, Tensor) and not value.is_complex()
+        if is_number and value.ndim in (1, 2) and len(value) == rows:
+            continue
+        got = describe(value) if isinstance(value, Tensor | Mapping) else f"{describe(value)}, no tensor"
+        writer = next(path for path, n in pipeline.items() if name in n.writes.values())
+        raise ValueError(
+            f"node {writer!r}: the metric {name!r} must hold one real number per row, [{rows}], or per "
+            f"object, [{rows}, m], got {got}; leave means over rows to the evaluation"
+        )
 
 
 def _by_group(masks: Mapping[str, Tensor], metrics: Sequence[str], rows: int) -> dict[str, Tensor]:

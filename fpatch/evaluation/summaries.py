@@ -84,21 +84,44 @@ def compute_states(
     A label at the end of a name, as in `map/3`, gives way to the name of its class.
     """
     return {
-        f"{path}/{_with_class(name, class_names)}": math.nan
-        if states[f"{path}{_NOT_FINITE}"]
-        else float(value)
+        f"{path}/{name}": math.nan if states[f"{path}{_NOT_FINITE}"] else float(value)
         for path, summary, config in _summaries(pipeline)
-        for name, value in summary.compute(config, states[path]).items()
+        for name, value in name_classes(summary.compute(config, states[path]), class_names).items()
     }
 
 
-def _with_class(name: str, class_names: Sequence[str]) -> str:
-    own, slash, label = name.rpartition("/")
-    return (
-        f"{own}/{class_names[int(label)]}"
-        if slash and label.isdecimal() and int(label) < len(class_names)
-        else name
-    )
+def name_classes(numbers: Mapping[str, float], class_names: Sequence[str]) -> dict[str, float]:
+    """Replace labels at the ends of names by the names of their classes.
+
+    A vector with more entries than there are classes, and a matrix, as `matrix/0/1`, keep their indices. So
+    does a label beyond the names.
+
+    Example:
+        >>> from fpatch.evaluation.summaries import name_classes
+        >>> name_classes({"map/1": 0.5, "roc/0": 0.0, "roc/1": 0.5, "roc/2": 1.0}, ("stop", "turn"))
+        {'map/turn': 0.5, 'roc/0': 0.0, 'roc/1': 0.5, 'roc/2': 1.0}
+    """
+    indices: dict[str, set[int]] = {}
+    for own, index in map(_split_index, numbers):
+        if index is not None:
+            indices.setdefault(own, set()).add(index)
+    count = len(class_names)
+    vectors = {own for own, found in indices.items() if len(found) > max(count, *found)}
+
+    def named(name: str) -> str:
+        own, index = _split_index(name)
+        in_matrix = _split_index(own)[1] is not None
+        if index is None or index >= count or own in vectors or in_matrix:
+            return name
+        return f"{own}/{class_names[index]}"
+
+    return {named(name): value for name, value in numbers.items()}
+
+
+def _split_index(name: str) -> tuple[str, int | None]:
+    """Return a name without the index at its end, and the index; None if there is none."""
+    own, _, last = name.rpartition("/")
+    return (own, int(last)) if own and last.isdecimal() else (name, None)
 
 
 def _zero_rows(values: Values, bad: Tensor) -> Values:

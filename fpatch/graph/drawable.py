@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from fpatch.core.checks import check_number
 from fpatch.core.types import Range
 from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.stage import Stage
+
+_OPACITY = "opacity"
+"""The field by which a stage mixes in its patch, 0 to 1, whatever its settings."""
 
 
 def check_drawable(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
     """Check that a stage could draw edited values with some setting, such as an opacity within 0..1.
 
-    A sampled value with the name of a setting that is a range must be allowed as the range of that setting.
-    All other values are not checked.
+    An opacity is within 0..1. A sampled value with the name of a setting that is a range or a number must be
+    allowed as that setting. All other values are not checked.
 
     Args:
         pipeline: The pipeline of the samples.
@@ -37,11 +42,20 @@ def check_drawable(pipeline: Pipeline, values: Mapping[str, Any]) -> None:
             continue  # `override` says what is there
         stage = pipeline[max(found, key=len)].stage
         field = path.removeprefix(f"{max(found, key=len)}/").partition("/")[0]
-        if not isinstance(getattr(stage.config, field, None), Range):
-            continue
         for number in np.unique(np.asarray(value, dtype=np.float64)).tolist():
             try:
-                dataclasses.replace(stage.config, **{field: Range(number, number)})
+                _check_number(stage, field, number)
             except ValueError as error:
                 name = stage.definition.name
                 raise ValueError(f"{path} = {number:g}: {name} cannot draw it; {error}") from error
+
+
+def _check_number(stage: Stage, field: str, number: float) -> None:
+    """Check a sampled number by the rules of the setting that has the name of its field."""
+    setting = getattr(stage.config, field, None)
+    if field == _OPACITY:
+        check_number(field, number, 0.0, 1.0)
+    elif isinstance(setting, Range):
+        dataclasses.replace(stage.config, **{field: Range(number, number)})
+    elif isinstance(setting, float):
+        dataclasses.replace(stage.config, **{field: number})

@@ -17,6 +17,7 @@ from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import diagram
 from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
+from fpatch.graph.in_place import count_writes, refuse_writes
 from fpatch.graph.keys import fold_path, row_keys
 from fpatch.graph.mistakes import check_device, check_mapping, explain
 from fpatch.graph.node import (
@@ -281,8 +282,11 @@ class Pipeline(Mapping[str, Node]):
             n = self[path]
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
+            given = (patch_params, sample.get(path, {}), n.inputs(values))
             try:
-                own = n.stage.written(patch_params, sample.get(path, {}), n.inputs(values))
+                before = count_writes(given)
+                own = n.stage.written(*given)
+                refuse_writes(path, before, given)
             except Exception as error:
                 error.add_note(f"in node {path!r}: {n.stage!r}")
                 raise

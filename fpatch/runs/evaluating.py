@@ -32,7 +32,7 @@ from fpatch.runs.logging import open_study_log, own_log
 from fpatch.runs.measuring import measured_study
 from fpatch.runs.naming import table_name, warn_of_replaced
 from fpatch.runs.opening import open_run
-from fpatch.runs.places import named_places
+from fpatch.runs.places import suggest_data_root
 from fpatch.runs.tables import record_files
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
@@ -111,7 +111,7 @@ def evaluate_run(
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
             log.commit(last_step)
         finally:
-            log.close(finished=last_step == study.train.num_steps)
+            log.close(finished=last_step == study.train.num_steps or None)
     return run, rates
 
 
@@ -185,7 +185,7 @@ def load_trained(
     measured = measured_study(study, settings, run.folder, resources, data_root)
     study = measured.study
     name = split_name(study, split)
-    with named_places():
+    with suggest_data_root():
         parts = set_up(study, only=name if measured.own_data else None)
     check_metric(study, split)
     warn_of_crowded(study, parts, (split,))

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import beneath, file_digest
+from fpatch.core.inputs import expand_home
 from fpatch.runs.locks import RunError
 
-TABLES = ("placements", "objects")
+_NO_IMAGE = "no such image"
+"""A part of every error of a missing image."""
+_WAY_OUT = "name the folder that holds the tables and images by --data.root DIR (data_root in Python)"
+_TABLES = ("placements", "objects")
 _PATHS = ("data.placements", "data.objects", "data.root")
 _Change = Callable[[str, str, str | None], str]
 """`(name of the setting, path, recorded digest) -> path`."""
@@ -65,7 +69,7 @@ def relative_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, An
 
 def relative_path(path: str, folder: Path, start: Path | None = None) -> str:
     """Return a path relative to a run folder, or absolute if they share only the root."""
-    full, folder = ((start or Path.cwd()) / Path(path).expanduser()).resolve(), folder.resolve()
+    full, folder = ((start or Path.cwd()) / expand_home("path", path)).resolve(), folder.resolve()
     if len(Path(os.path.commonpath([full, folder])).parts) < 2:
         return str(full)
     return Path(os.path.relpath(full, folder)).as_posix()
@@ -85,7 +89,7 @@ class Places:
 
     def __init__(self, folder: Path, made_in: str | None, data_root: str | Path | None) -> None:
         self._starts = [folder.resolve(), *([Path(made_in)] if made_in else [])]
-        self._root = None if data_root is None else Path(data_root).expanduser().resolve()
+        self._root = None if data_root is None else expand_home("--data.root", data_root).resolve()
         if self._root is not None and not self._root.is_dir():
             raise RunError(f"--data.root {data_root}: no such folder; name the one that holds the data")
 
@@ -99,7 +103,7 @@ class Places:
         """
         named = [] if self._root is None else list(beneath(self._root, path))
         equal = [p for p in named if not _differs(p, digest)]
-        usual = [Path(os.path.normpath(start / Path(path).expanduser())) for start in self._starts]
+        usual = [Path(os.path.normpath(start / expand_home("path", path))) for start in self._starts]
         there = [p for p in usual if p.exists()]
         found = [*equal, *named, *there] if is_table else [*equal, *there, *named]
         return str((found or usual)[0])
@@ -130,7 +134,7 @@ class Places:
             table = name.removeprefix("data.")
             if name == "data.root":
                 return path
-            return self.find(path, digests.get(table, digest), is_table=table in TABLES)
+            return self.find(path, digests.get(table, digest), is_table=table in _TABLES)
 
         found = _change_paths(config, change, self._named_files)
         data = found.get("data")
@@ -207,7 +211,7 @@ def _change_within(name: str, value: Mapping[str, Any], change: _Change) -> Any:
 
 
 @contextmanager
-def named_places() -> Iterator[None]:
+def suggest_data_root() -> Iterator[None]:
     """Add to the error of a missing file how to name the folder of the data.
 
     Raises:
@@ -217,13 +221,9 @@ def named_places() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
-        error.add_note(WAY_OUT)
+        error.add_note(_WAY_OUT)
         raise
     except ValueError as error:
-        if NO_IMAGE in str(error):
-            error.add_note(WAY_OUT)
+        if _NO_IMAGE in str(error):
+            error.add_note(_WAY_OUT)
         raise
-
-
-NO_IMAGE = "no such image"
-WAY_OUT = "name the folder that holds the tables and images by --data.root DIR (data_root in Python)"

@@ -20,7 +20,7 @@ from fpatch.graph.pipeline import Pipeline
 Table = Mapping[str, np.ndarray]
 """Columns of equal length by name."""
 _MANY = 100
-"""A record that asks for so many times the rows of its table was edited; its rows are not drawn."""
+"""A record that asks for more than this multiple of its table was edited; its rows are not drawn."""
 
 
 class Expected(NamedTuple):

@@ -27,7 +27,7 @@ from fpatch.runs.logging import (
     step_scalars,
 )
 from fpatch.runs.opening import open_run, recorded_execution
-from fpatch.runs.places import named_places
+from fpatch.runs.places import suggest_data_root
 from fpatch.runs.record import describe_data, describe_sources, images_file
 from fpatch.runs.saving import Saver
 from fpatch.runs.standing import begin_again, check_standing, go_back
@@ -163,6 +163,7 @@ def resume(
     checkpoint: str | None = None,
     mlflow: str | None = None,
     data_root: str | Path | None = None,
+    device: str | None = None,
 ) -> Run:
     """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
 
@@ -175,6 +176,7 @@ def resume(
             None: the last one, which must agree with the records, the other checkpoints and the config.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
         data_root: As for `evaluate_run`.
+        device: The device to train on, such as "cpu"; None: the recorded one. Another gives other last bits.
 
     Raises:
         RunError: If the folder is incomplete, has the format of another version or is locked by another
@@ -192,11 +194,11 @@ def resume(
         >>> again.folder == run.folder, again.checkpoint_steps()
         (True, [0, 4])
     """
-    run, study = open_run(folder, resources, data_root)
+    run, study = open_run(folder, resources, data_root, device)
     with joined(device=study.device) as ranks:
         changed = check_config(run, accept=checkpoint is not None)
         study = study if ranks.rank else own_log(study, run, mlflow)
-        with named_places():
+        with suggest_data_root():
             parts = set_up(study)
         check_data(run, study, parts.dataset)
         changed += source_differences(run, study)

@@ -143,6 +143,16 @@ def test_a_victim_that_is_never_right_is_said_to_be(capsys):
     assert "nan" not in said
 
 
+def test_brackets_in_the_name_of_a_class_are_shown(capsys):
+    rows = {"image_id": np.arange(3), "goal": np.array(["a [red] sign"] * 3)}
+    rows |= {f"{name}/{c}": np.ones(3, bool) for name in ("found", "reached") for c in ("none", "patch")}
+    rows |= {f"goal_score/{c}": np.ones(3) for c in ("none", "patch")}
+    console.print(success_table("goal = a [red] sign", success(rows)))
+    said = capsys.readouterr().out
+    assert "\\" not in said
+    assert said.count("[red]") == 4  # title, heading, question and score
+
+
 def test_settings_on_the_command_line(tmp_path, capsys):
     path = make_study(tmp_path)
     words = ["--train.num_steps", "2", path, "--pipeline.camera/exposure.stops.low", "-2", "--seed", "9"]

@@ -408,3 +408,14 @@ best = 3
     ):  # fmt: skip
         assert words in said, said
     assert not re.search(r"<class|None|float|tuple|\bint\b", said)
+
+
+def test_all_errors_of_one_stage_are_said_together():
+    from fpatch import build
+
+    settings = {"stage": "compose.jpeg", "quality": [0, 200], "p": 3.0}
+    with pytest.raises(ValueError, match=r"jpeg\(quality\)") as error:
+        build({"squeeze": settings})
+    first, second = str(error.value).splitlines()
+    assert first.startswith("pipeline.squeeze: jpeg(quality) must be")
+    assert second == "pipeline.squeeze: jpeg(p) must be between 0 and 1, got 3.0"

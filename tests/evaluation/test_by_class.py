@@ -16,7 +16,7 @@ from fpatch.cli.main import main
 from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.by_class import NO_DETECTION, NOT_FINITE, by_class, from_json
 from fpatch.evaluation.rates import success
-from fpatch.evaluation.summaries import compute_states, init_states, update_states
+from fpatch.evaluation.summaries import compute_states, init_states, name_classes, update_states
 from fpatch.log.values import to_json
 from fpatch.ops.intervals import wilson
 from fpatch.runs.evaluating import evaluate_run
@@ -141,6 +141,31 @@ def test_average_precision_names_the_classes_with_objects_alone():
     assert f"{found['ap/map']:.3f}" in show(overall)
     assert "name 4" in show(classes)
     assert "absent" not in show(classes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "names"),
+    [
+        ("MulticlassAccuracy", {"MulticlassAccuracy/stop", "MulticlassAccuracy/turn"}),
+        ("MulticlassConfusionMatrix", {f"MulticlassConfusionMatrix/{i}/{j}" for i in "01" for j in "01"}),
+        ("BinaryROC", {f"BinaryROC/{i}/{j}" for i in range(3) for j in range(5)}),
+    ],
+)
+def test_only_numbers_by_class_get_the_names_of_classes(metric, names):
+    arguments = {"average": None} if metric == "MulticlassAccuracy" else {"thresholds": 5}
+    arguments = {} if metric == "MulticlassConfusionMatrix" else arguments
+    sized = {} if metric == "BinaryROC" else {"num_classes": 2}
+    stage = metrics.torchmetric(metrics.torchmetrics(name=metric, **sized, **arguments))
+    test = pipeline({"m": stage})
+    answers = torch.tensor([0, 1, 1]) if sized else torch.tensor([0.1, 0.8, 0.6])
+    seen = {"m": {"preds": answers, "target": torch.tensor([0, 1, 0])}}
+    found = compute_states(test, update_states(test, init_states(test), seen), ("stop", "turn"))
+    assert set(found) == {f"m/{name}" for name in names}
+
+
+def test_a_vector_longer_than_the_classes_keeps_its_indices():
+    vector = {f"curve/{i}": float(i) for i in range(3)}
+    assert name_classes(vector, ("stop", "turn")) == vector
 
 
 def test_a_classifier_says_by_class_what_became_what(tmp_path, capsys):

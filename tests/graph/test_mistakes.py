@@ -53,10 +53,7 @@ def check_said(call, *words):
         (nn.Flatten, ("the class Flatten",)),
         (compose.exposure, ("compose.exposure, which makes a stage; call it: compose.exposure(...)",)),
         (infer.torchvision_model, ("infer.torchvision_model, which makes a network", "infer.classifier(")),
-        (
-            create.mask_image("x.png") if False else infer.ultralytics_model(architecture="a.yaml"),
-            ("give it",),
-        ),
+        (infer.ultralytics_model(architecture="a.yaml"), ("give it to a stage",)),
         ("compose.exposure", ("the string 'compose.exposure'", "fpatch.build")),
         (3, ("expected a stage, node, function or mapping, got 3",)),
     ],
@@ -365,12 +362,12 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
             "train(study) must be a Study, got a str; load one by fpatch.loa",
         ),
         (lambda: fpatch.sweep("study.toml", {}), "sweep(study) must be a Study, got a str"),
-        (lambda: fpatch.load_study(STUDY), "load_study(path) must be a str or Path, got a object"),
-        (lambda: load_plan(STUDY), "load_plan(path) must be a str or Path, got a object"),
-        (lambda: fpatch.evaluate_run(STUDY), "got a object; give the folder, such as run.folder"),
+        (lambda: fpatch.load_study(STUDY), "load_study(path) must be a str or a Path, got an object"),
+        (lambda: load_plan(STUDY), "load_plan(path) must be a str or a Path, got an object"),
+        (lambda: fpatch.evaluate_run(STUDY), "got an object; give the folder, such as run.folder"),
         (lambda: fpatch.replay_run(fpatch.Run("a")), "got a Run; give the folder, such as run.folder"),
-        (lambda: fpatch.resume(STUDY), "got a object; give the folder, such as run.folder"),
-        (lambda: fpatch.resume_sweep(STUDY), "got a object; give the folder, such as journal.folder"),
+        (lambda: fpatch.resume(STUDY), "got an object; give the folder, such as run.folder"),
+        (lambda: fpatch.resume_sweep(STUDY), "got an object; give the folder, such as journal.folder"),
         (
             lambda: fpatch.evaluate(PATCH, SMOOTH, [], KEY),
             "evaluate(pipeline) must be a Pipeline, got a dict",
@@ -379,7 +376,10 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
             lambda: fpatch.evaluate(SMOOTH, PATCH, KEY, []),
             "evaluate(dataset) must be a Dataset, got a Tensor",
         ),
-        (lambda: fpatch.control(3), "control(sample) must be a Mapping, got a int; draw one by pipeline.sam"),
+        (
+            lambda: fpatch.control(3),
+            "control(sample) must be a Mapping, got an int; draw one by pipeline.sam",
+        ),
         (lambda: SMOOTH.apply(PATCH, 3, {}), "sample must be a mapping, got a int; draw one by pipeline.sam"),
         (
             lambda: SMOOTH.apply(PATCH, {}, 3),
@@ -391,3 +391,13 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
 )
 def test_an_argument_of_another_kind_names_the_right_one(call, words):
     check_said(call, words)
+
+
+@pytest.mark.parametrize(
+    ("left", "way_out"),
+    [("boxes", "the data lack objects; give data.objects"), ("detections", "add a detector before it")],
+)
+def test_a_value_that_is_missing_says_where_it_comes_from(left, way_out):
+    given = {"detections", "boxes", "box_valid", "labels"} - {left}
+    with pytest.raises(ValueError, match=f"vanish reads {left!r}, which is not there; {way_out}"):
+        losses.vanish().apply({}, {}, dict.fromkeys(given))

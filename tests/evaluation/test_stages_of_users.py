@@ -1,0 +1,113 @@
+"""Stages and victims of users: those that write into the values of others, and metrics of another form."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fpatch import compose, create, evaluate, implant, infer, metrics, pipeline, random, success
+from fpatch.demo.tiny import Brightness, tiny_study
+from fpatch.graph.stage import define, deterministic
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No settings."""
+
+
+def stage(apply, reads, writes, role="stage"):
+    made = define(
+        "mine", Nothing, deterministic, lambda c, p, s, v: apply(v), reads=reads, writes=writes, role=role
+    )
+    return made()
+
+
+class Clearing(Brightness):
+    """A victim that answers right, and clears the image that it was given."""
+
+    def forward(self, images):
+        answer = super().forward(images)
+        images.zero_()
+        return answer
+
+
+class Undoing(Brightness):
+    """A victim that changes its input through a view and restores it: the others may read it meanwhile."""
+
+    def forward(self, images):
+        images[:, :1].add_(0.5)
+        answer = super().forward(images)
+        images[:, :1].sub_(0.5)
+        return answer
+
+
+def measure(tmp_path, more=None, victim=None, block=3):
+    study = tiny_study(tmp_path)
+    parts = {
+        "pixels": create.pixels({"tag": (3, 6, 6)}),
+        "implant": implant.warp(),
+        "exposure": compose.exposure(),
+        **(more or {}),
+        "victims": infer.ensemble(
+            {
+                "a": infer.classifier((victim or Brightness)().eval()),
+                "b": infer.classifier(Brightness().eval()),
+            },
+            {"hit": metrics.class_hit()},
+        ),
+    }
+    test = pipeline(parts)
+    scenes = study.data.open().split("test")
+    return evaluate(test, test.init(random.key(0)), scenes, random.key(1), block=block)
+
+
+@pytest.mark.parametrize("victim", [Clearing, Undoing])
+def test_a_victim_that_writes_into_its_input_does_not_reach_the_next_one(tmp_path, victim):
+    table = measure(tmp_path).table
+    assert success(table, "victims/b/found").clean.value == success(table, "victims/a/found").clean.value > 0
+    with pytest.raises(ValueError, match=r"node 'victims/a/victim' writes into 'image'.*clone"):
+        measure(tmp_path, victim=victim)
+
+
+WRITES = {
+    "image": lambda x: x.mul_(0.9),
+    "scene": lambda x: x.clamp_(0.1, 0.9),
+    "quads": lambda x: x[:, 0].add_(1.0),
+    "labels": lambda x: x.fill_(0),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_stage_that_writes_into_its_input_is_named(tmp_path, name):
+    mine = stage(lambda v: {"seen": WRITES[name](v[name]).float()}, (name,), ("seen",))
+    study = tiny_study(tmp_path)
+    test = pipeline({"pixels": create.pixels({"tag": (3, 6, 6)}), "implant": implant.warp(), "mine": mine})
+    scenes = study.data.open().split("test")
+    batch = scenes.batch(scenes.image_ids)
+    with pytest.raises(ValueError, match=f"node 'mine' writes into '{name}'"):
+        test.apply(test.init(random.key(0)), test.sample(random.key(0), batch), batch)
+
+
+FORMS = {
+    "a mean": (lambda x: x.mean(), "float32 []"),
+    "one row": (lambda x: x.mean()[None], "float32 [1]"),
+    "a row more": (lambda x: torch.cat([x[:1, 0], x[:, 0]]), "float32 [4]"),
+    "a row less": (lambda x: x[1:, 0], "float32 [2]"),
+    "rows last": (lambda x: x.T, "float32 [2, 3]"),
+    "three axes": (lambda x: x[:, :, None], "float32 [3, 2, 1]"),
+    "complex": (lambda x: x[:, 0].to(torch.complex64), "complex64 [3]"),
+    "a list": (lambda x: x[:, 0].tolist(), "a list"),
+    "a number": (lambda x: float(x.mean()), "a float"),
+    "an array": (lambda x: x[:, 0].numpy(), "a ndarray"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_metric_of_another_form_is_refused(tmp_path, form):
+    make, got = FORMS[form]
+    victim = infer.classifier(Brightness().eval())
+    own = stage(lambda v: {"own": make(v["own_logits"])}, ("own_logits",), ("own",), role="metric")
+    ask = stage(lambda v: {"own_logits": victim.apply({}, {}, v)["logits"]}, ("image",), ("own_logits",))
+    with pytest.raises(ValueError, match="node 'own': the metric 'own' must hold.*" + re.escape(got)):
+        measure(tmp_path, {"ask": ask, "own": own})
