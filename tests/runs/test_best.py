@@ -1,8 +1,8 @@
 """The best checkpoint: which one of equal results, and where its step is printed."""
 
 import json
-import re
 import math
+import re
 
 import pytest
 from study_fixture import make_study, parameters
