@@ -37,7 +37,7 @@ from fpatch.graph.declarations import (
 )
 from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
-from fpatch.graph.mistakes import check_device, check_mapping, describe_missing, explain
+from fpatch.graph.mistakes import check_device, check_mapping, check_rows, describe_missing, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
@@ -281,7 +281,7 @@ class Stage:
         try:
             written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
-            if (found := explain(error, d, patch_params, read)) is None:
+            if (found := explain(error, d, patch_params, read, sample)) is None:
                 raise
             raise ValueError(found) from error
         written, whole = written if d.traits.late else (written, sample)
@@ -292,6 +292,7 @@ class Stage:
             raise ValueError(
                 f"{d.name}: apply must write {sorted(expected)}, as declared, but wrote {sorted(written)}"
             )
+        check_rows(d.name, written, read)
         return written, dict(whole)
 
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:
