@@ -88,9 +88,9 @@ def evaluate_run(
         warn_of_replaced(run, table, trained.facts(checkpoint))
         last_step = run.checkpoint_step("last")
         result = evaluate_split(study, trained.params, dataset, split, on_progress)
+        rates = success(result.table, metric)  # a metric without rates leaves no table
         execution = study.execution(study.evaluate.block)
         run.save_evaluation(table, result, execution, **trained.facts(checkpoint))
-        rates = success(result.table, metric)
         names = dataset.class_names
         summary = summarize(metric, checkpoint, trained.step, result, names, trained.settings)
         run.write_json(f"tables/{table}.summary.json", summary)
