@@ -60,6 +60,21 @@ def run(trained, tmp_path: Path):
     return copy_run(trained, tmp_path)
 
 
+@pytest.fixture
+def saved_figures(monkeypatch):
+    """The figures of matplotlib that are saved, in order."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def keep(self, *arguments, **options):
+        figures.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """A new MLflow database, made once: its making takes seconds."""

@@ -82,7 +82,8 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
         options = _make_parser().parse_args(words)
-        options.overrides = overrides | ({"evaluate.portable": True} if options.portable else {})
+        asked = {"evaluate.portable": True} if getattr(options, "portable", False) else {}
+        options.overrides = overrides | asked
         check_texts(options)
         if must_start_again(options):
             return run_again(given, own_process=stop is not None)

@@ -14,6 +14,7 @@ from fpatch.cli.options import (
     read_axis,
     take_checkpoint,
     take_data_root,
+    take_device,
     take_mlflow,
     take_portable,
 )
@@ -160,6 +161,7 @@ def _add_analyze(commands: Any) -> None:
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
     )
     take_data_root(analyze)
+    take_device(analyze)
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
@@ -304,9 +306,10 @@ def _analyze(options: argparse.Namespace) -> Answer:
     from fpatch.runs.naming import scatter_name
     from fpatch.runs.opening import open_run, study_of_table
 
-    run, study = open_run(options.run_folder, data_root=options.data_root)
+    run, study = open_run(options.run_folder, data_root=options.data_root, device=options.device)
     table = run.load_table(options.table)
-    measured = study_of_table(run, study, options.table, data_root=options.data_root)
+    where = {"data_root": options.data_root, "device": options.device}
+    measured = study_of_table(run, study, options.table, **where)
     warn_of_inputs(run, study, table=options.table, own_data=measured.own_data)
     usual = f"{study.evaluate.metric}/delta"
     metric = options.metric or usual

@@ -63,7 +63,7 @@ def add_command(
         epilog="\n\n".join(filter(None, [more, shown if examples else "", codes])),
         formatter_class=Paragraphs,
     )
-    parser.set_defaults(run=run, command=parser, portable=False)
+    parser.set_defaults(run=run, command=parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document, and all else on standard error"
     )
@@ -83,6 +83,13 @@ def take_data_root(command: argparse.ArgumentParser) -> None:
         dest="data_root",
         metavar="DIR",
         help="the folder of the tables, images and weights, if they are not where they were",
+    )
+
+
+def take_device(command: argparse.ArgumentParser) -> None:
+    """Add the option that names another device than the recorded one."""
+    command.add_argument(
+        "--device", help="auto, cpu, cuda or one GPU such as cuda:1 (default: the recorded one)"
     )
 
 

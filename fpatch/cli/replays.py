@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fpatch.cli.answers import Answer, describe_replay
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import add_command, read_number, take_data_root, whole
+from fpatch.cli.options import add_command, read_number, take_data_root, take_device, whole
 from fpatch.core.files import check_writable
 from fpatch.core.text import read_whole
 
@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     replay.add_argument("--out", metavar="FOLDER", help="write the images of every condition as PNG")
     take_data_root(replay)
+    take_device(replay)
     replay.add_argument("--step", type=whole(1), metavar="N", help="rerun training update N instead")
     replay.add_argument(
         "--verify",
@@ -58,7 +59,10 @@ def add(commands: Any) -> None:
 
 def _replay(options: argparse.Namespace) -> Answer:
     from fpatch.runs.replaying import replay_run
+    from fpatch.runtime.device import check_device
 
+    if options.device is not None:
+        check_device("device", options.device)
     if options.step is not None:
         return _replay_step(options)
     written: list[Path] = []
@@ -79,7 +83,7 @@ def _replay(options: argparse.Namespace) -> Answer:
     arguments = (options.run_folder, _read_slice(options.rows), options.table or "test")
     on_block = write if options.out else None
     if options.verify and not edits:
-        return _verify(arguments, on_block, written, options.data_root)
+        return _verify(arguments, on_block, written, options)
     with progress_bars() as on_progress:
         result, environment = replay_run(
             *arguments,
@@ -88,6 +92,7 @@ def _replay(options: argparse.Namespace) -> Answer:
             keep=("image",) if on_block else (),
             on_block=on_block,
             data_root=options.data_root,
+            device=options.device,
         )
     _say_environment(environment)
     _say_rows(result, written)
@@ -100,13 +105,15 @@ def _verify(
     arguments: "tuple[str, slice | None, str]",
     on_block: "OnBlock | None",
     written: list[Path],
-    data_root: str | None,
+    options: argparse.Namespace,
 ) -> Answer:
     """Verify the whole folder, and say what was checked, what was not, and every difference."""
     from fpatch.runs.verifying import verify_run
 
     with progress_bars() as on_progress:
-        found = verify_run(*arguments, on_progress, on_block=on_block, data_root=data_root)
+        found = verify_run(
+            *arguments, on_progress, on_block=on_block, data_root=options.data_root, device=options.device
+        )
     _say_environment(found.environment)
     for sentence in found.differences:
         say(f"different: {sentence}")
@@ -171,7 +178,7 @@ def _replay_step(options: argparse.Namespace) -> Answer:
     for name in ("rows", "table", "set", "out"):
         if getattr(options, name):
             raise ValueError(f"fpatch replay --step takes no --{name}, which is for evaluated rows")
-    again = replay_step(options.run_folder, options.step, data_root=options.data_root)
+    again = replay_step(options.run_folder, options.step, data_root=options.data_root, device=options.device)
     _say_environment(again.environment)
     console.print(f"update {again.step}, from the checkpoint of step {again.start}")
     for name, (logged, found) in again.scalars.items():

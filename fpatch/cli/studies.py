@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fpatch.cli.answers import Answer, describe_run, describe_victim
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
-from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_mlflow, whole
+from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_device, take_mlflow, whole
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
@@ -103,6 +103,7 @@ def _add_resume(commands: Any) -> None:
     )
     resume.add_argument("run_folder", metavar="RUN", help="the run folder")
     take_data_root(resume)
+    take_device(resume)
     take_mlflow(resume)
     resume.add_argument(
         "--from", dest="checkpoint", metavar="CHECKPOINT",
@@ -140,14 +141,17 @@ def _train(options: argparse.Namespace) -> Answer:
 def _resume(options: argparse.Namespace) -> Answer:
     from fpatch.runs.folder import Run
     from fpatch.runs.training import resume
+    from fpatch.runtime.device import check_device
     from fpatch.runtime.parallel import joined
 
-    device = Run.open(options.run_folder).read_json("config.json", "device")["device"]
+    recorded = Run.open(options.run_folder).read_json("config.json", "device")["device"]
+    device = recorded if options.device is None else options.device
+    check_device("device", device)
     with joined(device=device) as ranks:
         with progress_bars() as on_progress:
             run = resume(
                 options.run_folder, on_progress, checkpoint=options.checkpoint, mlflow=options.mlflow_uri,
-                data_root=options.data_root,
+                data_root=options.data_root, device=options.device,
             )  # fmt: skip
         if not ranks.rank:
             _say_where(run)
@@ -194,13 +198,13 @@ def _doctor(options: argparse.Namespace) -> Answer:
     from fpatch.study.config import load_study
 
     study = load_study(options.config, options.overrides)
+    path = _find_picture_path(options.picture, study)
     diagnosis = examine(study, options.rows)
     if diagnosis.stages:
         console.print(stage_table(diagnosis))
     if diagnosis.clean:
         console.print(clean_table(diagnosis))
     say(f"training images: {diagnosis.rows}")
-    path = Path(options.picture or Path(study.log.runs, f"{study.name}-placements.png"))
     try:
         if draw_placements(path, study.data.open().split(study.data.train), diagnosis.sizes):
             say(f"placements: {path}")
@@ -217,6 +221,19 @@ def _doctor(options: argparse.Namespace) -> Answer:
         console.print("the patch could not learn, or not be measured")
     facts = {"can_learn": diagnosis.can_learn, **diagnosis._asdict()}
     return Answer(0 if diagnosis.can_learn else 1, facts)
+
+
+def _find_picture_path(given: str | None, study: "Study") -> Path:
+    """Return the path of the picture of the placements; it is checked before the work, not after it."""
+    from fpatch.core.files import check_writable
+
+    if given is None:
+        return check_writable("log.runs", study.log.runs) / f"{study.name}-placements.png"
+    path = Path(given)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"--picture must name a file FILE.png, got {given!r:.200}; add .png, or correct it")
+    check_writable("--picture", path.parent)
+    return path
 
 
 def _say_where(run: "Run") -> None:

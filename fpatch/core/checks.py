@@ -5,7 +5,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 from fpatch.core.types import Range
@@ -133,6 +133,8 @@ def check_range(
     """
     if isinstance(value, (int, float)):
         raise ValueError(f"{field} must be (low, high), got {value!r}; for one value, give it twice")
+    if not all(isinstance(end, Real) for end in value):
+        raise ValueError(f"{field} must be two numbers (low, high), got {tuple(value)}")
     infinite = float("inf") in map(abs, value)
     if len(value) != 2 or not low <= value[0] <= value[1] <= high or infinite:
         bounds = "" if (low, high) == (float("-inf"), float("inf")) else f" within [{low:g}, {high:g}]"

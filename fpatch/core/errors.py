@@ -71,3 +71,14 @@ def in_file(path: Any, error: Exception) -> str:
     if len(sentences) < 2:
         return f"{path}: {error}"
     return "\n".join([f"{path}: {len(sentences)} errors", *(f"  {sentence}" for sentence in sentences)])
+
+
+def is_stop(error: BaseException) -> bool:
+    """Return whether a run ends by a wish of its user, such as Ctrl-C, and not by a failure.
+
+    Example:
+        >>> from fpatch.core.errors import is_stop
+        >>> is_stop(KeyboardInterrupt()), is_stop(ValueError())
+        (True, False)
+    """
+    return not isinstance(error, Exception)

@@ -4,13 +4,14 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, TypeVar, Union, get_args, get_origin
 
+import numpy as np
 from torch import Tensor
 
-from fpatch.core.checks import suggest_keyword
+from fpatch.core.checks import shown, suggest_keyword
 from fpatch.core.schema import decode
 from fpatch.core.types import Range
 
@@ -58,8 +59,8 @@ def type_hints(config: Any) -> dict[str, Any]:
 def settle(hint: Any, value: Any, field: str) -> Any:
     """Convert a value to the immutable form of its type, and check it where the type is plain.
 
-    A pair becomes a `Range`, and the list of a sequence a tuple. Numbers of any library, tensors and objects
-    pass; their stage checks them.
+    A pair of numbers becomes a `Range`, and the list of a sequence a tuple. Numbers of any library, tensors
+    and objects pass; their stage checks them.
 
     Args:
         hint: The declared type.
@@ -79,12 +80,8 @@ def settle(hint: Any, value: Any, field: str) -> Any:
         ValueError: blur(taps): expected a whole number, got 'many'
     """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if Range in options and isinstance(value, (tuple, list)):
-        if isinstance(value, Range):
-            return value
-        if len(value) != 2 or not all(isinstance(x, Real) for x in value):
-            raise ValueError(f"{field} must be two numbers (low, high), got {value!r}")
-        return Range(*value)
+    if Range in options and isinstance(value, (tuple, list, Mapping, np.ndarray, Tensor)):
+        return value if isinstance(value, Range) and _are_numbers(value) else _to_range(value, field)
     for option in options:
         origin, inner = get_origin(option), get_args(option)
         if origin is tuple and isinstance(value, (tuple, list)):
@@ -96,6 +93,20 @@ def settle(hint: Any, value: Any, field: str) -> Any:
     if not _may_be(options, value):
         decode(hint, value, field)
     return value
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, Real) for value in values)
+
+
+def _to_range(value: Any, field: str) -> Range:
+    """Return the range that a pair, an array of two or a table of `low` and `high` gives."""
+    pair = value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+    if isinstance(pair, Mapping) and pair.keys() == {"low", "high"}:
+        pair = (pair["low"], pair["high"])
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not _are_numbers(pair):
+        raise ValueError(f"{field} must be two numbers (low, high), got {shown(value)}")
+    return Range(*pair)
 
 
 def _may_be(options: tuple[Any, ...], value: Any) -> bool:

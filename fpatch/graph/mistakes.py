@@ -1,5 +1,6 @@
 """The likely mistake behind an error inside a stage, in words: what was given, and the way out."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         "create.pixels: patch_params lacks 'hood' (did you mean 'hod'?); pipeline.init(key) makes them"
     """
     name = definition.name
-    if not isinstance(error, _UNSAID):
+    if not isinstance(error, _UNSAID) or isinstance(error, torch.OutOfMemoryError):
         return None
     if not isinstance(patch_params, Mapping):
         got = describe(patch_params)
@@ -42,6 +43,32 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         if isinstance(value := values.get(image), Tensor) and (found := find_image(value)):
             return f"{name}: {image} must be float32 [b, 3, h, w] in 0..1, got {found}"
     return None
+
+
+_ORIGIN = {
+    **dict.fromkeys(("boxes", "box_valid", "labels", "target"), "the data lack objects; give data.objects"),
+    **dict.fromkeys(("quads", "quad_valid", "quad_patch"), "it is a placement, which the data lack"),
+    "patch": "add a stage of create before it, such as create.pixels",
+    "image": "add a stage of implant before it, such as implant.warp",
+    "detections": "add a detector before it, such as infer.detector",
+    "logits": "add infer.classifier before it",
+}
+"""The ways to the values that most pipelines have."""
+
+
+def describe_missing(name: str, values: Mapping[str, Any]) -> str:
+    """Say that a value is missing, and where it comes from.
+
+    Example:
+        >>> from fpatch.graph.mistakes import describe_missing
+        >>> describe_missing("boxes", {"scene": None})
+        'which is not there; the data lack objects; give data.objects'
+        >>> describe_missing("imgae", {"image": None})
+        "which is not there; did you mean 'image'?"
+    """
+    is_typo = bool(difflib.get_close_matches(name, list(values), n=1, cutoff=0.85))
+    way_out = nearest(name, values) if is_typo or name not in _ORIGIN else _ORIGIN[name]
+    return f"which is not there; {way_out}"
 
 
 def find_image(value: Tensor) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any, Generic, ParamSpec, TypedDict
 import torch
 from torch import Tensor
 
-from fpatch.core.checks import nearest, suggest_keyword
+from fpatch.core.checks import suggest_keyword
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
@@ -36,7 +36,7 @@ from fpatch.graph.declarations import (
 )
 from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
-from fpatch.graph.mistakes import check_device, check_mapping, explain
+from fpatch.graph.mistakes import check_device, check_mapping, describe_missing, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
@@ -282,9 +282,7 @@ class Stage:
             refuse_names(d.name, self.named_classes)
         missing = [name for name in d.reads if name != ALL and name not in values]
         if missing:
-            raise ValueError(
-                f"{d.name} reads {missing[0]!r}, which is not there; {nearest(missing[0], values)}"
-            )
+            raise ValueError(f"{d.name} reads {missing[0]!r}, {describe_missing(missing[0], values)}")
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:

@@ -108,11 +108,11 @@ class Mlflow:
                     self._attempt.wait(_COMMIT_LIMIT_S)
                 self._note_end()
 
-    def close(self, finished: bool) -> str | None:
+    def close(self, finished: bool | None) -> str | None:
         """Send committed records and end the MLflow run; return a sentence if records remain unsent."""
         self._wait_for_end()
         if self._attempt is None:
-            self._begin(status="FINISHED" if finished else "FAILED")
+            self._begin(status="KILLED" if finished is None else "FINISHED" if finished else "FAILED")
             self._wait_for_end()
         if not self._failure:
             return None

@@ -29,7 +29,7 @@ def nest(uri: str, parent: Path, children: Sequence[Path]) -> None:
 
 
 def end_runs(uri: str, folders: Sequence[Path]) -> None:
-    """End the MLflow runs of run folders as failed, whose processes were ended.
+    """End the MLflow runs of run folders as killed, whose processes were stopped.
 
     Args:
         uri: The tracking URI.
@@ -38,7 +38,7 @@ def end_runs(uri: str, folders: Sequence[Path]) -> None:
     Raises:
         Exception: By MLflow, if the server does not answer.
     """
-    _on_own_runs(uri, folders, lambda client, run_id: client.set_terminated(run_id, "FAILED"))
+    _on_own_runs(uri, folders, lambda client, run_id: client.set_terminated(run_id, "KILLED"))
 
 
 def _on_own_runs(uri: str, folders: Sequence[Path], act: Callable[[Any, str], None]) -> None:

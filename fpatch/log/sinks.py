@@ -42,8 +42,12 @@ class Sink(Protocol):
         """Mark all records so far as final."""
         ...
 
-    def close(self, finished: bool) -> str | None:
-        """End the sink, with a failure unless `finished`; return a sentence if work remains for the user."""
+    def close(self, finished: bool | None) -> str | None:
+        """End the sink; return a sentence if work remains for the user.
+
+        Args:
+            finished: True for a run that finished, False for one that failed, None for one that was stopped.
+        """
         ...
 
 
@@ -292,8 +296,12 @@ class Log:
         self.flush()
         self._records.seal(step, mark)
 
-    def close(self, finished: bool = True) -> list[str]:
-        """Commit if the run finished, and end all sinks; return a sentence for each unfinished task."""
+    def close(self, finished: bool | None = True) -> list[str]:
+        """Commit if the run finished, and end all sinks; return a sentence for each unfinished task.
+
+        Args:
+            finished: False: the run failed. None: it was stopped, and may be resumed.
+        """
         if finished:
             self.commit(self._step)
         left = [sentence for sink in self._sinks if (sentence := sink.close(finished))]

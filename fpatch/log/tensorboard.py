@@ -87,7 +87,7 @@ class TensorBoard:
         """Force the events to the disk, where they survive a power failure."""
         self._file.sync()
 
-    def close(self, finished: bool) -> None:
+    def close(self, finished: bool | None) -> None:
         """Close the event file."""
         self._file.close()
 

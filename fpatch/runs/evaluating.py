@@ -111,7 +111,7 @@ def evaluate_run(
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
             log.commit(last_step)
         finally:
-            log.close(finished=last_step == study.train.num_steps)
+            log.close(finished=last_step == study.train.num_steps or None)
     return run, rates
 
 

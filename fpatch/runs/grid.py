@@ -26,10 +26,11 @@ from fpatch.metrics import Rate
 from fpatch.runs.evaluating import Trained, load_trained
 from fpatch.runs.figures import REPORT_PX, make_figure
 from fpatch.runs.folder import Run
-from fpatch.runs.naming import grid_name, short_axis, warn_of_replaced
+from fpatch.runs.naming import grid_name, warn_of_replaced
 from fpatch.runs.tables import record_files
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
+from fpatch.viz.names import short_paths
 
 _PICTURED = 3
 """Cells drawn of the weakest, and of the strongest."""
@@ -140,7 +141,8 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         own = cell.rows[real[cell.rows]] if real[cell.rows].any() else cell.rows
         order = own[np.argsort(effects(table, metric)[own], kind="stable")]
         rows.append(int(order[len(order) // 2]))
-        values = ", ".join(f"{short_axis(path)} {value:g}" for path, value in cell.values.items())
+        named = zip(short_paths(list(cell.values)), cell.values.values(), strict=True)
+        values = ", ".join(f"{name} {value:g}" for name, value in named)
         rate = cell.success.rates[PATCH].value
         found = "no rate" if math.isnan(rate) else f"success {100 * rate:.0f}\u00a0%"
         captions.append(f"{values}, {found}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fpatch.core.errors import is_stop
 from fpatch.core.files import file_digest
 from fpatch.core.schema import flatten
 from fpatch.core.version import __version__
@@ -134,13 +135,13 @@ def say_uncounted(info: StepInfo, step: int) -> bool:
 
 @contextmanager
 def opened_log(study: Study, run: Run, resume_step: int | None) -> Iterator[Log]:
-    """Open the log of a training; close it as finished, or as failed if the block raises."""
+    """Open the log of a training; close it as finished, stopped or failed, as the block ends."""
     log = open_study_log(study, run, resume_step)
-    finished = False
+    finished: bool | None = True
     try:
         yield log
-        finished = True
     except BaseException as error:
+        finished = None if is_stop(error) else False
         error.add_note(f"finished steps are kept; resume with: fpatch resume {run.folder}")
         raise
     finally:

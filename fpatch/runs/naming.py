@@ -11,6 +11,7 @@ from fpatch.core.files import digest
 from fpatch.runs.folder import Run
 from fpatch.runs.places import is_place
 from fpatch.runs.tables import load_manifest
+from fpatch.viz.names import short_paths
 
 _logger = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ _UNNAMED = ("device", "data.root", "data.resident")
 def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None = None) -> str:
     """Return the name of an evaluation in tables and logs: "test", "test-last", "test-hit-goal-stop".
 
-    Other settings of the evaluation are a part of the name, so that it replaces no other.
+    Other settings of the evaluation are a part of the name, so that it replaces no other. A split of another
+    name is "split-NAME": "test-split-night" holds the images of "night", measured as a test.
 
     Example:
         >>> from fpatch.runs.naming import table_name
@@ -39,6 +41,7 @@ def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None =
         if setting in _UNNAMED or setting.endswith(".sha256") or follows:
             continue
         short = (setting.partition(".")[2] or setting).replace(".", "-")
+        short = "split" if setting == f"data.{split}" else short
         shown = _stem(setting, value)
         exact = f"{short}-{value if shown is None else shown}"
         plain = re.sub(r"[^A-Za-z0-9_-]", "-", exact)[:_LONGEST]
@@ -67,22 +70,10 @@ def grid_name(
         >>> grid_name("test", "best", {"camera/exposure/stops": [-1.0, 0.0, 1.0]})
         'test-grid-stops-ad631b'
     """
-    plain = re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(map(short_axis, grid)))[:_LONGEST]
+    axes = "-".join(short_paths(list(grid)))
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", axes)[:_LONGEST]
     values = json.dumps({path: [float(v) for v in values] for path, values in grid.items()})
     return f"{table_name(split, checkpoint, settings)}-grid-{plain}-{digest(values.encode())[:6]}"
-
-
-def short_axis(path: str) -> str:
-    """Return the field of an axis without its node; the index of a part stays.
-
-    Example:
-        >>> from fpatch.runs.naming import short_axis
-        >>> short_axis("camera/exposure/stops"), short_axis("implant/scale/0")
-        ('stops', 'scale/0')
-    """
-    parts = path.split("/")
-    first = max((i for i, part in enumerate(parts) if not part.isdecimal()), default=0)
-    return "/".join(parts[first:])
 
 
 def transfer_name(

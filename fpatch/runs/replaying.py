@@ -61,6 +61,7 @@ def replay_run(
     keep: Sequence[str] = (),
     on_block: Callable[[np.ndarray, Mapping[str, Values]], None] | None = None,
     data_root: str | Path | None = None,
+    device: str | None = None,
 ) -> tuple[Replay, list[str]]:
     """Rerun evaluated rows from their logged samples, in the recorded execution.
 
@@ -74,6 +75,7 @@ def replay_run(
         keep: Names of further values for `on_block`, such as "image".
         on_block: Called after every block with its row indices and its results under every condition.
         data_root: As for `evaluate_run`.
+        device: The device to rerun on, such as "cpu"; None: the recorded one.
 
     Returns:
         The replay, and the differences from the recorded execution, a sentence each.
@@ -88,9 +90,9 @@ def replay_run(
         >>> again.rows.tolist(), again.differences, differences
         ([0, 1], {}, [])
     """
-    run, study = open_run(folder, resources, data_root)
+    run, study = open_run(folder, resources, data_root, device)
     logged, recorded = run.load_table(table), run.load_execution(table)
-    measured = study_of_table(run, study, table, resources, data_root)
+    measured = study_of_table(run, study, table, resources, data_root, device)
     study = measured.study
     with suggest_data_root():
         split, every = table.partition("-")[0], study.data.open()
@@ -124,6 +126,7 @@ def replay_step(
     resources: Mapping[str, Any] | None = None,
     *,
     data_root: str | Path | None = None,
+    device: str | None = None,
 ) -> StepReplay:
     """Rerun a training update from the nearest checkpoint before it, and compare its logged scalars.
 
@@ -132,11 +135,12 @@ def replay_step(
         number: The update, from 1 to the last logged one.
         resources: Live objects by "path/setting" of the pipeline.
         data_root: As for `evaluate_run`.
+        device: The device to rerun on, such as "cpu"; None: the recorded one.
 
     Raises:
         ValueError: If the update has no record.
     """
-    run, study = open_run(folder, resources, data_root)
+    run, study = open_run(folder, resources, data_root, device)
     with suggest_data_root():
         parts = set_up(study)
     warn_of_inputs(run, study, parts.dataset, [study.data.train])

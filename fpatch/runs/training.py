@@ -163,6 +163,7 @@ def resume(
     checkpoint: str | None = None,
     mlflow: str | None = None,
     data_root: str | Path | None = None,
+    device: str | None = None,
 ) -> Run:
     """Resume a stopped run from its last checkpoint; the patch equals that of an uninterrupted run.
 
@@ -175,6 +176,7 @@ def resume(
             None: the last one, which must agree with the records, the other checkpoints and the config.
         mlflow: A tracking URI for the records; None: the recorded one, if this user has sent records there.
         data_root: As for `evaluate_run`.
+        device: The device to train on, such as "cpu"; None: the recorded one. Another gives other last bits.
 
     Raises:
         RunError: If the folder is incomplete, has the format of another version or is locked by another
@@ -192,7 +194,7 @@ def resume(
         >>> again.folder == run.folder, again.checkpoint_steps()
         (True, [0, 4])
     """
-    run, study = open_run(folder, resources, data_root)
+    run, study = open_run(folder, resources, data_root, device)
     with joined(device=study.device) as ranks:
         changed = check_config(run, accept=checkpoint is not None)
         study = study if ranks.rank else own_log(study, run, mlflow)

@@ -75,6 +75,7 @@ def verify_run(
     *,
     on_block: OnBlock | None = None,
     data_root: str | Path | None = None,
+    device: str | None = None,
 ) -> Verification:
     """Check every file and input of a run, and draw, measure and count a table again.
 
@@ -86,6 +87,7 @@ def verify_run(
         resources: Live objects by "path/setting" of the pipeline.
         on_block: Called after every block of rows, with the images among its results.
         data_root: As for `evaluate_run`.
+        device: As for `replay_run`.
 
     Raises:
         RunError: If the folder is no run folder.
@@ -111,8 +113,8 @@ def verify_run(
     differences, unproven, environment = list(files.damage), [training], []
     result = None
     try:
-        _, study = open_run(folder, resources, data_root)
-        measured = study_of_table(run, study, table, resources, data_root)
+        _, study = open_run(folder, resources, data_root, device)
+        measured = study_of_table(run, study, table, resources, data_root, device)
         with suggest_data_root():
             dataset = measured.study.data.open()
             is_same = measured.study.data == study.data
@@ -209,7 +211,7 @@ class _Table:
 
     def _compare_drawn(self, result: Replay, chosen: Sequence[int]) -> Replay:
         """Add the differences of what was drawn to those of the results."""
-        num_draws = self._manifest.get("num_draws", self._study.evaluate.num_draws)
+        num_draws = self._manifest.get("num_draws") or self._study.evaluate.num_draws
         grid = self._manifest.get("grid") or axes_of(self._logged)
         if lacking := missing_rows(self._logged, self._dataset, num_draws, grid):
             self.differences += lacking

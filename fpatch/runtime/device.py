@@ -47,8 +47,8 @@ def find_device(name: str) -> torch.device:
     if not count or (index or 0) >= count:
         there = f"there are {count}, counted from 0" if count else f"torch {torch.__version__} finds none"
         raise ValueError(
-            f'device: {name!r} asks for a GPU, and {there}; set device = "auto" or "cpu" (for a run, in its '
-            "config.json), or install a driver and a torch with CUDA"
+            f'device: {name!r} asks for a GPU, and {there}; set device = "auto" or "cpu" (every command '
+            "takes --device cpu), or install a driver and a torch with CUDA"
         )
     return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fpatch.core.checks import check_kind, nearest
 from fpatch.core.display import shown
-from fpatch.core.errors import in_file
+from fpatch.core.errors import in_file, is_stop
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
 from fpatch.log.destinations import choose_experiment
@@ -314,11 +314,11 @@ def _run(
         stack.enter_context(mirrored(journal, plan.sweep.storage))
         show = stack.enter_context(shown(on_progress, lines="trial "))
         log = SweepLog(journal, plan, show)
-        finished = False
+        finished: bool | None = True
         try:
             drive(journal, plan, log.notify, resources)
-            finished = True
         except BaseException as error:
+            finished = None if is_stop(error) else False
             error.add_note(f"finished steps are kept; resume with: fpatch sweep resume {journal.folder}")
             raise
         finally:

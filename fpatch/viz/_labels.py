@@ -33,10 +33,13 @@ def corners_at(box: Box, size: tuple[float, float], inset: float = 2.0) -> list[
     return [(x, y) for x in (x0, x1 - width) for y in (y0 - height, *inside, y1)]
 
 
-def place_labels(labels: Sequence[Label], bounds: Box) -> list[tuple[float, float]]:
+def place_labels(
+    labels: Sequence[Label], bounds: Box, kept_free: Sequence[Box] = ()
+) -> list[tuple[float, float]]:
     """Place labels in their order: each at its first wish that is free, else at the nearest free place.
 
-    Labels stay inside the bounds. Where no place is free, a label covers as little of others as it can.
+    Labels stay inside the bounds, and outside of the boxes that are kept free. Where no place is free, a
+    label covers as little of others as it can.
 
     Returns:
         The top left corner of each label.
@@ -46,7 +49,7 @@ def place_labels(labels: Sequence[Label], bounds: Box) -> list[tuple[float, floa
         >>> place_labels([Label((30.0, 10.0), [(5.0, 5.0)])] * 2, (0.0, 0.0, 40.0, 40.0))
         [(5.0, 5.0), (5.0, 15.0)]
     """
-    taken: list[Box] = []
+    taken: list[Box] = list(kept_free)
     placed = []
     for label in labels:
         wishes = [_clamp(corner, label.size, bounds) for corner in label.corners]

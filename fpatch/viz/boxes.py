@@ -84,7 +84,7 @@ def _draw_image(
     patch_names: Sequence[str],
     i: int,
 ) -> list[tuple[Any, Sequence[float]]]:
-    """Draw one image with its boxes and quads; return its labels, each with its box or center."""
+    """Draw one image with its boxes and quads; return its labels, each with its box, or center and box."""
     from matplotlib.patches import Polygon, Rectangle
 
     h, w = image.shape[1:]
@@ -101,8 +101,9 @@ def _draw_image(
     for corners, name in _valid(batch, "quads", "quad_patch", "quad_valid", patch_names, i):
         axis.add_patch(Polygon(corners, fill=False, edgecolor=_QUAD, linewidth=1.1))
         axis.plot(*np.transpose(corners[:2]), color=_QUAD, linewidth=3.0, solid_capstyle="butt", marker="")
-        x, y = np.clip(corners, 0, (w, h)).mean(0)
-        labels.append((_write(axis, x, y, name, _QUAD), (x, y)))
+        inside = np.clip(corners, 0, (w, h))
+        text = _write(axis, *inside.mean(0), name, _QUAD)
+        labels.append((text, (*inside.mean(0), *inside.min(0), *inside.max(0))))
     axis.set(xlim=(0, w), ylim=(h, 0))
     return labels
 
@@ -137,19 +138,30 @@ def _ink(color: str) -> str:
 
 
 def _spread(axis: Any, labels: Sequence[tuple[Any, Sequence[float]]]) -> None:
-    """Move the labels of one image so that none covers another: to a corner of its box, or to a center."""
+    """Move the labels of one image so that none covers another, nor a quad that is smaller than its label."""
     to_px, x0, y0, x1, y1 = axis.transData, *axis.bbox.extents
-    wishes, extents = [], []
+    wishes, extents, small = [], [], []
     for text, place in labels:
         extent = text.get_bbox_patch().get_window_extent()
         size = (extent.width, extent.height)
         px = to_px.transform(np.reshape(place, (-1, 2))) * (1, -1)  # pixels with y downwards
-        center = [(px[0, 0] - size[0] / 2, px[0, 1] - size[1] / 2)]
-        above, *others = corners_at(tuple(px.ravel()), size, 0.0) if len(px) > 1 else center
-        wishes.append(Label(size, [*others, above]))
+        if len(px) == 2:
+            above, *others = corners_at(tuple(px.ravel()), size, 0.0)
+            wishes.append(Label(size, [*others, above]))
+        elif (px[2] - px[1] > size).all():
+            wishes.append(Label(size, [tuple(px[0] - np.array(size) / 2)]))
+        else:
+            small.append(tuple(px[1:].ravel()))
+            wishes.append(Label(size, _beside(px[1:], size)))
         extents.append(extent)
-    for (text, _), extent, (x, y) in zip(
-        labels, extents, place_labels(wishes, (x0, -y1, x1, -y0)), strict=True
-    ):
+    found = place_labels(wishes, (x0, -y1, x1, -y0), small)
+    for (text, _), extent, (x, y) in zip(labels, extents, found, strict=True):
         moved = to_px.transform(text.get_position()) + np.array([x - extent.x0, -y - extent.y1])
         text.set_position(to_px.inverted().transform(moved))
+
+
+def _beside(box: np.ndarray, size: tuple[float, float]) -> list[tuple[float, float]]:
+    """Return the places of a label around a small box: below, above, right and left of it."""
+    (left, top), (right, bottom) = box
+    x, y = (left + right - size[0]) / 2, (top + bottom - size[1]) / 2
+    return [(x, bottom), (x, top - size[1]), (right, y), (left - size[0], y)]

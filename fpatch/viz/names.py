@@ -58,6 +58,24 @@ def clip_apart(names: Sequence[str], width: int = 24) -> list[str]:
     return shown
 
 
+def short_paths(paths: Sequence[str]) -> list[str]:
+    """Return the last parts of paths that tell them apart; a number keeps the name before it.
+
+    Example:
+        >>> from fpatch.viz.names import short_paths
+        >>> short_paths(["camera/exposure/stops", "implant/scale/0"])
+        ['stops', 'scale/0']
+    """
+    split = [path.split("/") for path in paths]
+    short = []
+    for parts in split:
+        fewest = 2 if parts[-1].isdigit() else 1
+        lengths = range(fewest, len(parts) + 1)
+        alone = (n for n in lengths if sum(other[-n:] == parts[-n:] for other in split) == 1)
+        short.append("/".join(parts[-next(alone, len(parts)) :]))
+    return short
+
+
 def show_values(values: Sequence[float | str]) -> list[str]:
     """Write numbers with three digits, or with as many as tell them apart; names stay.
 

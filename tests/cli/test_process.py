@@ -150,7 +150,7 @@ def test_a_stopped_training_is_saved(study, tmp_path, empty_store, number, mlflo
         assert len(list(runs.glob("mlartifacts/**/patch/tag.png"))) == 1
         with mlflow_client(local_uri(runs)) as client:
             found = client.get_run(json.loads((run.folder / "mlflow.json").read_text())["run_id"])
-        assert found.info.status == "FAILED"
+        assert found.info.status == "KILLED"
 
 
 def test_a_second_signal_ends_at_once_and_a_double_one_does_not(tmp_path):
@@ -215,4 +215,4 @@ def test_every_command_stops_in_order(study, tmp_path, command):
         with mlflow_client(f"sqlite:///{tmp_path}/sweeps/mlflow.db") as client:
             found = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert len(found) >= 2
-        assert {r.info.status for r in found} == {"FAILED"}
+        assert {r.info.status for r in found} == {"KILLED"}

@@ -1,9 +1,8 @@
 """The picture of the placements that doctor leaves."""
 
 import sys
+from pathlib import Path
 
-import matplotlib.figure
-import pytest
 import torch
 
 from fpatch.cli.main import main
@@ -11,25 +10,14 @@ from fpatch.demo.tiny import tiny_study
 from fpatch.doctor.placement_figure import _choose, draw_placements
 
 
-@pytest.fixture
-def kept(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
-    )
-    return figures
-
-
-def test_doctor_leaves_a_picture_with_the_aspect_of_every_place_and_patch(tmp_path, kept, capsys):
+def test_doctor_leaves_a_picture_with_the_aspect_of_every_place_and_patch(tmp_path, saved_figures, capsys):
     tiny_study(tmp_path, {})
     study = tmp_path / "study.toml"
     assert main(["doctor", str(study), "--log.runs", str(tmp_path / "runs")]) == 0
     path = tmp_path / "runs/lamp-placements.png"
     assert f"placements: {path}" in capsys.readouterr().out
     assert path.stat().st_size > 5000
-    (figure,) = kept
+    (figure,) = saved_figures
     assert "tag: patch 1.00; 2 places 1.00 to 1.00, median 1.00" in figure.get_suptitle()
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["0.png", "1.png"]
     for axis in figure.axes:
@@ -68,3 +56,23 @@ def test_without_a_place_there_is_no_picture(tmp_path):
     scenes.tables["quad_valid"][:] = False
     assert not draw_placements(tmp_path / "none.png", scenes, {})
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--picture", "/proc/none/places.png"], "--picture: /proc/none cannot be written"),
+        (["--picture", "places.jpg"], "--picture must name a file FILE.png, got 'places.jpg'; add .png"),
+        (["--picture", "FOLDER.png"], "--picture must name a file FILE.png"),
+        (["--log.runs", "/proc/none"], "log.runs: /proc/none cannot be written"),
+    ],
+)
+def test_the_place_of_the_picture_is_checked_before_the_victim_is_asked(
+    tmp_path, monkeypatch, capsys, words, said
+):
+    tiny_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER.png").mkdir()
+    monkeypatch.setattr("fpatch.doctor.examine.examine", lambda *_: pytest.fail("it worked first"))
+    assert main(["doctor", str(tmp_path / "study.toml"), *words]) == 2
+    assert said in capsys.readouterr().err

@@ -20,9 +20,9 @@ from fpatch.graph.samples import override
 from fpatch.metrics import Rate, wilson
 from fpatch.runs.evaluating import load_trained
 from fpatch.runs.grid import _over_strongest, evaluate_grid_run
-from fpatch.runs.naming import grid_name
+from fpatch.runs.naming import grid_name, table_name
 from fpatch.viz import HeatMap, plot_heat_maps
-from fpatch.viz.names import show_values, wrap_name
+from fpatch.viz.names import short_paths, show_values, wrap_name
 
 KEY = random.key(8)
 STOPS = "camera/exposure/stops"
@@ -205,28 +205,13 @@ def two_maps(num_columns, num_rows, x="camera/exposure/stops", y="camera/blur/si
     )
 
 
-@pytest.fixture
-def saved(monkeypatch):
-    """The figures that are saved."""
-    from matplotlib.figure import Figure
-
-    kept, save = [], Figure.savefig
-
-    def keep(self, *arguments, **options):
-        kept.append(self)
-        save(self, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return kept
-
-
 def texts_of(axis):
     return [text.get_text() for text in axis.texts]
 
 
-def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, saved):
+def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, saved_figures):
     plot_heat_maps(tmp_path / "a.png", [two_maps(3, 2)])
-    success, difference = saved[0].axes[:2]
+    success, difference = saved_figures[0].axes[:2]
     assert texts_of(success)[:2] == ["30", "n 60\nclean 85 %"]
     assert texts_of(difference)[:6] == ["+30", "[20, 40]", "+15", "[5, 25]", "0", "[-10, 10]"]
     hatched = {(p.get_x() + 0.5, p.get_y() + 0.5) for p in difference.patches if p.get_hatch()}
@@ -241,10 +226,10 @@ def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, 
 @pytest.mark.parametrize(
     "name", ["stops", "victims/a_group_with_a_long_name/another_one_inside/exposure/stops"]
 )
-def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved, columns, rows, name):
+def test_numbers_fit_their_cells_and_names_the_figure(tmp_path, saved_figures, columns, rows, name):
     """Every warning is an error here, also that no layout is possible."""
     plot_heat_maps(tmp_path / "a.png", [two_maps(columns, rows, name, name)])
-    figure = saved[0]
+    figure = saved_figures[0]
     FigureCanvasAgg(figure).draw()  # all extents in pixels of one resolution
     for axis in figure.axes[:2]:
         cell_width, cell_height = axis.bbox.width / columns, axis.bbox.height / rows
@@ -270,3 +255,19 @@ def test_names_are_shortened_in_the_middle_and_numbers_stay_apart():
     assert wrap_name("abc") == "abc"
     assert wrap_name("x" * 100).split("\n")[1] == "..."
     assert show_values([0.1234567, 0.1234568]) == ["0.1234567", "0.1234568"]
+
+
+def test_an_axis_that_is_a_number_keeps_the_name_before_it():
+    assert short_paths(["implant/scale/0", "implant/ratio/0"]) == ["scale/0", "ratio/0"]
+    assert short_paths(["front/exposure/stops", "rear/exposure/stops"]) == [
+        "front/exposure/stops",
+        "rear/exposure/stops",
+    ]
+    assert grid_name("test", "best", {"implant/scale/0": [0.5]}).startswith("test-grid-scale-0-")
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_of_another_name_is_named_once(split):
+    name = table_name(split, "best", {f"data.{split}": "last"})
+    assert name == {"test": "test-split-last", "validation": "validation-best-split-last"}[split]
+    assert name != table_name(split, "last")

@@ -8,7 +8,9 @@ import pickle
 import pydoc
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 from test_layout import STAGES
 from typecheck import unchecked
 
@@ -137,3 +139,20 @@ def test_a_section_takes_a_list_for_a_pair():
     with unchecked():
         listed = DataConfig("a.csv", size=[64, 96])
     assert listed == DataConfig("a.csv", size=(64, 96))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Range("a", 1.0), ("a", 1.0), (None, 1.0), (0.0, 1.0, 2.0), np.zeros(3), {"low": 0.0}, ["0", "1"]],
+)
+def test_a_range_of_something_else_than_two_numbers_names_the_setting(given):
+    with unchecked(), pytest.raises(ValueError, match=r"exposure\(stops\) must be two numbers \(low, high\)"):
+        compose.exposure(given)
+
+
+@pytest.mark.parametrize(
+    "given", [np.array([-0.5, 0.5]), torch.tensor([-0.5, 0.5]), {"low": -0.5, "high": 0.5}, [-0.5, 0.5]]
+)
+def test_two_numbers_of_any_container_are_a_range(given):
+    with unchecked():
+        assert compose.exposure(given).config.stops == Range(-0.5, 0.5)

@@ -53,10 +53,7 @@ def check_said(call, *words):
         (nn.Flatten, ("the class Flatten",)),
         (compose.exposure, ("compose.exposure, which makes a stage; call it: compose.exposure(...)",)),
         (infer.torchvision_model, ("infer.torchvision_model, which makes a network", "infer.classifier(")),
-        (
-            create.mask_image("x.png") if False else infer.ultralytics_model(architecture="a.yaml"),
-            ("give it",),
-        ),
+        (infer.ultralytics_model(architecture="a.yaml"), ("give it to a stage",)),
         ("compose.exposure", ("the string 'compose.exposure'", "fpatch.build")),
         (3, ("expected a stage, node, function or mapping, got 3",)),
     ],
@@ -391,3 +388,13 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
 )
 def test_an_argument_of_another_kind_names_the_right_one(call, words):
     check_said(call, words)
+
+
+@pytest.mark.parametrize(
+    ("left", "way_out"),
+    [("boxes", "the data lack objects; give data.objects"), ("detections", "add a detector before it")],
+)
+def test_a_value_that_is_missing_says_where_it_comes_from(left, way_out):
+    given = {"detections", "boxes", "box_valid", "labels"} - {left}
+    with pytest.raises(ValueError, match=f"vanish reads {left!r}, which is not there; {way_out}"):
+        losses.vanish().apply({}, {}, dict.fromkeys(given))

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,13 @@ from PIL import Image
 from study_fixture import environment
 
 from fpatch.core.names import safe_name
-from fpatch.log import Records, open_log, records, tensorboard
+from fpatch.demo.tiny import tiny_study
+from fpatch.log import Log, Records, open_log, records, tensorboard
 from fpatch.log import mlflow as mlflow_sink
 from fpatch.log.mlflow_client import make_database
 from fpatch.log.values import to_histogram, to_png
+from fpatch.runs.folder import Run
+from fpatch.runs.logging import opened_log
 
 STEPS = 8
 CHECKPOINT_EVERY = 2
@@ -686,3 +689,17 @@ def test_killed_around_sending_mlflow_holds_each_step_once(runs):
         assert_each_step_once(folder)
         expected = [(step, 1 / step) for step in range(1, STEPS + 1)]
         assert read_mlflow(folder, local_uri(runs)) == {"loss": expected, "test/success": [(STEPS, 0.75)]}
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"), [(KeyboardInterrupt, None), (SystemExit, None), (ValueError, False), (None, True)]
+)
+def test_a_stop_by_its_user_is_no_failure(tmp_path, monkeypatch, error, heard):
+    closed, close = [], Log.close
+    monkeypatch.setattr(Log, "close", lambda self, finished: (closed.append(finished), close(self, finished)))
+    study = tiny_study(tmp_path, {"log.tensorboard": False})
+    run = Run.create(tmp_path / "runs", "lamp", study.config, {})
+    with suppress(*[error] if error else []), opened_log(study, run, None):
+        if error:
+            raise error
+    assert closed == [heard]

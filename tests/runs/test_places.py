@@ -257,3 +257,21 @@ def test_a_moved_sweep_is_read_with_the_paths_of_its_new_place(tmp_path):
     assert moved.log.runs == str(tmp_path / "new/runs")
     assert moved.log.mlflow == f"sqlite:///{tmp_path / 'new/runs/mlflow.db'}"
     assert moved.data.open().paths[0] == tmp_path / "new/photograph-00.png"
+
+
+@pytest.mark.parametrize(
+    "words", [("replay", "--rows", "0:2"), ("replay", "--step", "2"), ("replay", "--verify"), ("resume",),
+              ("analyze",)],
+)  # fmt: skip
+def test_a_run_of_another_device_is_opened_on_this_one(made, tmp_path, monkeypatch, capsys, words):
+    run = tmp_path / "project/runs" / made.folder.name
+    shutil.copytree(made.folder.parent.parent, tmp_path / "project")
+    config = made.read_json("config.json") | {"device": "cuda:7"}
+    command, *more = words
+    (run / "config.json").write_text(json.dumps(config))
+    edited = "--verify" in words  # which also finds the edited config
+    if command != "analyze" and not edited:  # `analyze` runs no network
+        assert "(every command takes --device cpu)" in fails(capsys, command, run, *more)
+    assert main([command, str(run), *more, "--device", "cpu"]) == int(edited)
+    assert edited or "different 1" not in capsys.readouterr().out
+    assert "device must be" in fails(capsys, command, run, *more, "--device", "gpu")

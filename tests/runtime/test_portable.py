@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fpatch import evaluate_run, train
+from fpatch.cli.main import _make_parser
+from fpatch.cli.portable import must_start_again
 from fpatch.demo.tiny import tiny_study
 from fpatch.runtime import processor
 from fpatch.runtime.execution import Execution
@@ -95,6 +97,22 @@ def test_a_native_table_does_not_verify_on_another_processor(tmp_path):
     again = run(tmp_path, "replay", folder.name, "--verify", ATEN_CPU_CAPABILITY="default")
     assert again.returncode == 1
     assert "cpu: " in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "follows"),
+    [("evaluate", True), ("grid --over a=1", True), ("transfer", True),
+     ("resume", False), ("analyze", False), ("replay --step 1", False)],
+)  # fmt: skip
+def test_only_measurements_follow_the_setting_of_the_run(tmp_path, command, follows):
+    """A training that is resumed keeps its execution, and so its bits."""
+    (tmp_path / "config.json").write_text('{"evaluate": {"portable": true}}')
+    name, *more = command.split()
+    options = _make_parser().parse_args([name, str(tmp_path), *more])
+    options.overrides = {}
+    assert must_start_again(options) is follows
+    options.overrides = {"evaluate.portable": False}
+    assert not must_start_again(options)
 
 
 def test_a_process_that_was_not_started_for_it_refuses(tmp_path):

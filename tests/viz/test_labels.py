@@ -4,6 +4,7 @@ import matplotlib.figure
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.transforms import Bbox
 
 from fpatch.viz import Panel, plot_boxes, side_by_side, style
 from fpatch.viz._labels import Label, corners_at, place_labels
@@ -92,3 +93,21 @@ def test_names_of_objects_and_patches_do_not_cover_each_other(tmp_path, monkeypa
     for box in boxes:
         assert box[0] >= frame[0] - 1
         assert box[2] <= frame[2] + 1
+
+
+def test_no_label_covers_a_place_that_is_smaller_than_it(tmp_path, monkeypatch):
+    corners = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    quads = torch.stack([corners * side + at for side, at in ((9, 60), (8, 75), (60, 100))])[None]
+    box = torch.tensor([[[59.0, 59, 86, 86]]])
+    batch = {"image": torch.full((1, 3, 200, 200), 0.5), "quads": quads}
+    batch |= {"boxes": box, "labels": torch.zeros(1, 1, dtype=torch.int64)}
+    figures = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, _: figures.append(figure))
+    plot_boxes(tmp_path / "a.png", batch, patch_names=["hood 1.00", "roof 1.00", "ground 1.00"])
+    figures[0].draw_without_rendering()
+    axis = figures[0].axes[0]
+    places = [axis.transData.transform(quad) for quad in quads[0].numpy()]
+    for text in axis.texts:
+        extent = text.get_bbox_patch().get_window_extent()
+        covered = [extent.overlaps(Bbox([q.min(0), q.max(0)]).padded(-0.5)) for q in places]
+        assert covered == [False, False, text.get_text() == "ground 1.00"]

@@ -3,7 +3,6 @@
 import itertools
 import sys
 
-import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -28,17 +27,6 @@ from fpatch.viz.class_figure import plot_classes
 from fpatch.viz.names import clip_apart, wrap_name
 
 LONG = "a study of a very long name, which describes $the_victim/and the.patch"
-
-
-@pytest.fixture
-def kept(monkeypatch):
-    """The figures that are saved."""
-    figures = []
-    save = matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
-    )
-    return figures
 
 
 def rate(share, count=40):
@@ -100,10 +88,10 @@ def make_transfer(num_runs, num_also, name):
     ("num_runs", "num_also", "name"),
     [(1, 1, "victim"), (2, 0, "victim"), (2, 0, LONG), (4, 1, LONG), (10, 2, "victim"), (30, 0, LONG)],
 )
-def test_transfer_of_any_number_of_runs(kept, tmp_path, num_runs, num_also, name):
+def test_transfer_of_any_number_of_runs(saved_figures, tmp_path, num_runs, num_also, name):
     found = make_transfer(num_runs, num_also, name)
     save_transfer(tmp_path / "transfer", found)
-    (figure,) = kept
+    (figure,) = saved_figures
     assert_legible(figure)
     ticks = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert len(ticks) == num_runs + num_also + 2
@@ -130,12 +118,12 @@ def make_map(wide, high, name="camera/exposure/stops"):
 
 
 @pytest.mark.parametrize(("wide", "high"), [(1, 1), (1, 5), (3, 3), (5, 2), (12, 12), (2, 20), (20, 2)])
-def test_grids_of_any_size(kept, tmp_path, wide, high):
+def test_grids_of_any_size(saved_figures, tmp_path, wide, high):
     asked = f"answered '{label(LONG)}' with the patch (%)"
     viz.plot_heat_maps(
         tmp_path / "grid.png", [make_map(wide, high, label(LONG))], asked, f"{LONG}: test-grid"
     )
-    (figure,) = kept
+    (figure,) = saved_figures
     assert_legible(figure)
     left, right = figure.axes[:2]
     for axis in (left, right):
@@ -146,20 +134,20 @@ def test_grids_of_any_size(kept, tmp_path, wide, high):
     assert ("40 rows per cell" in written(figure)) != is_large
 
 
-def test_a_grid_of_three_axes(kept, tmp_path):
+def test_a_grid_of_three_axes(saved_figures, tmp_path):
     viz.plot_heat_maps(tmp_path / "grid.png", [make_map(3, 3), make_map(5, 3), make_map(3, 5)])
-    assert_legible(kept[0])
+    assert_legible(saved_figures[0])
 
 
 @pytest.mark.parametrize("num_points", [1, 2, 12])
 @pytest.mark.parametrize("names", [("patch", "noise"), ("patch", *TITLES, LONG, f"{LONG} too")])
-def test_curves_of_any_number(kept, tmp_path, num_points, names):
+def test_curves_of_any_number(saved_figures, tmp_path, num_points, names):
     xs = np.linspace(-1, 1, num_points).tolist()
     curves = {name: [rate(0.1 + 0.1 * i)] * num_points for i, name in enumerate(names)}
     panels = {"camera/exposure/stops": (xs, curves), label(LONG): (xs, curves)}
     viz.plot_curves(tmp_path / "curves.png", panels, LONG, TITLES)
-    assert_legible(kept[0])
-    assert "trained patch" in written(kept[0])
+    assert_legible(saved_figures[0])
+    assert "trained patch" in written(saved_figures[0])
 
 
 def make_classes(num_classes, name):
@@ -179,10 +167,10 @@ def make_classes(num_classes, name):
 @pytest.mark.parametrize(
     ("num_classes", "name"), [(1, "stop"), (1, LONG), (3, LONG), (80, "class"), (80, LONG)]
 )
-def test_classes_of_any_number(kept, tmp_path, num_classes, name):
+def test_classes_of_any_number(saved_figures, tmp_path, num_classes, name):
     found = make_classes(num_classes, name)
     plot_classes(tmp_path / "classes.png", found, "attack success (%)", f"{LONG}: test by class")
-    (figure,) = kept
+    (figure,) = saved_figures
     assert_legible(figure)
     rates, without, patched = figure.axes
     names = [t.get_text() for t in rates.get_yticklabels()]
@@ -210,7 +198,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_sweeps_of_any_number_of_settings(kept, tmp_path, space):
+def test_sweeps_of_any_number_of_settings(saved_figures, tmp_path, space):
     plan = make_plan(tmp_path)._replace(space=parse_space(SPACES[space]))
     drawn = plan.space.draw(random.key(0), 20)
     entries = [
@@ -219,17 +207,17 @@ def test_sweeps_of_any_number_of_settings(kept, tmp_path, space):
     ]
     plot_parallel(tmp_path / "parallel.png", plan, entries)
     plot_importance(tmp_path / "importance.png", plan, entries)
-    for figure in kept:
+    for figure in saved_figures:
         assert_legible(figure)
         flat = written(figure)
         for name in SPACES[space]:
             assert name.split(".")[-1][-4:] in flat, name
 
 
-def test_an_answer_that_is_no_true_class_has_a_column(kept, tmp_path):
+def test_an_answer_that_is_no_true_class_has_a_column(saved_figures, tmp_path):
     entry = ClassResult(rate(1.0), {"patch": rate(1.0)}, {}, {"patch": {"toaster": 40}, "none": {"stop": 40}})
     plot_classes(tmp_path / "classes.png", ByClass({"stop": entry}), "attack success (%)")
-    assert [t.get_text() for t in kept[0].axes[1].get_xticklabels()] == ["stop", "toaster"]
+    assert [t.get_text() for t in saved_figures[0].axes[1].get_xticklabels()] == ["stop", "toaster"]
 
 
 def test_effects_show_every_image_once():

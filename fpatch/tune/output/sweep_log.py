@@ -56,7 +56,7 @@ class SweepLog:
             self._follow_outcomes()
         self._link()
 
-    def close(self, finished: bool) -> None:
+    def close(self, finished: bool | None) -> None:
         """Write the table and the figures, send unsent records, and close the log."""
         entries = self._journal.entries()
         done = [e for e in entries if e.outcome is not None]
