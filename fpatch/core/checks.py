@@ -76,8 +76,12 @@ def check_kind(field: str, value: object, kind: type | tuple[type, ...], way_out
         ValueError: train(study) must be a dict, got a str; load it by load_study
     """
     if not isinstance(value, kind):
-        named = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{field} must be a {named}, got a {type(value).__name__}; {way_out}")
+        named = " or ".join(_an(k.__name__) for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{field} must be {named}, got {_an(type(value).__name__)}; {way_out}")
+
+
+def _an(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 _LONGEST_NAME, _MOST_NAMES = 300, 40

@@ -113,4 +113,6 @@ def _may_be(options: tuple[Any, ...], value: Any) -> bool:
     """Return whether a value may have one of the types, or whether that is for its stage to say."""
     if isinstance(value, Tensor) or not all(o in _PLAIN or get_origin(o) is tuple for o in options):
         return True
+    if isinstance(value, (tuple, list)) and any(get_origin(o) is tuple for o in options):
+        return True
     return isinstance(value, Real) and any(o in (int, float, Range) for o in options)

@@ -56,6 +56,7 @@ def test_one_image_of_a_target_set(targets):
         view["scene"]
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # where another test has imported jax
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_data_loader_of_torch_joins_the_rows(targets, num_workers):
     batches = list(DataLoader(targets, batch_size=3, num_workers=num_workers))
