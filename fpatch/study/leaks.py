@@ -1,6 +1,5 @@
 """Images that are not held out: one split for two phases, copies of an image in two, and misspelt splits."""
 
-import difflib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +86,8 @@ def _equal_files(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str
 
 
 def _nearest(name: str, used: set[str]) -> str | None:
-    """Return the split that is read and that a name was meant to be; None if it is a name of its own."""
-    known = {split.casefold(): split for split in used}
-    found = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.8)
-    return known[found[0]] if found else None
+    """Return the split that is read and that a name was meant to be; None if it is a name of its own.
+
+    A name that differs in case or in the order of its letters was meant to be another one; "test2" was not.
+    """
+    return next((s for s in sorted(used) if sorted(s.casefold()) == sorted(name.casefold())), None)

@@ -11,6 +11,7 @@ from fpatch.demo.tiny import tiny_study
 from fpatch.doctor.examine import examine
 from fpatch.runs.transfer import transfer_runs
 from fpatch.study.config import load_study
+from fpatch.study.goals import judge_best
 from fpatch.study.leaks import find_leaks
 from fpatch.study.thresholds import find_cut
 
@@ -69,12 +70,36 @@ def test_a_misspelt_split(tmp_path, split, meant):
     )
 
 
-def test_a_split_of_another_name_is_no_mistake(tmp_path):
+@pytest.mark.parametrize("split", ["night", "test2", "test-far"])
+def test_a_split_of_another_name_is_no_mistake(tmp_path, split):
     study = tiny_study(tmp_path)
     for name, what in (("placements.csv", "tag"), ("objects.csv", "lamp")):
         path = tmp_path / name
-        path.write_text(path.read_text().replace(f"7.png,{what},test", f"7.png,{what},night"))
+        path.write_text(path.read_text().replace(f"7.png,{what},test", f"7.png,{what},{split}"))
     assert not list(find_leaks(study, study.data.open()))
+
+
+BEST = {
+    "confidence/patch": "surer of the object",
+    "found/patch": "surer of the object",
+    "confidence/delta": "surer of the object",
+    "success/clean": "does not depend on the patch",
+    "success/missed/none": "does not depend on the patch",
+    "confidence/none": "does not depend on the patch",
+    "success/missed/noise": "does not depend on the patch",
+    "success/patch": None,
+    "success/drop/patch": None,
+    "success/missed/patch": None,
+    "success/over/noise": None,
+}
+
+
+@pytest.mark.parametrize("best", BEST)
+def test_a_scalar_by_which_no_best_checkpoint_can_be_found(tmp_path, best):
+    found = list(judge_best(tiny_study(tmp_path, {"evaluate.best": best})))
+    assert [where for where, _ in found] == ([] if BEST[best] is None else ["evaluate.best"])
+    assert all(BEST[best] in sentence for _, sentence in found)
+    assert not list(judge_best(tiny_study(tmp_path, {"evaluate.best": best, "data.validation": False})))
 
 
 class Bright(nn.Module):
