@@ -161,6 +161,22 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("place", ["config.json", "records.jsonl", "tables/test.parquet", "patch/tag.png"])
+def test_a_file_that_is_larger_than_the_memory_is_refused(received, capsys, place):
+    """A file with holes takes no room on the disk, and hours to read."""
+    os.truncate(received / place, 2**43)
+    for words in (["replay", received, "--verify"], ["evaluate", received], ["resume", received]):
+        assert f"{received / place} is larger than the memory" in refused(capsys, *words)
+
+
+def test_a_table_of_more_rows_than_the_memory_is_refused(received, capsys, monkeypatch):
+    """A Parquet file of a few megabytes may hold a billion rows of one value."""
+    monkeypatch.setattr("fpatch.runs.tables.machine_memory", lambda: 1000)  # of a small machine
+    sentence = refused(capsys, "analyze", received)
+    assert "test.parquet is broken (4 rows of" in sentence
+    assert "more than the memory" in sentence
+
+
 # -- destinations
 
 
@@ -279,6 +295,23 @@ def test_names_of_trials_stay_in_the_folder(tmp_path):
         (journal.folder / "journal" / "0000.json").write_text(json.dumps(trial))
         with pytest.raises(RunError, match="must be numbers such as 0000"):
             journal.entries()
+
+
+@pytest.mark.parametrize("place", ["sweep.json", "journal/0000.json", "journal", "trials/0000/config.json"])
+def test_no_command_reads_a_sweep_through_a_link(tmp_path, capsys, place):
+    plan = Plan(tiny_study(tmp_path), tune.parse_space({"seed": (0, 9, "int")}), tune.Sweep(num_trials=2))
+    journal = tune.Journal.create(tmp_path, "theirs", plan.config)
+    journal.add(tune.folder.journal.Trial("0000", {"seed": 1}, seed=1))
+    link, letter = journal.folder / place, tmp_path / "letter"
+    link.parent.mkdir(exist_ok=True)
+    if link.exists():
+        link.rename(letter)
+    else:
+        letter.write_text("{}")
+    link.symlink_to(letter)
+    for words in (["status"], ["best"], ["export", "--trial", "0000"], ["resume"]):
+        sentence = refused(capsys, "sweep", words[0], journal.folder, *words[1:])
+        assert f"{link} is a link out of the folder" in sentence
 
 
 def test_runs_of_mlflow_that_another_folder_made_are_left_alone(runs, tmp_path):

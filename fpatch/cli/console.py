@@ -1,6 +1,7 @@
 """The console of the commands: lines, bars and warnings."""
 
 import logging
+import warnings
 
 from fpatch.core.display import console, progress_bars
 from fpatch.core.names import show
@@ -16,7 +17,11 @@ class _Shown(logging.Formatter):
 
 
 def show_warnings() -> None:
-    """Write the control characters in warnings as escapes, where Python prints them itself."""
+    """Write the control characters in warnings as escapes, where Python prints them itself.
+
+    Pillow's warning of large images is left out: those that it does not read are an error.
+    """
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Shown())
 

@@ -87,7 +87,8 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
         check_texts(options)
         if must_start_again(options):
             return run_again(given, own_process=stop is not None)
-        with _modules_of_a_study() if words[0] not in _WITHOUT_STUDY else nullcontext():
+        here = _working_folder()  # without one, libraries end the process
+        with _modules_of_a_study(here) if words[0] not in _WITHOUT_STUDY else nullcontext():
             console.stderr = options.json
             answer = options.run(options)
             if options.json and answer.facts:
@@ -135,13 +136,19 @@ def _memory_message(error: Exception) -> str | None:
     return None
 
 
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise ValueError(f"the working folder cannot be used ({error.strerror}); go to another one") from None
+
+
 @contextmanager
-def _modules_of_a_study() -> Iterator[None]:
+def _modules_of_a_study(here: str) -> Iterator[None]:
     """Search the working folder for the modules that a study names, after all installed ones.
 
     The folder of a run or a sweep is not searched: it may be somebody else's.
     """
-    here = os.getcwd()
     added = here not in sys.path and not holds_a_run(Path(here))
     if added:
         sys.path.append(here)
@@ -155,6 +162,9 @@ def _modules_of_a_study() -> Iterator[None]:
 def _message(error: Exception) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
         return f"{error.filename}: a file stands where a folder is needed; move it away"
+    if isinstance(error, IsADirectoryError) and error.filename is not None:
+        place = error.filename2 or error.filename
+        return f"{place}: a folder stands where a file is needed; move it away"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fpatch.core.types import Params
     from fpatch.runs.folder import Run
+    from fpatch.study.study import Study
 
 
 def add(commands: Any) -> None:
@@ -299,14 +300,21 @@ def _transfer(options: argparse.Namespace) -> Answer:
 
 
 def _analyze(options: argparse.Namespace) -> Answer:
+    from fpatch.runs.opening import open_run
+
+    run, study = open_run(options.run_folder, data_root=options.data_root, device=options.device)
+    with run.locked():
+        return _analyze_run(options, run, study)
+
+
+def _analyze_run(options: argparse.Namespace, run: "Run", study: "Study") -> Answer:
     from fpatch import analysis, viz
     from fpatch.analysis.importance import NothingToExplain
     from fpatch.evaluation.conditions import make_patches
     from fpatch.runs.checks import warn_of_inputs
     from fpatch.runs.naming import scatter_name
-    from fpatch.runs.opening import open_run, study_of_table
+    from fpatch.runs.opening import study_of_table
 
-    run, study = open_run(options.run_folder, data_root=options.data_root, device=options.device)
     table = run.load_table(options.table)
     where = {"data_root": options.data_root, "device": options.device}
     measured = study_of_table(run, study, options.table, **where)
@@ -334,8 +342,7 @@ def _analyze(options: argparse.Namespace) -> Answer:
     root = Path(data.root or Path(data.placements).parent)
     paths = {int(i): root / p for i, p in zip(table["image_id"], table["path"], strict=True)}
     images = {i: str(path) for i, path in paths.items() if path.is_file()}
-    with run.locked():
-        analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
-        viz.animate(run.folder, run.path("figures/training.gif"), decode)
+    analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
+    viz.animate(run.folder, run.path("figures/training.gif"), decode)
     facts = {"run": str(run.folder), "table": options.table, "metric": metric, "importances": result}
     return Answer(0, {**facts, "files": _say_files(run, page, "figures/training.gif")})

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TextIO
 
+from fpatch.core.display import write_known
+
 _SAME_STOP_S = 1.0
 """Signals within this time are one: a terminal, `timeout` or a launcher may send a stop twice."""
 
@@ -70,7 +72,7 @@ class Lasting:
         """Write a text, or drop it."""
         if self.error is None:
             try:
-                self._stream.write(text)
+                write_known(self._stream, text)
             except OSError as error:
                 self._lose(error)
         return len(text)

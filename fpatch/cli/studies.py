@@ -8,6 +8,7 @@ from fpatch.cli.answers import Answer, describe_run, describe_victim
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
 from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_device, take_mlflow, whole
+from fpatch.core.inputs import expand_home
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
@@ -116,7 +117,10 @@ def _demo(options: argparse.Namespace) -> Answer:
     from fpatch.cli.demo import run_demo
 
     found = run_demo(
-        Path(options.runs), quick=options.quick, mlflow=options.mlflow_uri or True, seed=options.seed
+        expand_home("--runs", options.runs),
+        quick=options.quick,
+        mlflow=options.mlflow_uri or True,
+        seed=options.seed,
     )
     return Answer(0, {"victims": [describe_victim(result) for result in found]})
 

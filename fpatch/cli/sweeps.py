@@ -9,6 +9,7 @@ from fpatch.cli.answers import Answer, describe_entry, describe_trials
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import OVERRIDES, add_command, whole
 from fpatch.cli.tables import settings_table, trials_table
+from fpatch.core.inputs import expand_home
 
 
 def add(commands: Any) -> None:
@@ -90,7 +91,7 @@ def _sweep_resume(options: argparse.Namespace) -> Answer:
 def _sweep_fetch(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
-    journal = tune.fetch_sweep(options.run_folder, options.runs or "runs")
+    journal = tune.fetch_sweep(options.run_folder, expand_home("--runs", options.runs or "runs"))
     for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
         say(line)
     return Answer(0, {"sweep": str(journal.folder)})

@@ -18,6 +18,24 @@ _PAUSE_S = 30.0
 """Seconds between two lines of a task."""
 
 
+def write_known(stream: Any, text: str) -> None:
+    r"""Write a text to a stream; characters that its encoding lacks become escapes.
+
+    Example:
+        >>> import io
+        >>> from fpatch.core.display import write_known
+        >>> stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        >>> write_known(stream, "Motorhaube \u00e4")
+        >>> stream.flush()
+        >>> stream.buffer.getvalue()
+        b'Motorhaube \\xe4'
+    """
+    try:
+        stream.write(text)
+    except UnicodeEncodeError as error:
+        stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+
+
 class _Standard:
     """Standard output or standard error of the moment; a failed write drops the text and ends no work."""
 
@@ -31,7 +49,7 @@ class _Standard:
 
     def write(self, text: str) -> int:
         with suppress(OSError, AttributeError):  # a closed one is None
-            self._stream.write(text)
+            write_known(self._stream, text)
         return len(text)
 
     def flush(self) -> None:

@@ -14,6 +14,11 @@ from typing import Literal
 
 from fpatch.core.inputs import check_file
 
+_WAYS_OUT = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ": free some space and resume the run"
+) | {errno.EISDIR: ": a folder stands where a file is needed; move it away"}
+"""The way out of an error of a write, by its number."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -25,7 +30,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = "" if error.errno == errno.ELOOP else ": free some space and resume the run"
+        way_out = _WAYS_OUT.get(error.errno or 0, "")
         raise OSError(
             error.errno, f"cannot write {path}: {error.strerror}; its old content is kept{way_out}"
         ) from error
@@ -97,15 +102,38 @@ def find_links(folder: Path) -> list[Path]:
         ...     [path.name for path in find_links(Path(folder))]
         ['notes']
     """
-    left, found = [str(folder)], []
+    return [Path(entry.path) for entry in _entries(folder) if not entry.is_file(follow_symlinks=False)]
+
+
+def find_large(folder: Path, most: int) -> Path | None:
+    """Find a file of more than `most` bytes below a folder; a file with holes may be larger than the disk.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.core.files import find_large
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.json").write_text("[1, 2]")
+        ...     find_large(Path(folder), 5).name, find_large(Path(folder), 6)
+        ('a.json', None)
+    """
+    for entry in _entries(folder):
+        with suppress(FileNotFoundError):
+            if entry.stat(follow_symlinks=False).st_size > most:
+                return Path(entry.path)
+    return None
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield all entries below a folder but the folders, without following any."""
+    left = [str(folder)]
     while left:
         with suppress(FileNotFoundError), os.scandir(left.pop()) as entries:  # another process may remove one
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     left.append(entry.path)
-                elif not entry.is_file(follow_symlinks=False):
-                    found.append(Path(entry.path))
-    return found
+                else:
+                    yield entry
 
 
 def check_writable(field: str, folder: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """Files that a person gives: read only if they are regular, and as UTF-8."""
 
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -46,6 +47,39 @@ def check_file(path: str | Path, missing: str = _MISSING, regular: str = "give a
         if is_kind(mode):
             raise ValueError(f"{path}: it is {kind}; {regular}")
     return Path(path)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine.
+
+    Example:
+        >>> from fpatch.core.inputs import machine_memory
+        >>> machine_memory() > 2**28
+        True
+    """
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def expand_home(field: str, path: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`.
+
+    Args:
+        field: The name of the setting, for errors.
+        path: The path.
+
+    Raises:
+        ValueError: If there is no such home.
+
+    Example:
+        >>> from fpatch.core.inputs import expand_home
+        >>> expand_home("log.runs", "~nobody-here/runs")
+        Traceback (most recent call last):
+        ValueError: log.runs: no home folder is known for ~nobody-here/runs; write the whole path
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{field}: no home folder is known for {path}; write the whole path") from None
 
 
 def read_text(path: str | Path, missing: str = _MISSING) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from fpatch.core.checks import nearest
 from fpatch.core.files import file_digest
+from fpatch.core.inputs import expand_home
 from fpatch.core.registry import identify, lookup, register
 from fpatch.core.schema import OMIT_EMPTY
 
@@ -105,7 +106,7 @@ class Resource:
         if "\0" in self.weights:
             given = f"resource {self.loader!r}: weights {self.weights!r}"
             raise ValueError(f"{given} hold a null byte; correct the path")
-        path = os.path.realpath(root / Path(self.weights).expanduser())
+        path = os.path.realpath(root / expand_home("weights", self.weights))
         if self.sha256 is not None:  # a record
             return dataclasses.replace(self, weights=path, files=files | dict(self.files))
         digest = file_digest(path)

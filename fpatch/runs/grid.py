@@ -64,7 +64,7 @@ def evaluate_grid_run(
         data_root: As for `evaluate_run`.
     """
     opened = load_trained(folder, split, checkpoint, resources, settings, data_root)
-    with opened as trained, shown(on_progress) as show:
+    with Run.open(folder).locked(), opened as trained, shown(on_progress) as show:
         run, study = trained.run, trained.study
         key = evaluation_key(study, split)
         made = make_conditions(trained.pipeline, trained.params, random.fold_in(key, "control"))
@@ -81,14 +81,13 @@ def evaluate_grid_run(
         )
         name = grid_name(split, checkpoint, grid, trained.settings)
         cells = cells_of(result.table, study.evaluate.metric)
-        with run.locked():
-            facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
-            warn_of_replaced(run, name, facts)
-            run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
-            title = f"{study.name}: {name}"
-            _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric, title)
-            run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
-            record_files(run.folder, name, [f"figures/{name}.png", f"figures/{name}-cells.png"])
+        facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
+        warn_of_replaced(run, name, facts)
+        run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
+        title = f"{study.name}: {name}"
+        _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric, title)
+        run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
+        record_files(run.folder, name, [f"figures/{name}.png", f"figures/{name}-cells.png"])
     return run, cells
 
 
@@ -144,7 +143,7 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         named = zip(short_paths(list(cell.values)), cell.values.values(), strict=True)
         values = ", ".join(f"{name} {value:g}" for name, value in named)
         rate = cell.success.rates[PATCH].value
-        found = "no rate" if math.isnan(rate) else f"success {100 * rate:.0f}\u00a0%"
+        found = "no rate" if math.isnan(rate) else f"success\u00a0{100 * rate:.0f}\u00a0%"
         captions.append(f"{values}, {found}")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     views = view_stages(trained.pipeline, trained.params, sample, batch, "test")

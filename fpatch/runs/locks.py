@@ -1,5 +1,6 @@
 """Locks of run folders, and names for new ones."""
 
+import errno
 import fcntl
 import itertools
 import os
@@ -8,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fpatch.core.files import find_links, open_own
+from fpatch.core.files import find_large, find_links, open_own
+from fpatch.core.inputs import machine_memory
 
 
 class RunError(ValueError):
@@ -24,8 +26,19 @@ def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
     """Lock a folder for writing; raise `error` if another process holds it, or if it holds a link.
 
     A write through a link would leave the folder. The search for links costs a microsecond per file.
+
+    Raises:
+        RunError: If the folder cannot be written at all, too.
     """
-    with open(open_own(folder / ".lock", os.O_WRONLY | os.O_CREAT), "wb") as file:
+    try:
+        handle = open_own(folder / ".lock", os.O_WRONLY | os.O_CREAT)
+    except OSError as cause:
+        if cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise RunError(
+            f"{folder} cannot be written ({cause.strerror}); copy it to a folder of yours"
+        ) from None
+    with open(handle, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -38,11 +51,26 @@ def lock(folder: Path, error: type[RunError], what: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder; nothing is written."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False  # no process has ever written
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def check_links(folder: Path) -> None:
-    """Check that no link in a folder leads out of it, so that a reader stays inside.
+    """Check that no link in a folder leads out of it, and that each file fits into the memory.
 
     Raises:
-        RunError: If one does, or leads nowhere.
+        RunError: If a link leads out or nowhere, or a file is larger than the memory of this machine.
     """
     inside = folder.resolve()
     for link in find_links(folder):
@@ -52,6 +80,11 @@ def check_links(folder: Path) -> None:
                 f"{folder} is not read: {link} is a link out of the folder, or no regular file; put a copy "
                 "of its content in its place, or remove it"
             )
+    if (large := find_large(folder, machine_memory())) is not None:
+        raise RunError(
+            f"{folder} is not read: {large} is larger than the memory of this machine, which no command "
+            "writes; restore it, or remove it"
+        )
 
 
 def new_folder(root: Path, name: str) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fpatch.core.files import file_digest
+from fpatch.core.inputs import expand_home
 from fpatch.data import TargetSet
 from fpatch.runs.places import is_place, relative_settings
 from fpatch.runs.record import describe_data
@@ -88,5 +89,5 @@ def _digests(settings: Mapping[str, Any]) -> dict[str, str]:
         path = value.get("weights") if isinstance(value, Mapping) else value
         is_file = is_place(name) or isinstance(value, Mapping)
         if is_file and not name.startswith("data.") and isinstance(path, str):
-            found[name] = file_digest(Path(path).expanduser())
+            found[name] = file_digest(expand_home(name, path))
     return found

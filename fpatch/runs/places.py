@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import beneath, file_digest
+from fpatch.core.inputs import expand_home
 from fpatch.runs.locks import RunError
 
 _NO_IMAGE = "no such image"
@@ -68,7 +69,7 @@ def relative_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, An
 
 def relative_path(path: str, folder: Path, start: Path | None = None) -> str:
     """Return a path relative to a run folder, or absolute if they share only the root."""
-    full, folder = ((start or Path.cwd()) / Path(path).expanduser()).resolve(), folder.resolve()
+    full, folder = ((start or Path.cwd()) / expand_home("path", path)).resolve(), folder.resolve()
     if len(Path(os.path.commonpath([full, folder])).parts) < 2:
         return str(full)
     return Path(os.path.relpath(full, folder)).as_posix()
@@ -88,7 +89,7 @@ class Places:
 
     def __init__(self, folder: Path, made_in: str | None, data_root: str | Path | None) -> None:
         self._starts = [folder.resolve(), *([Path(made_in)] if made_in else [])]
-        self._root = None if data_root is None else Path(data_root).expanduser().resolve()
+        self._root = None if data_root is None else expand_home("--data.root", data_root).resolve()
         if self._root is not None and not self._root.is_dir():
             raise RunError(f"--data.root {data_root}: no such folder; name the one that holds the data")
 
@@ -102,7 +103,7 @@ class Places:
         """
         named = [] if self._root is None else list(beneath(self._root, path))
         equal = [p for p in named if not _differs(p, digest)]
-        usual = [Path(os.path.normpath(start / Path(path).expanduser())) for start in self._starts]
+        usual = [Path(os.path.normpath(start / expand_home("path", path))) for start in self._starts]
         there = [p for p in usual if p.exists()]
         found = [*equal, *named, *there] if is_table else [*equal, *there, *named]
         return str((found or usual)[0])

@@ -10,12 +10,16 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fpatch.core.files import digest, file_digest
+from fpatch.core.inputs import machine_memory
 from fpatch.core.names import check_name
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import is_edited
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
+
+_BYTES = 8
+"""The least memory of a value as it is read here."""
 
 
 def save_evaluation(
@@ -94,15 +98,7 @@ def load_table(folder: Path, name: str) -> dict[str, np.ndarray]:
     Raises:
         RunError: If the table is missing or broken.
     """
-    table = _read_table(_find_table(folder, name))
-    recorded = read_json(folder / f"tables/{name}.json").get("rows")
-    found = len(next(iter(table.values()), ()))
-    if recorded is not None and recorded != found:
-        raise RunError(
-            f"{folder}/tables/{name}.parquet has {found} rows, but {recorded} were recorded; restore it, or "
-            f"make it again by `fpatch evaluate {folder}`"
-        )
-    return table
+    return _read_table(_find_table(folder, name), read_json(folder / f"tables/{name}.json").get("rows"))
 
 
 def load_objects(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -161,14 +157,30 @@ def encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, by
     return {f"{prefix}{suffix}": file.getvalue().to_pybytes() for suffix, file in files.items()}
 
 
-def _read_table(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a Parquet file.
+def _read_table(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
+    """Read the columns of a Parquet file, of which a small one may hold more rows than the memory.
+
+    Args:
+        path: The file.
+        rows: The recorded number of rows; None: it is not recorded.
 
     Raises:
-        RunError: If the file cannot be read.
+        RunError: If the file cannot be read, or has another number of rows.
     """
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            found, columns = file.metadata.num_rows, file.metadata.num_columns
+            if rows is not None and rows != found:
+                raise RunError(
+                    f"{path} has {found} rows, but {rows} were recorded; restore it, or make it again by "
+                    f"`fpatch evaluate {path.parents[1]}`"
+                )
+            if found * columns * _BYTES > machine_memory():
+                raise RunError(
+                    f"{path} is broken ({found} rows of {columns} columns are more than the memory of this "
+                    "machine); `fpatch evaluate` makes it again"
+                )
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
     return {n: table[n].to_numpy() for n in table.column_names}

@@ -11,6 +11,7 @@ import torch
 
 from fpatch.core.checks import check_count, check_number
 from fpatch.core.errors import Errors
+from fpatch.core.inputs import expand_home
 from fpatch.core.names import check_distinct
 from fpatch.core.resource import Resource, resolve
 from fpatch.core.settings import checked_settings
@@ -109,7 +110,7 @@ def _placed(root: Path, name: str, path: str) -> str:
     """Return an absolute path, which starts at `root`."""
     if not path or "\0" in path:
         raise ValueError(f"data.{name} must be a path, got {path!r}")
-    return os.path.realpath(root / Path(path).expanduser())
+    return os.path.realpath(root / expand_home(f"data.{name}", path))
 
 
 @checked_settings
@@ -295,3 +296,5 @@ class LogConfig:
         if not self.runs.strip() or "\0" in self.runs:
             errors.add(f"log.runs must name a folder, got {self.runs!r:.80}")
         errors.raise_all()
+        if self.runs.startswith("~"):
+            object.__setattr__(self, "runs", str(expand_home("log.runs", self.runs)))

@@ -17,6 +17,10 @@ _FONT_PX, _PAD_PX, _STRIP_PX, _LINE_PX, _GAP_PX, _UNIT_PX = 13, 2, 22, 16, 8, 32
 """Sizes in a panel of 320 pixels; they grow with the panel."""
 
 
+_TALLEST = 3
+"""The greatest height of an image in a panel, in widths of the panel."""
+
+
 class Panel(NamedTuple):
     """One image of a figure, with its boxes and caption.
 
@@ -104,10 +108,11 @@ def _font(text: str, width: int, px: int) -> "ImageFont.FreeTypeFont | ImageFont
 
 def _draw(panel: Panel, class_names: Sequence[str], score: float, width: int, lines: int) -> Image.Image:
     array = (panel.image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    scale, unit = width / array.shape[1], max(width / _UNIT_PX, 1.0)
+    scale, unit = min(width / array.shape[1], _TALLEST * width / array.shape[0]), max(width / _UNIT_PX, 1.0)
     strip = round((_STRIP_PX + (lines - 1) * _LINE_PX) * unit)
-    picture = Image.new("RGB", (width, strip + round(array.shape[0] * scale)), _PAPER)
-    enlarged = Image.fromarray(array).resize((width, picture.height - strip), Image.Resampling.BICUBIC)
+    sides = max(round(array.shape[1] * scale), 1), max(round(array.shape[0] * scale), 1)
+    picture = Image.new("RGB", (width, strip + sides[1]), _PAPER)
+    enlarged = Image.fromarray(array).resize(sides, Image.Resampling.BICUBIC)
     picture.paste(enlarged, (0, strip))
     canvas = ImageDraw.Draw(picture)
     longest = max(panel.caption.split("\n"), key=len)

@@ -87,6 +87,27 @@ def test_closed_standard_files_are_no_files_of_the_run(study):
     assert (study.parent / "next").read_text() == ""
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1:strict"])
+def test_characters_that_the_encoding_of_the_output_lacks_are_escapes(study, encoding):
+    runs = study.parent / "Läufe \u65e5"
+    given = {**os.environ, "PYTHONIOENCODING": encoding}
+    with open(study.parent / "said", "wb") as said:
+        process = start("train", study, "--log.runs", runs, cwd=study.parent, stdout=said, env=given)
+    assert end(process) == (0, "")
+    assert rb"\u65e5" in (study.parent / "said").read_bytes()
+    assert only_run(runs).checkpoint_steps() == [0, 4]
+
+
+@pytest.mark.parametrize("words", [("describe", "study.toml"), ("demo", "--quick"), ("score", "a", "b")])
+def test_a_working_folder_that_was_removed_is_one_sentence(tmp_path, words):
+    here = tmp_path / "here"
+    here.mkdir()
+    process = start(*words, cwd=here, preexec_fn=here.rmdir)
+    code, said = end(process)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith("fpatch: error: ")
+
+
 def test_commands_that_only_print(study):
     assert end(start("describe", study, cwd=study.parent, stdout=without_reader())) == (0, "")
     with open("/dev/full", "w") as full:
@@ -201,9 +222,14 @@ def test_every_command_stops_in_order(study, tmp_path, command):
 
     def ready() -> bool:
         if command == "sweep":
-            trials = tmp_path.glob("sweeps/*/trials/*/records.jsonl")
-            return any(len(path.read_text().splitlines()) > 20 for path in trials)
+            trials = tmp_path.glob("sweeps/*/trials/*/mlflow.json")
+            return any(begins(trial.parent) for trial in trials)
         return (command == "demo" and any(tmp_path.glob("demo/*"))) or time.monotonic() > begun + 40
+
+    def begins(trial: Path) -> bool:
+        """Whether a trial has done steps, and MLflow has a run of it."""
+        in_mlflow = json.loads((trial / "mlflow.json").read_text())["run_id"] is not None
+        return in_mlflow and len((trial / "records.jsonl").read_text().splitlines()) > 20
 
     begun = time.monotonic()
     code, said = stop_when(process, ready)

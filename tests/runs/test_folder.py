@@ -12,13 +12,16 @@ from safetensors import safe_open
 from study_fixture import parameters
 
 from fpatch import random
+from fpatch.cli.main import main
+from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.step import TrainState
+from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run, describe_environment
-from fpatch.runs.locks import RunError
+from fpatch.runs.locks import RunError, is_held
 from fpatch.runs.opening import open_run
-from fpatch.runs.training import train_in
+from fpatch.runs.training import train, train_in
 from fpatch.runtime.execution import Execution
 from fpatch.study.setup import set_up
 
@@ -211,3 +214,42 @@ def test_patches_of_a_checkpoint_are_loaded_in_part(trained, tmp_path):
         run.load_params("last", ["sid"])
     with pytest.raises(RunError, match=r"lacks checkpoints/lost\.safetensors"):
         run.load_params("lost")
+
+
+@pytest.mark.parametrize("words", [("grid", "--over", "exposure/stops=0,0.05"), ("analyze",), ("evaluate",)])
+def test_a_run_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, words):
+    run = train(tiny_study(tmp_path))
+    evaluate_run(run.folder)
+    capsys.readouterr()
+    with run.locked():
+        assert main([words[0], str(run.folder), *words[1:]]) == 2
+    said, errors = capsys.readouterr()
+    assert said == ""
+    assert "is being written by another process" in errors
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence():
+    with (
+        pytest.raises(RunError, match=r"/sys cannot be written \(.+\); copy it to a folder of yours"),
+        Run("/sys").locked(),
+    ):
+        pass
+
+
+def test_whether_a_lock_is_held_is_found_without_a_write(tmp_path):
+    assert not is_held(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with Run(tmp_path).locked():
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["records.jsonl", "tables/test.csv", "figures/test.png"])
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path, capsys, place):
+    run = train(tiny_study(tmp_path))
+    (run.folder / place).unlink(missing_ok=True)
+    (run.folder / place / "mine").mkdir(parents=True)
+    assert main(["evaluate", str(run.folder)]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert str(run.folder / place) in sentence
+    assert sentence.endswith("a folder stands where a file is needed; move it away")

@@ -259,6 +259,20 @@ def test_a_moved_sweep_is_read_with_the_paths_of_its_new_place(tmp_path):
     assert moved.data.open().paths[0] == tmp_path / "new/photograph-00.png"
 
 
+@pytest.mark.parametrize("setting", ["data.placements", "data.root", "log.runs", "evaluate.controls.art"])
+def test_the_home_folder_of_nobody_is_one_sentence(tmp_path, setting):
+    study = make_study(tmp_path)
+    with pytest.raises(ValueError, match="no home folder is known for ~nobody-here/x; write the whole path"):
+        train(load_study(study, {setting: "~nobody-here/x"}))
+    with pytest.raises(ValueError, match=r"--data\.root: no home folder is known"):
+        Places(tmp_path, None, "~nobody-here/x")
+
+
+def test_runs_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_study(make_study(tmp_path), {"log.runs": "~/runs"}).log.runs == str(tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     "words", [("replay", "--rows", "0:2"), ("replay", "--step", "2"), ("replay", "--verify"), ("resume",),
               ("analyze",)],

@@ -98,6 +98,15 @@ def test_a_long_caption_is_smaller_and_not_cut_off():
         assert int(written.max()) < 8 + 320 - 1, caption
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "drawn"), [(2, 2000, 1), (2000, 2, 120), (1, 1, 40), (20, 40, 20)]
+)
+def test_images_of_any_aspect_are_drawn(height, width, drawn):
+    figure = side_by_side([[Panel(torch.zeros(3, height, width), "")]], panel_px=40)
+    dark = (figure < 0.1).all(0)
+    assert int(dark.any(1).sum()) == drawn
+
+
 def test_boxes_of_a_victim_that_has_run_wild_are_drawn_as_far_as_they_can_be():
     boxes = torch.tensor([[math.nan] * 4, [-1e30, 10.0, 1e30, 20.0], [4.0, -math.inf, 9.0, 9.0]])
     found = {"boxes": boxes, "scores": torch.full((3,), 0.9), "labels": torch.tensor([0, -1, 0])}

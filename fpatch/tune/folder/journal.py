@@ -25,7 +25,7 @@ from fpatch.core.inputs import parse_json, read_text
 from fpatch.core.schema import decode
 from fpatch.core.version import __version__
 from fpatch.runs.imports import forbid_imports
-from fpatch.runs.locks import LockedError, RunError, lock, new_folder
+from fpatch.runs.locks import LockedError, RunError, check_links, is_held, lock, new_folder
 from fpatch.runs.places import Places, to_relative
 from fpatch.tune.search.proposers import Observation
 
@@ -162,13 +162,15 @@ class Journal:
         """Open the folder of an existing sweep.
 
         Raises:
-            RunError: If the folder is no sweep, has another format, or Python searches it for modules.
+            RunError: If the folder is no sweep, has another format, or holds a link that leads out of it; or
+                if Python searches it for modules.
         """
         journal = Journal(folder)
         if "\0" in str(folder) or not (journal.folder / "sweep.json").exists():
             raise RunError(
                 f"{folder} lacks sweep.json, so it is not the folder of a sweep; their names end in -sweep"
             )
+        check_links(journal.folder)
         forbid_imports(journal.folder)
         if journal.config["format"] != FORMAT:
             raise RunError(
@@ -276,11 +278,7 @@ class Journal:
     @property
     def is_locked(self) -> bool:
         """True if a process runs the sweep now."""
-        try:
-            with self.locked():
-                return False
-        except LockedError:
-            return True
+        return is_held(self.folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
