@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fpatch import infer, metrics, pipeline, train
+from fpatch import evaluate_run, infer, metrics, pipeline, train
 from fpatch.demo.tiny import tiny_study
 from fpatch.doctor.examine import examine
 from fpatch.runs.transfer import transfer_runs
@@ -148,3 +148,23 @@ def test_runs_that_differ_in_more_than_their_victims_are_said(tmp_path):
     assert "pipeline.exposure.stops is [-0.6, -0.5], but [-0.05, 0.05]" in found[runs["dark"].name][0]
     assert "evaluate.num_draws is 3 in its study; 1" in found[runs["draws"].name][0]
     assert not transfer_runs([first], also=list(runs.values())).warnings
+
+
+def test_images_of_the_training_in_another_evaluation_are_said(tmp_path, caplog):
+    """By another split, and by other tables that name copies under other names."""
+    folder = train(tiny_study(tmp_path, {"data.validation": False})).folder
+    evaluate_run(folder)
+    assert "trained on" not in caplog.text
+    evaluate_run(folder, settings={"data.test": "train"})
+    assert "2 of 2 images are images that the patch was trained on" in caplog.text
+    caplog.clear()
+    night = tmp_path / "night"
+    night.mkdir()
+    for name in ("placements.csv", "objects.csv"):
+        text = (tmp_path / name).read_text().replace(",train,", ",test,")
+        (night / name).write_text(text.replace("1.png", "copy.png"))
+    for image in tmp_path.glob("*.png"):
+        shutil.copy(image, night / image.name.replace("1.png", "copy.png"))
+    tables = {f"data.{what}": str(night / f"{what}.csv") for what in ("placements", "objects")}
+    evaluate_run(folder, settings=tables)
+    assert "2 of 6 images are images that the patch was trained on, first " in caplog.text
