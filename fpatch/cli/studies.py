@@ -243,11 +243,13 @@ def _find_picture_path(given: str | None, study: "Study") -> Path:
 def _say_where(run: "Run") -> None:
     """Print the run folder, and the commands that evaluate it and open its logs."""
     from fpatch.log.sinks import tracking_uri
+    from fpatch.study.settings import EvaluateConfig
 
-    folder, facts = run.folder, run.checkpoint_facts("best")
+    folder, facts, config = run.folder, run.checkpoint_facts("best"), run.read_json("config.json")
     if "best_step" in facts:
-        say(f"best checkpoint: step {facts['best_step']}, {facts['best']:.4g} in the validation")
-    log = run.read_json("config.json").get("log", {})
+        best = config.get("evaluate", {}).get("best", EvaluateConfig.best)
+        say(f"best checkpoint: step {facts['best_step']}, {best} {facts['best']:.4g} in the validation")
+    log = config.get("log", {})
     commands = [f"fpatch evaluate {folder}"]
     if log.get("tensorboard"):
         commands.append(f"tensorboard --logdir {folder.parent}")

@@ -199,7 +199,7 @@ def _reason(file: str, is_old: bool) -> str:
         if file.startswith(start):
             return reason
     if file == "records.jsonl":
-        return OLD if is_old else "its end was not committed"
+        return OLD if is_old else "records.json does not cover all of it"
     if file.endswith(".tmp"):
         return "incomplete, left by a kill"
     return OLD if is_old else "no digest is recorded"

@@ -102,8 +102,8 @@ def _draw_image(
         axis.add_patch(Polygon(corners, fill=False, edgecolor=_QUAD, linewidth=1.1))
         axis.plot(*np.transpose(corners[:2]), color=_QUAD, linewidth=3.0, solid_capstyle="butt", marker="")
         inside = np.clip(corners, 0, (w, h))
-        text = _write(axis, *inside.mean(0), name, _QUAD)
-        labels.append((text, (*inside.mean(0), *inside.min(0), *inside.max(0))))
+        x, y = inside.mean(0)
+        labels.append((_write(axis, x, y, name, _QUAD), (x, y, *inside.min(0), *inside.max(0))))
     axis.set(xlim=(0, w), ylim=(h, 0))
     return labels
 
