@@ -9,6 +9,7 @@ from typing import Any
 
 from fpatch.core.files import digest
 from fpatch.core.inputs import parse_json
+from fpatch.core.names import typed
 from fpatch.core.schema import encode, flatten
 from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
@@ -82,7 +83,7 @@ def check_config(run: Run, accept: bool = False) -> list[str]:
     different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry)]
     if accept:
         return [f"{name}: {was} was recorded, {now} is here" for name, was, now in different]
-    way_out = f"restore config.json, or accept it: fpatch resume {run.folder} --from last"
+    way_out = f"restore config.json, or accept it: fpatch resume {typed(run.folder)} --from last"
     return _check_settings(run, different, way_out)
 
 

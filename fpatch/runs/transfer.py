@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fpatch.core.display import shown
 from fpatch.core.files import write_atomic
-from fpatch.core.names import label
+from fpatch.core.names import label, typed
 from fpatch.core.progress import Progress
 from fpatch.core.schema import flatten
 from fpatch.core.tree import to_device
@@ -68,10 +68,13 @@ def transfer_runs(
     if len(names) < 2:
         raise ValueError(
             "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
-            f"by fpatch evaluate {names[0] if names else 'RUN'}"
+            f"by fpatch evaluate {typed(folders[0] if folders else 'RUN')}"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
+        raise ValueError(
+            f"transfer: the names of the run folders must differ, got {names}; give each run once, and "
+            "rename one of two folders of one name"
+        )
     with ExitStack() as opened:
         found = [
             opened.enter_context(load_trained(folder, split, checkpoint, resources, settings, data_root))
