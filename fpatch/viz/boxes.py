@@ -1,6 +1,7 @@
 """Images with their boxes and placements, to check a data set before training."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.checks import check_kind
 from fpatch.core.names import label
 from fpatch.viz import style
 from fpatch.viz._labels import Label, corners_at, place_labels
@@ -53,6 +55,8 @@ def plot_boxes(
         ...     Path(folder, "boxes.png").read_bytes()[1:4]
         b'PNG'
     """
+    check_kind("plot_boxes(path)", path, (str, os.PathLike), "the order is (path, batch)")
+    check_kind("plot_boxes(batch)", batch, Mapping, "take one of a data set, or give {'image': tensor}")
     images = (batch["image"] if "image" in batch else batch["scene"]).detach().cpu().clamp(0, 1)
     columns = min(columns, len(images))
     rows, aspect = math.ceil(len(images) / columns), images.shape[2] / images.shape[3]

@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -232,3 +233,48 @@ def test_help(capsys, command):
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert "usage: fpatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (
+            ("train", "STUDY", "--lr", "0.1"),
+            "no such option of fpatch train; did you mean --optimizer.lear",
+        ),
+        (("train", "STUDY", "--num_step=3"), "did you mean --train.num_steps?"),
+        (("evaluate", "RUN", "--num-draws", "4"), "did you mean --evaluate.num_draws?"),
+        (("train", "STUDY", "train.num_steps=3"), "an option begins with --: --train.num_steps 3"),
+        (("resume", "RUN", "--train.num_steps", "3"), "it takes the recorded settings"),
+        (("evaluate", "RUN", "RUN"), "fpatch evaluate takes no such argument"),
+        (
+            ("describe", "STUDY", "--phase", "eval"),
+            "--phase: 'eval' means two phases; choose 'validation' or",
+        ),
+        (("transfer", "RUN"), "one alone is measured by fpatch evaluate RUN"),
+        (("transfer", "RUN", "RUN"), "give each run once"),
+        (
+            ("evaluate", "RUN", "--checkpoint", "checkpoints/best.safetensors"),
+            "without folder and suffix, such a",
+        ),
+        (
+            ("replay", "RUN", "--table", "test.csv"),
+            "table: give a name without folder and suffix, such as test",
+        ),
+        (("evaluate", "RUN/tables"), "give its parent, RUN"),
+    ],
+)
+def test_a_slip_on_the_command_line_names_what_is_meant(trained, capsys, words, way_out):
+    names = {"STUDY": str(trained.folder.parent.parent / "study.toml"), "RUN": str(trained.folder)}
+    for name, path in names.items():
+        words, way_out = [word.replace(name, path) for word in words], way_out.replace(name, path)
+    assert main(words) == 2
+    assert way_out in capsys.readouterr().err
+
+
+def test_commands_that_are_printed_can_be_typed(tmp_path, capsys):
+    tiny_study(tmp_path, {"log.runs": str(tmp_path / "my runs"), "log.tensorboard": False})
+    study = tmp_path / "study.toml"
+    said = out(capsys, "train", study, "--log.runs", tmp_path / "my runs", "--log.mlflow", "false")
+    (command,) = [line for line in said.splitlines() if line.startswith("  fpatch evaluate ")]
+    assert main(shlex.split(command)[1:]) == 0

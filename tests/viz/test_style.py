@@ -179,7 +179,8 @@ def test_classes_of_any_number(saved_figures, tmp_path, num_classes, name):
     shown = [found.classes[n] for n in found.largest(10)]
     for axis, condition in ((without, "none"), (patched, "patch")):
         total = sum(int(t.get_text()) for t in axis.texts)
-        assert total == sum(sum(entry.answers[condition].values()) for entry in shown)
+        rows = [sum(entry.answers[condition].values()) for entry in shown]
+        assert total == sum(rows)
     finite = all(not entry.not_finite for entry in shown)
     assert ("rows are not finite" in written(figure)) != finite
 
