@@ -93,6 +93,9 @@ def settle(hint: Any, value: Any, field: str) -> Any:
             return {k: settle(inner[1], v, field) for k, v in value.items()}
     if isinstance(value, Path) and str in options:
         return str(value)
+    is_tuple = any(get_origin(o) is tuple and str in get_args(o) for o in options)
+    if isinstance(value, str) and is_tuple and str not in options:
+        raise ValueError(f"{field} must be a tuple of names, got {shown(value)}; write ({shown(value)},)")
     if not _may_be(options, value):
         decode(hint, value, field)
     if int in options and float not in options and isinstance(value, Real) and not isinstance(value, bool):

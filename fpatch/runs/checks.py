@@ -15,10 +15,11 @@ from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.naming import find_other_name
 from fpatch.runs.places import to_relative
 from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
 from fpatch.runs.standing import find_damage
-from fpatch.runs.tables import table_damage
+from fpatch.runs.tables import load_manifest, table_damage
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
@@ -214,7 +215,10 @@ def warn_of_inputs(
     Returns:
         A sentence for each difference.
     """
-    said = [] if table is None else table_damage(run.folder, table)
+    said = []
+    if table is not None:
+        said += table_damage(run.folder, table)
+        said += find_other_name(table, load_manifest(run.folder, table))
     with suppress(RunError):  # a broken checkpoint is an error where it is read
         said += find_damage(run)
     try:

@@ -154,6 +154,13 @@ def test_brackets_in_the_name_of_a_class_are_shown(capsys):
     assert said.count("[red]") == 4  # title, heading, question and score
 
 
+def test_a_metric_without_rates_leaves_no_table(run, capsys):
+    before = sorted(path.name for path in (run.folder / "tables").iterdir())
+    assert main(["evaluate", str(run.folder), "--evaluate.metric", "best_score"]) == 2
+    assert "'best_score' must be boolean" in capsys.readouterr().err
+    assert sorted(path.name for path in (run.folder / "tables").iterdir()) == before
+
+
 def test_settings_on_the_command_line(tmp_path, capsys):
     path = make_study(tmp_path)
     words = ["--train.num_steps", "2", path, "--pipeline.camera/exposure.stops.low", "-2", "--seed", "9"]

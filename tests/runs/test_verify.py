@@ -334,6 +334,51 @@ def test_a_table_that_was_cut_never_verifies(copy, name, cut):
     assert found.files.damage == []
 
 
+def copy_table(run: Run, source: str, name: str, as_its_own: bool) -> None:
+    """Copy the files of a table under another name, as a user does, or as one who forges its record."""
+    for folder in ("tables", "figures"):
+        for path in (run.folder / folder).glob(f"{source}*"):
+            rest = path.name.removeprefix(source)
+            if rest.startswith(".") or (rest.startswith("-") and rest.partition(".")[0] in _FIGURES):
+                shutil.copy(path, path.with_name(name + rest))
+    if as_its_own:
+        path = run.folder / f"tables/{name}.json"
+        manifest = json.loads(path.read_bytes())
+        manifest["files"] = {f.replace(f"/{source}", f"/{name}"): d for f, d in manifest["files"].items()}
+        path.write_bytes(seal(manifest))
+
+
+_FIGURES = ("-effects", "-classes", "-cells")
+
+
+@pytest.mark.parametrize("as_its_own", [False, True])
+def test_a_table_under_the_name_of_another_is_named(copy, caplog, as_its_own):
+    """The rows of each are right; they answer another question than the name says."""
+    evaluate_run(copy.folder, checkpoint="last")
+    evaluate_run(copy.folder, settings={"seed": 5})
+    other_grid = {"camera/exposure/stops": [-0.2, 0.1]}
+    evaluate_grid_run(copy.folder, other_grid)
+    for source, name in (
+        (GRID_TABLE, "test"),
+        ("test-last", "test"),
+        ("test-seed-5", "test"),
+        ("validation-00000003", "test"),
+        ("test", "test-mine"),
+        (grid_name("test", "best", other_grid), GRID_TABLE),
+    ):
+        before = {p: p.read_bytes() for p in copy.folder.rglob("*") if p.is_file()}
+        copy_table(copy, source, name, as_its_own)
+        (copy.folder / f"tables/{name}.summary.json").unlink(missing_ok=True)
+        said = f"tables/{name}.json is the record of another table, {source!r}"
+        assert said in verify_run(copy.folder, slice(0, 1), name).differences, (source, name)
+        caplog.clear()
+        main(["analyze", str(copy.folder), "--table", name])
+        assert said in caplog.text
+        for path in {*before, *(p for p in copy.folder.rglob("*") if p.is_file())}:
+            path.write_bytes(before[path]) if path in before else path.unlink()
+    assert not [s for s in verify_run(copy.folder, slice(0, 1)).differences if "another table" in s]
+
+
 @pytest.mark.parametrize("field", ["block", "threads"])
 @pytest.mark.parametrize("value", [-1, 0, True, 2.5, "3", None])
 def test_an_execution_that_runs_nothing_is_refused(copy, capsys, field, value):
