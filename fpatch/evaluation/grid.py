@@ -191,7 +191,9 @@ def _check_grid(grid: Grid) -> None:
     if not grid:
         raise ValueError("grid: there must be at least one path with values")
     for path, values in grid.items():
-        if len(values) == 0 or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
+        with np.errstate(over="ignore"):
+            drawn = {float(np.float32(value)) for value in values}  # a sample holds float32
+        if len(values) == 0 or len(drawn) < len(values) or not all(map(math.isfinite, drawn)):
             raise ValueError(f"grid: {path!r} must have different finite values, got {shown(list(values))}")
     if (count := math.prod(map(len, grid.values()))) > _MOST_CELLS:
         raise ValueError(f"grid: there must be at most {_MOST_CELLS} cells, got {count}; give fewer values")

@@ -209,9 +209,7 @@ class _Table:
             self.unproven.append("objects, rates and summaries: not all rows were rerun")
         return result
 
-    def _compare_drawn(
-        self, result: Replay, chosen: Sequence[int], conditions: Mapping[str, Patches]
-    ) -> Replay:
+    def _compare_drawn(self, result: Replay, chosen: Sequence[int], conditions: dict[str, Any]) -> Replay:
         """Add the differences of what was drawn to those of the results."""
         num_draws = self._manifest.get("num_draws") or self._study.evaluate.num_draws
         grid = self._manifest.get("grid") or axes_of(self._logged)

@@ -101,6 +101,8 @@ def test_progress_counts_all_cells(parts: Parts):
         ({}, "there must be at least one path"),
         ({STOPS: []}, "'camera/exposure/stops' must have different finite values"),
         ({STOPS: [1.0, 1.0]}, "must have different finite values"),
+        ({STOPS: [0.1, 0.1000000001]}, "must have different finite values"),
+        ({STOPS: [1e40, 1.0]}, "must have different finite values"),
         ({STOPS: [float("nan")]}, "must have different finite values"),
         (
             {"camera/exposure/stop": [1.0]},
