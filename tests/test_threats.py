@@ -462,6 +462,23 @@ def test_a_run_of_ones_own_opens_from_inside_its_folder(finished, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["BERTScore", "InfoLM", "CLIPScore", "CLIPImageQualityAssessment"])
+def test_a_metric_runs_no_code_from_the_folder_that_it_names(tmp_path, name):
+    """Networks for texts are loaded by a library that asks whether to run the code in the folder."""
+    pytest.importorskip("torchmetrics.multimodal")
+    folder = make_folder(tmp_path / "jinaai-network")
+    classes = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoTokenizer": ["evil.Tokenizer", None],
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
+    (folder / "evil.py").write_text(EVIL.replace("ran", str(tmp_path / "ran")))
+    with pytest.raises(ValueError, match=f"torchmetrics has no metric of images '{name}'"):
+        _ = metrics.torchmetrics(name=name, model_name_or_path=str(folder)).value
+    assert not (tmp_path / "ran").exists()
+
+
 DESCRIPTION = """
 nc: 4
 backbone:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 
 from fpatch.core.checks import check_kind, nearest, shown
 from fpatch.core.files import AppendFile, write_atomic
-from fpatch.core.inputs import parse_json, read_text
+from fpatch.core.inputs import check_encodable, parse_json, read_text
 from fpatch.core.schema import decode
 from fpatch.core.version import __version__
 from fpatch.runs.imports import forbid_imports
@@ -170,6 +170,7 @@ class Journal:
             raise RunError(
                 f"{folder} lacks sweep.json, so it is not the folder of a sweep; their names end in -sweep"
             )
+        check_encodable(folder)
         check_links(journal.folder)
         forbid_imports(journal.folder)
         if journal.config["format"] != FORMAT:
