@@ -136,6 +136,27 @@ def test_a_second_name_of_a_file_is_not_written_to(received, precious, capsys, n
     assert letter.read_bytes() == before
 
 
+def test_figures_are_not_drawn_into_another_name_of_a_file(received, precious, tmp_path):
+    """Neither a second name in the folder nor a link beside it, where `transfer` writes."""
+    pytest.importorskip("matplotlib")
+    letter = precious / "letter.txt"
+    words = ["grid", str(received), "--over", "exposure/stops=0,0.05"]
+    twin = Path(shutil.copytree(received, tmp_path / "twin"))
+    pair = ["transfer", str(received), str(twin)]
+    assert [main(words), main(["evaluate", str(received)]), main(pair)] == [0, 0, 0]
+    drawn = [*(received / "figures").glob("*.png"), *tmp_path.glob("transfer*.png")]
+    assert {path.name.partition("-")[0] for path in drawn} >= {"test.png", "test", "transfer"}
+    for path in drawn:
+        path.unlink()
+        if path.parent == tmp_path:
+            path.symlink_to(letter)
+        else:
+            os.link(letter, path)
+    assert [main(words), main(["evaluate", str(received)]), main(pair)] == [0, 0, 0]
+    assert letter.read_text() == "keep me"
+    assert all(path.read_bytes()[1:4] == b"PNG" and not path.is_symlink() for path in drawn)
+
+
 def test_files_are_opened_without_following(tmp_path):
     letter = tmp_path / "letter"
     letter.write_text("keep me")

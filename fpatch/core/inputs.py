@@ -68,9 +68,9 @@ def check_encodable(path: str | Path) -> None:
 
     Example:
         >>> from fpatch.core.inputs import check_encodable
-        >>> check_encodable("caf" + chr(0xdce9))
+        >>> check_encodable("b" + chr(0xdce9))
         Traceback (most recent call last):
-        ValueError: 'caf\udce9': the path is not text in UTF-8; rename the folder
+        ValueError: 'b\udce9': the path is not text in UTF-8; rename the folder
     """
     try:
         os.path.abspath(path).encode()
