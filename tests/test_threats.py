@@ -335,6 +335,34 @@ def test_no_command_reads_a_sweep_through_a_link(tmp_path, capsys, place):
         assert f"{link} is a link out of the folder" in sentence
 
 
+@pytest.mark.parametrize("value", ["\x1b[2J", [[]], None, True, 1e9, {"low": 0}])
+def test_settings_of_a_trial_that_no_search_proposes_are_one_sentence(tmp_path, capsys, value):
+    plan = Plan(
+        tiny_study(tmp_path),
+        tune.parse_space({"optimizer.learning_rate": (0.1, 0.2)}),
+        tune.Sweep(num_trials=2),
+    )
+    journal = tune.Journal.create(tmp_path, "theirs", plan.config)
+    trial = {"name": "0000", "settings": {"optimizer.learning_rate": value}, "seed": 1}
+    (journal.folder / "journal" / "0000.json").write_text(json.dumps(trial))
+    assert "the space does not hold trial 0000" in refused(capsys, "sweep", "resume", journal.folder)
+
+
+def test_evaluations_that_no_trial_makes_are_not_counted(tmp_path, capsys):
+    """An infinite objective would be the best of all."""
+    plan = Plan(tiny_study(tmp_path), tune.parse_space({"seed": (0, 9, "int")}), tune.Sweep(num_trials=2))
+    journal = tune.Journal.create(tmp_path, "theirs", plan.config)
+    journal.add(tune.folder.journal.Trial("0000", {"seed": 1}, seed=1))
+    points = journal.folder / "journal" / "0000.points.jsonl"
+    points.write_text('[4, "1e999", "0.1"]\n')
+    assert np.isnan(journal.entry("0000").value)
+    for line in ('[-4, "0.5", "0.1"]', '[4, "0.5", "-0.1"]'):
+        points.write_text(f"{line}\n")
+        assert "a line must be [step" in refused(capsys, "sweep", "status", journal.folder)
+    shutil.rmtree(journal.folder / "journal")
+    assert "lacks the folder journal" in refused(capsys, "sweep", "status", journal.folder)
+
+
 def test_runs_of_mlflow_that_another_folder_made_are_left_alone(runs, tmp_path):
     """`mlflow.json` names the runs of somebody else: none is written to, ended, renamed or deleted."""
     pytest.importorskip("mlflow")
