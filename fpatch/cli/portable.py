@@ -50,13 +50,14 @@ def run_again(words: Sequence[str], own_process: bool = False) -> int:
 
 def _asks(options: argparse.Namespace) -> bool:
     folders = [Path(f) for f in getattr(options, "run_folders", [getattr(options, "run_folder", "")]) if f]
-    if (asked := options.overrides.get("evaluate.portable")) is not None:
-        return asked is True
     if hasattr(options, "verify"):
         recorded = _read(folders[0] / f"tables/{options.table or 'test'}.json", "execution")
         return options.step is None and _is_portable(recorded)
-    measures = hasattr(options, "portable")  # a training goes on in the execution that it began in
-    return measures and any(_read(f / "config.json", "evaluate").get("portable") is True for f in folders)
+    if not hasattr(options, "portable"):  # a training, above all, whose bits are those of this processor
+        return False
+    if (asked := options.overrides.get("evaluate.portable")) is not None:
+        return asked is True
+    return any(_read(f / "config.json", "evaluate").get("portable") is True for f in folders)
 
 
 def _is_portable(recorded: dict[str, Any]) -> bool:

@@ -143,7 +143,7 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         named = zip(short_paths(list(cell.values)), cell.values.values(), strict=True)
         values = ", ".join(f"{name} {value:g}" for name, value in named)
         rate = cell.success.rates[PATCH].value
-        found = "no rate" if math.isnan(rate) else f"success {100 * rate:.0f}\u00a0%"
+        found = "no rate" if math.isnan(rate) else f"success\u00a0{100 * rate:.0f}\u00a0%"
         captions.append(f"{values}, {found}")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     views = view_stages(trained.pipeline, trained.params, sample, batch, "test")

@@ -17,6 +17,8 @@ _logger = logging.getLogger(__name__)
 
 _LONGEST = 40
 """Characters of a setting in the name of a table; longer or unusual ones are told apart by a digest."""
+_LONGEST_NAME = 120
+"""Characters of the name of a table; file systems allow 255 bytes, and grids, figures and files add some."""
 _UNNAMED = ("device", "data.root", "data.resident")
 """Settings that say where and how a table is measured, and not what."""
 
@@ -47,7 +49,12 @@ def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None =
         plain = re.sub(r"[^A-Za-z0-9_-]", "-", exact)[:_LONGEST]
         is_exact = shown is None and plain == exact
         name += f"-{plain}" if is_exact else f"-{plain}-{digest(f'{setting}={value}'.encode())[:6]}"
-    return name
+    return _bounded(name)
+
+
+def _bounded(name: str) -> str:
+    """Cut a name that no file could have, with its ending; a digest tells it apart."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 7]}-{digest(name.encode())[:6]}"
 
 
 def _stem(setting: str, value: Any) -> str | None:
@@ -55,6 +62,29 @@ def _stem(setting: str, value: Any) -> str | None:
     if isinstance(value, Mapping) and isinstance(value.get("loader"), str):
         return Path(value.get("weights") or value["loader"]).stem
     return Path(value).stem if isinstance(value, str) and is_place(setting) else None
+
+
+def validation_name(step: int) -> str:
+    """Return the name of the table of a validation during training.
+
+    Example:
+        >>> from fpatch.runs.naming import validation_name
+        >>> validation_name(100)
+        'validation-00000100'
+    """
+    return f"validation-{step:08d}"
+
+
+def validation_step(table: str) -> int | None:
+    """Return the step of a validation during training by the name of its table; None for other tables.
+
+    Example:
+        >>> from fpatch.runs.naming import validation_step
+        >>> validation_step("validation-00000100"), validation_step("validation-best-num_draws-4")
+        (100, None)
+    """
+    found = re.fullmatch("validation-([0-9]{8,})", table)
+    return int(found[1]) if found else None
 
 
 def grid_name(
@@ -103,7 +133,7 @@ def scatter_name(table: str, metric: str | None) -> str:
         ('scatter', 'scatter-test-last-best_score-delta-noise')
     """
     parts = ["scatter", *([table] if table != "test" else []), *([metric] if metric else [])]
-    return re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts))
+    return _bounded(re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts)))
 
 
 def warn_of_replaced(run: Run, table: str, facts: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from fpatch.runs.checkpoints import Header, Link
 from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.naming import validation_step
 
 
 def check_standing(run: Run) -> None:
@@ -192,9 +193,8 @@ def _is_best(run: Run, header: Header) -> bool:
 
 def _step_of(folder: Path, name: str) -> int | None:
     """Return the step of the patch that a table shows; None if it is not recorded."""
-    number = name.rpartition("-")[2]
-    if name.startswith("validation-") and number.isdigit():
-        return int(number)
+    if (validated := validation_step(name)) is not None:
+        return validated
     manifest, summary = (folder / f"tables/{name}{suffix}" for suffix in (".json", ".summary.json"))
     recorded = read_json(manifest).get("step")
     return read_json(summary).get("step") if recorded is None and summary.is_file() else recorded

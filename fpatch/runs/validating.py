@@ -10,6 +10,7 @@ from fpatch.optim.step import TrainState
 from fpatch.runs.checkpoints import state_digest
 from fpatch.runs.figures import log_stage_views, view_first_block
 from fpatch.runs.folder import Run
+from fpatch.runs.naming import validation_name
 from fpatch.runs.saving import write_results
 from fpatch.study.setup import Setup
 from fpatch.study.splits import evaluate_split
@@ -45,7 +46,7 @@ def validate(
     result = evaluate_split(study, state.params, dataset, "validation", on_progress)
     digest = state_digest(state)
     measured = {"step": state.step, "state": digest, "num_draws": study.evaluate.num_draws}
-    name, execution = f"validation-{state.step:08d}", study.execution(study.evaluate.block)
+    name, execution = validation_name(state.step), study.execution(study.evaluate.block)
     run.save_evaluation(name, result, execution, **measured)
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})

@@ -31,7 +31,7 @@ from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import Files, check_files
-from fpatch.runs.naming import table_name
+from fpatch.runs.naming import table_name, validation_step
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import suggest_data_root
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
@@ -262,14 +262,14 @@ class _Table:
         state, folder = self._manifest.get("state"), self._run.folder
         summary = folder / f"tables/{self._name}.summary.json"
         given = read_json(summary).get("checkpoint") if summary.is_file() else None
-        step = self._manifest.get("step", self._name.rpartition("-")[2])
-        names = [self._manifest.get("checkpoint") or given, "best", "last"]
-        names += [f"step-{int(step):08d}"] if str(step).isdigit() else []
+        step = self._manifest.get("step", validation_step(self._name))
+        numbered = None if step is None else f"step-{step:08d}"
+        names = [self._manifest.get("checkpoint") or given, "best", "last", numbered]
         for name in filter(None, names):
             if not self._run.has_checkpoint(name):
                 continue
             header = read_header_of(folder, name)
-            is_old = state is None and (name == given or name == f"step-{step}")
+            is_old = state is None and name in (given, numbered)
             if is_old or (state is not None and header.state == state):
                 return name
         return None
@@ -286,8 +286,8 @@ class _Table:
             return
         result = Evaluation(dict(self._logged), {}, {}, dict(logged), {}, dict(summaries))
         self._compare_summary(result)
-        is_test = self._name != f"validation-{self._name.rpartition('-')[2]}" or not self._name[-1].isdigit()
-        prefix, step = (self._name, None) if is_test else ("validation", int(self._name.rpartition("-")[2]))
+        step = validation_step(self._name)
+        prefix = self._name if step is None else "validation"
         recorded = read_scalars(self._run.folder, f"{prefix}/", step)
         for name, value in scalars(result, self._study.evaluate.metric).items():
             was, now = recorded.get(f"{prefix}/{name}"), to_scalar(name, value)

@@ -233,7 +233,9 @@ def _draw_differences(figure: Any, axis: Any, panel: HeatMap, over: Cells) -> No
         ink = "white" if abs(points[i, j]) > 0.65 * limit else "black"
         number = f"{points[i, j]:+.0f}" if abs(points[i, j]) >= 0.5 else "0"
         _write(axis, i, j, number, interval if form.has_more else "", ink, form, image.to_rgba(points[i, j]))
-    _note(axis, panel, ["hatched: the interval holds 0"])
+    measured = [r for row in over for r in row if r is not None and not math.isnan(r.value)]
+    unknown = " or is unknown" if any(math.isnan(r.low) for r in measured) else ""
+    _note(axis, panel, [f"hatched: the interval holds 0{unknown}"])
     _color_bar(figure, image, axis, f"patch minus {panel.control} (points)")
 
 

@@ -12,6 +12,7 @@ from fpatch.cli.console import console
 from fpatch.cli.main import main
 from fpatch.demo.tiny import tiny_study
 from fpatch.runs.folder import Run
+from fpatch.runs.naming import grid_name, scatter_name, table_name, transfer_name
 from fpatch.runs.training import train
 from fpatch.tune import Journal, load_plan
 from fpatch.tune.folder.journal import Outcome, Point, Trial
@@ -186,6 +187,20 @@ def test_other_seeds_grids_and_transfers_keep_their_names(trained, capsys):
     for name in names[-2:]:
         code, proof = document(capsys, "replay", str(trained.folder), "--table", name, "--verify")
         assert (code, proof["is_proved"]) == (0, True), proof
+
+
+def test_names_of_many_settings_are_names_of_files():
+    """A file system refuses 256 bytes, after all the work is done."""
+    many = {f"evaluate.controls.a_rather_long_name_of_a_poster_{i}": "poster.png" for i in range(6)}
+    axes = {f"camera/a_rather_long_name_of_a_stage/value_{i}": [0.0] for i in range(6)}
+    other = many | {"evaluate.controls.a_rather_long_name_of_a_poster_5": "other.png"}
+    made = [table_name("test", "last", settings) for settings in (many, other)]
+    made += [grid_name("test", "last", axes, many), transfer_name(["a", "b"], settings=many)]
+    made += [scatter_name(made[2], f"{'victims/small/' * 20}best_score/delta")]
+    assert len(set(made)) == 5
+    for name in made:
+        assert len(f"{name}-effects.png.tmp") < 256
+        assert len(f"{name}.patches.safetensors.tmp") < 256
 
 
 def test_a_replaced_table_of_another_patch_is_said(trained, capsys, caplog):

@@ -1,6 +1,7 @@
 """Grids of sampled values: every cell is an evaluation of its own, and the rest is drawn alike in all."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,15 @@ def test_the_map_beside_shows_where_the_patch_is_no_better_than_noise(tmp_path, 
     assert low == -high  # zero is the neutral color
     red, green, blue, _ = difference.images[0].to_rgba(0.0)
     assert min(red, green, blue) > 0.95
+
+
+@pytest.mark.parametrize(("low", "rest"), [(-0.1, ""), (math.nan, " or is unknown")])
+def test_the_map_beside_says_what_is_hatched(tmp_path, saved_figures, low, rest):
+    few = Rate(0.3, low, 0.7, 4, 4)
+    plot_heat_maps(tmp_path / "a.png", [two_maps(1, 1)._replace(over=[[few]])])
+    difference = saved_figures[0].axes[1]
+    assert len([p for p in difference.patches if p.get_hatch()]) == 1
+    assert " ".join(difference.get_title(loc="left").split()) == f"hatched: the interval holds 0{rest}"
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (3, 3), (12, 12)])

@@ -111,6 +111,16 @@ def test_going_back_moves_everything_later_aside(run):
     assert {line["step"] for line in lines} == {5, 6}
 
 
+@pytest.mark.parametrize("checkpoint", ["last", "step-00000002"])
+def test_a_number_in_the_name_of_a_table_is_not_its_step(run, checkpoint):
+    """`validation-last-seed-4` is no validation at step 4."""
+    evaluate_run(run.folder, "validation", checkpoint, settings={"seed": 4})
+    table = f"tables/validation-{checkpoint}-seed-4.parquet"
+    assert (run.folder / table).is_file()
+    go_back(run, "step-00000004")
+    assert (run.folder / table).is_file() == (checkpoint != "last")
+
+
 def test_a_kill_before_last_is_saved_is_no_damage(run):
     """The numbered checkpoint is there, its `last` and the commit are not."""
     go_back(run, "step-00000002")

@@ -102,7 +102,7 @@ def test_a_native_table_does_not_verify_on_another_processor(tmp_path):
 @pytest.mark.parametrize(
     ("command", "follows"),
     [("evaluate", True), ("grid --over a=1", True), ("transfer", True),
-     ("resume", False), ("analyze", False), ("replay --step 1", False)],
+     ("train", False), ("resume", False), ("analyze", False), ("replay --step 1", False)],
 )  # fmt: skip
 def test_only_measurements_follow_the_setting_of_the_run(tmp_path, command, follows):
     """A training that is resumed keeps its execution, and so its bits."""
@@ -113,6 +113,8 @@ def test_only_measurements_follow_the_setting_of_the_run(tmp_path, command, foll
     assert must_start_again(options) is follows
     options.overrides = {"evaluate.portable": False}
     assert not must_start_again(options)
+    options.overrides = {"evaluate.portable": True}
+    assert must_start_again(options) is follows
 
 
 def test_a_process_that_was_not_started_for_it_refuses(tmp_path):
