@@ -523,7 +523,7 @@ def test_a_metric_runs_no_code_from_the_folder_that_it_names(tmp_path, name):
     }
     (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
     (folder / "evil.py").write_text(EVIL.replace("ran", str(tmp_path / "ran")))
-    with pytest.raises(ValueError, match=f"torchmetrics has no metric of images '{name}'"):
+    with pytest.raises(ValueError, match=f"torchmetrics has no metric '{name}'"):
         _ = metrics.torchmetrics(name=name, model_name_or_path=str(folder)).value
     assert not (tmp_path / "ran").exists()
 

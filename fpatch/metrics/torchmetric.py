@@ -228,7 +228,7 @@ def _load_metric(name: str, **arguments: Any) -> Any:
         if inspect.isclass(found) and issubclass(found, torchmetrics.Metric) and _is_of_images(found)
     }
     if name not in known:
-        raise ValueError(f"torchmetrics has no metric of images {name!r}; {nearest(name, known)}")
+        raise ValueError(f"torchmetrics has no metric {name!r}; {nearest(name, known)}")
     return known[name](**arguments)
 
 
