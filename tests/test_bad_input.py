@@ -553,5 +553,5 @@ for make in (
     assert said.stdout.splitlines() == [
         "blur(sigma_px) must be (low, high), got -1.0; for one value, give it twice",
         "white_balance(kelvin) must be (low, high), got 6500; for one value, give it twice",
-        "tile(only) must be a tuple of patch names, got 'hood'; write ('hood',)",
+        "create.tile(only) must be a tuple of names, got 'hood'; write ('hood',)",
     ]

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -25,6 +26,18 @@ def test_python_blocks_run(page, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(block, str(page), "exec"), module.__dict__)
+
+
+def test_the_code_of_a_page_names_only_what_it_imports():
+    """Also code that no test runs, since it needs a run folder."""
+    errors = []
+    for page in WRITTEN:
+        blocks = re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        words = f"-m ruff check --isolated --quiet --select F821 --stdin-filename {page.stem}.py -".split()
+        code = "\n".join(blocks)
+        done = subprocess.run([sys.executable, *words], input=code, capture_output=True, text=True)
+        errors += [done.stdout] if done.returncode else []
+    assert not errors, "\n".join(errors)
 
 
 def test_the_readme_is_short_and_its_example_prints_a_success_rate(monkeypatch, capsys, tmp_path):

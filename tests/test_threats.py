@@ -33,6 +33,7 @@ from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.transfer import save_transfer
 from fpatch.study.settings import EvaluateConfig
+from fpatch.tune.folder.journal import Trial
 from fpatch.tune.plan import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -322,7 +323,7 @@ def test_names_of_trials_stay_in_the_folder(tmp_path):
 def test_no_command_reads_a_sweep_through_a_link(tmp_path, capsys, place):
     plan = Plan(tiny_study(tmp_path), tune.parse_space({"seed": (0, 9, "int")}), tune.Sweep(num_trials=2))
     journal = tune.Journal.create(tmp_path, "theirs", plan.config)
-    journal.add(tune.folder.journal.Trial("0000", {"seed": 1}, seed=1))
+    journal.add(Trial("0000", {"seed": 1}, seed=1))
     link, letter = journal.folder / place, tmp_path / "letter"
     link.parent.mkdir(exist_ok=True)
     if link.exists():

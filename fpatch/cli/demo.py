@@ -5,6 +5,7 @@ from pathlib import Path
 from fpatch.cli.console import console, progress_bars
 from fpatch.cli.tables import percent, success_table
 from fpatch.core.files import check_writable
+from fpatch.core.names import typed
 from fpatch.core.progress import Progress
 from fpatch.demo.measurements import Result, look_closer
 from fpatch.demo.recorded import compare_with_recorded, printed_rates
@@ -68,7 +69,7 @@ def print_result(number: int, result: Result, config: Path) -> None:
         console.print(f"share of the box covered (median) -> success %: {sizes}", soft_wrap=True)
     console.print(f"run folder: {result.run.folder}", soft_wrap=True)
     console.print("  figures/demo.png  figures/curves.png  patch/*.png  tables/test.csv", soft_wrap=True)
-    console.print(f"  train it again, or with other settings: fpatch train {config}", soft_wrap=True)
+    console.print(f"  train it again, or with other settings: fpatch train {typed(config)}", soft_wrap=True)
 
 
 def print_commands(run: Run, runs: Path, mlflow: str | bool) -> None:
@@ -79,4 +80,4 @@ def print_commands(run: Run, runs: Path, mlflow: str | bool) -> None:
     console.print("\nlook at it", style="bold")
     console.print(f"  tensorboard --logdir {runs}", soft_wrap=True)
     console.print(f"  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
-    console.print(f"  fpatch replay {run.folder} --rows 0:16 --verify", soft_wrap=True)
+    console.print(f"  fpatch replay {typed(run.folder)} --rows 0:16 --verify", soft_wrap=True)

@@ -81,7 +81,11 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
     words = list(given)
     try:
         overrides = _take_overrides(words) if words and words[0] in _TAKE_OVERRIDES else {}
-        options = _make_parser().parse_args(words)
+        options, unknown = _make_parser().parse_known_args(words)
+        if unknown:
+            from fpatch.cli.unknown import refuse_unknown
+
+            refuse_unknown(unknown, words[0], words[0] in _TAKE_OVERRIDES)
         asked = {"evaluate.portable": True} if getattr(options, "portable", False) else {}
         options.overrides = overrides | asked
         check_texts(options)

@@ -9,6 +9,7 @@ from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.doctor_tables import clean_table, stage_table
 from fpatch.cli.options import OVERRIDES, add_command, take_data_root, take_device, take_mlflow, whole
 from fpatch.core.inputs import expand_home
+from fpatch.core.names import typed
 
 if TYPE_CHECKING:
     from fpatch.runs.folder import Run
@@ -191,6 +192,8 @@ def _check_known(field: str, phase: str, study: "Study") -> None:
     from fpatch.core.checks import nearest
     from fpatch.graph.node import PHASES
 
+    if phase == "eval":
+        raise ValueError(f"{field}: 'eval' means two phases; choose 'validation' or 'test'")
     known = {*PHASES, *(phase for node in study.pipeline.values() for phase in node.phases or ())}
     if phase not in known:
         raise ValueError(f"{field}: no phase {phase!r:.80}; {nearest(phase, known)}")
@@ -243,16 +246,18 @@ def _find_picture_path(given: str | None, study: "Study") -> Path:
 def _say_where(run: "Run") -> None:
     """Print the run folder, and the commands that evaluate it and open its logs."""
     from fpatch.log.sinks import tracking_uri
+    from fpatch.study.settings import EvaluateConfig
 
-    folder, facts = run.folder, run.checkpoint_facts("best")
+    folder, facts, config = run.folder, run.checkpoint_facts("best"), run.read_json("config.json")
     if "best_step" in facts:
-        say(f"best checkpoint: step {facts['best_step']}, {facts['best']:.4g} in the validation")
-    log = run.read_json("config.json").get("log", {})
-    commands = [f"fpatch evaluate {folder}"]
+        best = config.get("evaluate", {}).get("best", EvaluateConfig.best)
+        say(f"best checkpoint: step {facts['best_step']}, {best} {facts['best']:.4g} in the validation")
+    log = config.get("log", {})
+    commands = [f"fpatch evaluate {typed(folder)}"]
     if log.get("tensorboard"):
-        commands.append(f"tensorboard --logdir {folder.parent}")
+        commands.append(f"tensorboard --logdir {typed(folder.parent)}")
     if log.get("mlflow"):
         uri = tracking_uri(folder, log["mlflow"])
-        commands.append(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}")
+        commands.append(uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {typed(uri)}")
     for line in (f"run folder: {folder}", *(f"  {command}" for command in commands)):
         say(line)

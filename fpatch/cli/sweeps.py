@@ -10,6 +10,7 @@ from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import OVERRIDES, add_command, whole
 from fpatch.cli.tables import settings_table, trials_table
 from fpatch.core.inputs import expand_home
+from fpatch.core.names import typed
 
 
 def add(commands: Any) -> None:
@@ -92,7 +93,7 @@ def _sweep_fetch(options: argparse.Namespace) -> Answer:
     from fpatch import tune
 
     journal = tune.fetch_sweep(options.run_folder, expand_home("--runs", options.runs or "runs"))
-    for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {journal.folder}"):
+    for line in (f"sweep folder: {journal.folder}", f"  fpatch sweep resume {typed(journal.folder)}"):
         say(line)
     return Answer(0, {"sweep": str(journal.folder)})
 
@@ -103,7 +104,7 @@ def _say_sweep(folder: Path) -> Answer:
     journal = tune.Journal.open(folder)
     plan, entries = tune.read_plan(journal), journal.entries()
     console.print(trials_table(plan, entries))
-    commands = [f"fpatch sweep best {folder}"]
+    commands = [f"fpatch sweep best {typed(folder)}"]
     if (folder / "hparams").is_dir():
         commands.append(f"tensorboard --logdir {folder / 'hparams'}")
     for line in (f"sweep folder: {folder}", *(f"  {command}" for command in commands)):
@@ -118,7 +119,7 @@ def _sweep_status(options: argparse.Namespace) -> Answer:
     going, plan, entries = journal.is_locked, tune.read_plan(journal), journal.entries()
     console.print(trials_table(plan, entries, num_rows=None, going=going))
     if not going and any(entry.outcome is None for entry in entries):
-        say(f"resume with: fpatch sweep resume {journal.folder}")
+        say(f"resume with: fpatch sweep resume {typed(journal.folder)}")
     return Answer(0, describe_trials(journal.folder, plan, entries, going))
 
 
@@ -130,7 +131,7 @@ def _sweep_best(options: argparse.Namespace) -> Answer:
     entry = tune.find_entry(journal, plan)
     console.print(settings_table(plan, entry))
     folder = journal.run_folder(entry.trial.name)
-    for line in (f"run folder: {folder}", f"  fpatch evaluate {folder}"):
+    for line in (f"run folder: {folder}", f"  fpatch evaluate {typed(folder)}"):
         say(line)
     return Answer(0, {"run": str(folder), "objective": plan.sweep.objective, **describe_entry(entry)})
 

@@ -159,6 +159,8 @@ def check_number(field: str, value: float, low: float, high: float = float("inf"
         Traceback (most recent call last):
         ValueError: jpeg(quality) must be between 1 and 100, got 101
     """
+    if not isinstance(value, Real):
+        raise ValueError(f"{field} must be a number, got {shown(value)}")
     if not low <= value <= high or value == float("inf"):
         ends = f"{low:g}", f"{high:.0f}" if high >= 1e6 and high % 1 == 0 and high < 1e18 else f"{high:g}"
         rule = f"between {' and '.join(ends)}" if high < float("inf") else f"at least {low:g}"
@@ -182,11 +184,13 @@ def check_count(field: str, value: int, low: int = 1, high: int = MOST) -> None:
         Traceback (most recent call last):
         ValueError: train.batch_size must be between 1 and 1000000, got 1000000000000000000
     """
+    if not isinstance(value, Integral):
+        raise ValueError(f"{field} must be a whole number, got {shown(value)}")
     if low <= value <= high:
         return
     rule = f"at least {low}" if value < low else f"between {low} and {high}"
-    shown = f"{value}" if abs(value) < 10**30 else f"a number of {len(str(abs(value)))} digits"
-    raise ValueError(f"{field} must be {rule}, got {shown}")
+    got = f"{value}" if abs(value) < 10**30 else f"a number of {len(str(abs(value)))} digits"
+    raise ValueError(f"{field} must be {rule}, got {got}")
 
 
 def check_choice(field: str, value: object, options: tuple[object, ...]) -> None:

@@ -1,6 +1,7 @@
 """Names that become files, columns of tables and keys of logs: what they may be, and how they are shown."""
 
 import re
+import shlex
 import unicodedata
 import zlib
 from collections.abc import Iterable
@@ -28,6 +29,17 @@ def safe_name(name: str) -> str:
     if len(safe) > MAX_NAME_LENGTH:
         safe = f"{safe[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
     return safe
+
+
+def typed(path: object) -> str:
+    """Return a path as it is typed in a command: in quotes, if a shell reads it otherwise.
+
+    Example:
+        >>> from fpatch.core.names import typed
+        >>> print(typed("runs/20260101-120000-poster"), typed("runs/my poster"))
+        runs/20260101-120000-poster 'runs/my poster'
+    """
+    return shlex.quote(str(path))
 
 
 def check_name(field: str, name: str) -> None:
@@ -58,6 +70,27 @@ def check_name(field: str, name: str) -> None:
         rule = "must not begin or end with a space, or end with a dot"
     if rule:
         raise ValueError(f"{field}: the name {name!r:.120} {rule}; rename it, e.g. 'hood'")
+
+
+def check_file_name(field: str, name: str, example: str) -> None:
+    """Check the name of a file in a run folder, without folder and suffix.
+
+    Raises:
+        ValueError: If it is none; the message tells a path from the name in it.
+
+    Example:
+        >>> from fpatch.core.names import check_file_name
+        >>> check_file_name("checkpoint", "checkpoints/best.safetensors", "such as best")
+        Traceback (most recent call last):
+        ValueError: checkpoint: give a name without folder and suffix, such as best, got 'checkpoints/best...'
+    """
+    try:
+        check_name(field, name)
+        is_name = not name.endswith((".safetensors", ".csv", ".parquet", ".json"))
+    except ValueError:
+        is_name = False
+    if not is_name:
+        raise ValueError(f"{field}: give a name without folder and suffix, {example}, got {name!r:.120}")
 
 
 def check_distinct(field: str, names: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import numpy as np
@@ -90,8 +91,17 @@ def settle(hint: Any, value: Any, field: str) -> Any:
                 return tuple(settle(k, v, field) for k, v in zip(kinds, value, strict=True))
         if origin in (dict, Mapping) and isinstance(value, Mapping) and len(inner) == 2 and inner[1] != Any:
             return {k: settle(inner[1], v, field) for k, v in value.items()}
+    if isinstance(value, Path) and str in options:
+        return str(value)
+    is_tuple = any(get_origin(o) is tuple and str in get_args(o) for o in options)
+    if isinstance(value, str) and is_tuple and str not in options:
+        raise ValueError(f"{field} must be a tuple of names, got {shown(value)}; write ({shown(value)},)")
     if not _may_be(options, value):
         decode(hint, value, field)
+    if int in options and float not in options and isinstance(value, Real) and not isinstance(value, bool):
+        if value % 1 != 0:
+            raise ValueError(f"{field}: expected a whole number, got {value}")
+        return int(value)
     return value
 
 
@@ -111,8 +121,12 @@ def _to_range(value: Any, field: str) -> Range:
 
 def _may_be(options: tuple[Any, ...], value: Any) -> bool:
     """Return whether a value may have one of the types, or whether that is for its stage to say."""
-    if isinstance(value, Tensor) or not all(o in _PLAIN or get_origin(o) is tuple for o in options):
+    if not all(o in _PLAIN or get_origin(o) in (tuple, dict, Mapping) for o in options):
         return True
+    if any(get_origin(o) in (dict, Mapping) for o in options) and isinstance(value, Mapping):
+        return True
+    if isinstance(value, Tensor):
+        return value.ndim == 0
     if isinstance(value, (tuple, list)) and any(get_origin(o) is tuple for o in options):
         return True
     return isinstance(value, Real) and any(o in (int, float, Range) for o in options)

@@ -7,6 +7,8 @@ import optree
 import torch
 from torch import Tensor
 
+from fpatch.core.checks import check_label
+
 
 def is_traced(tensor: Tensor) -> bool:
     """Return whether a tensor is symbolic: it has no values that could be read.
@@ -130,6 +132,21 @@ def check_sampled(field: str, sampled: Tensor, largest: float) -> None:
     if is_concrete(sampled) and bool((sampled > largest).any()):
         found = float(sampled.max())
         raise ValueError(f"{field} must be at most {largest:g}, as configured, got {found:g}")
+
+
+def check_labels(field: str, labels: Tensor, num_classes: int) -> None:
+    """Apply `check_label` to each label, outside of tracing and on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.core.tree import check_labels
+        >>> check_labels("class_hit: a target", torch.tensor([0, 5]), num_classes=5)
+        Traceback (most recent call last):
+        ValueError: class_hit: a target is 5, but the victim has 5 classes, 0 to 4; labels are the victim's...
+    """
+    if is_concrete(labels):
+        for label in labels.unique().tolist():
+            check_label(field, label, num_classes)
 
 
 def widen(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fpatch.core.checks import check_kind
 from fpatch.core.files import digest
 from fpatch.core.resource import define_loader
 from fpatch.data.decoding import decode_pil, read_bytes
@@ -89,6 +90,7 @@ def write_image(path: str | os.PathLike[str], image: Float[Tensor, "c h w"] | UI
         ...     data.read_image(Path(folder, "gray.png"))[:, 0, 0].tolist()
         [128, 128, 128]
     """
+    check_kind("write_image(path)", path, (str, os.PathLike), "the order is (path, image)")
     path = Path(path)
     pixels = to_pixels(image, f"write_image({path})")
     if (kind := Image.registered_extensions().get(path.suffix.lower())) not in Image.SAVE:
@@ -118,6 +120,14 @@ def to_pixels(image: Float[Tensor, "c h w"] | UInt8[Tensor, "c h w"], field: str
         >>> to_pixels(torch.tensor([-1.0, 0.5, 2.0]).view(1, 1, 3), "image").ravel().tolist()
         [0, 128, 255]
     """
+    if not isinstance(image, Tensor):
+        kind = type(image)
+        way = "torch.from_numpy(pixels).permute(2, 0, 1) makes one of [h, w, 3]"
+        if kind.__module__.startswith("PIL"):
+            way = "torchvision.transforms.functional.pil_to_tensor makes one"
+        if isinstance(image, str | os.PathLike):
+            way = "fpatch.data.read_image(path) makes one, and a path to write to has another place"
+        raise ValueError(f"{field}: an image must be a tensor, got a {kind.__name__}; {way}")
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
         way = "; take one row of the batch, image[0]" if image.ndim == 4 else ""
         raise ValueError(f"{field}: an image must be [1, h, w] or [3, h, w], got {list(image.shape)}{way}")

@@ -13,8 +13,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fpatch import random
-from fpatch.core.checks import check_number
+from fpatch.core.checks import check_count
 from fpatch.data.target_set import Dataset, check_dataset, draws
+from fpatch.random.keys import check_key
 from fpatch.runtime.parallel import ALONE, Ranks
 
 
@@ -76,7 +77,7 @@ def rows(
         >>> data.rows(torch.tensor([4, 7]), num_draws=2)
         (tensor([4, 7, 4, 7]), tensor([0, 0, 1, 1]))
     """
-    check_number("rows: num_draws", num_draws, 1)
+    check_count("rows: num_draws", num_draws)
     return image_ids.repeat(num_draws), torch.arange(num_draws).repeat_interleave(len(image_ids))
 
 
@@ -118,7 +119,8 @@ class Loader:
 
     def __post_init__(self) -> None:
         check_dataset("Loader(dataset)", self.dataset)
-        check_number("Loader: batch_size", self.batch_size, 1)
+        check_key(self.key)
+        check_count("Loader: batch_size", self.batch_size)
         self.ranks.rows(self.batch_size)  # checks that each process has a row
 
     def batch(self, step: int) -> dict[str, Tensor]:

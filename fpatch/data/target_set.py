@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from fpatch.core.checks import check_kind
+from fpatch.core.checks import check_kind, shown
 from fpatch.data.scenes import Scenes
 
 
@@ -153,6 +153,8 @@ class TargetSet:
             raise TypeError(
                 "targets[index] is one image; a view of some is targets.select(targets.image_ids[:5])"
             )
+        if isinstance(index, str):
+            raise TypeError(f"targets[{index!r}]: an image has a number; a split is targets.split({index!r})")
         place = operator.index(index)
         if not -len(self) <= place < len(self):
             raise IndexError(f"there are {len(self)} images in this view, got index {place}")
@@ -258,7 +260,13 @@ class TargetSet:
         return shown
 
     def _check_ids(self, image_ids: Int64[Tensor, "n"] | Sequence[int]) -> Int64[Tensor, "n"]:
-        ids = torch.as_tensor(image_ids).cpu()
+        try:
+            ids = torch.as_tensor(image_ids).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"image_ids must be one or more ids, whole numbers in a row, got {shown(image_ids)}; "
+                "targets.paths holds the file of each"
+            ) from None
         if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.dtype == torch.bool:
             raise ValueError(f"image_ids must be one or more ids, whole numbers in a row, got {ids.tolist()}")
         ids = ids.long()

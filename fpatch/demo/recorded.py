@@ -15,11 +15,11 @@ class Recorded(NamedTuple):
     """The recorded rates of one size of the demo.
 
     Attributes:
-        execution: Versions and processor by name.
+        execution: Version, processor and threads by name.
         victims: For each victim, its success rates in percent by condition, as the tables print them.
     """
 
-    execution: dict[str, str]
+    execution: dict[str, str | int]
     victims: list[dict[str, str]]
 
 
@@ -31,7 +31,7 @@ def recorded_rates(size: Size) -> Recorded | None:
         >>> from fpatch.demo.study import FULL
         >>> recorded = recorded_rates(FULL)
         >>> len(recorded.victims), sorted(recorded.execution)
-        (2, ['cpu', 'model', 'torch'])
+        (2, ['cpu', 'model', 'threads', 'torch'])
     """
     if size not in (FULL, QUICK):
         return None
@@ -62,14 +62,16 @@ def compare_with_recorded(rates: Sequence[Mapping[str, str]], size: Size) -> lis
     if recorded is None:
         return []
     found = list(_differences(rates, recorded.victims))
-    made = f"torch {recorded.execution['torch']} on {recorded.execution['model']}"
+    made = "torch {torch} on {model} with {threads} threads".format(**recorded.execution)
     if not found:
         return [f"All success rates equal those of the docs, recorded with {made}."]
     here: dict[str, Any] = Execution.current(0)._asdict()
     here["torch"] = here["torch"].partition("+")[0]  # without the name of the build
     others = [f"{name} {here[name]}" for name, value in recorded.execution.items() if here[name] != value]
-    why = f"This machine has {', '.join(others) or 'the same versions and processor'}. "
-    why += "Other kernels round last bits otherwise, and both trainings amplify the difference."
+    why = f"Here: {', '.join(others) or 'the same version, processor and number of threads'}. "
+    why += (
+        "Other kernels and other numbers of threads round last bits otherwise, and both trainings amplify it."
+    )
     count = "1 success rate differs" if len(found) == 1 else f"{len(found)} success rates differ"
     return [f"{count} from those of the docs, recorded with {made}.", *found, why]
 

@@ -40,10 +40,12 @@ from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects
 from fpatch.doctor.steps import judge_pull, judge_step
 from fpatch.doctor.victims import judge_form, judge_repeats
 from fpatch.doctor.wrong_answers import judge_clean_answers
-from fpatch.study.goals import judge_goals
+from fpatch.study.goals import judge_best, judge_goals
+from fpatch.study.leaks import find_leaks
 from fpatch.study.room import find_crowded
 from fpatch.study.setup import Setup, set_up
 from fpatch.study.study import Study
+from fpatch.study.thresholds import find_cut_scores
 
 FAULTS = (ValueError, RuntimeError, TypeError, KeyError, IndexError)
 """Errors of a stage that are findings."""
@@ -112,7 +114,13 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     dataset, report = parts.dataset.split(study.data.train), _Report()
     rows = count_rows(dataset)
     report.findings += [*judge_weights(study), *judge_counts(study, parts)]
-    report.findings += [Finding("warning", where, what) for where, what in judge_goals(study)]
+    said = [
+        *judge_goals(study),
+        *judge_best(study),
+        *find_leaks(study, parts.dataset),
+        *find_cut_scores(study),
+    ]
+    report.findings += [Finding("warning", where, what) for where, what in said]
     _examine_training(study, parts, dataset, num_rows, report)
     _examine_victims(study, parts, num_rows, report)
     if all(f.level != "error" for f in report.findings):

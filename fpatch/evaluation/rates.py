@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fpatch.core.checks import nearest
 from fpatch.evaluation.columns import (
     GOAL,
     GOAL_SCORE,
@@ -210,9 +211,14 @@ def plain_success(table: Table, metric: str = "found") -> Success:
 
 def _rates(table: Table, metric: str) -> tuple[Success, np.ndarray, dict[str, np.ndarray]]:
     """Return the plain rates, the mask of the rows that count, and in which of them the attack succeeds."""
+    if not hasattr(table, "keys"):
+        way_out = "give its .table" if hasattr(table, "table") else "give that of an evaluation"
+        raise ValueError(f"success(table) must hold columns by name, got a {type(table).__name__}; {way_out}")
     names = [c for c in conditions_of(table, metric) if c != NONE]
     if f"{metric}/{NONE}" not in table or not names:
-        raise ValueError(f"success: the table has no metric {metric!r}; add a metric stage to the pipeline")
+        known = sorted({c.removesuffix(f"/{NONE}") for c in table if c.endswith(f"/{NONE}")})
+        way_out = nearest(metric, known) if known else "add a metric stage to the pipeline"
+        raise ValueError(f"success: the table has no metric {metric!r}; {way_out}")
     if table[f"{metric}/{NONE}"].dtype != np.bool_:
         raise ValueError(
             f"success: the metric {metric!r} must be boolean, found or right, got "

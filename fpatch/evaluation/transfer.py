@@ -27,7 +27,8 @@ class Transfer(NamedTuple):
         rates: `{measured on: {trained on: rate}}`, and a rate for each control patch.
         clean: For each victim, the share of objects found without a patch: the denominator of its rates.
         evaluations: For each victim; the condition "patch" is the patch that was trained on it.
-        warnings: For each victim, a sentence for every patch whose rows are not finite; its rates are NaN.
+        warnings: For each victim, a sentence for every patch whose rows are not finite, so that its rates are
+            NaN; of runs, also the settings that differ from those of the first run.
         steps: The updates that led to each patch, if they are known.
         goal: The goal of a targeted attack, as in `Success`; the same on every victim.
         titles: The names to show for victims and patches; one without a title is shown by its own name.

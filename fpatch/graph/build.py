@@ -1,7 +1,7 @@
 """Build a pipeline from its config: ids are looked up in the registry, never evaluated."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
 from fpatch.core.checks import nearest, shown
@@ -39,7 +39,24 @@ def build(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None)
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"pipeline: expected a table of stages by name, got {shown(config)}")
-    return pipeline(_parts(config, "pipeline", "", resources or {}))
+    made = pipeline(_parts(config, "pipeline", "", resources or {}))
+    live = list(_live_settings(config))
+    for name in resources or {}:
+        path, _, setting = name.rpartition("/")
+        if name not in live and path in made and hasattr(made[path].stage.config, setting):
+            raise ValueError(f"resources: {name!r} has a value in the config, too; give one of the two")
+        if name not in live:
+            raise ValueError(f"resources: the config has no live object {name!r}; {nearest(name, live)}")
+    return made
+
+
+def _live_settings(config: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Yield the settings that are live objects, as "path/setting"."""
+    for name, entry in config.items():
+        if isinstance(entry, Mapping):
+            yield from (
+                [f"{group}{name}"] if set(entry) == {"live"} else _live_settings(entry, f"{group}{name}/")
+            )
 
 
 def _parts(

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
+from fpatch.core.checks import check_choice
+from fpatch.core.names import check_name
 from fpatch.core.types import Values
 
 ALL = "*"
@@ -85,8 +87,11 @@ def check_config(name: str, config: Any) -> None:
         ValueError: Naming the stage.
     """
     parameters = getattr(config, "__dataclass_params__", None)
-    if parameters is None or not parameters.frozen:
-        raise ValueError(f"define({name!r}): config must be a frozen dataclass, got {config!r}")
+    if parameters is None or not parameters.frozen or not isinstance(config, type):
+        raise ValueError(
+            f"define({name!r}): config must be a frozen dataclass, the class itself, got {config!r}; write "
+            "@dataclass(frozen=True) above it"
+        )
     taken = [f.name for f in dataclasses.fields(config) if f.name in RESERVED]
     if taken:
         raise ValueError(f"define({name!r}): the setting {taken[0]!r} is a reserved word; rename it")
@@ -127,6 +132,11 @@ def check_declared(
     Raises:
         ValueError: For a summary that is no metric, or a pixelwise stage with other names than `image`.
     """
+    check_name(f"define({name!r})", name.rpartition(":")[2])
+    check_choice(f"define({name!r}): role", role, get_args(Role))
+    for side, names in (("reads", reads), ("writes", writes), ("optional", optional)):
+        if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"define({name!r}): {side} must be a tuple of names, got {names!r}; add a comma")
     if summary is not None and (role != "metric" or ALL in reads):
         raise ValueError(
             f"define({name!r}): a summary belongs to a metric with named reads; give role='metric' and "

@@ -14,7 +14,13 @@ _UNSAID = (KeyError, IndexError, TypeError, AttributeError, RuntimeError, NotImp
 """Errors of Python and torch; a ValueError speaks for itself."""
 
 
-def explain(error: Exception, definition: Any, patch_params: Any, values: Mapping[str, Any]) -> str | None:
+def explain(
+    error: Exception,
+    definition: Any,
+    patch_params: Any,
+    values: Mapping[str, Any],
+    sample: Mapping[str, Any] | None = None,
+) -> str | None:
     """Explain an error of a stage by its inputs; None if they tell nothing.
 
     Args:
@@ -22,6 +28,7 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         definition: The contract of the stage.
         patch_params: What was given as the parameters.
         values: The values that it read.
+        sample: What it drew.
 
     Example:
         >>> from fpatch import create
@@ -34,15 +41,31 @@ def explain(error: Exception, definition: Any, patch_params: Any, values: Mappin
         return None
     if not isinstance(patch_params, Mapping):
         got = describe(patch_params)
-        return f"{name}: patch_params must be {{patch: tensor}}, got {got}; pipeline.init(key) makes them"
+        way = "give its .params" if hasattr(patch_params, "params") else "pipeline.init(key) makes them"
+        return f"{name}: patch_params must be {{patch: tensor}}, got {got}; {way}"
     key = error.args[0] if isinstance(error, KeyError) and error.args else None
     if key is not None and definition.init is not None and key not in patch_params:
         known = nearest(str(key), patch_params)
         return f"{name}: patch_params lacks {key!r} ({known}); pipeline.init(key) makes them"
+    for patch, value in patch_params.items():
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            way = "take it .float()" if isinstance(value, Tensor) else "pipeline.init(key) makes them"
+            return f"{name}: patch_params[{patch!r}] must be a float32 tensor, got {describe(value)}; {way}"
     for image in _IMAGES:
         if isinstance(value := values.get(image), Tensor) and (found := find_image(value)):
             return f"{name}: {image} must be float32 [b, 3, h, w] in 0..1, got {found}"
+    drawn, rows = _count_rows(sample or {}), _count_rows({n: values.get(n) for n in (*_IMAGES, "quads")})
+    if drawn and rows and drawn != rows:
+        return (
+            f"{name}: the sample has {min(drawn)} rows, and the batch {min(rows)}; draw it for this batch: "
+            "pipeline.sample(key, batch)"
+        )
     return None
+
+
+def _count_rows(tensors: Mapping[str, Any]) -> set[int]:
+    """The lengths of tensors with an axis of rows."""
+    return {len(value) for value in tensors.values() if isinstance(value, Tensor) and value.ndim}
 
 
 _ORIGIN = {
@@ -102,6 +125,31 @@ def check_mapping(what: str, value: Any, way_out: str) -> None:
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{what} must be a mapping, got {describe(value)}; {way_out}")
+
+
+_BY_ROW = ("image", "logits", "scene")
+"""Values with an axis of rows, which a row less would spread over the others."""
+
+
+def check_rows(name: str, written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Check that images and logits are tensors with as many rows as what a stage read.
+
+    Raises:
+        ValueError: If they are not.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.graph.mistakes import check_rows
+        >>> check_rows("crop", {"image": torch.zeros(1, 3, 8, 8)}, {"image": torch.zeros(2, 3, 8, 8)})
+        Traceback (most recent call last):
+        ValueError: crop: what apply writes as 'image' must have the 2 rows of the batch, got float32 ...
+    """
+    rows = _count_rows({n: read.get(n) for n in (*_BY_ROW, "quads", "boxes", "image_id")})
+    for own in (own for own in _BY_ROW if own in written and rows):
+        value = written[own]
+        if not isinstance(value, Tensor) or not value.ndim or len(value) not in rows:
+            what = f"{name}: what apply writes as {own!r} must have the {min(rows)} rows of the batch"
+            raise ValueError(f"{what}, got {describe(value)}")
 
 
 def swapped(names: tuple[str, ...]) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Union
 
-from fpatch.core.checks import nearest
+from fpatch.core.checks import check_kind, nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch, Values
@@ -47,6 +47,7 @@ class Node:
 
     def alive(self, phase: str) -> bool:
         """Return whether the node runs in a phase."""
+        check_kind("phase", phase, str, "name one, such as 'train'")
         return self.phases is None or phase in self.phases
 
     def inputs(self, values: Batch) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def to_columns(sample: Sample) -> dict[str, np.ndarray]:
         {'tilt/on': array([ True]), 'tilt/at/0': array([3]), 'tilt/at/1': array([4])}
     """
     columns: dict[str, np.ndarray] = {}
+    check_kind("sample", sample, Mapping, "draw one by pipeline.sample(key, batch)")
     for name, value in sample.items():
+        check_kind(f"sample[{name!r}]", value, (Mapping, Tensor), "draw one by pipeline.sample(key, batch)")
         if isinstance(value, Mapping):
             columns |= {f"{name}/{path}": column for path, column in to_columns(value).items()}
             continue
@@ -86,6 +88,7 @@ def override(sample: Sample, values: Mapping[str, Any]) -> dict[str, Any]:
         >>> fpatch.override({"dim": {"stops": torch.tensor([0.5, -1.0])}}, {"dim/stops": 0.0})
         {'dim': {'stops': tensor([0., 0.])}}
     """
+    check_kind("override(values)", values, Mapping, "give {path: value}")
     columns = to_columns(sample)
     for path, value in values.items():
         targets = [c for c in columns if c == path or _is_part(c, path)]
@@ -156,7 +159,8 @@ def control(sample: Sample) -> dict[str, dict[str, Tensor]]:
         >>> fpatch.control(sample)
         {'implant': {'opacity': tensor([[0., 0.]])}, 'dim': {'stops': tensor([0.5000])}}
     """
-    check_kind("control(sample)", sample, Mapping, "draw one by pipeline.sample(key, batch)")
+    for what in (sample, *(sample.values() if isinstance(sample, Mapping) else ())):
+        check_kind("control(sample)", what, Mapping, "draw one by pipeline.sample(key, batch)")
     return {
         path: {field: torch.zeros_like(v) if field == "opacity" else v for field, v in fields.items()}
         for path, fields in sample.items()

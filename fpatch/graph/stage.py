@@ -36,7 +36,7 @@ from fpatch.graph.declarations import (
 )
 from fpatch.graph.factory import bind, brief, document, signature
 from fpatch.graph.keys import row_keys
-from fpatch.graph.mistakes import check_device, check_mapping, describe_missing, explain
+from fpatch.graph.mistakes import check_device, check_mapping, check_rows, describe_missing, explain
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
@@ -288,7 +288,7 @@ class Stage:
         try:
             written = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
-            if (found := explain(error, d, patch_params, read)) is None:
+            if (found := explain(error, d, patch_params, read, sample)) is None:
                 raise
             raise ValueError(found) from error
         check_mapping(f"{d.name}: what apply returns", written, "return {name: value}")
@@ -298,6 +298,7 @@ class Stage:
             raise ValueError(
                 f"{d.name}: apply must write {sorted(expected)}, as declared, but wrote {sorted(written)}"
             )
+        check_rows(d.name, written, read)
         return written
 
     def apply(self, patch_params: Params, sample: Sample, batch: Batch) -> Values:

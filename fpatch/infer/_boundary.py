@@ -119,7 +119,7 @@ def run_victim(
         raise ValueError(f"image must be float32 [b, 3, h, w] in 0..1, got {find_image(images)}")
     dtype = torch.promote_types(images.dtype, torch.float32)
     if not torch.is_grad_enabled():
-        return convert_answer(ask(model, images), dtype)
+        return _answer(model, images, ask, dtype)
     if torch.compiler.is_compiling():  # the compiler cannot trace plain autograd inside a custom function
         frozen = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -130,7 +130,7 @@ def run_victim(
     structure: list[Any] = []
 
     def flat(x: Tensor) -> list[Tensor]:
-        leaves, tree = optree.tree_flatten(convert_answer(ask(model, x), dtype))
+        leaves, tree = optree.tree_flatten(_answer(model, x, ask, dtype))
         structure[:] = [tree]
         if not any(leaf.requires_grad for leaf in leaves):
             raise ValueError(
@@ -141,6 +141,31 @@ def run_victim(
 
     outputs: Any = _Boundary.apply(flat, images)
     return optree.tree_unflatten(structure[0], outputs)
+
+
+def _answer(
+    model: nn.Module,
+    images: Tensor,
+    ask: Callable[[Callable[[Tensor], Any], Tensor], Any],
+    dtype: torch.dtype,
+) -> Any:
+    """Ask a victim, and convert its answer; name a model of another type, and an answer without tensors."""
+    name = type(model).__name__
+    try:
+        answer = convert_answer(ask(model, images), dtype)
+    except RuntimeError as error:
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+        if images.dtype != torch.float32 or own == images.dtype or "type" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: its weights are {own}, and the images {images.dtype}; give model.float(), or convert "
+            "the images in its forward"
+        ) from error
+    if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(answer)):
+        raise ValueError(
+            f"{name}: its answer must hold tensors alone, got {describe(answer)}; {hint(answer)}"
+        )
+    return answer
 
 
 def describe(answer: Any) -> str:

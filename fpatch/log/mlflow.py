@@ -15,6 +15,7 @@ from typing import Any
 
 from fpatch.core.files import write_atomic
 from fpatch.core.inputs import parse_json
+from fpatch.core.names import typed
 from fpatch.log.attempts import PATIENCE_S, Attempt
 from fpatch.log.copies import is_copy, place_of
 from fpatch.log.destinations import TRACKING_URI
@@ -119,7 +120,7 @@ class Mlflow:
         num_unsent = sum(1 for _ in self._records.read(self._state["offset"], self._committed))
         return (
             f"MLflow at {self._uri} lacks {num_unsent} records ({self._failure}); they are kept: "
-            f"`fpatch resume {self._records.folder}` sends them once the server answers"
+            f"`fpatch resume {typed(self._records.folder)}` sends them once the server answers"
         )
 
     def _begin(self, status: str | None = None) -> None:

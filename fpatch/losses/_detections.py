@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from fpatch.core.checks import check_label
-from fpatch.core.tree import is_concrete
+from fpatch.core.tree import check_labels
 from fpatch.core.types import Values
 from fpatch.ops.detections import ABSENT, boxes_of
 from fpatch.ops.geometry import pairwise_iou
@@ -75,13 +74,6 @@ def object_labels(stage: str, values: Values, num_classes: int) -> Int64[Tensor,
     labels = torch.where(values["box_valid"], values["labels"], 0)
     check_labels(f"{stage}: a label", labels, num_classes)
     return labels
-
-
-def check_labels(field: str, labels: Int64[Tensor, "*shape"], num_classes: int) -> None:
-    """Apply `check_label` to each label, outside of tracing."""
-    if is_concrete(labels):
-        for label in labels.unique().tolist():
-            check_label(field, label, num_classes)
 
 
 def find_unclaimed(

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from fpatch.core.checks import check_class, check_label, check_number
-from fpatch.core.tree import widen
+from fpatch.core.tree import check_labels, widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
-from fpatch.losses._detections import check_labels
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpatch.core.checks import check_class, check_label
-from fpatch.core.tree import widen
+from fpatch.core.tree import check_labels, widen
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.stage import define, deterministic
 
@@ -49,6 +49,7 @@ class ClassHit:
 
 def apply(config: ClassHit, patch_params: Params, sample: Sample, values: Values) -> Values:
     logits, target = widen(values["logits"]), values["target"]
+    check_labels("class_hit: a target", target, logits.shape[-1])
     answer = logits.argmax(-1)
     probability = logits.softmax(-1)
     confidence = probability.gather(1, target[:, None])[:, 0]

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fpatch.core.tree import is_traced
+
 ABSENT = -30.0
 """The log-odds of an absent class or row: its score and gradient are below 1e-13."""
 
@@ -38,6 +40,9 @@ MAKERS = {
     "dense": "let the victim answer all boxes before suppression, as infer.detector does",
 }
 """How a pipeline gets an entry of `detections`."""
+
+_ROUNDING = 1e-3
+"""A score may exceed 1 by this much, as one that was computed in half precision does."""
 
 _PARTS = {"dense": ("boxes", "logits"), "final": ("boxes", "scores", "labels", "valid")}
 
@@ -62,7 +67,8 @@ def read_final(detections: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the entry `final`: boxes and scores in float32 at least, labels int64, valid bool.
 
     Raises:
-        ValueError: If there is no such entry, or it lacks a part; the error names the node to add.
+        ValueError: If there is no such entry, it lacks a part, or a score is outside 0..1, so that no
+            threshold means anything. The error names the node to add, or the score.
 
     Example:
         >>> from fpatch.ops.detections import read_final
@@ -72,7 +78,15 @@ def read_final(detections: Mapping[str, Any]) -> dict[str, Tensor]:
         ...     print(str(error)[:86])
         `detections` has no entry 'final', only 'dense'; add the node infer.suppress() after t
     """
-    return _read(detections, "final")
+    final = _read(detections, "final")
+    if not is_traced(final["scores"]):
+        scores = final["scores"][final["valid"]]
+        if len(bad := scores[(scores < 0) | (scores > 1 + _ROUNDING)]):
+            raise ValueError(
+                f"`detections`: scores of the entry 'final' must be within 0..1, got {float(bad[0]):.6g}; "
+                "divide percentages by 100, and put logits through a sigmoid"
+            )
+    return final
 
 
 def _read(detections: Mapping[str, Any], entry: str) -> dict[str, Tensor]:

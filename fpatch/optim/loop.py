@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fpatch.data import Loader
+from fpatch.optim.mistakes import check_fit
 from fpatch.optim.step import Step, StepInfo, TrainState
 
 
@@ -39,6 +40,7 @@ def fit(
         >>> [state.step for state, _ in fpatch.fit(state, step, loader, num_steps=3)]
         [1, 2, 3]
     """
+    check_fit(state, step, loader, num_steps)
     if state.step >= num_steps:
         return
     batches = loader.batches(state.step)

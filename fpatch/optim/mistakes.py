@@ -9,6 +9,7 @@ from torch import Tensor
 from torchopt.base import GradientTransformation
 
 from fpatch import random
+from fpatch.core.checks import check_count
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
 
@@ -42,6 +43,43 @@ def check_optimizer(optimizer: Any) -> None:
     raise ValueError(
         f"optimizer must be a transformation of gradients, got {_article(optimizer, kind)}; give {way}"
     )
+
+
+def check_objective(objective: Any) -> None:
+    """Check that an argument is an objective.
+
+    Raises:
+        ValueError: If it is not; the message says what was given, and how to make one.
+    """
+    if not hasattr(objective, "pipeline"):
+        got = _article(objective, type(objective))
+        way_out = "make it by fpatch.Objective(pipeline, {term: weight})"
+        raise ValueError(f"objective must be an Objective, got {got}; {way_out}")
+
+
+def check_fit(state: Any, step: Any, loader: Any, num_steps: Any) -> None:
+    """Check the arguments of `fit`.
+
+    Raises:
+        ValueError: Naming the argument, what was given, and the call that makes one.
+
+    Example:
+        >>> from fpatch.optim.mistakes import check_fit
+        >>> check_fit({}, None, None, 10)
+        Traceback (most recent call last):
+        ValueError: fit(state) must be a state of the training, got a dict; fpatch.make_state makes one; ...
+    """
+    order = "the order is (state, step, loader, num_steps)"
+    if not hasattr(state, "step") or not hasattr(state, "params"):
+        what = f"fit(state) must be a state of the training, got {_article(state, type(state))}"
+        raise ValueError(f"{what}; fpatch.make_state makes one; {order}")
+    if not callable(step):
+        what = f"fit(step) must be a function (state, batch), got {_article(step, type(step))}"
+        raise ValueError(f"{what}; fpatch.make_step makes one; {order}")
+    if not hasattr(loader, "batches"):
+        what = f"fit(loader) must be a Loader, got {_article(loader, type(loader))}"
+        raise ValueError(f"{what}; fpatch.data.Loader(dataset, key, batch_size) makes one; {order}")
+    check_count("fit(num_steps)", num_steps, 0)
 
 
 def _article(value: Any, kind: type) -> str:

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,10 @@ class Objective:
         for name, weight in self.weights.items():
             if name not in terms:
                 raise ValueError(f"objective(weights): no loss term {name!r}; {nearest(name, terms)}")
+            if not isinstance(weight, Real):
+                raise ValueError(
+                    f"objective(weights): the weight of {name!r} must be a number, got {weight!r}"
+                )
             if not math.isfinite(weight):
                 raise ValueError(f"objective(weights): the weight of {name!r} must be finite, got {weight}")
         if not any(self.weights.values()):

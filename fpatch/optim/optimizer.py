@@ -185,6 +185,7 @@ def make_optimizer(
             f"make_optimizer takes settings, fpatch.Optimizer(...), got a {type(config).__name__}; its names "
             f"are {', '.join(get_args(get_type_hints(Optimizer)['name']))}"
         )
+    check_count("make_optimizer(num_steps)", num_steps)
     if config.warmup_steps >= num_steps:
         raise ValueError(
             f"optimizer.warmup_steps must be less than the steps of the run, {num_steps}, "

@@ -25,7 +25,7 @@ from fpatch.optim.gradient import (
     sharded_gradient,
     value_and_grad,
 )
-from fpatch.optim.mistakes import check_optimizer, explain_state
+from fpatch.optim.mistakes import check_objective, check_optimizer, explain_state
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.transforms import Transformation
 from fpatch.runtime.parallel import ALONE, Ranks
@@ -100,6 +100,7 @@ def make_state(
         >>> state.step, state.params["a"].shape
         (0, torch.Size([3, 4, 5]))
     """
+    check_objective(objective)
     check_optimizer(optimizer)
     params = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
     return TrainState(params, optimizer.init(params), 0, key)
@@ -154,6 +155,7 @@ def make_step(
         >>> state.step, info.terms["total_variation"].shape
         (1, torch.Size([2]))
     """
+    check_objective(objective)
     check_optimizer(optimizer)
     if micro_batch is not None:
         check_number("train.micro_batch", micro_batch, 1)

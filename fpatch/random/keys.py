@@ -119,7 +119,8 @@ def check_key(key: Key) -> None:
         ValueError: If it is not; the message names its type and shape.
     """
     if not isinstance(key, Tensor):
-        raise ValueError(f"key must be a key tensor, got {key!r}; make one with fpatch.random.key(seed)")
+        got = repr(key) if isinstance(key, int | str) else f"a {type(key).__name__}"
+        raise ValueError(f"key must be a key tensor, got {got:.80}; make one with fpatch.random.key(seed)")
     if key.dtype != torch.int64 or key.ndim == 0 or key.shape[-1] != 2:
         raise ValueError(
             f"key must be an int64 tensor [..., 2], got {key.dtype} {list(key.shape)}; make it with key(seed)"

@@ -17,7 +17,7 @@ from torch import Tensor
 from fpatch.core.checks import nearest
 from fpatch.core.files import digest
 from fpatch.core.inputs import parse_json
-from fpatch.core.names import check_name
+from fpatch.core.names import check_file_name, typed
 from fpatch.core.schema import decode
 from fpatch.log.records import Mark
 from fpatch.optim.step import TrainState
@@ -199,7 +199,7 @@ def has_checkpoint(folder: Path, name: str) -> bool:
 
 
 def _file_name(name: str) -> str:
-    check_name("checkpoint", name)
+    check_file_name("checkpoint", name, "such as best")
     return f"checkpoints/{name}.safetensors"
 
 
@@ -247,7 +247,7 @@ def _parse(folder: Path, name: str, metadata: Mapping[str, str]) -> Header:
 def _broken(folder: Path, name: str, what: str) -> RunError:
     return RunError(
         f"{folder / _file_name(name)} is broken ({what}); restore it, or resume from another checkpoint: "
-        f"fpatch resume {folder} --from NAME"
+        f"fpatch resume {typed(folder)} --from NAME"
     )
 
 

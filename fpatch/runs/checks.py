@@ -9,15 +9,17 @@ from typing import Any
 
 from fpatch.core.files import digest
 from fpatch.core.inputs import parse_json
+from fpatch.core.names import typed
 from fpatch.core.schema import encode, flatten
 from fpatch.data import TargetSet
 from fpatch.log.sealed import is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.naming import find_other_name
 from fpatch.runs.places import to_relative
 from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
 from fpatch.runs.standing import find_damage
-from fpatch.runs.tables import table_damage
+from fpatch.runs.tables import load_manifest, table_damage
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def check_config(run: Run, accept: bool = False) -> list[str]:
     different = [entry for entry in changed_settings(run.folder, config) if not is_moved(*entry)]
     if accept:
         return [f"{name}: {was} was recorded, {now} is here" for name, was, now in different]
-    way_out = f"restore config.json, or accept it: fpatch resume {run.folder} --from last"
+    way_out = f"restore config.json, or accept it: fpatch resume {typed(run.folder)} --from last"
     return _check_settings(run, different, way_out)
 
 
@@ -213,7 +215,10 @@ def warn_of_inputs(
     Returns:
         A sentence for each difference.
     """
-    said = [] if table is None else table_damage(run.folder, table)
+    said = []
+    if table is not None:
+        said += table_damage(run.folder, table)
+        said += find_other_name(table, load_manifest(run.folder, table))
     with suppress(RunError):  # a broken checkpoint is an error where it is read
         said += find_damage(run)
     try:

@@ -3,6 +3,7 @@
 `fpatch.evaluation` measures a pipeline on a data set; this module opens the run and its study for it.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from fpatch.runs.measuring import measured_study
 from fpatch.runs.naming import table_name, warn_of_replaced
 from fpatch.runs.opening import open_run
 from fpatch.runs.places import suggest_data_root
+from fpatch.runs.record import images_trained_on
 from fpatch.runs.tables import record_files
 from fpatch.runtime.device import describe_device, deterministic_algorithms
 from fpatch.runtime.portable import portable_kernels
@@ -40,6 +42,8 @@ from fpatch.study.room import warn_of_crowded
 from fpatch.study.setup import set_up
 from fpatch.study.splits import check_metric, evaluate_split, split_name
 from fpatch.study.study import Study
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate_run(
@@ -88,9 +92,9 @@ def evaluate_run(
         warn_of_replaced(run, table, trained.facts(checkpoint))
         last_step = run.checkpoint_step("last")
         result = evaluate_split(study, trained.params, dataset, split, on_progress)
+        rates = success(result.table, metric)  # a metric without rates leaves no table
         execution = study.execution(study.evaluate.block)
         run.save_evaluation(table, result, execution, **trained.facts(checkpoint))
-        rates = success(result.table, metric)
         names = dataset.class_names
         summary = summarize(metric, checkpoint, trained.step, result, names, trained.settings)
         run.write_json(f"tables/{table}.summary.json", summary)
@@ -183,7 +187,7 @@ def load_trained(
     """
     run, study = open_run(folder, resources, data_root)
     measured = measured_study(study, settings, run.folder, resources, data_root)
-    study = measured.study
+    trained_on, study = study.data.train, measured.study
     name = split_name(study, split)
     with suggest_data_root():
         parts = set_up(study, only=name if measured.own_data else None)
@@ -192,11 +196,20 @@ def load_trained(
     state, _ = run.load_checkpoint(checkpoint, parts.initial)
     dataset = parts.dataset.split(name)
     said = warn_of_inputs(run, study, parts.dataset, [name], own_data=measured.own_data)
+    if any(setting.startswith("data.") for setting in settings or {}):
+        _warn_of_trained(images_trained_on(run.folder, trained_on, dataset), len(dataset.image_ids))
     data = measured.describe(parts.dataset)
     pipeline, recorded = study.placed.at(split), measured.settings
     kernels = portable_kernels(study.evaluate.portable, describe_device(study.place))
     with deterministic_algorithms(study.train.deterministic), kernels:
         yield Trained(run, study, pipeline, state.params, state.step, dataset, said, recorded, data)
+
+
+def _warn_of_trained(images: Sequence[Path], count: int) -> None:
+    """Warn about images that are measured and that the patch was trained on."""
+    if images:
+        what = f"{len(images)} of {count} images are images that the patch was trained on, first {images[0]}"
+        _logger.warning("%s: its rates are no measure of other images", what)
 
 
 def summarize(

@@ -12,6 +12,7 @@ from torch import Tensor
 from fpatch.core.checks import shown
 from fpatch.core.files import write_atomic
 from fpatch.core.inputs import parse_json, read_text
+from fpatch.core.names import typed
 from fpatch.core.schema import decode
 from fpatch.log.sealed import seal
 from fpatch.log.values import to_json
@@ -125,7 +126,7 @@ def _opened(folder: Path, name: str) -> Iterator[Any]:
     if not path.is_file():
         known = [p.name.removesuffix(".safetensors") for p in path.parent.glob("*.safetensors")]
         there = ", ".join(sorted(known)) or "nothing"
-        hint = f"; if the run was stopped: fpatch resume {folder}" if "last" in known else ""
+        hint = f"; if the run was stopped: fpatch resume {typed(folder)}" if "last" in known else ""
         raise RunError(f"{folder} lacks {name}; there is: {there}{hint}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -133,5 +134,5 @@ def _opened(folder: Path, name: str) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         way = "restore it"
         if path.parent.name == "checkpoints":
-            way = f"restore it, or resume from another checkpoint: fpatch resume {folder} --from NAME"
+            way = f"restore it, or resume from another checkpoint: fpatch resume {typed(folder)} --from NAME"
         raise RunError(f"{path} is broken ({error}); {way}") from error

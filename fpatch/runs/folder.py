@@ -22,6 +22,7 @@ from torch import Tensor
 from fpatch.core.checks import check_kind
 from fpatch.core.files import digest
 from fpatch.core.inputs import check_encodable
+from fpatch.core.names import typed
 from fpatch.core.version import __version__
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.values import to_json, to_png
@@ -121,7 +122,7 @@ class Run:
         if not run.folder.is_dir():
             if run.folder.suffix == ".toml":
                 raise RunError(
-                    f"{folder}: it is a study, not a run folder; train it first: fpatch train {folder}"
+                    f"{folder}: it is a study, not a run folder; train it first: fpatch train {typed(folder)}"
                 )
             what = "it is a file, not a run folder" if run.folder.exists() else "no such run folder"
             raise RunError(f"{folder}: {what}; runs are listed by `ls runs/`")
@@ -130,6 +131,8 @@ class Run:
             if not (run.folder / name).is_file():
                 inside = sorted(p.parent.name for p in run.folder.glob("*/environment.json"))
                 hint = f"give one of the runs in it, e.g. {inside[-1]}" if inside else "train again"
+                is_part = (run.folder.parent / "environment.json").is_file()
+                hint = f"give its parent, {Path(folder).parent}" if is_part else hint
                 raise RunError(
                     f"{folder} lacks {name}: it is no run folder, or was killed at its start; {hint}"
                 )

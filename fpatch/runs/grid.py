@@ -26,7 +26,7 @@ from fpatch.metrics import Rate
 from fpatch.runs.evaluating import Trained, load_trained
 from fpatch.runs.figures import REPORT_PX, make_figure
 from fpatch.runs.folder import Run
-from fpatch.runs.naming import grid_name, warn_of_replaced
+from fpatch.runs.naming import grid_name, table_name, warn_of_replaced
 from fpatch.runs.tables import record_files
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_curves, plot_heat_maps
@@ -84,7 +84,8 @@ def evaluate_grid_run(
         facts = trained.facts(checkpoint) | {"grid": {path: list(v) for path, v in grid.items()}}
         warn_of_replaced(run, name, facts)
         run.save_evaluation(name, result, study.execution(study.evaluate.block), **facts)
-        title = f"{study.name}: {name}"
+        table = table_name(split, checkpoint, trained.settings)
+        title = f"{study.name}: {table}, step {trained.step}"
         _plot(run.path(f"figures/{name}.png"), result.table, study.evaluate.metric, title)
         run.write_image(f"figures/{name}-cells.png", _picture_cells(trained, result.table, cells))
         record_files(run.folder, name, [f"figures/{name}.png", f"figures/{name}-cells.png"])
@@ -141,7 +142,7 @@ def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Seq
         order = own[np.argsort(effects(table, metric)[own], kind="stable")]
         rows.append(int(order[len(order) // 2]))
         named = zip(short_paths(list(cell.values)), cell.values.values(), strict=True)
-        values = ", ".join(f"{name} {value:g}" for name, value in named)
+        values = ", ".join(f"{name} = {value:g}" for name, value in named)
         rate = cell.success.rates[PATCH].value
         found = "no rate" if math.isnan(rate) else f"success\u00a0{100 * rate:.0f}\u00a0%"
         captions.append(f"{values}, {found}")

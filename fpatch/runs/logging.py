@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fpatch.core.errors import is_stop
 from fpatch.core.files import file_digest
+from fpatch.core.names import typed
 from fpatch.core.schema import flatten
 from fpatch.core.version import __version__
 from fpatch.data import TargetSet
@@ -142,7 +143,7 @@ def opened_log(study: Study, run: Run, resume_step: int | None) -> Iterator[Log]
         yield log
     except BaseException as error:
         finished = None if is_stop(error) else False
-        error.add_note(f"finished steps are kept; resume with: fpatch resume {run.folder}")
+        error.add_note(f"finished steps are kept; resume with: fpatch resume {typed(run.folder)}")
         raise
     finally:
         log.close(finished=finished)

@@ -11,6 +11,7 @@ from fpatch.runs.checkpoints import Header, check_checkpoint, has_checkpoint
 from fpatch.runs.checks import record_damage
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
+from fpatch.runs.naming import find_other_name
 from fpatch.runs.standing import find_damage
 from fpatch.runs.tables import load_manifest, table_damage
 
@@ -184,7 +185,7 @@ def _check_tables(run: Run, there: set[str]) -> _Found:
             continue
         if {"files", SEAL} & set(manifest):
             checked |= {f"tables/{name}.json", *manifest.get("files", ())}
-            damage += table_damage(run.folder, name)
+            damage += [*table_damage(run.folder, name), *find_other_name(name, manifest)]
     for file in sorted(there):
         name = file.removeprefix("tables/").removesuffix(".parquet").removesuffix(".objects")
         if file.startswith("tables/") and file.endswith(".parquet") and name not in names:
@@ -198,7 +199,7 @@ def _reason(file: str, is_old: bool) -> str:
         if file.startswith(start):
             return reason
     if file == "records.jsonl":
-        return OLD if is_old else "its end was not committed"
+        return OLD if is_old else "records.json does not cover all of it"
     if file.endswith(".tmp"):
         return "incomplete, left by a kill"
     return OLD if is_old else "no digest is recorded"

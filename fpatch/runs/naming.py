@@ -136,6 +136,33 @@ def scatter_name(table: str, metric: str | None) -> str:
     return _bounded(re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts)))
 
 
+def find_other_name(name: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if a manifest is not that of a table with this name, but of another one.
+
+    A copied or renamed table would answer another question under the name of this one. Tables of earlier
+    versions, which record no state of the patch, are known by their files alone.
+
+    Example:
+        >>> from fpatch.runs.naming import find_other_name
+        >>> find_other_name("test", {"state": "5f", "checkpoint": "best", "settings": {"seed": 7}})
+        ["tables/test.json is the record of another table, 'test-seed-7'"]
+    """
+    expected = name
+    files = [file for file in manifest.get("files", ()) if file.endswith(".patches.safetensors")]
+    if files and f"tables/{name}.patches.safetensors" not in files:
+        expected = files[0].removeprefix("tables/").removesuffix(".patches.safetensors")
+    elif "state" in manifest and "checkpoint" not in manifest:
+        expected = f"validation-{manifest.get('step', 0):08d}"
+    elif "state" in manifest:
+        split = name.partition("-")[0]
+        facts = manifest["checkpoint"], manifest.get("settings")
+        grid = manifest.get("grid")
+        expected = table_name(split, *facts) if grid is None else grid_name(split, facts[0], grid, facts[1])
+    if expected == name:
+        return []
+    return [f"tables/{name}.json is the record of another table, {expected!r}"]
+
+
 def warn_of_replaced(run: Run, table: str, facts: Mapping[str, Any]) -> None:
     """Say which table a measurement replaces, if that shows another patch or was made from other inputs."""
     if not (run.folder / f"tables/{table}.json").is_file():

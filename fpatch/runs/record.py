@@ -99,6 +99,22 @@ def changed_images(folder: Path, dataset: TargetSet, splits: Iterable[str] | Non
     return said
 
 
+def images_trained_on(folder: Path, split: str, dataset: TargetSet) -> list[Path]:
+    """Return the images of a view whose content is that of an image of the training, as `data.json` says."""
+    path = folder / "data.json"
+    if not path.is_file():
+        return []
+    recorded = read_json(path, "images")["images"]
+    trained = {entry["sha256"] for entry in recorded if entry["split"] == split and "sha256" in entry}
+    shown = [dataset.paths[i] for i in dataset.image_ids.tolist()]
+    states = [image.stat() for image in shown]
+    return [
+        image
+        for image, state in zip(shown, states, strict=True)
+        if _digest_of(str(image), state.st_size, state.st_mtime_ns) in trained
+    ]
+
+
 def changed_sources(
     recorded: Mapping[str, Mapping[str, str]], study: Study, unrelated: Sequence[str] = ()
 ) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fpatch.core.files import set_aside
+from fpatch.core.names import typed
 from fpatch.log.records import Mark, Records, mark_at, read_seal
 from fpatch.runs import checkpoints
 from fpatch.runs.checkpoints import Header, Link
@@ -30,7 +31,7 @@ def check_standing(run: Run) -> None:
     if found:
         raise RunError(
             f"{run.folder}: {found[0]}; restore the files, or resume from the checkpoint of your choice, "
-            f"where later files are moved into aside/: fpatch resume {run.folder} --from last"
+            f"where later files are moved into aside/: fpatch resume {typed(run.folder)} --from last"
         )
 
 
@@ -50,7 +51,7 @@ def _check_unstarted(run: Run) -> None:
     newest = f"step-{steps[-1]:08d}" if steps else "NAME"
     raise RunError(
         f"{run.folder} lacks checkpoints/last.safetensors, though it has been trained; restore it, or resume "
-        f"from a numbered checkpoint: fpatch resume {run.folder} --from {newest}"
+        f"from a numbered checkpoint: fpatch resume {typed(run.folder)} --from {newest}"
     )
 
 

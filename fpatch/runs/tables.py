@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from fpatch.core.files import digest, file_digest
 from fpatch.core.inputs import machine_memory
-from fpatch.core.names import check_name
+from fpatch.core.names import check_file_name, typed
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import is_edited
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
@@ -137,13 +137,15 @@ def load_execution(folder: Path, name: str) -> Execution:
 
 
 def _find_table(folder: Path, name: str) -> Path:
-    check_name("table", name)
+    check_file_name("table", name, "such as test")
     path = folder / f"tables/{name}.parquet"
     if not path.with_suffix(".json").is_file() or not path.is_file():
         tables = (folder / "tables").glob("*.parquet")
         known = [p.stem for p in tables if p.with_suffix(".json").is_file()]
         there = f"tables: {', '.join(sorted(known))}; " if known else ""
-        raise RunError(f"{folder} has no table {name!r}; {there}`fpatch evaluate {folder}` makes 'test'")
+        raise RunError(
+            f"{folder} has no table {name!r}; {there}`fpatch evaluate {typed(folder)}` makes 'test'"
+        )
     return path
 
 

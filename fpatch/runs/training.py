@@ -37,7 +37,8 @@ from fpatch.runtime.device import deterministic_algorithms
 from fpatch.runtime.parallel import ALONE, Ranks, joined
 from fpatch.study.counting import find_uncounted
 from fpatch.study.dry_run import dry_run_setup
-from fpatch.study.goals import judge_goals
+from fpatch.study.goals import judge_best, judge_goals
+from fpatch.study.leaks import find_leaks
 from fpatch.study.setup import Setup, make_loader, set_up
 from fpatch.study.study import Study
 
@@ -136,7 +137,8 @@ def train(study: Study, on_progress: Progress | None = None) -> Run:
         parts = set_up(study)
         make_loader(study, parts, ranks)  # refuses a batch with fewer rows than processes
         dry_run_setup(study, parts)
-        for where, what in () if ranks.rank else judge_goals(study):
+        said = (*judge_goals(study), *judge_best(study), *find_leaks(study, parts.dataset))
+        for where, what in () if ranks.rank else said:
             _logger.warning("%s: %s", where, what)
         if ranks.rank:
             run = Run(ranks.tell(""))  # which this process may not see

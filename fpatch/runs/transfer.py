@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from fpatch.core.display import shown
 from fpatch.core.files import write_atomic
-from fpatch.core.names import label
+from fpatch.core.names import label, typed
 from fpatch.core.progress import Progress
+from fpatch.core.schema import flatten
 from fpatch.core.tree import to_device
 from fpatch.data import TargetSet
 from fpatch.evaluation.columns import tensor_digest
@@ -18,7 +19,7 @@ from fpatch.evaluation.conditions import TITLES, make_patches
 from fpatch.evaluation.rates import axis_label
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
-from fpatch.runs.evaluating import load_trained
+from fpatch.runs.evaluating import Trained, load_trained
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_heat_maps
 
@@ -67,10 +68,13 @@ def transfer_runs(
     if len(names) < 2:
         raise ValueError(
             "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
-            f"by fpatch evaluate {names[0] if names else 'RUN'}"
+            f"by fpatch evaluate {typed(folders[0] if folders else 'RUN')}"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"transfer: the names of the run folders must differ, got {names}")
+        raise ValueError(
+            f"transfer: the names of the run folders must differ, got {names}; give each run once, and "
+            "rename one of two folders of one name"
+        )
     with ExitStack() as opened:
         found = [
             opened.enter_context(load_trained(folder, split, checkpoint, resources, settings, data_root))
@@ -95,8 +99,40 @@ def transfer_runs(
             block=study.evaluate.block,
             progress=lambda done, total: show("transfer", done, total, ""),
         )
+        for name in names[1 : len(folders)]:
+            if said := _other_settings(runs[names[0]], runs[name], names[0], split):
+                measured.warnings.setdefault(name, []).extend(said)
         steps = {name: trained.step for name, trained in runs.items()}
         return measured._replace(steps=steps, titles=_titles({n: t.study.name for n, t in runs.items()}))
+
+
+def _other_settings(first: Trained, other: Trained, named: str, split: str) -> list[str]:
+    """Return a sentence if two runs differ in more than their patches, victims and losses.
+
+    The rates on the two victims then differ for other reasons, such as a darker camera.
+    """
+
+    def settings(trained: Trained) -> dict[str, Any]:
+        nodes = trained.study.pipeline.at(split)
+        shared = [
+            path
+            for path, n in nodes.items()
+            if n.stage.definition.role not in ("victim", "loss") and path not in nodes.parameterizations
+        ]
+        return flatten({path: nodes.config[path] for path in shared})
+
+    before, here = settings(first), settings(other)
+    said = []
+    if differing := [name for name in {**before, **here} if before.get(name) != here.get(name)]:
+        name, more = differing[0], len(differing) - 1
+        what = f"pipeline.{name} is {here.get(name)!r}, but {before.get(name)!r} in {named}"
+        more = f", and {more} other settings differ" if more else ""
+        said.append(f"{what}{more}: its rates differ for more reasons than the victim")
+    for name in ("metric", "num_draws"):
+        was, now = getattr(first.study.evaluate, name), getattr(other.study.evaluate, name)
+        if was != now:
+            said.append(f"evaluate.{name} is {now!r} in its study; {was!r}, that of {named}, counts for all")
+    return said
 
 
 def _titles(studies: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from fpatch.core.checks import check_kind, nearest
 from fpatch.core.errors import Errors, in_file
 from fpatch.core.inputs import check_file, parse_toml, read_text
@@ -145,12 +149,42 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
         >>> brighter.pipeline["exposure"].stage, brighter.train.num_steps
         (compose.exposure(stops=(-0.05, 1.0)), 10)
     """
+    check_kind("the settings", settings, Mapping, "give {'train.num_steps': 100}")
     config = study.config | {"pipeline": study.pipeline.given_config}
     for name, value in settings.items():
-        assign(config, name, value)
+        _check_setting(config, name, value)
+        assign(config, name, _plain(value))
     for path in {name.split(".")[1] for name in settings if name.startswith("pipeline.")}:
         _rewire(config["pipeline"], path, study.pipeline, resources)
     return study_from_config(config, Path.cwd(), resources)
+
+
+def _check_setting(config: Mapping[str, Any], name: str, value: Any) -> None:
+    """Check that a setting is a dotted name, and does not replace a whole section.
+
+    Raises:
+        ValueError: If it does; the message names the setting that is meant.
+    """
+    parts = str(name).partition(".")
+    if parts[1] and parts[0] in config:
+        return
+    sections = {n: table for n, table in config.items() if isinstance(table, Mapping) and n != "pipeline"}
+    meant = [f"{section}.{name}" for section, table in sections.items() if name in table]
+    if name not in config and meant:
+        raise ValueError(f"--{name}: give the setting with its section: {' or '.join(meant)}")
+    if isinstance(config.get(name), Mapping) and isinstance(value, Mapping):
+        example = f"{name}.{next(iter(value), 'NAME')}"
+        raise ValueError(
+            f"--{name}: a whole section replaces its other settings, too; give each by its dotted name, such "
+            f"as {example!r}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting of Python as TOML would hold it: numbers of numpy and torch, paths and devices."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    return str(value) if isinstance(value, Path | torch.device) else value
 
 
 def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mapping[str, Any] | None) -> None:
@@ -161,7 +195,8 @@ def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mappi
         return
     groups = {name.removesuffix(own) for own, name in before[path].writes.items() if name.endswith(own)}
     alone = {name: value for name, value in nodes[path].items() if name not in ("reads", "writes")}
-    writes = build({path: alone}, resources)[path].stage.definition.writes
+    own = {name: value for name, value in (resources or {}).items() if name.startswith(f"{path}/")}
+    writes = build({path: alone}, own)[path].stage.definition.writes
     if set(writes) != set(before[path].writes) and len(groups) == 1:
         nodes[path]["writes"] = {own: f"{min(groups)}{own}" for own in writes}
 

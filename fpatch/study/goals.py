@@ -7,6 +7,8 @@ A stage declares the settings that are its goal by `define(classes=...)`.
 from collections.abc import Iterator, Mapping
 
 from fpatch.evaluation.columns import OBJECT, split_group
+from fpatch.evaluation.conditions import NONE, PATCH
+from fpatch.evaluation.rates import SCORES
 from fpatch.graph.node import Node
 from fpatch.graph.pipeline import Pipeline
 from fpatch.study.study import Study
@@ -50,6 +52,35 @@ def judge_goals(study: Study) -> Iterator[tuple[str, str]]:
             way = "leave the goal out" if aim is None else f"set pipeline.{path}.goal = {aim}"
             aims_at = f"{loss!r} aims at {'no class' if aim is None else aim}"
             yield path, f"{said}, while {aims_at}: the rates are of another question; {way}"
+
+
+def judge_best(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield a sentence if the best checkpoint is chosen by a scalar that is low, or equal, for a good patch.
+
+    The highest scalar is the best. How sure the victim is of the object with the patch is low then.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.goals import judge_best
+        >>> study = tiny_study(tempfile.mkdtemp(), {"evaluate.best": "success/clean"})
+        >>> [sentence.partition(",")[0] for _, sentence in judge_best(study)]
+        ["'success/clean' does not depend on the patch"]
+    """
+    best, metric = study.evaluate.best, study.evaluate.metric
+    if study.data.validation is None:
+        return
+    own, _, condition = best.rpartition("/")
+    group = split_group(metric)[0]
+    way = "take one such as 'success/patch' or 'success/drop/patch'"
+    if best == "success/clean" or (condition in (NONE, "noise") and not own.startswith("success/over")):
+        what = f"{best!r} does not depend on the patch, so that the last checkpoint is the best"
+        yield "evaluate.best", f"{what}; {way}"
+    elif condition in (PATCH, "delta") and own in (metric, *(f"{group}{score}" for score in SCORES)):
+        what = (
+            f"the checkpoint with the highest {best!r} is that with which the victim is surer of the object"
+        )
+        yield "evaluate.best", f"{what}: the weakest patch; {way}"
 
 
 def _find_metrics(study: Study) -> dict[str, Goal]:

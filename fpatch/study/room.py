@@ -11,6 +11,7 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.study.setup import Setup
 from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
+from fpatch.study.thresholds import find_cut_scores
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def find_crowded(
 
 
 def warn_of_crowded(study: Study, parts: Setup, phases: Sequence[str] = ("validation", "test")) -> None:
-    """Log a warning for each node with too little room."""
+    """Log a warning for each node with too little room, and for each metric below the victim's threshold."""
+    for path, what in dict.fromkeys(find_cut_scores(study, phases)):
+        _logger.warning("node %r: %s", path, what)
     for path, what in dict.fromkeys(find_crowded(study, parts, phases)):
         _logger.warning("node %r %s", path, what)
 

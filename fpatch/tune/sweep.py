@@ -10,6 +10,7 @@ from typing import Any
 from fpatch.core.checks import check_kind, nearest
 from fpatch.core.display import shown
 from fpatch.core.errors import in_file, is_stop
+from fpatch.core.names import typed
 from fpatch.core.progress import Progress
 from fpatch.core.schema import decode, flatten
 from fpatch.log.destinations import choose_experiment
@@ -319,7 +320,9 @@ def _run(
             drive(journal, plan, log.notify, resources)
         except BaseException as error:
             finished = None if is_stop(error) else False
-            error.add_note(f"finished steps are kept; resume with: fpatch sweep resume {journal.folder}")
+            error.add_note(
+                f"finished steps are kept; resume with: fpatch sweep resume {typed(journal.folder)}"
+            )
             raise
         finally:
             log.close(finished)

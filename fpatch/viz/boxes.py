@@ -1,6 +1,7 @@
 """Images with their boxes and placements, to check a data set before training."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.checks import check_kind
 from fpatch.core.names import label
 from fpatch.viz import style
 from fpatch.viz._labels import Label, corners_at, place_labels
@@ -53,6 +55,8 @@ def plot_boxes(
         ...     Path(folder, "boxes.png").read_bytes()[1:4]
         b'PNG'
     """
+    check_kind("plot_boxes(path)", path, (str, os.PathLike), "the order is (path, batch)")
+    check_kind("plot_boxes(batch)", batch, Mapping, "take one of a data set, or give {'image': tensor}")
     images = (batch["image"] if "image" in batch else batch["scene"]).detach().cpu().clamp(0, 1)
     columns = min(columns, len(images))
     rows, aspect = math.ceil(len(images) / columns), images.shape[2] / images.shape[3]
@@ -102,8 +106,8 @@ def _draw_image(
         axis.add_patch(Polygon(corners, fill=False, edgecolor=_QUAD, linewidth=1.1))
         axis.plot(*np.transpose(corners[:2]), color=_QUAD, linewidth=3.0, solid_capstyle="butt", marker="")
         inside = np.clip(corners, 0, (w, h))
-        text = _write(axis, *inside.mean(0), name, _QUAD)
-        labels.append((text, (*inside.mean(0), *inside.min(0), *inside.max(0))))
+        x, y = inside.mean(0)
+        labels.append((_write(axis, x, y, name, _QUAD), (x, y, *inside.min(0), *inside.max(0))))
     axis.set(xlim=(0, w), ylim=(h, 0))
     return labels
 

@@ -51,9 +51,8 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
     names = found.largest(_MOST)
     shown = {name: found.classes[name] for name in names}
     columns = _choose_answers(shown)
-    rows = [
-        f"{clip} ({_rate(shown[name]).count})" for name, clip in zip(names, clip_apart(names), strict=True)
-    ]
+    clipped = clip_apart(names)
+    rows = [f"{clip} ({_rate(shown[name]).count})" for name, clip in zip(names, clipped, strict=True)]
     deep = len(rows) * _CELL_IN
     conditions = [c for c in (NONE, PATCH) if columns and all(c in e.answers for e in shown.values())]
     margin = max(map(len, rows)) * _LETTER_IN + 0.3
@@ -75,9 +74,9 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
         if lower is not None:
             axes = lower.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
             for axis, condition in zip(axes, conditions, strict=True):
-                _draw_answers(axis, rows, columns, shown, condition)
+                _draw_answers(axis, clipped, columns, shown, condition)
             axes[0].set_ylabel("true class")
-            lower.supxlabel("answer: number of rows, colored by their share of the class", fontsize=8)
+            lower.supxlabel("answer: number of all rows, colored by their share of the class", fontsize=8)
         figure.suptitle(label(clip_name(title, int(width / 0.085))))
         style.save(figure, path)
 

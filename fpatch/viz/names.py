@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 _MOST_LINES = 3
+_LONGEST_NUMBER = 4
 _PARTS = re.compile(r"(?:[^/_\- \n.]|\.(?![A-Za-z]))*(?:[/_\- \n]|\.(?=[A-Za-z]))?")
 """Parts of a name; a dot within a number ends none."""
 
@@ -30,17 +31,29 @@ def wrap_name(name: str, width: int = 18, lines: int = _MOST_LINES) -> str:
 
 
 def clip_name(name: str, width: int = 24) -> str:
-    """Cut the middle out of a long name; both ends tell names apart.
+    """Cut the middle out of a long name; both ends tell names apart, and no number is cut in two.
 
     Example:
         >>> from fpatch.viz.names import clip_name
         >>> clip_name("a rather long name of a run, seed 7", 20)
         'a rather...n, seed 7'
+        >>> clip_name('a class of a long name, number 77 of eighty', 24)
+        'a class o...77 of eighty'
     """
     if len(name) <= width:
         return name
-    head = (width - 3) // 2
-    return f"{name[:head].rstrip()}...{name[head + 3 - width :]}"
+    tail = len(name) - (width - 3 - (width - 3) // 2)
+    tail = _before_number(name, tail)
+    head = max(width - 3 - (len(name) - tail), 0)
+    return f"{name[: _before_number(name, head)].rstrip()}...{name[tail:]}"
+
+
+def _before_number(name: str, at: int) -> int:
+    """Return a place to cut a name, moved to the front of a short number that is cut there."""
+    found = at
+    while 0 < found < len(name) and name[found - 1].isdigit() and name[found].isdigit():
+        found -= 1
+    return found if at - found <= _LONGEST_NUMBER else at
 
 
 def clip_apart(names: Sequence[str], width: int = 24) -> list[str]:

@@ -60,8 +60,8 @@ def plot(
         )
     if isinstance(images, Mapping):
         titles, images = list(images) if titles is None else titles, list(images.values())
-    elif isinstance(images, Tensor):
-        images = list(images) if images.ndim == 4 else [images]
+    elif not isinstance(images, list | tuple):
+        images = list(images) if isinstance(images, Tensor) and images.ndim == 4 else [images]
     titles = [""] * len(images) if titles is None else titles
     if len(images) == 0 or len(titles) != len(images):
         raise ValueError(f"plot: one title per image is needed, got {len(titles)} for {len(images)} images")

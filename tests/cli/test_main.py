@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -153,6 +154,13 @@ def test_brackets_in_the_name_of_a_class_are_shown(capsys):
     assert said.count("[red]") == 4  # title, heading, question and score
 
 
+def test_a_metric_without_rates_leaves_no_table(run, capsys):
+    before = sorted(path.name for path in (run.folder / "tables").iterdir())
+    assert main(["evaluate", str(run.folder), "--evaluate.metric", "best_score"]) == 2
+    assert "'best_score' must be boolean" in capsys.readouterr().err
+    assert sorted(path.name for path in (run.folder / "tables").iterdir()) == before
+
+
 def test_settings_on_the_command_line(tmp_path, capsys):
     path = make_study(tmp_path)
     words = ["--train.num_steps", "2", path, "--pipeline.camera/exposure.stops.low", "-2", "--seed", "9"]
@@ -225,3 +233,48 @@ def test_help(capsys, command):
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert "usage: fpatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (
+            ("train", "STUDY", "--lr", "0.1"),
+            "no such option of fpatch train; did you mean --optimizer.lear",
+        ),
+        (("train", "STUDY", "--num_step=3"), "did you mean --train.num_steps?"),
+        (("evaluate", "RUN", "--num-draws", "4"), "did you mean --evaluate.num_draws?"),
+        (("train", "STUDY", "train.num_steps=3"), "an option begins with --: --train.num_steps 3"),
+        (("resume", "RUN", "--train.num_steps", "3"), "it takes the recorded settings"),
+        (("evaluate", "RUN", "RUN"), "fpatch evaluate takes no such argument"),
+        (
+            ("describe", "STUDY", "--phase", "eval"),
+            "--phase: 'eval' means two phases; choose 'validation' or",
+        ),
+        (("transfer", "RUN"), "one alone is measured by fpatch evaluate RUN"),
+        (("transfer", "RUN", "RUN"), "give each run once"),
+        (
+            ("evaluate", "RUN", "--checkpoint", "checkpoints/best.safetensors"),
+            "without folder and suffix, such a",
+        ),
+        (
+            ("replay", "RUN", "--table", "test.csv"),
+            "table: give a name without folder and suffix, such as test",
+        ),
+        (("evaluate", "RUN/tables"), "give its parent, RUN"),
+    ],
+)
+def test_a_slip_on_the_command_line_names_what_is_meant(trained, capsys, words, way_out):
+    names = {"STUDY": str(trained.folder.parent.parent / "study.toml"), "RUN": str(trained.folder)}
+    for name, path in names.items():
+        words, way_out = [word.replace(name, path) for word in words], way_out.replace(name, path)
+    assert main(words) == 2
+    assert way_out in capsys.readouterr().err
+
+
+def test_commands_that_are_printed_can_be_typed(tmp_path, capsys):
+    tiny_study(tmp_path, {"log.runs": str(tmp_path / "my runs"), "log.tensorboard": False})
+    study = tmp_path / "study.toml"
+    said = out(capsys, "train", study, "--log.runs", tmp_path / "my runs", "--log.mlflow", "false")
+    (command,) = [line for line in said.splitlines() if line.startswith("  fpatch evaluate ")]
+    assert main(shlex.split(command)[1:]) == 0

@@ -8,6 +8,7 @@ import pytest
 from fpatch.demo.recorded import compare_with_recorded, recorded_rates
 from fpatch.demo.study import FULL, QUICK, Size
 from fpatch.evaluation.conditions import TITLES
+from fpatch.runtime.execution import with_threads
 
 ROOT = Path(__file__).parents[2]
 SMALL = Size({"train": 4, "validation": 2, "test": 2}, ((96, 96),), 1, 1, 1, ())
@@ -24,7 +25,15 @@ def test_each_rate_that_differs_is_named_with_both_numbers():
     first, named, why = compare_with_recorded([one, other | {"noise": "12.3"}], FULL)
     assert first.startswith("1 success rate differs from those of the docs, recorded with torch 2.")
     assert named == f"  victim 1, noise: 12.3 % here, {other['noise']} % in the docs"
-    assert why.startswith("This machine has ")
+    assert why.startswith("Here: ")
+
+
+def test_another_number_of_threads_is_named():
+    """It changes the rates as another processor does."""
+    (victim,) = recorded_rates(QUICK).victims
+    with with_threads(1):
+        _, _, why = compare_with_recorded([victim | {"noise": "12.3"}], QUICK)
+    assert "threads 1" in why.partition(".")[0]
 
 
 def test_a_demo_of_another_size_is_not_compared():

@@ -111,3 +111,33 @@ def test_a_metric_of_another_form_is_refused(tmp_path, form):
     ask = stage(lambda v: {"own_logits": victim.apply({}, {}, v)["logits"]}, ("image",), ("own_logits",))
     with pytest.raises(ValueError, match="node 'own': the metric 'own' must hold.*" + re.escape(got)):
         measure(tmp_path, {"ask": ask, "own": own})
+
+
+SCORES = {
+    "percent": (lambda s: 100 * s, "75"),
+    "logit": (lambda s: s.logit(), "1.09861"),
+    "log": (torch.log, "-0.2"),
+}
+
+
+@pytest.mark.parametrize(
+    "metric", [metrics.detection_hit, metrics.object_hit, metrics.mean_average_precision]
+)
+@pytest.mark.parametrize("kind", SCORES)
+def test_scores_that_no_threshold_suits_are_refused(metric, kind):
+    """A percentage of 75 would pass a threshold of 0.5, and so would one of 1."""
+    make, got = SCORES[kind]
+    box, label, yes = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[True]])
+
+    def run(scores, valid=yes):
+        final = {"boxes": box, "scores": scores, "labels": label, "valid": valid}
+        values = {"detections": {"final": final}, "boxes": box, "labels": label, "box_valid": yes}
+        made = metric()
+        made.apply({}, {}, values)
+        if summary := made.definition.summary:
+            summary.update(made.config, summary.init(made.config), values)
+
+    run(torch.tensor([[0.75]]))
+    run(make(torch.tensor([[0.75]])), valid=~yes)
+    with pytest.raises(ValueError, match=f"must be within 0..1, got {re.escape(got)}"):
+        run(make(torch.tensor([[0.75]])))

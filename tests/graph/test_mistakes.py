@@ -1,17 +1,23 @@
 """Objects of other libraries, swapped arguments and wrong trees: one sentence with the way out, at once."""
 
+import copy
+import dataclasses
+from types import SimpleNamespace
+
 import kornia.augmentation as kornia
+import numpy as np
 import pytest
 import torch
 import torchmetrics
 import torchvision
 from cases import make_inputs, noise
+from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 from typecheck import unchecked
 
 import fpatch
-from fpatch import compose, create, implant, infer, losses, metrics, random
+from fpatch import compose, create, data, implant, infer, losses, metrics, random, viz
 from fpatch.graph.node import node
 from fpatch.graph.pipeline import pipeline
 from fpatch.tune import load_plan
@@ -352,6 +358,7 @@ def test_an_objective_takes_a_pipeline_and_weights_by_term():
 
 
 STUDY, SMOOTH = object(), small(losses.total_variation())
+STATE, LOADER = fpatch.TrainState(PATCH, None, 0, KEY), SimpleNamespace(batches=lambda step: iter(()))
 
 
 @pytest.mark.parametrize(
@@ -387,10 +394,72 @@ STUDY, SMOOTH = object(), small(losses.total_variation())
         ),
         (lambda: random.key("x"), "seed must be a whole number, got 'x'"),
         (lambda: random.split(0), "key must be a key tensor, got 0; make one with fpatch.random.key(seed)"),
+        (lambda: random.split({"a": 1}), "key must be a key tensor, got a dict; make one"),
+        (lambda: SMOOTH.at(["train"]), "phase must be a str, got a list; name one"),
+        (lambda: create.pixels((3, 8, 8)), "create.pixels(shapes): expected a table, each value [a whole"),
+        (lambda: create.pixels({"a": torch.zeros(3)}), "create.pixels(shapes): expected [a whole number, a"),
+        (
+            lambda: create.pixels({"a": (3, 8.5, 8)}),
+            "create.pixels(shapes): expected a whole number, got 8.5",
+        ),
+        (lambda: infer.suppress(num_detections=1.5), "suppress(num_detections): expected a whole number"),
+        (lambda: SMOOTH({"hood": PATCH["hood"].numpy()}, KEY, rows()), "must be a float32 tensor, got a nda"),
+        (lambda: fpatch.Objective(SMOOTH, {"total_variation": "1"}), "must be a number, got '1'"),
+        (lambda: fpatch.make_optimizer(fpatch.Optimizer(), "9"), "make_optimizer(num_steps) must be a whole"),
+        (
+            lambda: fpatch.make_optimizer(fpatch.Optimizer(), 0),
+            "make_optimizer(num_steps) must be at least 1",
+        ),
+        (
+            lambda: fpatch.make_step(SMOOTH, None),
+            "objective must be an Objective, got a Pipeline; make it by",
+        ),
+        (lambda: fpatch.make_state(SMOOTH, None, KEY), "objective must be an Objective, got a Pipeline"),
+        (
+            lambda: next(fpatch.fit(PATCH, len, [], 3)),
+            "fit(state) must be a state of the training, got a dict",
+        ),
+        (
+            lambda: next(fpatch.fit(STATE, [], len, 3)),
+            "fit(step) must be a function (state, batch), got a list",
+        ),
+        (
+            lambda: next(fpatch.fit(STATE, len, [], 3)),
+            "fit(loader) must be a Loader, got a list; fpatch.data",
+        ),
+        (lambda: next(fpatch.fit(STATE, len, LOADER, "3")), "fit(num_steps) must be a whole number, got '3'"),
+        (lambda: fpatch.success([1]), "success(table) must hold columns by name, got a list"),
+        (lambda: fpatch.override({"a": 1}, {}), "sample['a'] must be a Mapping or a Tensor, got an int"),
+        (lambda: fpatch.control(PATCH), "control(sample) must be a Mapping, got a Tensor; draw one"),
+        (lambda: viz.plot("a.png"), "an image must be a tensor, got a str; fpatch.data.read_image(path)"),
+        (
+            lambda: viz.plot(Image.new("L", (2, 2))),
+            "got a Image; torchvision.transforms.functional.pil_to_tensor",
+        ),
+        (lambda: viz.plot(np.zeros((8, 8, 3))), "got a ndarray; torch.from_numpy(pixels).permute(2, 0, 1)"),
+        (
+            lambda: viz.plot_boxes({}, "a.png"),
+            "plot_boxes(path) must be a str or a PathLike, got a dict",
+        ),
+        (
+            lambda: data.write_image(PATCH["hood"], "a.png"),
+            "write_image(path) must be a str or a PathLike, go",
+        ),
     ],
 )
 def test_an_argument_of_another_kind_names_the_right_one(call, words):
-    check_said(call, words)
+    with unchecked():
+        check_said(call, words)
+
+
+def test_a_sample_of_another_batch_is_named():
+    whole = pipeline({"pixels": create.pixels({"hood": (3, 4, 4)}), "implant": implant.warp()})
+    batch = make_inputs()
+    sample = whole.sample(KEY, batch)
+    part = {name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    check_said(
+        lambda: whole.apply(PATCH, sample, part), "the sample has 3 rows, and the batch 2; draw it for"
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,3 +470,76 @@ def test_a_value_that_is_missing_says_where_it_comes_from(left, way_out):
     given = {"detections", "boxes", "box_valid", "labels"} - {left}
     with pytest.raises(ValueError, match=f"vanish reads {left!r}, which is not there; {way_out}"):
         losses.vanish().apply({}, {}, dict.fromkeys(given))
+
+
+class Changed(nn.Module):
+    """A classifier whose answer is changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.network, self.change = NETWORK, change
+
+    def forward(self, images):
+        return self.change(self.network(images))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            copy.deepcopy(NETWORK).half(),
+            "Sequential: its weights are torch.float16, and the images torch.float32",
+        ),
+        (copy.deepcopy(NETWORK).double(), "give model.float(), or convert the images in its forward"),
+        (Changed(lambda x: (x, 1)).eval(), "Changed: its answer must hold tensors alone, got ([2, 5], int)"),
+        (
+            Changed(lambda x: x.detach().numpy()).eval(),
+            "its answer must hold tensors alone, got ndarray; wrap it",
+        ),
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_victim_of_another_type_is_named(model, words, grad):
+    with torch.set_grad_enabled(grad):
+        check_said(lambda: infer.classifier(model).apply({}, {}, {"image": torch.zeros(2, 3, 8, 8)}), words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    gain: float = 0.5
+
+
+def make_stage(apply=lambda *_: {}, *, config=Plain, name="made", **given):
+    wiring = {"reads": ("image",), "writes": ("image",), **given}
+    return fpatch.define(name, config, fpatch.deterministic, apply, **wiring)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reads": "image"}, "reads must be a tuple of names, got 'image'; add a comma"),
+        ({"writes": "image"}, "writes must be a tuple of names, got 'image'; add a comma"),
+        ({"role": "los"}, "role must be 'stage' or 'victim' or 'loss' or 'metric', got 'los'"),
+        ({"name": ""}, "define(''): the name '' must hold a letter or a digit"),
+        ({"name": "a/b"}, "the name 'a/b' must not hold '/'"),
+        ({"config": Plain()}, "config must be a frozen dataclass, the class itself, got Plain(gain=0.5)"),
+    ],
+)
+def test_a_wrong_declaration_of_a_stage_is_named(given, words):
+    with unchecked():
+        check_said(lambda: make_stage(**given), words)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda image: image[:1], "got float32 [1, 3, 8, 8]"),
+        (lambda image: image.mean(), "got float32 []"),
+        (lambda image: image.numpy(), "got a ndarray"),
+    ],
+)
+def test_a_stage_that_loses_rows_is_named(change, got):
+    """One row would be spread over the others: each of them would get the answer of the first."""
+    made = make_stage(lambda config, params, sample, values: {"image": change(values["image"])})
+    words = "what apply writes as 'image' must have the 2 rows of the batch"
+    check_said(lambda: made().apply({}, {}, {"image": torch.zeros(2, 3, 8, 8)}), words, got)

@@ -516,6 +516,6 @@ def test_names_are_needed(factory):
         draw(factory(names=("hod", NAMES[1])))
     with (
         unchecked(),
-        pytest.raises(ValueError, match=rf"^{name}\(names\) must be a tuple of patch names, got 'hood'"),
+        pytest.raises(ValueError, match=rf"{name}\(names\) must be a tuple of names, got 'hood'"),
     ):
         draw(factory(names="hood"))

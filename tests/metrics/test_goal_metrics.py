@@ -133,3 +133,9 @@ def test_a_targeted_rate_counts_the_answers_of_the_goal():
     assert plain.rates["patch"].value == pytest.approx(2 / 3)
     assert (plain.goal, plain.question) == (None, "not found with the patch")
     assert not {"goal", "gain"} & set(plain.to_json())
+
+
+def test_a_class_that_the_victim_lacks_is_named():
+    values = {"logits": torch.zeros(2, 3), "target": torch.tensor([0, 3])}
+    with pytest.raises(ValueError, match="class_hit: a target is 3, but the victim has 3 classes"):
+        metrics.class_hit().apply({}, {}, values)

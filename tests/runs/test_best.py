@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from study_fixture import make_study, parameters
@@ -85,7 +86,8 @@ def test_the_step_is_printed_where_a_result_is(run, tmp_path, capsys):
     step = run.checkpoint_step("best")
     study = run.folder.parent.parent / "study.toml"
     assert main(["resume", str(run.folder)]) == 0
-    assert f"best checkpoint: step {step}, " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(rf"best checkpoint: step {step}, success/\S+ [\d.]+ in the validation", printed), printed
     for command in (
         ["evaluate", run.folder],
         ["analyze", run.folder],

@@ -99,6 +99,17 @@ def test_a_native_table_does_not_verify_on_another_processor(tmp_path):
     assert "cpu: " in again.stdout
 
 
+def test_the_option_is_short_for_the_setting(tmp_path):
+    folder = train(tiny_study(tmp_path, {"data.validation": False})).folder
+    for words in (["evaluate", folder.name], ["grid", folder.name, "--over", "implant/scale=0.8,1"]):
+        done = run(folder.parent, *words, "--portable", "--json")
+        assert done.returncode == 0, done.stderr
+        name = json.loads(done.stdout)["table"]
+        recorded = json.loads((folder / f"tables/{name}.json").read_text())
+        assert Execution(**recorded["execution"]).portable
+        assert recorded["settings"] == {"evaluate.portable": True}
+
+
 @pytest.mark.parametrize(
     ("command", "follows"),
     [("evaluate", True), ("grid --over a=1", True), ("transfer", True),

@@ -10,8 +10,10 @@ import torch
 from log_stores import read_events
 from PIL import Image
 from study_fixture import SPLITS, STEPS, logged_steps, make_study, read_records
+from typecheck import unchecked
 
-from fpatch import Study
+from fpatch import Range, Study
+from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.graph.stage import define, deterministic
 from fpatch.runs.evaluating import evaluate_run
@@ -20,6 +22,7 @@ from fpatch.runs.replaying import replay_run
 from fpatch.runs.training import resume, train
 from fpatch.study.config import load_study, study_from_config
 from fpatch.study.dry_run import dry_run
+from fpatch.study.settings import DataConfig
 from fpatch.study.setup import set_up
 
 
@@ -221,3 +224,40 @@ def test_a_rehearsal_is_as_deterministic_as_its_study(tmp_path, monkeypatch):
     dry_run(load_study(make_study(tmp_path), {"train.deterministic": True}))
     assert asked == [True]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_settings_of_python_are_those_of_toml(tmp_path):
+    study = tiny_study(tmp_path)
+    given = {
+        "train.num_steps": np.int64(3), "optimizer.learning_rate": torch.tensor(0.25),
+        "evaluate.controls.poster": tmp_path / "0.png", "device": torch.device("cpu"),
+        "pipeline.exposure.stops": np.array([-1.0, 1.0]),
+    }  # fmt: skip
+    varied = load_study(tmp_path / "study.toml", given)
+    assert (varied.train.num_steps, varied.optimizer.learning_rate, varied.device) == (3, 0.25, "cpu")
+    assert varied.pipeline["exposure"].stage.config.stops == Range(-1.0, 1.0)
+    assert varied.train.batch_size == study.train.batch_size
+    with unchecked():
+        assert (
+            DataConfig(tmp_path / "placements.csv", size=(24, 32)).placements == f"{tmp_path}/placements.csv"
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "said"),
+    [
+        (
+            {"train": {"num_steps": 3}},
+            None,
+            "a whole section replaces its other settings, too; .*'train.num_steps'",
+        ),
+        ({"num_steps": 3}, None, "give the setting with its section: train.num_steps"),
+        (["train.num_steps=3"], None, "the settings must be a Mapping, got a list"),
+        ({}, {"victm/model": 1}, "resources: the config has no live object 'victm/model'"),
+        ({}, {"victim/model": 1}, "resources: 'victim/model' has a value in the config, too"),
+    ],
+)
+def test_settings_that_would_be_lost_are_refused(tmp_path, settings, resources, said):
+    tiny_study(tmp_path)
+    with unchecked(), pytest.raises(ValueError, match=said):
+        load_study(tmp_path / "study.toml", settings, resources)

@@ -1,5 +1,7 @@
 """Labels of boxes do not cover each other, and the best answer is on top."""
 
+import re
+
 import matplotlib.figure
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from matplotlib.transforms import Bbox
 
 from fpatch.viz import Panel, plot_boxes, side_by_side, style
 from fpatch.viz._labels import Label, corners_at, place_labels
+from fpatch.viz.names import clip_name
 
 BOUNDS = (0.0, 22.0, 320.0, 262.0)
 BOXES = st.tuples(st.integers(-20, 300), st.integers(0, 250), st.integers(1, 200), st.integers(1, 200))
@@ -111,3 +114,11 @@ def test_no_label_covers_a_place_that_is_smaller_than_it(tmp_path, monkeypatch):
         extent = text.get_bbox_patch().get_window_extent()
         covered = [extent.overlaps(Bbox([q.min(0), q.max(0)]).padded(-0.5)) for q in places]
         assert covered == [False, False, text.get_text() == "ground 1.00"]
+
+
+@given(st.text("ab 12345", min_size=30, max_size=60), st.integers(12, 28))
+def test_a_clipped_name_has_its_width_and_whole_numbers(name, width):
+    clipped = clip_name(name, width)
+    assert len(clipped) <= width
+    shown = set(re.findall("[0-9]+", clipped))
+    assert shown <= set(re.findall("[0-9]+", name)) or max(map(len, re.findall("[0-9]+", name))) > 4

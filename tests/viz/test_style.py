@@ -179,7 +179,8 @@ def test_classes_of_any_number(saved_figures, tmp_path, num_classes, name):
     shown = [found.classes[n] for n in found.largest(10)]
     for axis, condition in ((without, "none"), (patched, "patch")):
         total = sum(int(t.get_text()) for t in axis.texts)
-        assert total == sum(sum(entry.answers[condition].values()) for entry in shown)
+        rows = [sum(entry.answers[condition].values()) for entry in shown]
+        assert total == sum(rows)
     finite = all(not entry.not_finite for entry in shown)
     assert ("rows are not finite" in written(figure)) != finite
 
@@ -217,7 +218,10 @@ def test_sweeps_of_any_number_of_settings(saved_figures, tmp_path, space):
 def test_an_answer_that_is_no_true_class_has_a_column(saved_figures, tmp_path):
     entry = ClassResult(rate(1.0), {"patch": rate(1.0)}, {}, {"patch": {"toaster": 40}, "none": {"stop": 40}})
     plot_classes(tmp_path / "classes.png", ByClass({"stop": entry}), "attack success (%)")
-    assert [t.get_text() for t in saved_figures[0].axes[1].get_xticklabels()] == ["stop", "toaster"]
+    rates, answers, _ = saved_figures[0].axes
+    assert [t.get_text() for t in answers.get_xticklabels()] == ["stop", "toaster"]
+    assert [t.get_text() for t in rates.get_yticklabels()] == ["stop (40)"]
+    assert [t.get_text() for t in answers.get_yticklabels()] == ["stop"]  # its rows count all answers
 
 
 def test_effects_show_every_image_once():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from fpatch.core.names import typed
 from fpatch.log.destinations import remember
 from fpatch.runs.locks import RunError
 from fpatch.tune.folder.journal import Journal
@@ -64,7 +65,7 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
     folder, draft = Path(runs).resolve() / name, Path(runs).resolve() / f".{name}.part"
     if folder.exists():
         raise RunError(
-            f"{folder} exists already; resume it with: fpatch sweep resume {folder}; or move it away"
+            f"{folder} exists already; resume it with: fpatch sweep resume {typed(folder)}; or move it away"
         )
     found = store.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
     names = [i.path.removeprefix(f"{path}/") for i in found if i.type == FileType.File]
