@@ -137,6 +137,27 @@ def test_a_second_name_of_a_file_is_not_written_to(received, precious, capsys, n
     assert letter.read_bytes() == before
 
 
+def test_figures_are_not_drawn_into_another_name_of_a_file(received, precious, tmp_path):
+    """Neither a second name in the folder nor a link beside it, where `transfer` writes."""
+    pytest.importorskip("matplotlib")
+    letter = precious / "letter.txt"
+    words = ["grid", str(received), "--over", "exposure/stops=0,0.05"]
+    twin = Path(shutil.copytree(received, tmp_path / "twin"))
+    pair = ["transfer", str(received), str(twin)]
+    assert [main(words), main(["evaluate", str(received)]), main(pair)] == [0, 0, 0]
+    drawn = [*(received / "figures").glob("*.png"), *tmp_path.glob("transfer*.png")]
+    assert {path.name.partition("-")[0] for path in drawn} >= {"test.png", "test", "transfer"}
+    for path in drawn:
+        path.unlink()
+        if path.parent == tmp_path:
+            path.symlink_to(letter)
+        else:
+            os.link(letter, path)
+    assert [main(words), main(["evaluate", str(received)]), main(pair)] == [0, 0, 0]
+    assert letter.read_text() == "keep me"
+    assert all(path.read_bytes()[1:4] == b"PNG" and not path.is_symlink() for path in drawn)
+
+
 def test_files_are_opened_without_following(tmp_path):
     letter = tmp_path / "letter"
     letter.write_text("keep me")
@@ -315,6 +336,34 @@ def test_no_command_reads_a_sweep_through_a_link(tmp_path, capsys, place):
         assert f"{link} is a link out of the folder" in sentence
 
 
+@pytest.mark.parametrize("value", ["\x1b[2J", [[]], None, True, 1e9, {"low": 0}])
+def test_settings_of_a_trial_that_no_search_proposes_are_one_sentence(tmp_path, capsys, value):
+    plan = Plan(
+        tiny_study(tmp_path),
+        tune.parse_space({"optimizer.learning_rate": (0.1, 0.2)}),
+        tune.Sweep(num_trials=2),
+    )
+    journal = tune.Journal.create(tmp_path, "theirs", plan.config)
+    trial = {"name": "0000", "settings": {"optimizer.learning_rate": value}, "seed": 1}
+    (journal.folder / "journal" / "0000.json").write_text(json.dumps(trial))
+    assert "the space does not hold trial 0000" in refused(capsys, "sweep", "resume", journal.folder)
+
+
+def test_evaluations_that_no_trial_makes_are_not_counted(tmp_path, capsys):
+    """An infinite objective would be the best of all."""
+    plan = Plan(tiny_study(tmp_path), tune.parse_space({"seed": (0, 9, "int")}), tune.Sweep(num_trials=2))
+    journal = tune.Journal.create(tmp_path, "theirs", plan.config)
+    journal.add(tune.folder.journal.Trial("0000", {"seed": 1}, seed=1))
+    points = journal.folder / "journal" / "0000.points.jsonl"
+    points.write_text('[4, "1e999", "0.1"]\n')
+    assert np.isnan(journal.entry("0000").value)
+    for line in ('[-4, "0.5", "0.1"]', '[4, "0.5", "-0.1"]'):
+        points.write_text(f"{line}\n")
+        assert "a line must be [step" in refused(capsys, "sweep", "status", journal.folder)
+    shutil.rmtree(journal.folder / "journal")
+    assert "lacks the folder journal" in refused(capsys, "sweep", "status", journal.folder)
+
+
 def test_runs_of_mlflow_that_another_folder_made_are_left_alone(runs, tmp_path):
     """`mlflow.json` names the runs of somebody else: none is written to, ended, renamed or deleted."""
     pytest.importorskip("mlflow")
@@ -461,6 +510,23 @@ def test_a_run_of_ones_own_opens_from_inside_its_folder(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "runs" / "own")
     done = run_in(folder, "replay", ".", "--verify")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["BERTScore", "InfoLM", "CLIPScore", "CLIPImageQualityAssessment"])
+def test_a_metric_runs_no_code_from_the_folder_that_it_names(tmp_path, name):
+    """Networks for texts are loaded by a library that asks whether to run the code in the folder."""
+    pytest.importorskip("torchmetrics.multimodal")
+    folder = make_folder(tmp_path / "jinaai-network")
+    classes = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoTokenizer": ["evil.Tokenizer", None],
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
+    (folder / "evil.py").write_text(EVIL.replace("ran", str(tmp_path / "ran")))
+    with pytest.raises(ValueError, match=f"torchmetrics has no metric '{name}'"):
+        _ = metrics.torchmetrics(name=name, model_name_or_path=str(folder)).value
+    assert not (tmp_path / "ran").exists()
 
 
 DESCRIPTION = """

@@ -166,6 +166,8 @@ def _modules_of_a_study(here: str) -> Iterator[None]:
 def _message(error: Exception) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
         return f"{error.filename}: a file stands where a folder is needed; move it away"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r:.200} cannot be written as {error.encoding}; rename the file or folder"
     if isinstance(error, IsADirectoryError) and error.filename is not None:
         place = error.filename2 or error.filename
         return f"{place}: a folder stands where a file is needed; move it away"

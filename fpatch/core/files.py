@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from fpatch.core.inputs import check_file
+from fpatch.core.inputs import check_encodable, check_file
 
 _WAYS_OUT = dict.fromkeys(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ": free some space and resume the run"
@@ -148,6 +148,7 @@ def check_writable(field: str, folder: str | Path) -> Path:
 
     Raises:
         OSError: If it cannot; the message names the setting and the folder.
+        ValueError: If its path is not text in UTF-8.
 
     Example:
         >>> from fpatch.core.files import check_writable
@@ -161,6 +162,7 @@ def check_writable(field: str, folder: str | Path) -> Path:
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or "it holds the character NUL"
         raise OSError(f"{field}: {str(folder)!r:.120} cannot be a folder: {what}; choose another") from None
+    check_encodable(folder)
     if not there.is_dir():
         raise NotADirectoryError(f"{field}: {folder} cannot be written: {there} is no folder; choose another")
     try:

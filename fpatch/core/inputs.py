@@ -60,6 +60,24 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def check_encodable(path: str | Path) -> None:
+    r"""Check that a path is text, which libraries and records can hold.
+
+    Raises:
+        ValueError: If it holds bytes that are not UTF-8.
+
+    Example:
+        >>> from fpatch.core.inputs import check_encodable
+        >>> check_encodable("b" + chr(0xdce9))
+        Traceback (most recent call last):
+        ValueError: 'b\udce9': the path is not text in UTF-8; rename the folder
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(path)!r}: the path is not text in UTF-8; rename the folder") from None
+
+
 def expand_home(field: str, path: str | Path) -> Path:
     """Return a path with the home folder in the place of `~`.
 

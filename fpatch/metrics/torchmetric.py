@@ -194,6 +194,14 @@ def _copy(value: Any) -> Any:
     return [v.detach().clone() for v in value] if isinstance(value, list) else value.detach().clone()
 
 
+def _is_of_images(metric: type) -> bool:
+    """Return whether a metric may measure images.
+
+    Metrics of texts and sounds load networks by name, which may run code from the folder that is named.
+    """
+    return metric.__module__.split(".")[1] not in ("text", "audio", "multimodal")
+
+
 def _load_metric(name: str, **arguments: Any) -> Any:
     """Make a metric of torchmetrics by the name of its class; in configs, the loader `metrics.torchmetrics`.
 
@@ -202,7 +210,7 @@ def _load_metric(name: str, **arguments: Any) -> Any:
         **arguments: The arguments of the class.
 
     Raises:
-        ValueError: If torchmetrics has no such metric; the error names the nearest one.
+        ValueError: If torchmetrics has no such metric of images; the error names the nearest one.
 
     Example:
         >>> from fpatch import metrics
@@ -217,7 +225,7 @@ def _load_metric(name: str, **arguments: Any) -> Any:
         n: found
         for module in modules
         for n, found in vars(module).items()
-        if inspect.isclass(found) and issubclass(found, torchmetrics.Metric)
+        if inspect.isclass(found) and issubclass(found, torchmetrics.Metric) and _is_of_images(found)
     }
     if name not in known:
         raise ValueError(f"torchmetrics has no metric {name!r}; {nearest(name, known)}")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_kind
 from fpatch.core.files import digest
+from fpatch.core.inputs import check_encodable
 from fpatch.core.names import typed
 from fpatch.core.version import __version__
 from fpatch.evaluation.evaluation import Evaluation
@@ -117,6 +118,7 @@ class Run:
                 link that leads out of it.
         """
         run = Run(folder)
+        check_encodable(folder)
         if not run.folder.is_dir():
             if run.folder.suffix == ".toml":
                 raise RunError(

@@ -77,7 +77,7 @@ def plot_boxes(
         figure.draw_without_rendering()  # the sizes of labels are known now
         for axis, labels in written:
             _spread(axis, labels)
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def _draw_image(

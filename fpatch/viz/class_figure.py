@@ -78,7 +78,7 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
             axes[0].set_ylabel("true class")
             lower.supxlabel("answer: number of all rows, colored by their share of the class", fontsize=8)
         figure.suptitle(label(clip_name(title, int(width / 0.085))))
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def _rate(entry: ClassResult) -> Rate:

@@ -56,7 +56,7 @@ def plot_curves(
         figure.legend(handles, names, loc="outside lower center", ncols=across)
         if title:
             figure.suptitle(label(clip_name(title, int(figure.get_figwidth() / 0.09))))
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def _draw_curve(axis: Any, xs: Sequence[float], rates: Sequence[Rate], look: Any, name: str) -> None:

@@ -125,7 +125,7 @@ def plot_heat_maps(
                 _draw_differences(figure, axes[row, 1], panel, panel.over)
         if title:
             figure.suptitle(label(clip_name(title, int(figure.get_figwidth() / 0.09))))
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def _form(panel: HeatMap) -> _Form:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fpatch.data.images import to_pixels
+from fpatch.viz import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,5 +78,5 @@ def plot(
         axis.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=10)
     if path is not None:
-        figure.savefig(path, dpi=140)
+        style.save(figure, path, dpi=140)
     return figure

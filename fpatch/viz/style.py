@@ -6,6 +6,8 @@ References:
 """
 
 import functools
+import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import ImageFont
 
+from fpatch.core.files import write_atomic
 from fpatch.evaluation.conditions import NONE, PATCH
 
 if TYPE_CHECKING:
@@ -99,6 +102,28 @@ def figure(what: str, width: float, height: float, extra: str = "plot") -> Itera
         raise ImportError(f"{what} need matplotlib: pip install 'fpatch[{extra}]'") from error
     with matplotlib.rc_context(_SHEET):  # type: ignore[arg-type]
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", path: str | os.PathLike[str], **options: Any) -> None:
+    """Write a figure atomically, in the format of its suffix; without one as PNG.
+
+    Raises:
+        OSError: If the file cannot be written; it keeps its old content.
+        ValueError: If the suffix names no format.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.viz import style
+        >>> with tempfile.TemporaryDirectory() as folder, style.figure("curves", 2.0, 1.0) as figure:
+        ...     style.save(figure, Path(folder, "curves.pdf"))
+        ...     Path(folder, "curves.pdf").read_bytes()[:4]
+        b'%PDF'
+    """
+    place, file = Path(path), io.BytesIO()
+    place = place if place.suffix else place.with_name(f"{place.name}.png")
+    figure.savefig(file, format=place.suffix[1:].lower(), **options)
+    write_atomic(place, file.getvalue())
 
 
 def condition_style(condition: str, index: int) -> dict[str, Any]:

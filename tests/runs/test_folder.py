@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import zipfile
 
@@ -242,6 +243,16 @@ def test_whether_a_lock_is_held_is_found_without_a_write(tmp_path):
     with Run(tmp_path).locked():
         assert is_held(tmp_path)
     assert not is_held(tmp_path)
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_it_is_made(tmp_path):
+    strange = tmp_path / os.fsdecode(b"b\xe9")
+    with pytest.raises(ValueError, match="the path is not text in UTF-8; rename the folder"):
+        train(tiny_study(tmp_path, {"log.runs": str(strange)}))
+    assert not strange.exists()
+    run = train(tiny_study(tmp_path))
+    with pytest.raises(ValueError, match="the path is not text in UTF-8; rename the folder"):
+        evaluate_run(run.folder.rename(strange))
 
 
 @pytest.mark.parametrize("place", ["records.jsonl", "tables/test.csv", "figures/test.png"])

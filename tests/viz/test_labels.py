@@ -105,7 +105,7 @@ def test_no_label_covers_a_place_that_is_smaller_than_it(tmp_path, monkeypatch):
     batch = {"image": torch.full((1, 3, 200, 200), 0.5), "quads": quads}
     batch |= {"boxes": box, "labels": torch.zeros(1, 1, dtype=torch.int64)}
     figures = []
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, _: figures.append(figure))
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *a, **k: figures.append(figure))
     plot_boxes(tmp_path / "a.png", batch, patch_names=["hood 1.00", "roof 1.00", "ground 1.00"])
     figures[0].draw_without_rendering()
     axis = figures[0].axes[0]

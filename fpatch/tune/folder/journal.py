@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 
 from fpatch.core.checks import check_kind, nearest, shown
 from fpatch.core.files import AppendFile, write_atomic
-from fpatch.core.inputs import parse_json, read_text
+from fpatch.core.inputs import check_encodable, parse_json, read_text
 from fpatch.core.schema import decode
 from fpatch.core.version import __version__
 from fpatch.runs.imports import forbid_imports
@@ -170,7 +170,11 @@ class Journal:
             raise RunError(
                 f"{folder} lacks sweep.json, so it is not the folder of a sweep; their names end in -sweep"
             )
+        check_encodable(folder)
         check_links(journal.folder)
+        for part in ("journal", "trials"):
+            if not (journal.folder / part).is_dir():
+                raise RunError(f"{folder} lacks the folder {part}; restore it, or start a new sweep")
         forbid_imports(journal.folder)
         if journal.config["format"] != FORMAT:
             raise RunError(
@@ -324,11 +328,14 @@ def _read_record(kind: Any, path: Path) -> Any:
 
 
 def _read_point(path: Path, line: str) -> Point:
+    """Read an evaluation; a value that is not finite is none."""
     try:
         step, value, error = parse_json(line)
-        return Point(
-            decode(int, step, "step"), float(decode(str, value, "value")), float(decode(str, error, "error"))
-        )
+        found = (float(decode(str, text, name)) for text, name in ((value, "value"), (error, "error")))
+        point = Point(decode(int, step, "step"), *(x if math.isfinite(x) else math.nan for x in found))
+        if point.step < 0 or point.error < 0:
+            raise ValueError("no evaluation has such a step or error")
+        return point
     except (ValueError, TypeError) as error:
         raise _broken(path, f'a line must be [step, "value", "error"], got {line.strip()!r:.80}') from error
 

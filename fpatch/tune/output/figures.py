@@ -78,7 +78,7 @@ def plot_parallel(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
         title = f"{plan.study.name}: {len(entries)} trials"
         figure.suptitle(label(clip_name(title, int(figure.get_figwidth() / 0.09))))
         axis.set_title(wrap_name(note, int(figure.get_figwidth() / 0.065)), fontsize=7, fontweight="normal")
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
@@ -160,7 +160,7 @@ def plot_importance(path: Path, plan: Plan, entries: Sequence[Entry]) -> None:
             axis.set_title(wrap_name(note, 62), fontsize=7, fontweight="normal")
             title = f"{plan.study.name}: {plan.sweep.objective}, {len(entries)} trials"
             figure.suptitle(label(clip_name(title, 58)))
-        figure.savefig(path)
+        style.save(figure, path)
 
 
 def _draw_bars(axis: Any, columns: Sequence[Any]) -> None:

@@ -196,8 +196,7 @@ class Space:
             if name not in settings:
                 continue
             value = settings[name]
-            inside = value in kind.options if isinstance(kind, Choice) else kind.low <= value <= kind.high
-            if not inside:
+            if not (value in kind.options if isinstance(kind, Choice) else _is_within(kind, value)):
                 return name
         return None
 
@@ -227,3 +226,9 @@ class Space:
 def combinations(space: Space, count: int) -> int:
     """Return the number of grid points, at most a million."""
     return sum(1 for _ in itertools.islice(space.grid(count), 1_000_000))
+
+
+def _is_within(interval: Interval, value: object) -> bool:
+    """Return whether a recorded value is a number of an interval."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and interval.low <= value <= interval.high
