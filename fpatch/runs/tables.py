@@ -1,6 +1,7 @@
 """Tables of a run folder: evaluations as Parquet and CSV, with the patches shown and the execution."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,15 @@ def _find_table(folder: Path, name: str) -> Path:
     return path
 
 
+def load_pandas() -> None:
+    """Import pandas if it is there: pyarrow does so at its first array, and would lose a stop on the way."""
+    with suppress(ImportError):
+        import pandas  # noqa: F401
+
+
 def encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Encode a table as Parquet and CSV, by suffix."""
+    load_pandas()
     table = pa.table({n: pa.array(c) for n, c in columns.items()})
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, parquet)
@@ -169,6 +177,7 @@ def _read_table(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
     Raises:
         RunError: If the file cannot be read, or has another number of rows.
     """
+    load_pandas()
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             found, columns = file.metadata.num_rows, file.metadata.num_columns

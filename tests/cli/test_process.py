@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from log_stores import local_uri, mlflow_client
+from study_fixture import environment
 
 from fpatch.demo.tiny import tiny_study
 from fpatch.runs.folder import Run
@@ -242,3 +243,24 @@ def test_every_command_stops_in_order(study, tmp_path, command):
             found = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert len(found) >= 2
         assert {r.info.status for r in found} == {"KILLED"}
+
+
+LOST = """
+import sys
+import numpy as np
+from fpatch.runs.tables import encode_table
+
+try:
+    encode_table("x", {"a": np.ones(3)})
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_stop_while_a_library_imports_another_is_not_lost(tmp_path):
+    """pyarrow imports pandas at its first array; Cython would print the exception and go on."""
+    (tmp_path / "pandas.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
