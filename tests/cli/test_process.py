@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from log_stores import local_uri, mlflow_client
 from study_fixture import environment
 
 from fpatch.demo.tiny import tiny_study
 from fpatch.runs.folder import Run
+from fpatch.runs.tables import encode_table
 from fpatch.runs.training import train
 
 ENDLESS = (
@@ -247,20 +249,21 @@ def test_every_command_stops_in_order(study, tmp_path, command):
 
 LOST = """
 import sys
-import numpy as np
-from fpatch.runs.tables import encode_table
+from pathlib import Path
+from fpatch.runs.tables import _read_table
 
 try:
-    encode_table("x", {"a": np.ones(3)})
+    _read_table(Path(sys.argv[1]))
 except KeyboardInterrupt:
-    sys.exit(130)
+    sys.exit(7)
 """
 
 
 def test_a_stop_while_a_library_imports_another_is_not_lost(tmp_path):
-    """pyarrow imports pandas at its first array; Cython would print the exception and go on."""
+    """pyarrow imports pandas at its first column; Cython would print the exception and go on."""
+    table = tmp_path / "table.parquet"
+    table.write_bytes(encode_table("", {"a": np.ones(3)})["parquet"])
     (tmp_path / "pandas.py").write_text("raise KeyboardInterrupt\n")
-    done = subprocess.run(
-        [sys.executable, "-c", LOST], env=environment(tmp_path), capture_output=True, text=True
-    )
-    assert done.returncode == 130, done.stderr
+    settings = {"env": environment(tmp_path), "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", LOST, str(table)], **settings)
+    assert done.returncode == 7, done.stderr
