@@ -13,7 +13,7 @@ from torch import Tensor
 from typecheck import check, unchecked
 
 import fpatch
-from fpatch import compose, create, losses
+from fpatch import compose, create
 from fpatch.core.progress import silent
 from fpatch.core.types import Range
 from fpatch.ops.geometry import box_area, pairwise_iou
@@ -42,9 +42,6 @@ def count_to(n: int) -> Iterator[int]:
         lambda: box_area(BOXES[..., :3]),
         lambda: pairwise_iou(BOXES, torch.zeros(3, 5, 4)),
         lambda: silent("task", 1, "10", ""),
-        lambda: create.pixels([3, 4, 5]),
-        lambda: losses.vanish(num_boxes=2.5),
-        lambda: compose.exposure("bright"),
         lambda: TrainConfig(num_steps="6"),
         lambda: make_inner(1)(BOXES[0].long()),
         lambda: make_inner(1)(BOXES[0], 2.5),

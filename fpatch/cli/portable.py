@@ -73,6 +73,6 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     """Return an object of a JSON file; {} if there is none, which the command itself reports."""
     try:
         found = parse_json(read_text(path)).get(name)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, MemoryError):
         return {}
     return found if isinstance(found, dict) else {}

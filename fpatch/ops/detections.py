@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpatch.core.tree import is_traced
+from fpatch.core.tree import is_concrete
 
 ABSENT = -30.0
 """The log-odds of an absent class or row: its score and gradient are below 1e-13."""
@@ -79,9 +79,10 @@ def read_final(detections: Mapping[str, Any]) -> dict[str, Tensor]:
         `detections` has no entry 'final', only 'dense'; add the node infer.suppress() after t
     """
     final = _read(detections, "final")
-    if not is_traced(final["scores"]):
+    if is_concrete(final["scores"]):
         scores = final["scores"][final["valid"]]
-        if len(bad := scores[(scores < 0) | (scores > 1 + _ROUNDING)]):
+        outside = (scores < 0) | (scores > 1 + _ROUNDING)
+        if len(bad := scores[outside & scores.isfinite()]):  # what is not finite counts as no answer
             raise ValueError(
                 f"`detections`: scores of the entry 'final' must be within 0..1, got {float(bad[0]):.6g}; "
                 "divide percentages by 100, and put logits through a sigmoid"

@@ -24,7 +24,7 @@ def check_device(field: str, name: str) -> None:
         Traceback (most recent call last):
         ValueError: train.device must be "auto", "cpu", "cuda" or one GPU such as "cuda:1", got 'gpu'
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
         raise ValueError(f'{field} must be "auto", "cpu", "cuda" or one GPU such as "cuda:1", got {name!r}')
 
 
