@@ -353,7 +353,7 @@ def test_evaluations_that_no_trial_makes_are_not_counted(tmp_path, capsys):
     """An infinite objective would be the best of all."""
     plan = Plan(tiny_study(tmp_path), tune.parse_space({"seed": (0, 9, "int")}), tune.Sweep(num_trials=2))
     journal = tune.Journal.create(tmp_path, "theirs", plan.config)
-    journal.add(tune.folder.journal.Trial("0000", {"seed": 1}, seed=1))
+    journal.add(Trial("0000", {"seed": 1}, seed=1))
     points = journal.folder / "journal" / "0000.points.jsonl"
     points.write_text('[4, "1e999", "0.1"]\n')
     assert np.isnan(journal.entry("0000").value)

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 import numpy as np
 from torch import Tensor
@@ -99,9 +99,9 @@ def settle(hint: Any, value: Any, field: str) -> Any:
     if not _may_be(options, value):
         decode(hint, value, field)
     if int in options and float not in options and isinstance(value, Real) and not isinstance(value, bool):
-        if value % 1 != 0:
+        if float(value) % 1 != 0:
             raise ValueError(f"{field}: expected a whole number, got {value}")
-        return int(value)
+        return int(cast(Any, value))
     return value
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -58,14 +58,17 @@ def plot(
             f"plot(images) must be [c, h, w] or [b, c, h, w], got {list(images.shape)}; the frames of a "
             "video are rows of a batch: flatten(0, 1)"
         )
+    shown: list[Any]
     if isinstance(images, Mapping):
-        titles, images = list(images) if titles is None else titles, list(images.values())
-    elif not isinstance(images, list | tuple):
-        images = list(images) if isinstance(images, Tensor) and images.ndim == 4 else [images]
-    titles = [""] * len(images) if titles is None else titles
-    if len(images) == 0 or len(titles) != len(images):
-        raise ValueError(f"plot: one title per image is needed, got {len(titles)} for {len(images)} images")
-    pixels = [to_pixels(image, f"plot(images), number {i}") for i, image in enumerate(images)]
+        titles, shown = list(images) if titles is None else titles, list(images.values())
+    elif isinstance(images, list | tuple) or (isinstance(images, Tensor) and images.ndim == 4):
+        shown = list(images)
+    else:
+        shown = [images]
+    titles = [""] * len(shown) if titles is None else titles
+    if len(shown) == 0 or len(titles) != len(shown):
+        raise ValueError(f"plot: one title per image is needed, got {len(titles)} for {len(shown)} images")
+    pixels = [to_pixels(image, f"plot(images), number {i}") for i, image in enumerate(shown)]
     across = min(len(pixels), _PER_ROW)
     down = -(-len(pixels) // across)
     tallest = max(p.shape[0] / p.shape[1] for p in pixels)

@@ -230,5 +230,6 @@ def combinations(space: Space, count: int) -> int:
 
 def _is_within(interval: Interval, value: object) -> bool:
     """Return whether a recorded value is a number of an interval."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and interval.low <= value <= interval.high
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return interval.low <= value <= interval.high
