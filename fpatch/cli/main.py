@@ -99,18 +99,24 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
                 print(to_document(answer.facts), end="")
             return answer.code
     except KeyboardInterrupt as interrupt:
-        stop = stop or Stop()
-        notes = getattr(interrupt, "__notes__", ())
-        print(show("; ".join([f"fpatch: {stop.sentence}", *notes])), file=sys.stderr)
-        return stop.exit_code
+        return _say_stop(stop or Stop(), interrupt)
     except (ValueError, ImportError, OSError) as error:
         return _refuse(_message(error), error)
     except Exception as error:
+        if isinstance(error, SystemError) and isinstance(error.__cause__, KeyboardInterrupt):
+            return _say_stop(stop or Stop(), error)  # as compiled libraries wrap it
         if (what := _memory_message(error)) is not None:
             return _refuse(what, error)
         print(show(traceback.format_exc()), file=sys.stderr, end="")
         print(_UNKNOWN, file=sys.stderr)
         return 3
+
+
+def _say_stop(stop: Stop, interrupt: BaseException) -> int:
+    """Print that a signal stopped the command, with the notes of the work; return the exit code."""
+    notes = getattr(interrupt, "__notes__", ())
+    print(show("; ".join([f"fpatch: {stop.sentence}", *notes])), file=sys.stderr)
+    return stop.exit_code
 
 
 def _refuse(sentence: str, error: Exception) -> int:

@@ -14,6 +14,7 @@ import pytest
 from log_stores import local_uri, mlflow_client
 from study_fixture import environment
 
+from fpatch.cli.main import main
 from fpatch.demo.tiny import tiny_study
 from fpatch.runs.folder import Run
 from fpatch.runs.tables import encode_table
@@ -267,3 +268,12 @@ def test_a_stop_while_a_library_imports_another_is_not_lost(tmp_path):
     settings = {"env": environment(tmp_path), "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, "-c", LOST, str(table)], **settings)
     assert done.returncode == 7, done.stderr
+
+
+def test_a_stop_that_a_library_has_wrapped_is_a_stop(monkeypatch, capsys):
+    def wrapped():
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr("fpatch.cli.main._working_folder", wrapped)
+    assert main(["describe", "study.toml"]) == 130
+    assert capsys.readouterr().err == "fpatch: stopped\n"
