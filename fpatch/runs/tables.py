@@ -1,8 +1,6 @@
 """Tables of a run folder: evaluations as Parquet and CSV, with the patches shown and the execution."""
 
-import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +149,8 @@ def _find_table(folder: Path, name: str) -> Path:
     return path
 
 
-def load_pandas() -> None:
-    """Import pandas if it is there: pyarrow does so at its first array, and would lose a stop on the way."""
-    with suppress(ImportError):
-        importlib.import_module("pandas")  # which fpatch itself does not need
-
-
 def encode_table(prefix: str, columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Encode a table as Parquet and CSV, by suffix."""
-    load_pandas()
     table = pa.table({n: pa.array(c) for n, c in columns.items()})
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, parquet)
@@ -178,7 +169,7 @@ def _read_table(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
     Raises:
         RunError: If the file cannot be read, or has another number of rows.
     """
-    load_pandas()
+    pa.array(np.zeros(0))  # pyarrow imports pandas now, and passes on a stop, which `to_numpy` would lose
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             found, columns = file.metadata.num_rows, file.metadata.num_columns

@@ -8,7 +8,6 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from fpatch.core.files import write_atomic
-from fpatch.runs.tables import load_pandas
 from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.plan import Plan
 
@@ -43,7 +42,6 @@ def trial_columns(plan: Plan, entries: list[Entry]) -> dict[str, list[Any]]:
 def save_table(journal: Journal, plan: Plan) -> list[str]:
     """Write `trials.parquet` and `trials.csv` into the folder of the sweep; return their names."""
     columns = trial_columns(plan, journal.entries())
-    load_pandas()
     table = pa.table({name: _column(values) for name, values in columns.items()})
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, parquet)
