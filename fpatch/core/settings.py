@@ -5,7 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
@@ -99,7 +99,7 @@ def settle(hint: Any, value: Any, field: str) -> Any:
     if not _may_be(options, value):
         decode(hint, value, field)
     if int in options and float not in options and isinstance(value, Real) and not isinstance(value, bool):
-        if float(value) % 1 != 0:
+        if not isinstance(value, Integral) and float(value) % 1 != 0:
             raise ValueError(f"{field}: expected a whole number, got {value}")
         return int(cast(Any, value))
     return value
