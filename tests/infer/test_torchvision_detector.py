@@ -300,8 +300,10 @@ def test_the_shape_does_not_depend_on_how_much_is_proposed(num):
 def test_it_is_compiled_in_pieces(victims):
     """The library's loops and the module made on the way break the graph; the answer is the same."""
 
+    stage = infer.torchvision_detector(victims["SSD"])
+
     def logits(images):
-        return answer(victims["SSD"], images)["logits"]
+        return stage.apply({}, {}, {"image": images})["detections"]["dense"]["logits"]
 
     torch._dynamo.reset()
     with pytest.raises(Unsupported):
