@@ -46,7 +46,8 @@ def test_a_targeted_patch_is_trained_measured_and_counted_by_another_script(tmp_
 
     # replay --verify, and a grid in which a larger patch does no worse
     assert re.search(r"rows 100 +identical 100 +different 0", said)
-    with open(run / "tables" / "validation-best-grid.csv", newline="") as table:
+    (grid,) = (run / "tables").glob("validation-best-grid*.csv")
+    with open(grid, newline="") as table:
         cells = list(csv.DictReader(table))
     shares = [
         sum(row["reached/patch"] == "true" for row in cells if row["sample/implant/scale/0"] == scale)

@@ -64,7 +64,7 @@ def main(run: Path, goal: str) -> None:
     counted = reached = 0
     for start in range(0, len(rows), 25):
         some = rows[start : start + 25]
-        crops = [Image.open(row["path"]).convert("RGB") for row in some]
+        crops = [Image.open(run.parents[1] / row["path"]).convert("RGB") for row in some]
         scenes = [crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for crop in crops]
         posters = [paste(scene, poster, row) for scene, row in zip(scenes, some, strict=True)]
         stops = [float(row["sample/camera/exposure/stops"]) for row in some]
