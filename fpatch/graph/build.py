@@ -12,7 +12,7 @@ from fpatch.graph.declarations import RESERVED
 from fpatch.graph.functions import find_function
 from fpatch.graph.node import Part, node
 from fpatch.graph.pipeline import Pipeline, pipeline
-from fpatch.graph.stage import Definition
+from fpatch.graph.stage import Definition, Stage
 
 _NAMES = tuple[str, ...] | dict[str, str]
 _WIRING = {"phases": str | tuple[str, ...], "reads": _NAMES, "writes": _NAMES, "stream": str}
@@ -105,6 +105,11 @@ def _node(entry: Mapping[str, Any], where: str, path: str, resources: Mapping[st
             given[setting] = resources[full]
             del settings[setting]
     stage = definition.configured(_configure(definition, settings, given, where))
+    return _wire(stage, entry, where)
+
+
+def _wire(stage: Stage | Callable[..., Any], entry: Mapping[str, Any], where: str) -> Part:
+    """Make the node of a stage or function with the wiring of its table."""
     wiring = {k: decode(kind, entry[k], f"{where}.{k}") for k, kind in _WIRING.items() if k in entry}
     try:
         return node(stage, **wiring)
@@ -118,11 +123,7 @@ def _function_node(function: Callable[..., Any], entry: Mapping[str, Any], where
         raise ValueError(
             f"{where}: a plain function has no setting {unknown[0]!r}; define a stage with fpatch.define"
         )
-    wiring = {k: decode(kind, entry[k], f"{where}.{k}") for k, kind in _WIRING.items() if k in entry}
-    try:
-        return node(function, **wiring)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return _wire(function, entry, where)
 
 
 def _configure(
