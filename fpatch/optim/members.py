@@ -39,17 +39,36 @@ class RowParams(Mapping[str, Tensor]):
         return len(self.members)
 
 
+class _Watched(Mapping[str, Tensor]):
+    """Parameters that tell whether they were read."""
+
+    def __init__(self, params: Params) -> None:
+        self._params, self.read = params, False
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read = True
+        return self._params[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)
+
+
 class Alone:
     """The shapes that nodes of a user's own read in a run of one member.
 
     Attributes:
         shapes: The shapes of the leaves of what each node reads, by path.
+        readers: The nodes that read the parameters.
         num_rows: The rows of a member.
     """
 
     def __init__(self, pipeline: Pipeline, want: Sequence[str]) -> None:
         """Watch the nodes of a pipeline that make the wanted values."""
         self.shapes: dict[str, list[torch.Size]] = {}
+        self.readers: set[str] = set()
         self.num_rows = 0
         own = {path: n for path, n in pipeline.items() if _is_own(n)}
         self._watched = pipeline | {path: _replace(n, partial(self._watch, path)) for path, n in own.items()}
@@ -67,13 +86,26 @@ class Alone:
             self._watched.apply(params, take_rows(sample, rows), take_rows(dict(batch), rows), self._want)
         self._looked = {form}
 
-    def _watch(self, path: str, apply: Callable[..., Any], *given: Any) -> Any:
-        self.shapes[path] = [leaf.shape for leaf in optree.tree_leaves(dict(given[-1]))]
-        return apply(*given)
+    def _watch(
+        self,
+        path: str,
+        apply: Callable[..., Any],
+        config: Any,
+        patch_params: Params,
+        sample: Sample,
+        values: Values,
+    ) -> Any:
+        self.shapes[path] = [leaf.shape for leaf in optree.tree_leaves(dict(values))]  # type: ignore[arg-type]
+        params: Any = patch_params if isinstance(patch_params, NoParams) else _Watched(patch_params)
+        answer = apply(config, params, sample, values)
+        self.readers |= {path} if isinstance(params, _Watched) and params.read else set()
+        return answer
 
 
 def by_member(nodes: Pipeline, alone: Alone, count: int, in_rows: bool) -> Pipeline:
     """Return nodes of which those of a user's own are called once per member.
+
+    A stage is not if it reads rows alone, each of which it keeps to itself as all stages do.
 
     Args:
         nodes: The nodes.
@@ -119,6 +151,9 @@ def _apply(
     size = alone.num_rows if in_rows else 1
     leaves, tree = optree.tree_flatten(dict(values))  # type: ignore[arg-type]
     read = list(zip(leaves, alone.shapes[path], strict=True))
+    in_rows_alone = all(leaf.ndim == len(shape) for leaf, shape in read) and path not in alone.readers
+    if in_rows_alone and not isinstance(config, Function):
+        return apply(config, patch_params, sample, values)
 
     def member(i: int) -> Any:
         params: Params = patch_params
