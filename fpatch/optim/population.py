@@ -22,7 +22,7 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
 from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
-from fpatch.optim.members import RowParams, by_member
+from fpatch.optim.members import Alone, RowParams, by_member
 from fpatch.optim.mistakes import check_optimizer
 from fpatch.optim.objective import Loss, Objective
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
@@ -155,18 +155,20 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
     """The sum of the members' losses, each of which depends on its own parameters alone."""
     p, pipeline = len(objectives), objectives[0].pipeline
     of_members, of_rows = split(pipeline)
-    of_rows = by_member(of_rows, of_members, p)
+    first = objectives[0]
+    want = (*pipeline.terms, *first.tellers)
+    alone = Alone(pipeline, want)
+    of_members = by_member(of_members, alone, p, in_rows=False)
+    of_rows = by_member(of_rows, alone, p, in_rows=True)
     names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         b = len(batch["image_id"]) // p
+        alone.look(patch_params, sample, batch, p)
         members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
         params = RowParams(patch_params, b)
-        first = objectives[0]
-        values = of_rows.apply(
-            params, sample, {**batch, **_repeat(made, b)}, want=(*pipeline.terms, *first.tellers)
-        )
+        values = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=want)
         terms = {name: values[name] for name in pipeline.terms}
         counted = rows_in(first.sources, values) if first.tellers else first.counted(params, sample, batch)
         weights = to_weights(counted, members=p)
