@@ -21,6 +21,7 @@ import torch
 from fpatch.core.checks import nearest
 from fpatch.core.files import file_digest
 from fpatch.core.inputs import expand_home
+from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, lookup, register
 from fpatch.core.schema import OMIT_EMPTY
 
@@ -129,7 +130,7 @@ class Resource:
             ValueError: If the loader is unknown or fails, or the digest of the weights differs.
         """
         load = lookup(self.loader, Loader, "resource").load
-        with torch.random.fork_rng(devices=[]):  # a network draws initial weights
+        with torch.random.fork_rng(devices=[]), plain_torch(grad=True):  # a network draws initial weights
             return self._load(load)
 
     def _load(self, load: Callable[..., Any]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.core.tree import to_device
 from fpatch.core.types import Values
@@ -50,6 +51,7 @@ class StepReplay(NamedTuple):
         return all(repr(a) == repr(b) for a, b in self.scalars.values())
 
 
+@plain_torch(grad=True)
 def replay_run(
     folder: str | Path,
     rows: slice | None = None,
@@ -120,6 +122,7 @@ def replay_run(
     return result, differences
 
 
+@plain_torch(grad=True)
 def replay_step(
     folder: str | Path,
     number: int,

@@ -12,6 +12,7 @@ from typing import Any
 
 from fpatch.core.checks import check_kind
 from fpatch.core.display import shown
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.optim.finite import find_bad_patch, find_bad_row
 from fpatch.optim.step import TrainState
@@ -103,6 +104,7 @@ def train_in(
     yield from _continue(run, study, parts, on_progress, ranks, changed, start, until, steps)
 
 
+@plain_torch(grad=True)
 def train(study: Study, on_progress: Progress | None = None) -> Run:
     """Train a study in a new run folder.
 
@@ -157,6 +159,7 @@ def train(study: Study, on_progress: Progress | None = None) -> Run:
     return run
 
 
+@plain_torch(grad=True)
 def resume(
     folder: str | Path,
     on_progress: Progress | None = None,
