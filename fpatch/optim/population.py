@@ -24,7 +24,7 @@ from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
 from fpatch.optim.members import Alone, RowParams, by_member
 from fpatch.optim.mistakes import check_optimizer
-from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.objective import Loss, Objective, check_lengths
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
 
 PopulationStep = Callable[
@@ -170,6 +170,7 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
         params = RowParams(patch_params, b)
         values = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=want)
         terms = {name: values[name] for name in pipeline.terms}
+        check_lengths(terms, p * b)
         counted = rows_in(first.sources, values) if first.tellers else first.counted(params, sample, batch)
         weights = to_weights(counted, members=p)
         own, scale = (
