@@ -201,4 +201,6 @@ def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's values, as hex."""
-    return digest(tensor.detach().cpu().contiguous().numpy().tobytes())
+    kept = tensor.detach().cpu().contiguous()
+    kept = kept.view(torch.int16) if kept.dtype == torch.bfloat16 else kept  # numpy has no bfloat16
+    return digest(kept.numpy().tobytes())
