@@ -13,6 +13,7 @@ from typing import NamedTuple, get_args
 
 from fpatch import random
 from fpatch.core.checks import check_number
+from fpatch.core.plain import plain_torch
 from fpatch.data import TargetSet
 from fpatch.doctor.causes import judge_patches
 from fpatch.doctor.clean import Asked, CleanFacts, ask_split, count_answers
@@ -85,6 +86,7 @@ class _Report:
         self.sizes: dict[str, tuple[int, int]] = {}
 
 
+@plain_torch(grad=True)
 def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     """Find all reasons why the patch of a study would not learn, or could not be measured.
 

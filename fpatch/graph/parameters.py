@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fpatch.core.plain import plain_torch
 from fpatch.core.types import Params
 from fpatch.graph.keys import fold_path
 from fpatch.graph.mistakes import explain
@@ -19,7 +20,8 @@ def init_params(nodes: Mapping[str, Node], key: Tensor) -> dict[str, Tensor]:
     params: dict[str, Tensor] = {}
     for path, n in nodes.items():
         assert n.stage.definition.init is not None
-        made = n.stage.definition.init(n.stage.config, fold_path(key, path))
+        with plain_torch():
+            made = n.stage.definition.init(n.stage.config, fold_path(key, path))
         if clash := set(params) & set(made):
             raise ValueError(f"{path}: an earlier node also makes the patch {min(clash)!r}; rename one")
         params |= made

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import suggest_keyword
+from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
@@ -246,7 +247,8 @@ class Stage:
             ValueError: If the stage draws other fields, types or rows than it declares.
         """
         keys = row_keys(key, batch)
-        drawn = self.definition.sample(self.config, keys, batch)
+        with plain_torch():
+            drawn = self.definition.sample(self.config, keys, batch)
         drawn = check_drawn(self.definition.name, drawn, len(keys))
         if set(drawn) != set(self.definition.fields):
             raise ValueError(
@@ -279,7 +281,8 @@ class Stage:
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:
-            written: Any = d.apply(self.config, patch_params, sample, read)
+            with plain_torch(autocast=d.role == "victim"):
+                written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
             if (found := explain(error, d, patch_params, read, sample)) is None:
                 raise

@@ -237,6 +237,27 @@ def global_generators_are_left_alone(case: Case) -> None:
 
 
 @law()
+def the_state_of_torch_is_no_input(case: Case) -> None:
+    """Default types and devices, autocast and the recording of gradients change no bit of a result.
+
+    A victim computes in the autocast of the program.
+    """
+    expected = case.subject(case.params, KEY, case.batch)
+    default = torch.get_default_dtype()
+    states = [torch.device("meta"), torch.no_grad()]
+    if all(s.definition.role != "victim" for s in case.stages):
+        states.append(torch.autocast("cpu", torch.bfloat16))
+    for state in states:
+        with state:
+            assert_equal(case.subject(case.params, KEY, case.batch), expected)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert_equal(case.subject(case.params, KEY, case.batch), expected)
+    finally:
+        torch.set_default_dtype(default)
+
+
+@law()
 def rows_do_not_see_their_neighbors(case: Case) -> None:
     """With other neighbors, of other sizes, a row keeps its bits."""
     sample, other = case.subject.sample(KEY, case.batch), others(case)
