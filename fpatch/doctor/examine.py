@@ -41,6 +41,7 @@ from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects
 from fpatch.doctor.steps import judge_pull, judge_step
 from fpatch.doctor.victims import judge_form, judge_repeats
 from fpatch.doctor.wrong_answers import judge_clean_answers
+from fpatch.study.elsewhere import find_elsewhere
 from fpatch.study.goals import judge_best, judge_goals
 from fpatch.study.leaks import find_leaks
 from fpatch.study.room import find_crowded
@@ -120,7 +121,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         *judge_goals(study),
         *judge_best(study),
         *find_leaks(study, parts.dataset),
-        *find_cut_scores(study),
+        *dict.fromkeys((*find_cut_scores(study), *find_elsewhere(study, parts.dataset))),
     ]
     report.findings += [Finding("warning", where, what) for where, what in said]
     _examine_training(study, parts, dataset, num_rows, report)

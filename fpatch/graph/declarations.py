@@ -179,6 +179,11 @@ def check_drawn(name: str, drawn: Any, num_rows: int) -> dict[str, Tensor]:
     """
     check_mapping(f"{name}: what sample returns", drawn, "return {field: [b, ...]}")
     for field, value in drawn.items():
+        if not isinstance(field, str) or not field or field.isdigit() or "/" in field:
+            raise ValueError(
+                f"{name}: {field!r} is no name of a sampled value, which is a column of tables; leave out "
+                "'/', and begin with a letter"
+            )
         has_rows = isinstance(value, Tensor) and value.shape[:1] == (num_rows,)
         if not has_rows or value.dtype not in SAMPLE_DTYPES:
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
