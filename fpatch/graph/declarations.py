@@ -58,6 +58,25 @@ class Summary(NamedTuple):
     compute: Callable[[Any, Mapping[str, Any]], dict[str, float]]
 
 
+class Weights(NamedTuple):
+    """Four pure functions of a stage whose network is trained.
+
+    Its weights and buffers are entries of the parameters, `path/name`. The stage is handed its own, by their
+    own names.
+
+    Attributes:
+        init: `(config, key) -> {name: parameter or buffer}`.
+        trained: `config -> names of the parameters that get a gradient`.
+        learn: `config -> config`, with layers as in training; it writes its next `buffers`.
+        freeze: `(config, weights) -> config`, with these weights as constants.
+    """
+
+    init: Callable[[Any, Tensor], dict[str, Tensor]]
+    trained: Callable[[Any], tuple[str, ...]]
+    learn: Callable[[Any], Any]
+    freeze: Callable[[Any, Mapping[str, Tensor]], Any]
+
+
 @dataclass(frozen=True)
 class Traits:
     """The flags of a stage: what wiring, compilation, populations and laws may assume of it.
@@ -75,6 +94,7 @@ class Traits:
         gives: The entries that it adds, likewise. The others stay if it also reads the value, and are
             dropped if it does not. A stage that declares none may write any.
         late: It draws while it runs: `apply` returns what it writes and its sample.
+        mixes_rows: A row of its output depends on the other rows of the batch, as batch statistics do.
     """
 
     geometric: bool = False
@@ -87,6 +107,7 @@ class Traits:
     needs: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
     late: bool = False
+    mixes_rows: bool = False
 
 
 def check_config(name: str, config: Any) -> None:

@@ -1,7 +1,7 @@
-"""Plain functions in a population: each call sees the rows of one member, its parameters and its patch."""
+"""Plain functions and networks in a population: each call sees one member: its rows, parameters and patch."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,29 +11,15 @@ from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
 from fpatch.graph.functions import Function
+from fpatch.graph.parameters import BUFFERS, RowParams
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import Stage
 
 
-class RowParams(Mapping[str, Tensor]):
-    """Parameters of members [p, ...] repeated for each row, [p * b, ...], when they are read."""
-
-    def __init__(self, members: Params, num_rows: int) -> None:
-        """Hold the parameters of members with `num_rows` rows each."""
-        self.members, self._num_rows = members, num_rows
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.members[name].repeat_interleave(self._num_rows, 0)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-
 def by_member(of_rows: Pipeline, of_members: Pipeline, count: int) -> Pipeline:
-    """Return the nodes of rows with each plain function called once per member.
+    """Return the nodes of rows with each plain function, and each trained network, called once per member.
+
+    On a CPU a loop over networks was faster than `torch.func.vmap`, which makes grouped convolutions.
 
     Args:
         of_rows: The nodes that run once per row.
@@ -43,7 +29,7 @@ def by_member(of_rows: Pipeline, of_members: Pipeline, count: int) -> Pipeline:
     shared = {name for n in of_members.values() for name in n.writes.values()}
     changed = {}
     for path, n in of_rows.items():
-        if isinstance(n.stage.config, Function):
+        if isinstance(n.stage.config, Function) or n.stage.definition.weights is not None:
             alike = frozenset(own for own, name in n.reads.items() if name in shared)
             apply = partial(_apply, n.stage.definition.apply, count, alike)
             definition = dataclasses.replace(n.stage.definition, apply=apply)
@@ -56,18 +42,19 @@ def _apply(
     apply: Callable[..., Any],
     count: int,
     alike: frozenset[str],
-    config: Function,
+    config: Any,
     patch_params: Params,
     sample: Sample,
     values: Values,
 ) -> Any:
     """Call a function for each member, and join the rows."""
-    rows = next(len(leaf) for leaf in optree.tree_leaves((sample, dict(values))) if leaf.ndim != 3)  # type: ignore[arg-type]
+    of_rows = {name: value for name, value in values.items() if name != BUFFERS}
+    rows = next(len(leaf) for leaf in optree.tree_leaves((sample, of_rows)) if leaf.ndim != 3)  # type: ignore[arg-type]
     size = rows // count
 
     def own(name: str, leaf: Tensor, i: int) -> Tensor:
-        if name == "patch" and leaf.ndim == 3:
-            return leaf
+        if name == BUFFERS or (name == "patch" and leaf.ndim == 3):
+            return leaf[i] if name == BUFFERS else leaf
         return leaf[i * size] if name == "patch" and name in alike else leaf[i * size : (i + 1) * size]
 
     def member(i: int) -> Any:
@@ -88,4 +75,6 @@ def _per_row(answer: Any, num_rows: int) -> Any:
         written["patch"] = {
             name: x.expand(num_rows, *x.shape) if x.ndim == 3 else x for name, x in written["patch"].items()
         }
+    if BUFFERS in written:
+        written[BUFFERS] = {name: x[None] for name, x in written[BUFFERS].items()}
     return (written, dict(answer[1])) if isinstance(answer, tuple) else written
