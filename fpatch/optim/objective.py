@@ -201,6 +201,24 @@ def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
             raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
 
 
+def check_lengths(terms: Mapping[str, Any], num_rows: int) -> None:
+    """Check that every term has a number per row: micro-batches weigh means by their rows.
+
+    Raises:
+        ValueError: Naming the term.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.optim.objective import check_lengths
+        >>> check_lengths({"vanish": torch.zeros(1)}, 4)
+        Traceback (most recent call last):
+        ValueError: loss term 'vanish' must be a tensor, unreduced, one number per row [4], got shape [1]; ...
+    """
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim != 1 or len(term) != num_rows:
+            raise ValueError(_not_per_row(name, term, num_rows))
+
+
 def _not_per_row(name: str, term: Any, num_rows: int | str = "b") -> str:
     got = f"shape {list(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
     return (

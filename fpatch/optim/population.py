@@ -23,9 +23,9 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
 from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
-from fpatch.optim.members import by_member
+from fpatch.optim.members import Alone, by_member
 from fpatch.optim.mistakes import check_optimizer
-from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.objective import Loss, Objective, check_lengths
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
 
 PopulationStep = Callable[
@@ -146,7 +146,7 @@ def _make_part(
             own = take_rows(whole.counted, rows)
             loss = objectives[i].weigh(take_rows(whole.terms, rows), to_weights(own))
             loss = objectives[i].void_uncounted(loss, own)
-            loss = loss._replace(buffers=take_rows(whole.buffers, i))
+            loss = loss._replace(buffers=take_rows(whole.buffers, i * b))
             yield apply_gradient(
                 pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i], own
             )
@@ -158,19 +158,22 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
     """The sum of the members' losses, each of which depends on its own parameters alone."""
     p, pipeline = len(objectives), objectives[0].pipeline
     of_members, of_rows = split(pipeline)
-    of_rows = by_member(of_rows, of_members, p)
+    first = objectives[0]
+    want = (*first.wanted, *first.tellers)
+    alone = Alone(pipeline, want)
+    of_members = by_member(of_members, alone, p, in_rows=False)
+    of_rows = by_member(of_rows, alone, p, in_rows=True)
     names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         b = len(batch["image_id"]) // p
+        alone.look(patch_params, sample, batch, p)
         members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
         params = RowParams(patch_params, b)
-        first = objectives[0]
-        values = of_rows.apply(
-            params, sample, {**batch, **_repeat(made, b)}, want=(*first.wanted, *first.tellers)
-        )
+        values = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=want)
         terms = {name: values[name] for name in pipeline.terms}
+        check_lengths(terms, p * b)
         counted = rows_in(first.sources, values) if first.tellers else first.counted(params, sample, batch)
         weights = to_weights(counted, members=p)
         own, scale = (

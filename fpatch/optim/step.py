@@ -28,7 +28,7 @@ from fpatch.optim.gradient import (
 )
 from fpatch.optim.mistakes import check_objective, check_optimizer, explain_state
 from fpatch.optim.networks import check_statistics
-from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.objective import Loss, Objective, check_lengths
 from fpatch.optim.transforms import Transformation
 from fpatch.runtime.parallel import ALONE, Ranks
 
@@ -259,7 +259,12 @@ def apply_gradient(
     batch: Batch,
     counted: dict[str, Tensor],
 ) -> tuple[TrainState, StepInfo]:
-    """Apply an optimizer's update to the state, and report the step."""
+    """Apply an optimizer's update to the state, and report the step.
+
+    Raises:
+        ValueError: If a loss term has not one number per row.
+    """
+    check_lengths(loss.terms, len(batch["image_id"]))
     more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
     updates, opt_state = optimizer.update(grads, state.opt_state, params=state.params, inplace=False, **more)
     moved = {name: value + updates[name] for name, value in state.params.items()}

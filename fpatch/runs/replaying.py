@@ -3,6 +3,7 @@
 `fpatch.evaluation.replaying` replays tables of a pipeline; this module opens the run and its study for it.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from fpatch.runs.places import suggest_data_root
 from fpatch.runs.weights import frozen_pipeline
 from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
+
+_logger = logging.getLogger(__name__)
 
 
 class StepReplay(NamedTuple):
@@ -104,6 +107,7 @@ def replay_run(
             f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
     check_drawable(study.placed.at(split), edits or {})
+    _say_skipped(logged, chosen, edits or {})
     warn_of_inputs(run, study, every, [split_name(study, split)], table, own_data=measured.own_data)
     with recorded_execution(recorded, study) as differences:
         result = replay(
@@ -119,6 +123,20 @@ def replay_run(
             progress=lambda done, total: on_progress("replaying", done, total, ""),
         )
     return result, differences
+
+
+def _say_skipped(logged: Mapping[str, np.ndarray], chosen: range, edits: Mapping[str, Any]) -> None:
+    """Say of how many rows an edit changes nothing, since they skip its stage."""
+    for path in edits:
+        parents = [path.rsplit("/", i)[0] for i in range(1, path.count("/") + 1)]
+        on = next((f"{node}/on" for node in parents if f"sample/{node}/on" in logged), None)
+        if on is None or on in edits:
+            continue
+        if skipped := int((~logged[f"sample/{on}"][chosen].astype(bool)).sum()):
+            _logger.warning(
+                "replay: %s changes nothing in %d of %d rows, which skip its stage; to run it there too, set "
+                "%s to 1", path, skipped, len(chosen), on,
+            )  # fmt: skip
 
 
 def replay_step(

@@ -141,3 +141,13 @@ def test_scores_that_no_threshold_suits_are_refused(metric, kind):
     run(make(torch.tensor([[0.75]])), valid=~yes)
     with pytest.raises(ValueError, match=f"must be within 0..1, got {re.escape(got)}"):
         run(make(torch.tensor([[0.75]])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_image_of_another_type_has_a_digest_and_a_rate(tmp_path, dtype):
+    """numpy knows no bfloat16."""
+    cast = stage(lambda values: {"image": values["image"].to(dtype)}, ("image",), ("image",))
+    table, again = (measure(tmp_path / str(i), {"cast": cast}).table for i in range(2))
+    assert success(table, "victims/a/found").clean.value > 0
+    assert len(set(table["digest/none"].tolist())) == len(table["digest/none"])
+    assert table["digest/patch"].tolist() == again["digest/patch"].tolist()
