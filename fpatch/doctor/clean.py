@@ -116,7 +116,7 @@ def ask_split(study: Study, parts: Setup, split: str, num_rows: int) -> Asked:
 
     The training images pass the stages of the test, as its phase has the metrics.
     """
-    pipeline = study.placed.at("test" if split == "train" else split)
+    pipeline = study.placed.at("test" if split == "train" else split).freeze(parts.initial.all_params)
     dataset = parts.dataset.split(getattr(study.data, split))
     ids, begun = _spread(dataset)[: max(CLEAN_ROWS, num_rows)], time.monotonic()
     first, found, images = None, [], 0

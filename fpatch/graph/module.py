@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource, resolve
+from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import layers
 from fpatch.graph.declarations import Weights
@@ -20,6 +21,10 @@ from fpatch.graph.in_place import count_writes
 from fpatch.graph.mistakes import describe
 from fpatch.graph.parameters import BUFFERS
 from fpatch.graph.stage import Names, define
+from fpatch.ops.detections import convert_answer
+
+_ANSWERS = {"logits", "detections"}
+"""The answers of a victim."""
 
 
 class ModuleSample(TypedDict, total=False):
@@ -36,7 +41,8 @@ class Module:
     pass through it. The weights of a trained one are entries of the parameters, under the path of its node,
     `path/weight`, and so are its buffers, which a training step returns anew. In the phase `train` its
     layers behave as in training: normalization takes the statistics of the batch, and dropout draws from the
-    keys of the rows. In every other phase both are off.
+    keys of the rows. In every other phase both are off. One that makes `logits` or `detections` of `image` is
+    a victim.
 
     Attributes:
         model: The module, or the `Resource` that makes one. One module in two nodes shares its weights.
@@ -134,8 +140,10 @@ def declare(config: Module) -> dict[str, Any]:
         mixes = layers.mixes_rows(config.called)
         if any(True for _ in resolve(config.model).buffers()):
             writes, optional = (*writes, BUFFERS), (BUFFERS,) if config.share else ()
+    reads = (*config.inputs, *config.keywords)
     return {
-        "reads": (*config.inputs, *config.keywords),
+        "role": "victim" if "image" in reads and _ANSWERS & {*writes} else "stage",
+        "reads": reads,
         "writes": writes,
         "optional": optional,
         "fields": fields,
@@ -155,18 +163,27 @@ def apply(config: Module, patch_params: Params, sample: Sample, values: Values) 
     args = tuple(values[name] for name in config.inputs)
     kwargs = {name: values[name] for name in config.keywords}
     if not config.trainable:
-        return _name(config, what, _call_frozen(what, called, args, kwargs))
+        return _in_single(_name(config, what, _call_frozen(what, called, args, kwargs)), values)
     model = resolve(config.model)
     own, buffers = {**patch_params, **values.get(BUFFERS, {})}, dict(model.named_buffers())
     _check_weights(what, model, own)
-    given = {name: own[name].clone() if name in buffers else own[name] for name in own}
+    given = {name: own[name].detach().clone() if name in buffers else own[name] for name in own}
     if "key" in sample:
         given |= dict.fromkeys(layers.keyed_buffers(called), sample["key"])
     answer, after = layers.call_without_draws(what, called, given, args, kwargs)
-    named = _name(config, what, answer)
+    named = _in_single(_name(config, what, answer), values)
     if config.learning and buffers:
         named[BUFFERS] = {name: after[name].detach() for name in buffers}
     return named
+
+
+def _in_single(named: Mapping[str, Any], values: Values) -> dict[str, Any]:
+    """Bring numbers below float32 to it, and the answers of a victim to the type of its images."""
+    dtype = torch.promote_types(values["image"].dtype, torch.float32) if "image" in values else torch.float32
+    return {
+        name: convert_answer(value, dtype, name) if name in _ANSWERS else widen(value)
+        for name, value in named.items()
+    }
 
 
 def _call_frozen(what: str, called: layers.Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from cases import Case, case, network
+from cases import Case, case, trained_network
 from jaxtyping import Float
 from torch import Tensor
 
@@ -264,7 +264,7 @@ def apply_with_old_buffers(config: Any, patch_params: Any, sample: Any, values: 
 
 
 def old_buffers() -> Case:
-    whole = network(seed=3, norm="batch")
+    whole = trained_network(seed=3, norm="batch")
     stage = whole["net"].stage
     made = Stage(dataclasses.replace(stage.definition, apply=apply_with_old_buffers), stage.config)
     return case(whole | {"net": dataclasses.replace(whole["net"], stage=made)})

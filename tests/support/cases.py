@@ -379,7 +379,7 @@ def answers(loss: Stage) -> Pipeline:
     return pipeline({"victim": infer.detector(detector(seed=1)), "loss": loss})
 
 
-def network(**arguments: Any) -> Pipeline:
+def trained_network(**arguments: Any) -> Pipeline:
     """A network that is trained, as it is in training."""
     part = node(graph.module(tiny_net(**arguments), trainable=True), reads=["image"], writes=["logits"])
     return pipeline({"net": part}).at("train")
@@ -492,10 +492,10 @@ CASES = {
     "module": case(
         graph.module(classifier(seed=2), inputs=("image",), outputs=("logits",)),
     ),
-    "module trained": case(network(seed=3)),
-    "module with dropout": case(network(seed=3, dropout=0.3)),
-    "module with batch statistics": case(network(seed=3, norm="batch")),
-    "module with statistics of images": case(network(seed=3, norm="instance", dropout=0.1)),
+    "module trained": case(trained_network(seed=3)),
+    "module with dropout": case(trained_network(seed=3, dropout=0.3)),
+    "module with batch statistics": case(trained_network(seed=3, norm="batch")),
+    "module with statistics of images": case(trained_network(seed=3, norm="instance", dropout=0.1)),
     "module shared": case(two_views()),
     "detector": case(infer.detector(detector(seed=1))),
     **{

@@ -709,7 +709,7 @@ def typed_results(case: Case, dtype: torch.dtype, back: bool) -> dict[str, Tree]
         changed[path] = dataclasses.replace(n, stage=stage)
     whole = whole | changed
     sample = whole.sample(KEY, batch)
-    params = {n: value.clone().requires_grad_() for n, value in case.params.items()}
+    params = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in case.params.items()}
     if victims and "image" in batch:  # through the boundary of gradients
         batch["image"] = batch["image"].clone().requires_grad_()
     with unchecked():
