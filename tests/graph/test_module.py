@@ -116,7 +116,7 @@ def refused(parts, words: str) -> None:
         (lambda: graph.module(nn.Sequential(nn.Linear(2, 2).eval(), nn.ReLU())), "is in training mode"),
         (lambda: graph.module(nn.Linear), "must be a torch.nn.Module or a Resource, got Linear"),
         (lambda: graph.module(), "give a model, or share"),
-        (lambda: graph.module(net(), trainabel=True), "did you mean 'trainable'"),
+        (lambda: graph.module(net(), **{"trainabel": True}), "did you mean 'trainable'"),
         (lambda: graph.module(nn.LazyLinear(3), trainable=True), "has no shape yet; call the network once"),
         (lambda: graph.module(nn.Sequential(nn.SyncBatchNorm(3)), trainable=True), "local_statistics"),
         (lambda: graph.module(nn.Sequential(nn.AlphaDropout()), trainable=True), "AlphaDropout"),
@@ -265,7 +265,7 @@ def test_one_module_in_two_places_shares_its_weights():
     by_hand = copy.deepcopy(model).train()
     by_hand.drop.eval()
     with torch.no_grad():
-        by_hand(BATCH["image"]), by_hand(BATCH["scene"])
+        _ = by_hand(BATCH["image"]), by_hand(BATCH["scene"])
     torch.testing.assert_close(values["a/buffers"]["norm.running_var"], by_hand.norm.running_var)
 
 
@@ -391,7 +391,7 @@ def test_local_statistics_pass_from_part_to_part_and_are_averaged_over_processes
     start = fpatch.make_state(goal, SGD, KEY)
     parts, _ = fpatch.make_step(goal, SGD, micro_batch=2, local_statistics=True)(start, BATCH)
     with torch.no_grad():
-        model(BATCH["image"][:2]), model(BATCH["image"][2:])
+        _ = model(BATCH["image"][:2]), model(BATCH["image"][2:])
     assert int(parts.fixed["net/norm.num_batches_tracked"]) == 2
     torch.testing.assert_close(parts.fixed["net/norm.running_mean"], model.norm.running_mean)
     shards, _ = fpatch.make_step(goal, SGD, processes=3, local_statistics=True)(start, BATCH)
