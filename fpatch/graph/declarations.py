@@ -1,7 +1,7 @@
 """The declarations of a stage: its traits, role and summary, and the checks of them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
@@ -18,6 +18,9 @@ ALL = "*"
 
 RESERVED = ("stage", "phases", "reads", "writes", "stream")
 """Keys of a node in a config file; no setting may have such a name."""
+
+Names = Sequence[str] | Mapping[str, str]
+"""The names that a node gives to values: in the declared order, or by the stage's own names."""
 
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
 """The types that a sample may hold; a table keeps them without loss."""
@@ -200,6 +203,11 @@ def check_drawn(name: str, drawn: Any, num_rows: int) -> dict[str, Tensor]:
     """
     check_mapping(f"{name}: what sample returns", drawn, "return {field: [b, ...]}")
     for field, value in drawn.items():
+        if not isinstance(field, str) or not field or field.isdigit() or "/" in field:
+            raise ValueError(
+                f"{name}: {field!r} is no name of a sampled value, which is a column of tables; leave out "
+                "'/', and begin with a letter"
+            )
         has_rows = isinstance(value, Tensor) and value.shape[:1] == (num_rows,)
         if not has_rows or value.dtype not in SAMPLE_DTYPES:
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

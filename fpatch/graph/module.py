@@ -16,11 +16,11 @@ from fpatch.core.resource import Resource, resolve
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import layers
-from fpatch.graph.declarations import Weights
+from fpatch.graph.declarations import Names, Weights
 from fpatch.graph.in_place import count_writes
 from fpatch.graph.mistakes import describe
 from fpatch.graph.parameters import BUFFERS
-from fpatch.graph.stage import Names, define
+from fpatch.graph.stage import define
 from fpatch.ops.detections import convert_answer
 
 _ANSWERS = {"logits", "detections"}

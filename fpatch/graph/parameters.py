@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fpatch.core.checks import nearest
+from fpatch.core.plain import plain_torch
 from fpatch.core.types import Params
 from fpatch.graph.keys import fold_path
 from fpatch.graph.mistakes import SHOWN, NoParams, explain
@@ -105,7 +106,8 @@ def init_params(nodes: Mapping[str, Node], key: Tensor) -> dict[str, Tensor]:
             params |= {f"{path}/{name}": value for name, value in own.items()}
         if d.init is None:
             continue
-        made = d.init(n.stage.config, fold_path(key, path))
+        with plain_torch():
+            made = d.init(n.stage.config, fold_path(key, path))
         if clash := set(params) & set(made):
             raise ValueError(f"{path}: an earlier node also makes the patch {min(clash)!r}; rename one")
         params |= made

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import suggest_keyword
+from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
@@ -26,6 +27,7 @@ from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.contracts import check_batch, uses_of
 from fpatch.graph.declarations import (
     ALL,
+    Names,
     Role,
     Summary,
     Traits,
@@ -42,9 +44,6 @@ from fpatch.graph.mistakes import check_device, check_mapping, check_rows, descr
 from fpatch.runtime.device import copy_to
 
 P = ParamSpec("P")
-
-Names = Sequence[str] | Mapping[str, str]
-"""The names that a node gives to values: in the declared order, or by the stage's own names."""
 
 
 class Nothing(TypedDict):
@@ -256,7 +255,8 @@ class Stage:
             ValueError: If the stage draws other fields, types or rows than it declares.
         """
         keys = row_keys(key, batch)
-        drawn = self.definition.sample(self.config, keys, batch)
+        with plain_torch():
+            drawn = self.definition.sample(self.config, keys, batch)
         drawn = check_drawn(self.definition.name, drawn, len(keys))
         if set(drawn) != set(self.definition.fields):
             raise ValueError(
@@ -289,7 +289,8 @@ class Stage:
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:
-            written: Any = d.apply(self.config, patch_params, sample, read)
+            with plain_torch(autocast=d.role == "victim"):
+                written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
             if (found := explain(error, d, patch_params, read, sample)) is None:
                 raise

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.core.tree import to_device
 from fpatch.core.types import Values
@@ -54,6 +55,7 @@ class StepReplay(NamedTuple):
         return all(repr(a) == repr(b) for a, b in self.scalars.values())
 
 
+@plain_torch(grad=True)
 def replay_run(
     folder: str | Path,
     rows: slice | None = None,
@@ -139,6 +141,7 @@ def _say_skipped(logged: Mapping[str, np.ndarray], chosen: range, edits: Mapping
             )  # fmt: skip
 
 
+@plain_torch(grad=True)
 def replay_step(
     folder: str | Path,
     number: int,

@@ -10,6 +10,7 @@ import optree
 import torch
 
 from fpatch import random
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.core.schema import flatten
 from fpatch.core.tree import to_device
@@ -64,9 +65,10 @@ class Verification(NamedTuple):
     @property
     def is_proved(self) -> bool:
         """True if everything that was checked is as recorded, and rows were rerun."""
-        return not self.differences and self.replay is not None and not self.replay.differences
+        return self.replay is not None and not (self.differences or self.replay.differences)
 
 
+@plain_torch(grad=True)
 def verify_run(
     folder: str | Path,
     rows: slice | None = None,
@@ -139,8 +141,7 @@ def verify_run(
     except (ValueError, OSError, ImportError, KeyError, TypeError, IndexError) as error:
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
         differences.append(f"table {table!r} cannot be rerun: {said}")
-    others = [name for name in _table_names(run) if name != table]
-    if others:
+    if others := [name for name in _table_names(run) if name != table]:
         unproven.append(f"rows of {', '.join(others)}: give one as --table")
     return Verification(files, differences, result, unproven, environment)
 
@@ -228,9 +229,9 @@ class _Table:
         self.differences += [f"the table has a column {n!r} that no evaluation makes" for n in strange]
         differences = dict(result.differences)
         for row, sentences in found.items():
-            said = differences.get(row, [])
-            names = {sentence.partition(":")[0] for sentence in said}
-            differences[row] = [*said, *(s for s in sentences if s.partition(":")[0] not in names)]
+            names = {s.partition(":")[0] for s in differences.get(row, [])}
+            new = [s for s in sentences if s.partition(":")[0] not in names]
+            differences[row] = [*differences.get(row, []), *new]
         return result._replace(differences=differences)
 
     def _compare_conditions(self, conditions: Mapping[str, Patches]) -> None:

@@ -99,6 +99,10 @@ def apply_global_noise(config: Any, patch_params: Any, sample: Any, values: Any)
     return {"image": (values["image"] + 0.01 * torch.randn_like(values["image"])).clamp(0, 1)}
 
 
+def apply_if_recorded(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return scaled(values["image"], sample["gain"] if torch.is_grad_enabled() else sample["gain"] / 2)
+
+
 def apply_batch_brightness(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
     return {"image": values["image"] * values["image"].mean()}
 
@@ -361,6 +365,7 @@ BROKEN = {
     "call_is_sample_then_apply": flagged(),
     "inputs_are_left_alone": photo_case("in_place", apply=apply_in_place),
     "global_generators_are_left_alone": photo_case("global_noise", apply=apply_global_noise),
+    "the_state_of_torch_is_no_input": photo_case("recorded", apply=apply_if_recorded),
     "rows_do_not_see_their_neighbors": photo_case("batch_brightness", apply=apply_batch_brightness),
     "position_keeps_the_bits": photo_case("row_count", apply=apply_by_row_count),
     "products_are_those_of_one_row": photo_case("joint_product", apply=apply_joint_product),

@@ -239,6 +239,27 @@ def global_generators_are_left_alone(case: Case) -> None:
     assert_equal(outs[0], outs[1])
 
 
+@law()
+def the_state_of_torch_is_no_input(case: Case) -> None:
+    """Default types and devices, autocast and the recording of gradients change no bit of a result.
+
+    A victim computes in the autocast of the program.
+    """
+    expected = case.subject(case.params, KEY, case.batch)
+    default = torch.get_default_dtype()
+    states = [torch.device("meta"), torch.no_grad()]
+    if all(s.definition.role != "victim" for s in case.stages):
+        states.append(torch.autocast("cpu", torch.bfloat16))
+    for state in states:
+        with state:
+            assert_equal(case.subject(case.params, KEY, case.batch), expected)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert_equal(case.subject(case.params, KEY, case.batch), expected)
+    finally:
+        torch.set_default_dtype(default)
+
+
 def separates_rows(case: Case) -> bool:
     """Whether no stage takes statistics over the rows of a batch."""
     return not any(s.definition.traits.mixes_rows for s in case.stages)
