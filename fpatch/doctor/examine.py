@@ -164,7 +164,7 @@ def _examine_training(study: Study, parts: Setup, dataset: TargetSet, num_rows: 
 
 def _examine_victims(study: Study, parts: Setup, num_rows: int, report: _Report) -> None:
     """Run images of all splits without a patch, and judge the answers of each victim."""
-    names, params = parts.dataset.class_names, parts.initial.params
+    names, params = parts.dataset.class_names, parts.initial.all_params
     for split in ("train", "validation", "test"):
         if getattr(study.data, split) is None:
             continue

@@ -88,6 +88,7 @@ def evaluate(
         True
     """
     check_kind("evaluate(pipeline)", pipeline, Pipeline, "make it by fpatch.pipeline({...})")
+    pipeline = pipeline.freeze(patch_params)
     check_dataset("evaluate(dataset)", dataset)
     check_number("evaluate.block", block, 1)
     made = (

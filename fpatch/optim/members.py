@@ -1,7 +1,8 @@
-"""A user's code in a population: each call sees the rows of one member, as in a run of its own.
+"""A user's code and trained networks in a population: each call sees one member, as in a run of its own.
 
 Stages of fpatch keep their rows apart, so that all members run at once. A function may do what it likes with
-a patch [c, h, w], such as sum it. One run of a member tells which shapes it expects.
+a patch [c, h, w], such as sum it. One run of a member tells which shapes it expects. A trained network is
+called with the weights of its member.
 """
 
 import dataclasses
@@ -18,25 +19,9 @@ from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.functions import Function
 from fpatch.graph.mistakes import NoParams
 from fpatch.graph.node import Node
+from fpatch.graph.parameters import BUFFERS, RowParams
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import Stage
-
-
-class RowParams(Mapping[str, Tensor]):
-    """Parameters of members [p, ...] repeated for each row, [p * b, ...], when they are read."""
-
-    def __init__(self, members: Params, num_rows: int) -> None:
-        """Hold the parameters of members with `num_rows` rows each."""
-        self.members, self._num_rows = members, num_rows
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.members[name].repeat_interleave(self._num_rows, 0)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
 
 
 class _Watched(Mapping[str, Tensor]):
@@ -122,10 +107,13 @@ def by_member(nodes: Pipeline, alone: Alone, count: int, in_rows: bool) -> Pipel
 
 
 def _is_own(n: Node) -> bool:
-    """Return whether a node is a user's own; a victim answers rows, and `of_patch` promises to keep them."""
+    """Return whether a node is called per member: a user's own, but for victims and losses of patches.
+
+    A network that is trained is too.
+    """
     d = n.stage.definition
     by_row = d.role == "victim" or d.traits.of_patch or d.module.split(".")[0] == "fpatch"
-    return isinstance(n.stage.config, Function) or not by_row
+    return isinstance(n.stage.config, Function) or d.weights is not None or not by_row
 
 
 def _replace(n: Node, around: Callable[..., Any]) -> Node:
@@ -196,7 +184,8 @@ def _in_rows(answer: Any, num_rows: int) -> Any:
     written = dict(answer[0] if isinstance(answer, tuple) else answer)
 
     def spread(name: str, x: Tensor) -> Tensor:
-        has_rows = x.ndim > 0 and len(x) == num_rows and not (name == "patch" and x.ndim == 3)
+        has_none = name == BUFFERS or (name == "patch" and x.ndim == 3)
+        has_rows = x.ndim > 0 and len(x) == num_rows and not has_none
         return x if has_rows else x.expand(num_rows, *x.shape)
 
     made = {name: optree.tree_map(partial(spread, name), value) for name, value in written.items()}

@@ -204,7 +204,8 @@ def load_trained(
     pipeline, recorded = study.placed.at(split), measured.settings
     kernels = portable_kernels(study.evaluate.portable, describe_device(study.place))
     with deterministic_algorithms(study.train.deterministic), kernels:
-        yield Trained(run, study, pipeline, state.params, state.step, dataset, said, recorded, data)
+        params = state.all_params
+        yield Trained(run, study, pipeline.freeze(params), params, state.step, dataset, said, recorded, data)
 
 
 def _warn_of_trained(images: Sequence[Path], count: int) -> None:

@@ -25,6 +25,7 @@ from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import suggest_data_root
+from fpatch.runs.weights import frozen_pipeline
 from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
 
@@ -112,7 +113,7 @@ def replay_run(
     warn_of_inputs(run, study, every, [split_name(study, split)], table, own_data=measured.own_data)
     with recorded_execution(recorded, study) as differences:
         result = replay(
-            study.placed.at(split),
+            frozen_pipeline(run, study, table, split),
             to_device(run.load_conditions(table), study.place),
             dataset,
             logged,

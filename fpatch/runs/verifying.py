@@ -37,6 +37,7 @@ from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import suggest_data_root
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
 from fpatch.runs.tables import encode_table, load_manifest
+from fpatch.runs.weights import find_checkpoint, frozen_pipeline
 from fpatch.study.splits import evaluation_key, split_name
 from fpatch.study.study import Study
 
@@ -167,7 +168,7 @@ class _Table:
         self._run, self._study, self._name, self._block = run, study, name, block
         self._split = name.partition("-")[0]
         self._dataset = dataset.split(split_name(study, self._split))
-        self._pipeline = study.placed.at(self._split)
+        self._pipeline = frozen_pipeline(run, study, name, self._split)
         self._key = evaluation_key(study, self._split)
         self._logged, self._manifest = run.load_table(name), load_manifest(run.folder, name)
         self.differences: list[str] = []
@@ -236,7 +237,7 @@ class _Table:
     def _compare_conditions(self, conditions: Mapping[str, Patches]) -> None:
         """Compare the patches shown with those of the checkpoint, and the controls with their key."""
         key, pictures = random.fold_in(self._key, "control"), self._study.evaluate.pictures
-        name = self._checkpoint()
+        name = find_checkpoint(self._run, self._name)
         if name is None:
             self.unproven.append(f"the patch of {self._name}: no checkpoint of its state is kept")
             patches = conditions[PATCH]
@@ -257,23 +258,6 @@ class _Table:
                     shown_as = "/".join(map(str, (condition, *path)))
                     why = "its key" if name is None else f"checkpoint {name!r}"
                     self.differences.append(f"tables/{self._name}.patches: {shown_as} is not that of {why}")
-
-    def _checkpoint(self) -> str | None:
-        """Return the name of a checkpoint with the state that the table shows."""
-        state, folder = self._manifest.get("state"), self._run.folder
-        summary = folder / f"tables/{self._name}.summary.json"
-        given = read_json(summary).get("checkpoint") if summary.is_file() else None
-        step = self._manifest.get("step", validation_step(self._name))
-        numbered = None if step is None else f"step-{step:08d}"
-        names = [self._manifest.get("checkpoint") or given, "best", "last", numbered]
-        for name in filter(None, names):
-            if not self._run.has_checkpoint(name):
-                continue
-            header = read_header_of(folder, name)
-            is_old = state is None and name in (given, numbered)
-            if is_old or (state is not None and header.state == state):
-                return name
-        return None
 
     def _count(self, found: Mapping[str, np.ndarray], summaries: Mapping[str, Any]) -> None:
         """Compare objects, rates, summaries and the CSV files with those of the rerun."""

@@ -72,7 +72,7 @@ def _rooms(study: Study, parts: Setup, pipeline: Pipeline, phase: str, batch: An
     pipeline = pipeline.upto(makers[-1])
     sample = pipeline.sample(evaluation_key(study, phase), batch)
     with torch.no_grad():
-        trace = pipeline.trace(parts.initial.params, *to_device((sample, batch), study.place))
+        trace = pipeline.trace(parts.initial.all_params, *to_device((sample, batch), study.place))
     rooms: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
     for path in makers:

@@ -68,12 +68,12 @@ def test_nothing_is_imported_to_find_a_source(folder):
     """A script that a function would import is not run, nor is a package that cannot be imported."""
     write(
         folder,
-        user="def later():\n    from script import main\n    import broken.part\n",
+        user="def later():\n    from script import main\n    import faulty.part\n",
         script="raise SystemError('it ran')\n",
-        broken__in____init__="raise SystemError('it ran')\n",
-        broken__in__part="",
+        faulty__in____init__="raise SystemError('it ran')\n",
+        faulty__in__part="",
     )
-    assert set(module_digests(["user"])) == {"user", "script", "broken", "broken.part"}
+    assert set(module_digests(["user"])) == {"user", "script", "faulty", "faulty.part"}
     assert "script" not in sys.modules
 
 

@@ -1,14 +1,15 @@
 """For each law a stage that breaks it, as stages have been broken before."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from cases import Case, case
+from cases import Case, case, trained_network
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch import random
+from fpatch import graph, random
 from fpatch.core.types import Range
 from fpatch.graph.stage import Stage, Summary, define, deterministic
 from fpatch.ops.color import each_channel
@@ -252,6 +253,27 @@ def flagged() -> Case:
     return Case(Flagged(whole.stages[0].definition, Config()), whole.params, whole.batch)
 
 
+# -- networks that are trained
+
+
+def apply_by_order(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    """A mean over the rows above."""
+    counts = torch.arange(1, 1 + len(values["logits"]))[:, None]
+    return {"logits": values["logits"].cumsum(0) / counts}
+
+
+def apply_with_old_buffers(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Any]:
+    written = dict(graph.module.apply(config, patch_params, sample, values))
+    return written | {"buffers": {name: patch_params[name] for name in written["buffers"]}}
+
+
+def old_buffers() -> Case:
+    whole = trained_network(seed=3, norm="batch")
+    stage = whole["net"].stage
+    made = Stage(dataclasses.replace(stage.definition, apply=apply_with_old_buffers), stage.config)
+    return case(whole | {"net": dataclasses.replace(whole["net"], stage=made)})
+
+
 # -- another device
 
 
@@ -312,6 +334,18 @@ def goal_case(name: str) -> Case:
 
 
 BROKEN = {
+    "a_batch_repeats_its_bits": case(
+        define(
+            "by_order",
+            Config,
+            deterministic,
+            apply_by_order,
+            reads=("logits",),
+            writes=("logits",),
+            declare=lambda config: {"mixes_rows": True},
+        )()
+    ),
+    "buffers_are_returned_not_written": old_buffers(),
     "a_class_may_have_a_name": goal_case("first_of_all"),
     "rows_of_the_goal_are_no_question": goal_case("every_row"),
     "same_key_same_sample": photo_case("global_draw", sample=draw_globally),
