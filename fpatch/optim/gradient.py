@@ -32,7 +32,8 @@ def value_and_grad(
         objective: `(params, sample, batch) -> Loss`.
         transform: "autograd" is faster in eager mode on a CPU. "func", `torch.func.grad`, is for vmap and
             compilation; it keeps the graph of the backward, and takes up to twice as long.
-        wrt: The names of the parameters that get a gradient. None: those that an `Objective` trains, or all.
+        wrt: The names of the parameters that get a gradient. None: those that an `Objective` trains, or all
+            but whole numbers, such as the counts of networks.
 
     Returns:
         `(params, sample, batch) -> (gradients, Loss)`, both detached from the graph.
@@ -52,14 +53,14 @@ def value_and_grad(
     if wrt is None and isinstance(objective, Objective):
         wrt = objective.trained
 
-    def is_trained(name: str) -> bool:
-        return wrt is None or name in wrt
+    def is_trained(name: str, value: Tensor) -> bool:
+        return value.is_floating_point() if wrt is None else name in wrt
 
     if transform == "func":
         wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
 
         def by_func(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-            trained = {name: value for name, value in params.items() if is_trained(name)}
+            trained = {name: value for name, value in params.items() if is_trained(name, value)}
             fixed = {name: value for name, value in params.items() if name not in trained}
             grads, (value, aux) = wrapped(trained, fixed, sample, batch)
             return grads, Loss(value, *aux)
@@ -67,11 +68,11 @@ def value_and_grad(
         return by_func
 
     def by_autograd(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        leaves = {n: v.detach().requires_grad_() if is_trained(n) else v for n, v in params.items()}
+        leaves = {n: v.detach().requires_grad_() if is_trained(n, v) else v for n, v in params.items()}
         loss = objective(leaves, sample, batch)
         if not loss.value.requires_grad:
             raise ValueError(NOT_DIFFERENTIABLE)
-        trained = [name for name in leaves if is_trained(name)]
+        trained = [name for name, leaf in leaves.items() if is_trained(name, leaf)]
         found = torch.autograd.grad(loss.value, [leaves[name] for name in trained], allow_unused=True)
         grads = {
             name: torch.zeros_like(leaves[name]) if grad is None else grad
