@@ -150,13 +150,18 @@ def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, 
     shares = [count / sum(counts) for count in counts]
     results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
     zero = torch.zeros(())
-    grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in parts[0][0]}
+    grads = {
+        name: sum((share * some[name] for share, some, _ in results), zero.to(first.dtype))
+        for name, first in parts[0][0].items()
+    }
     value = sum((share * loss.value for share, _, loss in results), zero)
     terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
     counted = {name: torch.cat([loss.counted[name] for _, loss in parts]) for name in parts[0][1].counted}
     states = [(share, loss.buffers) for share, _, loss in results]
     buffers = {
-        name: sum((share * own[name] for share, own in states), zero) if first.is_floating_point() else first
+        name: sum((share * own[name] for share, own in states), zero.to(first.dtype))
+        if first.is_floating_point()
+        else first
         for name, first in states[0][1].items()
     }
     return grads, Loss(value, terms, counted, buffers)
@@ -171,4 +176,4 @@ def ascend(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
     """Move parameters by a Euclidean distance along their gradient; a zero gradient moves nothing."""
     length = global_norm(grads)
     scale = distance / torch.where(length > 0, length, 1.0)
-    return {**params, **{name: params[name] + scale * grad for name, grad in grads.items()}}
+    return {**params, **{name: params[name] + scale.to(grad.dtype) * grad for name, grad in grads.items()}}

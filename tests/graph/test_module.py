@@ -448,6 +448,38 @@ def quads() -> dict[str, Tensor]:
     return {"quads": inputs["quads"], "quad_valid": inputs["quad_valid"], "quad_patch": index}
 
 
+def test_an_ambiguous_or_empty_wrt_is_refused():
+    parts = {"net": single(net(), trainable=True)["net"], "pixels": fpatch.create.pixels({"net": (3, 4, 4)})}
+    p = fpatch.pipeline(parts)
+    with pytest.raises(ValueError, match="'net' is a patch, and also a node or group with a network"):
+        p.trainable(["net"])
+    with pytest.raises(ValueError, match="wrt is empty"):
+        p.trainable([])
+
+
+class Mixed(nn.Module):
+    """Weights of three types, numbers without an axis among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.narrow = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.mean((-1, -2))) * self.wide.float() * self.narrow.float()
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 2}, {"rho": 0.1}])
+def test_a_step_keeps_the_types_of_the_weights(settings):
+    """A checkpoint of other types could not be resumed."""
+    goal, adam = objective(Mixed()), fpatch.make_optimizer(fpatch.Optimizer(), num_steps=5)
+    state = fpatch.make_state(goal, adam, KEY)
+    after, _ = fpatch.make_step(goal, adam, **settings)(state, BATCH)
+    types = [[x.dtype for x in optree.tree_leaves(s[:2]) if isinstance(x, Tensor)] for s in (state, after)]
+    assert types[0] == types[1]
+
+
 def test_statistics_of_a_part_of_the_batch_are_asked_for():
     goal = objective(net(norm="batch"))
     for parts in {"micro_batch": 2}, {"processes": 3}:
