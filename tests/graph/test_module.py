@@ -678,17 +678,42 @@ class Counting(nn.Module):
         return images.mean((-1, -2)) * self.scale
 
 
-def test_a_frozen_network_that_writes_into_its_buffers_is_refused():
-    with pytest.raises(ValueError, match="writes into its buffers"):
-        single(Counting().eval()).apply({}, {}, BATCH)
-
-
 class Replacing(Counting):
     """Its buffer becomes another tensor."""
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen = self.seen + 1
         return images.mean((-1, -2)) * self.scale
+
+
+class Growing(Counting):
+    """It writes into its weights."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.add_(1)
+        return images.mean((-1, -2)) * self.scale
+
+
+class Caching(Counting):
+    """Its buffer is a cache, which depends on the shape of the images alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = torch.ones(images.shape[1:])
+        return (images * self.seen).mean((-1, -2)) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("model", "what"), [(Counting, "buffers"), (Replacing, "buffers"), (Growing, "weights")]
+)
+def test_a_frozen_network_that_changes_is_refused(model, what):
+    with pytest.raises(ValueError, match=f"it writes into its {what}"):
+        single(model().eval()).apply({}, {}, BATCH)
+
+
+def test_a_frozen_network_may_keep_a_cache():
+    p = single(Caching().eval())
+    assert torch.equal(p.apply({}, {}, BATCH)["logits"], p.apply({}, {}, BATCH)["logits"])
 
 
 @pytest.mark.parametrize("model", [Counting, Replacing])
