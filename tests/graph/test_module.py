@@ -583,6 +583,33 @@ def test_dropout_draws_from_the_key_of_its_row():
     torch.testing.assert_close(alone["logits"][0], out["logits"][1])
 
 
+class OneDropout(nn.Module):
+    """One layer of dropout at two places; or, with p = 0, one that begins to drop later."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.first = self.second = nn.Dropout(p)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.first.p = 0.5
+        return torch.cat([self.first(images.mean((-1, -2))), self.second(images.mean((-1, -2)))], 1)
+
+
+def test_one_dropout_at_two_places_draws_twice():
+    p, batch = single(OneDropout(0.5), trainable=True).at("train"), {"image": torch.ones(200, 3, 2, 2)}
+    batch |= {"image_id": torch.arange(200), "draw": torch.zeros(200, dtype=torch.int64)}
+    values, _ = p(p.init(KEY), KEY, batch)
+    first, second = values["logits"].chunk(2, dim=1)
+    assert 0.4 < float((first == second).float().mean()) < 0.6
+
+
+def test_dropout_that_begins_later_is_refused():
+    p = single(OneDropout(0.0), trainable=True).at("train")
+    with pytest.raises(ValueError, match=r"'first' has p = 0.5 now, and had 0"):
+        p(p.init(KEY), KEY, BATCH)
+
+
 @pytest.mark.parametrize("shared", [0, 1, 2])
 def test_a_mask_has_the_share_and_the_form_of_torch(shared):
     x = torch.ones((8, 50, 40) if shared == 1 else (8, 50, 10, 12))
