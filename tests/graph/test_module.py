@@ -335,6 +335,16 @@ def test_networks_that_share_a_part_are_refused_where_one_is_trained(other):
         fpatch.pipeline({"a": alone, "b": second()})
 
 
+def test_trained_networks_may_share_a_part_that_is_not_trained():
+    whole, part = whole_and_part()
+    part.requires_grad_(False)
+    parts = {
+        "a": fpatch.node(graph.module(whole, trainable=True), reads=["image"], writes=["x"]),
+        "b": fpatch.node(graph.module(part), reads=["image"], writes=["y"]),
+    }
+    assert fpatch.pipeline(parts).trainable() == ("a/1.weight", "a/1.bias")
+
+
 def test_a_network_of_computed_tensors_is_named():
     """As torch's older weight norm keeps, which no copy can hold."""
     head = nn.Linear(12, 5)
