@@ -152,7 +152,7 @@ class Records:
             ValueError: If a line before the last is no record.
             OSError: If the disk is full; the log keeps its old content.
         """
-        lines = list(self._lines(0, None))
+        lines = list(_read_lines(self.path))
         kept = b"".join(line for record, line in lines if record["step"] <= step)
         later = b"".join(line for record, line in lines if record["step"] > step)
         unnamed = self._find_unnamed(step)
@@ -187,21 +187,9 @@ class Records:
         Raises:
             ValueError: If a line before the last is no record.
         """
-        for record, line in self._lines(start, stop):
+        for record, line in _read_lines(self.path, start, stop):
             start += len(line)
             yield record, start
-
-    def _lines(self, start: int, stop: int | None) -> Iterator[tuple[Record, bytes]]:
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            while (stop is None or file.tell() < stop) and (line := file.readline()).endswith(b"\n"):
-                try:
-                    yield parse_record(line), line
-                except ValueError as error:
-                    raise ValueError(
-                        f"{self.path}: the line that ends at byte {file.tell()} must be a JSON object, "
-                        f"got {line[:80]!r} ({error}); remove it, or start a new run"
-                    ) from error
 
     def close(self) -> None:
         """Close the file for writing; the log remains readable."""
@@ -275,6 +263,36 @@ def read_seal(folder: Path) -> tuple[int, Mark] | None:
     return found
 
 
+def _read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[Record, bytes]]:
+    with open(path, "rb") as file:
+        file.seek(start)
+        while (stop is None or file.tell() < stop) and (line := file.readline()).endswith(b"\n"):
+            try:
+                yield parse_record(line), line
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}: the line that ends at byte {file.tell()} must be a JSON object, "
+                    f"got {line[:80]!r} ({error}); remove it, or start a new run"
+                ) from error
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Iterate over the records of a run folder, which may be somebody else's: nothing is written or made.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.log.records import read_records
+        >>> list(read_records(Path(tempfile.mkdtemp())))
+        []
+
+    Raises:
+        ValueError: If a line before the last is no record.
+    """
+    path = folder / "records.jsonl"
+    return (record for record, _ in _read_lines(path)) if path.is_file() else iter(())
+
+
 def read_scalars(folder: Path, prefix: str, step: int | None = None) -> dict[str, float | str]:
     """Return the last recorded value of each scalar whose name has a prefix, at one step or at any.
 
@@ -291,11 +309,33 @@ def read_scalars(folder: Path, prefix: str, step: int | None = None) -> dict[str
         {'test/success': 0.5}
     """
     found: dict[str, float | str] = {}
-    records = Records(folder)
-    try:
-        for record in records:
-            if record["kind"] == "scalars" and step in (None, record["step"]):
-                found |= {n: v for n, v in record["values"].items() if n.startswith(prefix)}
-    finally:
-        records.close()
+    for record in read_records(folder):
+        if record["kind"] == "scalars" and step in (None, record["step"]):
+            found |= {n: v for n, v in record["values"].items() if n.startswith(prefix)}
+    return found
+
+
+def find_scalar(folder: Path, name: str, step: int) -> float | None:
+    """Return the last recorded value of a scalar at a step; None if there is none. NaN is a value.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.log import open_log
+        >>> from fpatch.log.records import find_scalar
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = open_log(folder, tensorboard=False)
+        ...     log.scalars(1, {"test/success": 0.5})
+        ...     _ = log.close()
+        ...     find_scalar(Path(folder), "test/success", 1), find_scalar(Path(folder), "test/success", 2)
+        (0.5, None)
+    """
+    found = None
+    with open(folder / "records.jsonl", "rb") as file:
+        for line in file:  # the others are not parsed
+            if name.encode() not in line or not line.endswith(b"\n"):
+                continue
+            record = parse_record(line)
+            if record["kind"] == "scalars" and record["step"] == step and name in record["values"]:
+                found = float(record["values"][name])
     return found

@@ -12,8 +12,9 @@ from fpatch.core.names import typed
 from fpatch.core.schema import flatten
 from fpatch.core.version import __version__
 from fpatch.data import TargetSet
-from fpatch.log import Log, Records, open_log
+from fpatch.log import Log, open_log
 from fpatch.log.destinations import TRACKING_URI, is_own, remember
+from fpatch.log.records import read_records
 from fpatch.log.sinks import tracking_uri
 from fpatch.optim.counted import counted_mean, uncounted
 from fpatch.optim.step import StepInfo
@@ -117,13 +118,9 @@ def logged_scalars(run: Run, step: int) -> dict[str, float]:
     Raises:
         ValueError: If the step has no record.
     """
-    records = Records(run.folder)
-    try:
-        for record in records:
-            if record["kind"] == "scalars" and record["step"] == step and "train/loss" in record["values"]:
-                return {n: float(v) for n, v in record["values"].items()}
-    finally:
-        records.close()
+    for record in read_records(run.folder):
+        if record["kind"] == "scalars" and record["step"] == step and "train/loss" in record["values"]:
+            return {n: float(v) for n, v in record["values"].items()}
     raise ValueError(f"replay --step: {run.folder} has no record of update {step}; they count from 1")
 
 

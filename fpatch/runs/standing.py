@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fpatch.core.files import set_aside
 from fpatch.core.names import typed
-from fpatch.log.records import Mark, Records, mark_at, read_seal
+from fpatch.log.records import Mark, Records, mark_at, read_records, read_seal
 from fpatch.runs import checkpoints
 from fpatch.runs.checkpoints import Header, Link
 from fpatch.runs.files import read_json
@@ -56,13 +56,7 @@ def _check_unstarted(run: Run) -> None:
 
 
 def _last_record(run: Run) -> int:
-    if not (run.folder / "records.jsonl").is_file():
-        return 0
-    records = Records(run.folder)
-    try:
-        return max((record["step"] for record in records), default=0)
-    finally:
-        records.close()
+    return max((record["step"] for record in read_records(run.folder)), default=0)
 
 
 def _find_cuts(run: Run, last: Header) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpatch.core.files import write_atomic
 from fpatch.data.images import to_pixels
-from fpatch.log.records import Records
+from fpatch.log.records import read_records
 from fpatch.viz import style
 from fpatch.viz.names import clip_name
 
@@ -130,15 +130,11 @@ def _read_patches(
 def _read_curves(folder: Path) -> list[_Curve]:
     """Read the logged values of the curves; curves without values are left out."""
     points: dict[str, list[tuple[int, float]]] = {name: [] for name in _CURVES}
-    records = Records(folder)
-    try:
-        for record in records:
-            for name in _CURVES.keys() & record["values"] if record["kind"] == "scalars" else ():
-                value = float(record["values"][name])
-                if math.isfinite(value):
-                    points[name].append((record["step"], value * _CURVES[name].scale))
-    finally:
-        records.close()
+    for record in read_records(folder):
+        for name in _CURVES.keys() & record["values"] if record["kind"] == "scalars" else ():
+            value = float(record["values"][name])
+            if math.isfinite(value):
+                points[name].append((record["step"], value * _CURVES[name].scale))
     return [curve._replace(points=points[name]) for name, curve in _CURVES.items() if points[name]]
 
 
