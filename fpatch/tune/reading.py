@@ -1,5 +1,6 @@
 """Read a sweep: its plan, its trials, and the study of a trial."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from fpatch.core.checks import nearest
 from fpatch.core.errors import in_file
 from fpatch.core.schema import to_toml
+from fpatch.log.records import find_scalar
+from fpatch.runs.checks import check_study
+from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.tune.folder.journal import Entry, Journal
 from fpatch.tune.plan import Plan, best_entry, plan_from_config, trial_study
@@ -48,7 +52,8 @@ def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:
         name: Name of the trial; None: the best.
 
     Raises:
-        RunError: If no such trial exists, or none has finished.
+        RunError: If no such trial exists, or none has finished; or if the journal does not agree with the
+            run folder of the trial, or of any finished one if the best is asked for.
 
     Example:
         >>> import tempfile
@@ -71,10 +76,50 @@ def find_entry(journal: Journal, plan: Plan, name: str | None = None) -> Entry:
     if name is None:
         if (best := best_entry(journal, plan)) is None:
             raise RunError(f"{journal.folder}: no trial has finished with a value; resume the sweep")
-        return best
-    if name not in journal.names():
+        for entry in journal.entries():
+            _check_value(journal, plan, entry)
+    elif name not in journal.names():
         raise RunError(f"{journal.folder} has no trial {name!r}; {nearest(name, journal.names())}")
-    return journal.entry(name)
+    else:
+        _check_value(journal, plan, best := journal.entry(name))
+    _check_settings(journal, plan, best)
+    return best
+
+
+def _check_value(journal: Journal, plan: Plan, entry: Entry) -> None:
+    """Check that the value of a finished trial is the one that its run recorded; its folder may be gone."""
+    folder, name = journal.run_folder(entry.trial.name), entry.trial.name
+    is_finished = entry.outcome is not None and entry.outcome.status == "finished"
+    if not (is_finished and entry.points and (folder / "records.jsonl").is_file()):
+        return
+    point = entry.points[-1]
+    recorded = find_scalar(folder, f"validation/{plan.sweep.objective}", point.step)
+    is_other = recorded is None or (math.isfinite(recorded) and recorded != point.value)
+    if is_other:
+        was = "nothing" if recorded is None else f"{recorded:g}"
+        raise RunError(
+            f"{journal.folder}/journal/{name}.points.jsonl: {plan.sweep.objective} at step {point.step} is "
+            f"{point.value:g}, but the run trials/{name} recorded {was}; restore the file"
+        )
+
+
+def _check_settings(journal: Journal, plan: Plan, entry: Entry) -> None:
+    """Check that the settings of a trial fit the space, and are those of its run."""
+    name, settings = entry.trial.name, entry.trial.settings
+    if (foreign := plan.space.foreign_setting(settings)) is not None:
+        raise RunError(
+            f"{journal.folder}/journal/{name}.json: the space does not hold {foreign} = "
+            f"{settings.get(foreign)!r}; restore the file"
+        )
+    folder = journal.run_folder(name)
+    if not (folder / "config.json").is_file():
+        return
+    try:
+        check_study(Run.open(folder), trial_study(plan, entry.trial, folder.parent))
+    except RunError as error:
+        raise RunError(
+            f"{journal.folder}/journal/{name}.json is not the record of its run: {error}"
+        ) from error
 
 
 def export_trial(

@@ -285,6 +285,38 @@ def test_a_trial_that_raises_stands_in_the_table_and_the_sweep_goes_on(tmp_path)
     assert tune.find_entry(journal, plan).trial.name in ("0000", "0002")
 
 
+def test_a_journal_that_is_not_the_record_of_its_runs_is_named(tmp_path):
+    """The best trial, and the study that makes its patch, are what the run folders hold."""
+    plan = make_plan(
+        tmp_path, space={"optimizer.learning_rate": [0.0001, 0.2]}, search="grid", num_trials=None
+    )
+    journal = begin(plan)
+    work(journal, plan)
+    best, other = tune.find_entry(journal, plan), journal.entry("0000")
+    assert (best.trial.name, other.value < best.value) == ("0001", True)
+    for name, settings, said in (
+        ("0001", {"optimizer.learning_rate": 0.0001}, "learning_rate must be 0.2, as when the run started"),
+        ("0001", {"optimizer.learning_rate": 0.3}, "the space does not hold optimizer.learning_rate = 0.3"),
+        ("0000", {"pipeline.victim.model.weights": "x"}, "the space does not hold"),
+    ):
+        trial = journal.entry(name).trial
+        journal.add(trial._replace(settings=settings))
+        with pytest.raises(RunError, match=re.escape(said)):
+            tune.find_entry(journal, plan, name)
+        with pytest.raises(RunError, match=re.escape(said)):
+            tune.export_trial(journal.folder, name)
+        journal.add(trial)
+    journal.add_point("0000", Point(STEPS, best.value + 1, 0.0))
+    with pytest.raises(RunError, match="but the run trials/0000 recorded"):
+        tune.find_entry(journal, plan)
+    journal.add_point("0000", Point(STEPS + 1, other.value, 0.0))
+    with pytest.raises(RunError, match="but the run trials/0000 recorded nothing"):
+        tune.find_entry(journal, plan, "0000")
+    assert tune.find_entry(journal, plan, "0001").value == best.value
+    shutil.rmtree(journal.run_folder("0000"))
+    tune.find_entry(journal, plan)
+
+
 def test_out_of_memory_several_processes_are_told_of_what_they_may_set(tmp_path):
     """`micro_batch_on_oom` is refused beside `processes`."""
     plan = touchy_plan(tmp_path, num_trials=1, processes=2)
