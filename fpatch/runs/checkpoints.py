@@ -21,7 +21,7 @@ from fpatch.core.names import check_file_name, typed
 from fpatch.core.schema import decode
 from fpatch.log.records import Mark
 from fpatch.optim.step import TrainState
-from fpatch.runs.files import FORMAT, read_header, read_tensors, tensor_bytes, write_file
+from fpatch.runs.files import FORMAT, is_sealed_run, read_header, read_tensors, tensor_bytes, write_file
 from fpatch.runs.locks import RunError
 
 
@@ -245,6 +245,8 @@ def _parse(folder: Path, name: str, metadata: Mapping[str, str]) -> Header:
     step = int(metadata["step"])
     if name.startswith("step-") and name != f"step-{step:08d}":
         raise _broken(folder, name, f"it holds the state of step {step}")
+    if not metadata.get("state") and is_sealed_run(folder):
+        raise _broken(folder, name, "its header lacks 'state', which every checkpoint records")
     return Header(step, facts, metadata.get("state"), records, previous, read["numbered"] is not False)
 
 

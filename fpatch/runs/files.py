@@ -14,7 +14,7 @@ from fpatch.core.files import write_atomic
 from fpatch.core.inputs import parse_json, read_text
 from fpatch.core.names import typed
 from fpatch.core.schema import decode
-from fpatch.log.sealed import seal
+from fpatch.log.sealed import SEAL, seal
 from fpatch.log.values import to_json
 from fpatch.runs.forms import check_form
 from fpatch.runs.locks import RunError
@@ -67,6 +67,15 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     if missing := [key for key in keys if key not in value]:
         raise RunError(f"{path} is broken (it lacks {missing[0]!r}); restore it, or train again")
     return value
+
+
+def is_sealed_run(folder: Path) -> bool:
+    """Return whether a run began with digests, so that each of its checkpoints and tables has its own.
+
+    Raises:
+        RunError: If `environment.json` is missing or broken.
+    """
+    return SEAL in read_json(folder / "environment.json")
 
 
 def read_execution(path: Path) -> Execution:

@@ -18,7 +18,8 @@ _FORMS: dict[str, dict[str, Any]] = {
     "data.json": {"images": tuple[Mapping[str, str | int], ...]},
     "manifest": {
         "execution": Mapping[str, Any], "rows": int, "patches": tuple[str, ...], "checkpoint": str,
-        "step": int, "state": str | None, "files": _DIGESTS, "settings": Mapping[str, Any], "grid": Any,
+        "step": int, "state": str | None, "files": _DIGESTS, "settings": Mapping[str, Any],
+        "grid": Mapping[str, tuple[float, ...]],
         "num_draws": int | None, "differences": tuple[str, ...],
         "data": _DIGESTS,
     },

@@ -9,6 +9,7 @@ from fpatch.log.records import mark_at, parse_record, read_seal
 from fpatch.log.sealed import SEAL
 from fpatch.runs.checkpoints import Header, check_checkpoint, has_checkpoint
 from fpatch.runs.checks import record_damage
+from fpatch.runs.files import is_sealed_run
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.naming import find_other_name
@@ -183,7 +184,7 @@ def _check_tables(run: Run, there: set[str]) -> _Found:
             if f"tables/{name}.parquet" in there:  # otherwise it is no manifest
                 damage.append(f"tables/{name}.json: {error}")
             continue
-        if {"files", SEAL} & set(manifest):
+        if {"files", SEAL} & set(manifest) or is_sealed_run(run.folder):
             checked |= {f"tables/{name}.json", *manifest.get("files", ())}
             damage += [*table_damage(run.folder, name), *find_other_name(name, manifest)]
     for file in sorted(there):

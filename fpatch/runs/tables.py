@@ -14,7 +14,15 @@ from fpatch.core.inputs import machine_memory
 from fpatch.core.names import check_file_name, typed
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import SEAL, is_edited
-from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
+from fpatch.runs.files import (
+    is_sealed_run,
+    read_execution,
+    read_json,
+    read_tensors,
+    tensor_bytes,
+    write_file,
+    write_sealed,
+)
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
 
@@ -85,7 +93,8 @@ def table_damage(folder: Path, name: str) -> list[str]:
     if is_edited(path.read_bytes(), "files"):
         said.append(f"tables/{name}.json is not as it was written")
     manifest = load_manifest(folder, name)
-    lacking = [part for part in ("files", "state") if SEAL in manifest and not manifest.get(part)]
+    recorded = (SEAL, "files", "state") if is_sealed_run(folder) or SEAL in manifest else ()
+    lacking = [part for part in recorded if not manifest.get(part)]
     said += [f"tables/{name}.json lacks {part!r}, which every evaluation records" for part in lacking]
     for file, recorded in manifest.get("files", {}).items():
         if not (folder / file).is_file():

@@ -243,6 +243,11 @@ class _Table:
             patches = conditions[PATCH]
             made = {PATCH: patches, "none": patches, **make_controls(patches, key, pictures)}
         else:
+            is_of = read_header_of(self._run.folder, name).step
+            if (step := self._manifest.get("step", is_of)) != is_of:
+                self.differences.append(
+                    f"tables/{self._name}.json: step is {step}, its patch is that of step {is_of}"
+                )
             params = to_device(self._run.load_params(name), self._study.place)
             made = make_conditions(self._pipeline, params, key, pictures)
         for condition, shown in conditions.items():

@@ -18,7 +18,7 @@ from fpatch.cli.main import main
 from fpatch.core.files import set_aside
 from fpatch.log import mlflow as mlflow_sink
 from fpatch.log import open_log
-from fpatch.log.sealed import seal
+from fpatch.log.sealed import SEAL, seal
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.grid import evaluate_grid_run
@@ -265,6 +265,8 @@ def test_headers_and_types_of_checkpoints_are_checked(run, capsys, change, said,
         tensors["params/side"] = tensors["params/side"].double()
     wanted = {n: v for n, v in (metadata | change).items() if v is not None}
     save_file(tensors, path, wanted or None)
+    facts = {n: v for n, v in run.read_json("environment.json").items() if n not in (SEAL, "files")}
+    (run.folder / "environment.json").write_text(json.dumps(facts))
     assert main([command, str(run.folder)]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert said in message

@@ -1,6 +1,8 @@
 """Verifying is a proof: a bit, a row, a value or an input that changed is named, sealed again or not."""
 
+import errno
 import json
+import os
 import random as python_random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +18,12 @@ from study_fixture import copy_run
 
 from fpatch.cli.main import main
 from fpatch.core.files import digest, file_digest
-from fpatch.log.sealed import seal
+from fpatch.log.sealed import SEAL, seal
 from fpatch.runs import record
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.grid import evaluate_grid_run
+from fpatch.runs.locks import RunError
 from fpatch.runs.manifest import check_files
 from fpatch.runs.naming import grid_name
 from fpatch.runs.tables import encode_table
@@ -516,6 +519,10 @@ LACKS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     ),
     "tables/test.json lacks 'files'": ("tables/test.json", lambda v: v.pop("files")),
     "tables/test.json lacks 'state'": ("tables/test.json", lambda v: v.pop("state")),
+    "tables/test.json: step is 5, its patch is that of step 6": (
+        "tables/test.json", lambda v: v.update(step=5),
+    ),
+    "tables/test.json is broken (grid": ("tables/test.json", lambda v: v.update(grid=[1])),
 }  # fmt: skip
 
 
@@ -526,6 +533,36 @@ def test_a_sealed_record_that_lacks_a_part_proves_nothing(copy, capsys, part):
     code, said = say(copy, capsys, "--rows", "0:1")
     assert code == 1
     assert part in said
+
+
+def test_a_table_or_checkpoint_in_the_form_of_an_older_version_is_named(copy, capsys):
+    """A run that began with digests has them everywhere; to take all of one file out is no claim of age."""
+    manifest = copy.folder / "tables/test.json"
+    plain = {n: v for n, v in json.loads(manifest.read_bytes()).items() if n not in (SEAL, "files", "state")}
+    sealed = manifest.read_bytes()
+    manifest.write_text(json.dumps(plain))
+    code, said = say(copy, capsys, "--rows", "0:1")
+    assert code == 1
+    assert "tables/test.json lacks 'seal', which every evaluation records" in said
+    manifest.write_bytes(sealed)
+
+    path = copy.folder / "checkpoints/step-00000002.safetensors"
+    with safe_open(path, "pt") as file:
+        header = {n: file.metadata()[n] for n in ("step", "format", "facts")}
+    save_file({n: t + 1 for n, t in load_file(path).items()}, path, header)
+    code, said = say(copy, capsys, "--rows", "0:1")
+    assert code == 1
+    assert "its header lacks 'state', which every checkpoint records" in said
+    with pytest.raises(RunError, match="lacks 'state'"):
+        copy.load_params("step-00000002")
+
+
+@pytest.mark.parametrize("grid", [True, 7, "x", [1], {"a": 1}, {"a": None}, {"a": ["x"]}, {"a": [10**400]}])
+def test_a_grid_that_is_none_is_one_sentence(copy, capsys, grid):
+    edit_record(copy, "tables/test.json", lambda v: v.update(grid=grid))
+    code, said = say(copy, capsys, "--rows", "0:1")
+    assert code in (1, 2)
+    assert "tables/test.json is broken (grid" in said
 
 
 def test_images_of_which_no_content_is_recorded_are_not_proven(copy, capsys):
@@ -559,3 +596,24 @@ def test_a_run_of_an_older_version_says_what_its_record_cannot_prove(tmp_path, c
     assert len(found.replay.rows) == 4
     said = [s for sentences in found.replay.differences.values() for s in sentences]
     assert not any(s.startswith(("sample", "key/", "draw", "path", "image_id", "photograph")) for s in said)
+
+
+def test_a_run_of_somebody_else_that_cannot_be_written_is_verified(copy, monkeypatch, capsys):
+    """No file of the run is opened for writing, and none is made."""
+    real = os.open
+
+    def refuse(path, flags, *words, **named):
+        inside = (
+            Path(os.fsdecode(path)).is_relative_to(copy.folder) if isinstance(path, str | Path) else False
+        )
+        if inside and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *words, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    code, said = say(copy, capsys)
+    assert (code, "rows 8 identical 8" in said) == (0, True), said
+    assert main(["replay", str(copy.folder), "--step", "3", "--verify"]) == 0
+    (copy.folder / "records.jsonl").unlink()
+    assert say(copy, capsys)[0] == 1
+    assert not (copy.folder / "records.jsonl").exists()
