@@ -1,5 +1,6 @@
 """The log of a run: each record goes to disk first, then to every sink."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch.core.files import file_digest
+from fpatch.core.files import digest, file_digest
 from fpatch.core.names import safe_name
 from fpatch.log.destinations import EXPERIMENT, TRACKING_URI, choose_experiment
 from fpatch.log.records import Kind, Mark, Record, Records
@@ -159,6 +160,7 @@ class Log:
         self._records, self._sinks, self._step = records, sinks, step
         self._written: set[tuple[int, str, str]] = set()
         self._standing: set[tuple[int, str, str]] = set()
+        self._revisited: dict[tuple[int, str, str], Any] = {}
         self._described: dict[str, dict[str, Any]] = {}
         self._safe_names: dict[tuple[str, str], str] = {}
         for record in records:
@@ -171,9 +173,10 @@ class Log:
                     self._described.setdefault(kind, {})[name] = value
 
     def revisit(self, step: int) -> None:
-        """Keep the values of an earlier step where they are recorded again, as after a resume there."""
-        recorded = (record for record in self._records if record["step"] == step)
-        self._standing |= {(step, record["kind"], name) for record in recorded for name in record["values"]}
+        """Keep the values of an earlier step that come out again; others are recorded anew, and count."""
+        for record in (r for r in self._records if r["step"] == step):
+            self._revisited |= {(step, record["kind"], n): v for n, v in record["values"].items()}
+        self._standing -= self._revisited.keys()
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Record numbers: Python's, numpy's or tensors of one element, NaN and infinities included.
@@ -197,8 +200,13 @@ class Log:
         digests: dict[str, str] = {}
 
         def save(name: str, image: Tensor | np.ndarray) -> str:
-            path = f"images/{safe_name(name)}/{step:08d}.png"
-            digests[path] = self._records.write_file(path, to_png(name, image))
+            path, data = f"images/{safe_name(name)}/{step:08d}.png", to_png(name, image)
+            if self._revisited.get((step, "images", name)) == path:
+                file = self._records.folder / path
+                if file.is_file() and file_digest(file) == digest(data):
+                    return path
+                del self._revisited[step, "images", name]
+            digests[path] = self._records.write_file(path, data)
             return path
 
         self._record(step, "images", values, save)
@@ -323,9 +331,11 @@ class Log:
             safe = safe_name(name)
             if (other := self._safe_names.setdefault((kind, safe), name)) != name:
                 raise ValueError(f"{kind}: {name!r} and {other!r} are both {safe!r} in MLflow; rename one")
-        if names:
-            self._write(step, kind, {name: convert(name, values[name]) for name in names})
-            self._written.update((step, kind, name) for name in names)
+        found = {name: convert(name, values[name]) for name in names}
+        before = {name: self._revisited.get((step, kind, name)) for name in names}
+        if found := {n: v for n, v in found.items() if json.dumps(v) != json.dumps(before[n])}:
+            self._write(step, kind, found)
+        self._written.update((step, kind, name) for name in names)
 
     def _describe(self, kind: Kind, values: dict[str, Any]) -> None:
         known = self._described.setdefault(kind, {})
