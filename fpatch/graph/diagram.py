@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from fpatch.graph.node import Node, required_names
+from fpatch.graph.names import required_names
+from fpatch.graph.node import Node
 from fpatch.graph.stage import ALL
 
 

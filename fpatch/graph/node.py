@@ -9,13 +9,16 @@ from typing import Any, Union
 from fpatch.core.checks import check_kind, nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
-from fpatch.core.types import Batch, Values
+from fpatch.core.types import Batch
 from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function, is_importable
 from fpatch.graph.stage import ALL, Stage
 
 PHASES = ("train", "validation", "test", "inference", "export")
 """The standard phases; any other string is a phase of the user's own."""
+
+PHASE = "phase"
+"""The name by which a node reads the phase that was chosen, a string."""
 
 Part = Union[Stage, "Node", Callable[..., Any], Mapping[str, Any]]
 """A part of a pipeline; a mapping is a group of parts."""
@@ -50,8 +53,10 @@ class Node:
         check_kind("phase", phase, str, "name one, such as 'train'")
         return self.phases is None or phase in self.phases
 
-    def inputs(self, values: Batch) -> dict[str, Any]:
-        """The values that the stage reads, under its own names."""
+    def inputs(self, values: Batch, phase: str | None = None) -> dict[str, Any]:
+        """The values that the stage reads, and the phase that was chosen, under its own names."""
+        if phase is not None and PHASE in self.reads.values():
+            values = {PHASE: phase, **values}
         if self.stage.definition.reads == (ALL,):
             return dict(values)
         return {own: values[name] for own, name in self.reads.items() if name in values}
@@ -59,7 +64,7 @@ class Node:
     @property
     def required(self) -> list[str]:
         """The pipeline's names that the node needs."""
-        return [self.reads[own] for own in self.stage.definition.reads if own != ALL]
+        return [self.reads[own] for own in self.stage.definition.reads if self.reads[own] not in (ALL, PHASE)]
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -227,48 +232,6 @@ def absolute(path: str, base: str, name: str) -> str:
         elif segment != ".":
             segments.append(segment)
     return "/".join(segments)
-
-
-def required_names(nodes: Mapping[str, Node]) -> tuple[str, ...]:
-    """The names that a batch must hold: nodes read them, and no earlier node writes them."""
-    written: set[str] = set()
-    needed: dict[str, None] = {}
-    for n in nodes.values():
-        needed.update({r: None for r in n.required if r not in written})
-        written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
-    return tuple(needed)
-
-
-def available_names(nodes: Mapping[str, Node], given: Iterable[str]) -> set[str]:
-    """The names that exist after the nodes ran on these; an optional one is written only where it is read."""
-    names = set(given)
-    for n in nodes.values():
-        optional = n.stage.definition.optional
-        names |= {name for own, name in n.writes.items() if own not in optional or n.reads.get(own) in names}
-    return names
-
-
-def needed_paths(nodes: Mapping[str, Node], want: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
-    """Return the paths of these nodes and of all that they and the wanted names need, in order."""
-    needed, open_names = [], set(want)
-    for path, n in reversed(list(nodes.items())):
-        if path in paths or open_names & set(n.writes.values()) or ALL in open_names:
-            needed.append(path)
-            open_names |= set(n.reads.values())
-    return tuple(reversed(needed))
-
-
-def pick_values(nodes: Mapping[str, Node], values: Values, want: Sequence[str]) -> Values:
-    """Return the wanted values of those that the nodes left.
-
-    Raises:
-        ValueError: If there is no value of a wanted name; the error names the nearest one.
-    """
-    missing = [name for name in want if name not in values]
-    if missing:
-        known = available_names(nodes, values)
-        raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
-    return {name: values[name] for name in want}
 
 
 def number_nodes(nodes: Mapping[str, Node], names: Sequence[str]) -> dict[str, Node]:

@@ -21,6 +21,7 @@ from fpatch.graph.functions import gather, spread
 from fpatch.graph.in_place import count_writes, refuse_writes
 from fpatch.graph.keys import row_keys
 from fpatch.graph.mistakes import check_device, check_mapping
+from fpatch.graph.names import needed_paths, output_names, pick_values, required_names
 from fpatch.graph.node import (
     Node,
     Part,
@@ -28,10 +29,7 @@ from fpatch.graph.node import (
     encode_node,
     flatten,
     inside,
-    needed_paths,
     number_nodes,
-    pick_values,
-    required_names,
     slice_paths,
 )
 from fpatch.graph.parameters import (
@@ -153,6 +151,10 @@ class Pipeline(Mapping[str, Node]):
         """The names that a batch must hold: nodes read them, and no earlier node writes them."""
         return required_names(self if phase is None else self.at(phase))
 
+    def outputs(self, phase: str | None = None) -> tuple[str, ...]:
+        """The names that nodes write and no later node reads."""
+        return output_names(self if phase is None else self.at(phase))
+
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms that the nodes write."""
@@ -254,10 +256,7 @@ class Pipeline(Mapping[str, Node]):
     def observe(
         self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
     ) -> tuple[Values, dict[str, Values], FiniteRows]:
-        """Apply, and return also the inputs of metrics with a summary, and the rows that are finite.
-
-        Inputs are by path, under the metric's own names.
-        """
+        """Apply, and return also the inputs of metrics with a summary, by path, and the finite rows."""
         values, seen, finite = dict(batch), {}, FiniteRows({}, {})
         rows = len(optree.tree_leaves(batch.get("image_id", dict(batch)))[0])
         for path, n, written, _ in self._run(patch_params, sample, values, want, self.summaries):
@@ -293,7 +292,7 @@ class Pipeline(Mapping[str, Node]):
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
-            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values))
+            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values, self._phase))
             try:
                 before = count_writes(given)
                 written, own = n.stage.run(*given)

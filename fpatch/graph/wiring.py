@@ -8,7 +8,7 @@ from torch import nn
 
 from fpatch.core.checks import nearest
 from fpatch.core.names import check_distinct
-from fpatch.graph.node import PHASES, Node, absolute, inside, stream_path
+from fpatch.graph.node import PHASE, PHASES, Node, absolute, inside, stream_path
 from fpatch.graph.parameters import BUFFERS, buffers_name, weights_path
 from fpatch.graph.shapes import check_forms
 from fpatch.graph.stage import ALL
@@ -109,6 +109,9 @@ def check_wiring(nodes: Mapping[str, Node], phase: str | None = None) -> None:
     """
     check_distinct("pipeline", nodes)
     _check_streams(nodes)
+    for path, n in nodes.items():
+        if PHASE in n.writes.values():
+            raise ValueError(f"node {path!r} writes {PHASE!r}, the name of the phase; rename what it writes")
     _check_networks(nodes)
     named = {p for n in nodes.values() for p in n.phases or ()}
     for p in (*PHASES, *sorted(named - set(PHASES))) if phase is None else (phase,):

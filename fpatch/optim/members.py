@@ -80,7 +80,7 @@ class Alone:
         sample: Sample,
         values: Values,
     ) -> Any:
-        self.shapes[path] = [leaf.shape for leaf in optree.tree_leaves(dict(values))]  # type: ignore[arg-type]
+        self.shapes[path] = [leaf.shape for leaf in optree.tree_leaves(_tensors(values))]  # type: ignore[arg-type]
         params: Any = patch_params if isinstance(patch_params, NoParams) else _Watched(patch_params)
         answer = apply(config, params, sample, values)
         self.readers |= {path} if isinstance(params, _Watched) and params.read else set()
@@ -137,7 +137,7 @@ def _apply(
 ) -> Any:
     """Call a node for each member, and join the rows."""
     size = alone.num_rows if in_rows else 1
-    leaves, tree = optree.tree_flatten(dict(values))  # type: ignore[arg-type]
+    leaves, tree = optree.tree_flatten(_tensors(values))  # type: ignore[arg-type]
     read = list(zip(leaves, alone.shapes[path], strict=True))
     in_rows_alone = all(leaf.ndim == len(shape) for leaf, shape in read) and path not in alone.readers
     if in_rows_alone and not isinstance(config, Function):
@@ -150,10 +150,16 @@ def _apply(
             params = {name: value[i] for name, value in members.items()}
         rows = slice(i * size, (i + 1) * size)
         own = [_own(leaf, shape, rows, count, path) for leaf, shape in read]
-        answer = apply(config, params, take_rows(dict(sample), rows), optree.tree_unflatten(tree, own))
+        given = {**values, **optree.tree_unflatten(tree, own)}
+        answer = apply(config, params, take_rows(dict(sample), rows), given)
         return _in_rows(answer, size)
 
     return optree.tree_map(lambda *parts: torch.cat(parts), *(member(i) for i in range(count)))
+
+
+def _tensors(values: Values) -> Values:
+    """The values without the name of the phase."""
+    return {name: value for name, value in values.items() if not isinstance(value, str)}
 
 
 def _own(leaf: Tensor, shape: torch.Size, rows: slice, count: int, path: str) -> Tensor:

@@ -615,3 +615,36 @@ def test_a_live_object_must_be_given_again():
 def test_gray_patches_are_stacked_in_a_pipeline_too():
     out, _ = pipeline({"stack": create.stack(3)})({}, KEY, make_inputs(patch=GRAY))
     assert out["patch"]["hood"].shape == (3, 20, 31)
+
+
+def test_a_node_reads_the_name_of_the_phase():
+    """As a value of its own; it is neither required of the batch nor left in the values."""
+
+    def note(patch_params, key, batch):
+        loud = batch["phase"] == "train"
+        return {"note": torch.full_like(batch["image_id"], int(loud))}, {}
+
+    parts = {"note": node(note, reads=["phase", "image_id"], writes=["note"])}
+    p = pipeline(parts)
+    batch = {"image_id": torch.arange(2), "draw": torch.zeros(2, dtype=torch.int64)}
+    found = {phase: p.at(phase)({}, KEY, batch)[0] for phase in ("train", "test")}
+    assert [found[phase]["note"].tolist() for phase in found] == [[1, 1], [0, 0]]
+    assert set(found["train"]) == {"image_id", "draw", "note"}
+    assert p.required("train") == ("image_id",)
+    with pytest.raises(ValueError, match=r"reads 'phase', which is not there; choose one first: pipeline.at"):
+        p({}, KEY, batch)
+    with pytest.raises(ValueError, match="'a' writes 'phase', the name of the phase"):
+        pipeline({"a": node(note, reads=["image_id"], writes=["phase"])})
+
+
+def test_outputs_are_what_no_later_node_reads():
+    parts = {
+        "pixels": create.pixels({"a": (3, 4, 4)}),
+        "smooth": losses.total_variation(),
+        "implant": implant.warp(),
+        "bright": node(compose.exposure(), phases="train"),
+        "double": node(compose.exposure(), phases="eval", writes=["seen"]),
+    }
+    p = pipeline(parts)
+    assert p.outputs("train") == ("total_variation", "image")
+    assert p.outputs("test") == ("total_variation", "seen")
