@@ -56,7 +56,7 @@ def test_a_head_has_the_weights_of_its_seed_within_the_bound():
     first, again, other = (infer.head(num_features=400, num_classes=9, seed=s).value for s in (0, 0, 1))
     assert torch.equal(first[1].weight, again[1].weight)
     assert not torch.equal(first[1].weight, other[1].weight)
-    largest = float(first[1].weight.abs().max())
+    largest = float(first[1].weight.detach().abs().max())
     assert 0.045 < largest <= 1 / 400**0.5
 
 
@@ -84,7 +84,7 @@ class Branching(nn.Module):
 
 
 def test_a_network_that_cannot_be_traced_is_named():
-    with pytest.raises(ValueError, match="Branching cannot be traced by torch.fx"):
+    with pytest.raises(ValueError, match=r"torch.fx cannot trace Branching"):
         infer.features_at(Branching(), "0")
 
 
