@@ -49,7 +49,7 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
         if split_group(metric)[1] == LABEL and not results[PATCH][metric].is_floating_point():
             columns[metric] = results.get(NONE, results[PATCH])[metric].cpu().numpy()
             continue
-        columns |= _paired(metric, {c: widen(values[metric]).cpu().numpy() for c, values in results.items()})
+        columns |= _paired(metric, {c: _array(values[metric]) for c, values in results.items()})
     for c, values in results.items():
         columns |= {f"{group}{FINITE}/{c}": mask.numpy() for group, mask in values["finite"].items()}
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
@@ -140,7 +140,7 @@ def object_columns(
     if label is not None:
         columns["label"] = every[label].cpu().numpy()[row, place]
     for metric in sorted(n for n in every if own[n] not in ("valid", LABEL)):
-        found = {c: widen(values[metric]).cpu().numpy()[row, place] for c, values in results.items()}
+        found = {c: _array(values[metric])[row, place] for c, values in results.items()}
         columns |= _paired(split_group(metric)[0] + own[metric], found)
     if len(valid) > 1 and any(own[n] == REACHED for n in every):
         told = {(split_group(n)[0], c): v[n].bool() for n in valid for c, v in results.items()}
@@ -185,11 +185,17 @@ def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
     if split_group(metric)[1] == ANSWER:
         return columns  # the difference of two labels says nothing
-    numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
+    numbers = {c: column.astype(np.float64) for c, column in by_condition.items()}  # also whole numbers
     for c in (c for c in numbers if c != PATCH):
-        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN
-            columns[f"{metric}/delta" if c == NONE else f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+        with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity is NaN
+            delta = (numbers[PATCH] - numbers[c]).astype(np.float32)
+        columns[f"{metric}/delta" if c == NONE else f"{metric}/delta/{c}"] = delta
     return columns
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """Return the numbers of a metric in float32 or better."""
+    return widen(value).detach().cpu().numpy()
 
 
 def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -92,11 +92,20 @@ def changed_images(folder: Path, dataset: TargetSet, splits: Iterable[str] | Non
             said.append(f"image {image_path}: {was['bytes']} bytes were recorded, {now.st_size} are here")
         elif "sha256" in was and was["sha256"] != _digest_of(str(image_path), now.st_size, now.st_mtime_ns):
             said.append(f"image {image_path}: its content is not the recorded one")
+        elif not {"sha256", "modified_ns"} & set(was):
+            said.append(f"image {image_path}: data.json lacks its digest")
         elif was.get("modified_ns", now.st_mtime_ns) != now.st_mtime_ns:
             said.append(
                 f"image {image_path}: it was changed or copied since, and its content is not recorded"
             )
     return said
+
+
+def count_unhashed(folder: Path) -> int:
+    """Return the number of images of which `data.json` holds no digest, but a time."""
+    path = folder / "data.json"
+    recorded = read_json(path, "images")["images"] if path.is_file() else []
+    return sum("sha256" not in entry for entry in recorded)
 
 
 def images_trained_on(folder: Path, split: str, dataset: TargetSet) -> list[Path]:

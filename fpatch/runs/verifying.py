@@ -26,7 +26,7 @@ from fpatch.evaluation.summaries import compute_states, init_states, update_stat
 from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json, to_scalar
 from fpatch.runs.checkpoints import read_header_of
-from fpatch.runs.checks import input_differences
+from fpatch.runs.checks import input_differences, unproven_inputs
 from fpatch.runs.evaluating import summarize
 from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
@@ -112,10 +112,10 @@ def verify_run(
     if not any((run.folder / f"tables/{table}.{suffix}").is_file() for suffix in ("json", "parquet")):
         run.load_table(table)  # raises
     files = check_files(run)
-    training = "the training: `fpatch replay RUN --step N --verify` reruns an update"
-    differences, unproven, environment = list(files.damage), [training], []
+    differences, unproven, environment = list(files.damage), [], []
     result = None
     try:
+        unproven += unproven_inputs(run)
         _, study = open_run(folder, resources, data_root, device)
         measured = study_of_table(run, study, table, resources, data_root, device)
         with suggest_data_root():

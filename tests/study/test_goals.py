@@ -398,7 +398,7 @@ def test_a_metric_is_held_against_the_losses_of_its_own_victim(tmp_path):
     for settings, said in cases:
         found = [*judge_goals(vary(study, {f"pipeline.v/{name}": value for name, value in settings.items()}))]
         assert [where for where, _ in found] == ([] if said is None else ["v/b/hit"])
-        assert all(said in sentence for _, sentence in found)
+        assert all(str(said) in sentence for _, sentence in found)
 
 
 def test_names_that_are_given_with_another_setting_are_kept(tmp_path):
