@@ -1,5 +1,6 @@
 """Loss stages: one number per row for each term."""
 
+from fpatch.losses.criterion import criterion
 from fpatch.losses.ensemble import ensemble
 from fpatch.losses.hallucinate import hallucinate
 from fpatch.losses.latency import latency
@@ -13,6 +14,7 @@ from fpatch.losses.vanish import vanish
 
 __all__ = [
     "color_list",
+    "criterion",
     "ensemble",
     "hallucinate",
     "latency",

@@ -336,6 +336,11 @@ def three_patches() -> Pipeline:
     )
 
 
+def wired(loss: Stage, *reads: str) -> Pipeline:
+    """A loss whose arguments are values of other names."""
+    return pipeline({"loss": node(loss, reads=reads)})
+
+
 def gathered(name: str, **arguments: Any) -> Pipeline:
     """A metric of torchmetrics on a classifier's answers."""
     metric = metrics.torchmetric(metrics.torchmetrics(name=name, **arguments))
@@ -487,6 +492,18 @@ CASES = {
     "latency by probability": case(answers(losses.latency(0.6, on="probability"))),
     "misclassify": case(losses.misclassify()),
     "misclassify targeted": case(losses.misclassify(target=2)),
+    "criterion": case(
+        wired(
+            losses.criterion(
+                "CrossEntropyLoss", {"weight": [1.0, 0.5, 2.0, 1.0, 3.0], "label_smoothing": 0.1}
+            ),
+            *("logits", "target"),
+        )
+    ),
+    "criterion of elements": case(wired(losses.criterion("HuberLoss", {"delta": 0.3}), "image", "scene")),
+    "criterion not mapped": case(
+        wired(losses.criterion("KLDivLoss"), "logits", "soft"), soft=noise("soft", NUM_ROWS, 5)
+    ),
     "total_variation": case(losses.total_variation()),
     "non_printability": case(losses.non_printability()),
     "total_variation of one": case(
