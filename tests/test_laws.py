@@ -56,6 +56,11 @@ FINITE, TYPES, PAIRS = (
 )
 
 
+MIXED = {
+    s.definition.name for case in CASES.values() for s in case.stages if s.definition.traits.rows == "mixed"
+}
+
+
 def laws_of(definition) -> set[str]:
     """The laws that a stage must have a case of, by its role and by what it reads."""
     answers = bool(ANSWERS & {*definition.reads})
@@ -67,7 +72,8 @@ def laws_of(definition) -> set[str]:
         "same_key_same_sample": True,
         "config_rebuilds_it": True,
         "opacity_0_is_the_clean_scene": "opacity" in definition.fields,
-        "rows_do_not_see_their_neighbors": True,
+        "rows_do_not_see_their_neighbors": definition.name not in MIXED,
+        "the_order_of_mixed_rows_does_not_matter": definition.name in MIXED,
     }
     return {rule for rule, due in chosen.items() if due}
 

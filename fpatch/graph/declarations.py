@@ -75,6 +75,8 @@ class Traits:
         gives: The entries that it adds, likewise. The others stay if it also reads the value, and are
             dropped if it does not. A stage that declares none may write any.
         late: It draws while it runs: `apply` returns what it writes and its sample.
+        rows: "independent", or "mixed" where a row depends on its neighbors. The same batch then gives the
+            same bits, and the order of the rows does not matter.
     """
 
     geometric: bool = False
@@ -87,6 +89,7 @@ class Traits:
     needs: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
     late: bool = False
+    rows: Literal["independent", "mixed"] = "independent"
 
 
 def check_config(name: str, config: Any) -> None:

@@ -5,6 +5,7 @@ from fpatch.losses.ensemble import ensemble
 from fpatch.losses.hallucinate import hallucinate
 from fpatch.losses.latency import latency
 from fpatch.losses.lp_distance import lp_distance
+from fpatch.losses.metric_learning import metric_learning
 from fpatch.losses.misclassify import misclassify
 from fpatch.losses.non_printability import color_list, non_printability
 from fpatch.losses.relabel import relabel
@@ -19,6 +20,7 @@ __all__ = [
     "hallucinate",
     "latency",
     "lp_distance",
+    "metric_learning",
     "misclassify",
     "non_printability",
     "relabel",

@@ -102,6 +102,27 @@ def apply_batch_brightness(config: Any, patch_params: Any, sample: Any, values: 
     return {"image": values["image"] * values["image"].mean()}
 
 
+def apply_less_the_first(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    """The first row is the reference of the others, as the first of a pair may be its anchor."""
+    image = values["image"]
+    return {"image": (image - 0.5 * image[:1]).clamp(0, 1)}
+
+
+def mixed_case(name: str, apply: Any) -> Case:
+    """A stage that declares mixed rows."""
+    return case(
+        define(
+            name,
+            Config,
+            draw_gain,
+            apply,
+            reads=("image",),
+            writes=("image",),
+            declare=lambda config: {"rows": "mixed"},
+        )()
+    )
+
+
 def apply_by_row_count(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
     """Last bits follow the number of rows, as those of a kernel for whole batches may."""
     image = values["image"]
@@ -328,6 +349,8 @@ BROKEN = {
     "inputs_are_left_alone": photo_case("in_place", apply=apply_in_place),
     "global_generators_are_left_alone": photo_case("global_noise", apply=apply_global_noise),
     "rows_do_not_see_their_neighbors": photo_case("batch_brightness", apply=apply_batch_brightness),
+    "mixed_rows_see_their_neighbors": mixed_case("unmixed", apply_gain),
+    "the_order_of_mixed_rows_does_not_matter": mixed_case("less_the_first", apply_less_the_first),
     "position_keeps_the_bits": photo_case("row_count", apply=apply_by_row_count),
     "products_are_those_of_one_row": photo_case("joint_product", apply=apply_joint_product),
     "pictures_stay_pictures": photo_case("unclamped", apply=apply_unclamped),

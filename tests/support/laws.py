@@ -236,16 +236,45 @@ def global_generators_are_left_alone(case: Case) -> None:
     assert_equal(outs[0], outs[1])
 
 
-@law()
+def has_own_rows(case: Case) -> bool:
+    """Return whether every stage of the case keeps its rows apart."""
+    return all(s.definition.traits.rows == "independent" for s in case.stages)
+
+
+@law(applies=has_own_rows)
 def rows_do_not_see_their_neighbors(case: Case) -> None:
     """With other neighbors, of other sizes, a row keeps its bits."""
+    alone, among = with_neighbors(case)
+    assert_equal(among, alone)
+
+
+@law(applies=lambda case: not has_own_rows(case))
+def mixed_rows_see_their_neighbors(case: Case) -> None:
+    """A stage that needs no exception from the laws of rows declares none."""
+    alone, among = with_neighbors(case)
+    assert any(bool((among[name] != alone[name]).any()) for name in alone)
+
+
+@law(applies=lambda case: not has_own_rows(case))
+def the_order_of_mixed_rows_does_not_matter(case: Case) -> None:
+    """A permuted batch permutes what is written, to rounding."""
+    sample = case.subject.sample(KEY, case.batch)
+    expected = run(case, leaves(case), sample)
+    for rows in [2, 0, 1], [1, 0, 2]:
+        batch = take(case.batch, rows)
+        found = run(case, row_leaves(case, batch), take(sample, rows), batch)
+        assert_equal(found, take(expected, rows), 1e-5)
+
+
+def with_neighbors(case: Case) -> tuple[Tree, Tree]:
+    """Row 1 among its own neighbors, and among others."""
     sample, other = case.subject.sample(KEY, case.batch), others(case)
     mixed = stack_rows([take(other, [0]), take(case.batch, [1]), take(other, [2])])
     drawn = case.subject.sample(KEY, other)
     mixed_sample = stack_rows([take(drawn, [0]), take(sample, [1]), take(drawn, [2])])
     values = leaves(case)
     alone, among = run(case, values, sample), run(case, row_leaves(case, mixed), mixed_sample, mixed)
-    assert_equal(take(among, [1]), take(alone, [1]))
+    return take(alone, [1]), take(among, [1])
 
 
 def row_leaves(case: Case, batch: Tree) -> dict[str, Tensor]:
@@ -253,7 +282,7 @@ def row_leaves(case: Case, batch: Tree) -> dict[str, Tensor]:
     return leaves(Case(case.subject, case.params, batch))
 
 
-@law()
+@law(applies=has_own_rows)
 def position_keeps_the_bits(case: Case) -> None:
     """A row is the same anywhere in a batch, and in one of another size (behind a victim, to rounding)."""
     sample = case.subject.sample(KEY, case.batch)
@@ -265,7 +294,7 @@ def position_keeps_the_bits(case: Case) -> None:
         assert_equal(found, take(expected, rows), tolerance)
 
 
-@law(applies=lambda case: case.tolerance == 0)
+@law(applies=lambda case: case.tolerance == 0 and has_own_rows(case))
 def products_are_those_of_one_row(case: Case) -> None:
     """Matrix products and convolutions see no more rows than one, whatever this processor's library does.
 
@@ -501,7 +530,7 @@ def vmap_equals_a_loop(case: Case) -> None:
     assert_equal(found, expected, max(case.tolerance, 1e-6))
 
 
-@law()
+@law(applies=has_own_rows)
 def flat_population_equals_a_loop(case: Case) -> None:
     """A population is p * b rows, in which each row carries its member's patch."""
     population = members(case)
