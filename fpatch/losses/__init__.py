@@ -8,6 +8,7 @@ from fpatch.losses.lp_distance import lp_distance
 from fpatch.losses.metric_learning import metric_learning
 from fpatch.losses.misclassify import misclassify
 from fpatch.losses.non_printability import color_list, non_printability
+from fpatch.losses.online_k_means import online_k_means
 from fpatch.losses.relabel import relabel
 from fpatch.losses.saliency import saliency
 from fpatch.losses.total_variation import total_variation
@@ -23,6 +24,7 @@ __all__ = [
     "metric_learning",
     "misclassify",
     "non_printability",
+    "online_k_means",
     "relabel",
     "saliency",
     "total_variation",
