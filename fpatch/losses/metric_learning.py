@@ -147,8 +147,8 @@ def _counted(reducer: str, losses: Tensor, divisor: Any) -> tuple[Tensor, Tensor
 
 
 def declare(config: MetricLearning) -> dict[str, Any]:
-    """Declare that rows are mixed."""
-    return {"rows": "mixed"}
+    """Declare that a row depends on its neighbors."""
+    return {"mixes_rows": True}
 
 
 def _make(name: str, arguments: Mapping[str, Any]) -> tuple[Any, str]:

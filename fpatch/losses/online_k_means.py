@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.checks import check_count, check_number
+from fpatch.core.plain import plain_torch
 from fpatch.core.tree import is_concrete, widen
 from fpatch.graph.mistakes import describe
 from fpatch.random import fold_in
@@ -103,17 +104,18 @@ def online_k_means(
     def init(key: Int64[Tensor, "2"], image_ids: Int64[Tensor, " n"]) -> State:
         """Make the state before the first batch."""
         _check_ids("init", image_ids)
-        drawn = random.normal(fold_in(key, "centers"), (num_clusters, embedding_size))
-        centers = F.normalize(drawn, dim=1)
-        return {
-            "centers": centers,
-            "moving": centers.clone(),
-            "duals": torch.zeros(num_clusters),
-            "counts": torch.zeros(num_clusters),
-            "labels": torch.full((int(image_ids.max()) + 1,), -1),
-            "seen": torch.tensor(0),
-            "epoch": torch.tensor(len(image_ids)),
-        }
+        with plain_torch():
+            drawn = random.normal(fold_in(key, "centers"), (num_clusters, embedding_size))
+            centers = F.normalize(drawn, dim=1)
+            return {
+                "centers": centers,
+                "moving": centers.clone(),
+                "duals": torch.zeros(num_clusters),
+                "counts": torch.zeros(num_clusters),
+                "labels": torch.full((int(image_ids.max()) + 1,), -1),
+                "seen": torch.tensor(0),
+                "epoch": torch.tensor(len(image_ids)),
+            }
 
     def update(
         state: Mapping[str, Tensor], embeddings: Float[Tensor, "b d"], image_id: Int64[Tensor, " b"]
@@ -123,14 +125,15 @@ def online_k_means(
         if embeddings.shape != (len(image_id), embedding_size):
             expected = f"[{len(image_id)}, {embedding_size}]"
             raise ValueError(f"online_k_means: embeddings must be {expected}, got {describe(embeddings)}")
-        x = F.normalize(widen(embeddings), dim=1)
-        rows = x.detach()
-        assigned = (rows @ state["moving"].T + state["duals"]).argmax(1)
-        known = state["labels"][image_id]
-        logits = x @ state["centers"].T / temperature
-        term = F.cross_entropy(logits, torch.where(known < 0, assigned, known), reduction="none")
-        moved = _assign(state, rows, assigned, min_frac, dual_rate)
-        return term, {**moved, "labels": _label(state["labels"], image_id, assigned)}
+        with plain_torch():
+            x = F.normalize(widen(embeddings), dim=1).to(state["moving"].dtype)
+            rows = x.detach()
+            assigned = (rows @ state["moving"].T + state["duals"]).argmax(1)
+            known = state["labels"][image_id]
+            logits = x @ state["centers"].T / temperature
+            term = F.cross_entropy(logits, torch.where(known < 0, assigned, known), reduction="none")
+            moved = _assign(state, rows, assigned, min_frac, dual_rate)
+            return term, {**moved, "labels": _label(state["labels"], image_id, assigned)}
 
     return OnlineKMeans(init, update)
 

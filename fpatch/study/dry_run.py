@@ -60,7 +60,7 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     dataset = parts.dataset.split(study.data.validation)
     few = dataset.select(dataset.image_ids[:2])
     pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
-    result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
+    result = evaluate(pipeline, parts.initial.all_params, few, key, block=2, pictures=pictures)
     known = scalars(result, study.evaluate.metric)
     keys: dict[str, str] = {}
     for name in known:
@@ -80,7 +80,7 @@ def _check_training(study: Study, parts: Setup, batch: Batch, sample: Sample) ->
     pipeline = parts.objective.pipeline
     leaves = {name: p.detach().requires_grad_() for name, p in parts.initial.params.items()}
     drawn, placed = to_device((sample, batch), study.place)
-    trace = pipeline.trace(leaves, drawn, placed)
+    trace = pipeline.trace({**parts.initial.fixed, **leaves}, drawn, placed)
     terms = {name: t for written in trace.values() for name, t in written.items() if name in pipeline.terms}
     loss = parts.objective.weigh(terms)
     if not loss.value.requires_grad:

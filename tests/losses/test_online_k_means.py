@@ -219,11 +219,27 @@ def test_it_learns_clusters():
     assert int(torch.bincount(state["labels"][IDS], minlength=K).min()) >= 2
 
 
-def test_half_precision_is_widened():
+def test_the_state_stays_in_float32():
     k_means = make()
     state = k_means.init(KEY, IDS)
-    term, after = k_means.update(state, X.half(), IDS)
-    assert term.dtype == after["moving"].dtype == torch.float32
+    expected = k_means.update(state, X, IDS)[0]
+    for x in (X.half(), X.double()):
+        term, after = k_means.update(state, x, IDS)
+        assert term.dtype == after["moving"].dtype == torch.float32
+        torch.testing.assert_close(term, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_the_state_of_torch_is_no_input():
+    k_means = make()
+    expected = k_means.update(k_means.init(KEY, IDS), X, IDS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+            found = k_means.update(k_means.init(KEY, IDS), X, IDS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(found[1][name], value) for name, value in expected[1].items())
 
 
 @pytest.mark.parametrize(
