@@ -11,12 +11,14 @@ import torch
 from cases import noise
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer, PerAnchorReducer
+from torch import nn
 
 from fpatch import (
     Objective,
     Optimizer,
     build,
     create,
+    graph,
     losses,
     make_optimizer,
     make_state,
@@ -25,6 +27,7 @@ from fpatch import (
     pipeline,
     random,
 )
+from fpatch.graph.pipeline import Pipeline
 from fpatch.losses.metric_learning import _OF_THE_BATCH, _ORDER, _REFUSED, _TRAINED, _checked
 
 B, D = 9, 6
@@ -293,3 +296,38 @@ def test_it_trains():
         state, info = step(state, batch)
         values.append(float(info.loss))
     assert values[-1] < 0.9 * values[0]
+
+
+def networks() -> Pipeline:
+    """A network whose embeddings of one class shall be alike."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, D))
+    return pipeline(
+        {
+            "net": node(graph.module(net, trainable=True), reads=["image"], writes=["embeddings"]),
+            "loss": losses.metric_learning("TripletMarginLoss", {"margin": 0.5}),
+        }
+    ).at("train")
+
+
+def test_it_trains_a_network():
+    torch.manual_seed(0)
+    batch = {"image_id": torch.arange(6), "draw": torch.zeros(6, dtype=torch.int64)}
+    batch |= {"image": noise("image", 6, 3, 4, 4), "target": torch.tensor([0, 1, 0, 1, 2, 2])}
+    objective = Objective(networks(), {"metric_learning": 1.0})
+    optimizer = make_optimizer(Optimizer("adam", 0.02, "constant"), num_steps=30)
+    state = make_state(objective, optimizer, random.key(0))
+    step, values = make_step(objective, optimizer), []
+    for _ in range(30):
+        state, info = step(state, batch)
+        values.append(float(info.loss))
+    assert values[0] > 0.1
+    assert values[-1] < 0.2 * values[0]
+
+
+def test_a_part_of_the_batch_is_refused():
+    """Rows of a micro-batch would lack the neighbors of the others."""
+    objective = Objective(networks(), {"metric_learning": 1.0})
+    optimizer = make_optimizer(Optimizer(), num_steps=2)
+    for settings in ({"micro_batch": 2}, {"processes": 2}):
+        with pytest.raises(ValueError, match=r"node 'loss' .* micro-batches or several processes see only"):
+            make_step(objective, optimizer, **settings)
