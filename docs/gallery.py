@@ -363,6 +363,19 @@ def draw_ensemble(stage: Stage) -> list[list[Panel]]:
     return [shown]
 
 
+def draw_embeddings(stage: Stage) -> list[list[Panel]]:
+    """Four images of two classes, their colors as embeddings, and the terms of the rows."""
+    whole = [photograph(name, 2 * HEIGHT, 2 * WIDTH) for name in ("china.jpg", "flower.jpg")]
+    middle = slice(HEIGHT // 2, 3 * HEIGHT // 2)
+    images = torch.stack([half for image in whole for half in image[:, middle].split(WIDTH, dim=-1)])
+    target = torch.tensor([0, 0, 1, 1])
+    embeddings = F.adaptive_avg_pool2d(images, (2, 3)).flatten(1)
+    written = stage.apply({}, {}, {"embeddings": embeddings, "target": target})
+    (terms,) = (written[name] for name in stage.definition.writes)
+    rows = zip(images, target.tolist(), terms.tolist(), strict=True)
+    return [[Panel(image, f"class {label}: {term:.2f}") for image, label, term in rows]]
+
+
 # -- the stages
 
 
@@ -376,7 +389,8 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
 
     def after_classifier(stage: Stage) -> list[list[Panel]]:
         classifier = infer.classifier(PagodaClassifier().eval())
-        return draw_answers([classifier, stage], reads={"preds": "logits"})
+        (logits,) = {"preds", "input"} & {*stage.definition.reads}
+        return draw_answers([classifier, stage], reads={logits: "logits"})
 
     def after(*before: Stage, color: str = "gray") -> Callable[[Stage], list[list[Panel]]]:
         return lambda stage: draw_answers([*before, stage], color)
@@ -471,6 +485,11 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "losses.hallucinate": (losses.hallucinate(0), after(victim, color="red")),
         "losses.latency": (losses.latency(), after(victim, color="red")),
         "losses.misclassify": (losses.misclassify(), after(infer.classifier(PagodaClassifier().eval()))),
+        "losses.criterion": (losses.criterion("CrossEntropyLoss"), after_classifier),
+        "losses.metric_learning": (
+            losses.metric_learning("TripletMarginLoss", {"margin": 0.3}),
+            draw_embeddings,
+        ),
         "losses.total_variation": (losses.total_variation(), draw_patch_loss),
         "losses.non_printability": (losses.non_printability(), draw_patch_loss),
         "losses.saliency": (losses.saliency(), draw_patch_loss),

@@ -25,7 +25,17 @@ ORDER = {wing: i for i, wing in enumerate([*WINGS, "__main__"])}
 FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics")
 HEAVY = {
     *("captum", "jax", "matplotlib", "mlflow", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "ray"),
-    *("scipy", "sklearn", "tensorboard", "timm", "torchmetrics", "transformers", "ultralytics", "umap"),
+    *(
+        "pytorch_metric_learning",
+        "scipy",
+        "sklearn",
+        "tensorboard",
+        "timm",
+        "torchmetrics",
+        "transformers",
+        "ultralytics",
+        "umap",
+    ),
 }
 MODE_FLAGS = {"training", "train", "evaluate", "phase", "control", "is_control"}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -1,6 +1,7 @@
 """A user's code and trained networks in a population: each call sees one member, as in a run of its own.
 
-Stages of fpatch keep their rows apart, so that all members run at once. A function may do what it likes with
+Stages of fpatch keep their rows apart, so that all members run at once; one that mixes rows sees those of its
+member. A function may do what it likes with
 a patch [c, h, w], such as sum it. One run of a member tells which shapes it expects. A trained network is
 called with the weights of its member.
 """
@@ -99,7 +100,7 @@ def by_member(nodes: Pipeline, alone: Alone, count: int, in_rows: bool) -> Pipel
         in_rows: Whether they run on rows [p * b, ...], not on members [p, ...].
     """
     changed = {
-        path: _replace(n, partial(_apply, alone, path, count, in_rows))
+        path: _replace(n, partial(_apply, alone, path, count, in_rows, n.stage.definition.traits.mixes_rows))
         for path, n in nodes.items()
         if _is_own(n)
     }
@@ -109,11 +110,12 @@ def by_member(nodes: Pipeline, alone: Alone, count: int, in_rows: bool) -> Pipel
 def _is_own(n: Node) -> bool:
     """Return whether a node is called per member: a user's own, but for victims and losses of patches.
 
-    A network that is trained is too.
+    A network that is trained is too, and so is a stage that mixes rows.
     """
     d = n.stage.definition
     by_row = d.role == "victim" or d.traits.of_patch or d.module.split(".")[0] == "fpatch"
-    return isinstance(n.stage.config, Function) or d.weights is not None or not by_row
+    mixes = d.weights is not None or d.traits.mixes_rows
+    return isinstance(n.stage.config, Function) or mixes or not by_row
 
 
 def _replace(n: Node, around: Callable[..., Any]) -> Node:
@@ -129,6 +131,7 @@ def _apply(
     path: str,
     count: int,
     in_rows: bool,
+    mixes_rows: bool,
     apply: Callable[..., Any],
     config: Any,
     patch_params: Params,
@@ -140,7 +143,7 @@ def _apply(
     leaves, tree = optree.tree_flatten(_tensors(values))  # type: ignore[arg-type]
     read = list(zip(leaves, alone.shapes[path], strict=True))
     in_rows_alone = all(leaf.ndim == len(shape) for leaf, shape in read) and path not in alone.readers
-    if in_rows_alone and not isinstance(config, Function):
+    if in_rows_alone and not mixes_rows and not isinstance(config, Function):
         return apply(config, patch_params, sample, values)
 
     def member(i: int) -> Any:

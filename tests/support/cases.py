@@ -351,6 +351,11 @@ def three_patches() -> Pipeline:
     )
 
 
+def wired(loss: Stage, *reads: str) -> Pipeline:
+    """A loss whose arguments are values of other names."""
+    return pipeline({"loss": node(loss, reads=reads)})
+
+
 def gathered(name: str, **arguments: Any) -> Pipeline:
     """A metric of torchmetrics on a classifier's answers."""
     metric = metrics.torchmetric(metrics.torchmetrics(name=name, **arguments))
@@ -399,6 +404,12 @@ GRAY = {"hood": noise("hood", 1, 20, 31), "roof": noise("roof", 1, 16, 9)}
 ROWS = {"hood": noise("hood", NUM_ROWS, 3, 20, 31), "roof": noise("roof", 3, 16, 9)}
 INKS = ((0.05, 0.05, 0.06), (0.9, 0.1, 0.2), (0.1, 0.6, 0.3), (0.2, 0.2, 0.8), (0.95, 0.95, 0.9))
 ELLIPSES = {"roof": draw_ellipse(height=8, width=13)[None]}
+EMBEDDED = {
+    "TripletMarginLoss": {"margin": 2.0},
+    "ContrastiveLoss": {"distance": "CosineSimilarity", "pos_margin": 1.0, "neg_margin": 0.0},
+    "SupConLoss": {},
+}
+"""Losses of embeddings by triplets, pairs and rows."""
 CONTENT = {name: picture(shape=list(shape)) for name, shape in SHAPES.items()}
 
 CASES = {
@@ -526,6 +537,26 @@ CASES = {
     "latency by probability": case(answers(losses.latency(0.6, on="probability"))),
     "misclassify": case(losses.misclassify()),
     "misclassify targeted": case(losses.misclassify(target=2)),
+    "criterion": case(
+        wired(
+            losses.criterion(
+                "CrossEntropyLoss", {"weight": [1.0, 0.5, 2.0, 1.0, 3.0], "label_smoothing": 0.1}
+            ),
+            *("logits", "target"),
+        )
+    ),
+    "criterion of elements": case(wired(losses.criterion("HuberLoss", {"delta": 0.3}), "image", "scene")),
+    "criterion not mapped": case(
+        wired(losses.criterion("KLDivLoss"), "logits", "soft"), soft=noise("soft", NUM_ROWS, 5)
+    ),
+    **{
+        f"metric_learning by {name}": case(
+            wired(losses.metric_learning(name, arguments), "logits", "target"),
+            fake=False,
+            target=torch.tensor([0, 0, 1]),
+        )
+        for name, arguments in EMBEDDED.items()
+    },
     "total_variation": case(losses.total_variation()),
     "non_printability": case(losses.non_printability()),
     "total_variation of one": case(
