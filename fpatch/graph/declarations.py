@@ -22,7 +22,7 @@ RESERVED = ("stage", "phases", "reads", "writes", "stream")
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
 """The types that a sample may hold; a table keeps them without loss."""
 
-Role = Literal["stage", "victim", "loss", "metric"]
+Role = Literal["stage", "victim", "loss", "metric", "drawing"]
 
 
 class Summary(NamedTuple):
