@@ -127,9 +127,9 @@ def _color(config: MaskOverlay, image: Image.Image, segments: NDArray[np.int64],
     place = np.arange(image.height) * segments.shape[0] // image.height
     large = segments[place][:, np.arange(image.width) * segments.shape[1] // image.width]
     pixels = np.asarray(image).astype(np.float32)
-    for number in np.unique(large):
+    for number in np.unique(large).tolist():
         if _is_colored(config, number):
-            inside = (large == number) & hatch(int(number), image.height, image.width, unit)
+            inside = (large == number) & hatch(number, image.height, image.width, unit)
             pixels[inside] += config.opacity * (_COLORS[number % len(_COLORS)] - pixels[inside])
     edge = np.zeros(large.shape, dtype=bool)
     edge[1:] |= large[1:] != large[:-1]
@@ -169,7 +169,7 @@ def _draw_legend(
         round(LINE_PX * unit),
         round(_SWATCH_PX * unit),
     )
-    found = {int(n) for m in maps for n in np.unique(m) if _is_colored(config, n)}
+    found = {n for m in maps for n in np.unique(m).tolist() if _is_colored(config, n)}
     areas = {n: [float((m == n).mean()) for m in maps] for n in found}
     order = sorted(areas, key=lambda n: (-max(areas[n]), n))
     chosen, column = order[: config.num_classes], picture.width / across
