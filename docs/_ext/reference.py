@@ -35,7 +35,7 @@ from fpatch import Range, Resource, compose
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
-FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics")
+FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
 Definition = type(compose.exposure)
 Loader = type(fpatch.data.image_file)
 COMMANDS = (

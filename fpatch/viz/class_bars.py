@@ -41,7 +41,7 @@ class ClassBars:
         >>> stage = viz.class_bars(class_names=("stop", "yield"))
         >>> values = {"image": torch.zeros(1, 3, 24, 48), "logits": torch.tensor([[2.0, 0.0]])}
         >>> stage.apply({}, {}, values | {"target": torch.tensor([1])})["picture"].shape
-        torch.Size([1, 3, 218, 320])
+        torch.Size([1, 3, 220, 320])
 
     Raises:
         ValueError: If a setting is outside its range.

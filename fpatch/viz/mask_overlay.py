@@ -59,7 +59,7 @@ class MaskOverlay:
         >>> segments = torch.tensor([[[0, 0, 1], [0, 2, 2]]])
         >>> stage = viz.mask_overlay(class_names=("road", "car", "sky"))
         >>> stage.apply({}, {}, {"image": torch.rand(1, 3, 24, 48), "segments": segments})["picture"].shape
-        torch.Size([1, 3, 232, 320])
+        torch.Size([1, 3, 240, 320])
 
     Raises:
         ValueError: If a setting is outside its range, or the segments have another type or other axes.

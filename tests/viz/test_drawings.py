@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import classifier, demo, drawer, make_batch, make_inputs
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from typecheck import unchecked
 
 from fpatch import compose, create, implant, infer, losses, metrics, node, pipeline, random, train, viz
