@@ -516,7 +516,10 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
             viz.box_overlay(("pagoda", "tree"), width_px=260),
             lambda s: draw_drawing(s, *answer(victim, suppress)),
         ),
-        "viz.mask_overlay": (viz.mask_overlay(hidden=(0,), num_classes=3, **areas), lambda s: draw_drawing(s, segment)),
+        "viz.mask_overlay": (
+            viz.mask_overlay(hidden=(0,), num_classes=3, **areas),
+            lambda s: draw_drawing(s, segment),
+        ),
         "metrics.class_hit": (metrics.class_hit(), after(infer.classifier(PagodaClassifier().eval()))),
     }
 

@@ -31,6 +31,7 @@ _STYLES = {
 }
 """The fill and the border of nodes with weights."""
 
+_LEGEND_COLUMNS = 4
 _EVERYTHING = "all values so far"
 
 
@@ -187,15 +188,16 @@ def weights_of(n: Node) -> Literal["trained", "frozen"] | None:
 
 
 def _draw_legend(nodes: Mapping[str, Node], has_inputs: bool, has_outputs: bool) -> Iterator[str]:
-    """Yield a subgraph with a node for every shape and every border that occurs."""
+    """Yield a subgraph, in columns, with a node for every shape and every border that occurs."""
     occurring = {role_of(n) for n in nodes.values()}
     occurring |= {role for role, there in (("input", has_inputs), ("output", has_outputs)) if there}
     weights = {weights_of(n) for n in nodes.values()}
-    yield '  subgraph legend["legend"]'
-    yield from (f"    legend_{role}{_shape(role, [role])}" for role in _SHAPES if role in occurring)
-    yield from (
-        f"    legend_{kind}{_shape('stage', [f'{kind} weights'])}" for kind in _STYLES if kind in weights
-    )
+    shown = {role: _shape(role, [role]) for role in _SHAPES if role in occurring}
+    shown |= {kind: _shape("stage", [f"{kind} weights"]) for kind in _STYLES if kind in weights}
+    yield from ('  subgraph legend["legend"]', "    direction TB")
+    yield from (f"    legend_{name}{shape}" for name, shape in shown.items())
+    below = list(shown)[_LEGEND_COLUMNS:]
+    yield from (f"    legend_{a} ~~~ legend_{b}" for a, b in zip(shown, below, strict=False))
     yield "  end"
 
 

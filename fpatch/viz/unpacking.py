@@ -57,7 +57,7 @@ def unpack(
     """
     check_mapping("unpack(values)", values, "give a batch, {name: [b, ...]}")
     leaves = dict(_leaves(values))
-    conversions = dict(by_name or {})
+    conversions: dict[str, Conversion] = dict(by_name or {})
     for path in (*conversions, *whole):
         if not any(
             _inside(leaf, path) or (_is_list(v) and _inside(path, leaf)) for leaf, v in leaves.items()

@@ -2,18 +2,23 @@
 
 import dataclasses
 import html
+import importlib.util
 import re
+from pathlib import Path
 from typing import Any
 
 import mermaid
 import pytest
 import torch
 from cases import classifier, demo, three_patches, tiny_generator, two_victims
+from PIL import Image
 
 from fpatch import compose, create, implant, infer, losses, metrics, node, pipeline, viz
 from fpatch.graph.diagram import role_of, weights_of
 from fpatch.graph.node import Node
 from fpatch.graph.stage import Definition
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def nested():
@@ -168,6 +173,15 @@ def test_a_stage_that_declares_weights_says_whether_they_are_trained(trainable):
     stage = dataclasses.replace(compose.exposure(), definition=Weighted(**given), config=Module(trainable))
     n = Node(stage, None, {"image": "image"}, {"image": "image"})
     assert weights_of(n) == ("trained" if trainable else "frozen")
+
+
+def test_the_picture_in_the_docs_is_that_of_its_page():
+    spec = importlib.util.spec_from_file_location("diagram", DOCS / "diagram.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with Image.open(script.PICTURE) as picture:
+        assert picture.text["mermaid"] == script.make_diagram(), "run docs/diagram.py"
+        assert min(picture.size) > 400
 
 
 # -- the real Mermaid
