@@ -394,7 +394,7 @@ def write_likelihood(image: Image.Image, logits: Any) -> Image.Image:
 
 def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]]]:
     """Every stage with settings that show what it does."""
-    from fpatch import compose, create, implant, infer, losses, metrics, viz
+    from fpatch import compose, create, graph, implant, infer, losses, metrics, viz
 
     names = ("flower", "stripes")
     victim = infer.detector(PagodaFinder().eval())
@@ -482,6 +482,10 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
             draw_pictures,
         ),
         "infer.classifier": (infer.classifier(PagodaClassifier().eval()), draw_answers_of),
+        "graph.module": (
+            graph.module(PagodaClassifier().eval(), inputs=("image",), outputs=("logits",)),
+            draw_answers_of,
+        ),
         "infer.detector": (victim, draw_answers_of),
         "infer.torchvision_detector": (infer.torchvision_detector(make_fcos()), draw_answers_of),
         "infer.yolo": (infer.yolo(PagodaYolo().eval(), format="v8", size=(256, 320)), draw_answers_of),

@@ -49,7 +49,19 @@ _NAMES = {
     "value_and_grad": "optim.gradient",
 }
 _MODULES = (
-    *("analysis", "compose", "create", "data", "implant", "infer", "losses", "metrics", "random", "tune"),
+    *(
+        "analysis",
+        "compose",
+        "create",
+        "data",
+        "graph",
+        "implant",
+        "infer",
+        "losses",
+        "metrics",
+        "random",
+        "tune",
+    ),
     "viz",
 )
 
@@ -78,6 +90,7 @@ __all__ = [
     "evaluate_run",
     "fit",
     "from_columns",
+    "graph",
     "implant",
     "infer",
     "keep_freed_memory",
@@ -107,7 +120,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from fpatch import analysis, compose, create, data, implant, infer, losses, metrics, random, tune, viz
+    from fpatch import (
+        analysis,
+        compose,
+        create,
+        data,
+        graph,
+        implant,
+        infer,
+        losses,
+        metrics,
+        random,
+        tune,
+        viz,
+    )
     from fpatch.core.resource import Resource, define_loader
     from fpatch.core.types import Range
     from fpatch.evaluation.evaluation import evaluate

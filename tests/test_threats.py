@@ -529,6 +529,32 @@ def test_a_metric_runs_no_code_from_the_folder_that_it_names(tmp_path, name):
     assert not (tmp_path / "ran").exists()
 
 
+CODE = {
+    "a kernel": {"attn_implementation": "somebody/kernel"},
+    "a kernel of a part": {
+        "attn_implementation": {"backbone_config": "somebody/kernel"},
+        "backbone_config": {"model_type": "resnet"},
+        "use_timm_backbone": False,
+    },
+    "one fetched if it is missing": {"_attn_implementation": "flash_attention_2"},
+    "experts": {"experts_implementation": "somebody/kernel"},
+    "quantized": {"quantization_config": {"quant_method": "mxfp4"}},
+}
+
+
+@pytest.mark.parametrize("what", [*CODE, "an adapter"])
+def test_configs_of_hugging_face_run_no_code(tmp_path, what):
+    """transformers fetches and runs the compiled code that a config names, if `kernels` is installed."""
+    pytest.importorskip("transformers", exc_type=ImportError)
+    if what == "an adapter":
+        (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/other"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    kind = "detr" if what == "a kernel of a part" else "yolos"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | CODE.get(what, {})))
+    with pytest.raises(ValueError, match=r"no code of a checkpoint is run|merge the adapter"):
+        _ = infer.transformers_model(tmp_path / "model.safetensors").value
+
+
 DESCRIPTION = """
 nc: 4
 backbone:

@@ -36,6 +36,8 @@ from fpatch import Range, Resource, compose
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
 FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
+WITH_STAGES = (*FAMILIES, "graph")
+"""The wings with stages; `graph` has other names too, and so a page of its own."""
 Definition = type(compose.exposure)
 Loader = type(fpatch.data.image_file)
 COMMANDS = (
@@ -308,7 +310,7 @@ def first_line(definition: Any) -> str:
 def make_gallery() -> Iterator[str]:
     """All pictures, each leading to its stage."""
     yield from ("# Gallery", "", "Every stage, shown on a photograph that scikit-learn ships.", "")
-    for family in FAMILIES:
+    for family in WITH_STAGES:
         yield from (f"(gallery-{family})=", f"## [{family}](#stages-{family})", "")
         for name, definition in find_stages(family).items():
             yield from (f"[**{family}.{name}**]({family}.{name}.md) {first_line(definition)}", "")
@@ -455,7 +457,7 @@ def make_pages() -> dict[Path, str]:
     """Every page that the code writes."""
     pages: dict[Path, Iterator[str]] = {}
     stages, api = DOCS / "reference" / "stages", DOCS / "reference" / "api"
-    for family in FAMILIES:
+    for family in WITH_STAGES:
         pages[stages / f"{family}.md"] = make_family_page(family)
         for name, definition in find_stages(family).items():
             pages[stages / f"{family}.{name}.md"] = make_stage_page(family, name, definition)

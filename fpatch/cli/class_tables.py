@@ -86,7 +86,8 @@ def precision_tables(
 
     Args:
         summaries: Numbers by condition and name, as a summary holds them.
-        class_names: The classes to show, in this order; with one class there is no table by class.
+        class_names: The classes to show first, in this order; the others follow as a metric names them. With
+            one class there is no table by class.
 
     Example:
         >>> from fpatch.cli.class_tables import precision_tables
@@ -112,7 +113,9 @@ def precision_tables(
         table.caption = f"AP: the mean over IoU 0.5 to 0.95{note}"
         table.caption_justify = "left"
         yield table
-        named = [name for name in class_names if f"{path}/map/{name}" in first]
+        every = [n.removeprefix(f"{path}/map/") for n in first if n.startswith(f"{path}/map/")]
+        order = [name for name in dict.fromkeys((*class_names, *every)) if name in every]
+        named = [name for name in order if name != "left_out"]
         if len(named) > 1:
             yield _precision_by_class(path, summaries, named)
 
@@ -124,8 +127,11 @@ def _precision_by_class(
     table.add_column("class", max_width=_NAME_WIDTH, overflow="fold")
     for condition in summaries:
         table.add_column(condition_title(condition), justify="right")
-    for name in class_names:
+    for name in class_names[:NUM_CLASSES]:
         table.add_row(Text(name), *(_number(n.get(f"{path}/map/{name}")) for n in summaries.values()))
+    if left := len(class_names[NUM_CLASSES:]):
+        table.caption = f"and {left} more classes in the mean; the summary has them all"
+        table.caption_justify = "left"
     return table
 
 

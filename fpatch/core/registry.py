@@ -8,6 +8,7 @@ import importlib
 from typing import Any, Protocol, runtime_checkable
 
 from fpatch.core.checks import nearest
+from fpatch.core.sources import note_sources
 
 
 @runtime_checkable
@@ -46,6 +47,7 @@ def register(identity: str, value: Registered) -> None:
     if known is not None and known.module != value.module:
         raise ValueError(f"{identity!r} is defined in {known.module} and again in {value.module}; rename one")
     _REGISTRY[identity] = value
+    note_sources(value.module)
 
 
 def lookup(identity: str, kind: type, where: str) -> Any:

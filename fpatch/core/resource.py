@@ -21,6 +21,7 @@ import torch
 from fpatch.core.checks import nearest
 from fpatch.core.files import file_digest
 from fpatch.core.inputs import expand_home
+from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, lookup, register
 from fpatch.core.schema import OMIT_EMPTY
 
@@ -115,7 +116,7 @@ class Resource:
         return dataclasses.replace(self, weights=path, sha256=digest, files=files)
 
     def __str__(self) -> str:
-        beside = [name for name in self.files if name not in self.arguments.values()]
+        beside = [name for name in self.files if name not in _texts(self.arguments)]
         weights = [] if self.weights is None else [" + ".join([Path(self.weights).name, *beside])]
         return f"{self.loader}({', '.join([*weights, *(f'{n}={v!r}' for n, v in self.arguments.items())])})"
 
@@ -129,7 +130,7 @@ class Resource:
             ValueError: If the loader is unknown or fails, or the digest of the weights differs.
         """
         load = lookup(self.loader, Loader, "resource").load
-        with torch.random.fork_rng(devices=[]):  # a network draws initial weights
+        with torch.random.fork_rng(devices=[]), plain_torch(grad=True):  # a network draws initial weights
             return self._load(load)
 
     def _load(self, load: Callable[..., Any]) -> Any:
@@ -137,7 +138,7 @@ class Resource:
         if self.weights is not None and self.sha256 is not None:
             self._check(self.weights, self.sha256)
         for name, digest in self.files.items():
-            beside = self.weights is not None and name not in self.arguments.values()
+            beside = self.weights is not None and name not in _texts(self.arguments)
             self._check(Path(self.weights or "").parent / name if beside else name, digest)
         source = f" from {self.weights}" if given else ""
         try:
@@ -161,10 +162,38 @@ class Resource:
             )
 
 
+def named_files(value: Any) -> list[str]:
+    """Return the names of files in a setting, in its lists and its tables; a name has a suffix.
+
+    Names start at the working directory, as where loaders and stages open them.
+
+    Example:
+        >>> from fpatch.core.resource import named_files
+        >>> named_files({"parts": ["no-such-file.npz"], "factor": 2.0})
+        []
+    """
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [name for part in value for name in named_files(part)]
+    is_name = isinstance(value, str) and "\0" not in value and bool(Path(value).suffix)
+    with suppress(OSError):  # a text that is too long for a name
+        return [value] if is_name and Path(value).is_file() else []
+    return []
+
+
 def _digests_of_named(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digests of the files that arguments name, from the working directory as loaders do."""
-    named = [value for value in arguments.values() if isinstance(value, str) and Path(value).suffix]
-    return {name: file_digest(name) for name in named if Path(name).is_file()}
+    """Return the digests of the files that arguments name."""
+    return {name: file_digest(name) for name in named_files(arguments)}
+
+
+def _texts(value: Any) -> list[str]:
+    """Return all texts in a setting."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []
 
 
 def define_loader(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from fpatch.core.checks import check_kind, shown
+from fpatch.core.plain import plain_torch
 from fpatch.data.scenes import Scenes
 
 
@@ -205,6 +206,7 @@ class TargetSet:
             raise ValueError(f"select: image_ids must be distinct, got {repeated[0]} twice; leave one out")
         return replace(self, image_ids=ids)
 
+    @plain_torch()
     def batch(
         self,
         image_ids: Int64[Tensor, "b"] | Sequence[int],

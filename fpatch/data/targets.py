@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from fpatch.core.checks import check_choice, check_number, nearest
+from fpatch.core.plain import plain_torch
 from fpatch.data.classes import Classes, read_classes
 from fpatch.data.csv_tables import Objects, Placements, read_objects, read_placements
 from fpatch.data.images import fit, move_boxes, move_points
@@ -29,6 +30,7 @@ MOST_SIDE = 16_384
 """The longest side of a scene, in pixels."""
 
 
+@plain_torch()
 def targets(
     placements: str | os.PathLike[str],
     objects: str | os.PathLike[str] | None = None,

@@ -116,7 +116,7 @@ def ask_split(study: Study, parts: Setup, split: str, num_rows: int) -> Asked:
 
     The training images pass the stages of the test, as its phase has the metrics.
     """
-    pipeline = study.placed.at("test" if split == "train" else split)
+    pipeline = study.placed.at("test" if split == "train" else split).freeze(parts.initial.all_params)
     dataset = parts.dataset.split(getattr(study.data, split))
     ids, begun = _spread(dataset)[: max(CLEAN_ROWS, num_rows)], time.monotonic()
     first, found, images = None, [], 0
@@ -124,7 +124,7 @@ def ask_split(study: Study, parts: Setup, split: str, num_rows: int) -> Asked:
         batch = dataset.batch(ids[part])
         with torch.no_grad():
             sample = control(pipeline.sample(evaluation_key(study, split), batch))
-            trace = pipeline.trace(parts.initial.params, sample, batch)
+            trace = pipeline.trace(parts.initial.all_params, sample, batch)
         found.append(read_answers(study.evaluate.metric, pipeline, trace, batch))
         first = first or (batch, sample, trace)
         images = part.stop

@@ -13,6 +13,7 @@ from typing import NamedTuple, get_args
 
 from fpatch import random
 from fpatch.core.checks import check_number
+from fpatch.core.plain import plain_torch
 from fpatch.data import TargetSet
 from fpatch.doctor.causes import judge_patches
 from fpatch.doctor.clean import Asked, CleanFacts, ask_split, count_answers
@@ -40,6 +41,7 @@ from fpatch.doctor.placements import RowFacts, count_rows, judge_aspects
 from fpatch.doctor.steps import judge_pull, judge_step
 from fpatch.doctor.victims import judge_form, judge_repeats
 from fpatch.doctor.wrong_answers import judge_clean_answers
+from fpatch.study.elsewhere import find_elsewhere
 from fpatch.study.goals import judge_best, judge_goals
 from fpatch.study.leaks import find_leaks
 from fpatch.study.room import find_crowded
@@ -85,6 +87,7 @@ class _Report:
         self.sizes: dict[str, tuple[int, int]] = {}
 
 
+@plain_torch(grad=True)
 def examine(study: Study, num_rows: int = 16) -> Diagnosis:
     """Find all reasons why the patch of a study would not learn, or could not be measured.
 
@@ -118,7 +121,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         *judge_goals(study),
         *judge_best(study),
         *find_leaks(study, parts.dataset),
-        *find_cut_scores(study),
+        *dict.fromkeys((*find_cut_scores(study), *find_elsewhere(study, parts.dataset))),
     ]
     report.findings += [Finding("warning", where, what) for where, what in said]
     _examine_training(study, parts, dataset, num_rows, report)
@@ -161,7 +164,7 @@ def _examine_training(study: Study, parts: Setup, dataset: TargetSet, num_rows: 
 
 def _examine_victims(study: Study, parts: Setup, num_rows: int, report: _Report) -> None:
     """Run images of all splits without a patch, and judge the answers of each victim."""
-    names, params = parts.dataset.class_names, parts.initial.params
+    names, params = parts.dataset.class_names, parts.initial.all_params
     for split in ("train", "validation", "test"):
         if getattr(study.data, split) is None:
             continue

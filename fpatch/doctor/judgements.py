@@ -160,7 +160,7 @@ def ask_stages(parts: Setup, dataset: TargetSet, key: Tensor, num_rows: int) -> 
     for part in blocks(len(dataset), num_rows):
         batch = dataset.batch(dataset.image_ids[part])
         with torch.no_grad():
-            trace = pipeline.trace(parts.initial.params, pipeline.sample(key, batch), batch)
+            trace = pipeline.trace(parts.initial.all_params, pipeline.sample(key, batch), batch)
         values: Values = dict(batch)
         for path, n in pipeline.items():
             d = n.stage.definition

@@ -118,7 +118,7 @@ def follow(parts: Setup, sample: Sample, batch: Batch) -> Followed:
     objective = parts.objective
     pipeline = objective.pipeline
     leaves = {n: p.detach().requires_grad_() for n, p in parts.initial.params.items()}
-    trace = pipeline.trace(leaves, sample, batch)
+    trace = pipeline.trace({**parts.initial.fixed, **leaves}, sample, batch)
     terms = {n: t for written in trace.values() for n, t in written.items() if n in pipeline.terms}
     loss = objective.weigh(terms)
     places: dict[str, Tensor] = {f"params/{n}": leaf for n, leaf in leaves.items()}
@@ -134,7 +134,7 @@ def follow(parts: Setup, sample: Sample, batch: Batch) -> Followed:
     severed = tuple(find_severed(objective, trace, leaves, batch))
     patched = optree.tree_map(lambda t: t.detach(), trace)  # type: ignore[arg-type]
     with torch.no_grad():
-        without = pipeline.trace(parts.initial.params, control(sample), batch)
+        without = pipeline.trace(parts.initial.all_params, control(sample), batch)
     return Followed(patched, without, Loss(loss.value.detach(), terms), gradients, learned, severed)  # type: ignore[arg-type]
 
 
@@ -198,7 +198,7 @@ def view_patches(
         if len(names) > 1 and pictures:
             with torch.no_grad():
                 lacking = pipeline.upto(pictures[-1]).trace(
-                    parts.initial.params, _leave_out(pipeline, sample, batch, index), batch
+                    parts.initial.all_params, _leave_out(pipeline, sample, batch, index), batch
                 )
         shown[name] = {p: _differ(patched[p]["image"], lacking[p]["image"]) for p in pictures}
     every = {p: _differ(patched[p]["image"], without[p]["image"]) for p in pictures}

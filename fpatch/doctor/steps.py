@@ -56,7 +56,7 @@ def judge_step(
         return  # the finding on the patch says why
     rate = f"(learning rate {study.optimizer.learning_rate:g})"
     before_of, after_of = (
-        _patches(parts, params, sample, batch) for params in (parts.initial.params, after.params)
+        _patches(parts, params, sample, batch) for params in (parts.initial.all_params, after.all_params)
     )
     for name in pushed:
         if bool((after.params[name] == parts.initial.params[name]).all()):

@@ -49,7 +49,7 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
         if split_group(metric)[1] == LABEL and not results[PATCH][metric].is_floating_point():
             columns[metric] = results.get(NONE, results[PATCH])[metric].cpu().numpy()
             continue
-        columns |= _paired(metric, {c: widen(values[metric]).cpu().numpy() for c, values in results.items()})
+        columns |= _paired(metric, {c: _array(values[metric]) for c, values in results.items()})
     for c, values in results.items():
         columns |= {f"{group}{FINITE}/{c}": mask.numpy() for group, mask in values["finite"].items()}
     return columns | {f"digest/{c}": np.array(values["digest"]) for c, values in results.items()}
@@ -115,7 +115,9 @@ def object_columns(
 
     They are `image_id`, `draw`, `object` (its place among the m), `label` (if a node writes `object_label`),
     and `<metric>/<condition>` with deltas as in `result_columns`. `object_found` becomes `found`. Places
-    where `object_valid` is False without a patch are omitted.
+    where `object_valid` is False without a patch are omitted. Victims with goals of their own ask about
+    different objects: a place that one of them asks about is there, and `<group>has_object/<condition>` says
+    for which.
     """
     every = {n: results[PATCH][n] for n in metrics if results[PATCH][n].ndim == 2}
     if not every:
@@ -128,17 +130,21 @@ def object_columns(
         )
     # several victims have the same objects: each writes them in its own group
     own = {n: split_group(n)[1].removeprefix(OBJECT) for n in every}
-    valid = next((n for n in every if own[n] == "valid"), None)
+    valid = [n for n in every if own[n] == "valid"]
     label = next((n for n in every if own[n] == LABEL), None)
     everywhere = torch.ones(rows, places, dtype=torch.bool)
-    real = everywhere if valid is None else results.get(NONE, results[PATCH])[valid]
+    asked = [results.get(NONE, results[PATCH])[n].bool() for n in valid]
+    real = torch.stack(asked).any(0) if asked else everywhere
     row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
     columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
     if label is not None:
         columns["label"] = every[label].cpu().numpy()[row, place]
     for metric in sorted(n for n in every if own[n] not in ("valid", LABEL)):
-        found = {c: widen(values[metric]).cpu().numpy()[row, place] for c, values in results.items()}
+        found = {c: _array(values[metric])[row, place] for c, values in results.items()}
         columns |= _paired(split_group(metric)[0] + own[metric], found)
+    if len(valid) > 1 and any(own[n] == REACHED for n in every):
+        told = {(split_group(n)[0], c): v[n].bool() for n in valid for c, v in results.items()}
+        columns |= {f"{g}has_object/{c}": mask.cpu().numpy()[row, place] for (g, c), mask in told.items()}
     for group in dict.fromkeys(split_group(metric)[0] for metric in every):
         columns |= {f"{group}{FINITE}/{c}": v["finite"][group].numpy()[row] for c, v in results.items()}
     return columns
@@ -179,11 +185,17 @@ def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
     if split_group(metric)[1] == ANSWER:
         return columns  # the difference of two labels says nothing
-    numbers = {c: column.astype(np.float32) for c, column in by_condition.items()}
+    numbers = {c: column.astype(np.float64) for c, column in by_condition.items()}  # also whole numbers
     for c in (c for c in numbers if c != PATCH):
-        with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN
-            columns[f"{metric}/delta" if c == NONE else f"{metric}/delta/{c}"] = numbers[PATCH] - numbers[c]
+        with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity is NaN
+            delta = (numbers[PATCH] - numbers[c]).astype(np.float32)
+        columns[f"{metric}/delta" if c == NONE else f"{metric}/delta/{c}"] = delta
     return columns
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """Return the numbers of a metric in float32 or better."""
+    return widen(value).detach().cpu().numpy()
 
 
 def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -195,4 +207,6 @@ def row_digests(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return the sha256 of a tensor's values, as hex."""
-    return digest(tensor.detach().cpu().contiguous().numpy().tobytes())
+    kept = tensor.detach().cpu().contiguous()
+    kept = kept.view(torch.int16) if kept.dtype == torch.bfloat16 else kept  # numpy has no bfloat16
+    return digest(kept.numpy().tobytes())

@@ -21,9 +21,10 @@ def covered_shares(
     """Measure the share of the image, and of the object most covered, that each patch covers, by column.
 
     Each implanter draws a white patch on a black scene, so that opacity, masks, and patches on top of others
-    count. Shares are of the scene and the boxes as the implanter reads them. Boxes are rounded to whole
-    pixels. Without boxes there are no shares of objects. A patch that two implanters draw has the sum, at
-    most 1.
+    count, also those that a later implanter draws over it. Shares are of the scene and the boxes as the last
+    implanter reads them. Boxes are rounded to whole pixels. Without boxes there are no shares of objects. A
+    patch has the sum, at most 1, where a stage moves the image between two implanters, or they draw into two
+    images.
 
     Args:
         pipeline: The pipeline without parameterizations.
@@ -31,19 +32,32 @@ def covered_shares(
         sample: The samples of the rows.
         values: The batch, and the patches.
     """
-    shares: dict[str, Tensor] = {}
+    drawn: dict[str, dict[str, Tensor]] = {}  # what the patches cover in an image, by its name
+    shares: dict[str, dict[str, Tensor]] = {}  # of each implanter that no later one draws over
+    writers: dict[str, str] = {}
     for path, n in pipeline.items():
         if not _is_implanter(n):
+            moved = n.stage.definition.traits.geometric
+            for name in set(n.writes.values()) & set(drawn):
+                if moved or name not in n.reads.values():
+                    del drawn[name], writers[name]
             continue
-        seen = _values_at(pipeline, path, patch_params, sample, values)
-        for name, covered in _draw_masks(n, sample[path], seen):  # type: ignore[arg-type]
-            integral = torch.nn.functional.pad(covered.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
-            found = {IMAGE + name: integral[:, -1, -1] / covered[0].numel()}
-            if "boxes" in seen and "box_valid" in seen:
-                found[OBJECT + name] = _largest_share(integral, seen["boxes"], seen["box_valid"])
-            for column, share in found.items():
-                shares[column] = (shares.get(column, 0.0) + share).clamp(max=1.0)
-    return {column: share.float() for column, share in shares.items()}
+        seen, scene = _values_at(pipeline, path, patch_params, sample, values), n.reads["scene"]
+        shares.pop(writers.pop(scene, ""), None)
+        made = dict(_draw_masks(n, sample[path], seen, drawn.pop(scene, {})))  # type: ignore[arg-type]
+        drawn[n.writes["image"]], writers[n.writes["image"]] = made, path
+        shares[path] = {c: share for name, mask in made.items() for c, share in _shares(name, mask, seen)}
+    columns = dict.fromkeys(column for found in shares.values() for column in found)
+    sums = {c: sum(found[c] for found in shares.values() if c in found) for c in columns}
+    return {column: torch.as_tensor(total).clamp(max=1.0).float() for column, total in sums.items()}
+
+
+def _shares(name: str, mask: Tensor, seen: Values) -> Iterator[tuple[str, Tensor]]:
+    """Yield the columns of a patch from the share [b, h, w] of every pixel that it covers."""
+    integral = torch.nn.functional.pad(mask.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    yield IMAGE + name, integral[:, -1, -1] / mask[0].numel()
+    if "boxes" in seen and "box_valid" in seen:
+        yield OBJECT + name, _largest_share(integral, seen["boxes"], seen["box_valid"])
 
 
 def _is_implanter(n: Node) -> bool:
@@ -62,16 +76,19 @@ def _values_at(pipeline: Pipeline, path: str, patch_params: Params, sample: Samp
     return before.apply(patch_params, sample, values, [name for name in names if name in there])
 
 
-def _draw_masks(n: Node, sample: Mapping[str, Tensor], seen: Values) -> Iterator[tuple[str, Tensor]]:
-    """Yield the share [b, h, w] of every pixel that each patch covers."""
+def _draw_masks(
+    n: Node, sample: Mapping[str, Tensor], seen: Values, below: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the share [b, h, w] of every pixel that each patch covers, over those that it covered `below`."""
     inputs, stage = n.inputs(seen), n.stage
     if getattr(stage.config, "match_brightness", False):
         config = dataclasses.replace(stage.config, match_brightness=False)  # type: ignore[type-var]
         stage = dataclasses.replace(stage, config=config)
     black = torch.zeros_like(inputs["scene"])
-    for name in inputs["patch"]:
+    for name in dict.fromkeys((*inputs["patch"], *below)):
         patch = {other: torch.full_like(p, float(other == name)) for other, p in inputs["patch"].items()}
-        image = stage.written({}, sample, inputs | {"scene": black, "patch": patch})["image"]
+        scene = below[name][:, None].expand_as(black).contiguous() if name in below else black
+        image = stage.written({}, sample, inputs | {"scene": scene, "patch": patch})["image"]
         yield name, image[:, 0]
 
 

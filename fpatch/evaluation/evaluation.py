@@ -33,6 +33,7 @@ from fpatch.evaluation.conditions import PATCH, Patches, check_finite, make_cond
 from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.contracts import copy_readable
+from fpatch.graph.drawable import check_placed
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import to_columns
@@ -72,7 +73,7 @@ def evaluate(
 
     Raises:
         ValueError: If `block` or `num_draws` is under 1, the conditions lack "patch", a patch is not finite,
-            or no node writes a name in `keep`.
+            no node writes a name in `keep`, or an edit chooses a placement that an image lacks.
 
     Example:
         >>> import tempfile
@@ -87,6 +88,7 @@ def evaluate(
         True
     """
     check_kind("evaluate(pipeline)", pipeline, Pipeline, "make it by fpatch.pipeline({...})")
+    pipeline = pipeline.freeze(patch_params)
     check_dataset("evaluate(dataset)", dataset)
     check_number("evaluate.block", block, 1)
     made = (
@@ -109,7 +111,9 @@ def evaluate(
         keys = row_keys(key, batch)
         sample = pipeline.sample(keys, batch if part.start else copy_readable(batch))  # checked once on a GPU
         sample = complete(pipeline, made, sample, batch, block)
-        sample = sample if edit is None else edit(sample)
+        if edit is not None:
+            sample = edit(sample)
+            check_placed(pipeline, sample, batch)
         results = measure(pipeline, made, sample, batch, block, keep)
         goals = goal_columns(pipeline, dataset.class_names, len(keys))
         table.add(describe_rows(dataset, batch, keys, sample) | result_columns(results, metrics) | goals)

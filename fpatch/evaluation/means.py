@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fpatch.evaluation.columns import is_finite_column, numbers_of
+from fpatch.evaluation.columns import LABEL, REACHED, is_finite_column, numbers_of
 from fpatch.evaluation.conditions import NONE
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.rates import Success, Table, of_objects, success
@@ -36,14 +36,27 @@ def rows_with_object(table: Table, column: str) -> np.ndarray:
     """Mark the rows over which a column is averaged: those with an object, if a metric tells which they are.
 
     The metric is that of the column's own group. Without one there it is any, since several victims have the
-    same objects.
+    same objects. A goal there does not count: it leaves out objects of one victim.
     """
     every = np.ones(len(table[column]), bool)
     told = [n.removesuffix(_HAS_OBJECT) for n in table if n.endswith(_HAS_OBJECT)]
     if not told or f"/{column}".rpartition("/has_object/")[1]:
         return every
-    own = max((group for group in told if column.startswith(group)), key=len, default=told[0])
-    return table[own + _HAS_OBJECT].astype(bool)
+    own = max((group for group in told if column.startswith(group)), key=len, default=None)
+    if own is not None and _is_of_group(column, own):
+        return table[own + _HAS_OBJECT].astype(bool)
+    nearest = [own] if own is not None else []
+    plain = [group for group in (*nearest, *told) if f"{group}{REACHED}/{NONE}" not in table]
+    if plain:
+        return table[plain[0] + _HAS_OBJECT].astype(bool)
+    label = f"{(*nearest, *told)[0]}{LABEL}"
+    return table[label] >= 0 if label in table else every
+
+
+def _is_of_group(column: str, group: str) -> bool:
+    """Return whether a column is `<group><metric>/<condition>`, or `<group><metric>/delta/<control>`."""
+    parts = column.removeprefix(group).split("/")
+    return len(parts) == 2 or (len(parts) == 3 and parts[1] == "delta")
 
 
 def standard_errors(result: Evaluation, metric: str = "found") -> dict[str, float]:

@@ -286,7 +286,9 @@ def _goal(table: Table, metric: str) -> str | None:
 
 
 def _gains(table: Table, group: str, names: Sequence[str], counted: np.ndarray) -> dict[str, Rate]:
-    """Compute the mean gain of the goal's score over the counted rows, per condition."""
+    """Compute the mean gain of the goal's score over the counted rows, per condition; none without scores."""
+    if any(f"{group}{GOAL_SCORE}/{c}" not in table for c in (*names, NONE)):
+        return {}
     scores = {c: table[f"{group}{GOAL_SCORE}/{c}"].astype(np.float64)[counted] for c in (*names, NONE)}
     return {c: bootstrap_mean(scores[c] - scores[NONE], table["image_id"][counted]) for c in names}
 
@@ -297,10 +299,12 @@ def effects(table: Table, metric: str = "found") -> np.ndarray:
     For a targeted attack it is the goal's score with the patch minus that without it.
 
     Without a metric of scores beside `metric`, the effect is 1 where an object found without the patch is
-    lost. It is NaN in a row that is not finite.
+    lost, or the goal is answered with the patch alone. It is NaN in a row that is not finite.
     """
-    targeted = _goal(table, metric) is not None
-    name = f"{split_group(metric)[0]}{GOAL_SCORE}" if targeted else _score(table, metric) or metric
+    targeted, group = _goal(table, metric) is not None, split_group(metric)[0]
+    name = _score(table, metric) or metric
+    if targeted:
+        name = next(f"{group}{n}" for n in (GOAL_SCORE, REACHED) if f"{group}{n}/{NONE}" in table)
     with_patch, without = (table[f"{name}/{c}"].astype(np.float64) for c in (PATCH, NONE))
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN
         effect = with_patch - without if targeted else without - with_patch

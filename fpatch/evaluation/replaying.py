@@ -26,6 +26,7 @@ from fpatch.evaluation.conditions import Patches
 from fpatch.evaluation.coverage import IMAGE, OBJECT
 from fpatch.evaluation.evaluation import describe_rows
 from fpatch.evaluation.growing import Growing
+from fpatch.graph.drawable import check_placed
 from fpatch.graph.functions import replayed
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
@@ -114,6 +115,8 @@ def replay(
             sample, batch = logged_rows(dataset, table, picked, device)
             digests = row_digests(to_columns(sample if edit is None else edit(sample)))
             sample = replayed(pipeline, sample) if edit is None else edit(sample)
+            if edit is not None:
+                check_placed(pipeline, sample, batch)
             results = measure(pipeline, conditions, sample, batch, block, keep)
             found = result_columns(results, metric_names(pipeline))
             found |= goal_columns(pipeline, dataset.class_names, len(picked))

@@ -1,7 +1,7 @@
 """The declarations of a stage: its traits, role and summary, and the checks of them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
@@ -18,6 +18,9 @@ ALL = "*"
 
 RESERVED = ("stage", "phases", "reads", "writes", "stream")
 """Keys of a node in a config file; no setting may have such a name."""
+
+Names = Sequence[str] | Mapping[str, str]
+"""The names that a node gives to values: in the declared order, or by the stage's own names."""
 
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
 """The types that a sample may hold; a table keeps them without loss."""
@@ -58,6 +61,25 @@ class Summary(NamedTuple):
     compute: Callable[[Any, Mapping[str, Any]], dict[str, float]]
 
 
+class Weights(NamedTuple):
+    """Four pure functions of a stage whose network is trained.
+
+    Its weights and buffers are entries of the parameters, `path/name`. The stage is handed its own, by their
+    own names.
+
+    Attributes:
+        init: `(config, key) -> {name: parameter or buffer}`.
+        trained: `config -> names of the parameters that get a gradient`.
+        learn: `config -> config`, with layers as in training; it writes its next `buffers`.
+        freeze: `(config, weights) -> config`, with these weights as constants.
+    """
+
+    init: Callable[[Any, Tensor], dict[str, Tensor]]
+    trained: Callable[[Any], tuple[str, ...]]
+    learn: Callable[[Any], Any]
+    freeze: Callable[[Any, Mapping[str, Tensor]], Any]
+
+
 @dataclass(frozen=True)
 class Traits:
     """The flags of a stage: what wiring, compilation, populations and laws may assume of it.
@@ -75,6 +97,7 @@ class Traits:
         gives: The entries that it adds, likewise. The others stay if it also reads the value, and are
             dropped if it does not. A stage that declares none may write any.
         late: It draws while it runs: `apply` returns what it writes and its sample.
+        mixes_rows: A row of its output depends on the other rows of the batch, as batch statistics do.
     """
 
     geometric: bool = False
@@ -87,6 +110,7 @@ class Traits:
     needs: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
     late: bool = False
+    mixes_rows: bool = False
 
 
 def check_config(name: str, config: Any) -> None:
@@ -179,6 +203,11 @@ def check_drawn(name: str, drawn: Any, num_rows: int) -> dict[str, Tensor]:
     """
     check_mapping(f"{name}: what sample returns", drawn, "return {field: [b, ...]}")
     for field, value in drawn.items():
+        if not isinstance(field, str) or not field or field.isdigit() or "/" in field:
+            raise ValueError(
+                f"{name}: {field!r} is no name of a sampled value, which is a column of tables; leave out "
+                "'/', and begin with a letter"
+            )
         has_rows = isinstance(value, Tensor) and value.shape[:1] == (num_rows,)
         if not has_rows or value.dtype not in SAMPLE_DTYPES:
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

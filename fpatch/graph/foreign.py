@@ -9,7 +9,7 @@ from fpatch.graph.stage import Definition
 
 _VICTIM = (
     "a victim is infer.classifier(model), infer.detector(model), infer.torchvision_detector(model) or "
-    "infer.yolo(model, format=...); any other network is called by a function (patch_params, key, batch)"
+    "infer.yolo(model, format=...); any other network is graph.module(model), wired by node(...)"
 )
 
 

@@ -47,7 +47,8 @@ def explain(
     if key is not None and definition.init is not None and key not in patch_params:
         known = nearest(str(key), patch_params)
         return f"{name}: patch_params lacks {key!r} ({known}); pipeline.init(key) makes them"
-    for patch, value in () if isinstance(patch_params, NoParams) else patch_params.items():
+    of_patches = definition.weights is None and not isinstance(patch_params, NoParams)
+    for patch, value in patch_params.items() if of_patches else ():
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             way = "take it .float()" if isinstance(value, Tensor) else "pipeline.init(key) makes them"
             return f"{name}: patch_params[{patch!r}] must be a float32 tensor, got {describe(value)}; {way}"

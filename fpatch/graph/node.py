@@ -105,6 +105,10 @@ def node(
                 "writes=[...] as a list, and reads=[...] unless it reads all values"
             )
         stage = from_function(stage, None if reads is None else tuple(reads), tuple(writes))
+    if stage.definition.wire is not None:
+        declared = (stage.definition.reads, reads), (stage.definition.writes, writes)
+        stage = stage.definition.configured(stage.definition.wire(stage.config, reads, writes))
+        reads, writes = (names if own or isinstance(names, Mapping) else None for own, names in declared)
     d = stage.definition
     if phases is not None:
         names = (phases,) if isinstance(phases, str) else tuple(phases)
@@ -203,12 +207,13 @@ def _place(path: str, name: str, part: Any) -> Node:
     base = path.rpartition("/")[0]
     return dataclasses.replace(
         n,
-        reads={own: _absolute(path, base, name) for own, name in n.reads.items()},
-        writes={own: _absolute(path, base, name) for own, name in n.writes.items()},
+        reads={own: absolute(path, base, name) for own, name in n.reads.items()},
+        writes={own: absolute(path, base, name) for own, name in n.writes.items()},
     )
 
 
-def _absolute(path: str, base: str, name: str) -> str:
+def absolute(path: str, base: str, name: str) -> str:
+    """Return the absolute form of a name that a node in the group `base` gives."""
     if not name.startswith(("./", "../")):
         return name
     segments = base.split("/") if base else []

@@ -19,10 +19,9 @@ from fpatch.graph.contracts import check_batch, find_uses
 from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
 from fpatch.graph.functions import gather, spread
 from fpatch.graph.in_place import count_writes, refuse_writes
-from fpatch.graph.keys import fold_path, row_keys
-from fpatch.graph.mistakes import SHOWN, NoParams, check_device, check_mapping
+from fpatch.graph.keys import row_keys
+from fpatch.graph.mistakes import check_device, check_mapping
 from fpatch.graph.node import (
-    PHASES,
     Node,
     Part,
     check_phased,
@@ -34,10 +33,17 @@ from fpatch.graph.node import (
     pick_values,
     required_names,
     slice_paths,
-    stream_path,
 )
-from fpatch.graph.parameters import init_params, project_params
-from fpatch.graph.wiring import check_wiring, fill_settings
+from fpatch.graph.parameters import (
+    frozen_nodes,
+    init_params,
+    own_params,
+    patches_in,
+    project_params,
+    trainable_names,
+)
+from fpatch.graph.samples import draw_nodes
+from fpatch.graph.wiring import check_wiring, choose_phase, fill_settings, share_networks
 
 
 class Pipeline(Mapping[str, Node]):
@@ -59,13 +65,11 @@ class Pipeline(Mapping[str, Node]):
     """
 
     def __init__(self, nodes: Mapping[str, Node], phase: str | None = None) -> None:
-        self._given, self._nodes = dict(nodes), fill_settings(nodes)
+        self._given, self._nodes = dict(nodes), share_networks(fill_settings(nodes))
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
         check_wiring(self._nodes, phase)
         self._uses, self._seen = find_uses(self._nodes), set[tuple[Any, ...]]()
-        shown = [p for p, n in self._nodes.items() if SHOWN & set(n.writes.values())]
-        self._no_params = {path: NoParams(self._nodes[path].stage) for path in shown}
 
     # -- the graph as a mapping ---------------------------------------------------------------------------
 
@@ -116,19 +120,12 @@ class Pipeline(Mapping[str, Node]):
         return self[path:]
 
     def at(self, phase: str) -> "Pipeline":
-        """The nodes alive in a phase.
+        """The nodes alive in a phase; in `train`, networks that are trained behave as in training.
 
         Raises:
             ValueError: If the phase is neither standard nor named by a node, or no node is alive in it.
         """
-        known = {*PHASES, *(q for n in self.values() for q in n.phases or ())}
-        alive = {p: dataclasses.replace(n, phases=None) for p, n in self.items() if n.alive(phase)}
-        if phase == "eval":
-            raise ValueError("phase 'eval' means two phases; choose 'validation' or 'test'")
-        if not alive or phase not in known:
-            others = {q for q in known - {phase} if any(n.alive(q) for n in self.values())}
-            raise ValueError(f"no node is alive in phase {phase!r}; {nearest(phase, others)}")
-        return Pipeline(alive, phase)
+        return Pipeline(choose_phase(self, phase), phase)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """A copy of the pipeline with its networks copied to a device; see `Stage.to`."""
@@ -171,15 +168,30 @@ class Pipeline(Mapping[str, Node]):
         """Paths of the nodes that turn patch parameters into a patch."""
         return tuple(p for p, n in self.items() if n.stage.definition.init is not None)
 
-    # -- what is trained ----------------------------------------------------------------------------------
-
     def init(self, key: Tensor) -> dict[str, Tensor]:
-        """Fresh parameters of all parameterizations, each from `fold_in(key, path)`."""
-        return init_params({path: self[path] for path in self.parameterizations}, key)
+        """Fresh parameters of patches, from `fold_in(key, path)`, and the weights of trained networks."""
+        return init_params(self, key)
 
     def project(self, params: Params) -> dict[str, Tensor]:
         """Project parameters onto those that every parameterization allows."""
-        return project_params({path: self[path] for path in self.parameterizations}, params)
+        return project_params(self, params)
+
+    def trainable(self, wrt: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Names of the parameters that can be trained, or those of these patches, nodes and groups.
+
+        Raises:
+            ValueError: If `wrt` names nothing that is trained; the error names the nearest.
+        """
+        return trainable_names(self, wrt)
+
+    def freeze(self, params: Params) -> "Pipeline":
+        """The pipeline with the weights of these parameters as constants; only patches are left to train.
+
+        Raises:
+            ValueError: If weights are missing, or are those of another network.
+        """
+        frozen = frozen_nodes(self, params)
+        return Pipeline({**self._given, **frozen}, self._phase) if frozen else self
 
     # -- running ------------------------------------------------------------------------------------------
 
@@ -208,18 +220,7 @@ class Pipeline(Mapping[str, Node]):
         check_phased(self)
         check_mapping("batch", batch, "the order is (patch_params, key, batch)")
         check_batch(self._uses, batch, self._seen)
-        keys = row_keys(key, batch)
-        drawing = {path: n for path, n in self.items() if n.stage.definition.fields}
-        sample = {}
-        for path, n in drawing.items():
-            try:
-                sample[path] = n.stage.sample(fold_path(keys, stream_path(path, n)), n.inputs(batch))
-            except KeyError as error:
-                name = n.reads.get(error.args[0], error.args[0])
-                raise ValueError(
-                    f"node {path!r} samples from {name!r}, which the batch lacks; {nearest(name, batch)}"
-                ) from error
-        return sample
+        return draw_nodes(self, row_keys(key, batch), batch)
 
     def complete(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Add to a sample what plain functions draw while they run; only the nodes that they need run."""
@@ -286,12 +287,13 @@ class Pipeline(Mapping[str, Node]):
         """Yield each node with its path, the values that it wrote, and its whole sample."""
         check_phased(self)
         check_mapping("sample", sample, "draw one by pipeline.sample(key, batch)")
+        patches = patches_in(patch_params)
         for path in self if want is None else self._need(tuple(want), paths):
             n = self[path]
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
-            given = (self._no_params.get(path, patch_params), drawn, n.inputs(values))
+            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values))
             try:
                 before = count_writes(given)
                 written, own = n.stage.run(*given)
@@ -306,8 +308,6 @@ class Pipeline(Mapping[str, Node]):
         if (want, paths) not in self._needed:
             self._needed[want, paths] = needed_paths(self, want, paths)
         return self._needed[want, paths]
-
-    # -- config, prose and diagram ------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:

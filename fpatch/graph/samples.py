@@ -12,7 +12,29 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import check_kind, nearest
-from fpatch.core.types import Sample
+from fpatch.core.types import Batch, Sample
+from fpatch.graph.keys import fold_path
+from fpatch.graph.node import Node, stream_path
+
+
+def draw_nodes(nodes: Mapping[str, Node], keys: Tensor, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Draw the samples of nodes from row keys [b, 2].
+
+    Raises:
+        ValueError: If the batch lacks a name that a node samples from.
+    """
+    sample: dict[str, dict[str, Tensor]] = {}
+    for path, n in nodes.items():
+        if not n.stage.definition.fields:
+            continue
+        try:
+            sample[path] = n.stage.sample(fold_path(keys, stream_path(path, n)), n.inputs(batch))
+        except KeyError as error:
+            name = n.reads.get(error.args[0], error.args[0])
+            raise ValueError(
+                f"node {path!r} samples from {name!r}, which the batch lacks; {nearest(name, batch)}"
+            ) from error
+    return sample
 
 
 def to_columns(sample: Sample) -> dict[str, np.ndarray]:

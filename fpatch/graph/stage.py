@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import suggest_keyword
+from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, register
 from fpatch.core.resource import resolve
 from fpatch.core.types import Batch, Params, Sample, Values
@@ -26,9 +27,11 @@ from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.contracts import check_batch, uses_of
 from fpatch.graph.declarations import (
     ALL,
+    Names,
     Role,
     Summary,
     Traits,
+    Weights,
     check_config,
     check_counted,
     check_declared,
@@ -78,6 +81,8 @@ class Definition(Generic[P]):
     summary: Summary | None = None
     init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
     project: Callable[[Any, Params], dict[str, Tensor]] | None = None
+    weights: Weights | None = None
+    wire: Callable[[Any, Names | None, Names | None], Any] | None = None
     fill: Callable[[Any, tuple[str, ...]], Any] | None = None
     check: Callable[[Any, Values], Mapping[str, list[str]]] | None = None
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None
@@ -124,6 +129,8 @@ def define(
     summary: Summary | None = None,
     init: Callable[[Any, Tensor], dict[str, Tensor]] | None = None,
     project: Callable[[Any, Params], dict[str, Tensor]] | None = None,
+    weights: Weights | None = None,
+    wire: Callable[[Any, Names | None, Names | None], Any] | None = None,
     fill: Callable[[Any, tuple[str, ...]], Any] | None = None,
     check: Callable[[Any, Values], Mapping[str, list[str]]] | None = None,
     show: Callable[[Any, Values, Values], dict[str, Any]] | None = None,
@@ -156,6 +163,8 @@ def define(
         summary: For a metric that gathers rows.
         init: For a parameterization: `(config, key) -> {name: parameter}`.
         project: For a parameterization: `(config, params) -> {name: the nearest allowed parameter}`.
+        weights: For a stage whose network is trained.
+        wire: `(config, reads, writes) -> config`, for a stage whose names are those that `node` gives.
         fill: `(config, names of the patches) -> config`, with the settings that were left None.
         check: `(config, values) -> {broken rule: places}`, for `fpatch doctor`. A place that begins with
             "image <id>" is shown as its file.
@@ -200,7 +209,7 @@ def define(
     check_counted(name, role, counted, reads)
     module = apply.__module__
     identity = identify(name, module)
-    parts = (role, summary, init, project, fill, check, show, describe, declare, counted)
+    parts = (role, summary, init, project, weights, wire, fill, check, show, describe, declare, counted)
     traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise, needs, gives)
     definition = Definition(
         identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits, classes
@@ -246,7 +255,8 @@ class Stage:
             ValueError: If the stage draws other fields, types or rows than it declares.
         """
         keys = row_keys(key, batch)
-        drawn = self.definition.sample(self.config, keys, batch)
+        with plain_torch():
+            drawn = self.definition.sample(self.config, keys, batch)
         drawn = check_drawn(self.definition.name, drawn, len(keys))
         if set(drawn) != set(self.definition.fields):
             raise ValueError(
@@ -279,7 +289,8 @@ class Stage:
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:
-            written: Any = d.apply(self.config, patch_params, sample, read)
+            with plain_torch(autocast=d.role == "victim"):
+                written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
             if (found := explain(error, d, patch_params, read, sample)) is None:
                 raise

@@ -4,8 +4,13 @@ import dataclasses
 import zlib
 from collections.abc import Mapping
 
+from torch import nn
+
+from fpatch.core.checks import nearest
 from fpatch.core.names import check_distinct
-from fpatch.graph.node import PHASES, Node, inside, stream_path
+from fpatch.graph.node import PHASES, Node, absolute, inside, stream_path
+from fpatch.graph.parameters import BUFFERS, buffers_name, weights_path
+from fpatch.graph.shapes import check_forms
 from fpatch.graph.stage import ALL
 from fpatch.ops.detections import MAKERS
 from fpatch.ops.patches import check_only
@@ -32,6 +37,70 @@ def fill_settings(nodes: Mapping[str, Node]) -> dict[str, Node]:
     return made
 
 
+def share_networks(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Give one network to all nodes that share it: by `share`, or by the same trained module.
+
+    Raises:
+        ValueError: If `share` names no node with a network above it.
+    """
+    made, owners = dict(nodes), dict[int, str]()
+    for path, n in nodes.items():
+        config = n.stage.config
+        if n.stage.definition.wire is None or not hasattr(config, "share"):
+            continue
+        base = config.share
+        if base is None and config.trainable:
+            base = owners.setdefault(id(config.model), path) if isinstance(config.model, nn.Module) else path
+        if base is None or base == path:
+            continue
+        base = absolute(path, path.rpartition("/")[0], base)
+        above = list(nodes)[: list(nodes).index(path)]
+        owner = made[base] if base in above else None
+        if owner is None or not hasattr(owner.stage.config, "share") or owner.stage.config.share is not None:
+            raise ValueError(
+                f"node {path!r}: share = {base!r} names no node above it that has a network of its own; "
+                f"{nearest(base, above)}"
+            )
+        own = {"model": owner.stage.config.model, "trainable": owner.stage.config.trainable, "share": base}
+        made[path] = dataclasses.replace(
+            n, stage=n.stage.definition.configured(dataclasses.replace(config, **own))
+        )
+    return made
+
+
+def choose_phase(nodes: Mapping[str, Node], phase: str) -> dict[str, Node]:
+    """Return the nodes alive in a phase; in training, those with weights behave as in training.
+
+    Raises:
+        ValueError: If the phase is neither standard nor named by a node, or no node is alive in it.
+    """
+    known = {*PHASES, *(q for n in nodes.values() for q in n.phases or ())}
+    alive = {p: dataclasses.replace(n, phases=None) for p, n in nodes.items() if n.alive(phase)}
+    if phase == "eval":
+        raise ValueError("phase 'eval' means two phases; choose 'validation' or 'test'")
+    if not alive or phase not in known:
+        others = {q for q in known - {phase} if any(n.alive(q) for n in nodes.values())}
+        raise ValueError(f"no node is alive in phase {phase!r}; {nearest(phase, others)}")
+    return {path: _learning(path, n, alive) if phase == "train" else n for path, n in alive.items()}
+
+
+def _learning(path: str, n: Node, alive: Mapping[str, Node]) -> Node:
+    """Return a node as it is in training: one with weights also writes its next buffers."""
+    d = n.stage.definition
+    if d.weights is None:
+        return n
+    owner = weights_path(path, n)
+    if owner not in alive:
+        raise ValueError(
+            f"phase 'train': node {path!r} shares the network of {owner!r}, which does not run in training; "
+            "swap the two, or change their phases"
+        )
+    stage = d.configured(d.weights.learn(n.stage.config))
+    names = {own: buffers_name(owner) for own in (BUFFERS,) if own in stage.definition.writes}
+    reads = {own: name for own, name in names.items() if own in stage.definition.optional}
+    return dataclasses.replace(n, stage=stage, reads={**n.reads, **reads}, writes={**n.writes, **names})
+
+
 def check_wiring(nodes: Mapping[str, Node], phase: str | None = None) -> None:
     """Check that no nodes share draws, and that the laws of wiring hold in a phase, or in all for None.
 
@@ -40,9 +109,11 @@ def check_wiring(nodes: Mapping[str, Node], phase: str | None = None) -> None:
     """
     check_distinct("pipeline", nodes)
     _check_streams(nodes)
+    _check_networks(nodes)
     named = {p for n in nodes.values() for p in n.phases or ()}
     for p in (*PHASES, *sorted(named - set(PHASES))) if phase is None else (phase,):
         _check_phase(nodes, p)
+        check_forms({path: n for path, n in nodes.items() if n.alive(p)}, p)
 
 
 def _check_streams(nodes: Mapping[str, Node]) -> None:
@@ -60,6 +131,31 @@ def _check_streams(nodes: Mapping[str, Node]) -> None:
             raise ValueError(
                 f"nodes {group!r} and {path!r}: one is inside the other, and their draws could be the same; "
                 f"rename {group!r}"
+            )
+
+
+def _check_networks(nodes: Mapping[str, Node]) -> None:
+    """Check that networks read and write something, and that those which are trained run in training."""
+    for path, n in nodes.items():
+        d = n.stage.definition
+        if d.wire is None:
+            continue
+        for verb, names in (("reads", d.reads), ("writes", d.writes)):
+            if not names:
+                raise ValueError(
+                    f"node {path!r} ({d.name}) {verb} nothing; name its values: node(..., {verb}=[...])"
+                )
+        if d.weights is None:
+            continue
+        if n.phases is not None and "train" not in n.phases:
+            raise ValueError(
+                f"node {path!r} is trained, but runs in {' and '.join(sorted(n.phases))} only; add 'train' "
+                "to its phases, or leave out trainable"
+            )
+        if "patch" in n.writes.values() and "patch" not in n.reads.values():
+            raise ValueError(
+                f"node {path!r} ({d.name}) writes 'patch' from its own weights, which no control could "
+                "replace; take create.generator, or another parameterization"
             )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Range, Sample, Values
+from fpatch.graph.drawable import ALL_PLACEMENTS
 from fpatch.graph.mistakes import find_image
 from fpatch.ops.geometry import quad_bounds
 from fpatch.ops.patches import check_only
@@ -24,7 +25,6 @@ OPTIONAL = ("masks", "image_id")
 Boxes = Literal["all", "one"]
 """Fill all placements of an image, or one of them."""
 
-_ALL_PLACEMENTS = -1
 _SMALLEST_PX = 4.0
 """`fpatch doctor` reports a patch with a shorter side: a victim sees next to nothing of it."""
 
@@ -36,7 +36,7 @@ def draw_placement(boxes: Boxes, keys: Tensor, batch: Batch) -> Int64[Tensor, " 
     """
     valid = batch["quad_valid"].long()
     if boxes == "all":
-        return torch.full((len(keys),), _ALL_PLACEMENTS)
+        return torch.full((len(keys),), ALL_PLACEMENTS)
     rank = random.randint(keys, (), 0, valid.sum(-1).clamp(min=1))
     return (valid.cumsum(-1) <= rank[:, None]).sum(-1) % valid.shape[-1]
 
@@ -112,7 +112,7 @@ def implant(config: Any, sample: Sample, values: Values, quads: Tensor) -> Value
     if "placement" in sample:
         chosen = sample["placement"][:, None]
         index = torch.arange(opacity.shape[1], device=chosen.device)
-        opacity = opacity * ((chosen == _ALL_PLACEMENTS) | (chosen == index))
+        opacity = opacity * ((chosen == ALL_PLACEMENTS) | (chosen == index))
     image = implant_quads(
         values["scene"],
         values["patch"],

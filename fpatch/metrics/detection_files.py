@@ -153,6 +153,9 @@ def _read_truth(path: Path) -> tuple[list[Any], dict[Any, str], _Entries]:
     if not images:
         raise ValueError(f"{path}: there are no images; list one at least, with its id")
     names = dict(categories)
+    images.sort(
+        key=lambda i: (isinstance(i, str), i)
+    )  # as pycocotools: of equal scores the first counts first
     return images, names, _by_image(path, "annotations", data["annotations"], images, names, "iscrowd", 0)
 
 

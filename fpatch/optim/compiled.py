@@ -6,6 +6,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -60,7 +61,7 @@ def compiled(
     options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
     parts = [
         (p, p.nodes.apply if p.form == "eager" else torch.compile(_form(p), **options))
-        for p in _cut(objective.pipeline, objective.tellers)
+        for p in _cut(objective.pipeline, (*objective.wanted, *objective.tellers))
     ]
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
@@ -71,8 +72,8 @@ def compiled(
             want = tuple(name for name in part.wants if name in values or name not in part.if_there)
             values |= apply(patch_params, drawn, given, want=want)
         # the next call, e.g. of another micro-batch, overwrites the results of a CUDA graph
-        names = (*objective.pipeline.terms, *objective.tellers)
-        return objective.weigh_values({n: values[n].clone() for n in names if n in values}, weights)
+        wanted = {n: values[n] for n in (*objective.wanted, *objective.tellers) if n in values}
+        return objective.weigh_values(optree.tree_map(Tensor.clone, wanted), weights)  # type: ignore
 
     return loss
 

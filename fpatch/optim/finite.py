@@ -70,8 +70,9 @@ def find_bad_patch(params: Mapping[str, Tensor]) -> str | None:
     """
     for name, value in params.items():
         if count := int((~value.isfinite()).sum()):
+            what = "the network" if "/" in name else "the patch"
             return (
-                f"{count} of {value.numel()} parameters of the patch {name!r} are not finite after it, but "
+                f"{count} of {value.numel()} parameters of {what} {name!r} are not finite after it, but "
                 "loss and gradient are; lower optimizer.learning_rate"
             )
     return None

@@ -3,35 +3,42 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import optree
 import torch
 from torch import Tensor
 
 from fpatch.core.tree import take_rows
 from fpatch.core.types import Batch, Params, Sample
-from fpatch.optim.objective import Loss
+from fpatch.optim.objective import Loss, Objective
 from fpatch.runtime.parallel import Ranks
 
 Gradient = Callable[[Params, Sample, Batch], tuple[dict[str, Tensor], Loss]]
-"""`(patch_params, sample, batch) -> (gradients, Loss)`, both detached from the graph."""
+"""`(params, sample, batch) -> (gradients, Loss)`, both detached from the graph."""
 
-NOT_DIFFERENTIABLE = "objective: no weighted term depends on the patch; `fpatch doctor` finds the cause"
+NOT_DIFFERENTIABLE = (
+    "objective: no weighted term depends on the patch, or on what else is trained; `fpatch doctor` finds the "
+    "cause"
+)
 
 
 def value_and_grad(
-    objective: Callable[[Params, Sample, Batch], Loss], transform: Literal["func", "autograd"] = "autograd"
+    objective: Callable[[Params, Sample, Batch], Loss],
+    transform: Literal["func", "autograd"] = "autograd",
+    wrt: Sequence[str] | None = None,
 ) -> Gradient:
-    """Differentiate an objective in the patch parameters.
+    """Differentiate an objective in the parameters.
 
     Args:
-        objective: `(patch_params, sample, batch) -> Loss`.
+        objective: `(params, sample, batch) -> Loss`.
         transform: "autograd" is faster in eager mode on a CPU. "func", `torch.func.grad`, is for vmap and
             compilation; it keeps the graph of the backward, and takes up to twice as long.
+        wrt: The names of the parameters that get a gradient. None: those that an `Objective` trains, or all.
 
     Returns:
-        `(patch_params, sample, batch) -> (gradients, Loss)`, both detached from the graph.
+        `(params, sample, batch) -> (gradients, Loss)`, both detached from the graph.
 
     Raises:
-        ValueError: On a call with "autograd", if no weighted term depends on the patch.
+        ValueError: On a call with "autograd", if no weighted term depends on these parameters.
 
     Example:
         >>> import torch, fpatch
@@ -42,51 +49,67 @@ def value_and_grad(
         >>> grads["a"], loss.value
         (tensor([2., 4.]), tensor(5.))
     """
+    if wrt is None and isinstance(objective, Objective):
+        wrt = objective.trained
+
+    def is_trained(name: str) -> bool:
+        return wrt is None or name in wrt
+
     if transform == "func":
         wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
 
-        def by_func(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-            grads, (value, (terms, counted)) = wrapped(dict(patch_params), sample, batch)
-            return grads, Loss(value, terms, counted)
+        def by_func(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+            trained = {name: value for name, value in params.items() if is_trained(name)}
+            fixed = {name: value for name, value in params.items() if name not in trained}
+            grads, (value, aux) = wrapped(trained, fixed, sample, batch)
+            return grads, Loss(value, *aux)
 
         return by_func
 
-    def by_autograd(patch_params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        leaves = {name: value.detach().requires_grad_() for name, value in patch_params.items()}
+    def by_autograd(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
+        leaves = {n: v.detach().requires_grad_() if is_trained(n) else v for n, v in params.items()}
         loss = objective(leaves, sample, batch)
         if not loss.value.requires_grad:
             raise ValueError(NOT_DIFFERENTIABLE)
-        found = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
+        trained = [name for name in leaves if is_trained(name)]
+        found = torch.autograd.grad(loss.value, [leaves[name] for name in trained], allow_unused=True)
         grads = {
-            name: torch.zeros_like(leaf) if grad is None else grad
-            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+            name: torch.zeros_like(leaves[name]) if grad is None else grad
+            for name, grad in zip(trained, found, strict=True)
         }
         terms = {name: term.detach() for name, term in loss.terms.items()}
-        return grads, Loss(loss.value.detach(), terms, loss.counted)
+        return grads, loss._replace(value=loss.value.detach(), terms=terms)
 
     return by_autograd
 
 
 def _with_aux(
     objective: Callable[[Params, Sample, Batch], Loss],
-) -> Callable[[Params, Sample, Batch], tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
+) -> Callable[[Params, Params, Sample, Batch], tuple[Tensor, tuple[dict[str, Tensor], ...]]]:
     """The objective in the form of `torch.func.grad_and_value(has_aux=True)`."""
 
-    def function(patch_params: Params, sample: Sample, batch: Batch) -> tuple[Tensor, Any]:
-        loss = objective(patch_params, sample, batch)
-        return loss.value, (loss.terms, loss.counted)
+    def function(trained: Params, fixed: Params, sample: Sample, batch: Batch) -> tuple[Tensor, Any]:
+        value, *aux = objective({**trained, **fixed}, sample, batch)
+        return value, tuple(aux)
 
     return function
 
 
 def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient:
-    """Compute the gradient and loss from `micro_batch` rows at a time; None: from all at once."""
+    """Compute the gradient and loss from `micro_batch` rows at a time; None: from all at once.
+
+    Buffers of networks pass from one part to the next.
+    """
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         rows = len(batch["image_id"])
         size = micro_batch or rows
-        parts = [slice(start, start + size) for start in range(0, rows, size)]
-        return combine([gradient(params, take_rows(sample, part), take_rows(batch, part)) for part in parts])
+        results: list[tuple[dict[str, Tensor], Loss]] = []
+        for part in (slice(start, start + size) for start in range(0, rows, size)):
+            results.append(gradient(params, take_rows(sample, part), take_rows(batch, part)))
+            params = {**params, **results[-1][1].buffers}
+        grads, loss = combine(results)
+        return grads, loss._replace(buffers=results[-1][1].buffers)
 
     return whole
 
@@ -109,14 +132,19 @@ def all_reduced_gradient(gradient: Gradient, ranks: Ranks) -> Gradient:
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         grads, loss = gradient(params, sample, batch)
         terms = ranks.gather(loss.terms)
-        sums = ranks.gather(({name: grad[None] for name, grad in grads.items()}, loss.value[None]))
-        return combine([(take_rows(g, 0), Loss(v[0], t)) for (g, v), t in zip(sums, terms, strict=True)])
+        tensors = (grads, loss.value, loss.buffers)
+        sums = ranks.gather(optree.tree_map(lambda x: x[None], tensors))  # type: ignore[arg-type]
+        parts = zip([take_rows(part, 0) for part in sums], terms, strict=True)
+        return combine([(own, Loss(value, each, buffers=buffers)) for (own, value, buffers), each in parts])
 
     return whole
 
 
 def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, Tensor], Loss]:
-    """Combine gradients and losses of parts of the rows, weighted by their rows and summed in order."""
+    """Combine gradients and losses of parts of the rows, weighted by their rows and summed in order.
+
+    Buffers of networks are averaged likewise; those that count, which are no floats, are of the first part.
+    """
     counts = [len(next(iter(loss.terms.values()))) for _, loss in parts]
     shares = [count / sum(counts) for count in counts]
     results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
@@ -125,7 +153,12 @@ def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, 
     value = sum((share * loss.value for share, _, loss in results), zero)
     terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
     counted = {name: torch.cat([loss.counted[name] for _, loss in parts]) for name in parts[0][1].counted}
-    return grads, Loss(value, terms, counted)
+    states = [(share, loss.buffers) for share, _, loss in results]
+    buffers = {
+        name: sum((share * own[name] for share, own in states), zero) if first.is_floating_point() else first
+        for name, first in states[0][1].items()
+    }
+    return grads, Loss(value, terms, counted, buffers)
 
 
 def global_norm(grads: Params) -> Tensor:
@@ -137,4 +170,4 @@ def ascend(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
     """Move parameters by a Euclidean distance along their gradient; a zero gradient moves nothing."""
     length = global_norm(grads)
     scale = distance / torch.where(length > 0, length, 1.0)
-    return {name: value + scale * grads[name] for name, value in params.items()}
+    return {**params, **{name: params[name] + scale * grad for name, grad in grads.items()}}

@@ -100,9 +100,10 @@ def explain_state(error: Exception, state: Any, pipeline: Pipeline, optimizer: A
         got = type(batch).__name__
         return f"step takes (state, batch), and got a {got} as the batch; give a mapping of tensors"
     made = pipeline.init(random.fold_in(state.key, "init"))
-    if not isinstance(state.params, Mapping) or _shapes(made) != _shapes(state.params):
+    held = {**state.fixed, **state.params} if isinstance(state.params, Mapping) else state.params
+    if _shapes(made) != _shapes(held):
         return (
-            f"state.params must hold the parameters {_shapes(made)}, got {_shapes(state.params)}; take those "
+            f"state.params must hold the parameters {_shapes(made)}, got {_shapes(held)}; take those "
             "of fpatch.make_state, or of a checkpoint of this pipeline"
         )
     expected = optimizer.init(dict(state.params))

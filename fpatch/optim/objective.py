@@ -18,6 +18,7 @@ from fpatch.core.checks import check_kind, nearest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.mistakes import check_mapping
+from fpatch.graph.parameters import names_of_buffers, next_buffers
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.counted import (
     ROW_WEIGHTS,
@@ -28,17 +29,20 @@ from fpatch.optim.counted import (
     seen_at_the_end,
     to_weights,
 )
+from fpatch.optim.networks import check_networks
 
 
 class Loss(NamedTuple):
     """The weighted sum of the mean terms, every term unweighted, [b], and the rows that count in it, [b].
 
-    `counted` lacks the terms that count every row, and all terms if the rows were counted before.
+    `counted` lacks the terms that count every row, and all terms if the rows were counted before. `buffers`
+    are those that networks wrote, under the names of the parameters.
     """
 
     value: Tensor
     terms: dict[str, Tensor]
     counted: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
+    buffers: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,12 @@ class Objective:
         pipeline: The pipeline of the training phase; its loss nodes write the terms.
         weights: Weights by term. A term without a weight, or of weight 0, is logged but does not count.
         batch: A few rows for a test of the terms, with fresh parameters; None: they are not tested.
+        wrt: The patches, and the nodes or groups with networks, that it trains; None: all that can be.
 
     Raises:
         ValueError: If the pipeline has no loss, a weight has an unknown term or is not finite, no term
-            counts, or a term of the test batch is reduced or not finite.
+            counts, `wrt` names nothing that is trained, no term depends on a network of `wrt`, or a term of
+            the test batch is reduced or not finite.
 
     Example:
         >>> import torch, fpatch
@@ -62,12 +68,13 @@ class Objective:
         >>> p = fpatch.pipeline({"patch": fpatch.create.pixels({"a": (3, 4, 4)}), "tv": tv})
         >>> objective = fpatch.Objective(p, {"total_variation": 0.5})
         >>> objective.weigh({"total_variation": torch.tensor([1.0, 3.0])})
-        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])}, counted={})
+        Loss(value=tensor(1.), terms={'total_variation': tensor([1., 3.])}, counted={}, buffers={})
     """
 
     pipeline: Pipeline
     weights: Mapping[str, float] = field(default_factory=dict)
     batch: InitVar[Batch | None] = None
+    wrt: tuple[str, ...] | None = None
 
     def __post_init__(self, batch: Batch | None) -> None:
         check_kind("objective(pipeline)", self.pipeline, Pipeline, "make it by fpatch.pipeline({...})")
@@ -88,6 +95,7 @@ class Objective:
             raise ValueError(
                 "objective(weights): at least one weight must differ from 0; terms: " + ", ".join(terms)
             )
+        check_networks(self.pipeline, self.weights, self.trained)
         if batch is not None:
             key = random.key(0)
             with torch.no_grad():
@@ -101,7 +109,7 @@ class Objective:
         """
         batch, weights = self.split_weights(patch_params, sample, batch)
         names = self.tellers if weights is None else ()
-        values = self.pipeline.apply(patch_params, sample, batch, want=(*self.pipeline.terms, *names))
+        values = self.pipeline.apply(patch_params, sample, batch, want=(*self.wanted, *names))
         return self.weigh_values(values, weights)
 
     def split_weights(
@@ -120,10 +128,11 @@ class Objective:
     def weigh_values(self, values: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> Loss:
         """The loss of values after the last node: all terms, and `tellers` if there are no weights."""
         terms = {name: values[name] for name in self.pipeline.terms}
+        buffers = next_buffers(self.pipeline, values)
         if weights is not None:
-            return self.weigh(terms, weights)
+            return self.weigh(terms, weights)._replace(buffers=buffers)
         counted = rows_in(self.sources, values)
-        return self.weigh(terms, to_weights(counted))._replace(counted=counted)
+        return self.weigh(terms, to_weights(counted))._replace(counted=counted, buffers=buffers)
 
     def weigh(self, terms: Mapping[str, Any], row_weights: Mapping[str, Tensor] | None = None) -> Loss:
         """The loss of computed terms, [b] each.
@@ -155,6 +164,16 @@ class Objective:
         return loss._replace(value=torch.where(torch.stack(masks).all(), loss.value, torch.nan))
 
     @functools.cached_property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the parameters that it trains."""
+        return self.pipeline.trainable(self.wrt)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The values that it needs: all terms, and the buffers that networks write."""
+        return (*self.pipeline.terms, *names_of_buffers(self.pipeline))
+
+    @functools.cached_property
     def tellers(self) -> tuple[str, ...]:
         """The values that tell after the last node which rows count; none if a node changes one later."""
         names = {s.name for group in self.sources.values() for s in group}
@@ -180,6 +199,24 @@ def check_terms(terms: Mapping[str, Any], num_rows: int) -> None:
         if not bool(torch.isfinite(term).all()):
             row = int((~torch.isfinite(term)).nonzero()[0])
             raise ValueError(f"loss term {name!r} is {float(term[row])} in row {row} of the test batch")
+
+
+def check_lengths(terms: Mapping[str, Any], num_rows: int) -> None:
+    """Check that every term has a number per row: micro-batches weigh means by their rows.
+
+    Raises:
+        ValueError: Naming the term.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.optim.objective import check_lengths
+        >>> check_lengths({"vanish": torch.zeros(1)}, 4)
+        Traceback (most recent call last):
+        ValueError: loss term 'vanish' must be a tensor, unreduced, one number per row [4], got shape [1]; ...
+    """
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim != 1 or len(term) != num_rows:
+            raise ValueError(_not_per_row(name, term, num_rows))
 
 
 def _not_per_row(name: str, term: Any, num_rows: int | str = "b") -> str:

@@ -18,13 +18,14 @@ from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import check_uses
+from fpatch.graph.parameters import RowParams, next_buffers
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
 from fpatch.optim.counted import rows_in, to_weights
 from fpatch.optim.gradient import ascend, value_and_grad
-from fpatch.optim.members import RowParams, by_member
+from fpatch.optim.members import Alone, by_member
 from fpatch.optim.mistakes import check_optimizer
-from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.objective import Loss, Objective, check_lengths
 from fpatch.optim.step import StepInfo, TrainState, apply_gradient, lookahead_params
 
 PopulationStep = Callable[
@@ -104,7 +105,7 @@ def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
     for path, n in pipeline.items():
         d, writes = n.stage.definition, set(n.writes.values())
         reads = set(n.reads.values()) - ({"image_id"} if d.traits.of_patch else set())
-        on_patches = d.traits.of_patch or (d.writes == ("patch",) and not d.fields)
+        on_patches = d.traits.of_patch or (d.writes == ("patch",) and not d.fields and not d.weights)
         if on_patches and reads <= known and not {*writes, ALL} & used_by_rows:
             of_members.append(path)
             known |= writes
@@ -120,7 +121,7 @@ def _make_part(
 ) -> Callable[[Sequence[TrainState], Sequence[Batch]], Iterator[tuple[TrainState, StepInfo]]]:
     """The step of the members whose graph is in memory at once."""
     pipeline = objectives[0].pipeline
-    gradient_of_sum = value_and_grad(_sum(objectives))
+    gradient_of_sum = value_and_grad(_sum(objectives), wrt=objectives[0].trained)
 
     def gradient(
         points: Sequence[Params], sample: Sample, batch: Batch
@@ -132,7 +133,8 @@ def _make_part(
         batch = _join_rows(batches)
         checked = batch if all(state.step for state in states) else copy_readable(batch)
         sample = pipeline.sample(_row_keys(states, batch), checked)
-        points = [lookahead_params(pipeline, o, s) for o, s in zip(optimizers, states, strict=True)]
+        pairs = list(zip(optimizers, states, strict=True))
+        points = [{**s.fixed, **lookahead_params(pipeline, o, s)} for o, s in pairs]
         placed = to_device((sample, batch), device_of(points))
         grads, whole = gradient(points, *placed)
         if rho:
@@ -144,6 +146,7 @@ def _make_part(
             own = take_rows(whole.counted, rows)
             loss = objectives[i].weigh(take_rows(whole.terms, rows), to_weights(own))
             loss = objectives[i].void_uncounted(loss, own)
+            loss = loss._replace(buffers=take_rows(whole.buffers, i * b))
             yield apply_gradient(
                 pipeline, optimizers[i], state, grads[i], loss, take_rows(sample, rows), batches[i], own
             )
@@ -155,19 +158,22 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
     """The sum of the members' losses, each of which depends on its own parameters alone."""
     p, pipeline = len(objectives), objectives[0].pipeline
     of_members, of_rows = split(pipeline)
-    of_rows = by_member(of_rows, of_members, p)
+    first = objectives[0]
+    want = (*first.wanted, *first.tellers)
+    alone = Alone(pipeline, want)
+    of_members = by_member(of_members, alone, p, in_rows=False)
+    of_rows = by_member(of_rows, alone, p, in_rows=True)
     names = tuple(dict.fromkeys(name for n in of_members.values() for name in n.writes.values()))
 
     def loss(patch_params: Params, sample: Sample, batch: Batch) -> Loss:
         b = len(batch["image_id"]) // p
+        alone.look(patch_params, sample, batch, p)
         members = {"image_id": torch.arange(p, device=batch["image_id"].device)}
         made = of_members.apply(patch_params, {}, members, want=names)
         params = RowParams(patch_params, b)
-        first = objectives[0]
-        values = of_rows.apply(
-            params, sample, {**batch, **_repeat(made, b)}, want=(*pipeline.terms, *first.tellers)
-        )
+        values = of_rows.apply(params, sample, {**batch, **_repeat(made, b)}, want=want)
         terms = {name: values[name] for name in pipeline.terms}
+        check_lengths(terms, p * b)
         counted = rows_in(first.sources, values) if first.tellers else first.counted(params, sample, batch)
         weights = to_weights(counted, members=p)
         own, scale = (
@@ -178,7 +184,7 @@ def _sum(objectives: Sequence[Objective]) -> Callable[[Params, Sample, Batch], L
             o.weigh({n: own[n][i] for n in own}, {n: scale[n][i] for n in scale}).value
             for i, o in enumerate(objectives)
         ]
-        return Loss(torch.stack(losses).sum(), terms, counted)
+        return Loss(torch.stack(losses).sum(), terms, counted, next_buffers(of_rows, values))
 
     return loss
 
@@ -217,6 +223,8 @@ def _check_members(objectives: Sequence[Objective], optimizers: Sequence[Gradien
                 f"population: member {i} has another pipeline than member 0; make all objectives with one "
                 "pipeline (members differ in seeds, optimizers and weights)"
             )
+        if objective.trained != objectives[0].trained:
+            raise ValueError(f"population: member {i} trains other parameters than member 0; give one wrt")
 
 
 def _check_inputs(num: int, states: Sequence[TrainState], batches: Sequence[Batch]) -> None:

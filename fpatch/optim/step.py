@@ -10,7 +10,7 @@ from torchopt.base import GradientTransformation
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, is_concrete, to_device
-from fpatch.core.types import Batch, Sample
+from fpatch.core.types import Batch, Params, Sample
 from fpatch.graph.contracts import copy_readable
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
@@ -27,7 +27,8 @@ from fpatch.optim.gradient import (
     value_and_grad,
 )
 from fpatch.optim.mistakes import check_objective, check_optimizer, explain_state
-from fpatch.optim.objective import Loss, Objective
+from fpatch.optim.networks import check_statistics
+from fpatch.optim.objective import Loss, Objective, check_lengths
 from fpatch.optim.transforms import Transformation
 from fpatch.runtime.parallel import ALONE, Ranks
 
@@ -36,10 +37,12 @@ class TrainState(NamedTuple):
     """The state of a training: everything that the next step needs and that a resume restores.
 
     Attributes:
-        params: Patch parameters.
+        params: The parameters that are trained: of patches by name, of networks as `path/name`.
         opt_state: State of the optimizer.
         step: Updates made so far.
         key: Root key of the run; the draws of update `step` come from `fold_in(fold_in(key, "train"), step)`.
+        fixed: The parameters without a gradient, under such names: buffers of networks, which a step returns
+            anew, and those that the objective does not train.
 
     Example:
         >>> import torch, fpatch
@@ -52,6 +55,12 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: int
     key: Tensor
+    fixed: dict[str, Tensor] = {}  # noqa: RUF012 (the default of a NamedTuple, never written to)
+
+    @property
+    def all_params(self) -> dict[str, Tensor]:
+        """All parameters, as a pipeline takes them."""
+        return {**self.fixed, **self.params}
 
 
 class StepInfo(NamedTuple):
@@ -86,7 +95,7 @@ def make_state(
     """Make the state before the first step, with parameters drawn from `fold_in(key, "init")`.
 
     Args:
-        objective: The objective; its parameterizations make the parameters.
+        objective: The objective; its parameterizations and networks make the parameters.
         optimizer: The optimizer; it makes its own state.
         key: The root key of the run. It stays on the host, where samples are drawn.
         device: The device of the parameters.
@@ -103,8 +112,10 @@ def make_state(
     """
     check_objective(objective)
     check_optimizer(optimizer)
-    params = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
-    return TrainState(params, optimizer.init(params), 0, key)
+    made = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
+    params = {name: made[name] for name in objective.trained}
+    fixed = {name: value for name, value in made.items() if name not in params}
+    return TrainState(params, optimizer.init(params), 0, key, fixed)
 
 
 def make_step(
@@ -117,6 +128,7 @@ def make_step(
     rho: float = 0.0,
     ranks: Ranks = ALONE,
     processes: int = 1,
+    local_statistics: bool = False,
 ) -> Step:
     """Make one update, a pure function `(state, batch) -> (state, info)`.
 
@@ -137,9 +149,13 @@ def make_step(
             whole batch. Each gets the state and info of the whole batch, to float tolerance; see
             `fpatch.runtime.parallel`.
         processes: The number of ranks to emulate in one process, bit for bit, for a replay.
+        local_statistics: Accept that a network takes statistics over a part of the batch, a micro-batch or
+            the rows of a process. The step then differs from that of the whole batch. Buffers pass from one
+            micro-batch to the next, and are averaged over processes.
 
     Raises:
-        ValueError: For a setting out of its range, or a compiled step with `transform="func"`. On a CPU the
+        ValueError: For a setting out of its range, a compiled step with `transform="func"`, or statistics
+            over a part of the batch without `local_statistics`. On a CPU the
             step raises it (`fpatch.optim.finite.NotFiniteError`) for a loss term or a gradient that is not
             finite, with the row and its sample. On a GPU it does not wait for them; `find_bad_row` does.
 
@@ -163,6 +179,7 @@ def make_step(
     if micro_batch is not None:
         check_number("train.micro_batch", micro_batch, 1)
     check_number("train.rho", rho, 0.0)
+    check_statistics(objective.pipeline, local_statistics, bool(micro_batch) or ranks.size * processes > 1)
     gradient = accumulate_gradient(_differentiate(objective, transform, compile), micro_batch)
     gradient = (
         all_reduced_gradient(gradient, ranks) if processes == 1 else sharded_gradient(gradient, processes)
@@ -173,7 +190,7 @@ def make_step(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
         keys = row_keys(random.fold_in(random.fold_in(state.key, "train"), state.step), batch)
         sample = pipeline.sample(keys, batch if state.step else copy_readable(batch))  # checked once on a GPU
-        point = lookahead_params(pipeline, optimizer, state)
+        point = {**state.fixed, **lookahead_params(pipeline, optimizer, state)}
         placed = to_device((sample, batch), device_of(point))
         whole = None
         if in_parts:
@@ -208,12 +225,13 @@ def _differentiate(
 ) -> Gradient:
     """The gradient of an objective, compiled or not."""
     if not compile:
-        return value_and_grad(objective, transform)
+        return value_and_grad(objective, transform, objective.trained)
     if transform == "func":
         raise ValueError(
             'make_step(compile): a compiled step uses plain autograd; leave out transform="func"'
         )
-    return value_and_grad(compiled(objective, "default" if compile is True else compile), transform)
+    made = compiled(objective, "default" if compile is True else compile)
+    return value_and_grad(made, transform, objective.trained)
 
 
 def lookahead_params(
@@ -222,7 +240,13 @@ def lookahead_params(
     """The parameters at which the optimizer needs the gradient: the current ones, or those ahead."""
     if not isinstance(optimizer, Transformation) or optimizer.look_ahead is None:
         return state.params
-    return pipeline.project(optimizer.look_ahead(state.params, state.opt_state))
+    return _project(pipeline, state, optimizer.look_ahead(state.params, state.opt_state))
+
+
+def _project(pipeline: Pipeline, state: TrainState, params: Params) -> dict[str, Tensor]:
+    """Project the trained parameters onto those that every parameterization allows."""
+    allowed = pipeline.project({**state.fixed, **params})
+    return {name: allowed[name] for name in params}
 
 
 def apply_gradient(
@@ -235,7 +259,12 @@ def apply_gradient(
     batch: Batch,
     counted: dict[str, Tensor],
 ) -> tuple[TrainState, StepInfo]:
-    """Apply an optimizer's update to the state, and report the step."""
+    """Apply an optimizer's update to the state, and report the step.
+
+    Raises:
+        ValueError: If a loss term has not one number per row.
+    """
+    check_lengths(loss.terms, len(batch["image_id"]))
     more = {"value": loss.value} if isinstance(optimizer, Transformation) else {}
     updates, opt_state = optimizer.update(grads, state.opt_state, params=state.params, inplace=False, **more)
     moved = {name: value + updates[name] for name, value in state.params.items()}
@@ -247,4 +276,5 @@ def apply_gradient(
         batch={"image_id": batch["image_id"], "draw": batch["draw"]},
         counted=counted,
     )
-    return TrainState(pipeline.project(moved), opt_state, state.step + 1, state.key), info
+    fixed = {name: loss.buffers.get(name, value) for name, value in state.fixed.items()}
+    return TrainState(_project(pipeline, state, moved), opt_state, state.step + 1, state.key, fixed), info

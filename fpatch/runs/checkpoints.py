@@ -135,9 +135,12 @@ def load_checkpoint(folder: Path, name: str, like: TrainState) -> tuple[TrainSta
             raise _broken(folder, name, f"{n} must be {v.dtype}, got {tensors[n].dtype}")
         tensors[n] = tensors[n].to(v.device)
     leaves, tree = optree.tree_flatten(like.opt_state)
-    params = {n: tensors[f"params/{n}"] for n in like.params}
+    params, fixed = (
+        {n: tensors[f"{kind}/{n}"] for n in own}
+        for kind, own in (("params", like.params), ("fixed", like.fixed))
+    )
     opt_state: Any = optree.tree_unflatten(tree, [tensors[f"opt/{i}"] for i in range(len(leaves))])
-    return TrainState(params, opt_state, header.step, tensors["key"]), header.facts
+    return TrainState(params, opt_state, header.step, tensors["key"], fixed), header.facts
 
 
 def checkpoint_step(folder: Path, name: str) -> int:
@@ -177,9 +180,10 @@ def checkpoint_facts(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_params(folder: Path, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Load the patch parameters of a checkpoint; see `fpatch.Run.load_params`."""
+    """Load the parameters of a checkpoint; see `fpatch.Run.load_params`."""
     tensors, _ = _read(folder, name)
-    params = {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")}
+    kinds = {n: n.partition("/")[0] for n in tensors}
+    params = {n.partition("/")[2]: t for n, t in tensors.items() if kinds[n] in ("params", "fixed")}
     for patch in patches or ():
         if patch not in params:
             known = nearest(patch, params)
@@ -280,4 +284,5 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def _name_tensors(state: TrainState) -> dict[str, Tensor]:
     """Return the tensors of a state by their names in the file; those of the optimizer are numbered."""
     tensors = {f"params/{n}": v for n, v in state.params.items()} | {"key": state.key}
+    tensors |= {f"fixed/{n}": v for n, v in state.fixed.items()}
     return tensors | {f"opt/{i}": leaf for i, leaf in enumerate(optree.tree_leaves(state.opt_state))}

@@ -12,12 +12,19 @@ from fpatch.core.inputs import parse_json
 from fpatch.core.names import typed
 from fpatch.core.schema import encode, flatten
 from fpatch.data import TargetSet
-from fpatch.log.sealed import is_edited
+from fpatch.log.sealed import SEAL, is_edited
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.naming import find_other_name
 from fpatch.runs.places import to_relative
-from fpatch.runs.record import changed_images, changed_settings, changed_sources, describe_data, is_moved
+from fpatch.runs.record import (
+    changed_images,
+    changed_settings,
+    changed_sources,
+    count_unhashed,
+    describe_data,
+    is_moved,
+)
 from fpatch.runs.standing import find_damage
 from fpatch.runs.tables import load_manifest, table_damage
 from fpatch.study.study import Study
@@ -29,6 +36,12 @@ _ELSEWHERE = ("name", "device", "log")
 """Settings that no patch depends on; the device is compared as part of the recorded execution."""
 _UNRELATED = ("analysis", "cli", "doctor", "log", "tune", "viz")
 """Wings of the library that no number depends on."""
+_PARTS = {
+    "files": ("config.json", "data.json"),
+    "data": ("placements", "classes"),
+    "sources": ("fpatch",),
+}
+"""The digests that every run with a sealed record has, by the part of `environment.json`."""
 _SAID = 3
 """Sentences of one kind that are said before the rest is counted."""
 
@@ -133,8 +146,10 @@ def _data_differences(
     run: Run, study: Study, dataset: TargetSet, splits: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
     """Return the names of the tables that differ, and a sentence for each image that does."""
-    recorded, found = run.read_json("environment.json").get("data", {}), describe_data(study, dataset)
-    tables = [n for n in found if n != "photographs" and n in recorded and recorded[n] != found[n]]
+    environment, found = run.read_json("environment.json"), describe_data(study, dataset)
+    recorded = environment.get("data", {})
+    compared = [n for n in found if n != "photographs" and (n in recorded or SEAL in environment)]
+    tables = [n for n in compared if recorded.get(n) != found[n]]
     if "objects" in tables and "classes" in tables:
         tables.remove("classes")  # which the objects name
     images = changed_images(run.folder, dataset, splits)
@@ -184,12 +199,24 @@ def record_damage(run: Run) -> list[str]:
     environment = (run.folder / "environment.json").read_bytes()
     if is_edited(environment, "files"):
         said.append("environment.json is not as it was written")
-    for name, recorded in parse_json(environment).get("files", {}).items():
+    facts = parse_json(environment)
+    for part, names in _PARTS.items() if SEAL in facts else ():
+        lacking = [name for name in names if not (facts.get(part) or {}).get(name)]
+        said += [f"environment.json lacks {part}.{name}, which every run records" for name in lacking]
+    for name, recorded in facts.get("files", {}).items():
         path = run.folder / name
         if not path.is_file():
             said.append(f"{name} is missing")
         elif digest(path.read_bytes()) != recorded:
             said.append(f"{name} is not as it was written")
+    return said
+
+
+def unproven_inputs(run: Run) -> list[str]:
+    """Return a sentence for each claim about the inputs of the training that no file can prove."""
+    said = ["the training: `fpatch replay RUN --step N --verify` reruns an update"]
+    if count := count_unhashed(run.folder):
+        said.append(f"the content of {count} images: their sizes and times alone are recorded")
     return said
 
 

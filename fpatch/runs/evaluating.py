@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fpatch.core.display import shown
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
 from fpatch.core.types import Params
 from fpatch.data import TargetSet
@@ -46,6 +47,7 @@ from fpatch.study.study import Study
 _logger = logging.getLogger(__name__)
 
 
+@plain_torch(grad=True)
 def evaluate_run(
     folder: str | Path,
     split: Literal["test", "validation"] = "test",
@@ -202,7 +204,8 @@ def load_trained(
     pipeline, recorded = study.placed.at(split), measured.settings
     kernels = portable_kernels(study.evaluate.portable, describe_device(study.place))
     with deterministic_algorithms(study.train.deterministic), kernels:
-        yield Trained(run, study, pipeline, state.params, state.step, dataset, said, recorded, data)
+        params = state.all_params
+        yield Trained(run, study, pipeline.freeze(params), params, state.step, dataset, said, recorded, data)
 
 
 def _warn_of_trained(images: Sequence[Path], count: int) -> None:

@@ -265,14 +265,14 @@ class Run:
         return checkpoints.checkpoint_facts(self.folder, name)
 
     def load_params(self, name: str = "best", patches: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Load only the patch parameters of a checkpoint, such as to start another training.
+        """Load only the parameters of a checkpoint, such as to start another training.
 
         Args:
             name: The name of the checkpoint.
-            patches: The patches to load; None: all.
+            patches: The patches to load; None: all, and the weights and buffers of trained networks.
 
         Returns:
-            Tensors on the host, by patch.
+            Tensors on the host, by patch or `path/name`.
 
         Raises:
             RunError: If the checkpoint is missing or broken, or lacks one of the patches.

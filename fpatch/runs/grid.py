@@ -15,6 +15,7 @@ from torch import Tensor
 from fpatch import random
 from fpatch.core.display import shown
 from fpatch.core.names import label
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
 from fpatch.evaluation.conditions import NONE, PATCH, TITLES, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
@@ -36,6 +37,7 @@ _PICTURED = 3
 """Cells drawn of the weakest, and of the strongest."""
 
 
+@plain_torch(grad=True)
 def evaluate_grid_run(
     folder: str | Path,
     grid: Grid,

@@ -160,15 +160,22 @@ class Places:
     def _named_files(self, resource: dict[str, Any]) -> dict[str, Any]:
         """Replace the arguments of a resource that name files by the files in the named folder."""
         arguments, files = resource.get("arguments"), resource.get("files")
-        if self._root is None or not isinstance(arguments, Mapping) or not isinstance(files, Mapping):
+        root = self._root
+        if root is None or not isinstance(arguments, Mapping) or not isinstance(files, Mapping):
             return resource
         moved: dict[str, str] = {}
-        for value in arguments.values():
-            if isinstance(value, str) and value in files:
-                equal = (p for p in beneath(self._root, value) if not _differs(p, files[value]))
-                if (path := next(equal, None)) is not None:
-                    moved[value] = str(path)
-        changed = {n: moved.get(v, v) if isinstance(v, str) else v for n, v in arguments.items()}
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: move(part) for name, part in value.items()}
+            if isinstance(value, list):
+                return [move(part) for part in value]
+            if not isinstance(value, str) or value not in files:
+                return value
+            equal = (p for p in beneath(root, value) if not _differs(p, files[value]))
+            return moved.setdefault(value, str(next(equal, value)))
+
+        changed = move(arguments)
         return {**resource, "arguments": changed, "files": {moved.get(n, n): d for n, d in files.items()}}
 
 

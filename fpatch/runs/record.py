@@ -1,18 +1,17 @@
 """The record of a run's inputs: its settings, the source files behind its stages, its tables and images."""
 
-import ast
 import functools
 import hashlib
-import importlib.util
 import json
 import os
-import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fpatch.core.files import digest, file_digest
+from fpatch.core.resource import named_files
 from fpatch.core.schema import flatten
+from fpatch.core.sources import edited_modules, module_digests
 from fpatch.data import TargetSet
 from fpatch.log.records import parse_record
 from fpatch.log.sealed import seal
@@ -32,9 +31,10 @@ def describe_sources(study: Study) -> dict[str, dict[str, str]]:
 
     Returns:
         "fpatch": the files of each wing; "modules": the modules of the user that define stages and loaders,
-        and those that they import from beside them.
+        and those that they import from beside them; "files": the files that settings of stages name.
     """
-    return {"fpatch": dict(_wing_digests()), "modules": _module_digests(_modules_of(study))}
+    files = {name: file_digest(name) for name in sorted(set(_files_of(study.config.get("pipeline", {}))))}
+    return {"fpatch": dict(_wing_digests()), "modules": module_digests(_modules_of(study)), "files": files}
 
 
 def describe_data(study: Study, dataset: TargetSet) -> dict[str, Any]:
@@ -92,11 +92,20 @@ def changed_images(folder: Path, dataset: TargetSet, splits: Iterable[str] | Non
             said.append(f"image {image_path}: {was['bytes']} bytes were recorded, {now.st_size} are here")
         elif "sha256" in was and was["sha256"] != _digest_of(str(image_path), now.st_size, now.st_mtime_ns):
             said.append(f"image {image_path}: its content is not the recorded one")
+        elif not {"sha256", "modified_ns"} & set(was):
+            said.append(f"image {image_path}: data.json lacks its digest")
         elif was.get("modified_ns", now.st_mtime_ns) != now.st_mtime_ns:
             said.append(
                 f"image {image_path}: it was changed or copied since, and its content is not recorded"
             )
     return said
+
+
+def count_unhashed(folder: Path) -> int:
+    """Return the number of images of which `data.json` holds no digest, but a time."""
+    path = folder / "data.json"
+    recorded = read_json(path, "images")["images"] if path.is_file() else []
+    return sum("sha256" not in entry for entry in recorded)
 
 
 def images_trained_on(folder: Path, split: str, dataset: TargetSet) -> list[Path]:
@@ -127,7 +136,10 @@ def changed_sources(
     """
     here = describe_sources(study)
     said = []
-    for kind, what in (("fpatch", "fpatch/"), ("modules", "module ")):
+    for kind, what in (("fpatch", "fpatch/"), ("modules", "module "), ("files", "file ")):
+        if kind == "files" and kind not in recorded:
+            continue  # a run of an older version
+        content = "content" if kind == "files" else "source"
         before, now = recorded.get(kind, {}), here[kind]
         names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
         if kind == "fpatch":
@@ -135,13 +147,20 @@ def changed_sources(
         new, gone = [n for n in names if n not in before], [n for n in names if n not in now]
         other = [n for n in names if n in before and n in now]
         for found, why in (
-            (new, "the source is not recorded"),
-            (gone, "the source is missing"),
-            (other, "the source is not the recorded one"),
+            (new, f"the {content} is not recorded"),
+            (gone, f"the {content} is missing"),
+            (other, f"the {content} is not the recorded one"),
         ):
             if found:
                 said.append(f"{', '.join(f'{what}{name}' for name in found)}: {why}")
-    return said
+    return [*said, *edited_sources(study)]
+
+
+def edited_sources(study: Study) -> list[str]:
+    """Return a sentence if files of modules were edited after their import, so that older code runs."""
+    if not (names := edited_modules(_modules_of(study))):
+        return []
+    return [f"{', '.join(f'module {n}' for n in names)}: edited after the import; start Python again"]
 
 
 def changed_settings(folder: Path, config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -209,59 +228,22 @@ def _modules_of(study: Study) -> set[str]:
     return {name for name in found if name.partition(".")[0] != "fpatch"}
 
 
+def _files_of(config: Any) -> Iterator[str]:
+    """Yield the names of files in the settings of stages; a resource has the digests of its own."""
+    if isinstance(config, Mapping):
+        if not isinstance(config.get("loader"), str):
+            for value in config.values():
+                yield from _files_of(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _files_of(value)
+    else:
+        yield from named_files(config)
+
+
 def _loaders(config: Any) -> Iterator[str]:
     if isinstance(config, Mapping):
         if isinstance(config.get("loader"), str):
             yield config["loader"]
         for value in config.values():
             yield from _loaders(value)
-
-
-def _module_digests(names: Iterable[str]) -> dict[str, str]:
-    """Return the digests of modules and of the modules of the user that they import, by name."""
-    found: dict[str, str] = {}
-    waiting = list(names)
-    tops = {name.partition(".")[0] for name in waiting}
-    while waiting:
-        name = waiting.pop()
-        path = _source_of(name)
-        if name in found or path is None or (not _is_own(path) and name.partition(".")[0] not in tops):
-            continue
-        source = path.read_bytes()
-        found[name] = digest(source)[:32]
-        waiting += _imported(source, name)
-    return dict(sorted(found.items()))
-
-
-def _source_of(name: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    origin = None if spec is None else spec.origin
-    return Path(origin) if origin is not None and origin.endswith(".py") else None
-
-
-def _is_own(path: Path) -> bool:
-    """Return whether a file is the user's: neither installed, nor Python's or this library's."""
-    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return not any(path.is_relative_to(folder) for folder in (*installed, _PACKAGE))
-
-
-def _imported(source: bytes, module: str) -> list[str]:
-    """Return the names of the modules that a source file imports."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return []
-    package, names = module.rpartition(".")[0], []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *filter(None, [base])])
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name and name.partition(".")[0] != "fpatch"]

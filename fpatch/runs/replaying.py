@@ -3,6 +3,7 @@
 `fpatch.evaluation.replaying` replays tables of a pipeline; this module opens the run and its study for it.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.core.tree import to_device
 from fpatch.core.types import Values
@@ -23,8 +25,11 @@ from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import suggest_data_root
+from fpatch.runs.weights import frozen_pipeline
 from fpatch.study.setup import make_loader, make_training_step, set_up
 from fpatch.study.splits import split_name
+
+_logger = logging.getLogger(__name__)
 
 
 class StepReplay(NamedTuple):
@@ -50,6 +55,7 @@ class StepReplay(NamedTuple):
         return all(repr(a) == repr(b) for a, b in self.scalars.values())
 
 
+@plain_torch(grad=True)
 def replay_run(
     folder: str | Path,
     rows: slice | None = None,
@@ -103,10 +109,11 @@ def replay_run(
             f"replay --rows: the table has rows 0 to {len(logged['image_id']) - 1}, got none of them"
         )
     check_drawable(study.placed.at(split), edits or {})
+    _say_skipped(logged, chosen, edits or {})
     warn_of_inputs(run, study, every, [split_name(study, split)], table, own_data=measured.own_data)
     with recorded_execution(recorded, study) as differences:
         result = replay(
-            study.placed.at(split),
+            frozen_pipeline(run, study, table, split),
             to_device(run.load_conditions(table), study.place),
             dataset,
             logged,
@@ -120,6 +127,21 @@ def replay_run(
     return result, differences
 
 
+def _say_skipped(logged: Mapping[str, np.ndarray], chosen: range, edits: Mapping[str, Any]) -> None:
+    """Say of how many rows an edit changes nothing, since they skip its stage."""
+    for path in edits:
+        parents = [path.rsplit("/", i)[0] for i in range(1, path.count("/") + 1)]
+        on = next((f"{node}/on" for node in parents if f"sample/{node}/on" in logged), None)
+        if on is None or on in edits:
+            continue
+        if skipped := int((~logged[f"sample/{on}"][chosen].astype(bool)).sum()):
+            _logger.warning(
+                "replay: %s changes nothing in %d of %d rows, which skip its stage; to run it there too, set "
+                "%s to 1", path, skipped, len(chosen), on,
+            )  # fmt: skip
+
+
+@plain_torch(grad=True)
 def replay_step(
     folder: str | Path,
     number: int,

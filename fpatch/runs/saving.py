@@ -62,11 +62,11 @@ class Saver:
             write_results(self._study, self._run, self._log, self.state)
             self._log.commit(self.state.step)
         else:  # records of a step that a resume takes again: nothing is added to them
-            self._run.write_patches(make_patches(self._study.placed.at("test"), self.state.params))
+            self._run.write_patches(make_patches(self._study.placed.at("test"), self.state.all_params))
 
 
 def write_results(study: Study, run: Run, log: Log, state: TrainState) -> None:
     """Write the patches of a state as images, and offer them and the checkpoints to the log."""
-    log.files(run.write_patches(make_patches(study.placed.at("test"), state.params)))
+    log.files(run.write_patches(make_patches(study.placed.at("test"), state.all_params)))
     checkpoints = [f"checkpoints/{name}.safetensors" for name in ("best", "last") if run.has_checkpoint(name)]
     log.artifacts(["config.json", "environment.json", "patch", *checkpoints])

@@ -13,7 +13,7 @@ from fpatch.core.files import digest, file_digest
 from fpatch.core.inputs import machine_memory
 from fpatch.core.names import check_file_name, typed
 from fpatch.evaluation.evaluation import Evaluation
-from fpatch.log.sealed import is_edited
+from fpatch.log.sealed import SEAL, is_edited
 from fpatch.runs.files import read_execution, read_json, read_tensors, tensor_bytes, write_file, write_sealed
 from fpatch.runs.locks import RunError
 from fpatch.runtime.execution import Execution
@@ -84,7 +84,10 @@ def table_damage(folder: Path, name: str) -> list[str]:
     said = []
     if is_edited(path.read_bytes(), "files"):
         said.append(f"tables/{name}.json is not as it was written")
-    for file, recorded in load_manifest(folder, name).get("files", {}).items():
+    manifest = load_manifest(folder, name)
+    lacking = [part for part in ("files", "state") if SEAL in manifest and not manifest.get(part)]
+    said += [f"tables/{name}.json lacks {part!r}, which every evaluation records" for part in lacking]
+    for file, recorded in manifest.get("files", {}).items():
         if not (folder / file).is_file():
             said.append(f"{file} is missing")
         elif file_digest(folder / file) != recorded:

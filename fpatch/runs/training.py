@@ -12,6 +12,7 @@ from typing import Any
 
 from fpatch.core.checks import check_kind
 from fpatch.core.display import shown
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.optim.finite import find_bad_patch, find_bad_row
 from fpatch.optim.step import TrainState
@@ -28,7 +29,7 @@ from fpatch.runs.logging import (
 )
 from fpatch.runs.opening import open_run, recorded_execution
 from fpatch.runs.places import suggest_data_root
-from fpatch.runs.record import describe_data, describe_sources, images_file
+from fpatch.runs.record import describe_data, describe_sources, edited_sources, images_file
 from fpatch.runs.saving import Saver
 from fpatch.runs.standing import begin_again, check_standing, go_back
 from fpatch.runs.steps import Steps, follow_steps, take_steps
@@ -103,6 +104,7 @@ def train_in(
     yield from _continue(run, study, parts, on_progress, ranks, changed, start, until, steps)
 
 
+@plain_torch(grad=True)
 def train(study: Study, on_progress: Progress | None = None) -> Run:
     """Train a study in a new run folder.
 
@@ -145,8 +147,8 @@ def train(study: Study, on_progress: Progress | None = None) -> Run:
             _wait_for_folder(ranks)
             follow_steps(study, parts, parts.initial, ranks)
             return run
-        for uncounted in find_uncounted(study, parts):
-            _logger.warning("%s", uncounted)
+        for what in (*edited_sources(study), *find_uncounted(study, parts)):
+            _logger.warning("%s", what)
         described = _describe(study, parts, describe_data(study, parts.dataset), ranks)
         run = Run.create(study.log.runs, study.name, study.config, *described)
         remember_log(study, run)
@@ -157,6 +159,7 @@ def train(study: Study, on_progress: Progress | None = None) -> Run:
     return run
 
 
+@plain_torch(grad=True)
 def resume(
     folder: str | Path,
     on_progress: Progress | None = None,

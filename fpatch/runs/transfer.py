@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fpatch.core.display import shown
 from fpatch.core.files import write_atomic
 from fpatch.core.names import label, typed
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
 from fpatch.core.schema import flatten
 from fpatch.core.tree import to_device
@@ -26,6 +27,7 @@ from fpatch.viz import HeatMap, plot_heat_maps
 _logger = logging.getLogger(__name__)
 
 
+@plain_torch(grad=True)
 def transfer_runs(
     folders: Sequence[str | Path],
     also: Sequence[str | Path] = (),

@@ -43,14 +43,14 @@ def validate(
     """Evaluate on the validation split, log the result, and save the best checkpoint and its facts."""
     assert study.data.validation is not None
     dataset = parts.dataset.split(study.data.validation)
-    result = evaluate_split(study, state.params, dataset, "validation", on_progress)
+    result = evaluate_split(study, state.all_params, dataset, "validation", on_progress)
     digest = state_digest(state)
     measured = {"step": state.step, "state": digest, "num_draws": study.evaluate.num_draws}
     name, execution = validation_name(state.step), study.execution(study.evaluate.block)
     run.save_evaluation(name, result, execution, **measured)
     found = scalars(result, study.evaluate.metric)
     log.scalars(state.step, {f"validation/{n}": v for n, v in found.items()})
-    views = view_first_block(study, state.params, dataset, result.table, "validation")
+    views = view_first_block(study, state.all_params, dataset, result.table, "validation")
     log_stage_views(study, state.step, views, dataset.class_names, log, "validation")
     effects = (found.get(f"success/{n}/patch") for n in ("gain", "drop"))
     now = found[study.evaluate.best], next((e for e in effects if e is not None), math.nan)

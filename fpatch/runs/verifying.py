@@ -10,6 +10,7 @@ import optree
 import torch
 
 from fpatch import random
+from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress, silent
 from fpatch.core.schema import flatten
 from fpatch.core.tree import to_device
@@ -25,7 +26,7 @@ from fpatch.evaluation.summaries import compute_states, init_states, update_stat
 from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json, to_scalar
 from fpatch.runs.checkpoints import read_header_of
-from fpatch.runs.checks import input_differences
+from fpatch.runs.checks import input_differences, unproven_inputs
 from fpatch.runs.evaluating import summarize
 from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
@@ -36,6 +37,7 @@ from fpatch.runs.opening import open_run, recorded_execution, study_of_table
 from fpatch.runs.places import suggest_data_root
 from fpatch.runs.redrawing import axes_of, compare_drawn, expected_rows, missing_rows
 from fpatch.runs.tables import encode_table, load_manifest
+from fpatch.runs.weights import find_checkpoint, frozen_pipeline
 from fpatch.study.splits import evaluation_key, split_name
 from fpatch.study.study import Study
 
@@ -63,9 +65,10 @@ class Verification(NamedTuple):
     @property
     def is_proved(self) -> bool:
         """True if everything that was checked is as recorded, and rows were rerun."""
-        return not self.differences and self.replay is not None and not self.replay.differences
+        return self.replay is not None and not (self.differences or self.replay.differences)
 
 
+@plain_torch(grad=True)
 def verify_run(
     folder: str | Path,
     rows: slice | None = None,
@@ -109,10 +112,10 @@ def verify_run(
     if not any((run.folder / f"tables/{table}.{suffix}").is_file() for suffix in ("json", "parquet")):
         run.load_table(table)  # raises
     files = check_files(run)
-    training = "the training: `fpatch replay RUN --step N --verify` reruns an update"
-    differences, unproven, environment = list(files.damage), [training], []
+    differences, unproven, environment = list(files.damage), [], []
     result = None
     try:
+        unproven += unproven_inputs(run)
         _, study = open_run(folder, resources, data_root, device)
         measured = study_of_table(run, study, table, resources, data_root, device)
         with suggest_data_root():
@@ -138,8 +141,7 @@ def verify_run(
     except (ValueError, OSError, ImportError, KeyError, TypeError, IndexError) as error:
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
         differences.append(f"table {table!r} cannot be rerun: {said}")
-    others = [name for name in _table_names(run) if name != table]
-    if others:
+    if others := [name for name in _table_names(run) if name != table]:
         unproven.append(f"rows of {', '.join(others)}: give one as --table")
     return Verification(files, differences, result, unproven, environment)
 
@@ -166,7 +168,7 @@ class _Table:
         self._run, self._study, self._name, self._block = run, study, name, block
         self._split = name.partition("-")[0]
         self._dataset = dataset.split(split_name(study, self._split))
-        self._pipeline = study.placed.at(self._split)
+        self._pipeline = frozen_pipeline(run, study, name, self._split)
         self._key = evaluation_key(study, self._split)
         self._logged, self._manifest = run.load_table(name), load_manifest(run.folder, name)
         self.differences: list[str] = []
@@ -227,15 +229,15 @@ class _Table:
         self.differences += [f"the table has a column {n!r} that no evaluation makes" for n in strange]
         differences = dict(result.differences)
         for row, sentences in found.items():
-            said = differences.get(row, [])
-            names = {sentence.partition(":")[0] for sentence in said}
-            differences[row] = [*said, *(s for s in sentences if s.partition(":")[0] not in names)]
+            names = {s.partition(":")[0] for s in differences.get(row, [])}
+            new = [s for s in sentences if s.partition(":")[0] not in names]
+            differences[row] = [*differences.get(row, []), *new]
         return result._replace(differences=differences)
 
     def _compare_conditions(self, conditions: Mapping[str, Patches]) -> None:
         """Compare the patches shown with those of the checkpoint, and the controls with their key."""
         key, pictures = random.fold_in(self._key, "control"), self._study.evaluate.pictures
-        name = self._checkpoint()
+        name = find_checkpoint(self._run, self._name)
         if name is None:
             self.unproven.append(f"the patch of {self._name}: no checkpoint of its state is kept")
             patches = conditions[PATCH]
@@ -256,23 +258,6 @@ class _Table:
                     shown_as = "/".join(map(str, (condition, *path)))
                     why = "its key" if name is None else f"checkpoint {name!r}"
                     self.differences.append(f"tables/{self._name}.patches: {shown_as} is not that of {why}")
-
-    def _checkpoint(self) -> str | None:
-        """Return the name of a checkpoint with the state that the table shows."""
-        state, folder = self._manifest.get("state"), self._run.folder
-        summary = folder / f"tables/{self._name}.summary.json"
-        given = read_json(summary).get("checkpoint") if summary.is_file() else None
-        step = self._manifest.get("step", validation_step(self._name))
-        numbered = None if step is None else f"step-{step:08d}"
-        names = [self._manifest.get("checkpoint") or given, "best", "last", numbered]
-        for name in filter(None, names):
-            if not self._run.has_checkpoint(name):
-                continue
-            header = read_header_of(folder, name)
-            is_old = state is None and name in (given, numbered)
-            if is_old or (state is not None and header.state == state):
-                return name
-        return None
 
     def _count(self, found: Mapping[str, np.ndarray], summaries: Mapping[str, Any]) -> None:
         """Compare objects, rates, summaries and the CSV files with those of the rerun."""

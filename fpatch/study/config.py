@@ -155,8 +155,16 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
         _check_setting(config, name, value)
         assign(config, name, _plain(value))
     for path in {name.split(".")[1] for name in settings if name.startswith("pipeline.")}:
-        _rewire(config["pipeline"], path, study.pipeline, resources)
+        if not _gives_writes(settings, path):
+            _rewire(config["pipeline"], path, study.pipeline, resources)
     return study_from_config(config, Path.cwd(), resources)
+
+
+def _gives_writes(settings: Mapping[str, Any], path: str) -> bool:
+    """Return whether settings name what a node writes."""
+    whole, writes = settings.get(f"pipeline.{path}"), f"pipeline.{path}.writes"
+    given = isinstance(whole, Mapping) and "writes" in whole
+    return given or any(name == writes or name.startswith(f"{writes}.") for name in settings)
 
 
 def _check_setting(config: Mapping[str, Any], name: str, value: Any) -> None:

@@ -62,8 +62,8 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     dataset = parts.dataset.split(study.data.validation)
     few = dataset.select(dataset.image_ids[:2])
     pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
-    result = evaluate(pipeline, parts.initial.params, few, key, block=2, pictures=pictures)
-    _check_drawings(pipeline, parts.initial.params, few.batch(few.image_ids, device=study.place), key)
+    result = evaluate(pipeline, parts.initial.all_params, few, key, block=2, pictures=pictures)
+    _check_drawings(pipeline, parts.initial.all_params, few.batch(few.image_ids, device=study.place), key)
     known = scalars(result, study.evaluate.metric)
     keys: dict[str, str] = {}
     for name in known:
@@ -94,7 +94,7 @@ def _check_training(study: Study, parts: Setup, batch: Batch, sample: Sample) ->
     pipeline = parts.objective.pipeline
     leaves = {name: p.detach().requires_grad_() for name, p in parts.initial.params.items()}
     drawn, placed = to_device((sample, batch), study.place)
-    trace = pipeline.trace(leaves, drawn, placed)
+    trace = pipeline.trace({**parts.initial.fixed, **leaves}, drawn, placed)
     terms = {name: t for written in trace.values() for name, t in written.items() if name in pipeline.terms}
     loss = parts.objective.weigh(terms)
     if not loss.value.requires_grad:

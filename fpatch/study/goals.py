@@ -39,9 +39,9 @@ def judge_goals(study: Study) -> Iterator[tuple[str, str]]:
             goal = names[goal]
         return None if goal is None else repr(goal)
 
-    aimed = {loss: named(aim) for loss, aim in aims.items()}
-    targeted = {loss: aim for loss, aim in aimed.items() if aim is not None}
     for path, goal in metrics.items():
+        aimed = {loss: named(aim) for loss, aim in _of_victim(study, path, aims).items()}
+        targeted = {loss: aim for loss, aim in aimed.items() if aim is not None}
         counted = named(goal)
         if counted is None:
             said = "it has no goal, so that any answer but an object's own class is a success"
@@ -81,6 +81,16 @@ def judge_best(study: Study) -> Iterator[tuple[str, str]]:
             f"the checkpoint with the highest {best!r} is that with which the victim is surer of the object"
         )
         yield "evaluate.best", f"{what}: the weakest patch; {way}"
+
+
+def _of_victim(study: Study, metric: str, aims: Mapping[str, Goal]) -> Mapping[str, Goal]:
+    """Return the aims of the losses that read the answers that a metric reads, or all if there is none."""
+
+    def answers(path: str) -> set[str]:
+        reads = study.pipeline[path].reads
+        return {reads[name] for name in ("logits", "detections") if name in reads}
+
+    return {loss: aim for loss, aim in aims.items() if answers(loss) & answers(metric)} or aims
 
 
 def _find_metrics(study: Study) -> dict[str, Goal]:

@@ -8,6 +8,7 @@ import torch
 
 from fpatch.core.tree import to_device
 from fpatch.graph.pipeline import Pipeline
+from fpatch.study.elsewhere import find_elsewhere
 from fpatch.study.setup import Setup
 from fpatch.study.splits import evaluation_key
 from fpatch.study.study import Study
@@ -55,8 +56,9 @@ def find_crowded(
 
 
 def warn_of_crowded(study: Study, parts: Setup, phases: Sequence[str] = ("validation", "test")) -> None:
-    """Log a warning for each node with too little room, and for each metric below the victim's threshold."""
-    for path, what in dict.fromkeys(find_cut_scores(study, phases)):
+    """Log a warning for each node with too little room, and each metric that asks about something else."""
+    said = (*find_cut_scores(study, phases), *find_elsewhere(study, parts.dataset, phases))
+    for path, what in dict.fromkeys(said):
         _logger.warning("node %r: %s", path, what)
     for path, what in dict.fromkeys(find_crowded(study, parts, phases)):
         _logger.warning("node %r %s", path, what)
@@ -70,7 +72,7 @@ def _rooms(study: Study, parts: Setup, pipeline: Pipeline, phase: str, batch: An
     pipeline = pipeline.upto(makers[-1])
     sample = pipeline.sample(evaluation_key(study, phase), batch)
     with torch.no_grad():
-        trace = pipeline.trace(parts.initial.params, *to_device((sample, batch), study.place))
+        trace = pipeline.trace(parts.initial.all_params, *to_device((sample, batch), study.place))
     rooms: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
     for path in makers:

@@ -121,6 +121,7 @@ class ObjectiveConfig:
     Attributes:
         weights: The weight of each loss term, by name.
         transform: The method of differentiation; see `fpatch.value_and_grad`.
+        wrt: The patches, and the nodes or groups with networks, that are trained; None: all that can be.
 
     Example:
         >>> from fpatch.study.settings import ObjectiveConfig
@@ -130,6 +131,7 @@ class ObjectiveConfig:
 
     weights: Mapping[str, float]
     transform: Literal["autograd", "func"] = "autograd"
+    wrt: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -154,6 +156,8 @@ class TrainConfig:
         recompute: Keep fewer activations of the victims, and compute them again in the backward pass.
         deterministic: Use only operations that give the same bits every time, in evaluations and replays too.
             It is slower on a GPU, and changes nothing on a CPU.
+        local_statistics: Let networks that are trained take statistics over micro-batches, or over the rows
+            of a process; the step then differs from that of the whole batch.
         replace: Draw images with replacement instead of by epochs.
         checkpoint_every: Steps between numbered checkpoints, from which `replay --step` starts.
 
@@ -177,6 +181,7 @@ class TrainConfig:
     channels_last: bool = False
     recompute: bool = False
     deterministic: bool = False
+    local_statistics: bool = False
     replace: bool = False
     checkpoint_every: int = 50
 

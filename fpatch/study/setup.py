@@ -58,7 +58,7 @@ def set_up(study: Study, shared: Setup | None = None, only: str | None = None) -
     if shared is None:
         objective = make_objective(study)
     else:
-        objective = Objective(shared.objective.pipeline, study.objective.weights)
+        objective = Objective(shared.objective.pipeline, study.objective.weights, wrt=study.objective.wrt)
     num_images = len(dataset.split(study.data.train if only is None else only).image_ids)
     epoch = None if study.train.replace else Fraction(num_images, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
@@ -83,9 +83,8 @@ def make_objective(study: Study) -> Objective:
                 f"{phases} only; leave out its phases, or add 'train' to them"
             )
     t = study.train
-    return Objective(
-        reduce_precision(pipeline, t.precision, t.channels_last, t.recompute), study.objective.weights
-    )
+    lighter = reduce_precision(pipeline, t.precision, t.channels_last, t.recompute)
+    return Objective(lighter, study.objective.weights, wrt=study.objective.wrt)
 
 
 def _check_names(study: Study, dataset: TargetSet) -> None:
@@ -126,4 +125,5 @@ def make_training_step(study: Study, parts: Setup, ranks: Ranks = ALONE, process
         rho=study.train.rho,
         ranks=ranks,
         processes=processes,
+        local_statistics=study.train.local_statistics,
     )

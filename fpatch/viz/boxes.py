@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_kind
 from fpatch.core.names import label
+from fpatch.core.tree import widen
 from fpatch.viz import style
 from fpatch.viz._labels import Label, corners_at, place_labels
 from fpatch.viz.names import clip_name, wrap_name
@@ -92,7 +93,7 @@ def _draw_image(
     from matplotlib.patches import Polygon, Rectangle
 
     h, w = image.shape[1:]
-    axis.imshow(image.permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
+    axis.imshow(widen(image).permute(1, 2, 0).numpy(), extent=(0, w, h, 0))
     labels: list[tuple[Any, Sequence[float]]] = []
     title = batch["titles"][i] if "titles" in batch else None
     if title is None and "image_id" in batch:

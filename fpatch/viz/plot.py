@@ -78,7 +78,7 @@ def plot(
     for axis in axes:
         axis.set_axis_off()
     for axis, levels, title in zip(axes, pixels, titles, strict=False):
-        axis.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", origin="upper")
         axis.set_title(title, fontsize=10)
     if path is not None:
         style.save(figure, path, dpi=140)

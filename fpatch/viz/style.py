@@ -100,7 +100,9 @@ def figure(what: str, width: float, height: float, extra: str = "plot") -> Itera
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f"{what} need matplotlib: pip install 'fpatch[{extra}]'") from error
-    with matplotlib.rc_context(_SHEET):  # type: ignore[arg-type]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever a matplotlibrc of the user or of the working folder says
+        matplotlib.rcParams.update(_SHEET)  # type: ignore[arg-type]
         yield Figure(figsize=(width, height), layout="constrained")
 
 

@@ -308,6 +308,12 @@ def load_described(weights: str, description: str) -> str:
     return " ".join(path.read_text() for path in paths)
 
 
+def load_listed(weights: str, parts: Any) -> str:
+    """The text of the weights."""
+    return Path(weights).read_text()
+
+
+listed = define_loader("listed", load_listed)
 described = define_loader("described", load_described, lambda weights, description: ["external.data", "no"])
 
 
@@ -342,6 +348,20 @@ def test_each_changed_or_missing_file_is_named(parts, name):
         _ = made.value
     parts[name].write_text(before)
     assert made.value == "w m e"
+
+
+def test_files_in_lists_and_tables_of_arguments_have_digests(parts):
+    names = [str(parts["model.yaml"]), str(parts["external.data"])]
+    for nested in (names, {"first": names[0], "second": {"third": names[1]}}):
+        made = listed(parts["weights.bin"], parts=nested)
+        assert set(made.files) == set(names)
+        assert decode(Resource, through_json(made), "x") == made
+        assert str(made).startswith("test_schema:listed(weights.bin, parts=")
+        assert made.value == "w"
+        parts["external.data"].write_text("other")
+        with pytest.raises(ValueError, match=r"external\.data has changed: sha256"):
+            _ = Resource(made.loader, made.weights, made.sha256, made.arguments, made.files).value
+        parts["external.data"].write_text("e")
 
 
 def test_a_record_without_other_digests_opens_as_before(parts):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fpatch import metrics, pipeline
-from fpatch.cli.class_tables import class_table, precision_tables
+from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.main import main
 from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.by_class import NO_DETECTION, NOT_FINITE, by_class, from_json
@@ -141,6 +141,20 @@ def test_average_precision_names_the_classes_with_objects_alone():
     assert f"{found['ap/map']:.3f}" in show(overall)
     assert "name 4" in show(classes)
     assert "absent" not in show(classes)
+
+
+def test_a_class_that_success_leaves_out_is_in_the_table_of_precision():
+    """Such as the goal of a targeted attack: the mean counts it, and so the table shows it."""
+    numbers = {"ap/map": 0.3, "ap/map_50": 0.5, "ap/map_75": 0.2, "ap/recall": 0.1, "ap/map/left_out": 2.0}
+    few = numbers | {f"ap/map/{name}": 0.3 for name in ("red", "green", "blue")}
+    _, classes = precision_tables({"none": few, "patch": few}, ["green", "red"])
+    assert [str(cell) for cell in classes.columns[0].cells] == ["green", "red", "blue"]
+    _, unordered = precision_tables({"none": few, "patch": few})
+    assert [str(cell) for cell in unordered.columns[0].cells] == ["red", "green", "blue"]
+    many = numbers | {f"ap/map/c{i}": 0.3 for i in range(NUM_CLASSES + 3)}
+    _, classes = precision_tables({"patch": many})
+    assert len(list(classes.columns[0].cells)) == NUM_CLASSES
+    assert str(classes.caption).startswith("and 3 more classes in the mean")
 
 
 @pytest.mark.parametrize(

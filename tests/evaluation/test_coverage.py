@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpatch import compose, create, evaluate, implant, infer, metrics, pipeline, random, replay
+from fpatch import compose, create, evaluate, implant, infer, metrics, node, pipeline, random, replay
 from fpatch.core.types import Range
 from fpatch.data import targets, write_image
 from fpatch.demo.tiny import Brightness
@@ -64,6 +64,44 @@ def test_size_and_opacity_count_and_brightness_does_not(scenes):
     _, faded = measure(scenes, implant.fill_box(), fade)
     assert faded.table["covered_image_inner"] == pytest.approx([100 / 2400, 0.0])
     assert faded.table["covered_image_outer"] == pytest.approx([200 / 2400] * 2)
+
+
+@pytest.mark.parametrize("between", ["nothing", "exposure", "flip"])
+def test_a_later_implanter_draws_over_an_earlier_one(scenes, between):
+    """A pixel that shows a patch twice counts once, where it is the same pixel."""
+    moves = {
+        "nothing": {},
+        "exposure": {"dim": compose.exposure((-1.0, -1.0))},
+        "flip": {
+            "flip": node(compose.vertical_flip(p=1.0), reads={"scene": "image"}, writes={"scene": "image"})
+        },
+    }
+    made = make_pipeline(implant.fill_box())
+    body = {path: made[path] for path in ("victim", "hit")}
+    again = node(implant.warp(scale=Range(0.5, 0.5)), reads={"scene": "image"})
+    made = pipeline({**made.upto("implant"), **moves[between], "again": again, **body})
+    table = evaluate(made, made.init(random.key(0)), scenes, random.key(1)).table
+    whole, part = 10 * 20 / 2400, 5 * 10 / 2400
+    twice = whole + part if between == "flip" else whole  # the sum, after a move
+    assert table["covered_image_inner"] == pytest.approx([twice] * 2, rel=0.05)
+    assert (table["covered_image_inner"] == pytest.approx([whole] * 2)) == (between != "flip")
+
+
+def test_a_patch_on_top_of_that_of_an_earlier_implanter_hides_it(scenes):
+    made = make_pipeline(implant.fill_box())
+    body = {path: made[path] for path in ("victim", "hit")}
+    again = node(implant.fill_box(), reads={"scene": "image", "quad_patch": "other"})
+    made = pipeline({**made.upto("implant"), "again": again, **body})
+
+    class Swapped(type(scenes)):
+        def batch(self, *given, **more):
+            batch = super().batch(*given, **more)
+            return batch | {"other": 1 - batch["quad_patch"]}
+
+    swapped = Swapped(**vars(scenes))
+    table = evaluate(made, made.init(random.key(0)), swapped, random.key(1)).table
+    assert table["covered_object_inner"] == pytest.approx([10 * 10 / 800] * 2)
+    assert table["covered_object_outer"] == pytest.approx([10 * 20 / 800] * 2)
 
 
 def test_shares_replay_and_older_tables_lack_them(scenes):

@@ -488,6 +488,51 @@ def test_objects_of_several_victims_are_counted_each_in_its_group():
     assert rates.missed["patch"].value == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("groups", [("v/a/", "v/b/"), ("v/b/", "v/a/")])
+def test_a_goal_of_one_victim_leaves_out_no_object_of_another(groups):
+    """Victim a has the goal 2 and does not ask about the object of that class; victim b asks about both."""
+    label = torch.tensor([[2, 0], [0, 2]])
+    results = {}
+    for c, found in {"patch": [[0, 0], [1, 0]], "none": [[1, 1], [1, 0]]}.items():
+        found, results[c] = torch.tensor(found).bool(), {}
+        for group in groups:
+            asked = label != 2 if group == "v/a/" else torch.ones_like(found)
+            entries = {"found": found & asked, "valid": asked, "label": label}
+            entries |= {"reached": ~found & asked} if group == "v/a/" else {}
+            results[c] |= {f"{group}object_{n}": v for n, v in entries.items()}
+        results[c]["finite"] = dict.fromkeys(groups, torch.ones(2, dtype=torch.bool))
+    batch = {"image_id": torch.tensor([4, 9]), "draw": torch.zeros(2, dtype=torch.int64)}
+    columns = object_columns(results, batch, [n for n in results["patch"] if n != "finite"])
+    assert columns["label"].tolist() == [2, 0, 0, 2]
+    targeted, untargeted = (of_objects(columns, f"{group}found") for group in ("v/a/", "v/b/"))
+    assert (targeted.rates["patch"].value, targeted.rates["patch"].count) == (0.5, 2)
+    assert (targeted.clean.value, targeted.clean.count) == (1.0, 2)
+    assert (untargeted.rates["patch"].value, untargeted.rates["patch"].count) == (2 / 3, 3)
+    assert (untargeted.clean.value, untargeted.clean.count) == (0.75, 4)
+    assert (untargeted.missed["patch"].value, targeted.missed["patch"].value) == (0.75, 0.5)
+    assert targeted.gain == {}  # without a score of the goal
+    assert effects(columns, "v/a/found").tolist() == [0, 1, 0, 0]
+
+
+def test_a_goal_of_one_victim_leaves_out_no_row_of_another():
+    """A classifier without a goal writes no `has_object`: the means of its metrics are over all rows."""
+    rng = np.random.default_rng(2)
+    label, sure = np.arange(24) // 2 % 3, rng.uniform(size=24)
+    table = {"image_id": np.arange(24), "v/a/label": label, "v/b/label": label, "v/b/confidence/patch": sure}
+    table |= {
+        f"v/a/{n}/{c}": (label != 2) & (sure > 0.5) for n in ("found", "reached") for c in ("patch", "none")
+    }
+    table |= {f"v/a/has_object/{c}": label != 2 for c in ("patch", "none")}
+    table |= {"v/a/confidence/patch": sure}
+    found = scalars(Evaluation(table, {}, {}), "v/a/found")
+    assert found["v/b/confidence/patch"] == pytest.approx(sure.mean())
+    assert found["v/a/confidence/patch"] == pytest.approx(sure[label != 2].mean())
+    top = {n.removeprefix("v/a/"): c for n, c in table.items()}
+    assert scalars(Evaluation(top, {}, {}))["v/b/confidence/patch"] == pytest.approx(sure.mean())
+    top["label"] = np.where(np.arange(24) < 6, -1, label)  # rows without an object
+    assert scalars(Evaluation(top, {}, {}))["v/b/confidence/patch"] == pytest.approx(sure[6:].mean())
+
+
 def test_a_control_may_begin_with_delta_and_not_be_called_so():
     table = {
         f"found/{n}": np.zeros(3, bool) for n in ("patch", "none", "delta_print", "delta", "delta/noise")

@@ -11,11 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from study_fixture import run_fpatch
 from torch import Tensor
 
-from fpatch import compose, random
+from fpatch import compose, implant, random
 from fpatch.cli.main import main
+from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.grid import cells_of, evaluate_grid
 from fpatch.evaluation.rates import Success, success
+from fpatch.evaluation.replaying import replay
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 from fpatch.metrics import Rate, wilson
@@ -122,6 +124,26 @@ def test_a_stage_that_is_skipped_at_random_cannot_be_stratified(parts):
         evaluate_grid(blurred, params, dataset, KEY, {"tilt/length_px": [3.0]}, block=8)
     on = evaluate_grid(blurred, params, dataset, KEY, {"tilt/on": [1], "tilt/length_px": [3.0]}, block=8)
     assert on.table["sample/tilt/on"].all()
+
+
+def test_a_placement_that_an_image_lacks_is_refused(tmp_path):
+    """No patch would be there, and the rates would count its rows."""
+    study = tiny_study(tmp_path)
+    with (tmp_path / "placements.csv").open("a") as file:
+        file.write("\n4.png,tag,test,2,2,6,6")  # a second placement in one of the images
+    made = study.pipeline | {"implant": implant.warp(boxes="one")}
+    test, scenes = made.at("test"), study.data.open().split("test")
+    settings = test, test.init(random.key(0)), scenes, KEY
+    every = evaluate_grid(*settings, {"implant/placement": [-1, 0]})
+    assert (every.table["covered_image_tag"] > 0).all()
+    for placement in (1, 2, -2):
+        with pytest.raises(ValueError, match=rf"implant/placement = {placement}: image \d has no such place"):
+            evaluate_grid(*settings, {"implant/placement": [placement]})
+    drawn = evaluate(*settings)
+    with pytest.raises(ValueError, match=r"implant/placement = 1: image 5 has no such placement"):
+        replay(
+            test, drawn.conditions, scenes, drawn.table, edit=lambda s: override(s, {"implant/placement": 1})
+        )
 
 
 def test_an_unknown_axis_is_named(stratified):

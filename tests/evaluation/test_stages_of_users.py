@@ -141,3 +141,33 @@ def test_scores_that_no_threshold_suits_are_refused(metric, kind):
     run(make(torch.tensor([[0.75]])), valid=~yes)
     with pytest.raises(ValueError, match=f"must be within 0..1, got {re.escape(got)}"):
         run(make(torch.tensor([[0.75]])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_image_of_another_type_has_a_digest_and_a_rate(tmp_path, dtype):
+    """numpy knows no bfloat16."""
+    cast = stage(lambda values: {"image": values["image"].to(dtype)}, ("image",), ("image",))
+    table, again = (measure(tmp_path / str(i), {"cast": cast}).table for i in range(2))
+    assert success(table, "victims/a/found").clean.value > 0
+    assert len(set(table["digest/none"].tolist())) == len(table["digest/none"])
+    assert table["digest/patch"].tolist() == again["digest/patch"].tolist()
+
+
+def test_differences_keep_the_digits_of_a_metric(tmp_path):
+    """A whole number beyond float32, and one in float64; a metric may ask for a gradient."""
+
+    def apply(values):
+        level = values["image"].mean((1, 2, 3))
+        return {"count": 2**24 + (level > 0.3).long(), "fine": 1 + 1e-12 * level.double()}
+
+    fine = stage(apply, ("image",), ("count", "fine"), "metric")
+
+    def ask(values):
+        return {"asking": values["image"].mean((1, 2, 3)).requires_grad_()}
+
+    asking = stage(ask, ("image",), ("asking",), "metric")
+    table = measure(tmp_path, {"fine": fine, "asking": asking}).table
+    assert table["count/delta"].tolist() == (table["count/patch"] - table["count/none"]).tolist()
+    assert table["fine/delta"] == pytest.approx(table["fine/patch"] - table["fine/none"], rel=1e-6, abs=0)
+    assert table["fine/delta"].any()
+    assert table["asking/delta"].any()

@@ -1,6 +1,5 @@
 """Diagrams hold every node, value and group, and the real Mermaid reads and draws them."""
 
-import dataclasses
 import html
 import importlib.util
 import re
@@ -10,13 +9,11 @@ from typing import Any
 import mermaid
 import pytest
 import torch
-from cases import classifier, demo, three_patches, tiny_generator, two_victims
+from cases import classifier, demo, three_patches, tiny_generator, tiny_net, two_victims, two_views
 from PIL import Image
 
-from fpatch import compose, create, implant, infer, losses, metrics, node, pipeline, viz
+from fpatch import compose, create, graph, implant, infer, losses, metrics, node, pipeline, viz
 from fpatch.graph.diagram import role_of, weights_of
-from fpatch.graph.node import Node
-from fpatch.graph.stage import Definition
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -152,27 +149,15 @@ def test_trained_and_frozen_weights_are_told_apart():
     assert "class n5,legend_frozen frozen" in drawn
 
 
-@dataclasses.dataclass(frozen=True)
-class Weighted(Definition):
-    """A definition that declares weights."""
-
-    weights: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Module:
-    """Settings of a network."""
-
-    trainable: bool = False
-
-
 @pytest.mark.parametrize("trainable", [False, True])
-def test_a_stage_that_declares_weights_says_whether_they_are_trained(trainable):
-    given = {f.name: getattr(compose.exposure, f.name) for f in dataclasses.fields(Definition)}
-    given |= {"weights": lambda config, key: {}}
-    stage = dataclasses.replace(compose.exposure(), definition=Weighted(**given), config=Module(trainable))
-    n = Node(stage, None, {"image": "image"}, {"image": "image"})
+def test_a_network_is_trained_or_frozen_as_its_node_says(trainable):
+    network = graph.module(tiny_net(seed=3), trainable=trainable)
+    n = node(network, reads=["image"], writes=["logits"])
     assert weights_of(n) == ("trained" if trainable else "frozen")
+
+
+def test_one_network_in_two_places_is_trained_in_both():
+    assert [weights_of(n) for n in two_views().values()] == ["trained", "trained"]
 
 
 def test_the_picture_in_the_docs_is_that_of_its_page():
@@ -193,6 +178,7 @@ DRAWN = {
     "demo": demo(),
     "two victims": two_victims(),
     "three patches": three_patches(),
+    "two views": two_views(),
     "one": pipeline({"end": compose.exposure()}),
 }
 

@@ -85,6 +85,10 @@ def test_a_function_returns_the_sample_that_it_was_given():
 @pytest.mark.parametrize(
     ("sample", "words"),
     [
+        ({"0": torch.ones(3)}, r"'0' is no name of a sampled value"),
+        ({"speed/0": torch.ones(3)}, r"'speed/0' is no name of a sampled value"),
+        ({"": torch.ones(3)}, r"'' is no name of a sampled value"),
+        ({"camera": {"1": torch.ones(3)}}, r"'1' is no name of a sampled value"),
         ({"speed": 3.0}, r"sample\['speed'\] must be a float32, int64 or bool tensor of 3 rows, got float"),
         ({"speed": torch.zeros(3).double()}, r"got torch\.float64 \[3\]"),
         ({"speed": torch.zeros(2)}, r"of 3 rows, got torch\.float32 \[2\]"),

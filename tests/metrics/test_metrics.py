@@ -656,6 +656,20 @@ def test_scores_of_files_equal_pycocotools(tmp_path, iou, score):
     assert result.recall.low < result.recall.value < result.recall.high
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_scores_are_ordered_as_by_pycocotools(tmp_path, seed):
+    """It sorts the images by id, in whatever order the file lists them, as COCO's own does."""
+    found, truth = unpad(make_detections(9, seed=seed, spread=30.0))
+    found = [f | {"scores": (f["scores"] * 4).round() / 4} for f in found]
+    files = write_coco(tmp_path, found, truth)
+    data = json.loads(files[0].read_text())
+    data["images"] = data["images"][::-1]
+    files[0].write_text(json.dumps(data))
+    result = metrics.score_detections(*files)
+    assert result.precision == pytest.approx(precision_of(run_pycocotools(*files, 0.5)), abs=1e-6)
+    assert result.coco == pytest.approx(precision_of(run_pycocotools(*files)), abs=1e-6)
+
+
 def test_fpatch_score(tmp_path, capsys):
     files = write_coco(tmp_path, *unpad(make_detections(6, seed=5)))
     assert main(["score", *map(str, files), "--iou", "0.5", "--score", "0.4"]) == 0

@@ -80,8 +80,8 @@ def test_four_times_five_rows_are_twenty(rho):
 def test_no_more_rows_than_a_micro_batch_go_through_at_once(monkeypatch):
     seen = []
 
-    def spied(objective, transform):
-        gradient = value_and_grad(objective, transform)
+    def spied(objective, transform, wrt):
+        gradient = value_and_grad(objective, transform, wrt)
         return lambda params, sample, batch: (
             seen.append(len(batch["image_id"])) or gradient(params, sample, batch)
         )
@@ -184,8 +184,8 @@ def test_nifgsm_looks_ahead_within_the_range_of_pixels(monkeypatch):
     """And what it looks from are the parameters: nothing hidden drifts away while they are clamped."""
     objective, seen = bowl(low=(-5.0, 7.0)), []
 
-    def spied(objective, transform):
-        gradient = value_and_grad(objective, transform)
+    def spied(objective, transform, wrt):
+        gradient = value_and_grad(objective, transform, wrt)
         return lambda params, *others: seen.append(params) or gradient(params, *others)
 
     monkeypatch.setattr("fpatch.optim.step.value_and_grad", spied)
@@ -320,8 +320,8 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(tmp_path, name):
 def test_a_study_has_two_passes_of_two_parts(tmp_path, monkeypatch):
     seen = []
 
-    def spied(objective, transform):
-        gradient = value_and_grad(objective, transform)
+    def spied(objective, transform, wrt):
+        gradient = value_and_grad(objective, transform, wrt)
         return lambda params, sample, batch: (
             seen.append(len(batch["image_id"])) or gradient(params, sample, batch)
         )

@@ -120,6 +120,29 @@ def test_an_objective_with_a_test_batch_refuses_wrong_terms_when_it_is_made(loss
     assert Objective(fine, {"tone": 1.0}, batch) == Objective(fine, {"tone": 1.0})
 
 
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+@pytest.mark.parametrize("shape", [(1,), (9,)])
+def test_a_step_refuses_a_term_that_is_no_number_per_row(shape, micro_batch):
+    """A mean of its own would count a part of one row as much as one of two."""
+
+    def tone(values, params):
+        rows = values["image"] * params["hood"].mean()
+        return {"tone": rows.mean().expand(1) if shape == (1,) else rows.mean((2, 3)).flatten()}
+
+    made = pipeline({"pixels": create.pixels(SHAPES), "tone": tone})
+    objective, optimizer = Objective(made, {"tone": 1.0}), make_optimizer(Optimizer(), 3)
+    state = make_state(objective, optimizer, random.key(0))
+    batch = {name: value for name, value in make_inputs().items() if name in ("image", "image_id", "draw")}
+    step = make_step(objective, optimizer, micro_batch=micro_batch)
+    if shape == (1,) and micro_batch == 1:
+        assert step(state, batch)[1].terms["tone"].shape == (3,)
+        return
+    with pytest.raises(
+        ValueError, match=r"'tone' must be .* one number per row \[3\], got shape \[[19236]\]"
+    ):
+        step(state, batch)
+
+
 def test_a_step_stops_at_a_loss_that_is_not_finite():
     def tone(values, params):
         mean = params["hood"].mean() + values["image_id"]
@@ -181,7 +204,7 @@ def test_the_gradient_is_the_slope():
 def test_unused_parameters_have_a_gradient_of_zero():
     subject, objective, sample = prepared()
     params = {**subject.params, "spare": torch.ones(2, 2)}
-    grads, _ = value_and_grad(objective)(params, sample, subject.batch)
+    grads, _ = value_and_grad(objective, wrt=tuple(params))(params, sample, subject.batch)
     assert grads["spare"].tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 

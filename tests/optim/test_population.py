@@ -422,6 +422,71 @@ def test_plain_functions_see_one_member_at_a_time(members_at_once):
         assert_same_run((states[i], infos[i]), population.alone(i, 2))
 
 
+def total(values, patch_params):
+    """A loss that reads all values, and sums what has no rows in a run of one member."""
+    patches, tone = values["patch"].values(), values["tone"]
+    return {
+        "total": values["image"].mean((1, 2, 3)) * sum(p.square().sum() for p in patches) * tone["ink"].sum()
+    }
+
+
+def tone(patch_params, key, batch):
+    """A value without rows: three numbers, and a lone one."""
+    colors = torch.stack([p.mean((-2, -1)) for p in batch["patch"].values()]).sum(0)
+    return {"tone": {"ink": colors, "mean": colors.mean()}}, {}
+
+
+def middle(values, patch_params):
+    """A loss on values of three axes alone."""
+    return {"middle": values["boxes"].mean((1, 2)) / 100 + patch_params["hood"].square().sum()}
+
+
+def apply_stretch(config, patch_params, sample, values):
+    """Patches from 0 to 1, as a whole: no law of stages, but right in a run of its own."""
+    return {"patch": {name: (p - p.min()) / (p.max() - p.min()) for name, p in values["patch"].items()}}
+
+
+def apply_decay(config, patch_params, sample, values):
+    decay = sum(p.square().sum() for p in patch_params.values())
+    return {"decay": decay + 0 * values["image_id"]}
+
+
+stretch = define("stretch", Own, deterministic, apply_stretch, reads=("patch",), writes=("patch",))
+decay = define("decay", Own, deterministic, apply_decay, reads=("image_id",), writes=("decay",), role="loss")
+
+
+@pytest.mark.parametrize("members_at_once", [None, 1, 2])
+@pytest.mark.parametrize("after", [None, "soften", "roof"])
+def test_what_a_user_sums_over_a_patch_is_that_of_one_member(after, members_at_once):
+    """Whether it reads named values or all, and whether a function or a filter made the patch."""
+    made = pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "stretch": stretch(),
+            **({"soften": node(soften, reads=["patch"], writes=["patch"])} if after == "soften" else {}),
+            "low": create.low_pass(0.4),
+            **({"scroll": create.scroll(only=("roof",))} if after == "roof" else {}),
+            "tone": node(tone, reads=["patch"], writes=["tone"])
+            if after != "roof"
+            else node(still, writes=["tone"]),
+            "implant": implant.warp(),
+            "total": total,
+            "middle": node(middle, reads=["boxes"], writes=["middle"]),
+            "decay": decay(),
+            "victim": infer.classifier(classifier(seed=2)),
+            "misclassify": losses.misclassify(),
+        }
+    )
+    population = Population(case(made), sgd)
+    states, infos = population.together(2, members_at_once=members_at_once)
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i, 2))
+
+
+def still(patch_params, key, batch):
+    return {"tone": {"ink": torch.ones(3), "mean": torch.tensor(1.0)}}, {}
+
+
 def test_inputs_that_do_not_fit_are_refused():
     population = Population(case(demo().at("train")))
     step = make_population_step(population.objectives, population.optimizers)

@@ -14,7 +14,9 @@ from study_fixture import SPLITS, run_fpatch
 from fpatch.cli.main import main
 from fpatch.data import read_image, targets
 from fpatch.data.images import to_pixels
+from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.replaying import replay
+from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.opening import open_run
 from fpatch.runs.replaying import replay_run, replay_step
 from fpatch.runs.training import train
@@ -98,6 +100,20 @@ def test_what_if_another_value_had_been_sampled(trained, capsys):
     assert "\n  digest/none: " in printed
     dark, bright = (images(trained, slice(4, 5), edits={path: stops})["none"] for stops in (-9.0, 1.0))
     assert dark.mean() < 0.1 * bright.mean()
+
+
+def test_an_edit_of_a_stage_that_rows_skip_says_so(tmp_path, caplog):
+    settings = {"pipeline.jpeg": {"stage": "compose.jpeg", "p": 0.5}, "evaluate.num_draws": 4}
+    run = train(tiny_study(tmp_path, settings | {"train.num_steps": 1}))
+    evaluate_run(run.folder)
+    on = run.load_table("test")["sample/jpeg/on"]
+    assert 0 < on.sum() < len(on)
+    replay_run(run.folder, edits={"jpeg/quality": 10})
+    said = f"jpeg/quality changes nothing in {int((~on).sum())} of {len(on)} rows, which skip its stage"
+    assert said in caplog.text
+    caplog.clear()
+    replay_run(run.folder, edits={"jpeg/quality": 10, "jpeg/on": 1})
+    assert "changes nothing" not in caplog.text
 
 
 @pytest.mark.parametrize(

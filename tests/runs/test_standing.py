@@ -1,9 +1,11 @@
 """A resume goes on only from what belongs together, is told otherwise, and deletes nothing."""
 
+import importlib
 import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from fpatch.runs.folder import Run
 from fpatch.runs.grid import evaluate_grid_run
 from fpatch.runs.locks import RunError
 from fpatch.runs.opening import open_run
+from fpatch.runs.record import changed_sources, describe_sources, edited_sources
 from fpatch.runs.standing import go_back
 from fpatch.runs.training import resume, train, train_in
 from fpatch.runs.verifying import verify_run
@@ -183,8 +186,6 @@ def test_changed_sources_are_said_by_a_resume(run, caplog):
 
 
 def test_modules_beside_a_study_are_recorded_with_those_they_import(tmp_path, monkeypatch):
-    from fpatch.runs.record import describe_sources
-
     path = make_study(tmp_path)
     (tmp_path / "their_helper.py").write_text("GAIN = 1.0\n")
     (tmp_path / "their_stage.py").write_text(
@@ -197,9 +198,41 @@ def test_modules_beside_a_study_are_recorded_with_those_they_import(tmp_path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
     before = describe_sources(load_study(path))["modules"]
     assert set(before) == {"their_stage", "their_helper", "study_fixture"}
-    (tmp_path / "their_helper.py").write_text("GAIN = 2.0\n")
+    (tmp_path / "their_helper.py").write_text("GAIN = 20.0\n")
+    assert describe_sources(load_study(path))["modules"] == before  # what was imported runs
+    assert edited_sources(load_study(path)) == [
+        "module their_helper: edited after the import; start Python again"
+    ]
+    importlib.reload(sys.modules["their_helper"])
     after = describe_sources(load_study(path))["modules"]
     assert {n for n in after if after[n] != before[n]} == {"their_helper"}
+    assert edited_sources(load_study(path)) == []
+
+
+def test_files_that_a_stage_of_the_user_names_are_recorded(tmp_path, monkeypatch):
+    path = make_study(tmp_path)
+    (tmp_path / "tinted.py").write_text(
+        "from dataclasses import dataclass\nfrom fpatch import define\n"
+        "from fpatch.graph.stage import deterministic\n"
+        "@dataclass(frozen=True)\nclass Tint:\n    curves: tuple[str, ...] = ()\n"
+        "def apply(config, patch_params, sample, values):\n    return {'image': values['image']}\n"
+        "tint = define('tint', Tint, deterministic, apply, reads=('image',), writes=('image',))\n"
+    )
+    node = '[pipeline.tint]\nstage = "tinted:tint"\ncurves = ["red.txt", "blue.txt"]\n[pipeline.victim]'
+    path.write_text(path.read_text().replace("[pipeline.victim]", node))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("red.txt", "blue.txt"):
+        (tmp_path / name).write_text("1")
+    study = load_study(path)
+    recorded = describe_sources(study)
+    assert set(recorded["files"]) == {"red.txt", "blue.txt"}
+    (tmp_path / "red.txt").write_text("2")
+    assert changed_sources(recorded, study) == ["file red.txt: the content is not the recorded one"]
+    (tmp_path / "red.txt").unlink()
+    assert changed_sources(recorded, study) == ["file red.txt: the content is missing"]
+    del recorded["files"]
+    assert changed_sources(recorded, study) == []  # a run of an older version
 
 
 # Headers of checkpoints

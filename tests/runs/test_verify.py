@@ -492,6 +492,56 @@ def test_large_data_sets_are_known_by_size_and_time(copy, monkeypatch):
     assert "photograph-10.png: it was changed or copied since, and its content is not recorded" in said
 
 
+def edit_record(run: Run, file: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Edit a sealed file, and seal it and the record again."""
+    value = json.loads((run.folder / file).read_text())
+    change(value)
+    (run.folder / file).write_bytes(seal(value))
+    environment = run.read_json("environment.json")
+    if file in environment.get("files", {}):
+        environment["files"][file] = file_digest(run.folder / file)
+        (run.folder / "environment.json").write_bytes(seal(environment))
+
+
+LACKS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "sources.fpatch": ("environment.json", lambda v: v.pop("sources")),
+    "module study_fixture": ("environment.json", lambda v: v["sources"]["modules"].clear()),
+    "data.placements": ("environment.json", lambda v: v.update(data={})),
+    "data.objects": ("environment.json", lambda v: v["data"].pop("objects")),
+    "data.classes": ("environment.json", lambda v: v.pop("data")),
+    "files.config.json": ("environment.json", lambda v: v.pop("files")),
+    "files.data.json": ("environment.json", lambda v: v["files"].pop("data.json")),
+    "photograph-00.png: data.json lacks its digest": (
+        "data.json", lambda v: [i.pop("sha256") for i in v["images"]],
+    ),
+    "tables/test.json lacks 'files'": ("tables/test.json", lambda v: v.pop("files")),
+    "tables/test.json lacks 'state'": ("tables/test.json", lambda v: v.pop("state")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", LACKS)
+def test_a_sealed_record_that_lacks_a_part_proves_nothing(copy, capsys, part):
+    """A part that is taken out, such as the digests of the data, is no claim of an older version."""
+    edit_record(copy, *LACKS[part])
+    code, said = say(copy, capsys, "--rows", "0:1")
+    assert code == 1
+    assert part in said
+
+
+def test_images_of_which_no_content_is_recorded_are_not_proven(copy, capsys):
+    study = copy.folder.parent.parent
+
+    def know_by_time(value: dict[str, Any]) -> None:
+        for image in value["images"]:
+            del image["sha256"]
+            image["modified_ns"] = (study / image["name"]).stat().st_mtime_ns
+
+    edit_record(copy, "data.json", know_by_time)
+    code, said = say(copy, capsys, "--rows", "0:1")
+    assert code == 0
+    assert "not proven: the content of 12 images: their sizes and times alone are recorded" in said
+
+
 # Old runs
 
 

@@ -376,6 +376,46 @@ def test_every_victim_of_several_has_the_goal_in_its_group(tmp_path):
     assert aimed["victims/b/hit"].endswith("set pipeline.victims/b/hit.goal = 'nothing'")
 
 
+def test_a_metric_is_held_against_the_losses_of_its_own_victim(tmp_path):
+    """Two victims with goals of their own: the goal of the one says nothing of the other's metric."""
+    plain = tiny_study(tmp_path, {"data.classes": ["lamp", "nothing", "third"]})
+    victims = {name: infer.classifier(Resource("demo.brightness")) for name in ("a", "b")}
+    parts = {"wrong": losses.misclassify(), "hit": node(metrics.class_hit(), phases="eval")}
+    made = plain.pipeline.without("misclassify", "hit", "victim") | {"v": infer.ensemble(victims, parts)}
+    terms = {f"v/{name}/misclassify": 1.0 for name in victims}
+    settings = replace(plain.evaluate, metric="v/b/found")
+    study = replace(plain, pipeline=made, objective=ObjectiveConfig(terms), evaluate=settings)
+    cases = [
+        ({"a/wrong.target": "nothing"}, None),
+        ({"a/wrong.target": "nothing", "b/hit.goal": "nothing"}, "'v/b/wrong' aims at no class"),
+        ({"a/wrong.target": "nothing", "b/wrong.target": "third"}, "'v/b/wrong' aims at 'third'"),
+        ({"a/wrong.target": "nothing", "b/wrong.target": "third", "b/hit.goal": "third"}, None),
+        (
+            {"a/wrong.target": "nothing", "b/wrong.target": "third", "b/hit.goal": "nothing"},
+            "aims at 'third'",
+        ),
+    ]
+    for settings, said in cases:
+        found = [*judge_goals(vary(study, {f"pipeline.v/{name}": value for name, value in settings.items()}))]
+        assert [where for where, _ in found] == ([] if said is None else ["v/b/hit"])
+        assert all(str(said) in sentence for _, sentence in found)
+
+
+def test_names_that_are_given_with_another_setting_are_kept(tmp_path):
+    """The names of a node follow its settings only where nobody gives them."""
+    plain = tiny_study(tmp_path)
+    parts = {"wrong": losses.misclassify(), "hit": node(metrics.class_hit(), phases="eval")}
+    victims = {"a": infer.classifier(Resource("demo.brightness"))}
+    made = plain.pipeline.without("hit", "victim", "misclassify") | {"v": infer.ensemble(victims, parts)}
+    study = replace(plain, pipeline=made)
+    own = {n: f"aimed/{n}" for n in ("found", "confidence", "answer", "label", "has_object", "reached")}
+    own["goal_score"] = "aimed/goal_score"
+    settings = {"pipeline.v/a/hit.goal": "nothing", "pipeline.v/a/hit.writes": own}
+    assert vary(study, settings).pipeline["v/a/hit"].writes == own
+    table = study.config["pipeline"]["v/a/hit"] | {"goal": "nothing", "writes": own}
+    assert vary(study, {"pipeline.v/a/hit": table}).pipeline["v/a/hit"].writes == own
+
+
 def test_a_goal_given_later_stays_in_the_group_of_its_victim(tmp_path):
     """And one that was wired apart from the answers that it belongs to is refused."""
     plain = tiny_study(tmp_path)

@@ -1,14 +1,15 @@
 """For each law a stage that breaks it, as stages have been broken before."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from cases import Case, case
+from cases import Case, case, trained_network
 from jaxtyping import Float
 from torch import Tensor
 
-from fpatch import random
+from fpatch import graph, random
 from fpatch.core.types import Range
 from fpatch.graph.stage import Stage, Summary, define, deterministic
 from fpatch.ops.color import each_channel
@@ -96,6 +97,10 @@ def apply_in_place(config: Any, patch_params: Any, sample: Any, values: Any) -> 
 
 def apply_global_noise(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
     return {"image": (values["image"] + 0.01 * torch.randn_like(values["image"])).clamp(0, 1)}
+
+
+def apply_if_recorded(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    return scaled(values["image"], sample["gain"] if torch.is_grad_enabled() else sample["gain"] / 2)
 
 
 def apply_batch_brightness(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
@@ -248,6 +253,27 @@ def flagged() -> Case:
     return Case(Flagged(whole.stages[0].definition, Config()), whole.params, whole.batch)
 
 
+# -- networks that are trained
+
+
+def apply_by_order(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Tensor]:
+    """A mean over the rows above."""
+    counts = torch.arange(1, 1 + len(values["logits"]))[:, None]
+    return {"logits": values["logits"].cumsum(0) / counts}
+
+
+def apply_with_old_buffers(config: Any, patch_params: Any, sample: Any, values: Any) -> dict[str, Any]:
+    written = dict(graph.module.apply(config, patch_params, sample, values))
+    return written | {"buffers": {name: patch_params[name] for name in written["buffers"]}}
+
+
+def old_buffers() -> Case:
+    whole = trained_network(seed=3, norm="batch")
+    stage = whole["net"].stage
+    made = Stage(dataclasses.replace(stage.definition, apply=apply_with_old_buffers), stage.config)
+    return case(whole | {"net": dataclasses.replace(whole["net"], stage=made)})
+
+
 # -- another device
 
 
@@ -308,6 +334,18 @@ def goal_case(name: str) -> Case:
 
 
 BROKEN = {
+    "a_batch_repeats_its_bits": case(
+        define(
+            "by_order",
+            Config,
+            deterministic,
+            apply_by_order,
+            reads=("logits",),
+            writes=("logits",),
+            declare=lambda config: {"mixes_rows": True},
+        )()
+    ),
+    "buffers_are_returned_not_written": old_buffers(),
     "a_class_may_have_a_name": goal_case("first_of_all"),
     "rows_of_the_goal_are_no_question": goal_case("every_row"),
     "same_key_same_sample": photo_case("global_draw", sample=draw_globally),
@@ -327,6 +365,7 @@ BROKEN = {
     "call_is_sample_then_apply": flagged(),
     "inputs_are_left_alone": photo_case("in_place", apply=apply_in_place),
     "global_generators_are_left_alone": photo_case("global_noise", apply=apply_global_noise),
+    "the_state_of_torch_is_no_input": photo_case("recorded", apply=apply_if_recorded),
     "rows_do_not_see_their_neighbors": photo_case("batch_brightness", apply=apply_batch_brightness),
     "position_keeps_the_bits": photo_case("row_count", apply=apply_by_row_count),
     "products_are_those_of_one_row": photo_case("joint_product", apply=apply_joint_product),

@@ -15,7 +15,7 @@ from PIL import ImageDraw
 from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES, make_victim
 
-from fpatch import compose, create, implant, infer, losses, metrics, random, viz
+from fpatch import compose, create, graph, implant, infer, losses, metrics, random, viz
 from fpatch.core.resource import define_loader
 from fpatch.core.tree import constant
 from fpatch.core.types import Range
@@ -87,6 +87,20 @@ class TinyClassifier(nn.Module):
         return self.head(self.backbone(images - 0.5).tanh().mean((-1, -2)))
 
 
+class TinyNet(nn.Module):
+    """From images to features, by a layer of a norm and one of dropout."""
+
+    def __init__(self, seed: int, norm: str = "", dropout: float = 0.0) -> None:
+        super().__init__()
+        norms = {"batch": nn.BatchNorm2d(6), "instance": nn.InstanceNorm2d(6, track_running_stats=True)}
+        self.conv, self.norm = nn.Conv2d(3, 6, 8, 8), norms.get(norm, nn.Identity())
+        self.drop, self.head = nn.Dropout(dropout), nn.Linear(6, 5)
+        randomize(self, seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.drop(self.norm(self.conv(images - 0.5)).tanh().mean((-1, -2))))
+
+
 class TinyGenerator(nn.Module):
     """From a latent [b, 4, h, w] to a picture twelve times as large, less one pixel."""
 
@@ -140,6 +154,7 @@ tiny_yolo = define_loader("tiny_yolo", lambda seed, format: TinyYolo(seed, forma
 tiny_yolos = define_loader("tiny_yolos", make_yolos)
 classifier = define_loader("classifier", lambda seed: TinyClassifier(seed))
 ellipse = define_loader("ellipse", draw_ellipse)
+tiny_net = define_loader("tiny_net", lambda seed, norm="", dropout=0.0: TinyNet(seed, norm, dropout))
 tiny_generator = define_loader("tiny_generator", lambda seed: TinyGenerator(seed))
 torchvision_victim = define_loader("torchvision_victim", lambda name: make_victim(name))
 drawer = define_loader("drawer", lambda: draw_answer)
@@ -268,7 +283,7 @@ def case(
     inputs = make_inputs(**others)
     batch = {name: inputs[name] for name in inputs if name in {"image_id", "draw", *names} - set(without)}
     found = Case(subject, params, batch)
-    networks = ("infer.detector", "infer.classifier", "create.generator", *DETECTORS)
+    networks = ("infer.detector", "infer.classifier", "create.generator", "graph.module", *DETECTORS)
     has_network = any(s.definition.name in networks for s in found.stages)
     return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws, fake)
 
@@ -374,6 +389,22 @@ def answers(loss: Stage) -> Pipeline:
     return pipeline({"victim": infer.detector(detector(seed=1)), "loss": loss})
 
 
+def trained_network(**arguments: Any) -> Pipeline:
+    """A network that is trained, as it is in training."""
+    part = node(graph.module(tiny_net(**arguments), trainable=True), reads=["image"], writes=["logits"])
+    return pipeline({"net": part}).at("train")
+
+
+def two_views() -> Pipeline:
+    """One network in two places."""
+    first = graph.module(tiny_net(seed=3, norm="batch", dropout=0.3), trainable=True)
+    parts = {
+        "first": node(first, reads=["image"], writes=["logits"]),
+        "second": node(graph.module(share="first"), reads=["scene"], writes=["others"]),
+    }
+    return pipeline(parts).at("train")
+
+
 GRAY = {"hood": noise("hood", 1, 20, 31), "roof": noise("roof", 1, 16, 9)}
 ROWS = {"hood": noise("hood", NUM_ROWS, 3, 20, 31), "roof": noise("roof", 3, 16, 9)}
 SEGMENTS = (9 * noise("classes", NUM_ROWS, 12, 17)).long()
@@ -469,6 +500,14 @@ CASES = {
     "kornia's affine": case(compose.augmentation("RandomAffine", {"degrees": 20.0, "p": 0.7})),
     "kornia's posterize": case(compose.augmentation("RandomPosterize", {"p": 1.0})),
     "classifier": case(infer.classifier(classifier(seed=2))),
+    "module": case(
+        graph.module(classifier(seed=2), inputs=("image",), outputs=("logits",)),
+    ),
+    "module trained": case(trained_network(seed=3)),
+    "module with dropout": case(trained_network(seed=3, dropout=0.3)),
+    "module with batch statistics": case(trained_network(seed=3, norm="batch")),
+    "module with statistics of images": case(trained_network(seed=3, norm="instance", dropout=0.1)),
+    "module shared": case(two_views()),
     "detector": case(infer.detector(detector(seed=1))),
     **{
         f"torchvision's {name}": case(

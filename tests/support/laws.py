@@ -34,6 +34,7 @@ from fpatch.core.types import Range
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.build import build
 from fpatch.graph.node import node
+from fpatch.graph.parameters import names_of_buffers, next_buffers
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control, from_columns, to_columns
 from fpatch.graph.stage import Stage
@@ -66,7 +67,8 @@ def law(applies: Callable[[Case], bool] = lambda case: True) -> Callable[..., An
 
 def leaves(case: Case) -> dict[str, Tensor]:
     """What the case computes from and a gradient may reach."""
-    found = {f"params/{name}": value for name, value in case.params.items()}
+    trained = case.subject.trainable() if isinstance(case.subject, Pipeline) else case.params
+    found = {f"params/{name}": case.params[name] for name in trained}
     found |= {f"patch/{name}": value for name, value in case.batch.get("patch", {}).items()}
     found |= {name: case.batch[name] for name in ("image", "logits") if name in case.batch}
     if "detections" in case.batch and case.stages[0].definition.role != "metric":
@@ -84,14 +86,15 @@ def run(case: Case, values: Mapping[str, Tensor], sample: Tree, batch: Tree = No
     if "dense" in values:
         dense = {**batch["detections"]["dense"], "logits": values["dense"]}
         batch["detections"] = {**batch["detections"], "dense": dense}
-    params = {name: values[f"params/{name}"] for name in case.params}
+    params = {name: values.get(f"params/{name}", value) for name, value in case.params.items()}
     out = case.subject.apply(params, sample, batch)
     return {name: out[name] for name in written_names(case)}
 
 
 def written_names(case: Case) -> list[str]:
     if isinstance(case.subject, Pipeline):
-        return sorted({name for n in case.subject.values() for name in n.writes.values()} - set(SHARED))
+        names = {name for n in case.subject.values() for name in n.writes.values()} - set(SHARED)
+        return sorted(name for name in names if not name.endswith("/buffers"))
     d = case.subject.definition
     return [name for name in d.writes if name not in d.optional or name in case.batch]
 
@@ -237,6 +240,32 @@ def global_generators_are_left_alone(case: Case) -> None:
 
 
 @law()
+def the_state_of_torch_is_no_input(case: Case) -> None:
+    """Default types and devices, autocast and the recording of gradients change no bit of a result.
+
+    A victim computes in the autocast of the program.
+    """
+    expected = case.subject(case.params, KEY, case.batch)
+    default = torch.get_default_dtype()
+    states = [torch.device("meta"), torch.no_grad()]
+    if all(s.definition.role != "victim" for s in case.stages):
+        states.append(torch.autocast("cpu", torch.bfloat16))
+    for state in states:
+        with state:
+            assert_equal(case.subject(case.params, KEY, case.batch), expected)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert_equal(case.subject(case.params, KEY, case.batch), expected)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def separates_rows(case: Case) -> bool:
+    """Whether no stage takes statistics over the rows of a batch."""
+    return not any(s.definition.traits.mixes_rows for s in case.stages)
+
+
+@law(applies=separates_rows)
 def rows_do_not_see_their_neighbors(case: Case) -> None:
     """With other neighbors, of other sizes, a row keeps its bits."""
     sample, other = case.subject.sample(KEY, case.batch), others(case)
@@ -253,7 +282,7 @@ def row_leaves(case: Case, batch: Tree) -> dict[str, Tensor]:
     return leaves(Case(case.subject, case.params, batch))
 
 
-@law()
+@law(applies=separates_rows)
 def position_keeps_the_bits(case: Case) -> None:
     """A row is the same anywhere in a batch, and in one of another size (behind a victim, to rounding)."""
     sample = case.subject.sample(KEY, case.batch)
@@ -475,6 +504,38 @@ def broken(answer: Tree, value: float) -> Tree:
     return changed
 
 
+# -- networks that are trained
+
+
+@law(applies=lambda case: not separates_rows(case))
+def a_batch_repeats_its_bits(case: Case) -> None:
+    """What mixes rows gives the same bits for the same batch, and the same rows in another order."""
+    sample = case.subject.sample(KEY, case.batch)
+    first, again = (case.subject.apply(case.params, sample, case.batch) for _ in range(2))
+    assert_equal(again, first)
+    order = [2, 0, 1]
+    batch = take(case.batch, order)
+    found = run(case, row_leaves(case, batch), take(sample, order), batch)
+    assert_equal(found, take(run(case, leaves(case), sample), order), 2e-5)
+
+
+@law(applies=lambda case: isinstance(case.subject, Pipeline) and bool(names_of_buffers(case.subject)))
+def buffers_are_returned_not_written(case: Case) -> None:
+    """The next buffers are new tensors of the same form, and those that were given stay."""
+    sample, before = case.subject.sample(KEY, case.batch), clone(case.params)
+    own = [resolve(s.config.model) for s in case.stages]
+    held = [clone(dict(model.named_buffers())) for model in own]
+    after = next_buffers(case.subject, case.subject.apply(case.params, sample, case.batch))
+    assert_equal(case.params, before)
+    for model, buffers in zip(own, held, strict=True):
+        assert_equal(dict(model.named_buffers()), buffers)
+    assert after
+    for name, value in after.items():
+        assert (value.shape, value.dtype) == (case.params[name].shape, case.params[name].dtype)
+        assert value.data_ptr() != case.params[name].data_ptr(), name
+    assert any(not torch.equal(value, case.params[name]) for name, value in after.items())
+
+
 # -- populations, replay, gradients
 
 
@@ -501,7 +562,7 @@ def vmap_equals_a_loop(case: Case) -> None:
     assert_equal(found, expected, max(case.tolerance, 1e-6))
 
 
-@law()
+@law(applies=lambda case: not any(s.definition.weights for s in case.stages))
 def flat_population_equals_a_loop(case: Case) -> None:
     """A population is p * b rows, in which each row carries its member's patch."""
     population = members(case)
@@ -669,7 +730,7 @@ def typed_results(case: Case, dtype: torch.dtype, back: bool) -> dict[str, Tree]
         changed[path] = dataclasses.replace(n, stage=stage)
     whole = whole | changed
     sample = whole.sample(KEY, batch)
-    params = {n: value.clone().requires_grad_() for n, value in case.params.items()}
+    params = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in case.params.items()}
     if victims and "image" in batch:  # through the boundary of gradients
         batch["image"] = batch["image"].clone().requires_grad_()
     with unchecked():

@@ -3,12 +3,14 @@
 import itertools
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from PIL import Image
 from sweeps import make_plan
 
 from fpatch import metrics, random, viz
@@ -305,3 +307,33 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, draw):
     panels = {"x": ([1.0], {"patch": [rate(0.5)]})} if draw is viz.plot_curves else [make_map(1, 1)]
     with pytest.raises(ImportError, match=r"pip install 'fpatch\[plot\]'"):
         draw(tmp_path / "none.png", panels)
+
+
+SETTINGS = {
+    "axes.grid": True, "figure.autolayout": True, "image.origin": "lower", "legend.loc": "lower left",
+    "savefig.bbox": "tight", "savefig.transparent": True, "xtick.labelbottom": False,
+    "ytick.labelleft": False,
+}  # fmt: skip
+"""What a matplotlibrc of the user, or of the folder in which a command starts, may say."""
+
+
+def test_settings_of_matplotlib_change_no_figure(tmp_path):
+    """Ticks keep their labels, and images their upper row."""
+    image = torch.zeros(3, 8, 8)
+    image[:, :2] = 1.0
+
+    def draw(name: str) -> list[bytes]:
+        viz.plot_heat_maps(tmp_path / f"{name}-map.png", [make_map(3, 2)])
+        viz.plot_curves(tmp_path / f"{name}-curves.png", {"x": ([1.0, 2.0], {"patch": [rate(0.5)] * 2})})
+        viz.plot(image, path=tmp_path / f"{name}-image.png")
+        return [(tmp_path / f"{name}-{kind}.png").read_bytes() for kind in ("map", "curves", "image")]
+
+    expected = draw("plain")
+    with matplotlib.rc_context(SETTINGS):
+        found = draw("changed")
+        assert matplotlib.rcParams["axes.grid"]  # which the caller keeps
+    assert found[:2] == expected[:2]
+    with Image.open(tmp_path / "changed-image.png") as picture:
+        levels = np.asarray(picture.convert("L"))
+    dark = np.flatnonzero(levels.min(1) < 50)
+    assert dark.mean() > len(levels) / 2  # the dark rows lie below the bright ones
