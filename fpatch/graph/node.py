@@ -10,6 +10,7 @@ from fpatch.core.checks import check_kind, nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch, Values
+from fpatch.graph.declarations import PHASE
 from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function, is_importable
 from fpatch.graph.stage import ALL, Stage
@@ -31,6 +32,7 @@ class Node:
         reads: The stage's own name of each value it reads -> the pipeline's name.
         writes: The stage's own name of each value it writes -> the pipeline's name.
         stream: Replaces the node's name in the derivation of its keys; nodes with one stream share a draw.
+        phase: The phase that was chosen, for a node that reads `phase`.
 
     Example:
         >>> import fpatch
@@ -44,6 +46,7 @@ class Node:
     reads: Mapping[str, str]
     writes: Mapping[str, str]
     stream: str | None = None
+    phase: str | None = None
 
     def alive(self, phase: str) -> bool:
         """Return whether the node runs in a phase."""
@@ -54,12 +57,14 @@ class Node:
         """The values that the stage reads, under its own names."""
         if self.stage.definition.reads == (ALL,):
             return dict(values)
-        return {own: values[name] for own, name in self.reads.items() if name in values}
+        given = values if self.phase is None else {PHASE: self.phase, **values}
+        return {own: given[name] for own, name in self.reads.items() if name in given}
 
     @property
     def required(self) -> list[str]:
         """The pipeline's names that the node needs."""
-        return [self.reads[own] for own in self.stage.definition.reads if own != ALL]
+        names = [self.reads[own] for own in self.stage.definition.reads if own != ALL]
+        return [name for name in names if name != PHASE]
 
     @property
     def terms(self) -> tuple[str, ...]:

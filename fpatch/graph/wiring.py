@@ -8,6 +8,7 @@ from torch import nn
 
 from fpatch.core.checks import nearest
 from fpatch.core.names import check_distinct
+from fpatch.graph.declarations import PHASE
 from fpatch.graph.node import PHASES, Node, absolute, inside, stream_path
 from fpatch.graph.parameters import BUFFERS, buffers_name, weights_path
 from fpatch.graph.shapes import check_forms
@@ -75,7 +76,10 @@ def choose_phase(nodes: Mapping[str, Node], phase: str) -> dict[str, Node]:
         ValueError: If the phase is neither standard nor named by a node, or no node is alive in it.
     """
     known = {*PHASES, *(q for n in nodes.values() for q in n.phases or ())}
-    alive = {p: dataclasses.replace(n, phases=None) for p, n in nodes.items() if n.alive(phase)}
+    asked = {p: phase if PHASE in n.reads.values() else None for p, n in nodes.items()}
+    alive = {
+        p: dataclasses.replace(n, phases=None, phase=asked[p]) for p, n in nodes.items() if n.alive(phase)
+    }
     if phase == "eval":
         raise ValueError("phase 'eval' means two phases; choose 'validation' or 'test'")
     if not alive or phase not in known:

@@ -594,3 +594,31 @@ def test_a_live_object_must_be_given_again():
 def test_gray_patches_are_stacked_in_a_pipeline_too():
     out, _ = pipeline({"stack": create.stack(3)})({}, KEY, make_inputs(patch=GRAY))
     assert out["patch"]["hood"].shape == (3, 20, 31)
+
+
+# -- the name of the phase
+
+
+def name_phase(patch_params, key, batch):
+    return {"length": torch.full(batch["image_id"].shape, float(len(batch["phase"])))}, {}
+
+
+def test_a_node_may_read_the_name_of_the_phase():
+    p = pipeline({"name": node(name_phase, reads=["image_id", "phase"], writes=["length"])})
+    batch = {"image_id": torch.tensor([7, 3]), "draw": torch.tensor([0, 0])}
+    for phase in ("train", "validation", "export"):
+        chosen = p.at(phase)
+        assert chosen.required() == ("image_id",)
+        out, _ = chosen({}, random.key(0), batch)
+        assert out["length"].tolist() == [float(len(phase))] * 2
+        assert "phase" not in out
+        assert chosen.at("train")["name"].phase == "train"
+    assert p.config == p.at("train").config
+    with pytest.raises(ValueError, match=r"reads 'phase', which is not there; choose one: pipeline\.at"):
+        p({}, random.key(0), batch)
+
+
+def test_a_value_of_the_name_phase_is_that_value():
+    p = pipeline({"name": node(name_phase, reads=["image_id", "phase"], writes=["length"])}).at("test")
+    batch = {"image_id": torch.tensor([7]), "draw": torch.tensor([0]), "phase": torch.zeros(1)}
+    assert p({}, random.key(0), batch)[0]["length"].tolist() == [1.0]

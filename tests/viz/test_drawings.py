@@ -85,6 +85,18 @@ def test_a_function_may_ask_for_all_values_and_another_drawing_for_its_picture()
     assert p.apply({}, {}, batch)["picture"].shape == (1, 3, 8, 8)
 
 
+def test_a_function_may_ask_for_the_phase():
+    seen: list[str] = []
+
+    def look(image, phase):
+        seen.append(phase)
+        return image
+
+    p = pipeline({"look": viz.drawing(look)})
+    p.at("test").apply({}, {}, {"image": gray(4, 6, 2)})
+    assert seen == ["test", "test"]
+
+
 def test_a_config_names_a_function_by_its_loader():
     p = pipeline({"answer": viz.drawing(drawer(), ("image", "logits", "target"))})
     assert p.config["answer"]["function"] == {
