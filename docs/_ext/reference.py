@@ -35,7 +35,7 @@ from fpatch import Range, Resource, compose
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
-FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics")
+FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
 WITH_STAGES = (*FAMILIES, "graph")
 """The wings with stages; `graph` has other names too, and so a page of its own."""
 Definition = type(compose.exposure)

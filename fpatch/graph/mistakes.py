@@ -76,7 +76,7 @@ _ORIGIN = {
     "image": "add a stage of implant before it, such as implant.warp",
     "detections": "add a detector before it, such as infer.detector",
     "logits": "add infer.classifier before it",
-    "phase": "choose one first: pipeline.at('train')",
+    "phase": "choose one: pipeline.at('train')",
 }
 """The ways to the values that most pipelines have."""
 

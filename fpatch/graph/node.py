@@ -10,15 +10,13 @@ from fpatch.core.checks import check_kind, nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
 from fpatch.core.types import Batch
+from fpatch.graph.declarations import PHASE
 from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function, is_importable
 from fpatch.graph.stage import ALL, Stage
 
 PHASES = ("train", "validation", "test", "inference", "export")
 """The standard phases; any other string is a phase of the user's own."""
-
-PHASE = "phase"
-"""The name by which a node reads the phase that was chosen, a string."""
 
 Part = Union[Stage, "Node", Callable[..., Any], Mapping[str, Any]]
 """A part of a pipeline; a mapping is a group of parts."""
@@ -34,6 +32,7 @@ class Node:
         reads: The stage's own name of each value it reads -> the pipeline's name.
         writes: The stage's own name of each value it writes -> the pipeline's name.
         stream: Replaces the node's name in the derivation of its keys; nodes with one stream share a draw.
+        phase: The phase that was chosen, for a node that reads `phase`.
 
     Example:
         >>> import fpatch
@@ -47,24 +46,25 @@ class Node:
     reads: Mapping[str, str]
     writes: Mapping[str, str]
     stream: str | None = None
+    phase: str | None = None
 
     def alive(self, phase: str) -> bool:
         """Return whether the node runs in a phase."""
         check_kind("phase", phase, str, "name one, such as 'train'")
         return self.phases is None or phase in self.phases
 
-    def inputs(self, values: Batch, phase: str | None = None) -> dict[str, Any]:
-        """The values that the stage reads, and the phase that was chosen, under its own names."""
-        if phase is not None and PHASE in self.reads.values():
-            values = {PHASE: phase, **values}
+    def inputs(self, values: Batch) -> dict[str, Any]:
+        """The values that the stage reads, under its own names."""
         if self.stage.definition.reads == (ALL,):
             return dict(values)
-        return {own: values[name] for own, name in self.reads.items() if name in values}
+        given = values if self.phase is None else {PHASE: self.phase, **values}
+        return {own: given[name] for own, name in self.reads.items() if name in given}
 
     @property
     def required(self) -> list[str]:
         """The pipeline's names that the node needs."""
-        return [self.reads[own] for own in self.stage.definition.reads if self.reads[own] not in (ALL, PHASE)]
+        names = [self.reads[own] for own in self.stage.definition.reads if own != ALL]
+        return [name for name in names if name != PHASE]
 
     @property
     def terms(self) -> tuple[str, ...]:

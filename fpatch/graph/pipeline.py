@@ -13,10 +13,11 @@ from fpatch.graph import diagram
 from fpatch.graph.contracts import find_uses
 from fpatch.graph.mistakes import check_device, check_mapping
 from fpatch.graph.names import output_names, required_names
+from fpatch.graph.networks import choose_phase, share_networks
 from fpatch.graph.node import Node, Part, encode_node, flatten, inside, number_nodes, slice_paths
 from fpatch.graph.parameters import frozen_nodes, init_params, project_params, trainable_names
 from fpatch.graph.running import Runner
-from fpatch.graph.wiring import check_wiring, choose_phase, fill_settings, share_networks
+from fpatch.graph.wiring import check_wiring, fill_settings
 
 
 class Pipeline(Runner):

@@ -132,7 +132,7 @@ class Runner(Mapping[str, Node]):
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
-            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values, self._phase))
+            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values))
             try:
                 before = count_writes(given)
                 written, own = n.stage.run(*given)
