@@ -21,7 +21,7 @@ from torch import Tensor
 from fpatch.core.checks import suggest_keyword
 from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, register
-from fpatch.core.resource import resolve
+from fpatch.core.resource import find_networks, resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.contracts import check_batch, uses_of
@@ -318,9 +318,7 @@ class Stage:
         device = check_device("stage.to", device)
         if self.definition.summary is not None:
             return self
-        settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
-        networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
-        copies = {name: copy_to(model, device) for name, model in networks.items()}
+        copies = {name: copy_to(model, device) for name, model in find_networks(self.config).items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     @property
