@@ -1,7 +1,7 @@
 """Export a phase of a pipeline as ONNX, with the names of its values."""
 
+import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import optree
@@ -14,8 +14,6 @@ from fpatch.graph.names import needed_paths
 from fpatch.graph.node import Node
 from fpatch.graph.parameters import patches_in
 from fpatch.graph.pipeline import Pipeline
-
-_PACKAGES = ("onnx", "onnxscript")
 
 
 class _Exported(nn.Module):
@@ -38,9 +36,9 @@ class _Exported(nn.Module):
         batch = dict(zip(self.names, tensors[: len(self.names)], strict=True))
         given = dict(zip(self.patches, tensors[len(self.names) :], strict=True))
         values = self.pipeline.apply({**self.params, **given}, {}, batch, want=self.want)
-        paths, leaves, _ = optree.tree_flatten_with_path(values)  # type: ignore[arg-type]
-        self.outputs = ["/".join(map(str, path)) for path in paths]
-        return tuple(leaves)
+        flat = [(name, *optree.tree_flatten_with_path(values[name])) for name in self.want]
+        self.outputs = ["/".join(map(str, (name, *path))) for name, paths, *_ in flat for path in paths]
+        return tuple(leaf for _, _, leaves, _ in flat for leaf in leaves)
 
 
 def export_onnx(
@@ -71,8 +69,11 @@ def export_onnx(
         ImportError: If a package of the extra `onnx` is missing.
         ValueError: If a node cannot be exported, with all such nodes; or a name is missing in the batch.
     """
-    if lost := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise ImportError(f"export_onnx needs {lost[0]}; install fpatch[onnx]")
+    try:  # torch's exporter imports both
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"export_onnx needs {error.name}: install fpatch[onnx]") from error
     want = tuple(pipeline.outputs() if want is None else want)
     needed = {p: pipeline[p] for p in needed_paths(pipeline, want, ())}
     if reasons := [f"node {p!r} {why}" for p, n in needed.items() if (why := _why_not(n))]:
@@ -90,7 +91,8 @@ def export_onnx(
     args = (*(batch[name] for name in names), *(own[name] for name in patches))
     rows = torch.export.Dim("rows", min=1)
     shapes = (*({0: rows} for _ in names), *({} for _ in patches))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch 2.11, about code of its own
         model(*args)  # its outputs have names after a call
         torch.onnx.export(
             model,

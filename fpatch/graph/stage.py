@@ -338,10 +338,10 @@ class Stage:
 
     def load(self) -> None:
         """Load the resources of the settings, models and images, before compiling or `torch.func` traces."""
-        for f in dataclasses.fields(self.config):
-            value = getattr(self.config, f.name)
+        for value in (getattr(self.config, f.name) for f in dataclasses.fields(self.config)):
             for part in value.values() if isinstance(value, Mapping) else (value,):
                 resolve(part)
+        getattr(self.config, "called", None)  # the copy of a network's modules, made once
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]

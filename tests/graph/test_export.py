@@ -105,7 +105,6 @@ def test_what_cannot_be_exported_is_named_before_the_exporter_starts(tmp_path):
     with pytest.raises(ValueError, match=words):
         graph.export_onnx(p, tmp_path / "a.onnx", p.init(KEY), {"scene": images(2)})
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="the batch lacks 'image'"):
-        graph.export_onnx(
-            two_heads().at("export"), tmp_path / "a.onnx", two_heads().init(KEY), {"imgae": images(2)}
-        )
+    other, batch = two_heads(), {"imgae": images(2)}
+    with pytest.raises(ValueError, match="the batch lacks 'image'; did you mean 'imgae'"):
+        graph.export_onnx(other.at("export"), tmp_path / "a.onnx", other.init(KEY), batch)
