@@ -50,7 +50,9 @@ def make_recipe() -> fpatch.Pipeline:
         {
             "normalize": node(graph.module(eyes), reads=["image"], writes=["input"]),
             "body": node(graph.module(body, trainable=True), reads=["input"], writes=["features"]),
-            "digit": node(graph.module(heads["digit"], trainable=True), reads=["features"], writes=["logits"]),
+            "digit": node(
+                graph.module(heads["digit"], trainable=True), reads=["features"], writes=["logits"]
+            ),
             "ink": node(graph.module(heads["ink"], trainable=True), reads=["features"], writes=["ink"]),
             "losses": {
                 "digit": node(
@@ -104,7 +106,10 @@ def train(recipe: fpatch.Pipeline, data: dict[str, Tensor], epochs: int, batch_s
     num = len(data["image_id"]) // batch_size
     settings = fpatch.Optimizer("adam", learning_rate=0.003, schedule="cosine")
     optimizer = fpatch.make_optimizer(settings, num_steps=epochs * num)
-    state, step = fpatch.make_state(objective, optimizer, random.key(0)), fpatch.make_step(objective, optimizer)
+    state, step = (
+        fpatch.make_state(objective, optimizer, random.key(0)),
+        fpatch.make_step(objective, optimizer),
+    )
     with progress_bars() as report:
         for epoch in range(epochs):
             order = random.permutation(random.fold_in(random.key(1), epoch), len(data["image_id"]))
@@ -134,7 +139,9 @@ def main() -> None:
     hits = int(measured["found"].sum())
     low, high = metrics.wilson(hits, NUM_TEST)
     error = float(measured["error"].mean())
-    say(f"digits right: {hits} of {NUM_TEST}, {hits / NUM_TEST:.1%} [{low:.1%}, {high:.1%}]; ink off by {error:.3f}")
+    say(
+        f"digits right: {hits} of {NUM_TEST}, {hits / NUM_TEST:.1%} [{low:.1%}, {high:.1%}]; ink off by {error:.3f}"
+    )
 
     few = take(test, slice(0, 8))
     answers, _ = recipe.at("inference")(params, key, few)
@@ -146,7 +153,9 @@ def main() -> None:
     inputs, outputs = graph.export_onnx(recipe.at("export"), folder / "recipe.onnx", params, few)
     difference = compare_with_onnx(recipe, folder / "recipe.onnx", params, test)
     say(f"recipe.onnx: {', '.join(inputs)} -> {', '.join(outputs)}; it differs by {difference:.1e}")
-    diagrams = [f"## {phase}\n\n```mermaid\n{recipe.mermaid(phase)}\n```\n" for phase in ("train", "inference")]
+    diagrams = [
+        f"## {phase}\n\n```mermaid\n{recipe.mermaid(phase)}\n```\n" for phase in ("train", "inference")
+    ]
     (folder / "recipe.md").write_text("\n".join(diagrams), "utf-8")
     facts = {"right": hits, "of": NUM_TEST, "interval": [low, high], "ink error": error, "onnx": difference}
     (folder / "recipe.json").write_text(json.dumps(facts, indent=1), "utf-8")

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
+from fpatch.core.resource import find_networks
 from fpatch.core.types import Params
 from fpatch.graph import diagram
 from fpatch.graph.contracts import find_uses
@@ -16,7 +18,9 @@ from fpatch.graph.names import output_names, required_names
 from fpatch.graph.networks import choose_phase, share_networks
 from fpatch.graph.node import Node, Part, encode_node, flatten, inside, number_nodes, slice_paths
 from fpatch.graph.parameters import frozen_nodes, init_params, project_params, trainable_names
+from fpatch.graph.precision import reduce_precision
 from fpatch.graph.running import Runner
+from fpatch.graph.weights import Loaded, load_params, save_params
 from fpatch.graph.wiring import check_wiring, fill_settings
 
 
@@ -101,11 +105,23 @@ class Pipeline(Runner):
         """
         return Pipeline(choose_phase(self, phase), phase)
 
-    def to(self, device: torch.device | str) -> "Pipeline":
-        """A copy of the pipeline with its networks copied to a device; see `Stage.to`."""
-        device, given = check_device("pipeline.to", device), share_networks(self._given)
-        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in given.items()}
-        return Pipeline(moved, self._phase)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """A copy of the pipeline whose networks lie on a device, or whose victims compute in a type.
+
+        Args:
+            device: The device; see `Stage.to`. None: where they are.
+            dtype: torch.float32, bfloat16 or float16, for convolutions and matrix products; see
+                `fpatch.infer.lighter`. Answers stay float32.
+
+        Raises:
+            ValueError: If the device does not exist, or the type is another one.
+        """
+        made: Pipeline = self
+        if device is not None:
+            place, given = check_device("pipeline.to", device), share_networks(self._given)
+            moved = {p: dataclasses.replace(n, stage=n.stage.to(place)) for p, n in given.items()}
+            made = Pipeline(moved, self._phase)
+        return made if dtype is None else reduce_precision(made, str(dtype).removeprefix("torch."))  # type: ignore
 
     def with_classes(self, names: Sequence[str]) -> "Pipeline":
         """The pipeline with the numbers of classes in place of their names.
@@ -165,6 +181,35 @@ class Pipeline(Runner):
         """
         frozen = frozen_nodes(self, params)
         return Pipeline({**self._given, **frozen}, self._phase) if frozen else self
+
+    def save(self, folder: str | Path, params: Params) -> tuple[Path, ...]:
+        """Write the parameters of each node to `folder/<path>.safetensors`; return the files.
+
+        Raises:
+            ValueError: If parameters of a node are missing.
+            OSError: If a file cannot be written.
+        """
+        return save_params(self, folder, params)
+
+    def load(self, folder: str | Path, key: Tensor) -> Loaded:
+        """Read what `save` wrote; nodes without a file begin anew, from `init(key)`.
+
+        Raises:
+            ValueError: If the folder has no file of a node, or a file does not fit its node.
+        """
+        return load_params(self, folder, self.init(key))
+
+    def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the layers of all networks, as `path/setting/name` and module."""
+        for path, n in self.items():
+            for setting, model in find_networks(n.stage.config).items():
+                for name, layer in model.named_modules():
+                    yield "/".join(filter(None, (path, setting, name))), layer
+
+    @property
+    def phase(self) -> str | None:
+        """The phase that was chosen; None before `at`."""
+        return self._phase
 
     @property
     def config(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fpatch.core.checks import suggest_keyword
 from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, register
-from fpatch.core.resource import resolve
+from fpatch.core.resource import find_networks, resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.contracts import check_batch, uses_of
@@ -319,9 +319,7 @@ class Stage:
         device = check_device("stage.to", device)
         if self.definition.summary is not None:
             return self
-        settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
-        networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
-        copies = {name: copy_to(model, device) for name, model in networks.items()}
+        copies = {name: copy_to(model, device) for name, model in find_networks(self.config).items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     @property
@@ -340,10 +338,10 @@ class Stage:
 
     def load(self) -> None:
         """Load the resources of the settings, models and images, before compiling or `torch.func` traces."""
-        for f in dataclasses.fields(self.config):
-            value = getattr(self.config, f.name)
+        for value in (getattr(self.config, f.name) for f in dataclasses.fields(self.config)):
             for part in value.values() if isinstance(value, Mapping) else (value,):
                 resolve(part)
+        getattr(self.config, "called", None)  # the copy of a network's modules, made once
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]
