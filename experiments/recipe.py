@@ -41,19 +41,18 @@ def make_recipe() -> fpatch.Pipeline:
     """The model, its losses, metrics and pictures."""
     filters = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2))
     body = nn.Sequential(filters, nn.Conv2d(24, 48, 3, padding=1), nn.ReLU(), nn.Flatten())
-    heads = {
+    parts = {
         "digit": infer.head(num_features=768, num_classes=10, dropout=0.3, seed=1),
         "ink": infer.head(num_features=768, num_classes=1, seed=2),
     }
+    heads = {name: graph.module(part, trainable=True) for name, part in parts.items()}
     eyes = infer.normalizer(mean=[0.3] * 3, std=[0.38] * 3)
     return fpatch.pipeline(
         {
             "normalize": node(graph.module(eyes), reads=["image"], writes=["input"]),
             "body": node(graph.module(body, trainable=True), reads=["input"], writes=["features"]),
-            "digit": node(
-                graph.module(heads["digit"], trainable=True), reads=["features"], writes=["logits"]
-            ),
-            "ink": node(graph.module(heads["ink"], trainable=True), reads=["features"], writes=["ink"]),
+            "digit": node(heads["digit"], reads=["features"], writes=["logits"]),
+            "ink": node(heads["ink"], reads=["features"], writes=["ink"]),
             "losses": {
                 "digit": node(
                     losses.criterion("CrossEntropyLoss", {"label_smoothing": 0.05}),
@@ -136,12 +135,9 @@ def main() -> None:
     params = state.all_params
 
     measured, _ = recipe.at("validation")(params, key, test)
-    hits = int(measured["found"].sum())
-    low, high = metrics.wilson(hits, NUM_TEST)
+    rate = metrics.wilson(measured["found"].numpy(), test["image_id"].numpy())
     error = float(measured["error"].mean())
-    say(
-        f"digits right: {hits} of {NUM_TEST}, {hits / NUM_TEST:.1%} [{low:.1%}, {high:.1%}]; ink off by {error:.3f}"
-    )
+    say(f"digits right: {rate}; share of ink off by {error:.3f}")
 
     few = take(test, slice(0, 8))
     answers, _ = recipe.at("inference")(params, key, few)
@@ -157,7 +153,8 @@ def main() -> None:
         f"## {phase}\n\n```mermaid\n{recipe.mermaid(phase)}\n```\n" for phase in ("train", "inference")
     ]
     (folder / "recipe.md").write_text("\n".join(diagrams), "utf-8")
-    facts = {"right": hits, "of": NUM_TEST, "interval": [low, high], "ink error": error, "onnx": difference}
+    facts = {"right": rate.value, "interval": [rate.low, rate.high], "of": rate.count}
+    facts |= {"ink error": error, "onnx": difference}
     (folder / "recipe.json").write_text(json.dumps(facts, indent=1), "utf-8")
     say(f"folder: {folder}")
 
