@@ -97,7 +97,7 @@ def _check_phase(nodes: Mapping[str, Node], phase: str) -> None:
                 )
         _check_control(phase, path, n, carries_patch)
         _check_entries(nodes, phase, path, entries, writers)
-        _check_drawn(phase, path, n, alive, writers)
+        check_drawn(phase, path, n, alive, writers)
         if d.traits.geometric:
             _check_moved(phase, path, n, later, writers)
         for name in {"patch", "image"} & set(n.reads.values()) & set(writers):
@@ -125,25 +125,6 @@ def _check_control(phase: str, path: str, n: Node, carries: dict[str, str]) -> N
                 "control could take the patch out; declare `opacity` [b, k] in its sample, and apply it"
             )
         carries[name] = f"{name!r}, made from the patch,"
-
-
-def _check_drawn(
-    phase: str, path: str, n: Node, alive: Mapping[str, Node], writers: Mapping[str, str]
-) -> None:
-    """Check that only drawings read what a drawing writes: pictures are for people, and have no gradient."""
-    if n.stage.definition.role == "drawing":
-        if found := {"image", "scene"} & set(n.writes.values()):
-            raise ValueError(
-                f"phase {phase!r}: the drawing {path!r} writes {min(found)!r}, which a victim would see; "
-                "name the picture otherwise: node(..., writes=['picture'])"
-            )
-        return
-    for name in n.reads.values():
-        if name in writers and alive[writers[name]].stage.definition.role == "drawing":
-            raise ValueError(
-                f"phase {phase!r}: node {path!r} reads {name!r}, which the drawing {writers[name]!r} writes "
-                "for people; read what the drawing reads"
-            )
 
 
 def _check_entries(

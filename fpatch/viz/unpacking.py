@@ -143,7 +143,7 @@ def _convert(
     if named is not None:
         return _apply(conversions[named], value, path)
     types = (getattr(value, "dtype", None), *type(value).__mro__)
-    kind = next((kinds[t] for t in types if t in kinds), None)
+    kind: Conversion | None = next((kinds[t] for t in types if t in kinds), None)
     return value if kind is None else _apply(kind, value, path)
 
 

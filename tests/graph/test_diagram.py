@@ -165,7 +165,7 @@ def test_the_picture_in_the_docs_is_that_of_its_page():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     with Image.open(script.PICTURE) as picture:
-        assert picture.text["mermaid"] == script.make_diagram(), "run docs/diagram.py"
+        assert picture.info["mermaid"] == script.make_diagram(), "run docs/diagram.py"
         assert min(picture.size) > 400
 
 

@@ -112,7 +112,7 @@ def test_tensors_of_any_kind_lose_their_graph():
             {"by_name": {"imgae": "pil"}},
             "no value 'imgae'; did you mean 'image'",
         ),
-        ({"image": torch.zeros(3, 2)}, {"whole": ("titels",)}, "no value 'titels'"),
+        ({"image": torch.zeros(3, 2)}, {"whole": ("titlse",)}, "no value 'titlse'"),
         ({"image": torch.zeros(3, 2)}, {"by_type": {torch.Tensor: "array"}}, "'numpy' or 'pil' or 'tensor'"),
         ({"image": torch.zeros(3, 2, 4, 6)}, {"by_name": {"image": "pil"}}, "'image': .* got \\[2, 4, 6\\]"),
         (
