@@ -94,7 +94,10 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
         here = _working_folder()  # without one, libraries end the process
         with _modules_of_a_study(here) if words[0] not in _WITHOUT_STUDY else nullcontext():
             console.stderr = options.json
-            answer = options.run(options)
+            try:
+                answer = options.run(options)
+            except SystemExit as leave:
+                return _say_exit(leave)
             if options.json and answer.facts:
                 print(to_document(answer.facts), end="")
             return answer.code
@@ -110,6 +113,17 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
         print(show(traceback.format_exc()), file=sys.stderr, end="")
         print(_UNKNOWN, file=sys.stderr)
         return 3
+
+
+def _say_exit(leave: SystemExit) -> int:
+    """Print that code of a study ended the command, which is not done then; return an exit code but 0."""
+    print(show(traceback.format_exc()), file=sys.stderr, end="")
+    print(
+        "fpatch: error: a module of yours ended the command by SystemExit, and it is not done; the lines "
+        'above show where. Put what a module runs as a script below `if __name__ == "__main__":`',
+        file=sys.stderr,
+    )
+    return leave.code if isinstance(leave.code, int) and leave.code else 1
 
 
 def _say_stop(stop: Stop, interrupt: BaseException) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 import torch
 
@@ -29,7 +30,6 @@ def plain_torch(autocast: bool = False, grad: bool = False) -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    default = torch.get_default_dtype()
     with ExitStack() as stack:
         if grad:
             stack.enter_context(torch.inference_mode(False))
@@ -39,7 +39,29 @@ def plain_torch(autocast: bool = False, grad: bool = False) -> Iterator[None]:
         for device in () if autocast else _DEVICES:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if default is not torch.float32:
-            stack.callback(torch.set_default_dtype, default)
-            torch.set_default_dtype(torch.float32)
+        stack.enter_context(_SINGLE)
         yield
+
+
+class _Single:
+    """The default type float32, until the last of all threads has left the block."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_default_dtype()
+                if self._before is not torch.float32:
+                    torch.set_default_dtype(torch.float32)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._before is not torch.float32:
+                torch.set_default_dtype(self._before)
+
+
+_SINGLE = _Single()

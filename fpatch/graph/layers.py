@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
@@ -129,12 +130,15 @@ def draws(called: Called) -> bool:
     return any(isinstance(m, KeyedDropout) and m.training and m.p > 0 for m in called.modules())
 
 
-def mixes_rows(called: Called) -> bool:
-    """Return whether a network takes statistics over the rows of a batch."""
+def mixes_rows(model: nn.Module) -> bool:
+    """Return whether a network takes statistics over the rows of a batch.
+
+    Batch normalization without running statistics does so in evaluation mode too.
+    """
     return any(
-        isinstance(m, _BatchNorm) or (isinstance(m, _InstanceNorm) and m.track_running_stats)
-        for m in called.modules()
-        if m.training
+        (isinstance(m, _BatchNorm) and (m.training or m.running_mean is None))
+        or (isinstance(m, _InstanceNorm) and m.training and m.track_running_stats)
+        for m in model.modules()
     )
 
 
@@ -150,6 +154,13 @@ def check_trainable(what: str, model: nn.Module) -> None:
                 f"{what}: {name!r} has no shape yet; call the network once, then give it to the pipeline"
             )
     for name, layer in model.named_modules():
+        held = [own for own, value in vars(layer).items() if isinstance(value, Tensor) and not value.is_leaf]
+        if held:
+            raise ValueError(
+                f"{what}: {name or 'the network'!r} holds {held[0]!r}, computed from other tensors, and "
+                "cannot be copied; for torch.nn.utils.weight_norm or spectral_norm take those of "
+                f"torch.nn.utils.parametrizations, or set {held[0]!r} to None"
+            )
         if isinstance(layer, SyncBatchNorm):
             raise ValueError(
                 f"{what}: {name!r} is a SyncBatchNorm, which talks to other processes; take BatchNorm, and "
@@ -185,27 +196,33 @@ def call_without_draws(
         return torch.func.functional_call(called, given, (args, kwargs))
     before = _generator_state()
     answer = torch.func.functional_call(called, given, (args, kwargs))
-    if before != _generator_state():
-        name = _find_drawing(called, given, args, kwargs)
+    if before != _generator_state() and (name := _find_drawing(called, given, args, kwargs)):
         raise ValueError(
-            f"{what}: {name} draws from torch's global generator, so that no key could repeat it; take "
+            f"{what}: {name} draws from a global generator, so that no key could repeat it; take "
             "nn.Dropout, whose draws come from the keys of the rows, or draw in a stage of its own"
         )
     return answer
 
 
 def _generator_state() -> bytes:
-    """Return the states of torch's global generators, under any transformation of `torch.func` too."""
+    """Return the states of the global generators, under any transformation of `torch.func` too.
+
+    Python's own is left out: checks of types draw from it, such as those of beartype.
+    """
     with _disable_current_modes(), torch._C._DisableFuncTorch():
         states = [torch.random.get_rng_state()]
         states += torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        return b"".join(state.numpy().tobytes() for state in states)
+        numpys = [np.asarray(part).tobytes() for part in np.random.get_state(legacy=True)]
+        return b"".join([*numpys, *(state.numpy().tobytes() for state in states)])
 
 
 def _find_drawing(
     called: Called, given: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str:
-    """Return the innermost layer that draws from the global generator, in words."""
+) -> str | None:
+    """Return the innermost layer that draws from a global generator, in words.
+
+    None if the network does not: another thread did, such as one that sends records.
+    """
     found: list[str] = []
 
     def hooks(name: str, layer: nn.Module) -> Iterator[Any]:
@@ -219,10 +236,12 @@ def _find_drawing(
         yield layer.register_forward_hook(after)
 
     handles = [h for name, m in called.model.named_modules() if name for h in hooks(name, m)]
+    before = _generator_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.func.functional_call(called, given, (args, kwargs))
+            draws_itself = before != _generator_state()
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else type(called.model).__name__
+    return found[0] if found else type(called.model).__name__ if draws_itself else None

@@ -137,9 +137,10 @@ def declare(config: Module) -> dict[str, Any]:
     writes, optional, fields, mixes = (*config.outputs, *config.entries), (), (), False
     if config.learning:
         fields = ("key",) if layers.draws(config.called) else ()
-        mixes = layers.mixes_rows(config.called)
         if any(True for _ in resolve(config.model).buffers()):
             writes, optional = (*writes, BUFFERS), (BUFFERS,) if config.share else ()
+    if config.learning or isinstance(config.model, nn.Module):  # no resource is loaded for this alone
+        mixes = layers.mixes_rows(config.called)
     reads = (*config.inputs, *config.keywords)
     return {
         "role": "victim" if "image" in reads and _ANSWERS & {*writes} else "stage",

@@ -129,8 +129,8 @@ class Pipeline(Mapping[str, Node]):
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """A copy of the pipeline with its networks copied to a device; see `Stage.to`."""
-        device = check_device("pipeline.to", device)
-        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in self._given.items()}
+        device, given = check_device("pipeline.to", device), share_networks(self._given)
+        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in given.items()}
         return Pipeline(moved, self._phase)
 
     def with_classes(self, names: Sequence[str]) -> "Pipeline":

@@ -2,12 +2,13 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
 from fpatch.core.names import check_distinct
+from fpatch.core.resource import Resource
 from fpatch.graph.node import PHASES, Node, absolute, inside, stream_path
 from fpatch.graph.parameters import BUFFERS, buffers_name, weights_path
 from fpatch.graph.shapes import check_forms
@@ -55,6 +56,8 @@ def share_networks(nodes: Mapping[str, Node]) -> dict[str, Node]:
             continue
         base = absolute(path, path.rpartition("/")[0], base)
         above = list(nodes)[: list(nodes).index(path)]
+        if base not in nodes and isinstance(config.model, nn.Module):
+            continue  # a part of a pipeline, without the node that has the weights
         owner = made[base] if base in above else None
         if owner is None or not hasattr(owner.stage.config, "share") or owner.stage.config.share is not None:
             raise ValueError(
@@ -65,7 +68,40 @@ def share_networks(nodes: Mapping[str, Node]) -> dict[str, Node]:
         made[path] = dataclasses.replace(
             n, stage=n.stage.definition.configured(dataclasses.replace(config, **own))
         )
+    _check_apart(made)
     return made
+
+
+def _check_apart(nodes: Mapping[str, Node]) -> None:
+    """Check that no other network holds a tensor of one that is trained: it would not follow the training.
+
+    Raises:
+        ValueError: Naming both nodes and the tensor.
+    """
+    trained = {weights_path(path, n): path for path, n in nodes.items() if n.stage.definition.weights}
+    owners: dict[int, tuple[str, str, str]] = {}
+    for path, n in nodes.items() if trained else ():
+        owner = weights_path(path, n)
+        for name, tensor in ((name, t) for model in _networks(n) for name, t in _tensors(model)):
+            first, first_path, first_name = owners.setdefault(id(tensor), (owner, path, name))
+            if first != owner and {first, owner} & {*trained}:
+                raise ValueError(
+                    f"node {path!r}: its {name!r} is also {first_name!r} of node {first_path!r}, and one of "
+                    "them is trained: the other would not follow. Give what they share a node of its own and "
+                    "trainable=True in every node, or give one of them copy.deepcopy(model)"
+                )
+
+
+def _networks(n: Node) -> list[nn.Module]:
+    """The networks in the settings of a node; none is loaded for this alone."""
+    values = (getattr(n.stage.config, f.name) for f in dataclasses.fields(n.stage.config))
+    held = [vars(v).get("value") if isinstance(v, Resource) else v for v in values]
+    return [v for v in held if isinstance(v, nn.Module)]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def choose_phase(nodes: Mapping[str, Node], phase: str) -> dict[str, Node]:

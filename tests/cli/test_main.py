@@ -227,6 +227,20 @@ def test_commands_that_do_not_exist(capsys, words):
     assert re.search(r"^fpatch( \w+)?: error: ", capsys.readouterr().err, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("given", "code"), [("0", 1), ("", 1), ("5", 5), ("'a text'", 1)])
+def test_a_module_that_ends_python_ends_no_command_as_done(tmp_path, monkeypatch, capsys, given, code):
+    """Such as a script that calls sys.exit() at its end, in the place of a module."""
+    (tmp_path / "leaving.py").write_text(f"raise SystemExit({given})\n")
+    path = make_study(tmp_path)
+    path.write_text(path.read_text().replace("study_fixture:tiny", "leaving:tiny"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for command in ("describe", "train"):
+        assert main([command, str(path)]) == code
+        said = capsys.readouterr().err
+        assert "leaving.py" in said
+        assert "a module of yours ended the command by SystemExit, and it is not done" in said
+
+
 @pytest.mark.parametrize(
     "command", ["", "demo", "train", "resume", "evaluate", "score", "replay", "analyze", "describe"]
 )

@@ -1,6 +1,7 @@
 """Networks as nodes: wiring, weights, buffers, dropout and batch statistics."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import optree
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from typecheck import unchecked
 
 import fpatch
-from fpatch import graph, random
+from fpatch import Range, graph, random
 from fpatch.graph.layers import KeyedDropout
 
 KEY = random.key(3)
@@ -269,6 +270,80 @@ def test_one_module_in_two_places_shares_its_weights():
     torch.testing.assert_close(values["a/buffers"]["norm.running_var"], by_hand.norm.running_var)
 
 
+def shared_parts(model: nn.Module, between: object) -> dict:
+    return {
+        "a": fpatch.node(graph.module(model, trainable=True), reads=["image"], writes=["x"]),
+        "between": between,
+        "b": fpatch.node(graph.module(model, trainable=True), reads=["image"], writes=["y"]),
+    }
+
+
+def test_a_shared_network_stays_one_on_another_device():
+    p = fpatch.pipeline(shared_parts(net(), fpatch.compose.exposure(Range(0, 0))))
+    assert list(p.to("meta").init(KEY)) == list(p.to("meta").at("train").init(KEY)) == list(p.init(KEY))
+
+
+def test_a_part_of_a_pipeline_uses_the_weights_of_the_whole():
+    p = fpatch.pipeline(shared_parts(net(norm="batch"), fpatch.compose.exposure(Range(1, 1))))
+    params = {name: value * 2 for name, value in p.init(KEY).items()}
+    whole, sample = p(params, KEY, BATCH)
+    for part in p.since("between"), p[1:], p.without("a"):
+        assert torch.equal(part.apply(params, sample, BATCH)["y"], whole["y"])
+
+
+def far(values, patch_params):
+    return {"far": (values["x"] - values["y"]).square().mean(-1)}
+
+
+def test_a_compiled_step_may_cut_between_two_nodes_of_one_network():
+    parts = shared_parts(net(), fpatch.compose.exposure(Range(1, 1)))
+    parts["loss"] = fpatch.node(far, reads=["x", "y"], writes=["far"])
+    goal = fpatch.Objective(fpatch.pipeline(parts).at("train"), {"far": 1.0})
+    state = fpatch.make_state(goal, SGD, KEY)
+    eager, _ = fpatch.make_step(goal, SGD)(state, BATCH)
+    with unchecked():
+        fast, _ = fpatch.make_step(goal, SGD, compile=True)(state, BATCH)
+    assert_equal(fast.all_params, eager.all_params, 1e-4)
+
+
+def whole_and_part() -> list[nn.Module]:
+    part = nn.Flatten()
+    shared = nn.Sequential(nn.AdaptiveAvgPool2d(2), part, nn.Linear(12, 5))
+    return [nn.Sequential(shared, nn.Linear(5, 5)).eval(), shared.eval()]
+
+
+@pytest.mark.parametrize("other", ["part", "frozen", "victim", "statistics"])
+def test_networks_that_share_a_part_are_refused_where_one_is_trained(other):
+    """The copy of the other would not follow the training, and nothing would say so."""
+    whole, part = whole_and_part()
+    second = {
+        "part": lambda: fpatch.node(graph.module(part, trainable=True), reads=["image"], writes=["y"]),
+        "frozen": lambda: fpatch.node(graph.module(whole), reads=["image"], writes=["y"]),
+        "victim": lambda: fpatch.infer.classifier(part),
+        "statistics": lambda: fpatch.infer.classifier(whole),
+    }[other]
+    parts = {"a": fpatch.node(graph.module(whole, trainable=True), reads=["image"], writes=["x"])}
+    if other == "statistics":
+        whole.register_buffer("mean", torch.zeros(1))
+        part.register_buffer("mean", whole.mean)
+        parts["a"] = fpatch.node(graph.module(part, trainable=True), reads=["image"], writes=["x"])
+    with pytest.raises(ValueError, match=r"node 'b': its '.*' is also '.*' of node 'a'.*would not follow"):
+        fpatch.pipeline(parts | {"b": second()})
+    apart = copy.deepcopy((whole, part))
+    with unchecked():
+        alone = fpatch.node(graph.module(apart[0], trainable=True), reads=["image"], writes=["x"])
+        fpatch.pipeline({"a": alone, "b": second()})
+
+
+def test_a_network_of_computed_tensors_is_named():
+    """As torch's older weight norm keeps, which no copy can hold."""
+    head = nn.Linear(12, 5)
+    model = nn.Sequential(nn.Flatten(), head)
+    head.last = head.weight * 2
+    with pytest.raises(ValueError, match="'1' holds 'last', computed from other tensors"):
+        graph.module(model, trainable=True)
+
+
 def test_one_factory_used_twice_makes_two_networks():
     parts = {
         name: fpatch.node(graph.module(net(), trainable=True), reads=["image"], writes=[name])
@@ -384,6 +459,21 @@ def test_statistics_of_a_part_of_the_batch_are_asked_for():
         fpatch.make_state(independent, SGD, KEY), BATCH
     )
     assert_equal(parts.params, whole.params, 1e-6)
+
+
+def test_statistics_without_a_running_mean_are_of_the_batch_in_evaluation_too():
+    layers = nn.BatchNorm2d(3, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    frozen = graph.module(nn.Sequential(*layers).eval())
+    parts = {
+        "a": fpatch.node(frozen, reads=["image"], writes=["features"]),
+        "b": fpatch.node(
+            graph.module(nn.Linear(3, 5), trainable=True), reads=["features"], writes=["logits"]
+        ),
+        "loss": wrong_node(),
+    }
+    goal = fpatch.Objective(fpatch.pipeline(parts).at("train"), {"wrong": 1.0})
+    with pytest.raises(ValueError, match=r"node 'a' takes statistics over the rows.*local_statistics"):
+        fpatch.make_step(goal, SGD, micro_batch=2)
 
 
 def test_local_statistics_pass_from_part_to_part_and_are_averaged_over_processes():
@@ -509,12 +599,36 @@ class Jitter(nn.Module):
 
 @pytest.mark.parametrize("transform", ["autograd", "func"])
 def test_a_layer_that_draws_from_the_global_generator_is_named(transform):
-    words = r"'noise' \(Jitter\) draws from torch's global generator"
+    words = r"'noise' \(Jitter\) draws from a global generator"
     with pytest.raises(ValueError, match=words):
         single(Noisy().eval()).apply({}, {}, BATCH)
     goal = objective(Noisy())
     with pytest.raises(ValueError, match=words):
         fpatch.make_step(goal, SGD, transform=transform)(fpatch.make_state(goal, SGD, KEY), BATCH)
+
+
+class Drawing(nn.Module):
+    """It draws by a function."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw, self.scale = draw, nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((-1, -2)) * self.scale * self.draw()
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, lambda: float(torch.rand(()))])
+def test_draws_of_any_global_generator_are_refused(draw):
+    with pytest.raises(ValueError, match="Drawing draws from a global generator"):
+        single(Drawing(draw).eval()).apply({}, {}, BATCH)
+
+
+def test_a_draw_of_another_thread_is_not_taken_for_one_of_the_network():
+    """A stand-in draws once, as a thread that sends records may do during the call."""
+    draws = iter([np.random.rand])
+    model = Drawing(lambda: next(draws, lambda: 1.0)()).eval()
+    single(model).apply({}, {}, BATCH)
 
 
 class Counting(nn.Module):

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import torch
 from study_fixture import make_study, parameters
 
+from fpatch.core.plain import plain_torch
 from fpatch.doctor.examine import examine
 from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.grid import evaluate_grid_run
@@ -66,3 +68,31 @@ def test_the_state_of_torch_changes_no_bit(plain, tmp_path, state):
     assert found.keys() == plain.keys()
     for name, value in found.items():
         assert repr(value) == repr(plain[name]), name
+
+
+def test_threads_leave_the_type_of_each_other_alone():
+    """The default type is one for all threads: the first that is done does not put the program's back."""
+    seen: list[torch.dtype] = []
+    first_is_in, second_is_in, first_is_out = Event(), Event(), Event()
+
+    def first() -> None:
+        with plain_torch():
+            first_is_in.set()
+            second_is_in.wait(30)
+        first_is_out.set()
+
+    def second() -> None:
+        first_is_in.wait(30)
+        with plain_torch():
+            second_is_in.set()
+            first_is_out.wait(30)
+            seen.append(torch.get_default_dtype())
+
+    with default_dtype(torch.float64):
+        threads = [Thread(target=work) for work in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.get_default_dtype() is torch.float64
+    assert seen == [torch.float32]
