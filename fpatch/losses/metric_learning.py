@@ -91,7 +91,7 @@ class MetricLearning:
     References:
         Musgrave, Belongie and Lim (2020), PyTorch Metric Learning;
         https://kevinmusgrave.github.io/pytorch-metric-learning/reducers. Hermans, Beyer and Leibe (2017), In
-        defense of the triplet loss for person re-identification (means of all triplets, and of those above 0).
+        defense of the triplet loss for person re-identification (means of all triplets or of those above 0).
     """
 
     name: str
