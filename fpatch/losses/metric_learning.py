@@ -59,14 +59,14 @@ _OBJECTS = (
 class MetricLearning:
     """Settings of `losses.metric_learning`: the loss and its arguments.
 
-    The stage writes `metric_learning` [b]. Their mean over the rows is the value that the library returns,
-    by the default reducer of the loss. The library divides a sum over pairs, triplets or rows by their
-    number, which counts only those above 0 for some losses. A row has the sum of those whose anchor it is,
-    divided by that number and multiplied by b. A row that is no anchor has 0, and so has every row of a batch
-    without pairs.
+    The stage writes `metric_learning` [b]. The mean of these terms is the value that the library returns. The
+    library, by the default reducer of the loss, divides a sum over pairs, triplets or rows by their number.
+    For some losses that number counts only those above 0. The term of a row is b times its share: the sum of
+    those whose anchor it is, divided by that number. A row that is no anchor has 0, and so has every row of a
+    batch without pairs.
 
-    Rows are not independent: a term changes with the neighbors, but not with their order. A step with this
-    loss takes its batch whole, without micro-batches, in one process.
+    A term depends on the other rows of the batch, but not on their order. A step with this loss takes its
+    batch whole, without micro-batches, in one process.
 
     Attributes:
         name: A class of `pytorch_metric_learning.losses`, such as "TripletMarginLoss".
@@ -91,8 +91,7 @@ class MetricLearning:
     References:
         Musgrave, Belongie and Lim (2020), PyTorch Metric Learning;
         https://kevinmusgrave.github.io/pytorch-metric-learning/reducers. Hermans, Beyer and Leibe (2017), In
-        defense of the triplet loss for person re-identification, section 2 (the mean of all triplets, and of
-        those above 0).
+        defense of the triplet loss for person re-identification (means of all triplets or of those above 0).
     """
 
     name: str
