@@ -1,9 +1,8 @@
 """A user's code and trained networks in a population: each call sees one member, as in a run of its own.
 
-Stages of fpatch keep their rows apart, so that all members run at once; one that mixes rows sees those of its
-member. A function may do what it likes with
-a patch [c, h, w], such as sum it. One run of a member tells which shapes it expects. A trained network is
-called with the weights of its member.
+Stages of fpatch keep their rows apart, so that all members run at once; one that mixes rows sees those of
+its member. A function may do what it likes with a patch [c, h, w], such as sum it. One run of a member tells
+which shapes it expects. A trained network is called with the weights of its member.
 """
 
 import dataclasses

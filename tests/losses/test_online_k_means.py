@@ -38,7 +38,7 @@ def train(k_means, order, state=None, embeddings=X):
 
 
 def by_loops(centers, order, temperature=0.1, min_frac=0.4, dual_rate=1.0):
-    """The algorithm of Qian et al. (2022), one instance and one cluster after another, in float64."""
+    """The algorithm as the authors of Qian et al. (2022) published it in code, by loops in float64."""
     last, moving = centers.astype(np.float64), centers.astype(np.float64)
     rho, counts, labels, seen, terms = np.zeros(K), np.zeros(K), {}, 0, []
     for rows in order:
@@ -74,7 +74,7 @@ def by_loops(centers, order, temperature=0.1, min_frac=0.4, dual_rate=1.0):
     "settings", [{}, {"min_frac": 0.0}, {"min_frac": 1.0, "dual_rate": 0.5}, {"dual_rate": 20.0}]
 )
 @pytest.mark.parametrize("batch_size", [1, 5, 23])
-def test_it_is_the_algorithm_of_the_paper(batch_size, settings):
+def test_it_is_the_published_algorithm(batch_size, settings):
     order = batches(batch_size, 4 * N // batch_size)
     terms, state = train(make(**settings), order)
     start = make().init(KEY, IDS)["centers"]
