@@ -83,7 +83,7 @@ def load_digits() -> dict[str, Tensor]:
     """All images with their digits and shares of ink."""
     from sklearn import datasets
 
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     gray = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     return {
         "image": gray.expand(-1, 3, -1, -1).contiguous(),

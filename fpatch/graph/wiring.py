@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fpatch.core.names import check_distinct
 from fpatch.graph.declarations import PHASE
+from fpatch.graph.drawings import check_drawn
 from fpatch.graph.networks import check_networks
 from fpatch.graph.node import PHASES, Node, inside, stream_path
 from fpatch.graph.shapes import check_forms

@@ -125,7 +125,7 @@ def load_backbone(
     """
     sources = {"download": download, "seed": seed, "normalize": normalize}
     model = load_model(weights, architecture=architecture, **sources, **arguments)
-    network = model.model if normalize else model
+    network: Any = model.model if normalize else model
     if layer is not None:
         network = features_at(network, layer)
     else:

@@ -54,7 +54,7 @@ def test_a_node_without_its_file_begins_anew(saved):
         ),
         (lambda t: t | {"weight": t["weight"].double()}, "must be torch.float32 .* got torch.float64"),
         (lambda t: {"weight": t["weight"]}, "'bias' of node 'head' is missing"),
-        (lambda t: t | {"bais": t["bias"].clone()}, "node 'head' has no 'bais'; did you mean 'bias'"),
+        (lambda t: t | {"baas": t["bias"].clone()}, "node 'head' has no 'baas'; did you mean 'bias'"),
     ],
 )
 def test_a_file_of_another_network_is_named(saved, change, words):
