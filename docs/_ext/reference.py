@@ -341,14 +341,9 @@ def make_wing_page(wing: str) -> Iterator[str]:
     for module in modules:
         if module.__name__ != full:
             yield from (module.__name__, "-" * len(module.__name__), "")
-        has_page = (
-            wing in WITH_STAGES and module.__name__ == full
-        )  # of its stages, which describes the module
-        yield from (f".. automodule:: {module.__name__}", "   :no-members:")
-        yield from ("   :no-index:", "") if has_page else ("",)
-        names = find_names(module)
-        yield from make_list(module, names)
-        yield from make_objects(module, (n for n in names if not isinstance(getattr(module, n), Definition)))
+        yield from (f".. automodule:: {module.__name__}", "   :no-members:", "")
+        yield from make_list(module, find_names(module))
+        yield from make_objects(module, find_names(module))
 
 
 def make_list(module: ModuleType, names: Iterable[str]) -> Iterator[str]:
