@@ -160,7 +160,7 @@ def define(
         writes: Names that it writes.
         optional: Names read where they exist. One that is also in `writes` is written only then.
         role: A "victim" has a setting `model`. A "loss" and a "metric" write one number per row; a metric may
-            write one per object, [b, m].
+            write one per object, [b, m]. A "drawing" writes pictures, which only drawings read.
         summary: For a metric that gathers rows.
         init: For a parameterization: `(config, key) -> {name: parameter}`.
         project: For a parameterization: `(config, params) -> {name: the nearest allowed parameter}`.
