@@ -68,16 +68,25 @@ def export_onnx(
     Raises:
         ImportError: If a package of the extra `onnx` is missing.
         ValueError: If a node cannot be exported, with all such nodes; or a name is missing in the batch.
+
+    Example:
+        >>> import fpatch
+        >>> p = fpatch.pipeline({"light": fpatch.compose.exposure()}).at("export")
+        >>> try:
+        ...     fpatch.graph.export_onnx(p, "light.onnx", {}, {})
+        ... except ValueError as error:
+        ...     print(str(error).partition(",")[0])
+        export_onnx: node 'light' (compose.exposure) draws stops
     """
+    want = tuple(pipeline.outputs() if want is None else want)
+    needed = {p: pipeline[p] for p in needed_paths(pipeline, want, ())}
+    if reasons := [f"node {p!r} {why}" for p, n in needed.items() if (why := _why_not(n))]:
+        raise ValueError(f"export_onnx: {'; '.join(reasons)}; name other values in want, or leave it out")
     try:  # torch's exporter imports both
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"export_onnx needs {error.name}: install fpatch[onnx]") from error
-    want = tuple(pipeline.outputs() if want is None else want)
-    needed = {p: pipeline[p] for p in needed_paths(pipeline, want, ())}
-    if reasons := [f"node {p!r} {why}" for p, n in needed.items() if (why := _why_not(n))]:
-        raise ValueError(f"export_onnx: {'; '.join(reasons)}; name other values in want, or leave it out")
     part = Pipeline(needed, pipeline.phase).freeze(params)
     names = [name for name in part.required() if name not in part.trainable()]
     for name in names:
