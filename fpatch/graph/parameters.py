@@ -161,11 +161,17 @@ def trainable_names(nodes: Mapping[str, Node], wrt: Sequence[str] | None) -> tup
         return tuple(names)
     if isinstance(wrt, str):
         raise ValueError(f"wrt must be a list of names, got {wrt!r}; write [{wrt!r}]")
+    if not wrt:
+        raise ValueError(f"wrt is empty, and nothing would be trained; leave it out, or name some of {names}")
     chosen = [name for name in names if any(_inside(name, part) for part in wrt)]
     for part in wrt:
         if not any(_inside(name, part) for name in names):
             known = {name.rpartition("/")[0] or name for name in names}
             raise ValueError(f"wrt: nothing that is trained is called {part!r}; {nearest(part, known)}")
+        if part in names and any(name.startswith(f"{part}/") for name in names):
+            raise ValueError(
+                f"wrt: {part!r} is a patch, and also a node or group with a network; rename one of them"
+            )
     return tuple(chosen)
 
 

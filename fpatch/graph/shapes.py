@@ -4,6 +4,7 @@ A network declares them by annotations of jaxtyping on its `forward`, such as `F
 """
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -77,11 +78,20 @@ def _declared(path: str, n: Node) -> tuple[dict[str, Form], dict[str, Form]]:
     except (NameError, TypeError, AttributeError):
         return {}, {}
     answer = hints.pop("return", None)
-    taken = dict(zip(config.inputs, hints, strict=False)) | {own: own for own in config.keywords}
+    names = list(signature(model.forward).parameters)  # with those that have no annotation
+    taken = dict(zip(config.inputs, names, strict=False)) | {own: own for own in config.keywords}
     reads = {n.reads[own]: hints[arg] for own, arg in taken.items() if arg in hints}
     parts = (answer,) if len(config.outputs) == 1 else get_args(answer) if get_origin(answer) is tuple else ()
     writes = {n.writes[own]: part for own, part in zip(config.outputs, parts, strict=False)}
-    return _forms(f"node {path!r} reads", reads), _forms(f"node {path!r} writes", writes)
+    answers = _forms(f"node {path!r} writes", writes)
+    widened = {name: form._replace(dtypes=_widen(form.dtypes)) for name, form in answers.items()}
+    return _forms(f"node {path!r} reads", reads), widened
+
+
+def _widen(dtypes: frozenset[str]) -> frozenset[str]:
+    """The types in which a node writes values of these: its answers below float32 are brought to it."""
+    small = {name for name in dtypes if name.startswith(("float8", "float16", "bfloat16"))}
+    return dtypes - small | {"float32"} if small else dtypes
 
 
 def _contract(contract: Contract) -> Form:
@@ -98,7 +108,7 @@ def _forms(who: str, annotations: Mapping[str, Any]) -> dict[str, Form]:
 def _form(who: str, hint: Any) -> Iterator[Form]:
     dims, dtypes = getattr(hint, "dim_str", None), getattr(hint, "dtypes", None)
     if isinstance(dims, str):
-        axes = tuple(axis.lstrip("#?_") or "_" for axis in dims.split())
+        axes = tuple("_" if axis.startswith("#") else axis.lstrip("?_") or "_" for axis in dims.split())
         is_open = any(axis.startswith(("...", "*")) for axis in axes)
         known = frozenset(dtypes if isinstance(dtypes, tuple) else ())
         yield Form(who, hint.__name__, None if is_open else axes, known)

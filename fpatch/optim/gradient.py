@@ -32,7 +32,8 @@ def value_and_grad(
         objective: `(params, sample, batch) -> Loss`.
         transform: "autograd" is faster in eager mode on a CPU. "func", `torch.func.grad`, is for vmap and
             compilation; it keeps the graph of the backward, and takes up to twice as long.
-        wrt: The names of the parameters that get a gradient. None: those that an `Objective` trains, or all.
+        wrt: The names of the parameters that get a gradient. None: those that an `Objective` trains, or all
+            but whole numbers, such as the counts of networks.
 
     Returns:
         `(params, sample, batch) -> (gradients, Loss)`, both detached from the graph.
@@ -52,14 +53,14 @@ def value_and_grad(
     if wrt is None and isinstance(objective, Objective):
         wrt = objective.trained
 
-    def is_trained(name: str) -> bool:
-        return wrt is None or name in wrt
+    def is_trained(name: str, value: Tensor) -> bool:
+        return value.is_floating_point() if wrt is None else name in wrt
 
     if transform == "func":
         wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
 
         def by_func(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-            trained = {name: value for name, value in params.items() if is_trained(name)}
+            trained = {name: value for name, value in params.items() if is_trained(name, value)}
             fixed = {name: value for name, value in params.items() if name not in trained}
             grads, (value, aux) = wrapped(trained, fixed, sample, batch)
             return grads, Loss(value, *aux)
@@ -67,11 +68,11 @@ def value_and_grad(
         return by_func
 
     def by_autograd(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
-        leaves = {n: v.detach().requires_grad_() if is_trained(n) else v for n, v in params.items()}
+        leaves = {n: v.detach().requires_grad_() if is_trained(n, v) else v for n, v in params.items()}
         loss = objective(leaves, sample, batch)
         if not loss.value.requires_grad:
             raise ValueError(NOT_DIFFERENTIABLE)
-        trained = [name for name in leaves if is_trained(name)]
+        trained = [name for name, leaf in leaves.items() if is_trained(name, leaf)]
         found = torch.autograd.grad(loss.value, [leaves[name] for name in trained], allow_unused=True)
         grads = {
             name: torch.zeros_like(leaves[name]) if grad is None else grad
@@ -149,13 +150,18 @@ def combine(parts: Sequence[tuple[dict[str, Tensor], Loss]]) -> tuple[dict[str, 
     shares = [count / sum(counts) for count in counts]
     results = [(share, *part) for share, part in zip(shares, parts, strict=True)]
     zero = torch.zeros(())
-    grads = {name: sum((share * some[name] for share, some, _ in results), zero) for name in parts[0][0]}
+    grads = {
+        name: sum((share * some[name] for share, some, _ in results), zero.to(first.dtype))
+        for name, first in parts[0][0].items()
+    }
     value = sum((share * loss.value for share, _, loss in results), zero)
     terms = {name: torch.cat([loss.terms[name] for _, loss in parts]) for name in parts[0][1].terms}
     counted = {name: torch.cat([loss.counted[name] for _, loss in parts]) for name in parts[0][1].counted}
     states = [(share, loss.buffers) for share, _, loss in results]
     buffers = {
-        name: sum((share * own[name] for share, own in states), zero) if first.is_floating_point() else first
+        name: sum((share * own[name] for share, own in states), zero.to(first.dtype))
+        if first.is_floating_point()
+        else first
         for name, first in states[0][1].items()
     }
     return grads, Loss(value, terms, counted, buffers)
@@ -170,4 +176,4 @@ def ascend(params: Params, grads: Params, distance: float) -> dict[str, Tensor]:
     """Move parameters by a Euclidean distance along their gradient; a zero gradient moves nothing."""
     length = global_norm(grads)
     scale = distance / torch.where(length > 0, length, 1.0)
-    return {**params, **{name: params[name] + scale * grad for name, grad in grads.items()}}
+    return {**params, **{name: params[name] + scale.to(grad.dtype) * grad for name, grad in grads.items()}}

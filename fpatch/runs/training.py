@@ -40,7 +40,7 @@ from fpatch.study.counting import find_uncounted
 from fpatch.study.dry_run import dry_run_setup
 from fpatch.study.goals import judge_best, judge_goals
 from fpatch.study.leaks import find_leaks
-from fpatch.study.setup import Setup, make_loader, set_up
+from fpatch.study.setup import Setup, make_loader, make_training_step, set_up
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ def train(study: Study, on_progress: Progress | None = None) -> Run:
         ranks.check_same("the study", json.dumps(study.config).encode())
         parts = set_up(study)
         make_loader(study, parts, ranks)  # refuses a batch with fewer rows than processes
+        make_training_step(study, parts, ranks)  # refuses statistics over the rows of a process
         dry_run_setup(study, parts)
         said = (*judge_goals(study), *judge_best(study), *find_leaks(study, parts.dataset))
         for where, what in () if ranks.rank else said:

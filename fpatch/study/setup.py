@@ -7,6 +7,7 @@ from fpatch import random
 from fpatch.core.checks import nearest
 from fpatch.data import Loader, TargetSet
 from fpatch.graph.precision import reduce_precision
+from fpatch.optim.networks import check_statistics
 from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import make_optimizer
 from fpatch.optim.step import Step, TrainState, make_state, make_step
@@ -39,8 +40,8 @@ def set_up(study: Study, shared: Setup | None = None, only: str | None = None) -
         only: The one split that is read, of data that the patch was not trained on; None: all.
 
     Raises:
-        ValueError: If a split is empty, a weight names no term, or the patches of the data and of the
-            pipeline differ.
+        ValueError: If a split is empty, a weight names no term, the patches of the data and of the pipeline
+            differ, or a network takes statistics over micro-batches.
 
     Example:
         >>> import tempfile
@@ -62,6 +63,7 @@ def set_up(study: Study, shared: Setup | None = None, only: str | None = None) -
     num_images = len(dataset.split(study.data.train if only is None else only).image_ids)
     epoch = None if study.train.replace else Fraction(num_images, study.train.batch_size)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
+    check_statistics(objective.pipeline, study.train.local_statistics, bool(study.train.micro_batch))
     initial = make_state(objective, optimizer, random.key(study.seed), study.place)
     _check_names(study, dataset)
     return Setup(dataset, objective, optimizer, initial)

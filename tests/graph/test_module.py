@@ -8,7 +8,7 @@ import optree
 import pytest
 import torch
 from cases import TinyNet, make_inputs
-from jaxtyping import Float
+from jaxtyping import Float, Float16, Float32
 from laws import assert_equal, clone
 from torch import Tensor, nn
 from typecheck import unchecked
@@ -448,6 +448,38 @@ def quads() -> dict[str, Tensor]:
     return {"quads": inputs["quads"], "quad_valid": inputs["quad_valid"], "quad_patch": index}
 
 
+def test_an_ambiguous_or_empty_wrt_is_refused():
+    parts = {"net": single(net(), trainable=True)["net"], "pixels": fpatch.create.pixels({"net": (3, 4, 4)})}
+    p = fpatch.pipeline(parts)
+    with pytest.raises(ValueError, match="'net' is a patch, and also a node or group with a network"):
+        p.trainable(["net"])
+    with pytest.raises(ValueError, match="wrt is empty"):
+        p.trainable([])
+
+
+class Mixed(nn.Module):
+    """Weights of three types, numbers without an axis among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.narrow = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.mean((-1, -2))) * self.wide.float() * self.narrow.float()
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 2}, {"rho": 0.1}])
+def test_a_step_keeps_the_types_of_the_weights(settings):
+    """A checkpoint of other types could not be resumed."""
+    goal, adam = objective(Mixed()), fpatch.make_optimizer(fpatch.Optimizer(), num_steps=5)
+    state = fpatch.make_state(goal, adam, KEY)
+    after, _ = fpatch.make_step(goal, adam, **settings)(state, BATCH)
+    types = [[x.dtype for x in optree.tree_leaves(s[:2]) if isinstance(x, Tensor)] for s in (state, after)]
+    assert types[0] == types[1]
+
+
 def test_statistics_of_a_part_of_the_batch_are_asked_for():
     goal = objective(net(norm="batch"))
     for parts in {"micro_batch": 2}, {"processes": 3}:
@@ -668,6 +700,17 @@ def test_buffers_of_any_kind_are_returned(model):
     assert float(made.seen) == 0
 
 
+def test_counts_of_networks_get_no_gradient():
+    goal = objective(net(norm="batch"))
+    params, sample = goal.pipeline.init(KEY), goal.pipeline.sample(KEY, BATCH)
+    expected, _ = fpatch.value_and_grad(goal)(params, sample, BATCH)
+    for transform in "autograd", "func":
+        gradient = fpatch.value_and_grad(lambda *args: goal(*args), transform)
+        grads, _ = gradient(params, sample, BATCH)
+        assert set(params) - set(grads) == {"net/norm.num_batches_tracked"}
+        assert_equal({name: grads[name] for name in expected}, expected, 1e-6)
+
+
 # -- types and shapes that forward declares
 
 
@@ -715,3 +758,38 @@ def test_leaves_of_a_state_are_those_of_the_config():
         f"net/norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
     }
     assert len(optree.tree_leaves(dict(state.params))) == len(state.params)
+
+
+class Partly(nn.Module):
+    """Only the second argument is declared."""
+
+    def forward(self, images, x: Float[Tensor, "b 8"]) -> Float16[Tensor, "b 8"]:
+        return x.half()
+
+
+class Single(nn.Module):
+    def forward(self, x: Float32[Tensor, "b 8"]) -> Tensor:
+        return x
+
+
+class OneOrThree(nn.Module):
+    def forward(self, images: Float[Tensor, "b #1 h w"]) -> Tensor:
+        return images.mean((-1, -2))
+
+
+def test_declared_shapes_that_fit_are_accepted():
+    """Beside an argument without a declaration, in half precision, which is widened, and for broadcasting."""
+    values = fpatch.pipeline(
+        {
+            "features": fpatch.node(graph.module(Eight().eval()), reads=["image"], writes=["features"]),
+            "partly": fpatch.node(graph.module(Partly().eval()), reads=["image", "features"], writes=["x"]),
+            "single": fpatch.node(graph.module(Single().eval()), reads=["x"], writes=["y"]),
+            "any": fpatch.node(graph.module(OneOrThree().eval()), reads=["image"], writes=["z"]),
+        }
+    )
+    assert values.apply({}, {}, BATCH)["y"].dtype == torch.float32
+
+
+class Eight(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((-1, -2)).repeat(1, 3)[:, :8]

@@ -15,6 +15,7 @@ from fpatch.demo.tiny import tiny_study
 from fpatch.runs.replaying import replay_step
 from fpatch.runs.training import resume, train
 from fpatch.runs.verifying import verify_run
+from fpatch.study.setup import set_up
 from fpatch.study.study import Study
 
 
@@ -126,3 +127,11 @@ def test_a_table_without_a_checkpoint_of_its_state_is_refused(run, tmp_path):
         path.unlink()
     with pytest.raises((ValueError, RuntimeError), match="no checkpoint of"):
         fpatch.replay_run(copied)
+
+
+def test_statistics_of_micro_batches_are_refused_before_the_folder_is_made(tmp_path):
+    made = study(tmp_path, **{"train.micro_batch": 1})
+    for begin in train, set_up:
+        with pytest.raises(ValueError, match=r"node 'victim' takes statistics.*local_statistics"):
+            begin(made)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
