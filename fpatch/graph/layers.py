@@ -59,7 +59,7 @@ class KeyedDropout(nn.Module):
         super().__init__()
         self.name, self.p, self.shared_axes, self.calls = name, p, shared_axes, 0
         self.stream = zlib.crc32(name.encode())  # computed once: no compiler traces it
-        self.register_buffer(ROW_KEYS, torch.zeros(1, 2, dtype=torch.int64), persistent=False)
+        self.register_buffer(ROW_KEYS, torch.zeros(0, 2, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop entries of `x` [b, ...], or [n * b, ...] with the rows of each image one after another."""
@@ -67,6 +67,11 @@ class KeyedDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         rows = len(self.row_keys)
+        if not rows:
+            raise ValueError(
+                f"the dropout {self.name!r} has p = {self.p} now, and had 0 when the pipeline was made; make "
+                "the network with p > 0"
+            )
         if not x.ndim or x.shape[0] % rows:
             raise ValueError(
                 f"the dropout {self.name!r} sees {list(x.shape)} in a batch of {rows} rows; it draws by "
@@ -100,10 +105,11 @@ def trainable_copy(model: nn.Module, learning: bool) -> Called:
         return Called(copied.eval())
     if not any(m.training for m in model.modules()):
         copied.train()
-    for name, layer in list(copied.named_modules()):
+    made: dict[nn.Module, KeyedDropout] = {}  # one layer may stand at several places
+    for name, layer in list(copied.named_modules(remove_duplicate=False)):
         if isinstance(layer, _DropoutNd) and type(layer) in _SHARED_AXES and name:
             keyed = KeyedDropout(name, layer.p, _SHARED_AXES[type(layer)]).train(layer.training)
-            copied.set_submodule(name, keyed)
+            copied.set_submodule(name, made.setdefault(layer, keyed))
     return Called(copied)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
 from fpatch.core.resource import Resource, resolve
-from fpatch.core.tree import widen
+from fpatch.core.tree import is_traced, widen
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph import layers
 from fpatch.graph.declarations import Names, Weights
@@ -188,15 +188,27 @@ def _in_single(named: Mapping[str, Any], values: Values) -> dict[str, Any]:
 
 
 def _call_frozen(what: str, called: layers.Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a network without gradients of its weights; refuse one that writes into its buffers."""
+    """Call a network without gradients of its weights; refuse one that changes these or its buffers."""
     weights = {name: p.detach() for name, p in called.model.named_parameters()}
     if torch.compiler.is_compiling():
         return torch.func.functional_call(called.model, weights, args, kwargs)
-    before = count_writes(((), dict(called.model.named_buffers())))
+    buffers = dict(called.model.named_buffers())
+    before = count_writes(((), weights | buffers))
     answer, after = layers.call_without_draws(what, called, weights, args, kwargs)
-    if before != count_writes(((), after)):
+    counts = count_writes(((), weights | buffers))
+    written = [name for name, count in before.items() if counts.get(name) != count]
+    if lost := [name for name in written if name in weights]:
+        raise ValueError(f"{what}: it writes into its weights {lost[0]!r}; let it work on a copy")
+    if written or any(_differ(buffer, after.get(name, buffer)) for name, buffer in buffers.items()):
         raise ValueError(f"{what}: it writes into its buffers in evaluation mode; give trainable=True")
     return answer
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape hold other numbers; a cache of another shape may be new."""
+    if one is other or is_traced(one) or is_traced(other) or one.shape != other.shape:
+        return False
+    return not torch.equal(one, other)
 
 
 def _check_weights(what: str, model: nn.Module, own: Params) -> None:

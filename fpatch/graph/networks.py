@@ -74,7 +74,8 @@ def _networks(n: Node) -> list[nn.Module]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
+    """The tensors of a network that a training may change."""
+    yield from ((name, p) for name, p in model.named_parameters() if p.requires_grad)
     yield from model.named_buffers()
 
 

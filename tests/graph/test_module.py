@@ -335,6 +335,16 @@ def test_networks_that_share_a_part_are_refused_where_one_is_trained(other):
         fpatch.pipeline({"a": alone, "b": second()})
 
 
+def test_trained_networks_may_share_a_part_that_is_not_trained():
+    whole, part = whole_and_part()
+    part.requires_grad_(False)
+    parts = {
+        "a": fpatch.node(graph.module(whole, trainable=True), reads=["image"], writes=["x"]),
+        "b": fpatch.node(graph.module(part), reads=["image"], writes=["y"]),
+    }
+    assert fpatch.pipeline(parts).trainable() == ("a/1.weight", "a/1.bias")
+
+
 def test_a_network_of_computed_tensors_is_named():
     """As torch's older weight norm keeps, which no copy can hold."""
     head = nn.Linear(12, 5)
@@ -583,6 +593,33 @@ def test_dropout_draws_from_the_key_of_its_row():
     torch.testing.assert_close(alone["logits"][0], out["logits"][1])
 
 
+class OneDropout(nn.Module):
+    """One layer of dropout at two places; or, with p = 0, one that begins to drop later."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.first = self.second = nn.Dropout(p)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.first.p = 0.5
+        return torch.cat([self.first(images.mean((-1, -2))), self.second(images.mean((-1, -2)))], 1)
+
+
+def test_one_dropout_at_two_places_draws_twice():
+    p, batch = single(OneDropout(0.5), trainable=True).at("train"), {"image": torch.ones(200, 3, 2, 2)}
+    batch |= {"image_id": torch.arange(200), "draw": torch.zeros(200, dtype=torch.int64)}
+    values, _ = p(p.init(KEY), KEY, batch)
+    first, second = values["logits"].chunk(2, dim=1)
+    assert 0.4 < float((first == second).float().mean()) < 0.6
+
+
+def test_dropout_that_begins_later_is_refused():
+    p = single(OneDropout(0.0), trainable=True).at("train")
+    with pytest.raises(ValueError, match=r"'first' has p = 0.5 now, and had 0"):
+        p(p.init(KEY), KEY, BATCH)
+
+
 @pytest.mark.parametrize("shared", [0, 1, 2])
 def test_a_mask_has_the_share_and_the_form_of_torch(shared):
     x = torch.ones((8, 50, 40) if shared == 1 else (8, 50, 10, 12))
@@ -678,17 +715,42 @@ class Counting(nn.Module):
         return images.mean((-1, -2)) * self.scale
 
 
-def test_a_frozen_network_that_writes_into_its_buffers_is_refused():
-    with pytest.raises(ValueError, match="writes into its buffers"):
-        single(Counting().eval()).apply({}, {}, BATCH)
-
-
 class Replacing(Counting):
     """Its buffer becomes another tensor."""
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen = self.seen + 1
         return images.mean((-1, -2)) * self.scale
+
+
+class Growing(Counting):
+    """It writes into its weights."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.add_(1)
+        return images.mean((-1, -2)) * self.scale
+
+
+class Caching(Counting):
+    """Its buffer is a cache, which depends on the shape of the images alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = torch.ones(images.shape[1:])
+        return (images * self.seen).mean((-1, -2)) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("model", "what"), [(Counting, "buffers"), (Replacing, "buffers"), (Growing, "weights")]
+)
+def test_a_frozen_network_that_changes_is_refused(model, what):
+    with pytest.raises(ValueError, match=f"it writes into its {what}"):
+        single(model().eval()).apply({}, {}, BATCH)
+
+
+def test_a_frozen_network_may_keep_a_cache():
+    p = single(Caching().eval())
+    assert torch.equal(p.apply({}, {}, BATCH)["logits"], p.apply({}, {}, BATCH)["logits"])
 
 
 @pytest.mark.parametrize("model", [Counting, Replacing])
