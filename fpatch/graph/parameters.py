@@ -72,7 +72,7 @@ def weights_at(path: str, params: Params) -> Params:
 
 
 def own_params(path: str, n: Node, params: Params, patches: Params) -> Params:
-    """The parameters that a node is handed: its weights, those of the patches, or none that can be read.
+    """The parameters that a node is handed: its weights, or those of the patches.
 
     Args:
         path: The path of the node.
@@ -82,7 +82,13 @@ def own_params(path: str, n: Node, params: Params, patches: Params) -> Params:
     """
     if n.stage.definition.weights is not None:
         return weights_at(weights_path(path, n), params)
-    return NoParams(n.stage) if SHOWN & set(n.writes.values()) else patches
+    return patches
+
+
+def hidden_params(nodes: Mapping[str, Node]) -> dict[str, NoParams]:
+    """Return the parameters of nodes that write an image and have no weights: none that can be read."""
+    shown = {p: n for p, n in nodes.items() if SHOWN & {*n.writes.values()}}
+    return {p: NoParams(n.stage) for p, n in shown.items() if n.stage.definition.weights is None}
 
 
 def _pick(params: Params, names: Mapping[str, str]) -> Params:

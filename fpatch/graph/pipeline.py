@@ -17,7 +17,7 @@ from fpatch.graph.mistakes import check_device, check_mapping
 from fpatch.graph.names import output_names, required_names
 from fpatch.graph.networks import choose_phase, share_networks
 from fpatch.graph.node import Node, Part, encode_node, flatten, inside, number_nodes, slice_paths
-from fpatch.graph.parameters import frozen_nodes, init_params, project_params, trainable_names
+from fpatch.graph.parameters import frozen_nodes, hidden_params, init_params, project_params, trainable_names
 from fpatch.graph.precision import reduce_precision
 from fpatch.graph.running import Runner
 from fpatch.graph.weights import Loaded, load_params, save_params
@@ -46,6 +46,7 @@ class Pipeline(Runner):
         self._given, self._nodes = dict(nodes), share_networks(fill_settings(nodes))
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
+        self._hidden = hidden_params(self._nodes)
         check_wiring(self._nodes, phase)
         self._uses, self._seen = find_uses(self._nodes), set[tuple[Any, ...]]()
 

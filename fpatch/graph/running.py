@@ -17,7 +17,7 @@ from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
 from fpatch.graph.functions import gather, spread
 from fpatch.graph.in_place import count_writes, refuse_writes
 from fpatch.graph.keys import row_keys
-from fpatch.graph.mistakes import check_mapping
+from fpatch.graph.mistakes import NoParams, check_mapping
 from fpatch.graph.names import needed_paths, pick_values
 from fpatch.graph.node import Node, check_phased
 from fpatch.graph.parameters import own_params, patches_in
@@ -28,6 +28,7 @@ class Runner(Mapping[str, Node]):
     """A mapping of paths to nodes that runs them, in order; `Pipeline` is one."""
 
     _phase: str | None
+    _hidden: dict[str, NoParams]
     _uses: tuple[Use, ...]
     _seen: set[tuple[Any, ...]]
     _needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]]
@@ -132,7 +133,9 @@ class Runner(Mapping[str, Node]):
             if path not in sample and n.stage.definition.fields:
                 raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
             drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
-            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values))
+            hidden = self._hidden.get(path)
+            params = own_params(path, n, patch_params, patches) if hidden is None else hidden
+            given = (params, drawn, n.inputs(values))
             try:
                 before = count_writes(given)
                 written, own = n.stage.run(*given)

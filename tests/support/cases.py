@@ -405,7 +405,9 @@ def two_views() -> Pipeline:
     first = graph.module(tiny_net(seed=3, norm="batch", dropout=0.3), trainable=True)
     parts = {
         "first": node(first, reads=["image"], writes=["logits"]),
-        "second": node(graph.module(share="first"), reads=["scene"], writes=["others"]),
+        "second": node(
+            graph.module(share="first", inputs=("scene",), outputs=("logits",)), writes={"logits": "others"}
+        ),
     }
     return pipeline(parts).at("train")
 
