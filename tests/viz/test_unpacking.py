@@ -177,11 +177,14 @@ def test_what_a_bicubic_filter_overshoots_is_clamped():
     assert to_levels(torch.tensor([[-0.015, 1.015]]), "image").tolist() == [[0, 255]]
 
 
+LEVELS = torch.linspace(0, 1, 72).view(3, 4, 6)
+
+
 @pytest.mark.parametrize(
     ("image", "error"),
     [
-        (torch.rand(3, 4, 6) * 255, "within 0..1, got .* to 25.*; divide by 255"),
-        (torch.rand(3, 4, 6) - 0.5, "undo the normalization"),
+        (LEVELS * 255, "within 0..1, got 0 to 255; divide by 255"),
+        (LEVELS - 0.5, "undo the normalization"),
         (torch.full((3, 4, 6), torch.nan), "must be finite, got NaN or infinity in 72 of 72 values"),
         (torch.tensor([[1.0, torch.inf]]), "in 1 of 2 values"),
         (torch.zeros(2, 4, 6), r"got \[2, 4, 6\]; draw one channel: \[0\]"),
