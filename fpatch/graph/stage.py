@@ -12,7 +12,6 @@ Control, replay and counterfactuals are `apply` with another sample.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypedDict
 
@@ -290,7 +289,7 @@ class Stage:
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:
-            with nullcontext() if torch.compiler.is_compiling() else plain_torch(autocast=d.role == "victim"):
+            with plain_torch(autocast=d.role == "victim"):
                 written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
             if (found := explain(error, d, patch_params, read, sample)) is None:
