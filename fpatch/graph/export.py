@@ -12,7 +12,6 @@ from fpatch.core.checks import nearest
 from fpatch.core.types import Batch, Params
 from fpatch.graph.names import needed_paths
 from fpatch.graph.node import Node
-from fpatch.graph.parameters import patches_in
 from fpatch.graph.pipeline import Pipeline
 
 
@@ -88,16 +87,13 @@ def export_onnx(
     except ImportError as error:
         raise ImportError(f"export_onnx needs {error.name}: install fpatch[onnx]") from error
     part = Pipeline(needed, pipeline.phase).freeze(params)
-    names = [name for name in part.required() if name not in part.trainable()]
+    names, trained = part.required(), part.trainable()  # only patches are left to train
     for name in names:
         if name not in batch:
             raise ValueError(f"export_onnx: the batch lacks {name!r}; {nearest(name, batch)}")
-    own = patches_in(params)
-    patches = list(part.trainable()) if patch_inputs else []
-    model = _Exported(
-        part, {n: own[n] for n in part.trainable() if n not in patches}, names, patches, want
-    ).eval()
-    args = (*(batch[name] for name in names), *(own[name] for name in patches))
+    patches, constants = (trained, ()) if patch_inputs else ((), trained)
+    model = _Exported(part, {name: params[name] for name in constants}, names, patches, want).eval()
+    args = (*(batch[name] for name in names), *(params[name] for name in patches))
     rows = torch.export.Dim("rows", min=1)
     shapes = (*({0: rows} for _ in names), *({} for _ in patches))
     with torch.no_grad(), warnings.catch_warnings():
