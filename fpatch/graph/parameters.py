@@ -44,6 +44,11 @@ def weights_path(path: str, n: Node) -> str:
     return getattr(n.stage.config, "share", None) or path
 
 
+def owns_weights(path: str, n: Node) -> bool:
+    """Return whether a node has weights of its own, and shares those of no other."""
+    return n.stage.definition.weights is not None and weights_path(path, n) == path
+
+
 def patches_in(params: Params) -> Params:
     """The parameters of patches, without weights of networks.
 
@@ -107,7 +112,7 @@ def init_params(nodes: Mapping[str, Node], key: Tensor) -> dict[str, Tensor]:
     params: dict[str, Tensor] = {}
     for path, n in nodes.items():
         d = n.stage.definition
-        if d.weights is not None and weights_path(path, n) == path:
+        if d.weights is not None and owns_weights(path, n):
             own = d.weights.init(n.stage.config, fold_path(key, path))
             params |= {f"{path}/{name}": value for name, value in own.items()}
         if d.init is None:
@@ -127,8 +132,8 @@ def names_of_buffers(nodes: Mapping[str, Node]) -> tuple[str, ...]:
 
 def next_buffers(nodes: Mapping[str, Node], values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the buffers that networks wrote, under the names of the parameters."""
-    owners = [name.removesuffix(f"/{BUFFERS}") for name in names_of_buffers(nodes)]
-    return {f"{path}/{name}": x for path in owners for name, x in values[buffers_name(path)].items()}
+    whole = {name.removesuffix(BUFFERS): values[name] for name in names_of_buffers(nodes)}
+    return {f"{prefix}{name}": x for prefix, buffers in whole.items() for name, x in buffers.items()}
 
 
 def frozen_nodes(nodes: Mapping[str, Node], params: Params) -> dict[str, Node]:
@@ -161,7 +166,7 @@ def trainable_names(nodes: Mapping[str, Node], wrt: Sequence[str] | None) -> tup
         d = n.stage.definition
         if d.init is not None:
             names += n.stage.config.names
-        if d.weights is not None and weights_path(path, n) == path:
+        if d.weights is not None and owns_weights(path, n):
             names += [f"{path}/{name}" for name in d.weights.trained(n.stage.config)]
     if wrt is None:
         return tuple(names)

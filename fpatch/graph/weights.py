@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fpatch.core.checks import nearest
 from fpatch.core.files import check_writable, write_atomic
+from fpatch.core.tree import tensor_bytes
 from fpatch.core.types import Params
 from fpatch.graph.node import Node
-from fpatch.graph.parameters import weights_at, weights_path
+from fpatch.graph.parameters import owns_weights, weights_at
 
 _SUFFIX = ".safetensors"
 
@@ -46,8 +47,7 @@ def save_params(nodes: Mapping[str, Node], folder: str | Path, params: Params) -
     for path, own in _own(nodes, params).items():
         file = root / f"{path}{_SUFFIX}"
         file.parent.mkdir(parents=True, exist_ok=True)
-        copies = {name: value.detach().cpu().clone().contiguous() for name, value in own.items()}
-        write_atomic(file, save(copies, {"node": path, "stage": nodes[path].stage.definition.name}))
+        write_atomic(file, tensor_bytes(own, {"node": path, "stage": nodes[path].stage.definition.name}))
         files.append(file)
     return tuple(files)
 
@@ -93,7 +93,7 @@ def _own(nodes: Mapping[str, Node], params: Params) -> dict[str, dict[str, Tenso
                     f"node {path!r}: the parameters lack {lost[0]!r}; {nearest(lost[0], params)}"
                 )
             found[path] = {name: params[name] for name in n.stage.config.names}
-        elif d.weights is not None and weights_path(path, n) == path:
+        elif owns_weights(path, n):
             found[path] = dict(weights_at(path, params))
             if not found[path]:
                 raise ValueError(f"node {path!r}: the parameters hold no weights of its network")
