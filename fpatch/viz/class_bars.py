@@ -1,6 +1,5 @@
 """The likeliest classes of a classifier's answer, as bars below the image."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from fpatch.core.checks import check_count
 from fpatch.core.types import Params, Sample, Values
+from fpatch.data.classes import name_class
 from fpatch.graph.stage import define, deterministic
 from fpatch.viz import style
 from fpatch.viz._canvas import FONT_PX, LINE_PX, PALE, fit_image, fit_names, make_canvas, unit_of, write
@@ -83,14 +83,14 @@ def _draw(
     if true is not None:
         about = f" {probability[true]:.2f}" if 0 <= true < len(logits) and chosen else ""
         room = config.width_px - font.getlength(f"true class: {about}") - line
-        (name,) = fit_names([_name(config.class_names, true)], [true], font, room)
+        (name,) = fit_names([name_class(config.class_names, true)], [true], font, room)
         side = line * 0.3
         pen.rectangle((4, line / 2 - side, 4 + 2 * side, line / 2 + side), fill=_TRUTH)
         write(pen, 8 + 2 * side, line / 2, f"true class: {name}{about}", font)
     if not chosen:
         write(pen, 4, below + line / 2, "the answer is not finite", font)
         return picture
-    names = [_name(config.class_names, i) for i in chosen]
+    names = [name_class(config.class_names, i) for i in chosen]
     bars = list(zip(fit_names(names, chosen, font, _NAME_FRAC * config.width_px - 8), chosen, strict=True))
     for i, (name, number) in enumerate(bars):
         color = _TRUTH if number == true else _FOUND
@@ -128,10 +128,6 @@ def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         powers = np.exp(wide - wide.max())
         return (powers / powers.sum())[: len(logits)]
-
-
-def _name(names: Sequence[str], number: int) -> str:
-    return names[number] if 0 <= number < len(names) else f"class {number}"
 
 
 def describe(config: ClassBars) -> str:

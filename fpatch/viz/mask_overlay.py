@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fpatch.core.checks import check_count, check_number
 from fpatch.core.types import Params, Sample, Values
+from fpatch.data.classes import name_class
 from fpatch.graph.stage import define, deterministic
 from fpatch.viz import style
 from fpatch.viz._canvas import (
@@ -175,7 +176,7 @@ def _draw_legend(
     chosen, column = order[: config.num_classes], picture.width / across
     shares = [" | ".join(f"{share:.0%}" for share in areas[n]) for n in chosen]
     room = column - side - max((font.getlength(share) for share in shares), default=0.0) - 18
-    names = [config.class_names[n] if n < len(config.class_names) else f"class {n}" for n in chosen]
+    names = [name_class(config.class_names, n) for n in chosen]
     rest = f"and {len(order) - len(chosen)} more" if len(order) > len(chosen) else ""
     for i, name in enumerate(
         [*fit_names(names, chosen, font, room), rest or ("" if order else "no class is colored")]
