@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
@@ -363,12 +363,51 @@ def draw_ensemble(stage: Stage) -> list[list[Panel]]:
     return [shown]
 
 
+def draw_embeddings(stage: Stage) -> list[list[Panel]]:
+    """Four images of two classes, their colors as embeddings, and the terms of the rows."""
+    whole = [photograph(name, 2 * HEIGHT, 2 * WIDTH) for name in ("china.jpg", "flower.jpg")]
+    middle = slice(HEIGHT // 2, 3 * HEIGHT // 2)
+    images = torch.stack([half for image in whole for half in image[:, middle].split(WIDTH, dim=-1)])
+    target = torch.tensor([0, 0, 1, 1])
+    embeddings = F.adaptive_avg_pool2d(images, (2, 3)).flatten(1)
+    written = stage.apply({}, {}, {"embeddings": embeddings, "target": target})
+    (terms,) = (written[name] for name in stage.definition.writes)
+    rows = zip(images, target.tolist(), terms.tolist(), strict=True)
+    return [[Panel(image, f"class {label}: {term:.2f}") for image, label, term in rows]]
+
+
+def segment(values: dict[str, Any]) -> dict[str, Any]:
+    """Pixels by their color: 0 sky, 1 pagoda, 2 tree."""
+    red, green, blue = F.avg_pool2d(values["image"], 9, stride=1, padding=4).unbind(1)
+    tree = (red + green + blue < 1.2) & (green > blue)
+    return values | {"segments": torch.where(red > 1.15 * green, 1, torch.where(tree, 2, 0))}
+
+
+def draw_drawing(stage: Stage, *before: Callable[[dict[str, Any]], dict[str, Any]]) -> list[list[Panel]]:
+    """The picture that a stage draws, without the patches and with them."""
+    shown = []
+    for name, values in with_and_without():
+        for earlier in before:
+            values = earlier(values)
+        picture = stage.apply({}, {}, values)["picture"][0] / 255
+        shown.append(Panel(picture, name))
+    return [shown]
+
+
+def write_likelihood(image: Image.Image, logits: Any) -> Image.Image:
+    """A line of text and a frame, by a function as a user writes it."""
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((56, 72, 176, 192), outline="white")
+    pen.text((56, 194), f"logit {logits[0] - logits[1]:+.1f}", fill="white", font_size=18)
+    return image
+
+
 # -- the stages
 
 
 def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]]]:
     """Every stage with settings that show what it does."""
-    from fpatch import compose, create, graph, implant, infer, losses, metrics
+    from fpatch import compose, create, graph, implant, infer, losses, metrics, viz
 
     names = ("flower", "stripes")
     victim = infer.detector(PagodaFinder().eval())
@@ -376,11 +415,18 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
 
     def after_classifier(stage: Stage) -> list[list[Panel]]:
         classifier = infer.classifier(PagodaClassifier().eval())
-        return draw_answers([classifier, stage], reads={"preds": "logits"})
+        (logits,) = {"preds", "input"} & {*stage.definition.reads}
+        return draw_answers([classifier, stage], reads={logits: "logits"})
 
     def after(*before: Stage, color: str = "gray") -> Callable[[Stage], list[list[Panel]]]:
         return lambda stage: draw_answers([*before, stage], color)
 
+    def answer(*stages: Stage) -> list[Callable[[dict[str, Any]], dict[str, Any]]]:
+        return [lambda values, stage=stage: stage.apply({}, {}, values) for stage in stages]
+
+    classify = answer(infer.classifier(PagodaClassifier().eval()))
+    classes: dict[str, Any] = {"class_names": ("pagoda", "no pagoda"), "width_px": 260}
+    areas: dict[str, Any] = {"class_names": ("sky", "pagoda", "tree"), "width_px": 260}
     shapes = {"flower": (3, 24, 36)}
     inks = (
         (0.1, 0.1, 0.12),
@@ -471,6 +517,11 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "losses.hallucinate": (losses.hallucinate(0), after(victim, color="red")),
         "losses.latency": (losses.latency(), after(victim, color="red")),
         "losses.misclassify": (losses.misclassify(), after(infer.classifier(PagodaClassifier().eval()))),
+        "losses.criterion": (losses.criterion("CrossEntropyLoss"), after_classifier),
+        "losses.metric_learning": (
+            losses.metric_learning("TripletMarginLoss", {"margin": 0.3}),
+            draw_embeddings,
+        ),
         "losses.total_variation": (losses.total_variation(), draw_patch_loss),
         "losses.non_printability": (losses.non_printability(), draw_patch_loss),
         "losses.saliency": (losses.saliency(), draw_patch_loss),
@@ -481,6 +532,16 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "metrics.torchmetric": (
             metrics.torchmetric(metrics.torchmetrics(name="MulticlassAccuracy", num_classes=2)),
             after_classifier,
+        ),
+        "viz.drawing": (viz.drawing(write_likelihood), lambda s: draw_drawing(s, *classify)),
+        "viz.class_bars": (viz.class_bars(**classes), lambda s: draw_drawing(s, *classify)),
+        "viz.box_overlay": (
+            viz.box_overlay(("pagoda", "tree"), width_px=260),
+            lambda s: draw_drawing(s, *answer(victim, suppress)),
+        ),
+        "viz.mask_overlay": (
+            viz.mask_overlay(hidden=(0,), num_classes=3, **areas),
+            lambda s: draw_drawing(s, segment),
         ),
         "metrics.class_hit": (metrics.class_hit(), after(infer.classifier(PagodaClassifier().eval()))),
     }

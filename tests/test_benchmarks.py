@@ -43,10 +43,11 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-COMPILING = pytest.param("random_draws", marks=with_inductor)
+MARKS = {"random_draws": with_inductor, "records": pytest.mark.slow, "sweep": pytest.mark.slow}
+"""Marks of suites; the two longest are slow, so that the tests of every change take eight minutes."""
 
 
-@pytest.mark.parametrize("suite", [COMPILING if name == "random_draws" else name for name in SUITES])
+@pytest.mark.parametrize("suite", [pytest.param(name, marks=MARKS.get(name, ())) for name in SUITES])
 def test_small_form_writes_figures(suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "record.json"
     with unchecked():  # which a compiler cannot trace

@@ -44,3 +44,17 @@ def test_the_sweep_of_the_demo_is_compared_with_its_defaults(tmp_path: Path):
     )
     again = [sys.executable, str(ROOT / "experiments" / "tune_demo.py"), "--help"]
     assert "--sweep" in subprocess.run(again, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_one_recipe_is_used_for_everything(tmp_path: Path):
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    said, folder = run("recipe.py", tmp_path)
+    found = json.loads((folder / "recipe.json").read_text())
+    assert found["right"] > 0.8
+    assert found["onnx"] < 1e-4
+    assert {path.name for path in (folder / "weights").iterdir()} == {
+        "body.safetensors", "digit.safetensors", "ink.safetensors",
+    }  # fmt: skip
+    assert "digits right" in said
+    assert (folder / "answers.png").stat().st_size > 10_000

@@ -149,5 +149,5 @@ def test_the_reference_has_every_command_setting_and_wing(pages):
     assert set(re.findall(r"^    (\w+)", listed, re.MULTILINE)) == set(commands)
     for setting in ("num_steps", "outside_frac", "learning_rate", "micro_batch_on_oom", "seed"):
         assert f"| `{setting}` |" in pages["reference/settings.md"]
-    for wing in ("data", "random", "viz", "analysis", "tune"):
+    for wing in ("data", "random", "analysis", "tune"):
         assert f"reference/api/fpatch.{wing}.rst" in pages

@@ -56,6 +56,18 @@ FINITE, TYPES, PAIRS = (
 )
 
 
+MIXED, SEPARATE = (
+    {
+        s.definition.name
+        for case in CASES.values()
+        for s in case.stages
+        if s.definition.traits.mixes_rows == mixes
+    }
+    for mixes in (True, False)
+)
+"""Stages whose rows depend on their neighbors, with some settings, and those whose rows do not."""
+
+
 def laws_of(definition) -> set[str]:
     """The laws that a stage must have a case of, by its role and by what it reads."""
     answers = bool(ANSWERS & {*definition.reads})
@@ -67,7 +79,8 @@ def laws_of(definition) -> set[str]:
         "same_key_same_sample": True,
         "config_rebuilds_it": True,
         "opacity_0_is_the_clean_scene": "opacity" in definition.fields,
-        "rows_do_not_see_their_neighbors": True,
+        "rows_do_not_see_their_neighbors": definition.name in SEPARATE or definition.name not in MIXED,
+        "a_batch_repeats_its_bits": definition.name in MIXED,
     }
     return {rule for rule, due in chosen.items() if due}
 

@@ -22,10 +22,20 @@ DESIGN = (ROOT.parent / "docs/design.md").read_text().partition("## Who may impo
 WINGS = dict(re.findall(r"^- `(\w+)`: (.+)$", DESIGN, flags=re.M))
 """Sentences by wing; a wing imports only from wings above it."""
 ORDER = {wing: i for i, wing in enumerate([*WINGS, "__main__"])}
-FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics")
+FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
 HEAVY = {
     *("captum", "jax", "matplotlib", "mlflow", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "ray"),
-    *("scipy", "sklearn", "tensorboard", "timm", "torchmetrics", "transformers", "ultralytics", "umap"),
+    *(
+        "pytorch_metric_learning",
+        "scipy",
+        "sklearn",
+        "tensorboard",
+        "timm",
+        "torchmetrics",
+        "transformers",
+        "ultralytics",
+        "umap",
+    ),
 }
 MODE_FLAGS = {"training", "train", "evaluate", "phase", "control", "is_control"}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -66,6 +66,8 @@ def test_the_config_makes_the_same_study(old):
         "pipeline.implant.angle_deg": [0.0, 0.0],
         "pipeline.implant.boxes": "all",
         "evaluate.portable": False,
+        "objective.wrt": None,
+        "train.local_statistics": False,
     }
     assert study.config == load_study(old / "study.toml", DEFAULTS).config
     assert study_from_config(study.config, old).config == study.config

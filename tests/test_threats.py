@@ -637,6 +637,7 @@ print(token)
 """
 
 
+@pytest.mark.slow
 def test_ray_of_a_local_sweep_asks_for_a_token(tmp_path):
     pytest.importorskip("ray")
     given = {name: value for name, value in environment(ROOT).items() if not name.startswith("RAY_AUTH")}

@@ -35,9 +35,9 @@ from fpatch import Range, Resource, compose
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
-FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics")
+FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
 WITH_STAGES = (*FAMILIES, "graph")
-"""The wings with stages; `graph` has other names too, and so a page of its own."""
+"""The wings with stages; `graph` has modules with public names too, and so a page of its own."""
 Definition = type(compose.exposure)
 Loader = type(fpatch.data.image_file)
 COMMANDS = (
@@ -335,7 +335,7 @@ def make_wing_page(wing: str) -> Iterator[str]:
     """The public names of a wing, by module."""
     full = f"fpatch.{wing}"
     yield from (full, "=" * len(full), "")
-    modules = find_modules(wing)
+    modules = [m for m in find_modules(wing) if m.__name__ != full or wing not in WITH_STAGES]
     if modules[0].__name__ != full:
         yield from (docstrings.escape(get_summary(importlib.import_module(full))), "")
     for module in modules:

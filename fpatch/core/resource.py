@@ -236,3 +236,17 @@ def resolve(value: Any) -> Any:
         'a live object'
     """
     return value.value if isinstance(value, Resource) else value
+
+
+def find_networks(config: Any) -> dict[str, torch.nn.Module]:
+    """Return the networks among the fields of a dataclass, loaded, by field.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import infer
+        >>> from fpatch.core.resource import find_networks
+        >>> find_networks(infer.classifier(torch.nn.Linear(2, 3).eval()).config)
+        {'model': Linear(in_features=2, out_features=3, bias=True)}
+    """
+    settings = {f.name: resolve(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}

@@ -5,6 +5,7 @@ from typing import Any
 
 import optree
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from fpatch.core.checks import check_label
@@ -186,3 +187,10 @@ def take_rows(tree: Any, rows: Any) -> Any:
         {'image_id': tensor([6, 7])}
     """
     return optree.tree_map(lambda x: x[rows], tree)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Encode tensors as a safetensors file; `metadata` becomes its header."""
+    # the format forbids tensors that share memory
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    return save(copies) if metadata is None else save(copies, dict(metadata))

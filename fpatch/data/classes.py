@@ -60,3 +60,14 @@ def read_classes(field: str, classes: Classes) -> tuple[str, ...]:
 def _read_lines(field: str, path: Path) -> tuple[str, ...]:
     text = read_text(path, f"no such file; {field} names a file with a class per line, or lists the names")
     return tuple(line.strip() for line in text.rstrip().splitlines())
+
+
+def name_class(names: Sequence[str], number: int) -> str:
+    """Return the name of a class; one without a name is called by its number.
+
+    Example:
+        >>> from fpatch.data.classes import name_class
+        >>> name_class(("stop", "yield"), 1), name_class((), 1)
+        ('yield', 'class 1')
+    """
+    return names[number] if 0 <= number < len(names) else f"class {number}"

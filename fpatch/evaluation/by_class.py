@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fpatch.data.classes import name_class
 from fpatch.evaluation.columns import ANSWER, FINITE, GOAL, LABEL, REACHED, finite_mask, split_group
 from fpatch.evaluation.conditions import PATCH
 from fpatch.evaluation.rates import Table, conditions_of, plain_success
@@ -98,7 +99,7 @@ def by_class(table: Table, metric: str, class_names: Sequence[str]) -> ByClass |
         rates = plain_success({n: column[rows] for n, column in columns.items()}, metric)
         goal = rates.goal
         answers = {c: _answers(table, group, c, rows, class_names) for c in conditions}
-        found[_named(label, class_names)] = ClassResult(
+        found[name_class(class_names, label)] = ClassResult(
             rates.clean,
             rates.rates,
             {c: bad.count for c, bad in rates.not_finite.items()},
@@ -158,13 +159,9 @@ def _answers(
     finite = finite_mask(table, column)
     labels, counts = np.unique(table[column][rows & finite], return_counts=True)
     found = {
-        NO_DETECTION if label < 0 else _named(label, class_names): count
+        NO_DETECTION if label < 0 else name_class(class_names, label): count
         for label, count in zip(labels.tolist(), counts.tolist(), strict=True)
     }
     bad = int((rows & ~finite).sum())
     found |= {NOT_FINITE: bad} if bad else {}
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _named(label: int, class_names: Sequence[str]) -> str:
-    return class_names[label] if label < len(class_names) else f"class {label}"

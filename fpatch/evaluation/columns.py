@@ -9,6 +9,7 @@ from torch import Tensor
 from fpatch.core.files import digest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Values
+from fpatch.data.classes import name_class
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.graph.pipeline import Pipeline
 
@@ -169,7 +170,7 @@ def goal_columns(
     for path, n in pipeline.items():
         goal = getattr(n.stage.config, "goal", None)
         if "goal" in n.stage.definition.classes and goal is not None and reached in n.writes:
-            name = class_names[goal] if goal < len(class_names) else f"class {goal}"
+            name = name_class(class_names, goal)
             group = split_group(n.writes[reached])[0]
             if split_group(n.writes.get(found, reached))[0] != group:
                 raise ValueError(

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fpatch.core.types import Params, Sample, Values
-from fpatch.graph.node import Node, available_names
+from fpatch.graph.names import available_names
+from fpatch.graph.node import Node
 from fpatch.graph.pipeline import Pipeline
 
 IMAGE, OBJECT = "covered_image_", "covered_object_"

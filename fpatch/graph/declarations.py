@@ -16,6 +16,9 @@ from fpatch.graph.mistakes import check_mapping
 ALL = "*"
 """As the only name in `reads`: the stage receives all values."""
 
+PHASE = "phase"
+"""A name in `reads` that no node needs to write: the name of the phase that `Pipeline.at` chose, a string."""
+
 RESERVED = ("stage", "phases", "reads", "writes", "stream")
 """Keys of a node in a config file; no setting may have such a name."""
 
@@ -25,7 +28,7 @@ Names = Sequence[str] | Mapping[str, str]
 SAMPLE_DTYPES = (torch.float32, torch.int64, torch.bool)
 """The types that a sample may hold; a table keeps them without loss."""
 
-Role = Literal["stage", "victim", "loss", "metric"]
+Role = Literal["stage", "victim", "loss", "metric", "drawing"]
 
 
 class Summary(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any, Union
 from fpatch.core.checks import check_kind, nearest
 from fpatch.core.names import show
 from fpatch.core.schema import encode
-from fpatch.core.types import Batch, Values
+from fpatch.core.types import Batch
+from fpatch.graph.declarations import PHASE
 from fpatch.graph.foreign import find_stage
 from fpatch.graph.functions import from_function, is_importable
 from fpatch.graph.stage import ALL, Stage
@@ -31,6 +32,7 @@ class Node:
         reads: The stage's own name of each value it reads -> the pipeline's name.
         writes: The stage's own name of each value it writes -> the pipeline's name.
         stream: Replaces the node's name in the derivation of its keys; nodes with one stream share a draw.
+        phase: The phase that was chosen, for a node that reads `phase`.
 
     Example:
         >>> import fpatch
@@ -44,6 +46,7 @@ class Node:
     reads: Mapping[str, str]
     writes: Mapping[str, str]
     stream: str | None = None
+    phase: str | None = None
 
     def alive(self, phase: str) -> bool:
         """Return whether the node runs in a phase."""
@@ -54,12 +57,14 @@ class Node:
         """The values that the stage reads, under its own names."""
         if self.stage.definition.reads == (ALL,):
             return dict(values)
-        return {own: values[name] for own, name in self.reads.items() if name in values}
+        given = values if self.phase is None else {PHASE: self.phase, **values}
+        return {own: given[name] for own, name in self.reads.items() if name in given}
 
     @property
     def required(self) -> list[str]:
         """The pipeline's names that the node needs."""
-        return [self.reads[own] for own in self.stage.definition.reads if own != ALL]
+        names = [self.reads[own] for own in self.stage.definition.reads if own != ALL]
+        return [name for name in names if name != PHASE]
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -227,48 +232,6 @@ def absolute(path: str, base: str, name: str) -> str:
         elif segment != ".":
             segments.append(segment)
     return "/".join(segments)
-
-
-def required_names(nodes: Mapping[str, Node]) -> tuple[str, ...]:
-    """The names that a batch must hold: nodes read them, and no earlier node writes them."""
-    written: set[str] = set()
-    needed: dict[str, None] = {}
-    for n in nodes.values():
-        needed.update({r: None for r in n.required if r not in written})
-        written |= {name for own, name in n.writes.items() if own not in n.stage.definition.optional}
-    return tuple(needed)
-
-
-def available_names(nodes: Mapping[str, Node], given: Iterable[str]) -> set[str]:
-    """The names that exist after the nodes ran on these; an optional one is written only where it is read."""
-    names = set(given)
-    for n in nodes.values():
-        optional = n.stage.definition.optional
-        names |= {name for own, name in n.writes.items() if own not in optional or n.reads.get(own) in names}
-    return names
-
-
-def needed_paths(nodes: Mapping[str, Node], want: Iterable[str], paths: Sequence[str]) -> tuple[str, ...]:
-    """Return the paths of these nodes and of all that they and the wanted names need, in order."""
-    needed, open_names = [], set(want)
-    for path, n in reversed(list(nodes.items())):
-        if path in paths or open_names & set(n.writes.values()) or ALL in open_names:
-            needed.append(path)
-            open_names |= set(n.reads.values())
-    return tuple(reversed(needed))
-
-
-def pick_values(nodes: Mapping[str, Node], values: Values, want: Sequence[str]) -> Values:
-    """Return the wanted values of those that the nodes left.
-
-    Raises:
-        ValueError: If there is no value of a wanted name; the error names the nearest one.
-    """
-    missing = [name for name in want if name not in values]
-    if missing:
-        known = available_names(nodes, values)
-        raise ValueError(f"want={list(want)}: no value {missing[0]!r}; {nearest(missing[0], known)}")
-    return {name: values[name] for name in want}
 
 
 def number_nodes(nodes: Mapping[str, Node], names: Sequence[str]) -> dict[str, Node]:

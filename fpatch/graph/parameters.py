@@ -44,6 +44,11 @@ def weights_path(path: str, n: Node) -> str:
     return getattr(n.stage.config, "share", None) or path
 
 
+def owns_weights(path: str, n: Node) -> bool:
+    """Return whether a node has weights of its own, and shares those of no other."""
+    return n.stage.definition.weights is not None and weights_path(path, n) == path
+
+
 def patches_in(params: Params) -> Params:
     """The parameters of patches, without weights of networks.
 
@@ -72,7 +77,7 @@ def weights_at(path: str, params: Params) -> Params:
 
 
 def own_params(path: str, n: Node, params: Params, patches: Params) -> Params:
-    """The parameters that a node is handed: its weights, those of the patches, or none that can be read.
+    """The parameters that a node is handed: its weights, or those of the patches.
 
     Args:
         path: The path of the node.
@@ -82,7 +87,13 @@ def own_params(path: str, n: Node, params: Params, patches: Params) -> Params:
     """
     if n.stage.definition.weights is not None:
         return weights_at(weights_path(path, n), params)
-    return NoParams(n.stage) if SHOWN & set(n.writes.values()) else patches
+    return patches
+
+
+def hidden_params(nodes: Mapping[str, Node]) -> dict[str, NoParams]:
+    """Return the parameters of nodes that write an image and have no weights: none that can be read."""
+    shown = {p: n for p, n in nodes.items() if SHOWN & {*n.writes.values()}}
+    return {p: NoParams(n.stage) for p, n in shown.items() if n.stage.definition.weights is None}
 
 
 def _pick(params: Params, names: Mapping[str, str]) -> Params:
@@ -101,7 +112,7 @@ def init_params(nodes: Mapping[str, Node], key: Tensor) -> dict[str, Tensor]:
     params: dict[str, Tensor] = {}
     for path, n in nodes.items():
         d = n.stage.definition
-        if d.weights is not None and weights_path(path, n) == path:
+        if d.weights is not None and owns_weights(path, n):
             own = d.weights.init(n.stage.config, fold_path(key, path))
             params |= {f"{path}/{name}": value for name, value in own.items()}
         if d.init is None:
@@ -121,8 +132,8 @@ def names_of_buffers(nodes: Mapping[str, Node]) -> tuple[str, ...]:
 
 def next_buffers(nodes: Mapping[str, Node], values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the buffers that networks wrote, under the names of the parameters."""
-    owners = [name.removesuffix(f"/{BUFFERS}") for name in names_of_buffers(nodes)]
-    return {f"{path}/{name}": x for path in owners for name, x in values[buffers_name(path)].items()}
+    whole = {name.removesuffix(BUFFERS): values[name] for name in names_of_buffers(nodes)}
+    return {f"{prefix}{name}": x for prefix, buffers in whole.items() for name, x in buffers.items()}
 
 
 def frozen_nodes(nodes: Mapping[str, Node], params: Params) -> dict[str, Node]:
@@ -155,7 +166,7 @@ def trainable_names(nodes: Mapping[str, Node], wrt: Sequence[str] | None) -> tup
         d = n.stage.definition
         if d.init is not None:
             names += n.stage.config.names
-        if d.weights is not None and weights_path(path, n) == path:
+        if d.weights is not None and owns_weights(path, n):
             names += [f"{path}/{name}" for name in d.weights.trained(n.stage.config)]
     if wrt is None:
         return tuple(names)

@@ -1,52 +1,30 @@
-"""Pipelines: named graphs of stages, and the only code that runs them.
-
-One function, `Pipeline.apply`, computes params -> patch -> image -> detections -> losses. Training,
-evaluation, control and replay call it with different samples.
-"""
+"""Pipelines: named graphs of stages, immutable mappings of paths to nodes."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
-import optree
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpatch.core.checks import nearest
-from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.core.resource import find_networks
+from fpatch.core.types import Params
 from fpatch.graph import diagram
-from fpatch.graph.contracts import check_batch, find_uses
-from fpatch.graph.finite import FiniteRows, finite_inputs, follow_finite
-from fpatch.graph.functions import gather, spread
-from fpatch.graph.in_place import count_writes, refuse_writes
-from fpatch.graph.keys import row_keys
+from fpatch.graph.contracts import find_uses
 from fpatch.graph.mistakes import check_device, check_mapping
-from fpatch.graph.node import (
-    Node,
-    Part,
-    check_phased,
-    encode_node,
-    flatten,
-    inside,
-    needed_paths,
-    number_nodes,
-    pick_values,
-    required_names,
-    slice_paths,
-)
-from fpatch.graph.parameters import (
-    frozen_nodes,
-    init_params,
-    own_params,
-    patches_in,
-    project_params,
-    trainable_names,
-)
-from fpatch.graph.samples import draw_nodes
-from fpatch.graph.wiring import check_wiring, choose_phase, fill_settings, share_networks
+from fpatch.graph.names import output_names, required_names
+from fpatch.graph.networks import choose_phase, share_networks
+from fpatch.graph.node import Node, Part, encode_node, flatten, inside, number_nodes, slice_paths
+from fpatch.graph.parameters import frozen_nodes, hidden_params, init_params, project_params, trainable_names
+from fpatch.graph.precision import reduce_precision
+from fpatch.graph.running import Runner
+from fpatch.graph.weights import Loaded, load_params, save_params
+from fpatch.graph.wiring import check_wiring, fill_settings
 
 
-class Pipeline(Mapping[str, Node]):
+class Pipeline(Runner):
     """An immutable mapping of paths to nodes, which run in the order written.
 
     `pipeline(patch_params, key, batch) -> (out, sample)` has the form of a stage. A pipeline whose nodes name
@@ -68,6 +46,7 @@ class Pipeline(Mapping[str, Node]):
         self._given, self._nodes = dict(nodes), share_networks(fill_settings(nodes))
         self._phase = phase
         self._needed: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
+        self._hidden = hidden_params(self._nodes)
         check_wiring(self._nodes, phase)
         self._uses, self._seen = find_uses(self._nodes), set[tuple[Any, ...]]()
 
@@ -127,11 +106,23 @@ class Pipeline(Mapping[str, Node]):
         """
         return Pipeline(choose_phase(self, phase), phase)
 
-    def to(self, device: torch.device | str) -> "Pipeline":
-        """A copy of the pipeline with its networks copied to a device; see `Stage.to`."""
-        device, given = check_device("pipeline.to", device), share_networks(self._given)
-        moved = {p: dataclasses.replace(n, stage=n.stage.to(device)) for p, n in given.items()}
-        return Pipeline(moved, self._phase)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """A copy of the pipeline whose networks lie on a device, or whose victims compute in a type.
+
+        Args:
+            device: The device; see `Stage.to`. None: where they are.
+            dtype: torch.float32, bfloat16 or float16, for convolutions and matrix products; see
+                `fpatch.infer.lighter`. Answers stay float32.
+
+        Raises:
+            ValueError: If the device does not exist, or the type is another one.
+        """
+        made: Pipeline = self
+        if device is not None:
+            place, given = check_device("pipeline.to", device), share_networks(self._given)
+            moved = {p: dataclasses.replace(n, stage=n.stage.to(place)) for p, n in given.items()}
+            made = Pipeline(moved, self._phase)
+        return made if dtype is None else reduce_precision(made, str(dtype).removeprefix("torch."))  # type: ignore
 
     def with_classes(self, names: Sequence[str]) -> "Pipeline":
         """The pipeline with the numbers of classes in place of their names.
@@ -153,15 +144,14 @@ class Pipeline(Mapping[str, Node]):
         """The names that a batch must hold: nodes read them, and no earlier node writes them."""
         return required_names(self if phase is None else self.at(phase))
 
+    def outputs(self, phase: str | None = None) -> tuple[str, ...]:
+        """The names that nodes write and no later node reads."""
+        return output_names(self if phase is None else self.at(phase))
+
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms that the nodes write."""
         return tuple(t for n in self.values() for t in n.terms)
-
-    @property
-    def summaries(self) -> tuple[str, ...]:
-        """Paths of the metrics that gather rows; see `fpatch.graph.stage.Summary`."""
-        return tuple(p for p, n in self.items() if n.stage.definition.summary is not None)
 
     @property
     def parameterizations(self) -> tuple[str, ...]:
@@ -193,121 +183,34 @@ class Pipeline(Mapping[str, Node]):
         frozen = frozen_nodes(self, params)
         return Pipeline({**self._given, **frozen}, self._phase) if frozen else self
 
-    # -- running ------------------------------------------------------------------------------------------
-
-    def __call__(
-        self, patch_params: Params, key: Tensor, batch: Batch, want: Sequence[str] | None = None
-    ) -> tuple[Values, Sample]:
-        """`sample`, then `apply`; the sample also holds what plain functions drew while they ran."""
-        sample, values = self.sample(key, batch), dict(batch)
-        for path, n, written, own in self._run(patch_params, sample, values, want):
-            values.update(written)
-            sample |= spread(path, own) if n.stage.definition.traits.late else {}
-        return values if want is None else pick_values(self, values, want), sample
-
-    def sample(self, key: Tensor, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Draw the samples of all nodes, from a key [2] or from row keys [b, 2].
-
-        A node `a/b` draws from `fold_in(fold_in(row_keys, "a"), "b")`.
-
-        Returns:
-            `{path: {field: [b, ...]}}`, with an entry for every node that draws.
+    def save(self, folder: str | Path, params: Params) -> tuple[Path, ...]:
+        """Write the parameters of each node to `folder/<path>.safetensors`; return the files.
 
         Raises:
-            ValueError: If the batch breaks the contract of a standard name, see `fpatch.graph.contracts`, or
-                lacks a name that a node samples from.
+            ValueError: If parameters of a node are missing.
+            OSError: If a file cannot be written.
         """
-        check_phased(self)
-        check_mapping("batch", batch, "the order is (patch_params, key, batch)")
-        check_batch(self._uses, batch, self._seen)
-        return draw_nodes(self, row_keys(key, batch), batch)
+        return save_params(self, folder, params)
 
-    def complete(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Add to a sample what plain functions draw while they run; only the nodes that they need run."""
-        late = tuple(path for path, n in self.items() if n.stage.definition.traits.late)
-        values, whole = dict(batch), dict(sample)
-        for path, _, written, own in self._run(patch_params, sample, values, (), late):
-            values.update(written)
-            whole |= spread(path, own) if path in late else {}
-        return whole  # type: ignore[return-value]
-
-    def apply(
-        self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str] | None = None
-    ) -> Values:
-        """Run the nodes on a given sample, from `sample`, edited, or read from a log.
-
-        Args:
-            patch_params: The trained parameters.
-            sample: `{path: {field: [b, ...]}}`.
-            batch: Named tensors [b, ...].
-            want: Names to return; only the nodes that they need run. None for all.
+    def load(self, folder: str | Path, key: Tensor) -> Loaded:
+        """Read what `save` wrote; nodes without a file begin anew, from `init(key)`.
 
         Raises:
-            ValueError: If the sample lacks a node, a name is missing, or `want` names no value.
+            ValueError: If the folder has no file of a node, or a file does not fit its node.
         """
-        check_mapping("batch", batch, "the order is (patch_params, sample, batch)")
-        values = dict(batch)
-        for _, _, written, _ in self._run(patch_params, sample, values, want):
-            values.update(written)
-        return values if want is None else pick_values(self, values, want)
+        return load_params(self, folder, self.init(key))
 
-    def observe(
-        self, patch_params: Params, sample: Sample, batch: Batch, want: Sequence[str]
-    ) -> tuple[Values, dict[str, Values], FiniteRows]:
-        """Apply, and return also the inputs of metrics with a summary, and the rows that are finite.
+    def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the layers of all networks, as `path/setting/name` and module."""
+        for path, n in self.items():
+            for setting, model in find_networks(n.stage.config).items():
+                for name, layer in model.named_modules():
+                    yield "/".join(filter(None, (path, setting, name))), layer
 
-        Inputs are by path, under the metric's own names.
-        """
-        values, seen, finite = dict(batch), {}, FiniteRows({}, {})
-        rows = len(optree.tree_leaves(batch.get("image_id", dict(batch)))[0])
-        for path, n, written, _ in self._run(patch_params, sample, values, want, self.summaries):
-            if path in self.summaries:
-                seen[path] = n.inputs(values)
-                finite.summaries[path] = finite_inputs(finite.names, n, values, rows)
-            finite.names.update(follow_finite(finite.names, n, values, written, rows))
-            values.update(written)
-        return pick_values(self, values, want), seen, finite
-
-    def trace(self, patch_params: Params, sample: Sample, batch: Batch) -> dict[str, dict[str, Any]]:
-        """Run the nodes and return the values that each wrote, `{path: {name: value}}`."""
-        values, trace = dict(batch), {}
-        for path, _, written, _ in self._run(patch_params, sample, values, None):
-            values.update(written)
-            trace[path] = written
-        return trace
-
-    def _run(
-        self,
-        patch_params: Params,
-        sample: Sample,
-        values: Values,
-        want: Sequence[str] | None,
-        paths: tuple[str, ...] = (),
-    ) -> Iterator[tuple[str, Node, dict[str, Any], dict[str, Tensor]]]:
-        """Yield each node with its path, the values that it wrote, and its whole sample."""
-        check_phased(self)
-        check_mapping("sample", sample, "draw one by pipeline.sample(key, batch)")
-        patches = patches_in(patch_params)
-        for path in self if want is None else self._need(tuple(want), paths):
-            n = self[path]
-            if path not in sample and n.stage.definition.fields:
-                raise ValueError(f"sample has no entry for the node {path!r}; {nearest(path, sample)}")
-            drawn = gather(path, sample) if n.stage.definition.traits.late else sample.get(path, {})
-            given = (own_params(path, n, patch_params, patches), drawn, n.inputs(values))
-            try:
-                before = count_writes(given)
-                written, own = n.stage.run(*given)
-                refuse_writes(path, before, given)
-            except Exception as error:
-                error.add_note(f"in node {path!r}: {n.stage!r}")
-                raise
-            yield path, n, {n.writes[name]: value for name, value in written.items()}, own
-
-    def _need(self, want: tuple[str, ...], paths: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Paths of these nodes and of all that they and the wanted names need, in order."""
-        if (want, paths) not in self._needed:
-            self._needed[want, paths] = needed_paths(self, want, paths)
-        return self._needed[want, paths]
+    @property
+    def phase(self) -> str | None:
+        """The phase that was chosen; None before `at`."""
+        return self._phase
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Victims of less time or memory for training; evaluations always run the original victim."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
 import optree
 import torch
@@ -12,19 +12,22 @@ from torch.utils.checkpoint import checkpoint
 from fpatch.core.checks import nearest
 from fpatch.core.resource import resolve
 from fpatch.core.types import Params, Sample, Values
-from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.node import Node
 from fpatch.graph.stage import Stage
 from fpatch.runtime.device import copy_network
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
+_Nodes = TypeVar("_Nodes", bound=Mapping[str, Node])
+
+
 def reduce_precision(
-    pipeline: Pipeline,
+    pipeline: _Nodes,
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     channels_last: bool = False,
     recompute: bool = False,
-) -> Pipeline:
+) -> _Nodes:
     """Reduce the precision or memory of the victims; patch, images, detections and losses stay float32.
 
     Args:
@@ -64,7 +67,7 @@ def reduce_precision(
         )
         for path, n in victims.items()
     }
-    return pipeline | made
+    return pipeline | made  # type: ignore[operator]
 
 
 def _lighten(stage: Stage, precision: str, channels_last: bool, recompute: bool) -> Stage:

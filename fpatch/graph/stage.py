@@ -12,7 +12,6 @@ Control, replay and counterfactuals are `apply` with another sample.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypedDict
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from fpatch.core.checks import suggest_keyword
 from fpatch.core.plain import plain_torch
 from fpatch.core.registry import identify, register
-from fpatch.core.resource import resolve
+from fpatch.core.resource import find_networks, resolve
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.classes import named_classes, number_classes, refuse_names
 from fpatch.graph.contracts import check_batch, uses_of
@@ -160,7 +159,7 @@ def define(
         writes: Names that it writes.
         optional: Names read where they exist. One that is also in `writes` is written only then.
         role: A "victim" has a setting `model`. A "loss" and a "metric" write one number per row; a metric may
-            write one per object, [b, m].
+            write one per object, [b, m]. A "drawing" writes pictures, which only drawings read.
         summary: For a metric that gathers rows.
         init: For a parameterization: `(config, key) -> {name: parameter}`.
         project: For a parameterization: `(config, params) -> {name: the nearest allowed parameter}`.
@@ -290,7 +289,7 @@ class Stage:
         names = values if d.reads == (ALL,) else [n for n in (*d.reads, *d.optional) if n in values]
         read = {name: values[name] for name in names}
         try:
-            with nullcontext() if torch.compiler.is_compiling() else plain_torch(autocast=d.role == "victim"):
+            with plain_torch(autocast=d.role == "victim"):
                 written: Any = d.apply(self.config, patch_params, sample, read)
         except Exception as error:
             if (found := explain(error, d, patch_params, read, sample)) is None:
@@ -319,9 +318,7 @@ class Stage:
         device = check_device("stage.to", device)
         if self.definition.summary is not None:
             return self
-        settings = {f.name: resolve(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
-        networks = {name: model for name, model in settings.items() if isinstance(model, torch.nn.Module)}
-        copies = {name: copy_to(model, device) for name, model in networks.items()}
+        copies = {name: copy_to(model, device) for name, model in find_networks(self.config).items()}
         return Stage(self.definition, dataclasses.replace(self.config, **copies)) if copies else self
 
     @property
@@ -340,10 +337,10 @@ class Stage:
 
     def load(self) -> None:
         """Load the resources of the settings, models and images, before compiling or `torch.func` traces."""
-        for f in dataclasses.fields(self.config):
-            value = getattr(self.config, f.name)
+        for value in (getattr(self.config, f.name) for f in dataclasses.fields(self.config)):
             for part in value.values() if isinstance(value, Mapping) else (value,):
                 resolve(part)
+        getattr(self.config, "called", None)  # the copy of a network's modules, made once
 
     def __repr__(self) -> str:
         fields = [(f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)]

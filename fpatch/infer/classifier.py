@@ -47,8 +47,8 @@ def ask(model: Callable[[Tensor], Any], images: Tensor) -> Any:
 
 def apply(config: Classifier, patch_params: Params, sample: Sample, values: Values) -> Values:
     logits = run_victim(check_victim("classifier", resolve(config.model)), values["image"], ask)
-    b = len(values["image"])
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != b:
+    b = values["image"].shape[0]
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != b:
         raise ValueError(
             f"classifier: the model must answer logits [{b}, c], got {describe(logits)}; {hint(logits)}"
         )

@@ -46,7 +46,7 @@ class Detector:
 
 def apply(config: Detector, patch_params: Params, sample: Sample, values: Values) -> Values:
     answer = run_victim(check_victim("detector", resolve(config.model)), values["image"])
-    return {"detections": {"dense": _check_dense(answer, len(values["image"]))}}
+    return {"detections": {"dense": _check_dense(answer, values["image"].shape[0])}}
 
 
 def _check_dense(answer: Any, num_rows: int) -> Mapping[str, Tensor]:

@@ -73,6 +73,7 @@ def _load_model(source: str, what: str, **options: Any) -> nn.Module:
             f"transformers_model needs transformers: pip install 'fpatch[transformers]' ({error})"
         ) from error
     try:
+        _refuse_entries(library.PretrainedConfig.get_config_dict(source, **options)[0], what)
         _refuse_code(library.AutoConfig.from_pretrained(source, trust_remote_code=False, **options), what)
         return detection_model.from_pretrained(
             source, use_safetensors=True, trust_remote_code=False, **options
@@ -94,6 +95,24 @@ class _CodeError(ValueError):
     """A config names code that would run."""
 
 
+def _refuse_choice(name: str, value: Any, what: str) -> None:
+    for choice in value.values() if isinstance(value, dict) else (value,):
+        if choice is not None and choice not in _OWN:
+            raise _CodeError(
+                f"{what}: config.json asks for code outside of transformers ({name.strip('_')} = "
+                f"{choice!r}), and no code of a checkpoint is run; remove the entry"
+            )
+
+
+def _refuse_entries(raw: Any, what: str) -> None:
+    """Refuse a file, or a part of one, that names code; some versions of transformers ignore the entry."""
+    for name, value in raw.items():
+        if name.strip("_") in {choice.strip("_") for choice in _CHOICES}:
+            _refuse_choice(name, value, what)
+        elif isinstance(value, dict):
+            _refuse_entries(value, what)
+
+
 def _refuse_code(config: Any, what: str) -> None:
     """Refuse a config, or a part of one, that names code of a repository.
 
@@ -103,12 +122,7 @@ def _refuse_code(config: Any, what: str) -> None:
     quantized = getattr(config, "quantization_config", None)
     named = [(name, getattr(config, name, None)) for name in _CHOICES]
     for name, value in (*named, ("quantization_config", quantized and str(quantized))):
-        for choice in value.values() if isinstance(value, dict) else (value,):
-            if choice is not None and choice not in _OWN:
-                raise _CodeError(
-                    f"{what}: config.json asks for code outside of transformers ({name.strip('_')} = "
-                    f"{choice!r}), and no code of a checkpoint is run; remove the entry"
-                )
+        _refuse_choice(name, value, what)
     for part in vars(config).values():
         if hasattr(part, "to_dict") and hasattr(part, "model_type"):
             _refuse_code(part, what)

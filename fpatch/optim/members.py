@@ -1,8 +1,8 @@
 """A user's code and trained networks in a population: each call sees one member, as in a run of its own.
 
-Stages of fpatch keep their rows apart, so that all members run at once. A function may do what it likes with
-a patch [c, h, w], such as sum it. One run of a member tells which shapes it expects. A trained network is
-called with the weights of its member.
+Stages of fpatch keep their rows apart, so that all members run at once; one that mixes rows sees those of
+its member. A function may do what it likes with a patch [c, h, w], such as sum it. One run of a member tells
+which shapes it expects. A trained network is called with the weights of its member.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class Alone:
         sample: Sample,
         values: Values,
     ) -> Any:
-        self.shapes[path] = [leaf.shape for leaf in optree.tree_leaves(dict(values))]  # type: ignore[arg-type]
+        self.shapes[path] = [leaf.shape for leaf in optree.tree_leaves(_tensors(values))]  # type: ignore[arg-type]
         params: Any = patch_params if isinstance(patch_params, NoParams) else _Watched(patch_params)
         answer = apply(config, params, sample, values)
         self.readers |= {path} if isinstance(params, _Watched) and params.read else set()
@@ -99,7 +99,7 @@ def by_member(nodes: Pipeline, alone: Alone, count: int, in_rows: bool) -> Pipel
         in_rows: Whether they run on rows [p * b, ...], not on members [p, ...].
     """
     changed = {
-        path: _replace(n, partial(_apply, alone, path, count, in_rows))
+        path: _replace(n, partial(_apply, alone, path, count, in_rows, n.stage.definition.traits.mixes_rows))
         for path, n in nodes.items()
         if _is_own(n)
     }
@@ -109,11 +109,12 @@ def by_member(nodes: Pipeline, alone: Alone, count: int, in_rows: bool) -> Pipel
 def _is_own(n: Node) -> bool:
     """Return whether a node is called per member: a user's own, but for victims and losses of patches.
 
-    A network that is trained is too.
+    A network that is trained is too, and so is a stage that mixes rows.
     """
     d = n.stage.definition
     by_row = d.role == "victim" or d.traits.of_patch or d.module.split(".")[0] == "fpatch"
-    return isinstance(n.stage.config, Function) or d.weights is not None or not by_row
+    mixes = d.weights is not None or d.traits.mixes_rows
+    return isinstance(n.stage.config, Function) or mixes or not by_row
 
 
 def _replace(n: Node, around: Callable[..., Any]) -> Node:
@@ -129,6 +130,7 @@ def _apply(
     path: str,
     count: int,
     in_rows: bool,
+    mixes_rows: bool,
     apply: Callable[..., Any],
     config: Any,
     patch_params: Params,
@@ -137,10 +139,10 @@ def _apply(
 ) -> Any:
     """Call a node for each member, and join the rows."""
     size = alone.num_rows if in_rows else 1
-    leaves, tree = optree.tree_flatten(dict(values))  # type: ignore[arg-type]
+    leaves, tree = optree.tree_flatten(_tensors(values))  # type: ignore[arg-type]
     read = list(zip(leaves, alone.shapes[path], strict=True))
     in_rows_alone = all(leaf.ndim == len(shape) for leaf, shape in read) and path not in alone.readers
-    if in_rows_alone and not isinstance(config, Function):
+    if in_rows_alone and not mixes_rows and not isinstance(config, Function):
         return apply(config, patch_params, sample, values)
 
     def member(i: int) -> Any:
@@ -150,10 +152,16 @@ def _apply(
             params = {name: value[i] for name, value in members.items()}
         rows = slice(i * size, (i + 1) * size)
         own = [_own(leaf, shape, rows, count, path) for leaf, shape in read]
-        answer = apply(config, params, take_rows(dict(sample), rows), optree.tree_unflatten(tree, own))
+        given = {**values, **optree.tree_unflatten(tree, own)}
+        answer = apply(config, params, take_rows(dict(sample), rows), given)
         return _in_rows(answer, size)
 
     return optree.tree_map(lambda *parts: torch.cat(parts), *(member(i) for i in range(count)))
+
+
+def _tensors(values: Values) -> Values:
+    """The values without the name of the phase."""
+    return {name: value for name, value in values.items() if not isinstance(value, str)}
 
 
 def _own(leaf: Tensor, shape: torch.Size, rows: slice, count: int, path: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fpatch.graph.node import needed_paths
+from fpatch.graph.names import needed_paths
 from fpatch.graph.parameters import weights_path
 from fpatch.graph.pipeline import Pipeline
 

@@ -19,9 +19,10 @@ from fpatch.core.files import digest
 from fpatch.core.inputs import parse_json
 from fpatch.core.names import check_file_name, typed
 from fpatch.core.schema import decode
+from fpatch.core.tree import tensor_bytes
 from fpatch.log.records import Mark
 from fpatch.optim.step import TrainState
-from fpatch.runs.files import FORMAT, is_sealed_run, read_header, read_tensors, tensor_bytes, write_file
+from fpatch.runs.files import FORMAT, is_sealed_run, read_header, read_tensors, write_file
 from fpatch.runs.locks import RunError
 
 

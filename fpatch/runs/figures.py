@@ -1,5 +1,6 @@
 """Figures of an evaluation: the views of its stages, and the patch beside its control."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ from fpatch.study.study import Study
 from fpatch.viz.class_figure import plot_classes
 from fpatch.viz.side_by_side import Panel, side_by_side
 
+_logger = logging.getLogger(__name__)
+
 REPORT_PX = 640
 """The width of a panel in the figures of a run folder; in the log it is half of that."""
 
@@ -33,7 +36,12 @@ _PICTURED = 3
 def log_stage_views(
     study: Study, step: int, views: StageViews, names: Sequence[str], log: Log, table: str
 ) -> None:
-    """Log the views of every stage and a figure of the victim's answers, under the table's name."""
+    """Log the views of every stage and a figure of the victim's answers, under the table's name.
+
+    A drawing that fails is a warning: no picture is worth a training.
+    """
+    for path, error in views.failed.items():
+        _logger.warning("%s: the drawing %r failed: %s: %s", table, path, type(error).__name__, error)
     for name, value in views.shown.items():
         full = f"{table}/{name}"
         if value.ndim == 3:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fpatch.core.checks import shown
@@ -100,13 +99,6 @@ def read_execution(path: Path) -> Execution:
             what = f"execution.{name} must be a whole number from {least} to {most}, got {shown(value)}"
             raise RunError(f"{path} is broken ({what}); restore it, or train or evaluate again")
     return found
-
-
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Encode tensors as a safetensors file; `metadata` becomes its header."""
-    # the format forbids tensors that share memory
-    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    return save(copies) if metadata is None else save(copies, dict(metadata))
 
 
 def read_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -12,6 +12,7 @@ import pyarrow.parquet
 from fpatch.core.files import digest, file_digest
 from fpatch.core.inputs import machine_memory
 from fpatch.core.names import check_file_name, typed
+from fpatch.core.tree import tensor_bytes
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import SEAL, is_edited
 from fpatch.runs.files import (
@@ -19,7 +20,6 @@ from fpatch.runs.files import (
     read_execution,
     read_json,
     read_tensors,
-    tensor_bytes,
     write_file,
     write_sealed,
 )

@@ -7,9 +7,11 @@ from fpatch.core.checks import nearest
 from fpatch.core.files import check_writable
 from fpatch.core.names import safe_name
 from fpatch.core.tree import to_device
-from fpatch.core.types import Batch, Sample
+from fpatch.core.types import Batch, Params, Sample
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.means import scalars
+from fpatch.evaluation.stage_views import view_stages
+from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.finite import find_bad_row
 from fpatch.optim.gradient import NOT_DIFFERENTIABLE
 from fpatch.optim.objective import check_terms
@@ -61,6 +63,7 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
     few = dataset.select(dataset.image_ids[:2])
     pipeline, pictures = study.placed.at("validation"), study.evaluate.pictures
     result = evaluate(pipeline, parts.initial.all_params, few, key, block=2, pictures=pictures)
+    _check_drawings(pipeline, parts.initial.all_params, few.batch(few.image_ids, device=study.place), key)
     known = scalars(result, study.evaluate.metric)
     keys: dict[str, str] = {}
     for name in known:
@@ -73,6 +76,17 @@ def dry_run_setup(study: Study, parts: Setup) -> dict[str, float]:
         )
     warn_of_crowded(study, parts)
     return known
+
+
+def _check_drawings(pipeline: Pipeline, params: Params, batch: Batch, key: torch.Tensor) -> None:
+    """Check that every drawing of the validation draws a few rows."""
+    if any(n.stage.definition.role == "drawing" for n in pipeline.values()):
+        views = view_stages(pipeline, params, pipeline.sample(key, batch), batch, "validation")
+        for path, error in views.failed.items():
+            raise ValueError(
+                f"before training, on the first images: the drawing {path!r} failed: {type(error).__name__}: "
+                f"{error}"
+            ) from error
 
 
 def _check_training(study: Study, parts: Setup, batch: Batch, sample: Sample) -> None:

@@ -519,7 +519,7 @@ def make_stage(apply=lambda *_: {}, *, config=Plain, name="made", **given):
     [
         ({"reads": "image"}, "reads must be a tuple of names, got 'image'; add a comma"),
         ({"writes": "image"}, "writes must be a tuple of names, got 'image'; add a comma"),
-        ({"role": "los"}, "role must be 'stage' or 'victim' or 'loss' or 'metric', got 'los'"),
+        ({"role": "los"}, "role must be 'stage' or 'victim' or 'loss' or 'metric' or 'drawing', got 'los'"),
         ({"name": ""}, "define(''): the name '' must hold a letter or a digit"),
         ({"name": "a/b"}, "the name 'a/b' must not hold '/'"),
         ({"config": Plain()}, "config must be a frozen dataclass, the class itself, got Plain(gain=0.5)"),

@@ -561,27 +561,6 @@ def test_describe_says_what_each_node_does():
     assert text[0].endswith("params -> patch")
 
 
-def test_mermaid_draws_every_node_and_every_edge_once():
-    lines = [line.strip() for line in demo().mermaid("train").splitlines()]
-    assert lines[0] == "flowchart TD"
-    assert lines.count("end") == sum(line.startswith("subgraph") for line in lines) == 1
-    nodes = {line.partition("[")[0]: line for line in lines if line.startswith("n") and "[" in line}
-    assert len(nodes) == len(demo().at("train"))
-    edges = [line.split(" -- ") for line in lines if "-->" in line]
-    sources = {line.partition("(")[0] for line in lines if line.startswith("in_")}
-    for source, rest in edges:
-        name, target = rest.split(" --> ")
-        assert source in {*nodes, *sources}, name
-        assert target in nodes
-    drawn = {(source, *rest.split(" --> ")) for source, rest in edges}
-    assert len(drawn) == len(edges)
-    ids = {text.split('"')[1].split("<br/>")[0]: key for key, text in nodes.items()}
-    assert (ids["pixels"], "patch", ids["implant"]) in drawn
-    assert (ids["affine"], "scene", ids["implant"]) in drawn
-    assert (ids["implant"], "image", ids["exposure"]) in drawn
-    assert (ids["blur"], "image", ids["victim"]) in drawn
-
-
 # -- config
 
 
@@ -615,3 +594,49 @@ def test_a_live_object_must_be_given_again():
 def test_gray_patches_are_stacked_in_a_pipeline_too():
     out, _ = pipeline({"stack": create.stack(3)})({}, KEY, make_inputs(patch=GRAY))
     assert out["patch"]["hood"].shape == (3, 20, 31)
+
+
+# -- the name of the phase
+
+
+def name_phase(patch_params, key, batch):
+    return {"length": torch.full(batch["image_id"].shape, float(len(batch["phase"])))}, {}
+
+
+def test_a_node_may_read_the_name_of_the_phase():
+    p = pipeline({"name": node(name_phase, reads=["image_id", "phase"], writes=["length"])})
+    batch = {"image_id": torch.tensor([7, 3]), "draw": torch.tensor([0, 0])}
+    for phase in ("train", "validation", "export"):
+        chosen = p.at(phase)
+        assert chosen.required() == ("image_id",)
+        out, _ = chosen({}, random.key(0), batch)
+        assert out["length"].tolist() == [float(len(phase))] * 2
+        assert "phase" not in out
+        assert chosen.at("train")["name"].phase == "train"
+    assert p.config == p.at("train").config
+    with pytest.raises(ValueError, match=r"reads 'phase', which is not there; choose one: pipeline\.at"):
+        p({}, random.key(0), batch)
+
+
+def test_a_value_of_the_name_phase_is_that_value():
+    p = pipeline({"name": node(name_phase, reads=["image_id", "phase"], writes=["length"])}).at("test")
+    batch = {"image_id": torch.tensor([7]), "draw": torch.tensor([0]), "phase": torch.zeros(1)}
+    assert p({}, random.key(0), batch)[0]["length"].tolist() == [1.0]
+
+
+def test_no_node_writes_the_name_of_the_phase():
+    with pytest.raises(ValueError, match="'a' writes 'phase', the name of the phase"):
+        pipeline({"a": node(name_phase, reads=["image_id"], writes=["phase"])})
+
+
+def test_outputs_are_what_no_later_node_reads():
+    parts = {
+        "pixels": create.pixels({"a": (3, 4, 4)}),
+        "smooth": losses.total_variation(),
+        "implant": implant.warp(),
+        "bright": node(compose.exposure(), phases="train"),
+        "double": node(compose.exposure(), phases="eval", writes=["seen"]),
+    }
+    p = pipeline(parts)
+    assert p.outputs("train") == ("total_variation", "image")
+    assert p.outputs("test") == ("total_variation", "seen")

@@ -422,6 +422,45 @@ def test_plain_functions_see_one_member_at_a_time(members_at_once):
         assert_same_run((states[i], infos[i]), population.alone(i, 2))
 
 
+def of_pairs(of_ours: bool) -> Pipeline:
+    """A loss that compares the rows of a batch with one another: one of ours, or a user's own stage."""
+    loss = losses.metric_learning("TripletMarginLoss", {"margin": 1.5, "smooth_loss": True})
+    return pipeline(
+        {
+            "pixels": create.pixels(SHAPES),
+            "implant": implant.warp(),
+            "victim": infer.classifier(classifier(seed=2)),
+            "pairs": node(loss if of_ours else spread_out(), reads=["logits", "target"] if of_ours else None),
+        }
+    )
+
+
+def apply_spread_out(config, patch_params, sample, values):
+    logits = values["logits"]
+    return {"spread_out": -(logits - logits.mean(0)).square().sum(1)}
+
+
+spread_out = define(
+    "spread_out",
+    Own,
+    deterministic,
+    apply_spread_out,
+    reads=("logits",),
+    writes=("spread_out",),
+    role="loss",
+    declare=lambda config: {"mixes_rows": True},
+)
+
+
+@pytest.mark.parametrize("members_at_once", [None, 2])
+@pytest.mark.parametrize("of_ours", [True, False])
+def test_rows_of_other_members_are_no_neighbors(of_ours, members_at_once):
+    population = Population(case(of_pairs(of_ours), target=torch.tensor([0, 0, 1])), sgd)
+    states, infos = population.together(2, members_at_once=members_at_once)
+    for i in range(len(RUNS)):
+        assert_same_run((states[i], infos[i]), population.alone(i, 2))
+
+
 def total(values, patch_params):
     """A loss that reads all values, and sums what has no rows in a run of one member."""
     patches, tone = values["patch"].values(), values["tone"]

@@ -288,6 +288,7 @@ def other(value: Any) -> Any:
     return value + 1
 
 
+@pytest.mark.slow
 def test_an_edited_value_in_any_column_of_a_table(copy):
     columns = copy.load_table("test")
     for name in columns:

@@ -367,6 +367,17 @@ BROKEN = {
     "global_generators_are_left_alone": photo_case("global_noise", apply=apply_global_noise),
     "the_state_of_torch_is_no_input": photo_case("recorded", apply=apply_if_recorded),
     "rows_do_not_see_their_neighbors": photo_case("batch_brightness", apply=apply_batch_brightness),
+    "mixed_rows_see_their_neighbors": case(
+        define(
+            "unmixed",
+            Config,
+            draw_gain,
+            apply_gain,
+            reads=("image",),
+            writes=("image",),
+            declare=lambda config: {"mixes_rows": True},
+        )()
+    ),
     "position_keeps_the_bits": photo_case("row_count", apply=apply_by_row_count),
     "products_are_those_of_one_row": photo_case("joint_product", apply=apply_joint_product),
     "pictures_stay_pictures": photo_case("unclamped", apply=apply_unclamped),

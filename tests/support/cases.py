@@ -11,10 +11,11 @@ from typing import Any
 
 import optree
 import torch
+from PIL import ImageDraw
 from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES, make_victim
 
-from fpatch import compose, create, graph, implant, infer, losses, metrics, random
+from fpatch import compose, create, graph, implant, infer, losses, metrics, random, viz
 from fpatch.core.resource import define_loader
 from fpatch.core.tree import constant
 from fpatch.core.types import Range
@@ -127,6 +128,14 @@ def draw_ellipse(height: int, width: int) -> Tensor:
     return (2 - 2 * (x * x + y * y)).clamp(0, 1)
 
 
+def draw_answer(image: Any, logits: Any, target: Any) -> Any:
+    """The answer and the true class as dark columns of a PIL image."""
+    pen = ImageDraw.Draw(image)
+    for x, number in enumerate((int(logits.argmax()), int(target))):
+        pen.line((x, 0, x, number), fill="black")
+    return image
+
+
 detector = define_loader("detector", lambda seed: TinyDetector(seed))
 
 
@@ -148,6 +157,7 @@ ellipse = define_loader("ellipse", draw_ellipse)
 tiny_net = define_loader("tiny_net", lambda seed, norm="", dropout=0.0: TinyNet(seed, norm, dropout))
 tiny_generator = define_loader("tiny_generator", lambda seed: TinyGenerator(seed))
 torchvision_victim = define_loader("torchvision_victim", lambda name: make_victim(name))
+drawer = define_loader("drawer", lambda: draw_answer)
 picture = define_loader("picture", lambda shape: noise("picture", *shape))
 
 
@@ -351,6 +361,11 @@ def three_patches() -> Pipeline:
     )
 
 
+def wired(loss: Stage, *reads: str) -> Pipeline:
+    """A loss whose arguments are values of other names."""
+    return pipeline({"loss": node(loss, reads=reads)})
+
+
 def gathered(name: str, **arguments: Any) -> Pipeline:
     """A metric of torchmetrics on a classifier's answers."""
     metric = metrics.torchmetric(metrics.torchmetrics(name=name, **arguments))
@@ -390,15 +405,24 @@ def two_views() -> Pipeline:
     first = graph.module(tiny_net(seed=3, norm="batch", dropout=0.3), trainable=True)
     parts = {
         "first": node(first, reads=["image"], writes=["logits"]),
-        "second": node(graph.module(share="first"), reads=["scene"], writes=["others"]),
+        "second": node(
+            graph.module(share="first", inputs=("scene",), outputs=("logits",)), writes={"logits": "others"}
+        ),
     }
     return pipeline(parts).at("train")
 
 
 GRAY = {"hood": noise("hood", 1, 20, 31), "roof": noise("roof", 1, 16, 9)}
 ROWS = {"hood": noise("hood", NUM_ROWS, 3, 20, 31), "roof": noise("roof", 3, 16, 9)}
+SEGMENTS = (9 * noise("classes", NUM_ROWS, 12, 17)).long()
 INKS = ((0.05, 0.05, 0.06), (0.9, 0.1, 0.2), (0.1, 0.6, 0.3), (0.2, 0.2, 0.8), (0.95, 0.95, 0.9))
 ELLIPSES = {"roof": draw_ellipse(height=8, width=13)[None]}
+EMBEDDED = {
+    "TripletMarginLoss": {"margin": 2.0},
+    "ContrastiveLoss": {"distance": "CosineSimilarity", "pos_margin": 1.0, "neg_margin": 0.0},
+    "SupConLoss": {},
+}
+"""Losses of embeddings by triplets, pairs and rows."""
 CONTENT = {name: picture(shape=list(shape)) for name, shape in SHAPES.items()}
 
 CASES = {
@@ -526,6 +550,26 @@ CASES = {
     "latency by probability": case(answers(losses.latency(0.6, on="probability"))),
     "misclassify": case(losses.misclassify()),
     "misclassify targeted": case(losses.misclassify(target=2)),
+    "criterion": case(
+        wired(
+            losses.criterion(
+                "CrossEntropyLoss", {"weight": [1.0, 0.5, 2.0, 1.0, 3.0], "label_smoothing": 0.1}
+            ),
+            *("logits", "target"),
+        )
+    ),
+    "criterion of elements": case(wired(losses.criterion("HuberLoss", {"delta": 0.3}), "image", "scene")),
+    "criterion not mapped": case(
+        wired(losses.criterion("KLDivLoss"), "logits", "soft"), soft=noise("soft", NUM_ROWS, 5)
+    ),
+    **{
+        f"metric_learning by {name}": case(
+            wired(losses.metric_learning(name, arguments), "logits", "target"),
+            fake=False,
+            target=torch.tensor([0, 0, 1]),
+        )
+        for name, arguments in EMBEDDED.items()
+    },
     "total_variation": case(losses.total_variation()),
     "non_printability": case(losses.non_printability()),
     "total_variation of one": case(
@@ -547,6 +591,16 @@ CASES = {
     "mean_average_precision": case(metrics.mean_average_precision(score=0.3)),
     "torchmetric": case(gathered("MulticlassAccuracy", num_classes=5, average=None)),
     "torchmetric of lists": case(gathered("MulticlassCalibrationError", num_classes=5)),
+    "drawing": case(viz.drawing(drawer(), ("image", "logits", "target")), fake=False),
+    "class_bars": case(viz.class_bars(num_classes=3, width_px=100), fake=False),
+    "box_overlay": case(viz.box_overlay(class_names=("car",), width_px=131), fake=False),
+    "mask_overlay": case(viz.mask_overlay(hidden=(0,), width_px=90), segments=SEGMENTS, fake=False),
+    "mask_overlay of logits": case(
+        viz.mask_overlay(),
+        segments=noise("segments", NUM_ROWS, 4, 20, 30),
+        true_segments=SEGMENTS,
+        fake=False,
+    ),
     "two implants": case(two_implants()),
     "two victims": case(two_victims().at("train")),
     "three patches": case(three_patches(), quad_patch=torch.tensor([[0, 1, 2], [2, 0, 1], [1, 1, 2]])),

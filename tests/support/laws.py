@@ -261,20 +261,33 @@ def the_state_of_torch_is_no_input(case: Case) -> None:
 
 
 def separates_rows(case: Case) -> bool:
-    """Whether no stage takes statistics over the rows of a batch."""
+    """Whether no stage takes statistics over the rows of a batch, or compares them."""
     return not any(s.definition.traits.mixes_rows for s in case.stages)
 
 
 @law(applies=separates_rows)
 def rows_do_not_see_their_neighbors(case: Case) -> None:
     """With other neighbors, of other sizes, a row keeps its bits."""
+    alone, among = with_neighbors(case)
+    assert_equal(among, alone)
+
+
+@law(applies=lambda case: not separates_rows(case) and not any(s.definition.weights for s in case.stages))
+def mixed_rows_see_their_neighbors(case: Case) -> None:
+    """A stage that needs no exception from the laws of rows declares none; a network may mix its buffers."""
+    alone, among = with_neighbors(case)
+    assert any(bool((among[name] != alone[name]).any()) for name in alone)
+
+
+def with_neighbors(case: Case) -> tuple[Tree, Tree]:
+    """Row 1 among its own neighbors, and among others."""
     sample, other = case.subject.sample(KEY, case.batch), others(case)
     mixed = stack_rows([take(other, [0]), take(case.batch, [1]), take(other, [2])])
     drawn = case.subject.sample(KEY, other)
     mixed_sample = stack_rows([take(drawn, [0]), take(sample, [1]), take(drawn, [2])])
     values = leaves(case)
     alone, among = run(case, values, sample), run(case, row_leaves(case, mixed), mixed_sample, mixed)
-    assert_equal(take(among, [1]), take(alone, [1]))
+    return take(alone, [1]), take(among, [1])
 
 
 def row_leaves(case: Case, batch: Tree) -> dict[str, Tensor]:
@@ -294,7 +307,7 @@ def position_keeps_the_bits(case: Case) -> None:
         assert_equal(found, take(expected, rows), tolerance)
 
 
-@law(applies=lambda case: case.tolerance == 0)
+@law(applies=lambda case: case.tolerance == 0 and separates_rows(case))
 def products_are_those_of_one_row(case: Case) -> None:
     """Matrix products and convolutions see no more rows than one, whatever this processor's library does.
 
@@ -562,7 +575,7 @@ def vmap_equals_a_loop(case: Case) -> None:
     assert_equal(found, expected, max(case.tolerance, 1e-6))
 
 
-@law(applies=lambda case: not any(s.definition.weights for s in case.stages))
+@law(applies=lambda case: separates_rows(case) and not any(s.definition.weights for s in case.stages))
 def flat_population_equals_a_loop(case: Case) -> None:
     """A population is p * b rows, in which each row carries its member's patch."""
     population = members(case)

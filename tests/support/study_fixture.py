@@ -230,7 +230,8 @@ def environment(*folders: Path, **more: str) -> dict[str, str]:
 
 def parameters(run: Run, checkpoint: str = "last") -> dict[str, bytes]:
     """The bits of the patches in a checkpoint."""
-    tensors = load_file(run.folder / f"checkpoints/{checkpoint}.safetensors")
+    with torch.device("cpu"):  # older safetensors follow the default device
+        tensors = load_file(run.folder / f"checkpoints/{checkpoint}.safetensors")
     return {name: t.numpy().tobytes() for name, t in tensors.items() if name.startswith("params/")}
 
 

@@ -44,6 +44,15 @@ def check(definition: Any) -> Any:
     config = jaxtyping.config
 
     @functools.wraps(definition)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        """A generator function itself: torch.compile refuses another one in a context manager."""
+        __tracebackhide__ = True
+        return (yield from (definition if config.jaxtyping_disable else strict)(*args, **kwargs))
+
+    if inspect.isgeneratorfunction(definition) and not has_axes:
+        return generate
+
+    @functools.wraps(definition)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         if config.jaxtyping_disable:
