@@ -104,20 +104,20 @@ def test_a_command_prints_one_document(name, files, capsys):
 def test_a_sweep_prints_one_document(files, capsys):
     plan = load_plan(f"{files['folder']}/sweep.toml")
     journal = Journal.create(files["folder"], "lamp", plan.config)
-    for name, value in (("0000", 0.25), ("0001", 0.75)):
+    for name, value in (("0000", 0.125), ("0001", 0.1875)):
         journal.add(Trial(name, {"optimizer.learning_rate": value}, seed=1))
         journal.add_point(name, Point(4, value, float("nan")))
         journal.add_outcome(name, Outcome("finished", 0.0, 0.0))
     sweep = str(journal.folder)
     _, status = document(capsys, "sweep", "status", sweep)
     assert [(t["trial"], t["status"], t["value"], t["error"]) for t in status["trials"]] == [
-        ("0000", "finished", 0.25, None), ("0001", "finished", 0.75, None),
+        ("0000", "finished", 0.125, None), ("0001", "finished", 0.1875, None),
     ]  # fmt: skip
     _, best = document(capsys, "sweep", "best", sweep)
-    assert (best["trial"], best["settings"]) == ("0001", {"optimizer.learning_rate": 0.75})
+    assert (best["trial"], best["settings"]) == ("0001", {"optimizer.learning_rate": 0.1875})
     assert main(["sweep", "export", sweep, "--json"]) == 0
     exported = json.loads(capsys.readouterr().out)["study"]
-    assert exported["optimizer"]["learning_rate"] == 0.75
+    assert exported["optimizer"]["learning_rate"] == 0.1875
 
 
 @pytest.mark.slow
