@@ -499,6 +499,10 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "defend.median": (defend.median(7), draw_pictures),
         "defend.gradient_smoothing": (defend.gradient_smoothing(), draw_pictures),
         "defend.frequency_mask": (defend.frequency_mask(), draw_pictures),
+        "defend.double_masking": (
+            defend.double_masking(PagodaClassifier().eval(), (24, 24), 12),
+            draw_answers_of,
+        ),
         "infer.classifier": (infer.classifier(PagodaClassifier().eval()), draw_answers_of),
         "graph.module": (
             graph.module(PagodaClassifier().eval(), inputs=("image",), outputs=("logits",)),

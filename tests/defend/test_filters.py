@@ -123,22 +123,28 @@ def gradient(stage: Stage, images: Tensor, weights: Tensor) -> Tensor:
     return inside.grad
 
 
-@pytest.mark.parametrize("stage", [defend.bit_depth(2), defend.gradient_smoothing(threshold=0.02)])
-def test_straight_through_is_what_it_says(stage):
+def test_bits_pass_the_gradient_straight_through():
     weights = noise("weights of a gradient", 3, 3, 37, 50)
-    assert stage.definition.traits.surrogate == "straight-through"
-    assert torch.equal(gradient(stage, smooth_images(), weights), weights)
+    assert defend.bit_depth(2).definition.traits.surrogate == "straight-through"
+    assert torch.equal(gradient(defend.bit_depth(2), smooth_images(), weights), weights)
+
+
+def check_derivative(stage: Stage, images: Tensor) -> None:
+    """The gradient against finite differences in double, where no pixel or window changes its side."""
+    weights, direction = (noise(name, 3, 3, 37, 50) for name in ("weights of a gradient", "direction"))
+    found = (gradient(stage, images.double(), weights.double()) * (direction - 0.5)).sum()
+    moved = (run(stage, images.double() + sign * 1e-7 * (direction - 0.5)) for sign in (1, -1))
+    change = sum(sign * (out * weights).sum() for sign, out in zip((1, -1), moved, strict=True)) / 2e-7
+    torch.testing.assert_close(found, change, rtol=1e-5, atol=1e-5)
+    assert not stage.definition.traits.surrogate
+
+
+def test_the_gradient_of_smoothing_is_its_derivative():
+    check_derivative(defend.gradient_smoothing(threshold=0.02, strength=1.5), smooth_images())
 
 
 def test_the_gradient_of_a_median_is_that_of_the_pixel_taken():
-    weights = noise("weights of a gradient", 3, 3, 37, 50)
-    found = gradient(defend.median(3), IMAGES, weights)
-    direction = noise("direction", 3, 3, 37, 50) - 0.5
-    step = 1e-7  # in double, no two pixels change places
-    moved = run(defend.median(3), IMAGES.double() + step * direction)
-    change = ((moved - run(defend.median(3), IMAGES.double())) * weights).sum() / step
-    torch.testing.assert_close((found * direction).sum(), change.float(), rtol=1e-4, atol=1e-4)
-    assert not defend.median(3).definition.traits.surrogate
+    check_derivative(defend.median(3), IMAGES)
 
 
 def test_the_gradient_of_a_mask_is_that_of_the_blend():
