@@ -83,6 +83,11 @@ def transfer_runs(
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))
+        if patchless := [name for name, trained in runs.items() if not trained.study.makes_patch]:
+            raise ValueError(
+                f"transfer: {patchless[0]!r} trained a network and made no patch; leave it out, and measure "
+                "it by fpatch evaluate"
+            )
         data = {name: _describe_data(trained.dataset) for name, trained in runs.items()}
         for name in names[1:]:
             if data[name] != data[names[0]]:
