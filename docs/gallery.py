@@ -407,7 +407,7 @@ def write_likelihood(image: Image.Image, logits: Any) -> Image.Image:
 
 def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]]]:
     """Every stage with settings that show what it does."""
-    from fpatch import compose, create, graph, implant, infer, losses, metrics, viz
+    from fpatch import compose, create, defend, graph, implant, infer, losses, metrics, viz
 
     names = ("flower", "stripes")
     victim = infer.detector(PagodaFinder().eval())
@@ -494,6 +494,14 @@ def make_stages() -> dict[str, tuple[Stage, Callable[[Stage], list[list[Panel]]]
         "compose.augmentation": (
             compose.augmentation("RandomPlanckianJitter", {"mode": "blackbody", "p": 1.0}),
             draw_pictures,
+        ),
+        "defend.bit_depth": (defend.bit_depth(), draw_pictures),
+        "defend.median": (defend.median(7), draw_pictures),
+        "defend.gradient_smoothing": (defend.gradient_smoothing(), draw_pictures),
+        "defend.frequency_mask": (defend.frequency_mask(), draw_pictures),
+        "defend.double_masking": (
+            defend.double_masking(PagodaClassifier().eval(), (24, 24), 12),
+            draw_answers_of,
         ),
         "infer.classifier": (infer.classifier(PagodaClassifier().eval()), draw_answers_of),
         "graph.module": (

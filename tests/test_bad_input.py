@@ -183,7 +183,7 @@ CONFIG = {
     "text for a number": (("num_steps = 6", 'num_steps = "six"'), "train.num_steps: expected a whole number, got 'six'"),
     "a fraction for a count": (("num_steps = 6", "num_steps = 6.5"), "train.num_steps: expected a whole number, got 6.5"),
     "zero": (("num_steps = 6", "num_steps = 0"), "train.num_steps must be at least 1, got 0"),
-    "another word": (("[optimizer]", '[optimizer]\nname = "adan"'), "optimizer.name: expected one of 'adam', 'adamw', 'sgd', 'rmsprop', 'bim', 'mifgsm', 'nifgsm', got 'adan'"),
+    "another word": (("[optimizer]", '[optimizer]\nname = "adan"'), "optimizer.name: expected one of 'adam', 'adamw', 'adamax', 'adagrad', 'adadelta', 'rmsprop', 'sgd', 'bim', 'mifgsm', 'nifgsm', got 'adan'"),
     "a range the wrong way round": (("[-0.2, 0.2]", "[0.2, -0.2]"), "got (0.2, -0.2); swap the two"),
     "a range that is none": (("[-0.2, 0.2]", "0.2"), "pipeline.camera.exposure.stops: expected [low, high], got 0.2"),
     "phases that are none": (('phases = ["eval"]', "phases = 3"), "pipeline.suppress.phases: expected"),

@@ -22,7 +22,7 @@ DESIGN = (ROOT.parent / "docs/design.md").read_text().partition("## Who may impo
 WINGS = dict(re.findall(r"^- `(\w+)`: (.+)$", DESIGN, flags=re.M))
 """Sentences by wing; a wing imports only from wings above it."""
 ORDER = {wing: i for i, wing in enumerate([*WINGS, "__main__"])}
-FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
+FAMILIES = ("create", "implant", "compose", "infer", "defend", "losses", "metrics", "viz")
 HEAVY = {
     *("captum", "jax", "matplotlib", "mlflow", "onnx", "onnxruntime", "optuna", "pandas", "plotly", "ray"),
     *(

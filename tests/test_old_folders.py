@@ -27,7 +27,9 @@ DATA = Path(__file__).parent / "recorded"
 OLD = "/fpatch-old"
 """Where the study was when they were made."""
 CLOSE = 1e-3
-DEFAULTS = {"pipeline.vanish.label": None, "pipeline.suppress.num_detections": 50}
+DEFAULTS = {
+    "pipeline.vanish.label": None, "pipeline.suppress.num_detections": 50, "optimizer.library": "fpatch",
+}  # fmt: skip
 """Settings whose defaults are others now; the older run has recorded its own."""
 
 
@@ -67,6 +69,11 @@ def test_the_config_makes_the_same_study(old):
         "pipeline.implant.boxes": "all",
         "evaluate.portable": False,
         "objective.wrt": None,
+        "optimizer.clip_norm": None,
+        "optimizer.library": "fpatch",
+        "optimizer.peak_momentum": None,
+        "optimizer.rise_frac": 0.3,
+        "optimizer.start_frac": 0.04,
         "train.local_statistics": False,
     }
     assert study.config == load_study(old / "study.toml", DEFAULTS).config

@@ -10,7 +10,7 @@ from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 NAME = re.compile(r"(?:fpatch\.)?[A-Za-z]\w*(?:\.\w+)*(?=\(\)$|$)")
-STAGE = re.compile(r"(?:fpatch\.)?(?:create|implant|compose|infer|losses|metrics)\.[a-z_]+$")
+STAGE = re.compile(r"(?:fpatch\.)?(?:create|implant|compose|infer|defend|losses|metrics)\.[a-z_]+$")
 
 logger = logging.getLogger(__name__)
 

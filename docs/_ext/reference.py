@@ -35,7 +35,7 @@ from fpatch import Range, Resource, compose
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
-FAMILIES = ("create", "implant", "compose", "infer", "losses", "metrics", "viz")
+FAMILIES = ("create", "implant", "compose", "infer", "defend", "losses", "metrics", "viz")
 WITH_STAGES = (*FAMILIES, "graph")
 """The wings with stages; `graph` has modules with public names too, and so a page of its own."""
 Definition = type(compose.exposure)
@@ -180,6 +180,8 @@ def make_values(definition: Any) -> Iterator[str]:
     unable = [text for flag, text in cannot.items() if not able.get(flag, True)]
     yield f"| cannot | {', '.join(unable) or '-'} |"
     marks = [n for n in ("geometric", "pixelwise", "of_patch") if able.get(n)]
+    if surrogate := definition.traits.surrogate:
+        yield f"| gradient | {surrogate} |"
     if definition.role != "stage":
         yield f"| role | {definition.role} |"
     if marks:

@@ -101,6 +101,8 @@ class Traits:
             dropped if it does not. A stage that declares none may write any.
         late: It draws while it runs: `apply` returns what it writes and its sample.
         mixes_rows: A row of its output depends on the other rows of the batch, as batch statistics do.
+        surrogate: The gradient that it passes where it has no useful derivative, such as "straight-through";
+            empty: the derivative of what it computes. An adaptive attack trains through it.
     """
 
     geometric: bool = False
@@ -114,6 +116,7 @@ class Traits:
     gives: tuple[str, ...] = ()
     late: bool = False
     mixes_rows: bool = False
+    surrogate: str = ""
 
 
 def check_config(name: str, config: Any) -> None:

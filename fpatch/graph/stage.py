@@ -147,6 +147,7 @@ def define(
     pixelwise: bool = False,
     needs: tuple[str, ...] = (),
     gives: tuple[str, ...] = (),
+    surrogate: str = "",
 ) -> Definition[P]:
     """Join a config, `sample` and `apply` into the factory of a stage.
 
@@ -185,6 +186,7 @@ def define(
         pixelwise: Whether each pixel is made from that pixel alone.
         needs: Entries that must be there, such as "detections/final".
         gives: Entries that it adds, such as "detections/dense".
+        surrogate: The gradient that it passes in place of its derivative, in a few words.
 
     Returns:
         The factory: `factory(**settings) -> Stage`.
@@ -210,7 +212,8 @@ def define(
     module = apply.__module__
     identity = identify(name, module)
     parts = (role, summary, init, project, weights, wire, fill, check, show, describe, declare, counted)
-    traits = Traits(geometric, of_patch, vmap, gradient, compile, eager, pixelwise, needs, gives)
+    flags = geometric, of_patch, vmap, gradient, compile, eager, pixelwise
+    traits = Traits(*flags, needs, gives, surrogate=surrogate)
     definition = Definition(
         identity, module, config, sample, apply, reads, writes, fields, optional, *parts, traits, classes
     )

@@ -10,7 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpatch.core.tree import constant
 from fpatch.ops.products import multiply_rows
+
+BLOCK_PX = 8
+"""The side of the blocks of JPEG."""
+
+_DCT = tuple(
+    tuple(
+        (math.sqrt(0.125) if u == 0 else 0.5) * math.cos((2 * x + 1) * u * math.pi / 16)
+        for x in range(BLOCK_PX)
+    )
+    for u in range(BLOCK_PX)
+)
+"""The DCT matrix [frequency, position] of a block, ITU-T T.81 (1992), section A.3.3."""
 
 
 def dct2(image: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
@@ -58,6 +71,62 @@ def gaussian_response(height: int, width: int, cutoff_frac: float) -> Float[Tens
     """
     y, x = (torch.arange(n, dtype=torch.float64) / n for n in (height, width))
     return torch.exp(-math.log(2) * (y[:, None] ** 2 + x**2) / cutoff_frac**2).float()
+
+
+def pad_to_blocks(image: Float[Tensor, "*batch h w"], side_px: int = BLOCK_PX) -> Float[Tensor, "*batch y x"]:
+    """Repeat the last row and column until the sides are whole blocks.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.spectrum import pad_to_blocks
+        >>> pad_to_blocks(torch.ones(3, 9, 16)).shape
+        torch.Size([3, 16, 16])
+    """
+    for axis in (-2, -1):
+        size = image.shape[axis]
+        index = torch.arange(size + -size % side_px, device=image.device).clamp(max=size - 1)
+        image = image.index_select(axis, index)
+    return image
+
+
+def block_dct(plane: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch y v x u"]:
+    """Orthonormal DCT-II of every block of 8 x 8 pixels; sums in fixed order keep a row's bits.
+
+    Args:
+        plane: Images of whole blocks.
+
+    Returns:
+        Rows y and columns x of blocks, each with its vertical frequency v and its horizontal one u.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.spectrum import block_dct
+        >>> frequencies = block_dct(torch.ones(16, 8))
+        >>> frequencies.shape, round(frequencies[1, 0, 0, 0].item(), 4)
+        (torch.Size([2, 8, 1, 8]), 8.0)
+    """
+    blocks = plane.unflatten(-1, (-1, BLOCK_PX)).unflatten(-3, (-1, BLOCK_PX))
+    forward = constant(_DCT, plane)
+    return _transform(_transform(blocks, forward, -1), forward, -3)
+
+
+def block_idct(frequencies: Float[Tensor, "*batch y v x u"]) -> Float[Tensor, "*batch h w"]:
+    """The inverse of `block_dct`.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.spectrum import block_dct, block_idct
+        >>> block_idct(block_dct(torch.eye(8))).allclose(torch.eye(8), atol=1e-6)
+        True
+    """
+    backward = constant(_DCT, frequencies).T
+    return _transform(_transform(frequencies, backward, -3), backward, -1).flatten(-4, -3).flatten(-2, -1)
+
+
+def _transform(blocks: Tensor, matrix: Float[Tensor, "8 8"], axis: int) -> Tensor:
+    """Multiply an axis of 8 by a matrix; a sum in fixed order keeps a row's bits in any batch."""
+    columns = matrix.T if axis == -1 else matrix.T[:, :, None, None]
+    return sum(part * column for part, column in zip(blocks.split(1, dim=axis), columns, strict=True))  # type: ignore[return-value]
 
 
 def _cosines(n: int, like: Tensor) -> Float[Tensor, "n n"]:

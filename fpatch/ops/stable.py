@@ -42,3 +42,18 @@ def root(x: Tensor) -> Tensor:
     """
     none = x == 0
     return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
+
+
+def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Return the bits of one tensor with the gradient of another: of what has no useful derivative.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.ops.stable import with_gradient_of
+        >>> x = torch.tensor([0.2, 0.7], requires_grad=True)
+        >>> rounded = with_gradient_of(x.round(), x)
+        >>> rounded.sum().backward()
+        >>> rounded.tolist(), x.grad
+        ([0.0, 1.0], tensor([1., 1.]))
+    """
+    return value.detach() + (surrogate - surrogate.detach())

@@ -101,12 +101,13 @@ def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient
 
     Buffers of networks pass from one part to the next.
     """
+    if micro_batch is None:
+        return gradient
 
     def whole(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
         rows = len(batch["image_id"])
-        size = micro_batch or rows
         results: list[tuple[dict[str, Tensor], Loss]] = []
-        for part in (slice(start, start + size) for start in range(0, rows, size)):
+        for part in (slice(start, start + micro_batch) for start in range(0, rows, micro_batch)):
             results.append(gradient(params, take_rows(sample, part), take_rows(batch, part)))
             params = {**params, **results[-1][1].buffers}
         grads, loss = combine(results)

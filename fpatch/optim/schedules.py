@@ -1,6 +1,7 @@
 """Learning rates: schedules, functions of the step alone, and rates, which may also follow the loss.
 
-A rate keeps its state in tensors, so it vmaps and compiles; torchopt's schedules do neither.
+A rate keeps its state in tensors, so it vmaps and compiles. torchopt has polynomial and exponential
+schedules, and none of those here but the exponential, which shares the form of the others.
 """
 
 import math
@@ -31,6 +32,28 @@ def cosine(learning_rate: float, num_steps: int, final_frac: float = 0.0) -> Sch
         progress = (step.float() / num_steps).clamp(0.0, 1.0)
         fall = 0.5 * (1.0 + torch.cos(torch.pi * progress))
         return learning_rate * (final_frac + (1.0 - final_frac) * fall)
+
+    return schedule
+
+
+def one_cycle(start: float, peak: float, end: float, num_steps: int, rise_frac: float = 0.3) -> Schedule:
+    """Rise along half a cosine from `start` to `peak`, then fall along another to `end`.
+
+    The peak comes `rise_frac * num_steps - 1` updates after the first, as in torch's OneCycleLR. A run too
+    short for a rise begins in the fall.
+
+    References:
+        Smith and Topin (2019), Super-convergence, section 3; with half cosines for its straight lines.
+    """
+    top, last = rise_frac * num_steps - 1, num_steps - 1
+
+    def between(a: float, b: float, progress: Tensor) -> Tensor:
+        return b + (a - b) / 2.0 * (1.0 + torch.cos(torch.pi * progress.clamp(0.0, 1.0)))
+
+    def schedule(step: Tensor) -> Tensor:
+        at = step.float()
+        falling = between(peak, end, (at - top) / (last - top))
+        return falling if top <= 0 else torch.where(at <= top, between(start, peak, at / top), falling)
 
     return schedule
 

@@ -1,7 +1,17 @@
 """Directions of descent and the learning rate: torchopt transformations, closed under composition.
 
 A direction is pure maths on a tree of gradients: its state goes in and comes out, and nothing is written in
-place. All of them vmap and compile; torchopt's own Adam does neither.
+place. All of them vmap and compile. torchopt supplies Adam, AdamW, Adamax, Adagrad, Adadelta and RMSprop;
+those here are what it lacks, or cannot supply:
+
+- `momentum`: torchopt's `trace` keeps outside of its state whether it was called before, so the first update
+  of a resumed run would lose the decay.
+- `clip_norm`: torchopt's reads the norm as a Python number, which neither vmaps nor compiles.
+- `scale_by_adam`: torchopt's betas are fixed, and a one-cycle moves the first one. It also continues runs
+  that began with it, as do `scale_by_rms` and `decay_weights`.
+- `counted_in_tensors`: torchopt's Adamax counts in a Python number, which no checkpoint of tensors holds.
+
+torchopt's RAdam branches on such a number, so it has no name here.
 """
 
 from collections.abc import Callable
@@ -12,7 +22,8 @@ import torch
 from torch import Tensor
 from torchopt.base import EmptyState, GradientTransformation
 
-from fpatch.optim.schedules import Rate
+from fpatch.optim.gradient import global_norm
+from fpatch.optim.schedules import Rate, Schedule
 
 _map = optree.tree_map
 
@@ -25,7 +36,9 @@ class AdamState(NamedTuple):
     step: Tensor
 
 
-def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
+def scale_by_adam(
+    beta1: float | Tensor = 0.9, beta2: float = 0.999, eps: float = 1e-8
+) -> GradientTransformation:
     """Adam: the running mean of the gradient over the root of that of its square.
 
     References:
@@ -40,15 +53,17 @@ def scale_by_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -
         step = state.step + 1
         mean = _map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, updates)
         square = _map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, updates)
-        correct1, correct2 = (
-            1 - torch.full_like(step, b, dtype=torch.float64) ** step for b in (beta1, beta2)
-        )
+        correct1, correct2 = (1 - _as_double(b, step) ** step for b in (beta1, beta2))
         direction = _map(
             lambda m, v: (m / correct1.to(m.dtype)) / ((v / correct2.to(v.dtype)).sqrt() + eps), mean, square
         )
         return direction, AdamState(mean, square, step)
 
     return GradientTransformation(init, update)
+
+
+def _as_double(value: float | Tensor, like: Tensor) -> Tensor:
+    return value.double() if isinstance(value, Tensor) else torch.full_like(like, value, dtype=torch.float64)
 
 
 def sign() -> GradientTransformation:
@@ -70,7 +85,7 @@ class MomentumState(NamedTuple):
     velocity: Any
 
 
-def momentum(decay: float, normalize: bool = False) -> GradientTransformation:
+def momentum(decay: float | Tensor, normalize: bool = False) -> GradientTransformation:
     """Accumulate gradients: `v = decay * v + g`.
 
     Args:
@@ -137,6 +152,57 @@ def decay_weights(weight_decay: float) -> GradientTransformation:
     return GradientTransformation(lambda params: EmptyState(), update)
 
 
+def clip_norm(max_norm: float) -> GradientTransformation:
+    """Scale a gradient down to a Euclidean norm over all parameters, if it is longer.
+
+    References:
+        Pascanu, Mikolov and Bengio (2013), On the difficulty of training recurrent neural networks,
+        algorithm 1.
+    """
+
+    def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
+        scale = (max_norm / (global_norm(updates) + 1e-6)).clamp(max=1.0)  # as torch.nn.utils clips
+        return _map(lambda g: g * scale.to(g.dtype), updates), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+class MovingState(NamedTuple):
+    """The number of updates, and the state of the transformation."""
+
+    step: Tensor
+    state: Any
+
+
+def moving(make: Callable[[Tensor], GradientTransformation], value: Schedule) -> GradientTransformation:
+    """A transformation one setting of which follows a schedule.
+
+    Args:
+        make: `setting -> transformation`; the form of its state does not depend on the setting.
+        value: The setting as a function of the step.
+    """
+
+    def init(params: Any) -> MovingState:
+        step = torch.zeros((), dtype=torch.int64)
+        return MovingState(step, make(value(step)).init(params))
+
+    def update(updates: Any, state: MovingState, *, params: Any = None, inplace: bool = False) -> Any:
+        now = make(value(state.step))
+        updates, after = now.update(updates, state.state, params=params, inplace=False)
+        return updates, MovingState(state.step + 1, after)
+
+    return GradientTransformation(init, update)
+
+
+def counted_in_tensors(direction: GradientTransformation) -> GradientTransformation:
+    """The same transformation, whose state holds tensors in place of Python numbers."""
+
+    def init(params: Any) -> Any:
+        return _map(lambda x: torch.tensor(x) if isinstance(x, int) else x, direction.init(params))
+
+    return GradientTransformation(init, direction.update)
+
+
 class Transformation(GradientTransformation):
     """A torchopt transformation that may use the loss, or a gradient at other parameters.
 
@@ -173,9 +239,11 @@ def scale_by_learning_rate(
         updates: Any, state: Any, *, params: Any = None, inplace: bool = False, value: Tensor | None = None
     ) -> Any:
         direction_state, rate_state = state
-        now = rate.now(rate_state)
+        now, types = rate.now(rate_state), _map(lambda g: g.dtype, updates)
         updates, direction_state = direction.update(updates, direction_state, params=params, inplace=False)
-        return _map(lambda u: -now.to(u) * u, updates), (direction_state, rate.after(rate_state, value))
+        # torchopt widens numbers without an axis; updates keep the types of the gradients
+        steps = _map(lambda u, dtype: -now.to(u.device, dtype) * u.to(dtype), updates, types)
+        return steps, (direction_state, rate.after(rate_state, value))
 
     def look_ahead(params: Any, state: Any) -> Any:
         (momentum_state, *_), rate_state = state

@@ -27,6 +27,7 @@ from fpatch.runs.record import (
 )
 from fpatch.runs.standing import find_damage
 from fpatch.runs.tables import load_manifest, table_damage
+from fpatch.study.config import of_any_version
 from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def check_study(run: Run, study: Study) -> list[str]:
     Raises:
         RunError: If another setting differs; the message gives its recorded and its present value.
     """
-    recorded, config = run.read_json("config.json"), json.loads(json.dumps(study.config))
+    recorded = of_any_version(run.read_json("config.json"))
+    config = json.loads(json.dumps(study.config))
     before = flatten(to_relative(recorded, run.folder, start=run.folder))
     here = flatten(to_relative(config, run.folder))
     before = {n: v for n, v in _defaults(study).items() if n in here} | before  # of settings that are newer

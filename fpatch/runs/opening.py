@@ -13,7 +13,7 @@ from fpatch.runs.measuring import Measured, recorded_study
 from fpatch.runs.places import Places
 from fpatch.runtime.device import check_device, describe_device, deterministic_algorithms
 from fpatch.runtime.execution import Execution
-from fpatch.study.config import study_from_config, vary
+from fpatch.study.config import of_any_version, study_from_config, vary
 from fpatch.study.study import Study
 
 
@@ -46,7 +46,7 @@ def open_run(
     config = places_of(run, data_root).config(run.read_json("config.json"), recorded)
     config |= {} if device is None else {"device": device}
     try:
-        return run, study_from_config(config, run.folder, resources)
+        return run, study_from_config(of_any_version(config), run.folder, resources)
     except ValueError as error:
         raise RunError(in_file(run.folder / "config.json", error)) from error
 

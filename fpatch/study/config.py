@@ -129,6 +129,25 @@ def study_from_config(
     return Study(**decoded)
 
 
+def of_any_version(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete recorded settings: a run or sweep without a library had the optimizers of fpatch.
+
+    Args:
+        config: The tables of a study as JSON values.
+
+    Example:
+        >>> from fpatch.study.config import of_any_version
+        >>> of_any_version({"optimizer": {"name": "adam"}})
+        {'optimizer': {'name': 'adam', 'library': 'fpatch'}}
+        >>> of_any_version({"optimizer": {"name": "adam", "library": "torchopt"}})
+        {'optimizer': {'name': 'adam', 'library': 'torchopt'}}
+    """
+    optimizer = config.get("optimizer")
+    if not isinstance(optimizer, Mapping) or "library" in optimizer:
+        return dict(config)
+    return {**config, "optimizer": {**optimizer, "library": "fpatch"}}
+
+
 def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Study:
     """Return a study with some settings changed.
 

@@ -8,7 +8,7 @@ import optree
 
 from fpatch.core.checks import nearest
 from fpatch.core.schema import decode, encode
-from fpatch.study.config import study_from_config, vary
+from fpatch.study.config import of_any_version, study_from_config, vary
 from fpatch.study.dry_run import dry_run
 from fpatch.study.setup import set_up
 from fpatch.study.study import Study
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 def plan_from_config(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Plan:
     """Make a plan from the JSON values in `sweep.json`."""
-    study = study_from_config(config["study"], Path.cwd(), resources)
+    study = study_from_config(of_any_version(config["study"]), Path.cwd(), resources)
     return Plan(study, parse_space(config["space"]), decode(Sweep, config["sweep"], "sweep"))
 
 

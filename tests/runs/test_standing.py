@@ -119,7 +119,7 @@ def test_going_back_moves_everything_later_aside(run):
 
 
 def test_going_back_that_is_killed_is_refused_or_whole(trained, tmp_path):
-    """At every third write: a resume had called half of it done, and `last` had lost the checkpoint beside it."""
+    """At every third write: a resume took half of it as done, without the checkpoint beside `last`."""
     outcomes = []
     for moment in itertools.count(0, 3):
         run = Run(shutil.copytree(trained.folder, tmp_path / f"{moment}"))
@@ -137,8 +137,9 @@ def test_going_back_that_is_killed_is_refused_or_whole(trained, tmp_path):
         check_standing(run)
         assert check_files(run).damage == []
         outcomes.append((refused, run.checkpoint_step("last")))
-    assert set(outcomes) == {(False, STEPS), (True, 2), (False, 2)}
-    assert outcomes == sorted(outcomes, key=[(False, STEPS), (True, 2), (False, 2)].index)
+    in_order = [(False, STEPS), (True, 2), (False, 2)]
+    assert set(in_order[:2]) <= set(outcomes)
+    assert outcomes == sorted(outcomes, key=in_order.index)
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "step-00000002"])

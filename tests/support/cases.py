@@ -15,7 +15,7 @@ from PIL import ImageDraw
 from torch import Tensor, nn
 from torchvision_victims import ARCHITECTURES, make_victim
 
-from fpatch import compose, create, graph, implant, infer, losses, metrics, random, viz
+from fpatch import compose, create, defend, graph, implant, infer, losses, metrics, random, viz
 from fpatch.core.resource import define_loader
 from fpatch.core.tree import constant
 from fpatch.core.types import Range
@@ -283,7 +283,8 @@ def case(
     inputs = make_inputs(**others)
     batch = {name: inputs[name] for name in inputs if name in {"image_id", "draw", *names} - set(without)}
     found = Case(subject, params, batch)
-    networks = ("infer.detector", "infer.classifier", "create.generator", "graph.module", *DETECTORS)
+    classifiers = ("infer.classifier", "defend.double_masking")
+    networks = ("infer.detector", "create.generator", "graph.module", *classifiers, *DETECTORS)
     has_network = any(s.definition.name in networks for s in found.stages)
     return Case(subject, params, batch, 2e-5 if has_network else 0.0, few_draws, fake)
 
@@ -512,6 +513,12 @@ CASES = {
     "kornia's order": case(compose.augmentation("ColorJitter", {"brightness": 0.2, "hue": 0.1, "p": 1.0})),
     "kornia's affine": case(compose.augmentation("RandomAffine", {"degrees": 20.0, "p": 0.7})),
     "kornia's posterize": case(compose.augmentation("RandomPosterize", {"p": 1.0})),
+    "bit_depth": case(defend.bit_depth(2)),
+    "median": case(defend.median()),
+    "median of an even window": case(defend.median(2)),
+    "gradient_smoothing": case(defend.gradient_smoothing(threshold=0.37)),
+    "frequency_mask": case(defend.frequency_mask(threshold=0.145)),
+    "double_masking": case(defend.double_masking(classifier(seed=2), (20, 30), num_masks=2), fake=False),
     "classifier": case(infer.classifier(classifier(seed=2))),
     "module": case(
         graph.module(classifier(seed=2), inputs=("image",), outputs=("logits",)),

@@ -1,7 +1,6 @@
 """JPEG compression of baseline encoders: 8x8 DCT, 4:2:0 chroma, standard tables."""
 
 from dataclasses import dataclass
-from math import cos, pi, sqrt
 from typing import TypedDict
 
 import torch
@@ -15,6 +14,7 @@ from fpatch.core.tree import constant
 from fpatch.core.types import Batch, Params, Range, Values
 from fpatch.graph.stage import define
 from fpatch.ops.color import clip
+from fpatch.ops.spectrum import block_dct, block_idct, pad_to_blocks
 from fpatch.random import fold_in
 
 TABLES = (
@@ -31,12 +31,6 @@ TABLES = (
     ),
 )  # fmt: skip
 """Quantization of luma and of chroma, ITU-T T.81 (1992), tables K.1 and K.2."""
-
-DCT = tuple(
-    tuple((sqrt(0.125) if u == 0 else 0.5) * cos((2 * x + 1) * u * pi / 16) for x in range(8))
-    for u in range(8)
-)
-"""The DCT matrix [frequency, position], ITU-T T.81 (1992), section A.3.3."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +88,7 @@ def apply(config: Jpeg, patch_params: Params, sample: JpegSample, values: Values
     """
     image = values["image"]
     h, w = image.shape[-2:]
-    padded = 255 * image
-    for axis, size in ((-2, h), (-1, w)):
-        index = torch.arange(size + -size % 16, device=image.device).clamp(max=size - 1)
-        padded = padded.index_select(axis, index)
+    padded = pad_to_blocks(255 * image, 16)
     red, green, blue = padded.split(1, dim=1)
     y = 0.299 * red + 0.587 * green + 0.114 * blue
     chroma = torch.cat([(blue - y) / 1.772, (red - y) / 1.402], dim=1)
@@ -118,18 +109,9 @@ def _table(base: tuple[tuple[int, ...], ...], quality: Int64[Tensor, " b"]) -> F
 
 def _compress(plane: Float[Tensor, "b c h w"], table: Float[Tensor, "b 8 8"]) -> Float[Tensor, "b c h w"]:
     """Quantize every block of 8x8 in the frequency domain."""
-    blocks = plane.unflatten(-1, (-1, 8)).unflatten(-3, (-1, 8))
-    forward = constant(DCT, plane)
-    frequencies = _transform(_transform(blocks, forward, -1), forward, -3)
+    frequencies = block_dct(plane)
     step = table[:, None, None, :, None, :]
-    quantized = _round(frequencies / step) * step
-    return _transform(_transform(quantized, forward.T, -3), forward.T, -1).flatten(-4, -3).flatten(-2, -1)
-
-
-def _transform(blocks: Tensor, matrix: Float[Tensor, "8 8"], axis: int) -> Tensor:
-    """Multiply an axis of 8 by a matrix; a sum in fixed order keeps a row's bits in any batch."""
-    columns = matrix.T if axis == -1 else matrix.T[:, :, None, None]
-    return sum(part * column for part, column in zip(blocks.split(1, dim=axis), columns, strict=True))  # type: ignore[return-value]
+    return block_idct(_round(frequencies / step) * step)
 
 
 def _store(plane: Tensor) -> Tensor:
@@ -144,4 +126,12 @@ def _round(x: Tensor) -> Tensor:
     return x.round() + (cubed - cubed.detach())
 
 
-jpeg = define("jpeg", Jpeg, sample, apply, reads=("image",), writes=("image",))
+jpeg = define(
+    "jpeg",
+    Jpeg,
+    sample,
+    apply,
+    reads=("image",),
+    writes=("image",),
+    surrogate="slope 3 (x - round(x))^2 of every rounded coefficient",
+)
