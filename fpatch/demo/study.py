@@ -15,8 +15,10 @@ import torch
 
 from fpatch.core.progress import Progress
 from fpatch.data import TargetSet, targets
+from fpatch.demo import training as training_module
 from fpatch.demo import victim as victim_module
-from fpatch.demo.victim import save_victim, train_victim
+from fpatch.demo.training import train_detector
+from fpatch.demo.victim import save_victim
 from fpatch.demo.world.scenes import SIZES_HW, cached_scenes, digest
 
 SIDES = (0.5, 0.65, 0.8, 1.0)
@@ -109,19 +111,14 @@ def prepare_study(
 def cached_victim(cache: Path, scenes: Path, size: Size, seed: int, name: str, on_progress: Progress) -> Path:
     """Return the weights of a victim trained on these scenes; the cache keeps them."""
     tag = digest(
-        [victim_module], scenes=scenes.name, seed=seed, steps=size.victim_steps, torch=torch.__version__,
-        threads=torch.get_num_threads(),
+        [victim_module, training_module], scenes=scenes.name, seed=seed, steps=size.victim_steps,
+        torch=torch.__version__, threads=torch.get_num_threads(),
     )  # fmt: skip
     path = cache / f"victim-{tag}.safetensors"
     if not path.is_file():
+        task = f"training {name.removeprefix('demo-')}"
         data = open_scenes(scenes, size).split("train")
-        batch = data.batch(data.image_ids)
-        images = (batch["scene"] * 255).round().byte()
-        model = train_victim(
-            images, batch["boxes"], batch["labels"], batch["box_valid"], seed, size.victim_steps,
-            progress=lambda i, n: on_progress(f"training {name.removeprefix('demo-')}", i, n, ""),
-        )  # fmt: skip
-        save_victim(path, model)
+        save_victim(path, train_detector(data, seed, size.victim_steps, on_progress=on_progress, task=task))
     return path
 
 

@@ -1,32 +1,25 @@
 """A small anchor-free detector: a convolutional trunk of stride 8, with scores and a box per cell.
 
+`fpatch.demo.training` trains it.
+
 References:
     Tian et al., FCOS: Fully Convolutional One-Stage Object Detection, ICCV 2019 (cells inside a box regress
-    the distances to its four sides). Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, equation
-    5. Rezatofighi et al., Generalized Intersection over Union, CVPR 2019, algorithm 1.
+    the distances to its four sides).
 """
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 STRIDE_PX = 8
 GROUPS = 8
-HIDDEN_FRAC = 0.5  # share of the training images whose object is partly covered
 PRIOR = 0.01  # the score of each cell before training
-CENTER_CELLS = 1.5  # reach of an object center, in strides; cells within it find the object
-
-Progress = Callable[[int, int], None]
-"""Called with the number of steps done and the number of all."""
 
 
 class TinyDetector(nn.Module):
@@ -93,91 +86,11 @@ class TinyDetector(nn.Module):
         cells = self.head(self.blocks(self.stem(4 * images - 2)))
         logits, sides = cells.flatten(2).transpose(1, 2).split([self.num_classes, 4], dim=-1)
         reach = 2 * STRIDE_PX * sides.clamp(-4, 4).exp()
-        centers = _cell_centers(height, width, images.device)
+        centers = cell_centers(height, width, images.device)
         return {
             "boxes": torch.cat([centers - reach[..., :2], centers + reach[..., 2:]], dim=-1),
             "logits": logits,
         }
-
-
-def train_victim(
-    images: UInt8[Tensor, "n 3 h w"],
-    boxes: Float[Tensor, "n m 4"],
-    labels: Int64[Tensor, "n m"],
-    valid: Bool[Tensor, "n m"],
-    seed: int,
-    steps: int = 400,
-    batch: int = 32,
-    learning_rate: float = 6e-3,
-    num_classes: int = 1,
-    progress: Progress | None = None,
-) -> TinyDetector:
-    """Train a detector from scratch.
-
-    All randomness comes from `seed`: two calls with equal arguments, thread count and library versions give
-    equal weights. The global generators keep their state.
-
-    Args:
-        images: RGB.
-        boxes: Objects, xyxy in pixels, m at least 1.
-        labels: Their classes, 0 to `num_classes` - 1.
-        valid: Which of the m objects exist.
-        seed: Seed of the initial weights, the order of the images and their augmentation.
-        steps: Number of updates.
-        batch: Images per update, with replacement.
-        learning_rate: Peak of the one-cycle schedule of AdamW.
-        num_classes: Number of classes.
-        progress: Called after each step.
-
-    Returns:
-        The detector, in evaluation mode and with frozen parameters.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    model = TinyDetector(num_classes, generator=generator).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
-    for step in range(steps):
-        rows = torch.randint(len(images), (batch,), generator=generator)
-        seen, targets = _augment(images[rows].float() / 255, boxes[rows], generator)
-        loss = detection_loss(model(seen), targets, labels[rows], valid[rows], (seen.shape[2], seen.shape[3]))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(step + 1, steps)
-    return model.eval().requires_grad_(False)
-
-
-def detection_loss(
-    dense: dict[str, Tensor],
-    boxes: Float[Tensor, "b m 4"],
-    labels: Int64[Tensor, "b m"],
-    valid: Bool[Tensor, "b m"],
-    size_hw: tuple[int, int],
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-) -> Float[Tensor, ""]:
-    """Return the focal loss of all cells plus the GIoU loss of cells at object centers, per such cell.
-
-    Where objects overlap, a cell finds the smaller object.
-    """
-    centers = _cell_centers(*size_hw, device=boxes.device)[:, None]
-    low, high = boxes[:, None, :, :2], boxes[:, None, :, 2:]
-    inside = ((centers > low) & (centers < high)).all(-1)
-    central = ((centers - (low + high) / 2).abs() < CENTER_CELLS * STRIDE_PX).all(-1)
-    area = (high - low).prod(-1)
-    area, owner = torch.where(inside & central & valid[:, None], area, torch.inf).min(-1)
-    found = area < torch.inf
-
-    target = F.one_hot(labels.gather(1, owner), dense["logits"].shape[-1]) * found[..., None]
-    entropy = F.binary_cross_entropy_with_logits(dense["logits"], target.float(), reduction="none")
-    missed = (1 - (-entropy).exp()) ** gamma
-    focal = torch.where(target == 1, alpha, 1 - alpha) * missed * entropy
-    own = boxes.gather(1, owner[..., None].expand(-1, -1, 4))
-    overlap = generalized_box_iou_loss(dense["boxes"][found], own[found], reduction="sum")
-    return (focal.sum() + overlap) / found.sum().clamp(min=1)
 
 
 def save_victim(path: str | Path, model: TinyDetector) -> None:
@@ -199,44 +112,11 @@ def load_victim(path: str | Path) -> TinyDetector:
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def _cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:
+def cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:
     """Return the (x, y) center of each cell of an image, row by row, in pixels."""
     y = torch.arange(STRIDE_PX / 2, height, STRIDE_PX, device=device)
     x = torch.arange(STRIDE_PX / 2, width, STRIDE_PX, device=device)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
-
-
-def _augment(
-    images: Float[Tensor, "b 3 h w"], boxes: Float[Tensor, "b m 4"], generator: torch.Generator
-) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b m 4"]]:
-    """Mirror, change contrast and light, cover a part of the first object, and add noise, by row.
-
-    The cover is of one color or of noise, so that the detector is not fooled by mere occlusion.
-    """
-    count, _, height, width = images.shape
-
-    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
-
-    mirror = uniform(1, 1, 1) < 0.5
-    left, top, right, bottom = boxes.unbind(-1)
-    mirrored = torch.stack([width - right, top, width - left, bottom], dim=-1)
-    images, boxes = torch.where(mirror, images.flip(-1), images), torch.where(mirror[..., 0], mirrored, boxes)
-
-    gain = uniform(1, 1, 1, low=0.8, high=1.2) * uniform(3, 1, 1, low=0.9, high=1.1)
-    images = ((images - 0.5) * uniform(1, 1, 1, low=0.8, high=1.2) + 0.5) * gain
-
-    size = boxes[:, 0, 2:] - boxes[:, 0, :2]
-    start = boxes[:, 0, :2] + size * uniform(2, low=-0.1, high=0.7)
-    left, top = start[:, :, None].unbind(1)
-    right, bottom = (start + size * uniform(2, low=0.2, high=0.7))[:, :, None].unbind(1)
-    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
-    across, down = (x > left) & (x < right), (y > top) & (y < bottom)
-    hidden = across[:, None, None, :] & down[:, None, :, None] & (uniform(1, 1, 1) < HIDDEN_FRAC)
-    noise = torch.rand(images.shape, generator=generator)
-    cover = torch.where(uniform(1, 1, 1) < 0.5, uniform(3, 1, 1), noise)
-    images = torch.where(hidden, cover, images) + (noise - 0.5) * uniform(1, 1, 1, high=0.1)
-    return images.clamp(0, 1), boxes
 
 
 class _Block(nn.Module):

@@ -100,6 +100,16 @@ class Module:
         model = _check(self, resolve(self.model))
         return layers.trainable_copy(model, self.learning) if self.trainable else layers.Called(model)
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of weights and buffers by name; looked up once, as a walk takes as long as a layer."""
+        return {name: tensor.shape for name, tensor in _tensors(resolve(self.model)).items()}
+
+    @functools.cached_property
+    def buffers(self) -> frozenset[str]:
+        """The names of the buffers."""
+        return frozenset(name for name, _ in resolve(self.model).named_buffers())
+
 
 def _check(config: Module, model: Any) -> nn.Module:
     """Check that a model can be called as its node says, and return it."""
@@ -137,7 +147,7 @@ def declare(config: Module) -> dict[str, Any]:
     writes, optional, fields, mixes = (*config.outputs, *config.entries), (), (), False
     if config.learning:
         fields = ("key",) if layers.draws(config.called) else ()
-        if any(True for _ in resolve(config.model).buffers()):
+        if config.buffers:
             writes, optional = (*writes, BUFFERS), (BUFFERS,) if config.share else ()
     if config.learning or isinstance(config.model, nn.Module):  # no resource is loaded for this alone
         mixes = layers.mixes_rows(config.called)
@@ -165,16 +175,15 @@ def apply(config: Module, patch_params: Params, sample: Sample, values: Values) 
     kwargs = {name: values[name] for name in config.keywords}
     if not config.trainable:
         return _in_single(_name(config, what, _call_frozen(what, called, args, kwargs)), values)
-    model = resolve(config.model)
-    own, buffers = {**patch_params, **values.get(BUFFERS, {})}, dict(model.named_buffers())
-    _check_weights(what, model, own)
+    own, buffers = {**patch_params, **values.get(BUFFERS, {})}, config.buffers
+    _check_weights(what, config.shapes, own)
     given = {name: own[name].detach().clone() if name in buffers else own[name] for name in own}
     if "key" in sample:
         given |= dict.fromkeys(layers.keyed_buffers(called), sample["key"])
     answer, after = layers.call_without_draws(what, called, given, args, kwargs)
     named = _in_single(_name(config, what, answer), values)
     if config.learning and buffers:
-        named[BUFFERS] = {name: after[name].detach() for name in buffers}
+        named[BUFFERS] = {name: after[name].detach() for name in config.shapes if name in buffers}
     return named
 
 
@@ -211,9 +220,8 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return not torch.equal(one, other)
 
 
-def _check_weights(what: str, model: nn.Module, own: Params) -> None:
+def _check_weights(what: str, expected: Mapping[str, torch.Size], own: Params) -> None:
     """Check that the parameters hold the weights of a network, in its shapes."""
-    expected = _tensors(model)
     if missing := [name for name in expected if name not in own]:
         raise ValueError(
             f"{what}: the parameters lack its weights {missing[0]!r}; pipeline.init(key) makes them"
@@ -221,9 +229,9 @@ def _check_weights(what: str, model: nn.Module, own: Params) -> None:
     for name, value in own.items():
         if name not in expected:
             raise ValueError(f"{what}: it has no weights {name!r}; {nearest(name, expected)}")
-        if value.shape != expected[name].shape:
+        if value.shape != expected[name]:
             raise ValueError(
-                f"{what}: the weights {name!r} must have the shape {list(expected[name].shape)}, got "
+                f"{what}: the weights {name!r} must have the shape {list(expected[name])}, got "
                 f"{list(value.shape)}; they are those of another network"
             )
 
@@ -276,7 +284,7 @@ def learn(config: Module) -> Module:
 def freeze(config: Module, weights: Mapping[str, Tensor]) -> Module:
     """The settings of a frozen network with these weights."""
     model = resolve(config.model)
-    _check_weights(f"module({type(model).__name__})", model, weights)
+    _check_weights(f"module({type(model).__name__})", config.shapes, weights)
     frozen = layers.with_weights(model, weights)
     return dataclasses.replace(config, model=frozen, trainable=False, share=None, learning=False)
 

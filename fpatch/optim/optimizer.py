@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Literal, get_args, get_type_hints
 
 import torchopt
+import torchopt.transform as theirs
 from torchopt.base import GradientTransformation
 
 from fpatch.core.checks import check_choice, check_count, check_number
@@ -243,7 +244,7 @@ def make_optimizer(
 
 def _directions(config: Optimizer) -> list[GradientTransformation]:
     """The links of the direction of descent, in order."""
-    betas, eps, theirs = config.betas, config.eps, torchopt.transform
+    betas, eps = config.betas, config.eps
     adam, rms, decay = scale_by_adam, scale_by_rms, decay_weights
     if config.library == "torchopt":
         adam, rms, decay = theirs.scale_by_adam, theirs.scale_by_rms, theirs.add_decayed_weights

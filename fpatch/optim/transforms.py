@@ -239,9 +239,11 @@ def scale_by_learning_rate(
         updates: Any, state: Any, *, params: Any = None, inplace: bool = False, value: Tensor | None = None
     ) -> Any:
         direction_state, rate_state = state
-        now = rate.now(rate_state)
+        now, types = rate.now(rate_state), _map(lambda g: g.dtype, updates)
         updates, direction_state = direction.update(updates, direction_state, params=params, inplace=False)
-        return _map(lambda u: -now.to(u) * u, updates), (direction_state, rate.after(rate_state, value))
+        # torchopt widens numbers without an axis; updates keep the types of the gradients
+        steps = _map(lambda u, dtype: -now.to(u.device, dtype) * u.to(dtype), updates, types)
+        return steps, (direction_state, rate.after(rate_state, value))
 
     def look_ahead(params: Any, state: Any) -> Any:
         (momentum_state, *_), rate_state = state

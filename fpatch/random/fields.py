@@ -84,20 +84,22 @@ def _(info: object, in_dims: tuple[int, None], key: Tensor, num: int) -> tuple[T
 
 def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
     """Draw normals in pieces; each stays in the processor's cache from the counters to the normals."""
-    table, rows = _QUANTILES.numpy(), key.numpy().astype(np.uint32).reshape(-1, 2)
-    out = np.empty((len(rows), num), np.float32)
+    keys, blocks = key.numpy().astype(np.uint32).reshape(-1, 2), -(-num // 4)
+    out = np.empty((len(keys), num), np.float32)
+    table, together = _QUANTILES.numpy(), max(1, CACHED_WORDS // max(1, blocks))
 
     def fill(piece: tuple[int, int]) -> None:
         row, start = piece
-        count = np.arange(start, min(start + CACHED_WORDS, -(-num // 4)), dtype=np.uint32)
-        word0, word1 = np.empty((2, len(count)), np.uint32)
-        encrypt_into(word0, word1, (rows[row, 0], rows[row, 1]), (np.uint32(0), count))
-        words = np.stack([word0, word1], axis=1).astype("<u4", copy=False)
-        drawn = out[row, 4 * start : 4 * (start + len(count))]
-        drawn[:] = table[words.view("<u2").reshape(-1)[: len(drawn)]]
+        own, stop = keys[row : row + together, None], min(start + CACHED_WORDS, blocks)
+        count = np.arange(start, stop, dtype=np.uint32)
+        word0, word1 = np.empty((2, len(own), len(count)), np.uint32)
+        encrypt_into(word0, word1, (own[..., 0], own[..., 1]), (np.uint32(0), count))
+        words = np.stack([word0, word1], axis=-1).astype("<u4", copy=False)
+        drawn = out[row : row + together, 4 * start : 4 * stop]
+        drawn[:] = table[words.view("<u2").reshape(len(own), -1)[:, : drawn.shape[1]]]
 
-    pieces = [(row, start) for row in range(len(rows)) for start in range(0, -(-num // 4), CACHED_WORDS)]
-    num_threads = min(torch.get_num_threads(), len(pieces))
+    pieces = [(r, start) for r in range(0, len(keys), together) for start in range(0, blocks, CACHED_WORDS)]
+    num_threads = min(torch.get_num_threads(), len(keys) * blocks // _WORDS_OF_A_THREAD)
     if num_threads > 1:
         with ThreadPoolExecutor(num_threads) as pool:  # numpy releases the interpreter lock while it computes
             deque(pool.map(fill, pieces), maxlen=0)
@@ -105,6 +107,9 @@ def _gaussian_numpy(key: Tensor, num: int) -> Tensor:
         deque(map(fill, pieces), maxlen=0)
     return torch.from_numpy(out).reshape(*key.shape[:-1], num)
 
+
+_WORDS_OF_A_THREAD = 2**19
+"""Words from which on a thread pays; below, two of them wait for the lock longer than they compute."""
 
 _QUANTILES = torch.special.ndtri(
     (torch.arange(2**16, dtype=torch.float64, device="cpu") + 0.5) / 2**16

@@ -9,6 +9,7 @@ import optree
 import pytest
 import torch
 import torchopt
+import torchopt.transform as theirs
 from laws import assert_equal
 from torch import Tensor
 from torchopt.base import EmptyState
@@ -102,12 +103,12 @@ def test_optimizers_equal_those_of_torch(name, settings, learning_rate):
     optimizer = make_optimizer(Optimizer(name, learning_rate, "constant", **settings), 50)
     params = {name: value.double() for name, value in start().items()}
     expected = {name: value.clone().requires_grad_() for name, value in params.items()}
-    decay = {"adadelta": "rho", "rmsprop": "alpha"}.get(name)
-    theirs = {decay if key == "square_decay" else key: value for key, value in settings.items()}
-    is_single = theirs.pop("library", "torchopt") == "torchopt" and name in FLOAT32
+    decay = {"adadelta": "rho", "rmsprop": "alpha"}.get(name, "")
+    given = {decay if key == "square_decay" else key: value for key, value in settings.items()}
+    is_single = given.pop("library", "torchopt") == "torchopt" and name in FLOAT32
     if name in ("adagrad", "adadelta"):
-        theirs = {"eps": 1e-8, **({"rho": 0.99} if name == "adadelta" else {}), **theirs}
-    other = TORCH[name](expected.values(), lr=learning_rate, **theirs)
+        given = {"eps": 1e-8, **({"rho": 0.99} if name == "adadelta" else {}), **given}
+    other = TORCH[name](expected.values(), lr=learning_rate, **given)
     state = optimizer.init(params)
     for step in range(50):
         grads = {name: value.double() for name, value in gradient(step).items()}
@@ -122,7 +123,7 @@ def test_optimizers_equal_those_of_torch(name, settings, learning_rate):
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"),
+    ("name", "make"),
     [
         ("adam", lambda: torchopt.adam(0.05)),
         ("adamw", lambda: torchopt.adamw(0.05, weight_decay=0.01)),
@@ -132,9 +133,9 @@ def test_optimizers_equal_those_of_torch(name, settings, learning_rate):
         ("adadelta", lambda: torchopt.adadelta(0.05, rho=0.99, eps=1e-8)),
     ],
 )
-def test_torchopt_supplies_optimizers_by_name(name, theirs):
+def test_torchopt_supplies_optimizers_by_name(name, make):
     """The same numbers as torchopt's own optimizer; those of fpatch are within 1e-5."""
-    optimizer, params = theirs(), start()
+    optimizer, params = make(), start()
     state = optimizer.init(params)
     ours = [descend(Optimizer(name, 0.05, "constant"), gradient)]
     if name in ("adam", "adamw", "rmsprop"):
@@ -158,10 +159,10 @@ def test_the_momentum_of_torchopt_forgets_itself_on_a_resume():
         optimizer = make(0.9) if restarted else optimizer
         return optimizer.update(grads, state, inplace=False)[0]
 
-    theirs = torchopt.transform.trace
-    assert not torch.equal(velocity(theirs, restarted=True), velocity(theirs, restarted=False))
+    trace = theirs.trace
+    assert not torch.equal(velocity(trace, restarted=True), velocity(trace, restarted=False))
     assert torch.equal(velocity(momentum, restarted=True), velocity(momentum, restarted=False))
-    assert torch.equal(velocity(theirs, restarted=False), velocity(momentum, restarted=False))
+    assert torch.equal(velocity(trace, restarted=False), velocity(momentum, restarted=False))
 
 
 def test_the_clipping_of_torchopt_does_not_vmap():
@@ -177,7 +178,7 @@ def test_the_clipping_of_torchopt_does_not_vmap():
 
 
 def test_torchopt_counts_adamax_in_a_python_number():
-    assert torchopt.transform.scale_by_adamax().init(torch.zeros(2)).t == 1
+    assert theirs.scale_by_adamax().init(torch.zeros(2)).t == 1
     state = make_optimizer(Optimizer("adamax"), 3).init(torch.zeros(2))
     assert all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(state))
 
@@ -185,7 +186,7 @@ def test_torchopt_counts_adamax_in_a_python_number():
 @SLOW_UNDER_VMAP
 def test_radam_of_torchopt_has_no_name():
     """It branches on its count, which therefore cannot be a tensor of a population."""
-    init, update = torchopt.transform.scale_by_radam()
+    init, update = theirs.scale_by_radam()
     states = torch.func.vmap(lambda params: init(params)._replace(t=params.new_ones(())))(torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match="data-dependent control flow"):
         torch.func.vmap(lambda g, s: update(g, s, inplace=False))(torch.ones(2, 3), states)

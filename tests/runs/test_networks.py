@@ -2,11 +2,17 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from cases import randomize
 from laws import assert_equal
+from log_stores import killed_in_fork
+from safetensors.torch import load_file
+from study_fixture import environment
 from torch import Tensor, nn
 
 import fpatch
@@ -37,8 +43,14 @@ TRAINED = {"victim": {"stage": "graph.module", "model": {"loader": net.name}, "t
 WIRING = {"reads": ["image"], "writes": ["logits"]}
 
 
+OPTIMIZER = {
+    "optimizer.name": "adamw", "optimizer.schedule": "one_cycle", "optimizer.peak_momentum": 0.85,
+    "optimizer.clip_norm": 1.0, "optimizer.learning_rate": 0.05,
+}  # fmt: skip
+
+
 def study(folder, **overrides) -> Study:
-    made = tiny_study(folder, overrides)
+    made = tiny_study(folder, OPTIMIZER | overrides)
     config = made.pipeline.given_config | {"victim": TRAINED["victim"] | WIRING}
     return dataclasses.replace(made, pipeline=fpatch.build(config))
 
@@ -97,6 +109,33 @@ def test_a_resumed_run_ends_with_the_same_bits(run, tmp_path):
     again = resume(folder)
     assert_equal(again.load_params("last"), run.load_params("last"))
     assert (again.folder / "checkpoints/last.safetensors").stat().st_size > 0
+
+
+def crash(folder: str, moments: list[int]) -> None:
+    """Train, and be killed at each of these acts of writing in turn; then go on to the end."""
+
+    def work() -> None:
+        runs = [path.parent for path in Path(folder).glob("*/config.json")]
+        resume(runs[0]) if runs else train(study(Path(folder), **{"train.checkpoint_every": 1}))
+
+    kills = [killed_in_fork(work, moment) for moment in moments]
+    assert not killed_in_fork(work, 10**9)
+    print("kills", *map(int, kills))
+
+
+@pytest.mark.parametrize("moments", [[30, 9], [45, 20, 14]])
+def test_a_killed_run_ends_with_the_same_bits(run, tmp_path, moments):
+    """Weights, buffers of the batch norm, and the state of AdamW with a beta that moves."""
+    code = f"from test_networks import *; crash({str(tmp_path)!r}, {moments})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(Path(__file__).parent), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-len(moments) :] == ["1"] * len(moments), done.stdout
+    (config,) = tmp_path.glob("*/config.json")
+    again, whole = (load_file(one / "checkpoints/last.safetensors") for one in (config.parent, run.folder))
+    assert {"params", "opt", "fixed"} <= {name.partition(".")[0].partition("/")[0] for name in whole}
+    assert_equal(again, whole)
 
 
 def stop_at(step: int):
