@@ -145,7 +145,7 @@ class _Pullback(torch.autograd.Function):
 @contextmanager
 def _hooks_allowed() -> Iterator[None]:
     """Allow hooks on saved tensors, as checkpoints need them; `torch.func` forbids them around it."""
-    autograd = torch._C._autograd
+    autograd = torch._C._autograd  # type: ignore[attr-defined]
     message = autograd._saved_tensors_hooks_get_disabled_error_message()
     autograd._saved_tensors_hooks_enable()
     try:

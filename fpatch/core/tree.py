@@ -27,7 +27,7 @@ def is_traced(tensor: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    while torch._C._functorch.is_gradtrackingtensor(tensor):
+    while torch._C._functorch.is_gradtrackingtensor(tensor):  # type: ignore[attr-defined]
         tensor = torch.func.debug_unwrap(tensor, recurse=False)
     return type(tensor) not in (Tensor, torch.nn.Parameter) or torch.func.debug_unwrap(tensor) is not tensor
 

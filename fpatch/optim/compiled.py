@@ -153,6 +153,6 @@ def _by_inner_autograd(apply: Callable[..., Values]) -> Callable[..., Values]:
 
         inner = Inner(flat, tuple(x.requires_grad for x in inputs), pulls_once=True)
         outputs = run_inner(inner, *inputs)
-        return optree.tree_unflatten(structure[0], outputs)
+        return optree.tree_unflatten(structure[0], outputs)  # type: ignore[return-value]
 
     return part
