@@ -146,8 +146,8 @@ def _add_analyze(commands: Any) -> None:
         "for held-out images. The score is the share of variance that it predicts: if that may be 0, the "
         "importances mean nothing. The importance of a column is the score lost when that column is "
         "shuffled. figures/scatter.html (with another table or metric in its name) opens in any browser, "
-        "offline; figures/training.gif shows the patch at every checkpoint. Without a patch, it explains what "
-        "the network gets right.",
+        "offline; figures/training.gif shows the patch at every checkpoint. Without a patch, it "
+        "explains what is right.",
         (
             "analyze runs/20260101-120000-study",
             "analyze runs/20260101-120000-study --metric best_score/delta/noise",
