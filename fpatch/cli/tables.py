@@ -56,7 +56,7 @@ def rates_of(title: str, rates: "Success") -> RenderableType:
         >>> table = {"image_id": np.arange(5), "found/none": np.array([1, 1, 1, 1, 0], bool)}
         >>> print(rates_of("test", success(table)))
         test: right without a patch: 4 of 5 (5 images), 80.0 % [37.6, 96.4]
-        brackets are a 95 % interval over images; with fewer than 30 images it is rough at best
+        brackets are a 95 % interval over images; with fewer than 20 images it is rough at best
     """
     from fpatch.ops.intervals import FEW_IMAGES
 
