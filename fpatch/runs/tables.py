@@ -1,5 +1,6 @@
 """Tables of a run folder: evaluations as Parquet and CSV, with the patches shown and the execution."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fpatch.core.files import digest, file_digest
 from fpatch.core.inputs import machine_memory
 from fpatch.core.names import check_file_name, typed
 from fpatch.core.tree import tensor_bytes
+from fpatch.evaluation.conditions import NONE
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import SEAL, is_edited
 from fpatch.runs.files import (
@@ -124,7 +126,7 @@ def load_objects(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Load the patches that an evaluation showed, by condition."""
+    """Load the patches that an evaluation showed, by condition; one without patches has "none" alone."""
     tensors, _ = read_tensors(folder, f"tables/{name}.patches.safetensors")
     conditions: dict[str, dict[str, Any]] = {}
     # the file sorts by name, but the last bit of a sum over patches depends on their order
@@ -135,7 +137,7 @@ def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
             )
         condition, value, patch = path.split("/", 2)
         conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensors[path]
-    return conditions
+    return conditions or {NONE: {}}
 
 
 def load_settings(folder: Path, name: str) -> dict[str, Any]:
@@ -195,7 +197,28 @@ def _read_table(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
                     f"{path} is broken ({found} rows of {columns} columns are more than the memory of this "
                     "machine); `fpatch evaluate` makes it again"
                 )
+            _check_columns(path, file.schema_arrow)
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
     return {n: table[n].to_numpy() for n in table.column_names}
+
+
+_KINDS = ("is_integer", "is_floating", "is_boolean", "is_string", "is_large_string", "is_null")
+"""Kinds that a column of a table may have: numbers, bools and texts; null in a table without rows."""
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    """Check that each column has a name of its own and a kind that an evaluation writes."""
+    counts = Counter(schema.names)
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if counts[name] > 1:
+            raise RunError(
+                f"{path} is broken ({counts[name]} columns are named {name!r}); `fpatch evaluate` makes it "
+                "again"
+            )
+        if not any(getattr(pa.types, is_kind)(kind) for is_kind in _KINDS):
+            raise RunError(
+                f"{path} is broken (the column {name!r} must hold numbers, bools or texts, got {kind}); "
+                "`fpatch evaluate` makes it again"
+            )
