@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fpatch.cli import measurements, replays, studies, sweeps
+from fpatch.cli import hardening, measurements, replays, studies, sweeps
 from fpatch.cli.answers import to_document
 from fpatch.cli.console import console, show_warnings
 from fpatch.cli.options import check_texts
@@ -44,6 +44,9 @@ search settings:
   fpatch sweep study.toml --sweep.num_trials 24
   fpatch sweep resume runs/20260101-120000-study-sweep
 
+train the victim against patches:
+  fpatch harden study.toml
+
 fpatch COMMAND --help shows the options of a command. With --json a command prints one JSON document, and
 all else on standard error.
 A study is like a script: its ids may import modules from the working folder. A run folder runs no code.
@@ -52,7 +55,7 @@ Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 3 an
 process at once. Output that cannot be written ends no work; it is exit code 1 of a command that only prints.
 """
 
-_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate", "grid", "transfer")
+_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "harden", "evaluate", "grid", "transfer")
 _ON_RUNS = ("evaluate", "grid", "transfer", "replay", "resume", "analyze")
 """Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
@@ -205,7 +208,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fpatch {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for kind in (studies, replays, measurements, sweeps):
+    for kind in (studies, replays, measurements, sweeps, hardening):
         kind.add(commands)
     return parser
 
