@@ -114,6 +114,9 @@ class _Work:
         pools: list[Patches] = []
         for number in rounds:
             pools.append(self._pool(number, victims[HARDENED]))
+            if not number:
+                first = self._validate(START, 0, start, pools[0])
+                self.curves += [c._replace(victim=name) for name in (CONTINUED, HARDENED) for c in first]
             for name in (CONTINUED, HARDENED):
                 pool = pools[-1] if name == HARDENED else None
                 victims[name] = self._train(name, number, victims[name], pool, pools[0])
