@@ -1,6 +1,8 @@
 """Whatever is wrong: one clear error, exit code 2, and nothing that was written is lost."""
 # ruff: noqa: E501, the tables of cases have a line for each
 
+import datetime
+import decimal
 import json
 import os
 import signal
@@ -11,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from log_stores import file_size_limit, mlflow_server, read_mlflow
 from study_fixture import (
@@ -369,8 +373,6 @@ FILES = {
 
 
 def drop_column(run: Run, column: str) -> None:
-    import pyarrow.parquet
-
     path = run.folder / "tables/test.parquet"
     pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop_columns([column]), path)
 
@@ -379,6 +381,34 @@ def grown(run: Run) -> dict:
     config = run.read_json("config.json")
     config["pipeline"]["pixels"]["shapes"]["side"] = [3, 11, 14]
     return config
+
+
+COLUMNS = {
+    "dates": ("sample/camera/exposure/stops", lambda n: pa.array([datetime.date(2026, 1, 1)] * n)),
+    "durations": ("sample/camera/exposure/stops", lambda n: pa.array([1] * n, pa.duration("s"))),
+    "bytes": ("path", lambda n: pa.array([b"a"] * n)),
+    "decimals": ("found/patch", lambda n: pa.array([decimal.Decimal(1)] * n)),
+    "lists": ("found/delta", lambda n: pa.array([[1.0]] * n)),
+    "objects": ("image_id", lambda n: pa.array([{"a": 1}] * n)),
+}
+
+
+@pytest.mark.parametrize("case", [*COLUMNS, "one name twice"])
+def test_a_column_of_a_table_holds_numbers_bools_or_texts(run, capsys, case):
+    """`fpatch analyze` ended with a traceback."""
+    path = run.folder / "tables/test.parquet"
+    table = pyarrow.parquet.read_table(path)
+    if case in COLUMNS:
+        name, made = COLUMNS[case]
+        table = table.set_column(table.column_names.index(name), name, made(len(table)))
+        said = f"the column {name!r} must hold numbers, bools or texts, got "
+    else:
+        table, said = (
+            table.append_column("found/delta", table["found/delta"]),
+            "2 columns are named 'found/delta'",
+        )
+    pyarrow.parquet.write_table(table, path)
+    assert f"test.parquet is broken ({said}" in refuse(capsys, "analyze", run.folder)
 
 
 @pytest.mark.parametrize("case", FILES)

@@ -41,8 +41,8 @@ WITH_STAGES = (*FAMILIES, "graph")
 Definition = type(compose.exposure)
 Loader = type(fpatch.data.image_file)
 COMMANDS = (
-    *("demo", "describe", "doctor", "train", "resume", "evaluate", "replay", "grid", "transfer", "score"),
-    *("analyze", "sweep"),
+    *("demo", "describe", "doctor", "train", "resume", "evaluate", "replay", "grid", "transfer", "matrix"),
+    *("score", "analyze", "sweep"),
 )
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fpatch.cli import hardening, measurements, replays, studies, sweeps
+from fpatch.cli import defenses, hardening, measurements, replays, studies, sweeps
 from fpatch.cli.answers import to_document
 from fpatch.cli.console import console, show_warnings
 from fpatch.cli.options import check_texts
@@ -37,6 +37,7 @@ look closer:
   fpatch replay runs/20260101-120000-study --verify
   fpatch grid runs/20260101-120000-study --over camera/exposure/stops=-1:1:5
   fpatch transfer runs/20260101-120000-a runs/20260101-130000-b
+  fpatch matrix runs/20260101-120000-study --defense defend.median
   fpatch analyze runs/20260101-120000-study
   fpatch score truth.json detections.json --iou 0.5 --score 0.4
 
@@ -55,8 +56,11 @@ Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 3 an
 process at once. Output that cannot be written ends no work; it is exit code 1 of a command that only prints.
 """
 
-_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "harden", "evaluate", "grid", "transfer")
-_ON_RUNS = ("evaluate", "grid", "transfer", "replay", "resume", "analyze")
+_TAKE_OVERRIDES = (
+    *("train", "describe", "doctor", "sweep", "harden"),
+    *("evaluate", "grid", "transfer", "matrix"),
+)
+_ON_RUNS = ("evaluate", "grid", "transfer", "matrix", "replay", "resume", "analyze")
 """Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
 _ONLY_PRINT = ("describe", "doctor", "score", "sweep status", "sweep best", "--help", "-h", "--version")
@@ -208,7 +212,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fpatch {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for kind in (studies, replays, measurements, sweeps, hardening):
+    for kind in (studies, replays, measurements, defenses, sweeps, hardening):
         kind.add(commands)
     return parser
 

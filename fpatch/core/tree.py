@@ -14,8 +14,8 @@ from fpatch.core.checks import check_label
 def is_traced(tensor: Tensor) -> bool:
     """Return whether a tensor is symbolic: it has no values that could be read.
 
-    True while compiling or exporting, inside a `torch.func` transform that wraps the tensor, and for a
-    subclass such as a fake tensor.
+    True while compiling or exporting, inside a `torch.func.vmap` over the tensor, and for a subclass such as
+    a fake tensor. `torch.func.grad` leaves the values readable, as plain autograd does.
 
     Example:
         >>> import torch
@@ -25,11 +25,11 @@ def is_traced(tensor: Tensor) -> bool:
         >>> seen, is_traced(torch.zeros(3))
         ([True], False)
     """
-    return (
-        torch.compiler.is_compiling()
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
-        or torch.func.debug_unwrap(tensor) is not tensor
-    )
+    if torch.compiler.is_compiling():
+        return True
+    while torch._C._functorch.is_gradtrackingtensor(tensor):  # type: ignore[attr-defined]
+        tensor = torch.func.debug_unwrap(tensor, recurse=False)
+    return type(tensor) not in (Tensor, torch.nn.Parameter) or torch.func.debug_unwrap(tensor) is not tensor
 
 
 def is_concrete(tensor: Tensor) -> bool:

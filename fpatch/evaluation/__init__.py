@@ -1,1 +1,1 @@
-"""Measure a patch against its controls: rows, rates, replay, grids and transfer."""
+"""Measure a patch against its controls: rows, rates, replay, grids, transfer and defenses."""

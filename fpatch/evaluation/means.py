@@ -22,14 +22,28 @@ def scalars(result: Evaluation, metric: str = "found") -> dict[str, float]:
     flat = success(result.table, metric).scalars()
     objects = of_objects(result.objects, metric)
     flat |= {} if objects is None else {f"objects/{n}": v for n, v in objects.scalars().items()}
-    flat |= {
-        n: float(np.mean(numbers_of(result.table, n)[rows])) if rows.any() else float("nan")
-        for n, c in result.table.items()
+    flat |= column_means(result.table)
+    return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
+
+
+def column_means(table: Table) -> dict[str, float]:
+    """Return the means of the metrics of a table, over the rows with an object.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch.evaluation.means import column_means
+        >>> has_object = np.array([True, True, False])
+        >>> table = {"image_id": np.arange(3), "has_object/none": has_object, "found/none": has_object}
+        >>> column_means(table)["found/none"]
+        1.0
+    """
+    return {
+        n: float(np.mean(numbers_of(table, n)[rows])) if rows.any() else float("nan")
+        for n, c in table.items()
         if "/" in n and not n.startswith(("sample/", "digest/", "key/")) and c.dtype.kind in "fb"
         if not is_finite_column(n)
-        for rows in (rows_with_object(result.table, n),)
+        for rows in (rows_with_object(table, n),)
     }
-    return flat | {f"{n}/{c}": v for c, numbers in result.summaries.items() for n, v in numbers.items()}
 
 
 def rows_with_object(table: Table, column: str) -> np.ndarray:

@@ -173,7 +173,7 @@ def success(table: Table, metric: str = "found") -> Success:
         >>> rate.value, rate.count
         (0.75, 4)
     """
-    plain, counted, fooled = _rates(table, metric)
+    plain, counted, fooled = count_rates(table, metric)
     names, group = list(fooled), split_group(metric)[0]
     groups = table["image_id"][counted]
     has_displaced = plain.goal is None and all(f"{group}displaced/{c}" in table for c in names)
@@ -205,11 +205,11 @@ def plain_success(table: Table, metric: str = "found") -> Success:
         >>> rates.rates["patch"].value, rates.over
         (0.75, {})
     """
-    plain, _, fooled = _rates(table, metric)
+    plain, _, fooled = count_rates(table, metric)
     return _refuse_rates(plain, _find_not_finite(table, metric, (*fooled, NONE)))
 
 
-def _rates(table: Table, metric: str) -> tuple[Success, np.ndarray, dict[str, np.ndarray]]:
+def count_rates(table: Table, metric: str) -> tuple[Success, np.ndarray, dict[str, np.ndarray]]:
     """Return the plain rates, the mask of the rows that count, and in which of them the attack succeeds."""
     if not hasattr(table, "keys"):
         way_out = "give its .table" if hasattr(table, "table") else "give that of an evaluation"

@@ -12,8 +12,8 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from fpatch.core.inner_autograd import Inner, run_inner
 from fpatch.core.resource import Resource
-from fpatch.core.tree import flatten_rows
 from fpatch.core.types import Values
 from fpatch.graph.mistakes import find_image
 from fpatch.ops.detections import convert_answer, log_scores
@@ -139,7 +139,7 @@ def run_victim(
             )
         return leaves
 
-    outputs: Any = _Boundary.apply(flat, images)
+    outputs: Any = run_inner(Inner(flat, differentiable=(True,), of_rows=True), images)
     return optree.tree_unflatten(structure[0], outputs)
 
 
@@ -193,67 +193,3 @@ def show_log_scores(config: Any, values: Values, control_values: Values) -> Valu
         f"log_scores/{name}": log_scores(shown["detections"]["dense"]).amax(-1).flatten()
         for name, shown in (("patch", values), ("none", control_values))
     }
-
-
-class _Boundary(torch.autograd.Function):
-    """Run a function on detached images with plain autograd, and keep its graph for the backward pass."""
-
-    @staticmethod
-    def forward(function: Any, images: Tensor) -> Any:
-        with torch.enable_grad():
-            inside = images.detach().requires_grad_()
-            outputs = function(inside)
-        function.graph = (inside, outputs)
-        return tuple(o.detach() for o in outputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.graph = inputs[0].graph
-        ctx.mark_non_differentiable(*(o for o in output if not o.is_floating_point()))
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, Tensor | None]:
-        inside, outputs = ctx.graph
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-        if not pairs:
-            return None, None
-        outs, gs = zip(*pairs, strict=True)
-        return None, _Pullback.apply((inside, outs), *gs)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], function: Any, images: Tensor) -> Any:
-        outputs = flatten_rows(lambda x: _Boundary.apply(function, x), info.batch_size, in_dims[1:], images)
-        return outputs, tuple(0 for _ in outputs)
-
-
-class _Pullback(torch.autograd.Function):
-    """Pull the gradients of the outputs back to the images, through the plain graph."""
-
-    @staticmethod
-    def forward(graph: tuple[Tensor, tuple[Tensor, ...]], *grads: Tensor) -> Tensor:
-        inside, outputs = graph
-        (gradient,) = torch.autograd.grad(
-            outputs, inside, grads, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return gradient
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError("second derivatives through a victim are not supported")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], graph: Any, *grads: Tensor) -> tuple[Tensor, int]:
-        p, rows = info.batch_size, len(graph[0])
-
-        def pull(*flat: Tensor) -> Tensor:
-            if len(flat[0]) == rows:  # the members were rows of the images too
-                return _Pullback.apply(graph, *flat)  # type: ignore[return-value]
-            members = zip(*(g.chunk(p) for g in flat), strict=True)
-            return torch.cat([_Pullback.apply(graph, *gs) for gs in members])  # type: ignore[misc]
-
-        return flatten_rows(pull, p, in_dims[1:], *grads), 0

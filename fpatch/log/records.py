@@ -152,9 +152,7 @@ class Records:
             ValueError: If a line before the last is no record.
             OSError: If the disk is full; the log keeps its old content.
         """
-        lines = list(_read_lines(self.path))
-        kept = b"".join(line for record, line in lines if record["step"] <= step)
-        later = b"".join(line for record, line in lines if record["step"] > step)
+        kept, later = self._split(step)
         unnamed = self._find_unnamed(step)
         if later or unnamed:
             set_aside(self.folder, unnamed, {"records.jsonl": later} if later else {})
@@ -165,6 +163,17 @@ class Records:
             finally:
                 self._file = AppendFile(self.path)
                 self._hash = self._hash_all()
+
+    def mark_after(self, step: int) -> Mark:
+        """The end that the log would have if it were resumed after `step`."""
+        kept, _ = self._split(step)
+        return Mark(len(kept), digest(kept))
+
+    def _split(self, step: int) -> tuple[bytes, bytes]:
+        """Return the records up to `step`, and those after it."""
+        lines = list(_read_lines(self.path))
+        kept, later = ([line for r, line in lines if (r["step"] > step) == after] for after in (False, True))
+        return b"".join(kept), b"".join(later)
 
     def _find_unnamed(self, step: int) -> list[Path]:
         """Find images that no record up to `step` names."""

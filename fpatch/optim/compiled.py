@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from fpatch.core.inner_autograd import Inner, run_inner
 from fpatch.core.types import Batch, Params, Sample, Values
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import ALL
@@ -39,7 +40,10 @@ class _Part(NamedTuple):
 
 
 def compiled(
-    objective: Objective, mode: str = "default", backend: str = "inductor"
+    objective: Objective,
+    mode: str = "default",
+    backend: str = "inductor",
+    transform: Literal["func", "autograd"] = "autograd",
 ) -> Callable[[Params, Sample, Batch], Loss]:
     """Compile the nodes of an objective that follow the implants: camera, victim and losses.
 
@@ -51,16 +55,19 @@ def compiled(
         objective: The objective to minimize.
         mode: The mode of `torch.compile`, one of `COMPILE_MODES`; "reduce-overhead" records CUDA graphs.
         backend: The backend of `torch.compile`; "inductor" needs a C++ compiler on a CPU.
+        transform: The method of differentiation. Under "func", the compiled parts are differentiated by plain
+            autograd inside of `torch.func.grad`, which cannot enter compiled code.
 
     Returns:
-        `(patch_params, sample, batch) -> Loss`, for `value_and_grad` with plain autograd. The first call
+        `(patch_params, sample, batch) -> Loss`, for `value_and_grad` with that transform. The first call
         compiles for up to two minutes, and so does the first call with another number of rows.
     """
     for n in objective.pipeline.values():
         n.stage.load()
     options: Any = {"mode": None if mode == "default" else mode, "backend": backend, "dynamic": False}
+    enter = _by_inner_autograd if transform == "func" else lambda apply: apply
     parts = [
-        (p, p.nodes.apply if p.form == "eager" else torch.compile(_form(p), **options))
+        (p, p.nodes.apply if p.form == "eager" else enter(torch.compile(_form(p), **options)))
         for p in _cut(objective.pipeline, (*objective.wanted, *objective.tellers))
     ]
 
@@ -129,3 +136,23 @@ def _by_channels(nodes: Pipeline) -> Callable[..., Values]:
         return checkpoint(by_channels, dict(batch), **settings)
 
     return apply
+
+
+def _by_inner_autograd(apply: Callable[..., Values]) -> Callable[..., Values]:
+    """Differentiate a compiled part by plain autograd, inside of `torch.func.grad`."""
+
+    def part(patch_params: Params, sample: Sample, batch: Batch, want: tuple[str, ...]) -> Values:
+        inputs, form = optree.tree_flatten((dict(patch_params), sample, dict(batch)))  # type: ignore[arg-type]
+        structure: list[Any] = []
+
+        def flat(*inside: Tensor) -> list[Tensor]:
+            values = apply(*optree.tree_unflatten(form, inside), want=want)
+            leaves, tree = optree.tree_flatten(values)  # type: ignore[arg-type]
+            structure[:] = [tree]
+            return leaves
+
+        inner = Inner(flat, tuple(x.requires_grad for x in inputs), pulls_once=True)
+        outputs = run_inner(inner, *inputs)
+        return optree.tree_unflatten(structure[0], outputs)  # type: ignore[return-value]
+
+    return part

@@ -1,7 +1,7 @@
 """The gradient of an objective: of one batch, of micro-batches, of shards and of all processes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import optree
 import torch
@@ -30,8 +30,8 @@ def value_and_grad(
 
     Args:
         objective: `(params, sample, batch) -> Loss`.
-        transform: "autograd" is faster in eager mode on a CPU. "func", `torch.func.grad`, is for vmap and
-            compilation; it keeps the graph of the backward, and takes up to twice as long.
+        transform: "autograd", or "func", `torch.func.grad_and_value`, over which `torch.func.vmap` may run.
+            Bits are the same. "func" keeps the graph of the backward, and takes longer.
         wrt: The names of the parameters that get a gradient. None: those that an `Objective` trains, or all
             but whole numbers, such as the counts of networks.
 
@@ -39,7 +39,7 @@ def value_and_grad(
         `(params, sample, batch) -> (gradients, Loss)`, both detached from the graph.
 
     Raises:
-        ValueError: On a call with "autograd", if no weighted term depends on these parameters.
+        ValueError: On a call, if no weighted term depends on these parameters.
 
     Example:
         >>> import torch, fpatch
@@ -57,12 +57,18 @@ def value_and_grad(
         return value.is_floating_point() if wrt is None else name in wrt
 
     if transform == "func":
-        wrapped = torch.func.grad_and_value(_with_aux(objective), has_aux=True)
 
         def by_func(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
             trained = {name: value for name, value in params.items() if is_trained(name, value)}
-            fixed = {name: value for name, value in params.items() if name not in trained}
-            grads, (value, aux) = wrapped(trained, fixed, sample, batch)
+
+            # an argument of the function would be wrapped, and a stage could read no value of it
+            def function(moved: Params) -> tuple[Tensor, tuple[dict[str, Tensor], ...]]:
+                value, *aux = objective({**params, **moved}, sample, batch)
+                if not torch.compiler.is_compiling() and not value.requires_grad:
+                    raise ValueError(NOT_DIFFERENTIABLE)
+                return value, tuple(aux)
+
+            grads, (value, aux) = torch.func.grad_and_value(function, has_aux=True)(trained)
             return grads, Loss(value, *aux)
 
         return by_func
@@ -82,18 +88,6 @@ def value_and_grad(
         return grads, loss._replace(value=loss.value.detach(), terms=terms)
 
     return by_autograd
-
-
-def _with_aux(
-    objective: Callable[[Params, Sample, Batch], Loss],
-) -> Callable[[Params, Params, Sample, Batch], tuple[Tensor, tuple[dict[str, Tensor], ...]]]:
-    """The objective in the form of `torch.func.grad_and_value(has_aux=True)`."""
-
-    def function(trained: Params, fixed: Params, sample: Sample, batch: Batch) -> tuple[Tensor, Any]:
-        value, *aux = objective({**trained, **fixed}, sample, batch)
-        return value, tuple(aux)
-
-    return function
 
 
 def accumulate_gradient(gradient: Gradient, micro_batch: int | None) -> Gradient:

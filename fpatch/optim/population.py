@@ -5,7 +5,7 @@ alone run once per member. A member moves as in a run of its own, to float toler
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optree
 import torch
@@ -37,6 +37,7 @@ def make_population_step(
     objectives: Sequence[Objective],
     optimizers: Sequence[GradientTransformation],
     *,
+    transform: Literal["func", "autograd"] = "autograd",
     members_at_once: int | None = None,
     rho: float = 0.0,
 ) -> PopulationStep:
@@ -48,6 +49,7 @@ def make_population_step(
     Args:
         objectives: One per member. They share one pipeline, and may differ in weights.
         optimizers: One per member, with settings of its own.
+        transform: As in `fpatch.make_step`.
         members_at_once: Members whose graph is in memory at a time; None for all.
         rho: As in `fpatch.make_step`.
 
@@ -80,7 +82,7 @@ def make_population_step(
     num = len(objectives)
     size = members_at_once or num
     slices = [slice(start, start + size) for start in range(0, num, size)]
-    parts = [(some, _make_part(objectives[some], optimizers[some], rho)) for some in slices]
+    parts = [(some, _make_part(objectives[some], optimizers[some], transform, rho)) for some in slices]
 
     def step(
         states: Sequence[TrainState], batches: Sequence[Batch]
@@ -117,11 +119,14 @@ def split(pipeline: Pipeline) -> tuple[Pipeline, Pipeline]:
 
 
 def _make_part(
-    objectives: Sequence[Objective], optimizers: Sequence[GradientTransformation], rho: float
+    objectives: Sequence[Objective],
+    optimizers: Sequence[GradientTransformation],
+    transform: Literal["func", "autograd"],
+    rho: float,
 ) -> Callable[[Sequence[TrainState], Sequence[Batch]], Iterator[tuple[TrainState, StepInfo]]]:
     """The step of the members whose graph is in memory at once."""
     pipeline = objectives[0].pipeline
-    gradient_of_sum = value_and_grad(_sum(objectives), wrt=objectives[0].trained)
+    gradient_of_sum = value_and_grad(_sum(objectives), transform, wrt=objectives[0].trained)
 
     def gradient(
         points: Sequence[Params], sample: Sample, batch: Batch

@@ -154,10 +154,10 @@ def make_step(
             micro-batch to the next, and are averaged over processes.
 
     Raises:
-        ValueError: For a setting out of its range, a compiled step with `transform="func"`, or statistics
-            over a part of the batch without `local_statistics`. On a CPU the
-            step raises it (`fpatch.optim.finite.NotFiniteError`) for a loss term or a gradient that is not
-            finite, with the row and its sample. On a GPU it does not wait for them; `find_bad_row` does.
+        ValueError: For a setting out of its range, or statistics over a part of the batch without
+            `local_statistics`. On a CPU the step raises it (`fpatch.optim.finite.NotFiniteError`) for a loss
+            term or a gradient that is not finite, with the row and its sample. On a GPU it does not wait for
+            them; `find_bad_row` does.
 
     References:
         Foret et al. (2021), Sharpness-aware minimization, equations 2 (with p = 2) and 3.
@@ -226,11 +226,7 @@ def _differentiate(
     """The gradient of an objective, compiled or not."""
     if not compile:
         return value_and_grad(objective, transform, objective.trained)
-    if transform == "func":
-        raise ValueError(
-            'make_step(compile): a compiled step uses plain autograd; leave out transform="func"'
-        )
-    made = compiled(objective, "default" if compile is True else compile)
+    made = compiled(objective, "default" if compile is True else compile, transform=transform)
     return value_and_grad(made, transform, objective.trained)
 
 

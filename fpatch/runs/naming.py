@@ -11,6 +11,7 @@ from fpatch.core.files import digest
 from fpatch.runs.folder import Run
 from fpatch.runs.places import is_place
 from fpatch.runs.tables import load_manifest
+from fpatch.study.defense import SETTING
 from fpatch.viz.names import short_paths
 
 _logger = logging.getLogger(__name__)
@@ -35,12 +36,18 @@ def table_name(split: str, checkpoint: str, settings: Mapping[str, Any] | None =
         ('test', 'test-last-hit-goal-stop')
         >>> table_name("test", "best", {"data.placements": "../../data/night.csv"})
         'test-placements-night-608ce1'
+        >>> table_name("test", "best", {"defense": {}})
+        'test-defense-none'
     """
     name = split if (split, checkpoint) == ("test", "best") else f"{split}-{checkpoint}"
     settings = settings or {}
     for setting, value in sorted(settings.items()):
         follows = setting == "data.classes" and "data.objects" in settings
         if setting in _UNNAMED or setting.endswith(".sha256") or follows:
+            continue
+        if setting == SETTING:
+            written = digest(json.dumps(value, sort_keys=True).encode())[:6]
+            name += f"-defense-{'-'.join(value)}-{written}" if value else "-defense-none"
             continue
         short = (setting.partition(".")[2] or setting).replace(".", "-")
         short = "split" if setting == f"data.{split}" else short
@@ -122,6 +129,24 @@ def transfer_name(
     table = table_name(split, checkpoint, settings)
     runs = digest("\n".join(names).encode())[:6]
     return f"transfer-{runs}" if table == "test" else f"transfer-{table}-{runs}"
+
+
+def matrix_name(
+    names: Sequence[str],
+    defenses: Mapping[str, Any],
+    split: str = "test",
+    checkpoint: str = "best",
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the name of the files of a matrix: its evaluation, and a digest of its runs and defenses.
+
+    Example:
+        >>> from fpatch.runs.naming import matrix_name
+        >>> matrix_name(["20260101-120000-a"], {"few": {"few": {"stage": "defend.bit_depth"}}})
+        'matrix-6759a4'
+    """
+    asked = json.dumps({name: defenses[name] for name in sorted(defenses)})
+    return transfer_name([*names, asked], split, checkpoint, settings).replace("transfer", "matrix", 1)
 
 
 def scatter_name(table: str, metric: str | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fpatch.core.files import set_aside
 from fpatch.core.names import typed
-from fpatch.log.records import Mark, Records, mark_at, read_records, read_seal
+from fpatch.log.records import Records, mark_at, read_records, read_seal
 from fpatch.runs import checkpoints
 from fpatch.runs.checkpoints import Header, Link
 from fpatch.runs.files import read_json
@@ -119,6 +119,9 @@ def _find_other_best(run: Run, last: Header) -> Iterator[str]:
 def go_back(run: Run, name: str) -> None:
     """Make a checkpoint the last one, and move everything after it into `aside/`.
 
+    The last checkpoint is replaced first, and the log sealed at the end. A resume refuses the folder between
+    the two, and `--from last` goes the rest of the way; so a kill at any moment leaves no half of it.
+
     Raises:
         RunError: If it is missing or broken.
     """
@@ -127,16 +130,15 @@ def go_back(run: Run, name: str) -> None:
         (run.folder / "records.jsonl").touch()
     paths = list(_files_after(run, header))
     last = run.folder / "checkpoints/last.safetensors"
-    if paths or (name != "last" and last.is_file()):
-        aside = set_aside(run.folder, paths)
-        if last.is_file():
-            place = aside / last.relative_to(run.folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(last.read_bytes())
     records = Records(run.folder)
     try:
+        if last.is_file() and (paths or name != "last"):
+            set_aside(run.folder, (), {str(last.relative_to(run.folder)): last.read_bytes()})
+        made = checkpoints.make_last(run.folder, name, records.mark_after(header.step))
+        if paths:
+            set_aside(run.folder, paths)
         records.resume(header.step)
-        _make_last(run, name, records.mark)
+        _restore_best(run, made)
         records.seal(header.step)
     finally:
         records.close()
@@ -150,8 +152,8 @@ def begin_again(run: Run) -> None:
         set_aside(run.folder, paths)
 
 
-def _make_last(run: Run, name: str, mark: Mark) -> None:
-    header = checkpoints.make_last(run.folder, name, mark)
+def _restore_best(run: Run, header: Header) -> None:
+    """Copy the numbered checkpoint that was the best one, if it was moved."""
     best = header.facts.get("best_step")
     if best is not None and not run.has_checkpoint("best") and best in run.checkpoint_steps():
         checkpoints.copy_checkpoint(run.folder, f"step-{best:08d}", "best")
@@ -174,7 +176,7 @@ def _files_after(run: Run, header: Header) -> Iterator[Path]:
             own = {*read_json(manifest).get("files", ()), f"figures/{name}-effects.png"}
             paths = [*(folder / "tables").glob(f"{name}.*"), *(folder / "figures").glob(f"{name}.*")]
             paths += [folder / file for file in own if (folder / file).is_file()]
-            yield from dict.fromkeys(paths)
+            yield from sorted(dict.fromkeys(paths), key=lambda path: path == manifest)  # it tells the step
 
 
 def _is_best(run: Run, header: Header) -> bool:

@@ -1,5 +1,6 @@
 """Tables of a run folder: evaluations as Parquet and CSV, with the patches shown and the execution."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,28 @@ def _read_table(path: Path, rows: int | None = None) -> dict[str, np.ndarray]:
                     f"{path} is broken ({found} rows of {columns} columns are more than the memory of this "
                     "machine); `fpatch evaluate` makes it again"
                 )
+            _check_columns(path, file.schema_arrow)
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path} is broken ({error}); `fpatch evaluate` makes it again") from error
     return {n: table[n].to_numpy() for n in table.column_names}
+
+
+_KINDS = ("is_integer", "is_floating", "is_boolean", "is_string", "is_large_string", "is_null")
+"""Kinds that a column of a table may have: numbers, bools and texts; null in a table without rows."""
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    """Check that each column has a name of its own and a kind that an evaluation writes."""
+    counts = Counter(schema.names)
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if counts[name] > 1:
+            raise RunError(
+                f"{path} is broken ({counts[name]} columns are named {name!r}); `fpatch evaluate` makes it "
+                "again"
+            )
+        if not any(getattr(pa.types, is_kind)(kind) for is_kind in _KINDS):
+            raise RunError(
+                f"{path} is broken (the column {name!r} must hold numbers, bools or texts, got {kind}); "
+                "`fpatch evaluate` makes it again"
+            )

@@ -1,7 +1,6 @@
 """Transfer between runs: the patch of every run against the victim of every other."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,15 +11,13 @@ from fpatch.core.files import write_atomic
 from fpatch.core.names import label, typed
 from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
-from fpatch.core.schema import flatten
 from fpatch.core.tree import to_device
-from fpatch.data import TargetSet
-from fpatch.evaluation.columns import tensor_digest
 from fpatch.evaluation.conditions import TITLES, make_patches
 from fpatch.evaluation.rates import axis_label
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
-from fpatch.runs.evaluating import Trained, load_trained
+from fpatch.runs.comparing import check_same_data, folder_names, other_settings, titles_of
+from fpatch.runs.evaluating import load_trained
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_heat_maps
 
@@ -66,16 +63,11 @@ def transfer_runs(
         >>> rates[short.name].value, rates[long.name].value
         (0.0, 1.0)
     """
-    names = [Path(folder).resolve().name for folder in (*folders, *also)]
+    names = folder_names("transfer", (*folders, *also))
     if len(names) < 2:
         raise ValueError(
             "transfer: give two runs or more, whose patches meet each other's victims; one alone is measured "
             f"by fpatch evaluate {typed(folders[0] if folders else 'RUN')}"
-        )
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"transfer: the names of the run folders must differ, got {names}; give each run once, and "
-            "rename one of two folders of one name"
         )
     with ExitStack() as opened:
         found = [
@@ -83,13 +75,7 @@ def transfer_runs(
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))
-        data = {name: _describe_data(trained.dataset) for name, trained in runs.items()}
-        for name in names[1:]:
-            if data[name] != data[names[0]]:
-                raise ValueError(
-                    f"transfer: {name!r} has other images in the {split} split than {names[0]!r}, or other "
-                    "sizes, placements, objects or classes; train both on one data set"
-                )
+        check_same_data("transfer", runs, split)
         study, show = found[0].study, opened.enter_context(shown(on_progress))
         measured = transfer(
             {name: runs[name].pipeline.to(study.place) for name in names[: len(folders)]},
@@ -102,48 +88,10 @@ def transfer_runs(
             progress=lambda done, total: show("transfer", done, total, ""),
         )
         for name in names[1 : len(folders)]:
-            if said := _other_settings(runs[names[0]], runs[name], names[0], split):
+            if said := other_settings(runs[names[0]].study, runs[name].study, names[0], split):
                 measured.warnings.setdefault(name, []).extend(said)
         steps = {name: trained.step for name, trained in runs.items()}
-        return measured._replace(steps=steps, titles=_titles({n: t.study.name for n, t in runs.items()}))
-
-
-def _other_settings(first: Trained, other: Trained, named: str, split: str) -> list[str]:
-    """Return a sentence if two runs differ in more than their patches, victims and losses.
-
-    The rates on the two victims then differ for other reasons, such as a darker camera.
-    """
-
-    def settings(trained: Trained) -> dict[str, Any]:
-        nodes = trained.study.pipeline.at(split)
-        shared = [
-            path
-            for path, n in nodes.items()
-            if n.stage.definition.role not in ("victim", "loss") and path not in nodes.parameterizations
-        ]
-        return flatten({path: nodes.config[path] for path in shared})
-
-    before, here = settings(first), settings(other)
-    said = []
-    if differing := [name for name in {**before, **here} if before.get(name) != here.get(name)]:
-        name, more = differing[0], len(differing) - 1
-        what = f"pipeline.{name} is {here.get(name)!r}, but {before.get(name)!r} in {named}"
-        more = f", and {more} other settings differ" if more else ""
-        said.append(f"{what}{more}: its rates differ for more reasons than the victim")
-    for name in ("metric", "num_draws"):
-        was, now = getattr(first.study.evaluate, name), getattr(other.study.evaluate, name)
-        if was != now:
-            said.append(f"evaluate.{name} is {now!r} in its study; {was!r}, that of {named}, counts for all")
-    return said
-
-
-def _titles(studies: Mapping[str, str]) -> dict[str, str]:
-    """Return the study's name for each run folder; the rest of the folder's name tells equal ones apart."""
-    counts = Counter(studies.values())
-    return {
-        folder: study if counts[study] == 1 else f"{study} ({folder.removesuffix(f'-{study}')})"
-        for folder, study in studies.items()
-    }
+        return measured._replace(steps=steps, titles=titles_of({n: t.study.name for n, t in runs.items()}))
 
 
 def save_transfer(path: str | Path, found: Transfer) -> list[Path]:
@@ -192,11 +140,3 @@ def transfer_facts(found: Transfer) -> dict[str, Any]:
         | ({"steps": found.steps} if found.steps else {})
         for name, rates in found.rates.items()
     }
-
-
-def _describe_data(dataset: TargetSet) -> tuple[Any, ...]:
-    """Return the facts that must be equal for runs to be measured on the same data."""
-    ids = dataset.image_ids
-    tables = [(name, tensor_digest(table[ids])) for name, table in sorted(dataset.tables.items())]
-    images = [dataset.digest(i) for i in ids.tolist()]
-    return dataset.size, dataset.names, dataset.class_names, images, tables

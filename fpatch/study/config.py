@@ -17,6 +17,7 @@ from fpatch.core.schema import decode, encode
 from fpatch.graph.build import build
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
+from fpatch.study.defense import SETTING, put_defense, take_defense
 from fpatch.study.settings import DataConfig, EvaluateConfig, LogConfig, ObjectiveConfig, TrainConfig
 from fpatch.study.study import Study
 
@@ -153,7 +154,8 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
 
     Args:
         study: The study to vary; it stays as it is.
-        settings: Values by dotted name; `.low` and `.high` address a range.
+        settings: Values by dotted name; `.low` and `.high` address a range. `defense` puts nodes before the
+            victim, see `fpatch.study.defense`.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
@@ -170,12 +172,15 @@ def vary(study: Study, settings: Mapping[str, Any], resources: Mapping[str, Any]
     """
     check_kind("the settings", settings, Mapping, "give {'train.num_steps': 100}")
     config = study.config | {"pipeline": study.pipeline.given_config}
+    settings, defense = take_defense(settings)
     for name, value in settings.items():
         _check_setting(config, name, value)
         assign(config, name, _plain(value))
     for path in {name.split(".")[1] for name in settings if name.startswith("pipeline.")}:
         if not _gives_writes(settings, path):
             _rewire(config["pipeline"], path, study.pipeline, resources)
+    if defense is not None:
+        config["pipeline"] = put_defense(config["pipeline"], study.pipeline, _plain_tree(defense))
     return study_from_config(config, Path.cwd(), resources)
 
 
@@ -214,6 +219,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path | torch.device) else value
 
 
+def _plain_tree(value: Any) -> Any:
+    """Return nested settings of Python as TOML would hold them."""
+    if isinstance(value, Mapping):
+        return {name: _plain_tree(part) for name, part in value.items()}
+    return [_plain_tree(part) for part in value] if isinstance(value, list | tuple) else _plain(value)
+
+
 def _rewire(nodes: dict[str, Any], path: str, before: Pipeline, resources: Mapping[str, Any] | None) -> None:
     """Keep what a node writes in its group, in place, where other settings make it write other names."""
     if not isinstance(nodes, Mapping) or not isinstance(nodes.get(path), Mapping):
@@ -243,7 +255,7 @@ def measure_otherwise(
         study: The study to vary; it stays as it is.
         settings: Values by dotted name: of `evaluate`; of `data`, but for the training split and the patches;
             of nodes that do not train the patch, which are metrics, and nodes that are not alive in
-            training; `seed`, which draws other samples; and `device`.
+            training; `seed`, which draws other samples; `device`; and `defense`.
         resources: Live objects by "path/setting" of the pipeline.
 
     Raises:
@@ -263,10 +275,12 @@ def measure_otherwise(
         nodes = [p[path] for p in (study.pipeline, varied.pipeline) if path in p]
         measures = all(n.stage.definition.role == "metric" or not n.alive("train") for n in nodes)
         trains = _OF_TRAINING.get(section)
+        if section == SETTING:
+            continue
         if not (trains is not None and path not in trains) and not (section == "pipeline" and measures):
             raise ValueError(
                 f"--{name}: the patch was trained with this setting; a measurement takes those of [evaluate] "
-                "and [data], of metrics, seed and device; or train again"
+                "and [data], of metrics, seed, device and defense; or train again"
             )
     return varied
 

@@ -76,9 +76,6 @@ class Study:
             check_kind(section, getattr(self, section), kind, way_out)
         check_name("name", self.name)
         check_device("device", self.device)
-        taken = [name for name in ("compile", "recompute") if getattr(self.train, name)]
-        if taken and self.objective.transform == "func":
-            raise ValueError(f'train.{taken[0]} needs plain autograd; leave out objective.transform = "func"')
         _ = self.numbered
 
     @cached_property

@@ -20,7 +20,8 @@ from fpatch.tune.folder.journal import Outcome, Point, Trial
 GIVEN = {
     "describe": ("study",), "doctor": ("study",), "train": ("study",), "resume": ("run",),
     "evaluate": ("run",), "replay": ("run",), "grid": ("run", "--over", "exposure/stops=0,1"),
-    "transfer": ("run", "--also", "other"), "analyze": ("run",), "score": ("truth", "detections"),
+    "transfer": ("run", "--also", "other"), "matrix": ("run", "--defense", "defend.median"),
+    "analyze": ("run",), "score": ("truth", "detections"),
 }  # fmt: skip
 MORE = {
     "replay --verify": ("run", "--verify"), "replay --step": ("run", "--step", "1"),

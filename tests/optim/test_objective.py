@@ -419,9 +419,3 @@ def test_boxes_that_one_stage_writes_and_another_moves_are_handed_on():
     before, _ = _cut(made)
     assert before.wants == ("box_valid", "boxes", "image")
     assert not before.if_there
-
-
-def test_a_compiled_step_is_no_torch_func():
-    _, objective, _ = prepared()
-    with pytest.raises(ValueError, match="leave out transform"):
-        make_step(objective, make_optimizer(Optimizer(), 3), transform="func", compile=True)

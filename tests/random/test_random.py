@@ -414,13 +414,15 @@ def test_is_concrete():
         return x.sum()
 
     torch.func.vmap(look)(plain)
-    torch.func.grad(look)(plain)
+    torch.func.vmap(torch.func.grad(look))(plain)
     torch.func.functionalize(look)(plain)
     with FakeTensorMode() as mode:
         look(mode.from_tensor(plain))
     look(torch.zeros(2, device="meta"))
     torch.compile(look, backend="eager", fullgraph=False)(plain)
     assert seen == [False] * len(seen)
+    torch.func.grad(look)(plain)
+    assert seen[-1]
     assert is_concrete(plain)
     assert is_concrete(torch.nn.Parameter(plain))
 

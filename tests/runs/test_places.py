@@ -130,10 +130,12 @@ def fails(capsys, *words: object) -> str:
     return sentence
 
 
-@pytest.mark.parametrize("command", ["evaluate", "replay", "resume", "grid", "transfer"])
+@pytest.mark.parametrize("command", ["evaluate", "replay", "resume", "grid", "transfer", "matrix"])
 def test_a_sent_run_without_its_data_asks_for_them_in_one_sentence(sent, command, capsys):
     run, _ = sent
     more: tuple[object, ...] = ("--over", "camera/exposure/stops=0,1") if command == "grid" else ()
+    if command == "matrix":
+        more = ("--defense", "defend.median")
     if command == "transfer":
         more = (shutil.copytree(run.folder, run.folder.with_name("other")),)
     sentence = fails(capsys, command, run.folder, *more)

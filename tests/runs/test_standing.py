@@ -1,6 +1,8 @@
 """A resume goes on only from what belongs together, is told otherwise, and deletes nothing."""
 
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from log_stores import killed_in_fork
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from study_fixture import STEPS, logged_steps, make_study, parameters
@@ -23,9 +26,10 @@ from fpatch.runs.evaluating import evaluate_run
 from fpatch.runs.folder import Run
 from fpatch.runs.grid import evaluate_grid_run
 from fpatch.runs.locks import RunError
+from fpatch.runs.manifest import check_files
 from fpatch.runs.opening import open_run
 from fpatch.runs.record import changed_sources, describe_sources, edited_sources
-from fpatch.runs.standing import go_back
+from fpatch.runs.standing import check_standing, go_back
 from fpatch.runs.training import resume, train, train_in
 from fpatch.runs.verifying import verify_run
 from fpatch.study.config import load_study, vary
@@ -112,6 +116,30 @@ def test_going_back_moves_everything_later_aside(run):
     assert {name: there.get(name) for name in later} == later
     lines = [json.loads(line) for line in there[Path("records.jsonl")].splitlines()]
     assert {line["step"] for line in lines} == {5, 6}
+
+
+def test_going_back_that_is_killed_is_refused_or_whole(trained, tmp_path):
+    """At every third write: a resume took half of it as done, without the checkpoint beside `last`."""
+    outcomes = []
+    for moment in itertools.count(0, 3):
+        run = Run(shutil.copytree(trained.folder, tmp_path / f"{moment}"))
+        if not killed_in_fork(lambda run=run: go_back(run, "step-00000002"), moment):
+            break
+        refused = None
+        with contextlib.suppress(RunError):
+            refused = True
+            check_standing(run)
+            refused = False
+        if refused:
+            with pytest.raises(RunError, match=f"fpatch resume {run.folder} --from last$"):
+                check_standing(run)
+            go_back(run, "last")
+        check_standing(run)
+        assert check_files(run).damage == []
+        outcomes.append((refused, run.checkpoint_step("last")))
+    in_order = [(False, STEPS), (True, 2), (False, 2)]
+    assert set(in_order[:2]) <= set(outcomes)
+    assert outcomes == sorted(outcomes, key=in_order.index)
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "step-00000002"])

@@ -443,7 +443,7 @@ def test_a_summary_a_csv_a_patch_and_a_logged_rate_are_computed_again(copy):
 # Inputs
 
 
-@pytest.mark.parametrize("command", ["replay", "evaluate", "grid", "analyze", "transfer"])
+@pytest.mark.parametrize("command", ["replay", "evaluate", "grid", "analyze", "transfer", "matrix"])
 def test_every_command_says_which_input_is_not_the_recorded_one(copy, tmp_path, capsys, caplog, command):
     study = copy.folder.parent.parent
     objects = study / "objects.csv"
@@ -460,6 +460,7 @@ def test_every_command_says_which_input_is_not_the_recorded_one(copy, tmp_path, 
         "replay": ["--rows", "0"], "evaluate": [], "analyze": ["--metric", "best_score/delta/noise"],
         "grid": ["--over", "camera/exposure/stops=0"],
         "transfer": [str(other), "--out", str(study / "transfer")],
+        "matrix": ["--defense", "defend.bit_depth", "--out", str(study / "matrix")],
     }[command]  # fmt: skip
     main([command, str(copy.folder), *words])
     capsys.readouterr()

@@ -112,7 +112,7 @@ def test_the_option_is_short_for_the_setting(tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "follows"),
-    [("evaluate", True), ("grid --over a=1", True), ("transfer", True),
+    [("evaluate", True), ("grid --over a=1", True), ("transfer", True), ("matrix", True),
      ("train", False), ("resume", False), ("analyze", False), ("replay --step 1", False)],
 )  # fmt: skip
 def test_only_measurements_follow_the_setting_of_the_run(tmp_path, command, follows):

@@ -182,12 +182,16 @@ def test_splits_are_kept_apart(trained):
     assert records[0]["placements"]["profile"]["num_photographs"] == len(SPLITS)
 
 
-@pytest.mark.parametrize("setting", ["micro_batch", "transform"])
+WAYS = {
+    "micro_batch": {"train.micro_batch": 3},
+    "transform": {"objective.transform": "func"},
+    "recompute": {"objective.transform": "func", "train.recompute": True},
+}
+
+
+@pytest.mark.parametrize("setting", WAYS)
 def test_ways_to_the_same_patch(trained, tmp_path, setting):
-    path = make_study(tmp_path, validation=False)
-    new = {"micro_batch": "[train]\nmicro_batch = 3", "transform": '[objective]\ntransform = "func"'}[setting]
-    path.write_text(path.read_text().replace(new.partition("\n")[0], new))
-    run = train(load_study(path))
+    run = train(load_study(make_study(tmp_path, validation=False), WAYS[setting]))
     like = set_up(open_run(run.folder)[1]).initial
     (found, _), (expected, _) = (r.load_checkpoint("last", like) for r in (run, trained))
     for name, value in expected.params.items():
@@ -202,15 +206,6 @@ def test_a_profile_that_tensorboard_opens(tmp_path):
     assert {"ProfilerStep#2", "ProfilerStep#3", "aten::conv2d", "aten::grid_sampler_2d"} <= names
     assert "ProfilerStep#4" not in names
     assert [e.step for e in read_events(run.folder).Scalars("train/loss")] == list(range(1, STEPS + 1))
-
-
-@pytest.mark.parametrize("setting", ["compile", "recompute"])
-def test_what_asks_for_plain_autograd_is_no_torch_func(setting, tmp_path):
-    study = load_study(make_study(tmp_path))
-    goal = dataclasses.replace(study.objective, transform="func")
-    training = dataclasses.replace(study.train, **{setting: True})
-    with pytest.raises(ValueError, match=f"train.{setting} needs plain autograd"):
-        dataclasses.replace(study, objective=goal, train=training)
 
 
 def test_a_rehearsal_is_as_deterministic_as_its_study(tmp_path, monkeypatch):

@@ -19,8 +19,9 @@ from fpatch.evaluation.by_class import ByClass, ClassResult
 from fpatch.evaluation.conditions import TITLES
 from fpatch.evaluation.transfer import Transfer
 from fpatch.ops.intervals import wilson
+from fpatch.runs.comparing import titles_of
 from fpatch.runs.figures import _choose_extremes
-from fpatch.runs.transfer import _titles, save_transfer
+from fpatch.runs.transfer import save_transfer
 from fpatch.tune import parse_space
 from fpatch.tune.folder.journal import Entry, Point, Trial
 from fpatch.tune.output.figures import plot_importance, plot_parallel
@@ -108,7 +109,7 @@ def test_transfer_of_any_number_of_runs(saved_figures, tmp_path, num_runs, num_a
 
 
 def test_studies_of_one_name_are_told_apart_by_the_rest_of_the_folder():
-    found = _titles({"20260101-a": "a", "20260102-a": "a", "20260103-b": "b"})
+    found = titles_of({"20260101-a": "a", "20260102-a": "a", "20260103-b": "b"})
     assert found == {"20260101-a": "a (20260101)", "20260102-a": "a (20260102)", "20260103-b": "b"}
 
 

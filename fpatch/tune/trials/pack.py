@@ -123,6 +123,7 @@ class Pack:
         self._step = make_population_step(
             [p.objective for p in parts],
             [p.optimizer for p in parts],
+            transform=studies[0].objective.transform,
             members_at_once=max(1, _ROWS_AT_ONCE // train.batch_size),
             rho=train.rho,
         )

@@ -62,8 +62,9 @@ def _broken() -> Iterator[Case]:
             )  # as in old runs
             codes, says = ((0, 2), "") if is_older else ((2,), says)
             yield Case(f"folder: {words[0]} {name} {kind}", words, damage, codes, says)
-    for command in ("evaluate", "grid", "transfer", "analyze", "replay", "resume"):
-        words = {"grid": ("--over", "camera/exposure/stops=0,1"), "transfer": ("{second}",)}.get(command, ())
+    for command in ("evaluate", "grid", "transfer", "matrix", "analyze", "replay", "resume"):
+        needed = {"grid": ("--over", "camera/exposure/stops=0,1"), "transfer": ("{second}",)}
+        words = (needed | {"matrix": ("--defense", "defend.median")}).get(command, ())
         for name in ("config.json", "environment.json"):
             for kind in ("empty", "deeply nested", "a pipe", "gone", "a folder"):
                 damage = dict(bad_bytes(f"first/{name}"))[kind]
