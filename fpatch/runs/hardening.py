@@ -72,6 +72,31 @@ def harden(
     Raises:
         RunError: If the folder is that of another plan, or in use.
         ValueError: If a setting is wrong.
+
+    Example:
+        >>> import dataclasses, tempfile, torch
+        >>> from fpatch import define_loader, graph, losses, node, pipeline
+        >>> from fpatch.core.progress import silent
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.hardening import harden
+        >>> from fpatch.study.hardening import Harden, HardenPlan
+        >>> from fpatch.study.settings import ObjectiveConfig
+        >>> def make_network():
+        ...     return torch.nn.Sequential(
+        ...         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        >>> network = graph.module(define_loader("mean_color", make_network)(), trainable=True)
+        >>> wrong = losses.criterion("CrossEntropyLoss")
+        >>> recipe = pipeline({
+        ...     "victim": node(network, reads={"input": "scene"}, writes=["logits"]),
+        ...     "wrong": node(wrong, reads={"input": "logits", "target": "target"}),
+        ... })
+        >>> attack = tiny_study(tempfile.mkdtemp(), {"train.num_steps": 1, "data.validation": False})
+        >>> goal = ObjectiveConfig({"criterion": 1.0})
+        >>> victim = dataclasses.replace(attack, pipeline=recipe, objective=goal)
+        >>> plan = HardenPlan(attack, victim, Harden("", pool=1, fresh_keys=1, fresh_factor=1))
+        >>> done = harden(plan, silent)
+        >>> list(done.clean), list(done.robust["hardened"])
+        (['start', 'continued', 'hardened'], ['fresh-1-1', 'moved-1-1'])
     """
     check_kind("harden(plan)", plan, HardenPlan, "load one by load_harden_plan(path)")
     with shown(on_progress) as show:

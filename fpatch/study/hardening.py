@@ -63,6 +63,15 @@ class HardenPlan:
 
     Raises:
         ValueError: If the attack has not one victim, or the victim's study not one network that is trained.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.hardening import Harden, HardenPlan
+        >>> study = tiny_study(tempfile.mkdtemp())
+        >>> HardenPlan(study, study, Harden("victim.toml"))
+        Traceback (most recent call last):
+        ValueError: harden.victim: the study must train one network, got none; make its node ...
     """
 
     attack: Study
@@ -110,6 +119,19 @@ def load_harden_plan(path: str | Path, overrides: Mapping[str, Any] | None = Non
     Raises:
         FileNotFoundError: If a file does not exist.
         ValueError: If a setting is wrong; the message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.hardening import load_harden_plan
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = tiny_study(folder)
+        >>> try:
+        ...     load_harden_plan(folder / "study.toml")
+        ... except ValueError as error:
+        ...     print(str(error).rpartition("study.toml: ")[2])
+        a hardening needs the section [harden]; add it
     """
     path = Path(path)
     raw, more = read_toml(path), dict(overrides or {})
