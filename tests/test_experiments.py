@@ -69,3 +69,17 @@ def test_one_recipe_is_used_for_everything(tmp_path: Path):
     }  # fmt: skip
     assert "digits right" in said
     assert (folder / "answers.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_victim_is_hardened_and_attacked_from_scratch(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "experiments/harden.py"), "--quick", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("*-harden")
+    found = json.loads((folder / "harden.json").read_text())["victims"]
+    assert set(found) == {"start", "continued", "hardened"}
+    assert len(found["hardened"]["robust"]) == 8
+    assert 0 <= found["hardened"]["summaries"]["precision/map"] <= 1
+    assert (folder / "harden.png").stat().st_size > 10_000
+    assert "from scratch, loss 2, key 2" in done.stdout
