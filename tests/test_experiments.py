@@ -31,6 +31,17 @@ def test_transfer_measures_every_patch_on_every_victim(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_defenses_are_measured_with_the_patches_that_were_trained_through_them(tmp_path: Path):
+    said, folder = run("defenses.py", tmp_path)
+    found = json.loads((folder / "matrix.json").read_text())
+    assert set(found) == {"none", "bits"}
+    assert found["bits"]["adaptive"] == ["bits"]
+    assert set(found["bits"]["attacks"]) == {"plain", "bits"}
+    assert found["none"]["attacks"]["plain"]["rates"]["noise"]["value"] < 0.2
+    assert "adaptive %" in said
+
+
+@pytest.mark.slow
 def test_the_sweep_of_the_demo_is_compared_with_its_defaults(tmp_path: Path):
     pytest.importorskip("ray", reason="needs the extra sweep")
     said, folder = run("tune_demo.py", tmp_path)
