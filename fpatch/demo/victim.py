@@ -112,6 +112,20 @@ def load_victim(path: str | Path) -> TinyDetector:
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
+def load_trainable(weights: str | None = None, num_classes: int = 1, seed: int = 0) -> TinyDetector:
+    """Make a detector that a study trains: with the weights of a file, or else fresh ones from a seed.
+
+    Example:
+        >>> from fpatch.demo.victim import load_trainable
+        >>> all(p.requires_grad for p in load_trainable(seed=3).parameters())
+        True
+    """
+    if weights is not None:
+        return load_victim(weights).requires_grad_()
+    made = TinyDetector(num_classes, generator=torch.Generator().manual_seed(seed))
+    return made.to(memory_format=torch.channels_last)
+
+
 def cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:
     """Return the (x, y) center of each cell of an image, row by row, in pixels."""
     y = torch.arange(STRIDE_PX / 2, height, STRIDE_PX, device=device)

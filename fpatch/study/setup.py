@@ -112,6 +112,8 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
         _check_no_patch(study)
         return
     made = [n for path in study.pipeline.parameterizations for n in study.pipeline[path].stage.config.names]
+    if not made:
+        return  # a network is trained alone, and its images may have placements
     if missing := [n for n in dataset.names if n not in made]:
         raise ValueError(
             f"data: the placements name the patch {missing[0]!r}, which the pipeline does not make; "
