@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fpatch.core.names import label
+from fpatch.log import open_log
 from fpatch.ops.intervals import Rate
+from fpatch.study.settings import LogConfig
 from fpatch.viz.curves import plot_curves
 
 START, CONTINUED, HARDENED = "start", "continued", "hardened"
@@ -81,3 +83,25 @@ def draw(done: Hardened, title: str) -> None:
         for kind in ("clean", "robust")
     }
     plot_curves(done.folder / "harden.png", panels, label(title), success="right (%)")
+
+
+def record(done: Hardened, settings: LogConfig) -> None:
+    """Record every rate by the step of the victim, once it is all done, in the log that a study names."""
+    if (done.folder / "records.jsonl").is_file():
+        return
+    log = open_log(
+        done.folder, tensorboard=settings.tensorboard, mlflow=settings.mlflow, experiment=settings.experiment
+    )
+    by_step: dict[int, dict[str, float]] = {}
+    for c in done.curves:
+        own = {f"validation/{c.victim}/clean": c.clean.value, f"validation/{c.victim}/robust": c.robust.value}
+        by_step.setdefault(c.step, {}).update(own)
+    last = by_step.setdefault(max(by_step, default=0), {})
+    for victim, clean in done.clean.items():
+        last |= {f"test/{victim}/clean": clean.value, f"test/{victim}/worst": done.worst(victim)[1].value}
+        last |= {f"test/{victim}/{name}": rate.value for name, rate in done.robust[victim].items()}
+        last |= {f"test/{victim}/{name}": value for name, value in done.summaries[victim].items()}
+    for step, values in sorted(by_step.items()):
+        log.scalars(step, values)
+    log.artifacts(["config.json", "harden.json", "weights", "patches"])
+    log.close()

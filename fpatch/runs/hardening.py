@@ -4,9 +4,11 @@ The folder of a hardening:
 
     config.json         the study of the attack, that of the victim's training, and the settings
     steps/NAME.safetensors     patches and weights after each part of the work, by which it continues
+    patches/NAME.png    the patches of pools and of attacks from scratch
     weights/VICTIM/     the weights of `continued` and `hardened`, as `Pipeline.save` writes them
     harden.json         every rate
     harden.png          clean and robust accuracy over the training
+    records.jsonl       the same numbers, as TensorBoard and MLflow hold them
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
 from fpatch.core.tree import take_rows, tensor_bytes
 from fpatch.core.types import Params
-from fpatch.data import Loader
+from fpatch.data import Loader, write_image
 from fpatch.evaluation.conditions import NONE, PATCH, Patches, make_patches
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import success
@@ -43,7 +45,7 @@ from fpatch.optim.optimizer import make_optimizer
 from fpatch.optim.step import TrainState
 from fpatch.random import fold_in
 from fpatch.runs.files import read_tensors, write_file
-from fpatch.runs.hardened import CONTINUED, HARDENED, START, Curve, Hardened, describe, draw, lowest
+from fpatch.runs.hardened import CONTINUED, HARDENED, START, Curve, Hardened, describe, draw, lowest, record
 from fpatch.runs.locks import RunError, lock, new_folder
 from fpatch.study.hardening import HardenPlan
 from fpatch.study.setup import Setup, make_loader, make_objective, make_training_step, set_up
@@ -150,6 +152,7 @@ class _Work:
         done = self._measure(victims)
         write_file(self.folder / "harden.json", to_json(describe(done)))
         draw(done, self.plan.attack.name)
+        record(done, self.plan.attack.log)
         return done
 
     # -- parts
@@ -160,11 +163,11 @@ class _Work:
         keys = [fold_in(fold_in(fold_in(self.key, "pool"), number), i) for i in range(count)]
         task = f"pool {number + 1}: training {count} patches"
         found = self._patches(f"pool-{number + 1}", task, params, keys, factor=1)
-        return _stack([self._made(patch) for patch in found])
+        return _stack(found)
 
     def _patches(
         self, name: str, task: str, params: Params, keys: Sequence[Tensor], factor: int
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[Patches]:
         """Patches against a victim, with the losses in turn."""
         study = self.plan.attack
         num_steps = study.train.num_steps * factor
@@ -183,7 +186,7 @@ class _Work:
             )
             return patches, []
 
-        return self._kept(name, make)[0]
+        return self._made(name, self._kept(name, make)[0])
 
     def _train(
         self, name: str, number: int, params: Params, pool: Patches | None, shown_pool: Patches
@@ -232,37 +235,37 @@ class _Work:
         for name, params in victims.items():
             task = f"{name}: {len(keys)} attacks from scratch"
             found = self._patches(f"fresh-{name}", task, params, keys, settings.fresh_factor)
-            fresh[name] = dict(zip(labels, map(self._made, found), strict=True))
+            fresh[name] = dict(zip(labels, found, strict=True))
         clean, robust, summaries = {}, {}, {}
         for name, params in victims.items():
-            shown = {f"fresh-{one}": patches for one, patches in fresh[name].items()}
+            attacks = {f"fresh-{one}": patches for one, patches in fresh[name].items()}
             if name != START:
-                shown |= {f"moved-{one}": patches for one, patches in fresh[START].items()}
-            clean[name], robust[name], summaries[name] = self._rates(name, params, shown, "test")
+                attacks |= {f"moved-{one}": patches for one, patches in fresh[START].items()}
+            clean[name], robust[name], summaries[name] = self._rates(name, params, attacks, "test")
         return Hardened(self.folder, self.curves, clean, robust, summaries)
 
     def _validate(self, name: str, step: int, params: Params, pool: Patches) -> list[Curve]:
         """Measure clean and robust accuracy on the validation split, if the attack has one."""
         if self.plan.attack.data.validation is None:
             return []
-        shown = {f"pool-{i + 1}": take_rows(pool, i) for i in range(self.plan.harden.pool)}
-        clean, robust, _ = self._rates(name, params, shown, "validation")
+        attacks = {f"pool-{i + 1}": take_rows(pool, i) for i in range(self.plan.harden.pool)}
+        clean, robust, _ = self._rates(name, params, attacks, "validation")
         return [Curve(name, step, clean, min(robust.values(), key=lowest))]
 
     def _rates(
-        self, name: str, params: Params, shown: Mapping[str, Patches], split: str
+        self, name: str, params: Params, attacks: Mapping[str, Patches], split: str
     ) -> tuple[Rate, dict[str, Rate], dict[str, float]]:
         """The shares of rows in which a victim is right, without a patch and with each."""
-        study, first = self.plan.attack, next(iter(shown))
+        study, first = self.plan.attack, next(iter(attacks))
         measured = evaluate(
             with_model(study.placed, self.plan.attacked, self._network(params)).at(split),
             {},
             self.attack.dataset.split(split_name(study, split)),
             evaluation_key(study, split),
             conditions={
-                PATCH: shown[first],
-                NONE: shown[first],
-                **{n: p for n, p in shown.items() if n != first},
+                PATCH: attacks[first],
+                NONE: attacks[first],
+                **{n: p for n, p in attacks.items() if n != first},
             },
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
@@ -290,8 +293,14 @@ class _Work:
             objective=make_objective(dataclasses.replace(self.plan.attack, pipeline=pipeline))
         )
 
-    def _made(self, params: Params) -> Patches:
-        return make_patches(self.plan.attack.placed.at("test"), params)
+    def _made(self, name: str, made: Sequence[Params]) -> list[Patches]:
+        """The patches that parameters make, written as images too."""
+        found = [make_patches(self.plan.attack.placed.at("test"), params) for params in made]
+        for number, patches in enumerate(found, 1):
+            for part, image in patches["patch"].items():
+                picture = image if image.ndim == 3 else image[0]
+                write_image(self.folder / "patches" / f"{name}-{number}-{part}.png", picture)
+        return found
 
     def _kept(self, name: str, make: Callable[[], _Part]) -> _Part:
         """Read a part that is done, or do it and keep it."""

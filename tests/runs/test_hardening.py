@@ -15,6 +15,7 @@ from fpatch.core.progress import silent
 from fpatch.core.resource import define_loader
 from fpatch.demo.tiny import tiny_study
 from fpatch.graph.pipeline import with_model
+from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json
 from fpatch.runs.hardened import CONTINUED, HARDENED, START, describe
 from fpatch.runs.hardening import harden
@@ -129,6 +130,11 @@ def test_every_victim_is_measured_under_every_attack(plan, done):
     assert [(c.victim, c.step) for c in done.curves] == [(CONTINUED, 0), (HARDENED, 0), *after]
     assert (done.folder / "harden.json").read_bytes() == to_json(describe(done))
     assert (done.folder / "harden.png").read_bytes()[1:4] == b"PNG"
+    assert len(list((done.folder / "patches").glob("pool-?-?-tag.png"))) == 6
+    assert len(list((done.folder / "patches").glob("fresh-*-?-tag.png"))) == 6
+    recorded = read_scalars(done.folder, "")
+    assert recorded["test/hardened/worst"] == done.worst(HARDENED)[1].value
+    assert recorded["validation/continued/robust"] == done.curves[-3].robust.value
 
 
 def test_the_rates_are_those_of_the_saved_networks(plan, done):
