@@ -19,6 +19,7 @@ from torch import nn
 import fpatch
 from fpatch import compose, evaluate, infer, node, random
 from fpatch.cli.main import main
+from fpatch.cli.tables import rates_of
 from fpatch.data import read_image, write_image
 from fpatch.evaluation.rates import success
 from fpatch.runs.folder import Run
@@ -314,3 +315,16 @@ def test_a_detector_alone_is_measured_by_rows_and_by_objects(tmp_path):
     assert any(name.startswith("precision/map") for name in result.summaries["none"])
     with pytest.raises(ValueError, match=r"must hold 'patch'"):
         evaluate(alone, {}, scenes, random.key(0), conditions={"noise": {}})
+
+
+def test_rows_that_are_not_finite_leave_no_rate(run):
+    table = {name: column.copy() for name, column in run.load_table("test").items()}
+    table["finite/none"][2] = False
+    found = success(table)
+    assert np.isnan(found.clean.value)
+    assert set(found.scalars()) == {"right", "not_finite/none"}
+    said = str(rates_of("test", found))
+    assert said.startswith("test: nothing can be measured: rows are not finite\n")
+    assert "condition 'none': 1 of 6 rows are not finite, first 16.png" in said
+    assert "rate" not in said
+    assert "none counted" in str(success({name: column[:0] for name, column in table.items()}))
