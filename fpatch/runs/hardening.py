@@ -1,14 +1,13 @@
 """Harden a victim against patches, and measure it by fresh attacks beside plain training.
 
-The folder of a hardening:
+The folder of a hardening holds:
 
-    config.json         the study of the attack, that of the victim's training, and the settings
-    steps/NAME.safetensors     patches and weights after each part of the work, by which it continues
-    patches/NAME.png    the patches of pools and of attacks from scratch
-    weights/VICTIM/     the weights of `continued` and `hardened`, as `Pipeline.save` writes them
-    harden.json         every rate
-    harden.png          clean and robust accuracy over the training
-    records.jsonl       the same numbers, as TensorBoard and MLflow hold them
+- `config.json`: the study of the attack, that of the victim's training, and the settings;
+- `steps/NAME.safetensors`: patches and weights after each part of the work, by which it continues;
+- `patches/NAME.png`: the patches of pools and of attacks from scratch;
+- `weights/VICTIM/`: the weights of `continued` and `hardened`, as `Pipeline.save` writes them;
+- `harden.json`, `harden.png`: every rate, and clean and robust accuracy over the training;
+- `records.jsonl`: the same numbers, as TensorBoard and MLflow hold them.
 """
 
 import dataclasses
