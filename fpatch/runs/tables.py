@@ -130,7 +130,14 @@ def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
     tensors, _ = read_tensors(folder, f"tables/{name}.patches.safetensors")
     conditions: dict[str, dict[str, Any]] = {}
     # the file sorts by name, but the last bit of a sum over patches depends on their order
-    for path in read_json(folder / f"tables/{name}.json", "patches")["patches"]:
+    listed = read_json(folder / f"tables/{name}.json", "patches")["patches"]
+    if tensors and not listed:
+        first = next(iter(tensors))
+        raise RunError(
+            f"{folder}/tables/{name}.json is broken (patches: lists none, but its file of patches holds "
+            f"{first!r:.80}); restore it"
+        )
+    for path in listed:
         if path.count("/") < 2 or path not in tensors:
             raise RunError(
                 f"{folder}/tables/{name}.json is broken (patches: no patch {path!r:.80}); restore it"

@@ -21,8 +21,11 @@ from fpatch import compose, evaluate, infer, node, random
 from fpatch.cli.main import main
 from fpatch.cli.tables import rates_of
 from fpatch.data import read_image, write_image
+from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.rates import success
+from fpatch.log.sealed import SEAL, seal
 from fpatch.runs.folder import Run
+from fpatch.runs.locks import RunError
 from fpatch.runs.replaying import replay_step
 from fpatch.runs.training import resume, train
 from fpatch.runs.transfer import transfer_runs
@@ -328,3 +331,13 @@ def test_rows_that_are_not_finite_leave_no_rate(run):
     assert "condition 'none': 1 of 6 rows are not finite, first 16.png" in said
     assert "rate" not in said
     assert "none counted" in str(success({name: column[:0] for name, column in table.items()}))
+
+
+def test_the_table_of_a_patch_does_not_pass_for_one_without(tmp_path):
+    made = train(tiny_study(tmp_path))
+    path = made.folder / "tables/validation-00000004.json"
+    manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != SEAL}
+    path.write_bytes(seal(manifest | {"patches": []}))
+    with pytest.raises(RunError, match=r"patches: lists none, but .* holds 'flat/patch/tag'"):
+        made.load_conditions("validation-00000004")
+    assert not verify_run(made.folder, table="validation-00000004").is_proved
