@@ -1,6 +1,7 @@
 """Does training against patches harden the detector of the demo?
 
     python experiments/harden.py              # the scenes of `fpatch demo --quick`, 150 of them held out
+    python experiments/harden.py --beyond runs/<time>-demo-victim0-harden    # longer attacks, larger patches
     python experiments/harden.py --quick      # fewer scenes and steps: does it run?
 
 The training of the detector of the quick demo goes on for 250 steps with a pool of eight patches on half of
@@ -12,6 +13,9 @@ Numbers: the share of the held-out scenes whose truck is found at score 0.5, wit
 the worst of the fresh attacks decides. AP is COCO's over IoU 0.5 to 0.95, without a patch. No setting was
 chosen by the held-out scenes.
 
+Beyond these attacks, the hardened detector is attacked for 3,000 steps, and it and the start by patches that
+are 1.3 times as wide as the panels, for 900.
+
 The folder `runs/<time>-demo-victim0-harden/` keeps weights, patches, `harden.json` and `harden.png`.
 """
 
@@ -21,10 +25,15 @@ import string
 import tomllib
 from pathlib import Path
 
+from safetensors.torch import load_file
+
+import fpatch
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.tables import harden_table
+from fpatch.cli.tables import harden_table, percent
 from fpatch.demo.study import QUICK, prepare_scenes, prepare_study
+from fpatch.demo.victim import load_victim, save_victim
 from fpatch.runs.hardening import harden
+from fpatch.study.config import vary
 from fpatch.study.hardening import load_harden_plan
 
 SMALL = dataclasses.replace(
@@ -130,6 +139,31 @@ def write_plan(runs: Path, small: bool, seed: int) -> Path:
     return path
 
 
+def attack_beyond(runs: Path, folder: Path, quick: bool) -> None:
+    """Attack the hardened detector for longer, and both by larger patches."""
+    attack = tomllib.loads((runs / "demo-victim0.toml").read_text("utf-8"))
+    start = attack["pipeline"]["victim"]["model"]["weights"]
+    detector = load_victim(start)
+    detector.load_state_dict(load_file(folder / "weights" / "hardened" / "victim.safetensors"))
+    save_victim(runs / "hardened.safetensors", detector)
+    wide = {"implant.scale.low": 1.1, "implant.scale.high": 1.4}
+    wide |= {"implant_exactly.scale.low": 1.3, "implant_exactly.scale.high": 1.3}
+    wider = {f"pipeline.{name}": value for name, value in wide.items()}
+    study = load_harden_plan(runs / "demo-victim0.toml").attack
+    for name, victim, num_steps, more in (
+        ("3,000 steps", "hardened", 3000, {}),
+        ("1.3 times as wide", "hardened", 900, wider),
+        ("1.3 times as wide", "start", 900, wider),
+    ):
+        weights = start if victim == "start" else str(runs / "hardened.safetensors")
+        num_steps = 5 if quick else num_steps
+        own = {"train.num_steps": num_steps, "evaluate.every": num_steps, "name": f"beyond-{victim}"}
+        run = fpatch.train(vary(study, own | more | {"pipeline.victim.model.weights": weights}))
+        _, found = fpatch.evaluate_run(run.folder)
+        patch, noise = (percent(found.rates[name]) for name in ("patch", "noise"))
+        say(f"{name}, {victim}: not found {patch}, noise {noise}")
+
+
 def main() -> None:
     """Harden, measure and print."""
     parser = argparse.ArgumentParser(
@@ -139,7 +173,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of scenes, victim and patches (default: 0)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the folder goes")
     parser.add_argument("--resume", type=Path, help="the folder of a hardening that was stopped")
+    parser.add_argument("--beyond", type=Path, help="the folder of a hardening: attack it for longer")
     options = parser.parse_args()
+    if options.beyond is not None:
+        attack_beyond(options.runs, options.beyond, options.quick)
+        return
     plan = load_harden_plan(write_plan(options.runs, options.quick, options.seed))
     done = harden(plan, folder=options.resume)
     console.print(harden_table(done))

@@ -83,3 +83,6 @@ def test_a_victim_is_hardened_and_attacked_from_scratch(tmp_path: Path):
     assert 0 <= found["hardened"]["summaries"]["precision/map"] <= 1
     assert (folder / "harden.png").stat().st_size > 10_000
     assert "from scratch, loss 2, key 2" in done.stdout
+    more = subprocess.run([*command, "--beyond", str(folder)], capture_output=True, text=True, timeout=900)
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.count("not found") == 3

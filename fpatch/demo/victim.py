@@ -94,7 +94,17 @@ class TinyDetector(nn.Module):
 
 
 def save_victim(path: str | Path, model: TinyDetector) -> None:
-    """Write the weights as safetensors, atomically."""
+    """Write the weights as safetensors, atomically.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch.demo.victim import TinyDetector, load_victim, save_victim
+        >>> path = Path(tempfile.mkdtemp()) / "victim.safetensors"
+        >>> save_victim(path, TinyDetector(num_classes=2, generator=torch.Generator().manual_seed(0)))
+        >>> load_victim(path).num_classes
+        2
+    """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     settings = {"num_classes": str(model.num_classes), "width": str(model.width)}
@@ -104,7 +114,17 @@ def save_victim(path: str | Path, model: TinyDetector) -> None:
 
 
 def load_victim(path: str | Path) -> TinyDetector:
-    """Read a detector of `save_victim`, in evaluation mode with frozen parameters."""
+    """Read a detector of `save_victim`, in evaluation mode with frozen parameters.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch.demo.victim import TinyDetector, load_victim, save_victim
+        >>> path = Path(tempfile.mkdtemp()) / "victim.safetensors"
+        >>> save_victim(path, TinyDetector(width=16, generator=torch.Generator().manual_seed(0)))
+        >>> load_victim(path).training, load_victim(path).width
+        (False, 16)
+    """
     with safe_open(path, framework="pt") as file:
         settings = file.metadata()
         model = TinyDetector(int(settings["num_classes"]), int(settings["width"]))
