@@ -17,13 +17,14 @@ from fpatch.core.display import shown
 from fpatch.core.names import label
 from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
-from fpatch.evaluation.conditions import NONE, PATCH, TITLES, make_conditions
+from fpatch.evaluation.conditions import PATCH, TITLES, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
 from fpatch.evaluation.means import rows_with_object
 from fpatch.evaluation.rates import Success, axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
+from fpatch.runs.claims import OF_GRIDS
 from fpatch.runs.evaluating import Trained, load_trained
 from fpatch.runs.figures import REPORT_PX, make_figure
 from fpatch.runs.folder import Run
@@ -78,7 +79,7 @@ def evaluate_grid_run(
             grid,
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
-            conditions={name: made[name] for name in (PATCH, NONE, "noise")},
+            conditions={name: made[name] for name in OF_GRIDS},
             progress=lambda done, total: show(f"grid ({split})", done, total, ""),
         )
         name = grid_name(split, checkpoint, grid, trained.settings)
