@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: the tests, then every suite that runs on one. Under 8 minutes on a large one.
+# Everything that needs a GPU: the tests, then every suite that runs on one. Under 10 minutes on a large one.
 #
 #     benchmarks/gpu.sh [FOLDER]
 #
@@ -30,7 +30,7 @@ run() {
 
 run tests 170 "$python" -m pytest -q tests/test_cuda.py tests/random/test_random.py tests/data/test_data.py \
     -k "cuda or gpu or device" --junitxml="$results/tests-cuda.xml"
-for suite in parts:30 step:140 population:50 memory:50 random_draws:40; do
+for suite in parts:30 step:140 population:50 memory:50 random_draws:40 func:90; do
     name=${suite%:*}
     run "$name" "${suite#*:}" "$python" "benchmarks/$name.py" --device cuda --repeats 7 \
         --json "$results/$name-cuda.json"

@@ -152,12 +152,14 @@ def test_a_population_is_close_to_its_members(moved, batch):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", [True, "reduce-overhead"])
-def test_a_compiled_step_is_close_to_the_eager_one(moved, batch, mode):
+@pytest.mark.parametrize(
+    ("mode", "transform"), [(True, "autograd"), ("reduce-overhead", "autograd"), (True, "func")]
+)
+def test_a_compiled_step_is_close_to_the_eager_one(moved, batch, mode, transform):
     optimizer = make_optimizer(Optimizer("sgd", learning_rate=1.0), 10)
     state = make_state(moved, optimizer, random.key(0), "cuda")
     with unchecked():
-        step = make_step(moved, optimizer, compile=mode)
+        step = make_step(moved, optimizer, compile=mode, transform=transform)
         first = step(state, batch)[0]
         second, _ = step(first, batch)  # a graph that is played again must not overwrite what came before
         expected = make_step(moved, optimizer)

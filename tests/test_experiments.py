@@ -31,6 +31,17 @@ def test_transfer_measures_every_patch_on_every_victim(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_defenses_are_measured_with_the_patches_that_were_trained_through_them(tmp_path: Path):
+    said, folder = run("defenses.py", tmp_path)
+    found = json.loads((folder / "matrix.json").read_text())
+    assert set(found) == {"none", "bits"}
+    assert found["bits"]["adaptive"] == ["bits"]
+    assert set(found["bits"]["attacks"]) == {"plain", "bits"}
+    assert found["none"]["attacks"]["plain"]["rates"]["noise"]["value"] < 0.2
+    assert "adaptive %" in said
+
+
+@pytest.mark.slow
 def test_the_sweep_of_the_demo_is_compared_with_its_defaults(tmp_path: Path):
     pytest.importorskip("ray", reason="needs the extra sweep")
     said, folder = run("tune_demo.py", tmp_path)
@@ -58,3 +69,20 @@ def test_one_recipe_is_used_for_everything(tmp_path: Path):
     }  # fmt: skip
     assert "digits right" in said
     assert (folder / "answers.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_victim_is_hardened_and_attacked_from_scratch(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "experiments/harden.py"), "--quick", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("*-harden")
+    found = json.loads((folder / "harden.json").read_text())["victims"]
+    assert set(found) == {"start", "continued", "hardened"}
+    assert len(found["hardened"]["robust"]) == 8
+    assert 0 <= found["hardened"]["summaries"]["precision/map"] <= 1
+    assert (folder / "harden.png").stat().st_size > 10_000
+    assert "from scratch, loss 2, key 2" in done.stdout
+    more = subprocess.run([*command, "--beyond", str(folder)], capture_output=True, text=True, timeout=900)
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.count("not found") == 3

@@ -17,7 +17,7 @@ from fpatch.analysis.importance import is_key
 from fpatch.core.checks import nearest
 from fpatch.core.files import write_atomic
 from fpatch.data import read_image
-from fpatch.evaluation.conditions import PATCH
+from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.evaluation.rates import conditions_of
 
 _THUMBNAIL_PX = 192
@@ -79,7 +79,8 @@ def scatter(
     for axis, name in start.items():
         if name is not None and name not in names:
             raise ValueError(f"scatter({axis}): no column {name!r}; {nearest(name, names)}")
-    metrics = [n.removesuffix(f"/{PATCH}") for n in names if n.endswith(f"/{PATCH}")]
+    ends = [f"/{condition}" for condition in (PATCH, NONE) if any(n.endswith(f"/{condition}") for n in names)]
+    metrics = [n.removesuffix(end) for end in ends[:1] for n in names if n.endswith(end)]
     data = {
         "start": start,
         "results": {metric: conditions_of(table, metric) for metric in metrics},

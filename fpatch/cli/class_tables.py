@@ -37,6 +37,8 @@ def class_table(title: str, found: "ByClass", num_classes: int = NUM_CLASSES) ->
     from fpatch.evaluation.conditions import NONE, PATCH
 
     shown = found.largest(num_classes)
+    if not found.attacked:
+        return _right_table(title, found, shown)
     asked = "success" if found.goal is None else f"answered {found.goal}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("class", max_width=_NAME_WIDTH, overflow="fold")
@@ -56,12 +58,32 @@ def class_table(title: str, found: "ByClass", num_classes: int = NUM_CLASSES) ->
             f"{100 * max(controls):.1f}" if controls else "-",
             Text(_list_answers(wrong)),
         )
-    sentences = []
-    if left := len(found.classes) - len(shown):
-        counted = sum(e.clean.count for n, e in found.classes.items() if n not in shown)
-        sentences.append(f"and {left} more classes with {counted} rows; the summary has them all")
-    table.caption, table.caption_justify = "\n".join(sentences) or None, "left"
+    table.caption, table.caption_justify = _left_out(found, shown), "left"
     return table
+
+
+def _right_table(title: str, found: "ByClass", shown: Sequence[str]) -> Table:
+    """Make a table of what is right by class, where no patch was shown."""
+    from fpatch.evaluation.conditions import NONE
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("class", max_width=_NAME_WIDTH, overflow="fold")
+    for heading in ("rows", "right %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("wrong answers", overflow="fold")
+    for name in shown:
+        entry = found.classes[name]
+        wrong = {answer: n for answer, n in entry.answers.get(NONE, {}).items() if answer != name}
+        cells = (str(entry.clean.count), percent(entry.clean))
+        table.add_row(Text(name), *cells, Text(_list_answers(wrong)))
+    table.caption, table.caption_justify = _left_out(found, shown), "left"
+    return table
+
+
+def _left_out(found: "ByClass", shown: Sequence[str]) -> str | None:
+    """Count the classes that a table does not show."""
+    left = [entry.clean.count for name, entry in found.classes.items() if name not in shown]
+    return f"and {len(left)} more classes with {sum(left)} rows; the summary has them all" if left else None
 
 
 def _list_answers(answers: Mapping[str, int], most: int = 3) -> str:

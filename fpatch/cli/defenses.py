@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fpatch.cli.answers import Answer
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.options import MEASURED, add_command, take_checkpoint, take_data_root, take_portable
+from fpatch.cli.options import add_command, take_checkpoint, take_data_root, take_portable
 from fpatch.cli.tables import percent
 from fpatch.core.files import check_writable
 from fpatch.core.text import read_value
@@ -32,7 +32,8 @@ def add(commands: Any) -> None:
         "put before the victim; defend.double_masking takes its place. A run that was trained through a "
         "defense, with --defense.NAME.stage ID, is its adaptive attack. The command prints a table, and "
         "writes it as JSON and as heat maps. Each cell is a table in the folder of its run, which `fpatch "
-        f"replay` reruns and verifies. {MEASURED}",
+        "replay` reruns and verifies. Settings of [evaluate], of [data] and of metrics, --seed and --device "
+        "are options by their dotted names, as for evaluate.",
         (
             "matrix runs/*-plain --defense defend.median",
             "matrix RUN --defense 'jpeg={stage=\"compose.jpeg\", quality=[20, 20]}'",

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fpatch.cli import defenses, measurements, replays, studies, sweeps
+from fpatch.cli import defenses, hardening, measurements, replays, studies, sweeps
 from fpatch.cli.answers import to_document
 from fpatch.cli.console import console, show_warnings
 from fpatch.cli.options import check_texts
@@ -45,6 +45,9 @@ search settings:
   fpatch sweep study.toml --sweep.num_trials 24
   fpatch sweep resume runs/20260101-120000-study-sweep
 
+train the victim against patches:
+  fpatch harden study.toml
+
 fpatch COMMAND --help shows the options of a command. With --json a command prints one JSON document, and
 all else on standard error.
 A study is like a script: its ids may import modules from the working folder. A run folder runs no code.
@@ -53,7 +56,10 @@ Exit codes: 0 done, 1 a difference or an obstacle was found, 2 wrong input, 3 an
 process at once. Output that cannot be written ends no work; it is exit code 1 of a command that only prints.
 """
 
-_TAKE_OVERRIDES = ("train", "describe", "doctor", "sweep", "evaluate", "grid", "transfer", "matrix")
+_TAKE_OVERRIDES = (
+    *("train", "describe", "doctor", "sweep", "harden"),
+    *("evaluate", "grid", "transfer", "matrix"),
+)
 _ON_RUNS = ("evaluate", "grid", "transfer", "matrix", "replay", "resume", "analyze")
 """Commands on run folders, in which `--data.root` names the folder of the data, and is no setting."""
 _WITHOUT_STUDY = ("demo", "score")
@@ -206,7 +212,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fpatch {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for kind in (studies, replays, measurements, defenses, sweeps):
+    for kind in (studies, replays, measurements, defenses, sweeps, hardening):
         kind.add(commands)
     return parser
 

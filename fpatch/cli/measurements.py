@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fpatch.cli.answers import Answer, describe_cells
 from fpatch.cli.class_tables import NUM_CLASSES, class_table, precision_tables
 from fpatch.cli.console import console, progress_bars, say
+from fpatch.cli.grid_tables import cells_table
 from fpatch.cli.options import (
     MEASURED,
     add_command,
@@ -18,7 +19,7 @@ from fpatch.cli.options import (
     take_mlflow,
     take_portable,
 )
-from fpatch.cli.tables import cells_table, importance_table, score_table, success_table, transfer_table
+from fpatch.cli.tables import importance_table, rates_of, score_table, transfer_table
 from fpatch.core.files import check_writable
 
 if TYPE_CHECKING:
@@ -145,8 +146,8 @@ def _add_analyze(commands: Any) -> None:
         "for held-out images. The score is the share of variance that it predicts: if that may be 0, the "
         "importances mean nothing. The importance of a column is the score lost when that column is "
         "shuffled. figures/scatter.html (with another table or metric in its name) opens in any browser, "
-        "offline; figures/training.gif shows the "
-        "patch at every checkpoint.",
+        "offline; figures/training.gif shows the patch at every checkpoint. Without a patch, it "
+        "explains what is right.",
         (
             "analyze runs/20260101-120000-study",
             "analyze runs/20260101-120000-study --metric best_score/delta/noise",
@@ -156,7 +157,7 @@ def _add_analyze(commands: Any) -> None:
     analyze.add_argument(
         "--metric",
         metavar="COLUMN",
-        help="such as found/patch or best_score/delta/noise (default: found/delta)",
+        help="such as found/patch or best_score/delta/noise (default: found/delta, or found/none)",
     )
     analyze.add_argument(
         "--table", default="test", help="test, or validation-00000100 and the like (default: test)"
@@ -166,7 +167,6 @@ def _add_analyze(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
-    from fpatch.evaluation.conditions import PATCH
     from fpatch.evaluation.rates import of_objects
     from fpatch.metrics import num_photographs
     from fpatch.runs.evaluating import evaluate_run
@@ -188,11 +188,11 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     given = (f"{name} = {value}" for name, value in options.overrides.items())
     made = f"checkpoint {options.checkpoint} (step {facts['step']})"
     title = ", ".join([options.split, made, *given])
-    console.print(success_table(title, rates))
+    console.print(rates_of(title, rates))
     if (objects := of_objects(run.load_objects(table), facts["metric"])) is not None:
-        console.print(success_table(f"{title}: every object", objects))
+        console.print(rates_of(f"{title}: every object", objects))
     _print_classes(facts)
-    rate = rates.rates[PATCH]
+    rate = rates.main
     if rate.value == rate.value:
         wished = num_photographs(rate.value, 0.1)
         console.print(f"for an interval of +-5 points: about {wished} images ({rate.photographs} here)")
@@ -319,7 +319,7 @@ def _analyze_run(options: argparse.Namespace, run: "Run", study: "Study") -> Ans
     where = {"data_root": options.data_root, "device": options.device}
     measured = study_of_table(run, study, options.table, **where)
     warn_of_inputs(run, study, table=options.table, own_data=measured.own_data)
-    usual = f"{study.evaluate.metric}/delta"
+    usual = f"{study.evaluate.metric}/{'delta' if study.makes_patch else 'none'}"
     metric = options.metric or usual
     first = result = None
     try:
@@ -343,6 +343,8 @@ def _analyze_run(options: argparse.Namespace, run: "Run", study: "Study") -> Ans
     paths = {int(i): root / p for i, p in zip(table["image_id"], table["path"], strict=True)}
     images = {i: str(path) for i, path in paths.items() if path.is_file()}
     analysis.scatter(table, run.path(page), x=first, y=metric, images=images)
-    viz.animate(run.folder, run.path("figures/training.gif"), decode)
+    files = [page, *(["figures/training.gif"] if study.makes_patch else [])]
+    for file in files[1:]:
+        viz.animate(run.folder, run.path(file), decode)
     facts = {"run": str(run.folder), "table": options.table, "metric": metric, "importances": result}
-    return Answer(0, {**facts, "files": _say_files(run, page, "figures/training.gif")})
+    return Answer(0, {**facts, "files": _say_files(run, *files)})

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 MEASURED = (
     "Settings of [evaluate], of [data], of metrics, --seed and --device are options by their dotted names: "
     "--evaluate.num_draws 4, --evaluate.controls.poster poster.png, --data.objects other.csv, --data.test "
-    "night, --pipeline.hit.goal stop. Results are named after them, and replace no others."
+    "night, --pipeline.hit.goal stop; --defense.few.stage defend.bit_depth puts a stage before the victim. "
+    "Results are named after them, and replace no others."
 )
 OVERRIDES = (
     "Every setting of the study is an option by its dotted name, with a TOML value: "
     "--optimizer.learning_rate 0.1, --pipeline.camera/exposure.stops '[-1, 1]', "
-    "--pipeline.camera/exposure.stops.low -2, --seed 1."
+    "--pipeline.camera/exposure.stops.low -2, --seed 1. --defense.few.stage defend.bit_depth puts a stage "
+    "before the victim."
 )
 
 

@@ -86,7 +86,7 @@ def _add_train(commands: Any) -> None:
         commands,
         "train",
         _train,
-        "train a patch as a study file says, into a new run folder",
+        "train a patch, or networks alone, as a study file says, into a new run folder",
         OVERRIDES,
         ("train study.toml", "train study.toml --train.num_steps 1000 --optimizer.learning_rate 0.1"),
     )

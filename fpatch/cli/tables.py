@@ -9,11 +9,11 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fpatch.analysis import Importances
-    from fpatch.evaluation.grid import Cell
     from fpatch.evaluation.rates import Success
     from fpatch.evaluation.transfer import Transfer
     from fpatch.metrics import Rate
     from fpatch.metrics.detection_files import DetectionScore
+    from fpatch.runs.hardened import Hardened
     from fpatch.tune.folder.journal import Entry
     from fpatch.tune.plan import Plan
 
@@ -45,6 +45,34 @@ def _counted(rate: "Rate") -> str:
     if rate.value != rate.value and rate.count:
         return "not finite"
     return "-" if rate.value != rate.value else f"{100 * rate.value:.1f} ({round(rate.value * rate.count)})"
+
+
+def rates_of(title: str, rates: "Success") -> RenderableType:
+    """Make a table of success rates; without a patch, a sentence about what is right.
+
+    Example:
+        >>> import numpy as np
+        >>> from fpatch import success
+        >>> from fpatch.cli.tables import rates_of
+        >>> table = {"image_id": np.arange(5), "found/none": np.array([1, 1, 1, 1, 0], bool)}
+        >>> print(rates_of("test", success(table)))
+        test: right without a patch: 4 of 5 (5 images), 80.0 % [37.6, 96.4]
+        brackets are a 95 % interval over images; with fewer than 20 images it is rough at best
+    """
+    from fpatch.ops.intervals import FEW_IMAGES
+
+    if rates.rates:
+        return success_table(title, rates)
+    clean = rates.clean
+    if clean.value != clean.value:
+        why = "rows are not finite" if rates.not_finite else "no row has an object"
+        return Text("\n".join([f"{title}: nothing can be measured: {why}", *rates.warnings()]))
+    bounds = "" if clean.low != clean.low else f" [{100 * clean.low:.1f}, {100 * clean.high:.1f}]"
+    counted = f"{round(clean.value * clean.count)} of {clean.count} ({clean.photographs} images)"
+    note = "brackets are a 95 % interval over images" if bounds else "too few images for an interval"
+    if bounds and clean.photographs < FEW_IMAGES:
+        note += f"; with fewer than {FEW_IMAGES} images it is rough at best"
+    return Text(f"{title}: right without a patch: {counted}, {100 * clean.value:.1f} %{bounds}\n{note}")
 
 
 def success_table(title: str, rates: "Success", extra: Mapping[str, Sequence[str]] | None = None) -> Table:
@@ -190,40 +218,6 @@ def transfer_table(found: "Transfer") -> Table:
     return table
 
 
-def cells_table(cells: Sequence["Cell"], num_rows: int = 12) -> Table:
-    """Make a table of grid cells, weakest success first; the middle of a long list is omitted."""
-    from fpatch.evaluation.grid import by_rate
-
-    shown = sorted(cells, key=by_rate)
-    table = Table(title="success % by cell, weakest first", title_justify="left", title_style="bold")
-    for path in shown[0].values:
-        table.add_column(path, justify="right")
-    for heading in ("patch", "noise"):
-        table.add_column(condition_title(heading), justify="right", no_wrap=True)
-    table.add_column("found without", justify="right", no_wrap=True)
-    half = num_rows // 2
-    for i, cell in enumerate(shown):
-        if len(shown) > num_rows and half <= i < len(shown) - half:
-            if i == half:
-                table.add_row(*("..." for _ in table.columns))
-            continue
-        rates, clean = cell.success.rates, cell.success.clean
-        values = (f"{value:g}" for value in cell.values.values())
-        counted = f"{rates['patch'].count} of {clean.count}"
-        table.add_row(*values, percent(rates["patch"]), percent(rates["noise"]), counted)
-    bad = [cell.success.not_finite for cell in shown if cell.success.not_finite]
-    sentences = [f"success: {shown[0].success.question}; brackets are 95 % intervals over images"]
-    if bad:
-        condition, entry = next(iter(bad[0].items()))
-        sentences.insert(
-            0,
-            f"{len(bad)} cells have rows that are not finite, and no rate; the first: condition "
-            f"{condition!r}, {entry.count} of {entry.total} rows, first {entry.first}",
-        )
-    table.caption, table.caption_justify = "\n".join(sentences), "left"
-    return table
-
-
 def trials_table(
     plan: "Plan", entries: "Sequence[Entry]", num_rows: int | None = 12, *, going: bool = True
 ) -> Table:
@@ -316,3 +310,34 @@ def importance_table(title: str, result: "Importances") -> RenderableType:
             f"left out: {result.dropped} rows in which {result.metric} is not finite, or no object is"
         )
     return Group(table, *(Text(sentence) for sentence in sentences))
+
+
+def harden_table(done: "Hardened") -> Table:
+    """Make a table of clean and robust accuracy: the victims side by side, an attack in each row.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fpatch.cli.tables import harden_table
+        >>> from fpatch.metrics import Rate
+        >>> from fpatch.runs.hardened import Hardened
+        >>> one, other = Rate(1.0, 0.9, 1.0, 40, 40), Rate(0.5, 0.3, 0.7, 40, 40)
+        >>> done = Hardened(Path(), [], {"start": one}, {"start": {"fresh-1-1": other}}, {"start": {}})
+        >>> list(harden_table(done).columns[0].cells)
+        ['none', 'from scratch, loss 1, key 1', 'the worst']
+    """
+    count = next(iter(done.clean.values()))
+    table = Table(title=f"right, % of {count.count} held-out rows ({count.photographs} images)")
+    table.add_column("attack")
+    for name in done.clean:
+        table.add_column(name, justify="right")
+    table.add_row("none", *map(percent, done.clean.values()), end_section=True)
+    for attack in dict.fromkeys(a for rates in done.robust.values() for a in rates):
+        kind, loss, key = attack.split("-")
+        title = f"{'from scratch' if kind == 'fresh' else 'made for the start'}, loss {loss}, key {key}"
+        cells = (percent(rates[attack]) if attack in rates else "" for rates in done.robust.values())
+        table.add_row(title, *cells)
+    table.add_section()
+    table.add_row("the worst", *(percent(done.worst(name)[1]) for name in done.clean), end_section=True)
+    for summary in next(iter(done.summaries.values())):
+        table.add_row(Text(summary), *(f"{100 * own[summary]:.1f}" for own in done.summaries.values()))
+    return table

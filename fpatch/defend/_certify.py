@@ -1,6 +1,5 @@
 """The certificate of double masking."""
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +50,7 @@ def certify(
     """
     masks = covering_masks(images.shape[-2:], patch_px, num_masks)
     certified = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    for pair in itertools.combinations_with_replacement(masks, 2):
-        logits = ask(model, images, pair, fill)
-        certified &= (logits.argmax(-1) == target) & logits.isfinite().all(-1)
+    for i, mask in enumerate(masks):
+        logits = ask(model, images, [(mask, other) for other in masks[i:]], fill)
+        certified &= ((logits.argmax(-1) == target[:, None]) & logits.isfinite().all(-1)).all(1)
     return certified

@@ -61,10 +61,27 @@ def hide(images: Float[Tensor, "b 3 h w"], masks: Sequence[Mask], fill: float) -
 
 
 def ask(
-    model: Resource | torch.nn.Module, images: Float[Tensor, "b 3 h w"], masks: Sequence[Mask], fill: float
-) -> Float[Tensor, "b c"]:
-    """Return the logits of the images behind some masks; rows stay together, so that they keep their bits."""
-    return classifier(model).written({}, {}, {"image": hide(images, masks, fill)})["logits"]
+    model: Resource | torch.nn.Module,
+    images: Float[Tensor, "b 3 h w"],
+    groups: Sequence[Sequence[Mask]],
+    fill: float,
+) -> Float[Tensor, "b m c"]:
+    """Return the logits of the images behind each group of masks.
+
+    Several groups are asked at once, as many as the batch allows. Rows stay together, so that a row keeps its
+    bits whatever the others are.
+    """
+    stage, found = classifier(model), []
+    at_once = max(1, _ROWS // len(images))
+    for i in range(0, len(groups), at_once):
+        hidden = torch.cat([hide(images, masks, fill) for masks in groups[i : i + at_once]])
+        logits = stage.written({}, {}, {"image": hidden})["logits"]
+        found += logits.split(len(images))
+    return torch.stack(found, dim=1)
+
+
+_ROWS = 128
+"""Masked images that a classifier is asked for at once."""
 
 
 def majority(labels: Int64[Tensor, "b m"], num_classes: int) -> Int64[Tensor, " b"]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fpatch.core.checks import check_count, check_number
 from fpatch.core.resource import Resource
 from fpatch.core.types import Params, Sample, Values
-from fpatch.defend._masks import Mask, ask, covering_masks, majority
+from fpatch.defend._masks import ask, covering_masks, majority
 from fpatch.graph.stage import define, deterministic
 from fpatch.infer import classifier
 
@@ -62,7 +62,7 @@ def apply(config: DoubleMasking, patch_params: Params, sample: Sample, values: V
     """
     image = values["image"]
     masks = covering_masks(image.shape[-2:], config.patch_px, config.num_masks)
-    first = _behind(config, image, [(mask,) for mask in masks])
+    first = ask(config.model, image, [(mask,) for mask in masks], config.fill)
     labels = first.argmax(-1)
     most = majority(labels, first.shape[-1])
     votes = labels == most[:, None]
@@ -71,18 +71,13 @@ def apply(config: DoubleMasking, patch_params: Params, sample: Sample, values: V
         asked = open_rows & ~votes[:, i]
         if not bool(asked.any()):
             continue
-        second = _behind(config, image, [(mask, other) for other in masks])
+        second = ask(config.model, image, [(mask, other) for other in masks], config.fill)
         labels = second.argmax(-1)
         decides = asked & (labels == labels[:, :1]).all(1)
         logits = torch.where(decides[:, None], _mean(second, torch.ones_like(votes)), logits)
         is_finite = is_finite & (second.isfinite().all(-1).all(-1) | ~asked)
         open_rows = open_rows & ~decides
     return {"logits": torch.where(is_finite[:, None], logits, torch.nan)}
-
-
-def _behind(config: DoubleMasking, image: Tensor, masks: list[tuple[Mask, ...]]) -> Float[Tensor, "b m c"]:
-    """The logits behind every group of masks."""
-    return torch.stack([ask(config.model, image, group, config.fill) for group in masks], dim=1)
 
 
 def _mean(logits: Float[Tensor, "b m c"], chosen: Bool[Tensor, "b m"]) -> Float[Tensor, "b c"]:

@@ -22,7 +22,8 @@ from fpatch.demo.study import Size, open_scenes
 from fpatch.demo.world.scenes import render_textured
 from fpatch.evaluation.conditions import NONE, PATCH, TITLES
 from fpatch.evaluation.evaluation import Evaluation, evaluate
-from fpatch.evaluation.rates import Success, success, threshold_curve
+from fpatch.evaluation.rates import Success, success
+from fpatch.evaluation.thresholds import threshold_curve
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import override
 from fpatch.metrics import Rate, average_precision

@@ -112,6 +112,16 @@ def disturb(
     """Cover a part of the first object in some rows, and add noise to all.
 
     The cover is of one color or of noise, so that a mere cover does not fool the detector.
+
+    Example:
+        >>> import torch
+        >>> from fpatch import random
+        >>> from fpatch.demo.training import disturb
+        >>> image, box = torch.full((2, 3, 16, 16), 0.5), torch.tensor([[[2.0, 2.0, 14.0, 14.0]]])
+        >>> batch = {"image": image, "boxes": box.expand(2, 1, 4)}
+        >>> out, sample = disturb({}, random.split(random.key(0), 2), batch)
+        >>> out["image"].shape, sample["start_frac"].shape
+        (torch.Size([2, 3, 16, 16]), torch.Size([2, 2]))
     """
     image, boxes = batch["image"], batch["boxes"]
     sample = draw_disturbance(key) if sample is None else sample
@@ -149,6 +159,16 @@ def detection_losses(values: Values, patch_params: Params) -> dict[str, Float[Te
     """Return the focal loss of all cells, and the GIoU loss of those at object centers, per such cell.
 
     Where objects overlap, a cell finds the smaller object.
+
+    Example:
+        >>> import torch
+        >>> from fpatch.demo.training import detection_losses
+        >>> box = torch.tensor([[[0.0, 0.0, 8.0, 8.0]]])  # one cell, which answers its object exactly
+        >>> values = {"image": torch.zeros(1, 3, 8, 8), "boxes": box, "labels": torch.tensor([[0]])}
+        >>> values |= {"box_valid": torch.tensor([[True]]), "found_boxes": box}
+        >>> terms = detection_losses(values | {"found_logits": torch.tensor([[[20.0]]])}, {})
+        >>> [round(float(term), 6) for term in terms.values()]
+        [0.0, 0.0]
     """
     height, width = values["image"].shape[-2:]
     owner, found = assign_cells(values["boxes"], values["box_valid"], (height, width))

@@ -94,7 +94,17 @@ class TinyDetector(nn.Module):
 
 
 def save_victim(path: str | Path, model: TinyDetector) -> None:
-    """Write the weights as safetensors, atomically."""
+    """Write the weights as safetensors, atomically.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch.demo.victim import TinyDetector, load_victim, save_victim
+        >>> path = Path(tempfile.mkdtemp()) / "victim.safetensors"
+        >>> save_victim(path, TinyDetector(num_classes=2, generator=torch.Generator().manual_seed(0)))
+        >>> load_victim(path).num_classes
+        2
+    """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     settings = {"num_classes": str(model.num_classes), "width": str(model.width)}
@@ -104,12 +114,36 @@ def save_victim(path: str | Path, model: TinyDetector) -> None:
 
 
 def load_victim(path: str | Path) -> TinyDetector:
-    """Read a detector of `save_victim`, in evaluation mode with frozen parameters."""
+    """Read a detector of `save_victim`, in evaluation mode with frozen parameters.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fpatch.demo.victim import TinyDetector, load_victim, save_victim
+        >>> path = Path(tempfile.mkdtemp()) / "victim.safetensors"
+        >>> save_victim(path, TinyDetector(width=16, generator=torch.Generator().manual_seed(0)))
+        >>> load_victim(path).training, load_victim(path).width
+        (False, 16)
+    """
     with safe_open(path, framework="pt") as file:
         settings = file.metadata()
         model = TinyDetector(int(settings["num_classes"]), int(settings["width"]))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def load_trainable(weights: str | None = None, num_classes: int = 1, seed: int = 0) -> TinyDetector:
+    """Make a detector that a study trains: with the weights of a file, or else fresh ones from a seed.
+
+    Example:
+        >>> from fpatch.demo.victim import load_trainable
+        >>> all(p.requires_grad for p in load_trainable(seed=3).parameters())
+        True
+    """
+    if weights is not None:
+        return load_victim(weights).requires_grad_()
+    made = TinyDetector(num_classes, generator=torch.Generator().manual_seed(seed))
+    return made.to(memory_format=torch.channels_last)
 
 
 def cell_centers(height: int, width: int, device: torch.device | None = None) -> Float[Tensor, "n 2"]:

@@ -101,7 +101,7 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         All findings, the measurements at each stage, and how good each victim is without a patch.
 
     Raises:
-        ValueError: If `num_rows` is under 1, or the data or the pipeline cannot be made.
+        ValueError: If `num_rows` is under 1, the data or the pipeline cannot be made, or it makes no patch.
 
     Example:
         >>> import tempfile
@@ -112,6 +112,11 @@ def examine(study: Study, num_rows: int = 16) -> Diagnosis:
         (True, 'train', {'lamp': Count(right=2, count=2)})
     """
     check_number("examine(num_rows)", num_rows, 1)
+    if not study.makes_patch:
+        raise ValueError(
+            "doctor: the study makes no patch, whose gradient it would follow; `fpatch train` tries losses "
+            "on a few images first, and `fpatch evaluate` measures what the network gets right"
+        )
     study = dataclasses.replace(study, device="cpu")  # reading single numbers is slow on a GPU
     parts = set_up(study)
     dataset, report = parts.dataset.split(study.data.train), _Report()

@@ -10,7 +10,7 @@ from torch import Tensor
 from fpatch.core.tree import device_of, take_rows, to_device
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.evaluation.columns import metric_names, split_group, tensor_digest
-from fpatch.evaluation.conditions import NONE, PATCH, Patches
+from fpatch.evaluation.conditions import NONE, PATCH, Patches, main_condition
 from fpatch.evaluation.coverage import covered_shares
 from fpatch.graph.mistakes import describe
 from fpatch.graph.node import inside
@@ -28,7 +28,8 @@ def measure(
 ) -> dict[str, Values]:
     """Measure at most one block of rows under every condition.
 
-    The pipeline runs on the device of the patches, where its networks must be too. Results are on the host.
+    The pipeline runs on the device of the patches, where its networks must be too; without patches, on that
+    of its networks. Results are on the host.
 
     Args:
         pipeline: The pipeline of the evaluated phase.
@@ -64,7 +65,7 @@ def measure(
     assert n <= block, "measure runs one block"
     body = pipeline.without(*pipeline.parameterizations)
     metrics = metric_names(pipeline)
-    filled, padded = to_device(_pad_rows((sample, batch), block), device_of(conditions))
+    filled, padded = to_device(_pad_rows((sample, batch), block), find_device(pipeline, conditions))
     results: dict[str, Values] = {}
     for name, patches in conditions.items():
         drawn = control(filled) if name == NONE else filled  # type: ignore[arg-type]
@@ -91,6 +92,22 @@ def measure(
     return results
 
 
+def find_device(pipeline: Pipeline, conditions: Mapping[str, Patches]) -> torch.device:
+    """Return the device of the patches; without patches, that of the pipeline's networks.
+
+    Example:
+        >>> import torch, fpatch
+        >>> from fpatch.evaluation.blocks import find_device
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)).eval()
+        >>> find_device(fpatch.pipeline({"victim": fpatch.infer.classifier(net)}), {"none": {}})
+        device(type='cpu')
+    """
+    if optree.tree_leaves(conditions):  # type: ignore[arg-type]
+        return device_of(conditions)
+    layers = (layer for _, layer in pipeline.named_layers())
+    return device_of(next((t for layer in layers for t in layer.state_dict().values()), None))
+
+
 def complete(
     pipeline: Pipeline, conditions: Mapping[str, Patches], sample: Sample, batch: Batch, block: int
 ) -> Sample:
@@ -107,9 +124,10 @@ def complete(
     if not late:
         return sample
     body = pipeline.without(*pipeline.parameterizations)
-    filled, padded = to_device(_pad_rows((sample, batch), block), device_of(conditions))
+    filled, padded = to_device(_pad_rows((sample, batch), block), find_device(pipeline, conditions))
+    shown = conditions[main_condition(conditions)]
     with torch.no_grad():
-        whole = body.complete(_NoParams(), control(filled), {**padded, **conditions[PATCH]})  # type: ignore[dict-item]
+        whole = body.complete(_NoParams(), control(filled), {**padded, **shown})  # type: ignore[dict-item]
     own = {path: drawn for path, drawn in whole.items() if any(inside(path, n) for n in late)}
     return {**sample, **to_device(take_rows(own, slice(0, len(batch["image_id"]))), "cpu")}
 

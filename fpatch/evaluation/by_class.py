@@ -8,7 +8,7 @@ import numpy as np
 
 from fpatch.data.classes import name_class
 from fpatch.evaluation.columns import ANSWER, FINITE, GOAL, LABEL, REACHED, finite_mask, split_group
-from fpatch.evaluation.conditions import PATCH
+from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.evaluation.rates import Table, conditions_of, plain_success
 from fpatch.metrics import Rate
 
@@ -21,7 +21,8 @@ class ClassResult(NamedTuple):
 
     Attributes:
         clean: The share of the rows with such an object in which it is found without a patch.
-        rates: The success rate of each condition but "none", over the rows found without a patch.
+        rates: The success rate of each condition but "none", over the rows found without a patch; empty
+            without a patch.
         not_finite: The number of rows that are not finite, by condition; their rates are NaN.
         answers: The number of rows by answer, the most frequent first, for each condition. Rows that are not
             finite are counted as `NOT_FINITE`. Empty without a metric of answers.
@@ -31,6 +32,16 @@ class ClassResult(NamedTuple):
     rates: dict[str, Rate]
     not_finite: dict[str, int]
     answers: dict[str, dict[str, int]]
+
+    @property
+    def shown(self) -> dict[str, Rate]:
+        """The success rates; without a patch, the share that is right, under "none"."""
+        return self.rates or {NONE: self.clean}
+
+    @property
+    def main(self) -> Rate:
+        """The patch's success rate, or that of the first condition; without a patch, what is right."""
+        return self.shown.get(PATCH) or next(iter(self.shown.values()))
 
 
 class ByClass(NamedTuple):
@@ -54,9 +65,16 @@ class ByClass(NamedTuple):
     classes: dict[str, ClassResult]
     goal: str | None = None
 
+    @property
+    def attacked(self) -> bool:
+        """Whether a patch was shown, so that there are success rates."""
+        return any(found.rates for found in self.classes.values())
+
     def largest(self, count: int) -> list[str]:
         """Return the names of the classes with the most rows that count, those with the most first."""
-        order = sorted(self.classes, key=lambda n: (-_counted(self.classes[n]), -self.classes[n].clean.count))
+        order = sorted(
+            self.classes, key=lambda n: (-self.classes[n].main.count, -self.classes[n].clean.count)
+        )
         return order[:count]
 
     def to_json(self) -> dict[str, Any]:
@@ -141,12 +159,6 @@ def from_json(classes: Mapping[str, Any], goal: str | None = None) -> ByClass:
 def _others(table: Table) -> list[str]:
     """Return the labels that metrics of other groups wrote: several victims have the same objects."""
     return [n for n in table if split_group(n)[1] == LABEL]
-
-
-def _counted(found: ClassResult) -> int:
-    """Return the number of rows that count for success."""
-    rate = found.rates.get(PATCH) or next(iter(found.rates.values()))
-    return rate.count
 
 
 def _answers(

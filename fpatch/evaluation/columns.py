@@ -10,7 +10,7 @@ from fpatch.core.files import digest
 from fpatch.core.tree import widen
 from fpatch.core.types import Batch, Values
 from fpatch.data.classes import name_class
-from fpatch.evaluation.conditions import NONE, PATCH
+from fpatch.evaluation.conditions import NONE, PATCH, main_condition
 from fpatch.graph.pipeline import Pipeline
 
 FINITE = "finite"
@@ -45,10 +45,11 @@ def result_columns(results: Mapping[str, Values], metrics: Sequence[str]) -> dic
     They are `<group>label`, `<metric>/<condition>` of other metrics per row, their deltas,
     `<group>finite/<condition>`, `digest/<condition>`, and the shares that each patch covers.
     """
-    columns = {name: share.numpy() for name, share in results[PATCH].get("covered", {}).items()}
-    for metric in (name for name in metrics if results[PATCH][name].ndim == 1):
-        if split_group(metric)[1] == LABEL and not results[PATCH][metric].is_floating_point():
-            columns[metric] = results.get(NONE, results[PATCH])[metric].cpu().numpy()
+    main = results[main_condition(results)]
+    columns = {name: share.numpy() for name, share in main.get("covered", {}).items()}
+    for metric in (name for name in metrics if main[name].ndim == 1):
+        if split_group(metric)[1] == LABEL and not main[metric].is_floating_point():
+            columns[metric] = results.get(NONE, main)[metric].cpu().numpy()
             continue
         columns |= _paired(metric, {c: _array(values[metric]) for c, values in results.items()})
     for c, values in results.items():
@@ -120,7 +121,8 @@ def object_columns(
     different objects: a place that one of them asks about is there, and `<group>has_object/<condition>` says
     for which.
     """
-    every = {n: results[PATCH][n] for n in metrics if results[PATCH][n].ndim == 2}
+    main = results[main_condition(results)]
+    every = {n: main[n] for n in metrics if main[n].ndim == 2}
     if not every:
         return {}
     rows, places = next(iter(every.values())).shape
@@ -134,7 +136,7 @@ def object_columns(
     valid = [n for n in every if own[n] == "valid"]
     label = next((n for n in every if own[n] == LABEL), None)
     everywhere = torch.ones(rows, places, dtype=torch.bool)
-    asked = [results.get(NONE, results[PATCH])[n].bool() for n in valid]
+    asked = [results.get(NONE, main)[n].bool() for n in valid]
     real = torch.stack(asked).any(0) if asked else everywhere
     row, place = (index.cpu().numpy() for index in real.nonzero(as_tuple=True))
     columns = {n: batch[n].numpy()[row] for n in ("image_id", "draw")} | {"object": place}
@@ -184,7 +186,7 @@ def goal_columns(
 def _paired(metric: str, by_condition: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Make the columns `<metric>/<condition>`, and the patch minus each other condition."""
     columns = {f"{metric}/{c}": column for c, column in by_condition.items()}
-    if split_group(metric)[1] == ANSWER:
+    if split_group(metric)[1] == ANSWER or PATCH not in by_condition:
         return columns  # the difference of two labels says nothing
     numbers = {c: column.astype(np.float64) for c, column in by_condition.items()}  # also whole numbers
     for c in (c for c in numbers if c != PATCH):

@@ -3,9 +3,10 @@
 A condition is a set of patches: the trained one, noise, a flat print, the patch's own pixels shuffled, or a
 picture of the user's. It replaces the *output of the parameterization*, so that all conditions pass the same
 print, size, place and camera. The condition "none" is the trained patch with every opacity 0.
+A pipeline that makes no patch, such as one that trains a network alone, has the condition "none" only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import optree
@@ -20,7 +21,7 @@ from fpatch.graph.pipeline import Pipeline
 from fpatch.ops.color import luma
 
 PATCH, NONE = "patch", "none"
-"""The conditions that every evaluation has: the trained patch, and no patch."""
+"""The conditions that every evaluation of a patch has: the trained patch, and no patch."""
 CONTROLS = ("noise", "flat", "shuffled")
 
 Patches = Mapping[str, Any]
@@ -144,9 +145,32 @@ def check_finite(conditions: Mapping[str, Any]) -> None:
 def make_conditions(
     pipeline: Pipeline, patch_params: Params, key: Tensor, pictures: Mapping[str, Tensor] | None = None
 ) -> dict[str, Patches]:
-    """Make all conditions: the trained patch, no patch, then the controls of `make_controls`."""
+    """Make all conditions: the trained patch, no patch, then the controls of `make_controls`.
+
+    A pipeline that makes no patch has the condition "none" alone, without patches.
+
+    Example:
+        >>> import fpatch
+        >>> from fpatch.evaluation.conditions import make_conditions
+        >>> dim = fpatch.pipeline({"dim": fpatch.compose.exposure()})
+        >>> make_conditions(dim, {}, fpatch.random.key(0))
+        {'none': {}}
+    """
+    if not pipeline.parameterizations:
+        return {NONE: {}}
     patches = make_patches(pipeline, patch_params)
     return {PATCH: patches, NONE: patches, **make_controls(patches, key, pictures)}
+
+
+def main_condition(conditions: Container[str]) -> str:
+    """Return the condition that others are compared with: the patch, or no patch where none is shown.
+
+    Example:
+        >>> from fpatch.evaluation.conditions import main_condition
+        >>> main_condition(["none", "patch", "noise"]), main_condition(["none"])
+        ('patch', 'none')
+    """
+    return PATCH if PATCH in conditions else NONE
 
 
 TITLES = {

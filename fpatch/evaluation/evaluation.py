@@ -17,11 +17,10 @@ from torch import Tensor
 
 from fpatch import random
 from fpatch.core.checks import check_kind, check_number
-from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Params, Sample
 from fpatch.data import Dataset, rows
 from fpatch.data.target_set import check_dataset
-from fpatch.evaluation.blocks import blocks, complete, measure
+from fpatch.evaluation.blocks import blocks, complete, find_device, measure
 from fpatch.evaluation.columns import (
     goal_columns,
     metric_names,
@@ -29,7 +28,7 @@ from fpatch.evaluation.columns import (
     result_columns,
     row_digests,
 )
-from fpatch.evaluation.conditions import PATCH, Patches, check_finite, make_conditions
+from fpatch.evaluation.conditions import NONE, PATCH, Patches, check_finite, make_conditions
 from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.summaries import compute_states, init_states, update_states
 from fpatch.graph.contracts import copy_readable
@@ -62,7 +61,8 @@ def evaluate(
         key: The key of the samples; it must not depend on the step of training.
         num_draws: Samples per image.
         block: Rows that run together, part of the recorded execution.
-        conditions: Patches by condition, "patch" among them; by default those of `make_conditions`.
+        conditions: Patches by condition, "patch" among them; by default those of `make_conditions`. For a
+            pipeline that makes no patch "none" is enough.
         pictures: Further controls for `make_conditions`, [3, h, w] by name.
         edit: A function of every sample, such as one that calls `override`, for a counterfactual.
         keep: Names of further values [n, ...] to keep for all rows, in memory, such as "detections".
@@ -96,7 +96,7 @@ def evaluate(
         if conditions is None
         else conditions
     )
-    if PATCH not in made:
+    if PATCH not in made and (NONE not in made or pipeline.parameterizations):
         raise ValueError(
             f"evaluate(conditions) must hold {PATCH!r}, with which the others are compared, got {[*made]}; "
             "add it"
@@ -107,7 +107,7 @@ def evaluate(
     metrics, kept = metric_names(pipeline), []
     states = {c: init_states(pipeline) for c in made}
     for part in blocks(len(image_id), block):
-        batch = dataset.batch(image_id[part], draw[part], device_of(made))
+        batch = dataset.batch(image_id[part], draw[part], find_device(pipeline, made))
         keys = row_keys(key, batch)
         sample = pipeline.sample(keys, batch if part.start else copy_readable(batch))  # checked once on a GPU
         sample = complete(pipeline, made, sample, batch, block)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fpatch.core.checks import nearest, shown
 from fpatch.core.types import Params, Sample
 from fpatch.data import Dataset
-from fpatch.evaluation.conditions import PATCH, Patches
+from fpatch.evaluation.conditions import Patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
 from fpatch.evaluation.growing import Growing
 from fpatch.evaluation.rates import Success, success
@@ -161,6 +161,8 @@ def cells_of(
 def by_rate(cell: Cell) -> tuple[bool, float]:
     """Return the key that sorts cells from the weakest success to the strongest, those without one last.
 
+    Without a patch it is the share that is right.
+
     Example:
         >>> import numpy as np
         >>> from fpatch.evaluation.grid import by_rate, cells_of
@@ -169,7 +171,7 @@ def by_rate(cell: Cell) -> tuple[bool, float]:
         >>> [by_rate(cell) for cell in cells_of(table)]
         [(False, 1.0), (True, 0.0)]
     """
-    rate = cell.success.rates[PATCH].value
+    rate = cell.success.main.value
     return math.isnan(rate), 0.0 if math.isnan(rate) else rate
 
 

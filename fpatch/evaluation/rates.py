@@ -10,6 +10,8 @@ with the patch. Rows whose own class is the goal do not count.
 
 A row is an image under a draw; in the table of objects, one object of such an image.
 
+Where no patch is shown there is no attack, and no success: `clean` and `missed` are all that is computed.
+
 A rate is given only if all that it rests on is finite. A condition with a row that is not finite has NaN for
 every rate. If that condition is "none", all conditions have: it decides which rows count.
 """
@@ -21,16 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fpatch.core.checks import nearest
-from fpatch.evaluation.columns import (
-    GOAL,
-    GOAL_SCORE,
-    REACHED,
-    finite_mask,
-    numbers_of,
-    split_group,
-)
+from fpatch.evaluation.columns import GOAL, GOAL_SCORE, REACHED, finite_mask, numbers_of, split_group
 from fpatch.evaluation.conditions import NONE, PATCH
 from fpatch.metrics import Rate, bootstrap_mean, wilson
+
+RIGHT = "right"
+"""The scalar of an evaluation without a patch: the share of the rows with an object where it is found."""
 
 Table = Mapping[str, np.ndarray]
 """Columns of equal length by name, one entry per row."""
@@ -58,8 +56,10 @@ def question(goal: str | None) -> str:
     return "not found with the patch" if goal is None else f"answered {goal!r} with the patch"
 
 
-def axis_label(goal: str | None) -> str:
-    """Return the label of an axis of success rates, for matplotlib."""
+def axis_label(goal: str | None, attacked: bool = True) -> str:
+    """Return the label of an axis of success rates, for matplotlib; without an attack, of what is right."""
+    if not attacked:
+        return f"{RIGHT} (%)"
     return "attack success (%)" if goal is None else f"{question(goal)} (%)".replace("$", r"\$")
 
 
@@ -68,7 +68,7 @@ class Success(NamedTuple):
 
     Attributes:
         rates: The success rate of each condition but "none", over the rows found without a patch, with
-            Wilson intervals over images.
+            Wilson intervals over images; empty without a patch.
         displaced: The part of each rate with a box beside the object; empty without that metric, and for a
             targeted attack.
         gone: The rest of each rate.
@@ -104,11 +104,23 @@ class Success(NamedTuple):
     goal: str | None = None
 
     @property
+    def main(self) -> Rate:
+        """The patch's success rate; without a patch, the share of rows where the object is found."""
+        return self.rates[PATCH] if self.rates else self.clean
+
+    @property
+    def shown(self) -> dict[str, Rate]:
+        """The success rates; without a patch, the share that is right, under "none"."""
+        return self.rates or {NONE: self.clean}
+
+    @property
     def question(self) -> str:
         """The meaning of a success, such as "not found with the patch"."""
         return question(self.goal)
 
     def __str__(self) -> str:
+        if not self.rates:
+            return "\n".join([*self.warnings(), f"{RIGHT}  {self.clean}"])
         lines = self.rates | {f"{PATCH} minus {c}": rate for c, rate in self.over.items()}
         width = max(map(len, lines))
         told = [*self.warnings(), *(f"{name:<{width}}  {rate}" for name, rate in lines.items())]
@@ -119,12 +131,19 @@ class Success(NamedTuple):
         return [
             f"condition {c!r}: {bad.count} of {bad.total} rows are not finite, first {bad.first}; image, "
             "answer or metric holds NaN or infinity"
-            + ("; it decides which rows count, so there is no rate at all" if c == NONE else "")
+            + (
+                "; it decides which rows count, so there is no rate at all"
+                if c == NONE and self.rates
+                else ""
+            )
             for c, bad in self.not_finite.items()
         ]
 
     def scalars(self) -> dict[str, float]:
-        """Return the rates as flat numbers for a log."""
+        """Return the rates as flat numbers for a log; without a patch, what is right alone."""
+        if not self.rates:
+            bad = {f"not_finite/{c}": float(entry.count) for c, entry in self.not_finite.items()}
+            return bad | {RIGHT: self.clean.value}
         flat = {f"success/{c}": rate.value for c, rate in self.rates.items()}
         flat |= {f"success/{c}/displaced": rate.value for c, rate in self.displaced.items()}
         flat |= {f"success/over/{c}": rate.value for c, rate in self.over.items()}
@@ -215,7 +234,7 @@ def count_rates(table: Table, metric: str) -> tuple[Success, np.ndarray, dict[st
         way_out = "give its .table" if hasattr(table, "table") else "give that of an evaluation"
         raise ValueError(f"success(table) must hold columns by name, got a {type(table).__name__}; {way_out}")
     names = [c for c in conditions_of(table, metric) if c != NONE]
-    if f"{metric}/{NONE}" not in table or not names:
+    if f"{metric}/{NONE}" not in table:
         known = sorted({c.removesuffix(f"/{NONE}") for c in table if c.endswith(f"/{NONE}")})
         way_out = nearest(metric, known) if known else "add a metric stage to the pipeline"
         raise ValueError(f"success: the table has no metric {metric!r}; {way_out}")
@@ -327,23 +346,3 @@ def of_objects(objects: Table, metric: str = "found") -> Success | None:
 def object_metric(metric: str) -> str:
     """Return the metric of the table of objects that stands beside a metric of rows: `found` of its group."""
     return f"{split_group(metric)[0]}found"
-
-
-def threshold_curve(
-    table: Table, thresholds: Sequence[float], condition: str, metric: str = "best_score"
-) -> list[Rate]:
-    """Compute success rates at other score thresholds.
-
-    A row counts if its score without a patch reaches the threshold; the attack succeeds on it if its score
-    under the condition does not. All rates are NaN if a row is not finite.
-    """
-    rates = []
-    names = (f"{metric}/{condition}", f"{metric}/{NONE}")
-    scores, without = (numbers_of(table, name) for name in names)
-    for threshold in thresholds:
-        counted = without >= threshold
-        rate = wilson(scores[counted] < threshold, table["image_id"][counted])
-        if not (np.isfinite(scores).all() and np.isfinite(without).all()):
-            rate = Rate(math.nan, math.nan, math.nan, 0, 0)
-        rates.append(rate)
-    return rates

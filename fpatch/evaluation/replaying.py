@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fpatch.core.checks import check_number, nearest
-from fpatch.core.tree import device_of
 from fpatch.core.types import Batch, Sample, Values
 from fpatch.data import Dataset
-from fpatch.evaluation.blocks import blocks, complete, measure
+from fpatch.evaluation.blocks import blocks, complete, find_device, measure
 from fpatch.evaluation.columns import (
     ANSWER,
     LABEL,
@@ -104,7 +103,7 @@ def replay(
     columns, done = Growing(len(chosen)), Growing(len(chosen))
     differences: dict[int, list[str]] = {}
     largest = 0.0
-    device = device_of(conditions)
+    device = find_device(pipeline, conditions)
     for part in blocks(len(chosen), block):
         unreadable = _find_unreadable(dataset, table["image_id"][chosen[part]].tolist(), device)
         is_lost = np.isin(table["image_id"][chosen[part]], list(unreadable))

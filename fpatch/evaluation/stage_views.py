@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fpatch.core.tree import device_of, to_device
 from fpatch.core.types import Batch, Params, Sample, Values
+from fpatch.evaluation.conditions import PATCH
 from fpatch.graph.node import Node
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.samples import control
@@ -39,6 +40,8 @@ def view_stages(
 ) -> StageViews:
     """Call the `show` of every stage with the values it reads and writes, with the patch and without.
 
+    Where the pipeline makes no patch, both are the same, and no view is called that of the patch.
+
     The pipeline runs on the device of the parameters. The views are on the host. Drawings draw the first row
     of each of the first four images. Their errors are returned, and leave the other views as they are.
 
@@ -56,15 +59,18 @@ def view_stages(
     drawings = {path: n for path, n in pipeline.items() if n.stage.definition.role == "drawing"}
     measured = pipeline.without(*drawings) if drawings else pipeline
     with torch.no_grad():
-        traces = (
-            measured.trace(patch_params, to_device(s, device), given) for s in (sample, control(sample))
-        )
-        with_patch, with_none = to_device(tuple(traces), "cpu")
+        traces = [
+            to_device(measured.trace(patch_params, to_device(drawn, device), given), "cpu")
+            for drawn in (sample, *([control(sample)] if pipeline.parameterizations else []))
+        ]
+    with_patch, with_none = traces[0], traces[-1]
     for path, n in measured.items():
         patched.update(with_patch[path])
         without.update(with_none[path])
         shown |= _show(path, n, patched, without)
     drawn, failed = _draw(drawings, patched, without)
+    if not pipeline.parameterizations:
+        shown = {name: value for name, value in shown.items() if name.rpartition("/")[2] != PATCH}
     return StageViews(phase, shown | drawn, patched, without, failed)
 
 

@@ -251,3 +251,19 @@ def pipeline(parts: Mapping[str, Part]) -> Pipeline:
     """
     check_mapping("pipeline(parts)", parts, "name each stage, {name: stage}")
     return Pipeline(flatten(parts))
+
+
+def with_model(whole: Pipeline, path: str, model: nn.Module) -> Pipeline:
+    """The pipeline with another network at a node, in evaluation mode; all draws stay.
+
+    Example:
+        >>> import torch, fpatch
+        >>> from fpatch.graph.pipeline import with_model
+        >>> one, other = torch.nn.Flatten().eval(), torch.nn.Identity().eval()
+        >>> p = fpatch.pipeline({"victim": fpatch.infer.classifier(one)})
+        >>> with_model(p, "victim", other)["victim"].stage.config.model is other
+        True
+    """
+    n = whole[path]
+    stage = n.stage.definition.configured(dataclasses.replace(n.stage.config, model=model))
+    return whole | {path: dataclasses.replace(n, stage=stage)}

@@ -132,7 +132,7 @@ def load_backbone(
         name = next((name for name in _HEADS if hasattr(network, name)), None)
         if name is None:
             raise ValueError(f"backbone: {architecture} has no head that is known; name a layer")
-        setattr(network, name, nn.Identity())
+        setattr(network, name, nn.Identity().eval())  # else a trained backbone kept its layers as they are
     if not normalize:
         return network
     model.model = network

@@ -61,7 +61,6 @@ def value_and_grad(
         def by_func(params: Params, sample: Sample, batch: Batch) -> tuple[dict[str, Tensor], Loss]:
             trained = {name: value for name, value in params.items() if is_trained(name, value)}
 
-            # an argument of the function would be wrapped, and a stage could read no value of it
             def function(moved: Params) -> tuple[Tensor, tuple[dict[str, Tensor], ...]]:
                 value, *aux = objective({**params, **moved}, sample, batch)
                 if not torch.compiler.is_compiling() and not value.requires_grad:

@@ -4,15 +4,24 @@
 `fpatch.train` is the ready-made caller.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any, Protocol, runtime_checkable
 
-from fpatch.data import Loader
 from fpatch.optim.mistakes import check_fit
 from fpatch.optim.step import Step, StepInfo, TrainState
 
 
+@runtime_checkable
+class Batches(Protocol):
+    """A source of batches by step: `fpatch.data.Loader`, or `fpatch.optim.hardening.PatchedLoader`."""
+
+    def batches(self, start: int = 0) -> Generator[dict[str, Any], None, None]:
+        """Iterate over the batches from `start` on, without end."""
+        ...
+
+
 def fit(
-    state: TrainState, step: Step, loader: Loader, num_steps: int
+    state: TrainState, step: Step, loader: Batches, num_steps: int
 ) -> Iterator[tuple[TrainState, StepInfo]]:
     """Take steps until the state has made `num_steps`.
 
@@ -47,4 +56,4 @@ def fit(
             if state.step >= num_steps:
                 return
     finally:
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()

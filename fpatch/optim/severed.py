@@ -92,7 +92,8 @@ def find_severed(
             yield Severed(name, path, _WHAT_VICTIM.format(term=name, stage=pipeline[path].stage))
         if not lost and not _is_joined(alone, list(leaves.values())):
             path = next(p for p, n in pipeline.items() if name in n.terms)
-            yield Severed(name, path, _WHAT_TERM.format(term=name))
+            what = _WHAT_TERM if pipeline.parameterizations else _WHAT_TERM_OF_NETWORK
+            yield Severed(name, path, what.format(term=name))
 
 
 _WHAT_VICTIM = (
@@ -103,6 +104,10 @@ _WHAT_VICTIM = (
 _WHAT_TERM = (
     "the loss term {term!r} reads a victim, but does not depend on the patch by autograd: a stage between "
     "detaches its values, or the victim reads an image without the patch; `fpatch doctor` finds the stage"
+)
+_WHAT_TERM_OF_NETWORK = (
+    "the loss term {term!r} reads a victim, but depends on nothing that is trained by autograd: a stage "
+    "between detaches its values, or the victim is no network that is trained"
 )
 
 

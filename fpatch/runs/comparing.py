@@ -27,6 +27,20 @@ def folder_names(command: str, folders: Sequence[str | Path]) -> list[str]:
     return names
 
 
+def check_patches(command: str, runs: Mapping[str, Trained]) -> None:
+    """Refuse runs that trained a network and made no patch.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    for name, trained in runs.items():
+        if not trained.study.makes_patch:
+            raise ValueError(
+                f"{command}: {name!r} trained a network and made no patch; leave it out, and measure it by "
+                "fpatch evaluate"
+            )
+
+
 def check_same_data(command: str, runs: Mapping[str, Trained], split: str) -> None:
     """Refuse runs whose images, sizes, placements, objects or classes in a split differ.
 

@@ -61,6 +61,8 @@ def evaluate_run(
 ) -> tuple[Run, Success]:
     """Measure a run's patch on held-out images, and add the table, figures and rates to its folder.
 
+    A run without a patch is measured by what its network gets right.
+
     Args:
         folder: The run folder.
         split: The split of the study's data.
@@ -106,12 +108,14 @@ def evaluate_run(
             log.scalars(trained.step, {f"{table}/{n}": v for n, v in scalars(result, metric).items()})
             views = view_first_block(study, trained.params, dataset, result.table, split)
             log_stage_views(study, trained.step, views, dataset.class_names, log, table)
-            figures = [f"figures/{table}.png", f"figures/{table}-effects.png"]
+            figures = [f"figures/{table}.png"]
             first = make_figure(study, views, dataset.class_names, panel_px=REPORT_PX)
             run.write_image(figures[0], first)
-            figure = picture_effects(study, trained.params, dataset, result.table, split)
-            run.write_image(figures[1], figure)
-            log.images(trained.step, {f"{table}/largest and smallest effects": figure})
+            if rates.rates:
+                figures.append(f"figures/{table}-effects.png")
+                figure = picture_effects(study, trained.params, dataset, result.table, split)
+                run.write_image(figures[1], figure)
+                log.images(trained.step, {f"{table}/largest and smallest effects": figure})
             figures += picture_classes(run, study.name, table, summary)
             record_files(run.folder, table, [f"tables/{table}.summary.json", *figures])
             log.artifacts([f"tables/{table}.parquet", f"tables/{table}.csv", *figures])
@@ -199,7 +203,8 @@ def load_trained(
     dataset = parts.dataset.split(name)
     said = warn_of_inputs(run, study, parts.dataset, [name], own_data=measured.own_data)
     if any(setting.startswith("data.") for setting in settings or {}):
-        _warn_of_trained(images_trained_on(run.folder, trained_on, dataset), len(dataset.image_ids))
+        images = images_trained_on(run.folder, trained_on, dataset)
+        _warn_of_trained(study.trained, images, len(dataset.image_ids))
     data = measured.describe(parts.dataset)
     pipeline, recorded = study.placed.at(split), measured.settings
     kernels = portable_kernels(study.evaluate.portable, describe_device(study.place))
@@ -208,10 +213,12 @@ def load_trained(
         yield Trained(run, study, pipeline.freeze(params), params, state.step, dataset, said, recorded, data)
 
 
-def _warn_of_trained(images: Sequence[Path], count: int) -> None:
-    """Warn about images that are measured and that the patch was trained on."""
+def _warn_of_trained(trained: str, images: Sequence[Path], count: int) -> None:
+    """Warn about images that are measured and that the patch, or the network, was trained on."""
     if images:
-        what = f"{len(images)} of {count} images are images that the patch was trained on, first {images[0]}"
+        what = (
+            f"{len(images)} of {count} images are images that the {trained} was trained on, first {images[0]}"
+        )
         _logger.warning("%s: its rates are no measure of other images", what)
 
 

@@ -50,7 +50,8 @@ def log_stage_views(
             log.scalars(step, {full: float(value)})
         else:
             log.histograms(step, {full: value})
-    log.images(step, {f"{table}/control and patched": make_figure(study, views, names)})
+    pair = "control and patched" if study.makes_patch else "answers"
+    log.images(step, {f"{table}/{pair}": make_figure(study, views, names)})
 
 
 def view_first_block(
@@ -119,7 +120,7 @@ def picture_classes(run: Run, study: str, table: str, summary: Mapping[str, Any]
     if not classes or find_spec("matplotlib") is None:
         return []
     found, name = from_json(classes, summary.get("goal")), f"figures/{table}-classes.png"
-    plot_classes(run.path(name), found, axis_label(found.goal), f"{study}: {table} by class")
+    plot_classes(run.path(name), found, axis_label(found.goal, found.attacked), f"{study}: {table} by class")
     return [name]
 
 
@@ -140,19 +141,21 @@ def make_figure(
 ) -> torch.Tensor:
     """Draw control and patched images side by side, with the victim's answers and the true class.
 
+    Where the study makes no patch, each image is drawn once.
+
     Args:
         study: The study.
         views: The views of some rows.
         class_names: The names of the classes.
         captions: The captions of the patched images, one per row; None: "patch", for one row of each of the
-            first images.
+            first images. Without a patch they are those of the images.
         panel_px: The width of an image.
     """
     count = len(views.patched["image"])
     if captions is None:
         image_id = views.patched.get("image_id", torch.arange(count))
         rows = first_of_images(image_id.numpy(), _MOST_ROWS)
-        captions = ["patch"] * len(rows)
+        captions = ["patch" if study.makes_patch else "no patch"] * len(rows)
     else:
         rows = list(range(min(len(captions), count)))
 
@@ -171,7 +174,7 @@ def make_figure(
         return Panel(values["image"][i], caption)
 
     drawn = [
-        [panel(views.without, i, "no patch"), panel(views.patched, i, caption)]
-        for i, caption in zip(rows, captions, strict=False)
+        [*([panel(views.without, i, "no patch")] if study.makes_patch else []), panel(views.patched, i, said)]
+        for i, said in zip(rows, captions, strict=False)
     ]
     return side_by_side(drawn, class_names, study.evaluate.score, panel_px)

@@ -50,7 +50,7 @@ def check_form(path: Path, value: Mapping[str, Any]) -> None:
         if key in value:
             decode(kind, value[key], key)
     patches = value.get("patches") if name == "manifest" else None
-    if patches is not None and not any(patch.startswith(f"{PATCH}/") for patch in patches):
+    if patches and not any(patch.startswith(f"{PATCH}/") for patch in patches):
         raise ValueError(f"patches: none is that of the condition {PATCH!r}, got {value['patches']!r}")
     for i, image in enumerate(value["images"] if name == "data.json" and "images" in value else ()):
         for key in _IMAGE:

@@ -17,10 +17,11 @@ from fpatch.core.display import shown
 from fpatch.core.names import label
 from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
-from fpatch.evaluation.conditions import PATCH, TITLES, make_conditions
+from fpatch.evaluation.columns import numbers_of
+from fpatch.evaluation.conditions import NONE, PATCH, TITLES, make_conditions
 from fpatch.evaluation.grid import AXIS_PREFIX, Cell, Grid, by_rate, cells_of, evaluate_grid
 from fpatch.evaluation.means import rows_with_object
-from fpatch.evaluation.rates import Success, axis_label, effects
+from fpatch.evaluation.rates import RIGHT, Success, axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
@@ -52,6 +53,8 @@ def evaluate_grid_run(
 ) -> tuple[Run, list[Cell]]:
     """Evaluate a run's patch, no patch and noise in every cell, and add table and figures to its folder.
 
+    A run without a patch is measured by what its network gets right in every cell.
+
     `tables/<name>` can be replayed like any other table. `figures/<name>.png` holds heat maps of all pairs of
     axes, each beside a map of the difference from noise, or curves for one axis. `figures/<name>-cells.png`
     holds images of the weakest and strongest cells. The name is that of `fpatch.runs.naming.grid_name`.
@@ -79,7 +82,7 @@ def evaluate_grid_run(
             grid,
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
-            conditions={name: made[name] for name in OF_GRIDS},
+            conditions={name: made[name] for name in OF_GRIDS if name in made},
             progress=lambda done, total: show(f"grid ({split})", done, total, ""),
         )
         name = grid_name(split, checkpoint, grid, trained.settings)
@@ -98,11 +101,11 @@ def evaluate_grid_run(
 def _plot(path: Path, table: Mapping[str, np.ndarray], metric: str, title: str) -> None:
     axes = [name.removeprefix(AXIS_PREFIX) for name in table if name.startswith(AXIS_PREFIX)]
     cells = cells_of(table, metric)
-    asked = axis_label(cells[0].success.goal)
+    asked = axis_label(cells[0].success.goal, bool(cells[0].success.rates))
     if len(axes) == 1:
-        curves = {c: [cell.success.rates[c] for cell in cells] for c in cells[0].success.rates}
+        curves = {c: [cell.success.shown[c] for cell in cells] for c in cells[0].success.shown}
         points = [cell.values[axes[0]] for cell in cells]
-        plot_curves(path, {label(axes[0]): (points, curves)}, title, TITLES, asked)
+        plot_curves(path, {label(axes[0]): (points, curves)}, title, TITLES | {NONE: "no patch"}, asked)
         return
     pairs = itertools.combinations(axes, 2)
     plot_heat_maps(path, [_heat_map(table, metric, y, x) for y, x in pairs], asked, title)
@@ -120,9 +123,9 @@ def _heat_map(table: Mapping[str, np.ndarray], metric: str, y: str, x: str) -> H
     return HeatMap(
         (label(x), xs),
         (label(y), ys),
-        by_cell(lambda s: s.rates[PATCH]),
+        by_cell(lambda s: s.main),
         by_cell(_over_strongest) if controls else None,
-        by_cell(lambda s: s.clean),
+        by_cell(lambda s: s.clean) if controls else None,
         controls[0] if len(controls) == 1 else "the strongest control",
     )
 
@@ -133,21 +136,27 @@ def _over_strongest(rates: Success) -> Rate:
 
 
 def _picture_cells(trained: Trained, table: Mapping[str, np.ndarray], cells: Sequence[Cell]) -> Tensor:
-    """Draw the weakest and the strongest cells, each by its row with the median effect."""
-    counted = [cell for cell in cells if not math.isnan(cell.success.rates[PATCH].value)] or list(cells)
+    """Draw the weakest and the strongest cells, each by its row with the median effect.
+
+    Without a patch, the row shows what is the case in most rows: right, or wrong.
+    """
+    counted = [cell for cell in cells if not math.isnan(cell.success.main.value)] or list(cells)
     ordered = sorted(counted, key=by_rate)
     chosen = ordered if len(ordered) <= 2 * _PICTURED else ordered[:_PICTURED] + ordered[-_PICTURED:]
     rows, captions = [], []
     metric = trained.study.evaluate.metric
-    real = rows_with_object(table, f"{metric}/{PATCH}")
+    attacked = bool(cells[0].success.rates)
+    main = f"{metric}/{PATCH if attacked else NONE}"
+    real = rows_with_object(table, main)
+    effect = effects(table, metric) if attacked else numbers_of(table, main)
     for cell in chosen:
         own = cell.rows[real[cell.rows]] if real[cell.rows].any() else cell.rows
-        order = own[np.argsort(effects(table, metric)[own], kind="stable")]
+        order = own[np.argsort(effect[own], kind="stable")]
         rows.append(int(order[len(order) // 2]))
         named = zip(short_paths(list(cell.values)), cell.values.values(), strict=True)
         values = ", ".join(f"{name} = {value:g}" for name, value in named)
-        rate = cell.success.rates[PATCH].value
-        found = "no rate" if math.isnan(rate) else f"success\u00a0{100 * rate:.0f}\u00a0%"
+        rate, word = cell.success.main.value, "success" if attacked else RIGHT
+        found = "no rate" if math.isnan(rate) else f"{word}\u00a0{100 * rate:.0f}\u00a0%"
         captions.append(f"{values}, {found}")
     sample, batch = logged_rows(trained.dataset, table, np.array(rows), trained.study.place)
     views = view_stages(trained.pipeline, trained.params, sample, batch, "test")

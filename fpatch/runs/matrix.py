@@ -15,7 +15,7 @@ from fpatch.evaluation.defenses import UNDEFENDED, Defended, compare_defenses
 from fpatch.evaluation.rates import axis_label
 from fpatch.log.values import to_json
 from fpatch.metrics import Rate
-from fpatch.runs.comparing import check_same_data, folder_names, other_settings, titles_of
+from fpatch.runs.comparing import check_patches, check_same_data, folder_names, other_settings, titles_of
 from fpatch.runs.evaluating import Trained, evaluate_run, load_trained
 from fpatch.runs.naming import table_name
 from fpatch.runs.places import relative_settings
@@ -111,6 +111,7 @@ def matrix_runs(
         for name, folder in places.items():
             with load_trained(folder, split, checkpoint, resources, settings, data_root) as trained:
                 runs[name] = trained
+        check_patches("matrix", runs)
         check_same_data("matrix", runs, split)
         cells = {defense: _cells(runs, nodes, split, settings, resources) for defense, nodes in asked.items()}
         tables: dict[str, dict[str, str]] = {}

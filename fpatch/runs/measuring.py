@@ -10,6 +10,7 @@ from fpatch.data import TargetSet
 from fpatch.runs.places import is_place, relative_settings
 from fpatch.runs.record import describe_data
 from fpatch.study.config import measure_otherwise
+from fpatch.study.defense import SETTING
 from fpatch.study.study import Study
 
 _OF_DATA = ("data.placements", "data.objects", "data.root", "data.classes")
@@ -82,10 +83,19 @@ def recorded_study(varied: Study, settings: Mapping[str, Any]) -> Measured:
     return Measured(varied, dict(settings), _digests(settings), own_data)
 
 
+def _flat_defense(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with those of the nodes of a defense by dotted names."""
+    flat = {name: value for name, value in settings.items() if name != SETTING}
+    for name, node in settings.get(SETTING, {}).items():
+        own = node.items() if isinstance(node, Mapping) else ()
+        flat |= {f"{SETTING}.{name}.{setting}": value for setting, value in own}
+    return flat
+
+
 def _digests(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests of the files that settings name, but for tables, by setting."""
     found = {}
-    for name, value in settings.items():
+    for name, value in _flat_defense(settings).items():
         path = value.get("weights") if isinstance(value, Mapping) else value
         is_file = is_place(name) or isinstance(value, Mapping)
         if is_file and not name.startswith("data.") and isinstance(path, str):

@@ -67,6 +67,7 @@ class Saver:
 
 def write_results(study: Study, run: Run, log: Log, state: TrainState) -> None:
     """Write the patches of a state as images, and offer them and the checkpoints to the log."""
-    log.files(run.write_patches(make_patches(study.placed.at("test"), state.all_params)))
+    patches = run.write_patches(make_patches(study.placed.at("test"), state.all_params))
+    log.files(patches)
     checkpoints = [f"checkpoints/{name}.safetensors" for name in ("best", "last") if run.has_checkpoint(name)]
-    log.artifacts(["config.json", "environment.json", "patch", *checkpoints])
+    log.artifacts(["config.json", "environment.json", *(["patch"] if patches else []), *checkpoints])

@@ -14,6 +14,7 @@ from fpatch.core.files import digest, file_digest
 from fpatch.core.inputs import machine_memory
 from fpatch.core.names import check_file_name, typed
 from fpatch.core.tree import tensor_bytes
+from fpatch.evaluation.conditions import NONE
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import SEAL, is_edited
 from fpatch.runs.files import (
@@ -122,18 +123,25 @@ def load_objects(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def load_conditions(folder: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Load the patches that an evaluation showed, by condition."""
+    """Load the patches that an evaluation showed, by condition; one without patches has "none" alone."""
     tensors, _ = read_tensors(folder, f"tables/{name}.patches.safetensors")
     conditions: dict[str, dict[str, Any]] = {}
     # the file sorts by name, but the last bit of a sum over patches depends on their order
-    for path in read_json(folder / f"tables/{name}.json", "patches")["patches"]:
+    listed = read_json(folder / f"tables/{name}.json", "patches")["patches"]
+    if tensors and not listed:
+        first = next(iter(tensors))
+        raise RunError(
+            f"{folder}/tables/{name}.json is broken (patches: lists none, but its file of patches holds "
+            f"{first!r:.80}); restore it"
+        )
+    for path in listed:
         if path.count("/") < 2 or path not in tensors:
             raise RunError(
                 f"{folder}/tables/{name}.json is broken (patches: no patch {path!r:.80}); restore it"
             )
         condition, value, patch = path.split("/", 2)
         conditions.setdefault(condition, {}).setdefault(value, {})[patch] = tensors[path]
-    return conditions
+    return conditions or {NONE: {}}
 
 
 def load_settings(folder: Path, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fpatch.evaluation.conditions import TITLES, make_patches
 from fpatch.evaluation.rates import axis_label
 from fpatch.evaluation.transfer import Transfer, transfer
 from fpatch.log.values import to_json
-from fpatch.runs.comparing import check_same_data, folder_names, other_settings, titles_of
+from fpatch.runs.comparing import check_patches, check_same_data, folder_names, other_settings, titles_of
 from fpatch.runs.evaluating import load_trained
 from fpatch.study.splits import evaluation_key
 from fpatch.viz import HeatMap, plot_heat_maps
@@ -75,6 +75,7 @@ def transfer_runs(
             for folder in (*folders, *also)
         ]
         runs = dict(zip(names, found, strict=True))
+        check_patches("transfer", runs)
         check_same_data("transfer", runs, split)
         study, show = found[0].study, opened.enter_context(shown(on_progress))
         measured = transfer(

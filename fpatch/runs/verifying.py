@@ -242,8 +242,10 @@ class _Table:
         name = find_checkpoint(self._run, self._name)
         if name is None:
             self.unproven.append(f"the patch of {self._name}: no checkpoint of its state is kept")
-            patches = conditions[PATCH]
-            made = {PATCH: patches, "none": patches, **make_controls(patches, key, pictures)}
+            made = dict(conditions)
+            if PATCH in conditions:
+                patches = conditions[PATCH]
+                made = {PATCH: patches, "none": patches, **make_controls(patches, key, pictures)}
         else:
             is_of = read_header_of(self._run.folder, name).step
             if (step := self._manifest.get("step", is_of)) != is_of:

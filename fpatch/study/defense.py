@@ -6,6 +6,7 @@ from typing import Any
 from fpatch.core.checks import check_kind
 from fpatch.core.names import check_name
 from fpatch.core.registry import lookup
+from fpatch.graph.build import build
 from fpatch.graph.declarations import RESERVED
 from fpatch.graph.pipeline import Pipeline
 from fpatch.graph.stage import Definition
@@ -91,11 +92,11 @@ def _sort(defense: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mapping[str,
         check_name(where, name)
         if not isinstance(node, Mapping) or not isinstance(node.get("stage"), str):
             raise ValueError(f'{where} must be a node of a pipeline, got {node!r:.80}; give its "stage"')
-        definition = lookup(node["stage"], Definition, where)
-        changes = {"image"} <= {*definition.reads} & {*definition.writes}
-        if definition.role == "victim" and node["stage"] != PLAIN:
+        family = node["stage"].partition(".")[0]
+        role = "stage" if ":" in node["stage"] else lookup(node["stage"], Definition, where).role
+        if role == "victim" and family == "defend":
             victims.append(node)
-        elif definition.role == "stage" and changes:
+        elif role == "stage" and _changes_images(name, node):
             filters[name] = dict(node)
         else:
             raise ValueError(
@@ -105,6 +106,12 @@ def _sort(defense: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mapping[str,
     if len(victims) > 1:
         raise ValueError(f"{SETTING}: only one victim can stand in the place of another, got {len(victims)}")
     return filters, victims
+
+
+def _changes_images(name: str, node: Mapping[str, Any]) -> bool:
+    """Return whether a node reads and writes `image`; a network does by its settings."""
+    n = build({f"{SETTING}/{name}": dict(node)})[f"{SETTING}/{name}"]
+    return "image" in n.reads.values() and "image" in n.writes.values()
 
 
 def _replace_victim(path: str, node: Any, victims: list[Mapping[str, Any]]) -> Any:

@@ -89,6 +89,12 @@ def _check_drawings(pipeline: Pipeline, params: Params, batch: Batch, key: torch
             ) from error
 
 
+_DETACHED = (
+    "objective: no weighted term depends on the networks that are trained by autograd; a stage between "
+    "detaches its values"
+)
+
+
 def _check_training(study: Study, parts: Setup, batch: Batch, sample: Sample) -> None:
     """Check the terms of a few rows, and the way of their gradient back to the patch."""
     pipeline = parts.objective.pipeline
@@ -98,7 +104,7 @@ def _check_training(study: Study, parts: Setup, batch: Batch, sample: Sample) ->
     terms = {name: t for written in trace.values() for name, t in written.items() if name in pipeline.terms}
     loss = parts.objective.weigh(terms)
     if not loss.value.requires_grad:
-        raise ValueError(NOT_DIFFERENTIABLE)
+        raise ValueError(NOT_DIFFERENTIABLE if study.makes_patch else _DETACHED)
     rows = len(batch["image_id"])
     known = {name: term.detach() for name, term in terms.items()}
     if all(term.shape == (rows,) for term in known.values()):

@@ -30,6 +30,8 @@ def judge_goals(study: Study) -> Iterator[tuple[str, str]]:
         ...     print(node, sentence.rpartition("; ")[2])
         hit set pipeline.hit.goal = 'nothing'
     """
+    if not study.makes_patch:
+        return
     aims, metrics = _find_aims(study), _find_metrics(study)
     by_number = any(isinstance(goal, int) for goal in (*aims.values(), *metrics.values()))
     names = study.data.class_names if by_number else ()
@@ -57,7 +59,8 @@ def judge_goals(study: Study) -> Iterator[tuple[str, str]]:
 def judge_best(study: Study) -> Iterator[tuple[str, str]]:
     """Yield a sentence if the best checkpoint is chosen by a scalar that is low, or equal, for a good patch.
 
-    The highest scalar is the best. How sure the victim is of the object with the patch is low then.
+    The highest scalar is the best. How sure the victim is of the object with the patch is low then. Without a
+    patch, a loss is low for a good network.
 
     Example:
         >>> import tempfile
@@ -70,6 +73,9 @@ def judge_best(study: Study) -> Iterator[tuple[str, str]]:
     best, metric = study.evaluate.best, study.evaluate.metric
     if study.data.validation is None:
         return
+    if not study.makes_patch:
+        yield from _judge_loss(study)
+        return
     own, _, condition = best.rpartition("/")
     group = split_group(metric)[0]
     way = "take one such as 'success/patch' or 'success/drop/patch'"
@@ -81,6 +87,14 @@ def judge_best(study: Study) -> Iterator[tuple[str, str]]:
             f"the checkpoint with the highest {best!r} is that with which the victim is surer of the object"
         )
         yield "evaluate.best", f"{what}: the weakest patch; {way}"
+
+
+def _judge_loss(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield a sentence if the best checkpoint of networks is chosen by a loss."""
+    best = study.evaluate.best
+    if best.removesuffix(f"/{NONE}") in study.pipeline.terms:
+        what = f"the checkpoint with the highest {best!r}, a loss, is the best"
+        yield "evaluate.best", f"{what}; take one such as 'right'"
 
 
 def _of_victim(study: Study, metric: str, aims: Mapping[str, Goal]) -> Mapping[str, Goal]:

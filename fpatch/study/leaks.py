@@ -12,8 +12,8 @@ _MOST_BYTES = 4 * 2**30
 """Contents of files of one size are compared up to this sum."""
 
 _WHY = {
-    ("train", "validation"): "the best checkpoint is chosen by images that the patch was trained on",
-    ("train", "test"): "the patch is measured on images that it was trained on",
+    ("train", "validation"): "the best checkpoint is chosen by images that the {trained} was trained on",
+    ("train", "test"): "the {trained} is measured on images that it was trained on",
     ("validation", "test"): "the best checkpoint is chosen by images that it is measured on",
 }
 
@@ -37,18 +37,20 @@ def find_leaks(study: Study, dataset: TargetSet) -> Iterator[tuple[str, str]]:
     splits = {"train": study.data.train, "validation": study.data.validation, "test": study.data.test}
     for (one, other), why in _WHY.items():
         if splits[one] is not None and splits[one] == splits[other]:
-            what = f"it is {splits[other]!r}, as data.{one} is: {why}"
+            what = f"it is {splits[other]!r}, as data.{one} is: {why.format(trained=study.trained)}"
             yield f"data.{other}", f"{what}; give the two phases different splits"
     used = {split for split in splits.values() if split is not None}
-    yield from _find_copies(dataset, splits)
+    for where, what, why in _find_copies(dataset, splits):
+        put = "leave the copies out, or put them into one split"
+        yield where, f"{what}: {why.format(trained=study.trained)}; {put}"
     for name, count in Counter(dataset.splits).items():
         if name not in used and (meant := _nearest(name, used)) is not None:
             what = f"{count} of {len(dataset.paths)} images are in the split {name!r}, which no phase reads"
             yield "data.placements", f"{what}; did you mean {meant!r}?"
 
 
-def _find_copies(dataset: TargetSet, splits: dict[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Find images with equal content in two splits that are read."""
+def _find_copies(dataset: TargetSet, splits: dict[str, str | None]) -> Iterator[tuple[str, str, str]]:
+    """Yield a setting, the images with equal content in two splits that are read, and why it matters."""
     phases = {split: phase for phase, split in reversed(splits.items()) if split is not None}
     files = zip(dataset.paths, dataset.splits, strict=True)
     found: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
@@ -63,10 +65,7 @@ def _find_copies(dataset: TargetSet, splits: dict[str, str | None]) -> Iterator[
         a, b = pairs[0]
         what = f"{b} has the content of {a}, an image of data.{one}"
         more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
-        yield (
-            f"data.{other}",
-            f"{what}{more}: {_WHY[one, other]}; leave the copies out, or put them into one split",
-        )
+        yield f"data.{other}", f"{what}{more}", _WHY[one, other]
 
 
 def _equal_files(files: list[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:

@@ -201,7 +201,7 @@ class TrainConfig:
 @checked_settings
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The measurement of the patch.
+    """The measurement of the patch, or of the networks of a study without a patch.
 
     Attributes:
         every: Steps between evaluations on the validation split.
@@ -210,6 +210,7 @@ class EvaluateConfig:
         metric: The boolean metric whose failure is a success of the patch.
         best: The scalar of the validation that picks the best checkpoint; higher is better. Of equal values
             the one with the larger `success/drop/patch`, the mean score lost, is better, then the later one.
+            In a study that makes no patch the default is "right", the share of rows where `metric` is true.
         score: Figures draw detections from this score on.
         controls: Further control patches by name: image files, stretched to every patch.
         portable: Measure finished runs by kernels that give the same bits on every x86-64 processor; see

@@ -21,7 +21,7 @@ class Setup(NamedTuple):
     Attributes:
         dataset: The images of all splits.
         objective: The weighted loss terms of the training pipeline.
-        optimizer: The optimizer of the patch.
+        optimizer: The optimizer of the patch, or of the networks.
         initial: The state before the first step.
     """
 
@@ -40,8 +40,8 @@ def set_up(study: Study, shared: Setup | None = None, only: str | None = None) -
         only: The one split that is read, of data that the patch was not trained on; None: all.
 
     Raises:
-        ValueError: If a split is empty, a weight names no term, the patches of the data and of the pipeline
-            differ, or a network takes statistics over micro-batches.
+        ValueError: If nothing is trained, a split is empty, a weight names no term, the patches of the data
+            and of the pipeline differ, or a network takes statistics over micro-batches.
 
     Example:
         >>> import tempfile
@@ -73,9 +73,14 @@ def make_objective(study: Study) -> Objective:
     """Make the objective of a study.
 
     Raises:
-        ValueError: If a weight names no term of the training pipeline.
+        ValueError: If nothing is trained, or a weight names no term of the training pipeline.
     """
     pipeline = study.placed.at("train")
+    if not pipeline.trainable():
+        raise ValueError(
+            "pipeline: there is nothing to train: no stage makes a patch, and no network is trained; add one "
+            "such as create.pixels, or set trainable = true at a graph.module"
+        )
     elsewhere = {t: path for path, n in study.pipeline.items() for t in n.terms if path not in pipeline}
     for name in study.objective.weights:
         if name in elsewhere and name not in pipeline.terms:
@@ -89,8 +94,26 @@ def make_objective(study: Study) -> Objective:
     return Objective(lighter, study.objective.weights, wrt=study.objective.wrt)
 
 
+def _check_no_patch(study: Study) -> None:
+    """Check that a study without a patch asks for nothing of one; the placements name images alone."""
+    for path, n in study.pipeline.items():
+        if "goal" in n.stage.definition.classes and getattr(n.stage.config, "goal", None) is not None:
+            raise ValueError(
+                f"pipeline.{path}.goal: the pipeline makes no patch that could reach a goal; leave it out"
+            )
+    if study.evaluate.controls:
+        raise ValueError(
+            "evaluate.controls: the pipeline makes no patch that a control could replace; leave them out"
+        )
+
+
 def _check_names(study: Study, dataset: TargetSet) -> None:
+    if not study.makes_patch:
+        _check_no_patch(study)
+        return
     made = [n for path in study.pipeline.parameterizations for n in study.pipeline[path].stage.config.names]
+    if not made:
+        return  # a network is trained alone, and its images may have placements
     if missing := [n for n in dataset.names if n not in made]:
         raise ValueError(
             f"data: the placements name the patch {missing[0]!r}, which the pipeline does not make; "

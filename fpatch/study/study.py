@@ -11,6 +11,7 @@ from fpatch.core.checks import check_kind
 from fpatch.core.names import check_name
 from fpatch.core.schema import encode
 from fpatch.core.settings import checked_settings
+from fpatch.evaluation.rates import RIGHT
 from fpatch.graph.pipeline import Pipeline
 from fpatch.optim.optimizer import Optimizer
 from fpatch.runtime.device import check_device, describe_device, find_device
@@ -44,9 +45,10 @@ class Study:
         seed: The seed of the root key.
         device: The device: "cpu", "cuda" or one GPU such as "cuda:1"; "auto" is a GPU if there is one.
             Samples are drawn on the host, and are the same on every device.
-        optimizer: The optimizer of the patch.
+        optimizer: The optimizer of the patch, or of the networks.
         train: The length of training, and how its steps are computed.
-        evaluate: The measurement of the patch.
+        evaluate: The measurement of the patch, or of the networks. Without a patch in the pipeline, the
+            default of `best` is "right".
         log: The destinations of records.
 
     Example:
@@ -77,6 +79,18 @@ class Study:
         check_name("name", self.name)
         check_device("device", self.device)
         _ = self.numbered
+        if not self.makes_patch and self.evaluate.best == EvaluateConfig.best:  # which it cannot mean
+            object.__setattr__(self, "evaluate", dataclasses.replace(self.evaluate, best=RIGHT))
+
+    @property
+    def makes_patch(self) -> bool:
+        """Whether the pipeline makes a patch; if not, it trains networks alone."""
+        return bool(self.pipeline.parameterizations)
+
+    @property
+    def trained(self) -> str:
+        """The word for what is trained: "patch" or "network"."""
+        return "patch" if self.makes_patch else "network"
 
     @cached_property
     def place(self) -> torch.device:

@@ -1,5 +1,6 @@
 """The plan of a sweep: what it varies, how it searches, and the checks before it runs."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import optree
 
 from fpatch.core.checks import nearest
 from fpatch.core.schema import decode, encode
+from fpatch.evaluation.rates import RIGHT
 from fpatch.study.config import of_any_version, study_from_config, vary
 from fpatch.study.dry_run import dry_run
 from fpatch.study.setup import set_up
@@ -39,10 +41,17 @@ class Plan(NamedTuple):
         return {"study": study, "space": encode_space(self.space), "sweep": encode(self.sweep)}
 
 
+def make_plan(study: Study, space: Space, sweep: Sweep) -> Plan:
+    """Make a plan; the default objective of a study without a patch is what its networks get right."""
+    if not study.makes_patch and sweep.objective == Sweep.objective:
+        sweep = dataclasses.replace(sweep, objective=RIGHT)
+    return Plan(study, space, sweep)
+
+
 def plan_from_config(config: Mapping[str, Any], resources: Mapping[str, Any] | None = None) -> Plan:
     """Make a plan from the JSON values in `sweep.json`."""
     study = study_from_config(of_any_version(config["study"]), Path.cwd(), resources)
-    return Plan(study, parse_space(config["space"]), decode(Sweep, config["sweep"], "sweep"))
+    return make_plan(study, parse_space(config["space"]), decode(Sweep, config["sweep"], "sweep"))
 
 
 def trial_study(plan: Plan, trial: Trial, runs: Path, resources: Mapping[str, Any] | None = None) -> Study:

@@ -16,7 +16,8 @@ class Sweep:
     """The settings of a sweep.
 
     Attributes:
-        objective: A scalar of the validation, such as "success/patch" or "success/over/noise".
+        objective: A scalar of the validation, such as "success/patch" or "success/over/noise". In a study
+            that makes no patch the default is "right".
         mode: Whether a greater ("max") or a smaller ("min") objective is better.
         num_trials: Number of trials; None with search = "grid": all grid points.
         search: "random"; "grid"; "optuna_gp" and "tpe" of Optuna; "noisy_gp", a Gaussian process that takes

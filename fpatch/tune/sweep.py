@@ -24,7 +24,7 @@ from fpatch.tune.folder.journal import Journal
 from fpatch.tune.folder.mirror import mirrored
 from fpatch.tune.folder.stores import check_storage
 from fpatch.tune.output.sweep_log import SweepLog
-from fpatch.tune.plan import Plan, check_plan, check_resources, plan_from_config
+from fpatch.tune.plan import Plan, check_plan, check_resources, make_plan, plan_from_config
 from fpatch.tune.search.parsing import parse_space
 from fpatch.tune.search.space import Space
 from fpatch.tune.settings import Sweep
@@ -81,7 +81,7 @@ def sweep(
     check_kind("sweep(study)", study, Study, "load one by fpatch.load_study(path)")
     parsed = space if isinstance(space, Space) else parse_space(space)
     raw = {"objective": objective, "mode": mode, **settings}
-    plan = Plan(study, parsed, decode(Sweep, {n: v for n, v in raw.items() if v is not None}, "sweep"))
+    plan = make_plan(study, parsed, decode(Sweep, {n: v for n, v in raw.items() if v is not None}, "sweep"))
     return run_plan(plan, on_progress, resources)
 
 
@@ -141,7 +141,7 @@ def load_plan(
             assign(settings, own, others.pop(name))
         study = study_from_config(raw, path.parent.resolve(), resources)
         study = vary(study, others, resources) if others else study
-        return Plan(study, parse_space(space, toml=True), decode(Sweep, settings, "sweep"))
+        return make_plan(study, parse_space(space, toml=True), decode(Sweep, settings, "sweep"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:

@@ -69,7 +69,7 @@ def animate(
 
     Raises:
         FileNotFoundError: If the folder has no numbered checkpoints.
-        ValueError: If the patches of `decode` are no images in 0..1.
+        ValueError: If there is no patch, or the patches of `decode` are no images in 0..1.
 
     Example:
         >>> import tempfile
@@ -117,7 +117,10 @@ def _read_patches(
     """Read the patches of a checkpoint as levels [h, w, c], by name."""
     tensors = load_file(file)
     params = {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")}
-    patches = params if decode is None else decode(params)
+    own = {name: value for name, value in params.items() if "/" not in name}  # others are of networks
+    patches = own if decode is None else decode(params)
+    if not patches:
+        raise ValueError(f"animate: {file} holds no patch; give the run of a study that makes one")
     for name, patch in patches.items():
         if patch.ndim != 3 or not (patch.min() >= 0 and patch.max() <= 1):
             raise ValueError(

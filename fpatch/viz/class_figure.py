@@ -9,7 +9,6 @@ import numpy as np
 from fpatch.core.names import label
 from fpatch.evaluation.by_class import NO_DETECTION, NOT_FINITE, ByClass, ClassResult
 from fpatch.evaluation.conditions import NONE, PATCH, TITLES
-from fpatch.metrics import Rate
 from fpatch.viz import style
 from fpatch.viz.names import clip_apart, clip_name, wrap_name
 
@@ -52,7 +51,7 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
     shown = {name: found.classes[name] for name in names}
     columns = _choose_answers(shown)
     clipped = clip_apart(names)
-    rows = [f"{clip} ({_rate(shown[name]).count})" for name, clip in zip(names, clipped, strict=True)]
+    rows = [f"{clip} ({shown[name].main.count})" for name, clip in zip(names, clipped, strict=True)]
     deep = len(rows) * _CELL_IN
     conditions = [c for c in (NONE, PATCH) if columns and all(c in e.answers for e in shown.values())]
     margin = max(map(len, rows)) * _LETTER_IN + 0.3
@@ -69,7 +68,8 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
         _draw_rates(axis, rows, shown, success)
         left = len(found.classes) - len(shown)
         more = f"; {left} more classes are not shown" if left else ""
-        note = f"(n): rows found without a patch; bars: 95\u00a0% intervals over images{more}"
+        counted = "rows found without a patch" if found.attacked else "rows"
+        note = f"(n): {counted}; bars: 95\u00a0% intervals over images{more}"
         axis.set_title(wrap_name(note, int((width - margin) / 0.062)), fontsize=7, fontweight="normal")
         if lower is not None:
             axes = lower.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
@@ -79,10 +79,6 @@ def plot_classes(path: str | Path, found: ByClass, success: str, title: str = ""
             lower.supxlabel("answer: number of all rows, colored by their share of the class", fontsize=8)
         figure.suptitle(label(clip_name(title, int(width / 0.085))))
         style.save(figure, path)
-
-
-def _rate(entry: ClassResult) -> Rate:
-    return entry.rates.get(PATCH) or next(iter(entry.rates.values()))
 
 
 def _choose_answers(shown: Mapping[str, ClassResult]) -> list[str]:
@@ -101,10 +97,10 @@ def _choose_answers(shown: Mapping[str, ClassResult]) -> list[str]:
 
 def _draw_rates(axis: Any, rows: Sequence[str], shown: Mapping[str, ClassResult], success: str) -> None:
     """Draw the patch and every control as dots with intervals, a line per class."""
-    conditions = list(next(iter(shown.values())).rates)
+    conditions = list(next(iter(shown.values())).shown)
     space = 0.7 / max(len(conditions), 1)
     for i, condition in enumerate(conditions):
-        rates = [entry.rates[condition] for entry in shown.values()]
+        rates = [entry.shown[condition] for entry in shown.values()]
         values = 100 * np.array([(r.value, r.low, r.high) for r in rates])
         places = np.arange(len(rows)) + (i - (len(conditions) - 1) / 2) * space
         known = np.isfinite(values[:, 1])
@@ -113,7 +109,7 @@ def _draw_rates(axis: Any, rows: Sequence[str], shown: Mapping[str, ClassResult]
         axis.errorbar(
             values[known, 0], places[known], xerr=spans, fmt="none", ecolor=look["color"], elinewidth=0.8
         )
-        name = label(clip_name(TITLES.get(condition, condition), 30))
+        name = "no patch" if condition == NONE else label(clip_name(TITLES.get(condition, condition), 30))
         axis.plot(values[:, 0], places, linestyle="", label=name, **look)
     for i, entry in enumerate(shown.values()):
         if entry.not_finite:

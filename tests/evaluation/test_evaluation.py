@@ -21,13 +21,8 @@ from fpatch.evaluation.columns import metric_names, object_columns, result_colum
 from fpatch.evaluation.conditions import CONTROLS, make_conditions, make_controls, make_patches
 from fpatch.evaluation.evaluation import Evaluation, evaluate
 from fpatch.evaluation.means import scalars, standard_errors
-from fpatch.evaluation.rates import (
-    conditions_of,
-    effects,
-    of_objects,
-    success,
-    threshold_curve,
-)
+from fpatch.evaluation.rates import conditions_of, effects, of_objects, success
+from fpatch.evaluation.thresholds import threshold_curve
 from fpatch.graph.samples import control
 from fpatch.metrics import bootstrap_mean
 from fpatch.optim.loop import fit

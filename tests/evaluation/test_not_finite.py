@@ -15,8 +15,9 @@ from fpatch.evaluation.conditions import make_patches
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.evaluation.grid import cells_of, evaluate_grid
 from fpatch.evaluation.means import scalars, standard_errors
-from fpatch.evaluation.rates import effects, threshold_curve
+from fpatch.evaluation.rates import effects
 from fpatch.evaluation.summaries import compute_states, merge_states
+from fpatch.evaluation.thresholds import threshold_curve
 from fpatch.evaluation.transfer import transfer
 from fpatch.graph.finite import finite_rows
 from fpatch.graph.node import node

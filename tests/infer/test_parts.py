@@ -88,6 +88,14 @@ def test_a_network_that_cannot_be_traced_is_named():
         infer.features_at(Branching(), "0")
 
 
+@pytest.mark.parametrize("settings", [{}, {"layer": "layer2"}, {"normalize": False}])
+def test_a_part_is_whole_in_evaluation_mode(settings):
+    """One layer in training mode would keep all others in evaluation mode, when the part is trained."""
+    part = infer.backbone(architecture="resnet18", seed=0, **settings).value
+    assert [name for name, layer in part.named_modules() if layer.training] == []
+    fpatch.pipeline({"frozen": fpatch.node(graph.module(part), reads=["image"], writes=["features"])})
+
+
 def test_parts_train_in_a_pipeline():
     """A backbone with batch statistics, a frozen normalization and a head, in one step."""
     parts = {
@@ -120,4 +128,6 @@ def test_parts_train_in_a_pipeline():
         state, info = step(state, batch)
         losses.append(float(info.loss))
     assert losses[-1] < losses[0]
+    assert int(state.fixed["backbone/bn1.num_batches_tracked"]) == 3  # they follow the batches
+    assert p["backbone"].stage.definition.traits.mixes_rows
     assert len(state.params) == len(list(models.resnet18().parameters()))

@@ -7,7 +7,9 @@ import torch
 
 import fpatch
 from fpatch import compose, defend, infer, node
+from fpatch.core.files import file_digest
 from fpatch.demo.tiny import load_brightness, tiny_study
+from fpatch.runs.measuring import measured_study
 from fpatch.study.config import measure_otherwise, vary
 from fpatch.study.defense import put_defense, take_defense
 from fpatch.study.study import Study
@@ -135,6 +137,24 @@ def test_a_detector_has_no_double_masking(study):
         put_defense({"victim": {"stage": "infer.detector"}}, before, {"x": CLEANSER})
     with pytest.raises(ValueError, match="the pipeline has no victim to defend"):
         put_defense({}, fpatch.pipeline({"noise": compose.read_noise()}), {"few": FEW})
+
+
+def test_a_network_that_writes_images_is_a_defense(study):
+    network = {"stage": "graph.module", "model": {"loader": "demo.brightness"}}
+    wired = vary(study, {"defense": {"clean": {**network, "inputs": ["image"], "outputs": ["image"]}}})
+    assert list(wired.pipeline).index("defense/clean") == list(wired.pipeline).index("victim") - 1
+    with pytest.raises(ValueError, match=r"graph.module is no defense; take a stage that turns"):
+        vary(study, {"defense": {"clean": {**network, "inputs": ["image"], "outputs": ["logits"]}}})
+
+
+def test_the_weights_of_a_defense_are_recorded(study, tmp_path):
+    weights = tmp_path / "cleaner.pt"
+    weights.write_bytes(b"weights")
+    model = {"loader": "demo.brightness", "weights": str(weights)}
+    nodes = {"clean": {"stage": "graph.module", "model": model, "inputs": ["image"], "outputs": ["image"]}}
+    found = measured_study(study, {"defense": nodes}, tmp_path / "runs" / "lamp")
+    assert found.files == {"defense.clean.model": file_digest(weights)}
+    assert found.settings["defense"]["clean"]["model"]["weights"] == "../../cleaner.pt"
 
 
 def test_a_measurement_may_have_another_defense(study):

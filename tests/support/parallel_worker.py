@@ -8,9 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import nn
 
+from fpatch import compose, graph, node, pipeline
+from fpatch.core.types import Params, Values
 from fpatch.data import Loader
 from fpatch.optim.loop import fit
+from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import Optimizer, make_optimizer
 from fpatch.optim.step import StepInfo, TrainState, make_state, make_step
 from fpatch.runtime.parallel import ALONE, Ranks, joined
@@ -29,6 +33,7 @@ CASES: dict[str, tuple[Optimizer, int, int, dict[str, Any]]] = {
     "plateau": (Optimizer("adam", 0.05, "plateau", fall_every=1, patience=0), 6, 8, {}),
     "sharpness-aware": (SGD, 6, 7, {"rho": 0.5}),
     "accumulated": (SGD, 6, 8, {"micro_batch": 3}),
+    "network": (Optimizer("sgd", 0.05, "one_cycle", peak_momentum=0.8, clip_norm=1.0), 6, 7, {}),
 }
 """Optimizer, steps, rows of the whole batch and settings of the step, by name."""
 
@@ -39,12 +44,30 @@ def run(study: Study, name: str, ranks: Ranks = ALONE, **more: Any) -> tuple[Tra
     """The last state of a case, and what there was to see of each step."""
     chosen, num_steps, rows, settings = CASES[name]
     parts = set_up(study)
+    objective = network_objective() if name == "network" else parts.objective
     optimizer = make_optimizer(chosen, num_steps)
-    state = make_state(parts.objective, optimizer, parts.initial.key)
-    step = make_step(parts.objective, optimizer, **settings | more, ranks=ranks)
+    state = make_state(objective, optimizer, parts.initial.key)
+    step = make_step(objective, optimizer, **settings | more, ranks=ranks)
     loader = Loader(parts.dataset.split("train"), parts.initial.key, rows, ranks=ranks)
     states, infos = zip(*fit(state, step, loader, num_steps), strict=True)
     return states[-1], list(infos)
+
+
+def wrong(values: Values, patch_params: Params) -> Values:
+    return {"wrong": nn.functional.cross_entropy(values["logits"], values["image_id"] % 2, reduction="none")}
+
+
+def network_objective() -> Objective:
+    """A network without a patch, whose rows are independent: groups of one row are normalized."""
+    torch.manual_seed(5)
+    layers = nn.Conv2d(3, 4, 8, 8), nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(4, 2))
+    parts = {
+        "light": node(compose.exposure((-0.5, 0.5)), reads={"image": "scene"}),
+        "network": node(graph.module(network, trainable=True), reads=["image"], writes=["logits"]),
+        "wrong": node(wrong, reads=["logits", "image_id"], writes=["wrong"]),
+    }
+    return Objective(pipeline(parts).at("train"), {"wrong": 1.0})
 
 
 def tensors(state: TrainState, infos: list[StepInfo]) -> dict[str, torch.Tensor]:

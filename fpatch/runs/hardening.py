@@ -1,0 +1,336 @@
+"""Harden a victim against patches, and measure it by fresh attacks beside plain training.
+
+The folder of a hardening holds:
+
+- `config.json`: the study of the attack, that of the victim's training, and the settings;
+- `steps/NAME.safetensors`: patches and weights after each part of the work, by which it continues;
+- `patches/NAME.png`: the patches of pools and of attacks from scratch;
+- `weights/VICTIM/`: the weights of `continued` and `hardened`, as `Pipeline.save` writes them;
+- `harden.json`, `harden.png`: every rate, and clean and robust accuracy over the training;
+- `records.jsonl`: the same numbers, as TensorBoard and MLflow hold them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from fpatch import random
+from fpatch.core.checks import check_kind
+from fpatch.core.display import shown
+from fpatch.core.inputs import parse_json, read_text
+from fpatch.core.names import typed
+from fpatch.core.plain import plain_torch
+from fpatch.core.progress import Progress
+from fpatch.core.tree import take_rows, tensor_bytes
+from fpatch.core.types import Params
+from fpatch.data import Loader, write_image
+from fpatch.evaluation.conditions import NONE, PATCH, Patches, make_patches
+from fpatch.evaluation.evaluation import evaluate
+from fpatch.evaluation.rates import success
+from fpatch.graph.pipeline import with_model
+from fpatch.log.values import to_json
+from fpatch.ops.intervals import Rate
+from fpatch.optim.hardening import PatchedLoader, train_patches
+from fpatch.optim.loop import fit
+from fpatch.optim.objective import Objective
+from fpatch.optim.optimizer import make_optimizer
+from fpatch.optim.step import TrainState
+from fpatch.random import fold_in
+from fpatch.runs.files import read_tensors, write_file
+from fpatch.runs.hardened import CONTINUED, HARDENED, START, Curve, Hardened, describe, draw, lowest, record
+from fpatch.runs.locks import RunError, lock, new_folder
+from fpatch.study.hardening import HardenPlan
+from fpatch.study.setup import Setup, make_loader, make_objective, make_training_step, set_up
+from fpatch.study.splits import evaluation_key, split_name
+from fpatch.study.study import Study
+
+_Part = tuple[list[dict[str, Tensor]], list[Curve]]
+"""The parameters that a part of the work made, and its validations."""
+
+
+@plain_torch(grad=True)
+def harden(
+    plan: HardenPlan, on_progress: Progress | None = None, folder: str | Path | None = None
+) -> Hardened:
+    """Train a victim against pools of patches, and measure it by fresh attacks.
+
+    Beside it, `continued` is trained for the same steps on the same images without patches. Both and the
+    victim as it was are attacked from scratch, by each of the losses with several keys; the attacks on the
+    victim as it was are measured on the others too. All victims see the held-out rows under the same draws.
+
+    Args:
+        plan: The studies and settings.
+        on_progress: Called with the progress; None: bars or lines on standard error.
+        folder: The folder of a hardening that was stopped, which continues; None: a new one.
+
+    Raises:
+        RunError: If the folder is that of another plan, or in use.
+        ValueError: If a setting is wrong.
+
+    Example:
+        >>> import dataclasses, tempfile, torch
+        >>> from fpatch import define_loader, graph, losses, node, pipeline
+        >>> from fpatch.core.progress import silent
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.runs.hardening import harden
+        >>> from fpatch.study.hardening import Harden, HardenPlan
+        >>> from fpatch.study.settings import ObjectiveConfig
+        >>> def make_network():
+        ...     return torch.nn.Sequential(
+        ...         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        >>> network = graph.module(define_loader("mean_color", make_network)(), trainable=True)
+        >>> wrong = losses.criterion("CrossEntropyLoss")
+        >>> recipe = pipeline({
+        ...     "victim": node(network, reads={"input": "scene"}, writes=["logits"]),
+        ...     "wrong": node(wrong, reads={"input": "logits", "target": "target"}),
+        ... })
+        >>> attack = tiny_study(tempfile.mkdtemp(), {"train.num_steps": 1, "data.validation": False})
+        >>> goal = ObjectiveConfig({"criterion": 1.0})
+        >>> victim = dataclasses.replace(attack, pipeline=recipe, objective=goal)
+        >>> plan = HardenPlan(attack, victim, Harden("", pool=1, fresh_keys=1, fresh_factor=1))
+        >>> done = harden(plan, silent)
+        >>> list(done.clean), list(done.robust["hardened"])
+        (['start', 'continued', 'hardened'], ['fresh-1-1', 'moved-1-1'])
+    """
+    check_kind("harden(plan)", plan, HardenPlan, "load one by load_harden_plan(path)")
+    with shown(on_progress) as show:
+        work = _Work(plan, show, _folder(plan, folder))
+        with lock(work.folder, RunError, "harden"):
+            return work.run()
+
+
+def _folder(plan: HardenPlan, folder: str | Path | None) -> Path:
+    """Make the folder, or check that one is that of the plan."""
+    if folder is None:
+        made = new_folder(Path(plan.attack.log.runs), f"{plan.attack.name}-harden")
+        write_file(made / "config.json", to_json(plan.config))
+        return made
+    made = Path(folder)
+    if not (made / "config.json").is_file():
+        raise RunError(f"{typed(made)}: it is not the folder of a hardening; it lacks config.json")
+    recorded = parse_json(read_text(made / "config.json"))
+    if recorded != plan.config:
+        raise RunError(
+            f"{typed(made)}: its config.json is that of another plan; give the studies it began with"
+        )
+    return made
+
+
+class _Work:
+    """The parts of a hardening, each kept on disk when it is done."""
+
+    def __init__(self, plan: HardenPlan, show: Progress, folder: Path) -> None:
+        self.plan, self.show, self.folder = plan, show, folder
+        self.victim = set_up(plan.victim)
+        self.attack = set_up(plan.attack)
+        self.curves: list[Curve] = []
+        self.key = fold_in(random.key(plan.attack.seed), "harden")
+
+    def run(self) -> Hardened:
+        rounds = range(self.plan.harden.rounds)
+        start = self.victim.initial.all_params
+        victims = {START: start, CONTINUED: start, HARDENED: start}
+        pools: list[Patches] = []
+        for number in rounds:
+            pools.append(self._pool(number, victims[HARDENED]))
+            if not number:
+                first = self._validate(START, 0, start, pools[0])
+                self.curves += [c._replace(victim=name) for name in (CONTINUED, HARDENED) for c in first]
+            for name in (CONTINUED, HARDENED):
+                pool = pools[-1] if name == HARDENED else None
+                victims[name] = self._train(name, number, victims[name], pool, pools[0])
+        for name in (CONTINUED, HARDENED):
+            self.victim.objective.pipeline.save(self.folder / "weights" / name, victims[name])
+        done = self._measure(victims)
+        write_file(self.folder / "harden.json", to_json(describe(done)))
+        draw(done, self.plan.attack.name)
+        record(done, self.plan.attack.log)
+        return done
+
+    # -- parts
+
+    def _pool(self, number: int, params: Params) -> Patches:
+        """The patches of a round, trained against the victim as it is."""
+        count = self.plan.harden.pool
+        keys = [fold_in(fold_in(fold_in(self.key, "pool"), number), i) for i in range(count)]
+        task = f"pool {number + 1}: training {count} patches"
+        found = self._patches(f"pool-{number + 1}", task, params, keys, factor=1)
+        return _stack(found)
+
+    def _patches(
+        self, name: str, task: str, params: Params, keys: Sequence[Tensor], factor: int
+    ) -> list[Patches]:
+        """Patches against a victim, with the losses in turn."""
+        study = self.plan.attack
+        num_steps = study.train.num_steps * factor
+
+        def make() -> _Part:
+            pipeline = self._attacking(params).objective.pipeline
+            losses = self._losses
+            objectives = [
+                Objective(pipeline, losses[i % len(losses)], wrt=study.objective.wrt)
+                for i in range(len(keys))
+            ]
+            optimizer = make_optimizer(study.optimizer, num_steps, _epoch(study, self.attack))
+            loader = make_loader(study, self.attack)
+            patches = train_patches(
+                objectives, optimizer, keys, loader, num_steps, lambda i: self.show(task, i, num_steps, "")
+            )
+            return patches, []
+
+        return self._made(name, self._kept(name, make)[0])
+
+    def _train(
+        self, name: str, number: int, params: Params, pool: Patches | None, shown_pool: Patches
+    ) -> dict[str, Tensor]:
+        """A round of the victim's training, with patches of a pool or without."""
+        study, made = self.plan.victim, self.victim
+        key, num_steps = fold_in(fold_in(self.key, "victim"), number), study.train.num_steps
+        loader: Any = Loader(
+            made.dataset.split(study.data.train), fold_in(key, "data"), study.train.batch_size,
+            study.train.replace, study.place,
+        )  # fmt: skip
+        if pool is not None:
+            attack = self.attack.objective.pipeline
+            loader = PatchedLoader(loader, attack, pool, self.plan.harden.share, fold_in(key, "patches"))
+        optimizer = make_optimizer(study.optimizer, num_steps, _epoch(study, made))
+        trained = {name: params[name] for name in made.objective.trained}
+        fixed = {name: value for name, value in params.items() if name not in trained}
+        state = TrainState(trained, optimizer.init(trained), 0, key, fixed)
+        step, every = make_training_step(study, made._replace(optimizer=optimizer)), self.plan.harden.every
+
+        def make() -> _Part:
+            found, curves, task = dict(params), [], f"{name}, round {number + 1}: training the victim"
+            for after, info in fit(state, step, loader, num_steps):
+                self.show(task, after.step, num_steps, f"loss {float(info.loss):.3f}")
+                found = after.all_params
+                if after.step == num_steps or (every and after.step % every == 0):
+                    at = number * num_steps + after.step
+                    curves += self._validate(name, at, found, shown_pool)
+            return [found], curves
+
+        (found,), curves = self._kept(f"{name}-{number + 1}", make)
+        self.curves += curves
+        return found
+
+    def _measure(self, victims: Mapping[str, Params]) -> Hardened:
+        """Attack every victim from scratch, and measure all on the held-out images."""
+        settings = self.plan.harden
+        num_losses = len(self._losses)
+        labels = [f"{i + 1}-{k + 1}" for k in range(settings.fresh_keys) for i in range(num_losses)]
+        keys = [
+            fold_in(fold_in(self.key, "fresh"), k)
+            for k in range(settings.fresh_keys)
+            for _ in range(num_losses)
+        ]
+        fresh: dict[str, dict[str, Patches]] = {}
+        for name, params in victims.items():
+            task = f"{name}: {len(keys)} attacks from scratch"
+            found = self._patches(f"fresh-{name}", task, params, keys, settings.fresh_factor)
+            fresh[name] = dict(zip(labels, found, strict=True))
+        clean, robust, summaries = {}, {}, {}
+        for name, params in victims.items():
+            attacks = {f"fresh-{one}": patches for one, patches in fresh[name].items()}
+            if name != START:
+                attacks |= {f"moved-{one}": patches for one, patches in fresh[START].items()}
+            clean[name], robust[name], summaries[name] = self._rates(name, params, attacks, "test")
+        return Hardened(self.folder, self.curves, clean, robust, summaries)
+
+    def _validate(self, name: str, step: int, params: Params, pool: Patches) -> list[Curve]:
+        """Measure clean and robust accuracy on the validation split, if the attack has one."""
+        if self.plan.attack.data.validation is None:
+            return []
+        attacks = {f"pool-{i + 1}": take_rows(pool, i) for i in range(self.plan.harden.pool)}
+        clean, robust, _ = self._rates(name, params, attacks, "validation")
+        return [Curve(name, step, clean, min(robust.values(), key=lowest))]
+
+    def _rates(
+        self, name: str, params: Params, attacks: Mapping[str, Patches], split: str
+    ) -> tuple[Rate, dict[str, Rate], dict[str, float]]:
+        """The shares of rows in which a victim is right, without a patch and with each."""
+        study, first = self.plan.attack, next(iter(attacks))
+        measured = evaluate(
+            with_model(study.placed, self.plan.attacked, self._network(params)).at(split),
+            {},
+            self.attack.dataset.split(split_name(study, split)),
+            evaluation_key(study, split),
+            conditions={
+                PATCH: attacks[first],
+                NONE: attacks[first],
+                **{n: p for n, p in attacks.items() if n != first},
+            },
+            num_draws=study.evaluate.num_draws,
+            block=study.evaluate.block,
+            progress=lambda i, n: self.show(f"{name}: evaluating ({split})", i, n, ""),
+        )
+        missed = success(measured.table, study.evaluate.metric).missed
+        right = {name: _right(rate) for name, rate in missed.items()}
+        clean, robust = right.pop(NONE), {first: right.pop(PATCH), **right}
+        return clean, robust, measured.summaries[NONE]
+
+    # -- tools
+
+    @property
+    def _losses(self) -> Sequence[Mapping[str, float]]:
+        return self.plan.harden.losses or (self.plan.attack.objective.weights,)
+
+    def _network(self, params: Params) -> nn.Module:
+        """The network with these weights, frozen."""
+        return self.plan.victim.pipeline.freeze(params)[self.plan.trained].stage.config.model
+
+    def _attacking(self, params: Params) -> Setup:
+        """The objective of the attack on a victim with these weights."""
+        pipeline = with_model(self.plan.attack.pipeline, self.plan.attacked, self._network(params))
+        return self.attack._replace(
+            objective=make_objective(dataclasses.replace(self.plan.attack, pipeline=pipeline))
+        )
+
+    def _made(self, name: str, made: Sequence[Params]) -> list[Patches]:
+        """The patches that parameters make, written as images too."""
+        found = [make_patches(self.plan.attack.placed.at("test"), params) for params in made]
+        for number, patches in enumerate(found, 1):
+            for part, image in patches["patch"].items():
+                picture = image if image.ndim == 3 else image[0]
+                write_image(self.folder / "patches" / f"{name}-{number}-{part}.png", picture)
+        return found
+
+    def _kept(self, name: str, make: Callable[[], _Part]) -> _Part:
+        """Read a part that is done, or do it and keep it."""
+        path = self.folder / "steps" / f"{name}.safetensors"
+        if not path.is_file():
+            parts, curves = make()
+            path.parent.mkdir(exist_ok=True)
+            named = {f"{i}:{key}": value for i, one in enumerate(parts) for key, value in one.items()}
+            write_file(path, tensor_bytes(named, {"curves": json.dumps(curves)}))
+            return parts, curves
+        found: dict[int, dict[str, Tensor]] = {}
+        tensors, facts = read_tensors(path.parent, path.name)
+        for key, value in tensors.items():
+            number, _, own = key.partition(":")
+            found.setdefault(int(number), {})[own] = value
+        curves = [
+            Curve(victim, step, Rate(*clean), Rate(*robust))
+            for victim, step, clean, robust in json.loads(facts["curves"])
+        ]
+        return [found[i] for i in sorted(found)], curves
+
+
+def _epoch(study: Study, made: Setup) -> Fraction | None:
+    images = len(made.dataset.split(study.data.train).image_ids)
+    return None if study.train.replace else Fraction(images, study.train.batch_size)
+
+
+def _stack(patches: Sequence[Patches]) -> Patches:
+    return optree.tree_map(lambda *xs: torch.stack(xs), *patches)  # type: ignore[return-value]
+
+
+def _right(missed: Rate) -> Rate:
+    """The share that is right, of the share that is missed."""
+    return missed._replace(value=1 - missed.value, low=1 - missed.high, high=1 - missed.low)
