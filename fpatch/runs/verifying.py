@@ -312,7 +312,7 @@ class _Table:
             step = self._manifest.get("step")
             if step is None and self._run.has_checkpoint(checkpoint):
                 step = read_header_of(self._run.folder, checkpoint).step
-            step = recorded.get("step") if step is None else step
+            step = recorded.get("step", 0) if step is None else step
             names = self._dataset.class_names
             made = summarize(metric, checkpoint, step, result, names, settings)
             expected = json.loads(to_json(made))
