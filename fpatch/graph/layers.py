@@ -93,7 +93,8 @@ _SHARED_AXES = {nn.Dropout: 0, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3
 def trainable_copy(model: nn.Module, learning: bool) -> Called:
     """Return a copy of a network's modules that shares its tensors, in training or evaluation mode.
 
-    A network that is given in training mode keeps the layers that stand in evaluation mode.
+    A network that is given in training mode keeps the layers that stand in evaluation mode. One that is given
+    in evaluation mode learns whole, whatever the mode of layers that were put into it later.
 
     Args:
         model: The network; it is left as it is.
@@ -103,7 +104,7 @@ def trainable_copy(model: nn.Module, learning: bool) -> Called:
     copied = copy.deepcopy(model, tensors)  # type: ignore[arg-type]
     if not learning:
         return Called(copied.eval())
-    if not any(m.training for m in model.modules()):
+    if not model.training:
         copied.train()
     made: dict[nn.Module, KeyedDropout] = {}  # one layer may stand at several places
     for name, layer in list(copied.named_modules(remove_duplicate=False)):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fpatch.core.checks import check_choice, nearest
@@ -133,7 +134,7 @@ def _convert(
     if isinstance(value, Mapping):  # an entry of a list
         return {n: _convert(f"{path}/{n}", v, kinds, conversions) for n, v in value.items()}
     if isinstance(value, Tensor):
-        if is_traced(value):
+        if is_traced(value) or torch.func.debug_unwrap(value) is not value:
             raise ValueError(
                 f"unpack: {path!r} has no values while torch.func or torch.compile traces; ask for the other "
                 "names: pipeline.apply(..., want=[...])"

@@ -546,6 +546,16 @@ def test_layers_that_the_user_put_into_evaluation_mode_stay_there():
     assert int(after.fixed["net/norm.num_batches_tracked"]) == 0
 
 
+def test_a_layer_put_into_a_network_in_evaluation_mode_leaves_it_learning():
+    """A fresh layer stands in training mode; the network that it was put into does not, and learns whole."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    model[2] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    learning = single(model, trainable=True).at("train")
+    assert learning["net"].stage.definition.traits.mixes_rows
+    assert all(m.training for m in learning["net"].stage.config.called.modules())
+    assert not model[1].training
+
+
 def test_a_population_is_as_many_trainings():
     goal = objective(net(norm="batch", dropout=0.3))
     states = [fpatch.make_state(goal, SGD, random.key(seed)) for seed in (1, 2)]

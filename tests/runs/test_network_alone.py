@@ -32,6 +32,7 @@ from fpatch.runs.transfer import transfer_runs
 from fpatch.runs.verifying import verify_run
 from fpatch.study.config import load_study
 from fpatch.study.goals import judge_best
+from fpatch.study.leaks import find_leaks
 from fpatch.study.setup import set_up
 from fpatch.study.study import Study
 from fpatch.tune import Sweep, parse_space
@@ -286,11 +287,19 @@ def test_what_cannot_be_trained_is_refused_with_a_sentence(tmp_path, capsys, old
 def test_what_is_about_patches_refuses_a_network(run, tmp_path, capsys):
     assert main(["doctor", str(run.folder.parents[1] / "study.toml")]) == 2
     assert "doctor: the study makes no patch" in capsys.readouterr().err
+    assert main(["matrix", str(run.folder), "--defense", "defend.median"]) == 2
+    assert "trained a network and made no patch" in capsys.readouterr().err
     other = train(study(tmp_path, **{"name": "other", "data.validation": False}))
     with pytest.raises(ValueError, match="trained a network and made no patch"):
         transfer_runs([run.folder, other.folder])
     with pytest.raises(ValueError, match="holds no patch"):
         animate(run.folder, tmp_path / "patches.gif")
+
+
+def test_images_that_are_not_held_out_are_those_of_the_network(tmp_path):
+    made = study(tmp_path, **{"data.test": "train"})
+    (said,) = [what for where, what in find_leaks(made, made.data.open()) if where == "data.test"]
+    assert "the network is measured on images that it was trained on" in said
 
 
 def test_the_best_checkpoint_by_a_loss_is_a_warning(tmp_path):
