@@ -336,6 +336,23 @@ def test_no_command_reads_a_sweep_through_a_link(tmp_path, capsys, place):
         assert f"{link} is a link out of the folder" in sentence
 
 
+@pytest.mark.parametrize("place", ["sweep.json", "journal/0000.json", "trials/0000/notes.txt", "figures"])
+def test_no_sweep_is_fetched_through_a_link(tmp_path, precious, capsys, place):
+    """A file of the user would become one of the sweep, which its next resume sends to the store."""
+    plan = Plan(tiny_study(tmp_path), tune.parse_space({"seed": (0, 9, "int")}), tune.Sweep(num_trials=2))
+    journal = tune.Journal.create(tmp_path / "shared", "theirs", plan.config)
+    link = journal.folder / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(precious if place == "figures" else precious / "letter.txt")
+    words = ("sweep", "fetch", journal.folder.as_uri(), "--runs", tmp_path / "mine")
+    assert f"{link} is a link out of the folder" in refused(capsys, *words)
+    assert not (tmp_path / "mine").exists()
+    link.unlink()
+    if place == "trials/0000/notes.txt":
+        assert main([*map(str, words)]) == 0
+
+
 @pytest.mark.parametrize("value", ["\x1b[2J", [[]], None, True, 1e9, {"low": 0}])
 def test_settings_of_a_trial_that_no_search_proposes_are_one_sentence(tmp_path, capsys, value):
     plan = Plan(

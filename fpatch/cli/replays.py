@@ -184,7 +184,11 @@ def _replay_step(options: argparse.Namespace) -> Answer:
     for name, (logged, found) in again.scalars.items():
         mark = "identical" if repr(logged) == repr(found) else "DIFFERENT"
         say(f"  {name:<32} logged {logged!r}  rerun {found!r}  {mark}")
-    facts = {"run": options.run_folder, "step": again.step, "start": again.start}
+    for name, is_same in again.states.items():
+        say(f"  checkpoints/{name}: the state after the update is {'identical' if is_same else 'DIFFERENT'}")
+    if options.verify and not again.states:
+        say(f"not proven: the patch after update {again.step}: no checkpoint of that step records its digest")
+    facts = {"run": options.run_folder, "step": again.step, "start": again.start, "states": again.states}
     scalars = {n: {"logged": was, "rerun": now} for n, (was, now) in again.scalars.items()}
     facts |= {"identical": again.identical, "environment": again.environment, "scalars": scalars}
     return Answer(0 if again.identical or not options.verify else 1, facts)

@@ -17,7 +17,7 @@ def safe_name(name: str) -> str:
     """Return a form of a name that is a valid path on every system and a valid key in MLflow.
 
     Letters, digits and `_ - . / space` are kept; other characters become `_`. A path segment of only dots and
-    spaces becomes `_`. A name of more than 200 characters is cut and ends in its CRC-32.
+    spaces becomes `_`. A name of more than 200 characters, or bytes of UTF-8, is cut and ends in its CRC-32.
 
     Example:
         >>> from fpatch.core.names import safe_name
@@ -26,8 +26,9 @@ def safe_name(name: str) -> str:
     """
     safe = re.sub(r"[^\w./\- ]", "_", name)
     safe = "/".join("_" if segment.strip(". ") == "" else segment for segment in safe.split("/"))
-    if len(safe) > MAX_NAME_LENGTH:
-        safe = f"{safe[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
+    if len(data := safe.encode(errors="replace")) > MAX_NAME_LENGTH:
+        kept = data[: MAX_NAME_LENGTH - 9].decode(errors="ignore")
+        safe = f"{kept}-{zlib.crc32(name.encode(errors='replace')):08x}"
     return safe
 
 

@@ -6,6 +6,7 @@ Convention:
     reads leave. An arrow carries all values that one node hands to another. The legend lists what occurs.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
@@ -33,6 +34,8 @@ _STYLES = {
 """The fill and the border of nodes with weights."""
 
 _LEGEND_COLUMNS = 4
+_DEEPEST = 20
+"""Groups that are drawn in one another; the names of nodes further in keep the rest of their path."""
 _EVERYTHING = "all values so far"
 
 
@@ -81,7 +84,7 @@ def mermaid(nodes: Mapping[str, Node]) -> str:
         together.setdefault(tuple(sorted(readers)), []).append(name)
     lines = ["flowchart TD"]
     lines += [f"  in{i}{_shape('input', names)}" for i, names in enumerate(together.values())]
-    lines += _draw_group(nodes, ids, list(nodes), "", iter(range(len(nodes))))
+    lines += _draw_group(nodes, ids, list(nodes), "", itertools.count())
     lines += [f"  out{i}{_shape('output', names)}" for i, names in enumerate(flow.outputs.values())]
     for i, readers in enumerate(together):
         lines += [f"  in{i} --> {ids[path]}" for path in readers]
@@ -132,9 +135,10 @@ def _draw_group(
     """Yield the nodes of a group in their order, and its groups where their first nodes stand."""
     indent, drawn = "  " * (group.count("/") + 1), set[str]()
     for path in paths:
-        first, _, rest = path.removeprefix(group).partition("/")
-        if not rest:
-            yield f"{indent}{ids[path]}{_shape(role_of(nodes[path]), _describe(first, nodes[path]))}"
+        name = path.removeprefix(group)
+        first, _, rest = name.partition("/")
+        if not rest or group.count("/") == _DEEPEST:
+            yield f"{indent}{ids[path]}{_shape(role_of(nodes[path]), _describe(name, nodes[path]))}"
         elif first not in drawn:
             drawn.add(first)
             inner = f"{group}{first}/"

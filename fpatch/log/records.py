@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
@@ -246,7 +247,7 @@ def mark_at(folder: Path, size: int) -> Mark | None:
     """
     try:
         with open(folder / "records.jsonl", "rb") as file:
-            data = file.read(size)
+            data = file.read(min(size, os.fstat(file.fileno()).st_size))
     except FileNotFoundError:
         return None
     return Mark(size, digest(data)) if len(data) == size else None
@@ -261,10 +262,9 @@ def read_seal(folder: Path) -> tuple[int, Mark] | None:
     path = folder / "records.json"
     if not path.is_file():
         return None
-    data = path.read_bytes()
     try:
-        whole, value = is_sealed(data), parse_json(data)
-        found = value["step"], Mark(value["bytes"], value["sha256"])
+        whole, value = is_sealed(data := path.read_bytes()), parse_json(data)
+        found = index(value["step"]), Mark(index(value["bytes"]), value["sha256"])
     except (ValueError, KeyError, TypeError):
         whole, found = False, None
     if not whole or found is None:

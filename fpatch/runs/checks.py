@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from fpatch.core.files import digest
 from fpatch.core.inputs import parse_json
 from fpatch.core.names import typed
 from fpatch.core.schema import encode, flatten
 from fpatch.data import TargetSet
 from fpatch.log.sealed import SEAL, is_edited
+from fpatch.runs.files import file_damage
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.naming import find_other_name
@@ -205,13 +205,8 @@ def record_damage(run: Run) -> list[str]:
     for part, names in _PARTS.items() if SEAL in facts else ():
         lacking = [name for name in names if not (facts.get(part) or {}).get(name)]
         said += [f"environment.json lacks {part}.{name}, which every run records" for name in lacking]
-    for name, recorded in facts.get("files", {}).items():
-        path = run.folder / name
-        if not path.is_file():
-            said.append(f"{name} is missing")
-        elif digest(path.read_bytes()) != recorded:
-            said.append(f"{name} is not as it was written")
-    return said
+    found = (file_damage(run.folder, name, recorded) for name, recorded in facts.get("files", {}).items())
+    return [*said, *(sentence for sentence in found if sentence is not None)]
 
 
 def unproven_inputs(run: Run) -> list[str]:

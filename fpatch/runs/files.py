@@ -1,5 +1,6 @@
 """Files of a run folder: written atomically, and read with errors that name what to restore."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fpatch.core.checks import shown
-from fpatch.core.files import write_atomic
+from fpatch.core.files import file_digest, write_atomic
 from fpatch.core.inputs import parse_json, read_text
 from fpatch.core.names import typed
 from fpatch.core.schema import decode
@@ -137,3 +138,19 @@ def _opened(folder: Path, name: str) -> Iterator[Any]:
         if path.parent.name == "checkpoints":
             way = f"restore it, or resume from another checkpoint: fpatch resume {typed(folder)} --from NAME"
         raise RunError(f"{path} is broken ({error}); {way}") from error
+
+
+def file_damage(folder: Path, name: str, recorded: Any) -> str | None:
+    """Return a sentence if a file of a run folder is missing or has another digest, else None.
+
+    A record may be somebody else's: a name that leads out of the folder is not followed.
+    """
+    if os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+        return f"{name} is recorded, and is no file of the folder"
+    try:
+        is_there = (folder / name).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    if not is_there:
+        return f"{name} is missing"
+    return None if file_digest(folder / name) == recorded else f"{name} is not as it was written"

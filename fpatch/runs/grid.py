@@ -25,6 +25,7 @@ from fpatch.evaluation.rates import RIGHT, Success, axis_label, effects
 from fpatch.evaluation.replaying import logged_rows
 from fpatch.evaluation.stage_views import view_stages
 from fpatch.metrics import Rate
+from fpatch.runs.claims import OF_GRIDS
 from fpatch.runs.evaluating import Trained, load_trained
 from fpatch.runs.figures import REPORT_PX, make_figure
 from fpatch.runs.folder import Run
@@ -81,7 +82,7 @@ def evaluate_grid_run(
             grid,
             num_draws=study.evaluate.num_draws,
             block=study.evaluate.block,
-            conditions={name: made[name] for name in (PATCH, NONE, "noise") if name in made},
+            conditions={name: made[name] for name in OF_GRIDS if name in made},
             progress=lambda done, total: show(f"grid ({split})", done, total, ""),
         )
         name = grid_name(split, checkpoint, grid, trained.settings)

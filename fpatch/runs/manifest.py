@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fpatch.core.files import file_digest
 from fpatch.log.records import mark_at, parse_record, read_seal
 from fpatch.log.sealed import SEAL
 from fpatch.runs.checkpoints import Header, check_checkpoint, has_checkpoint
 from fpatch.runs.checks import record_damage
-from fpatch.runs.files import is_sealed_run
+from fpatch.runs.files import file_damage, is_sealed_run
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.naming import find_other_name
@@ -112,13 +111,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _compare(folder: Path, recorded: Mapping[str, str]) -> _Found:
-    damage = []
-    for file, digest in recorded.items():
-        if not (folder / file).is_file():
-            damage.append(f"{file} is missing")
-        elif file_digest(folder / file) != digest:
-            damage.append(f"{file} is not as it was written")
-    return set(recorded), damage
+    said = (file_damage(folder, file, digest) for file, digest in recorded.items())
+    return set(recorded), [sentence for sentence in said if sentence is not None]
 
 
 def _check_checkpoints(run: Run) -> _Found:

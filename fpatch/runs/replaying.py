@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,11 @@ from fpatch.evaluation.replaying import Replay, replay
 from fpatch.graph.drawable import check_drawable
 from fpatch.graph.samples import override
 from fpatch.optim.loop import fit
-from fpatch.optim.step import StepInfo
+from fpatch.optim.step import StepInfo, TrainState
+from fpatch.runs.checkpoints import check_checkpoint, state_digest
 from fpatch.runs.checks import warn_of_inputs
+from fpatch.runs.files import is_sealed_run
+from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.logging import logged_scalars, step_scalars
 from fpatch.runs.opening import open_run, recorded_execution, study_of_table
@@ -41,6 +45,7 @@ class StepReplay(NamedTuple):
         scalars: The logged and the rerun value of every scalar of the step.
         info: The samples and terms of the batch.
         environment: Differences from the recorded execution, a sentence each.
+        states: Whether the state after the update is that of a checkpoint, for each checkpoint of its step.
     """
 
     step: int
@@ -48,11 +53,12 @@ class StepReplay(NamedTuple):
     scalars: dict[str, tuple[float, float]]
     info: StepInfo
     environment: list[str]
+    states: dict[str, bool]
 
     @property
     def identical(self) -> bool:
-        """True if every value equals the logged one, bit for bit."""
-        return all(repr(a) == repr(b) for a, b in self.scalars.values())
+        """True if every value and every state equals the recorded one, bit for bit."""
+        return all(repr(a) == repr(b) for a, b in self.scalars.values()) and all(self.states.values())
 
 
 @plain_torch(grad=True)
@@ -150,7 +156,7 @@ def replay_step(
     data_root: str | Path | None = None,
     device: str | None = None,
 ) -> StepReplay:
-    """Rerun a training update from the nearest checkpoint before it, and compare its logged scalars.
+    """Rerun a training update from the nearest checkpoint before it; compare its scalars and checkpoints.
 
     Args:
         folder: The run folder.
@@ -179,6 +185,23 @@ def replay_step(
                 f"processes: {at_start} made update {start + 1}, {processes} made update {number}; restore "
                 "the checkpoint between them"
             )
-        *_, (_, info) = fit(state, step, make_loader(study, parts), number)
+        *_, (after, info) = fit(state, step, make_loader(study, parts), number)
     found = step_scalars(info)
-    return StepReplay(number, start, {n: (logged[n], found[n]) for n in found}, info, differences)
+    scalars = {n: (logged.get(n, math.nan), found[n]) for n in found if n in logged or not _is_newer(run, n)}
+    return StepReplay(number, start, scalars, info, differences, _compare_states(run, after))
+
+
+def _is_newer(run: Run, name: str) -> bool:
+    """Return whether a version that recorded no digests did not record a scalar."""
+    return name.startswith("train/rows/") and not is_sealed_run(run.folder)
+
+
+def _compare_states(run: Run, state: TrainState) -> dict[str, bool]:
+    """Compare a state with the checkpoints of its step; those of older versions record no digest."""
+    found = {}
+    for name in (f"step-{state.step:08d}", "last", "best"):
+        if run.has_checkpoint(name):
+            header = check_checkpoint(run.folder, name)
+            if header.step == state.step and header.state is not None:
+                found[name] = header.state == state_digest(state)
+    return found

@@ -18,6 +18,7 @@ from fpatch.evaluation.conditions import NONE
 from fpatch.evaluation.evaluation import Evaluation
 from fpatch.log.sealed import SEAL, is_edited
 from fpatch.runs.files import (
+    file_damage,
     is_sealed_run,
     read_execution,
     read_json,
@@ -98,12 +99,8 @@ def table_damage(folder: Path, name: str) -> list[str]:
     recorded = (SEAL, "files", "state") if is_sealed_run(folder) or SEAL in manifest else ()
     lacking = [part for part in recorded if not manifest.get(part)]
     said += [f"tables/{name}.json lacks {part!r}, which every evaluation records" for part in lacking]
-    for file, recorded in manifest.get("files", {}).items():
-        if not (folder / file).is_file():
-            said.append(f"{file} is missing")
-        elif file_digest(folder / file) != recorded:
-            said.append(f"{file} is not as it was written")
-    return said
+    found = (file_damage(folder, file, recorded) for file, recorded in manifest.get("files", {}).items())
+    return [*said, *(sentence for sentence in found if sentence is not None)]
 
 
 def load_table(folder: Path, name: str) -> dict[str, np.ndarray]:

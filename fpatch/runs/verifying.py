@@ -27,6 +27,7 @@ from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json, to_scalar
 from fpatch.runs.checkpoints import read_header_of
 from fpatch.runs.checks import input_differences, unproven_inputs
+from fpatch.runs.claims import OF_GRIDS, check_claims
 from fpatch.runs.evaluating import summarize
 from fpatch.runs.files import read_json
 from fpatch.runs.folder import Run
@@ -171,6 +172,7 @@ class _Table:
         self._pipeline = frozen_pipeline(run, study, name, self._split)
         self._key = evaluation_key(study, self._split)
         self._logged, self._manifest = run.load_table(name), load_manifest(run.folder, name)
+        self._is_grid = "grid" in self._manifest or bool(axes_of(self._logged))
         self.differences: list[str] = []
         said = self._manifest.get("differences", [])
         self.unproven = [f"the inputs of {name}, which differed as it was made: {what}" for what in said]
@@ -252,6 +254,10 @@ class _Table:
                 )
             params = to_device(self._run.load_params(name), self._study.place)
             made = make_conditions(self._pipeline, params, key, pictures)
+        expected = [c for c in made if c in OF_GRIDS or not self._is_grid]
+        found = check_claims(self._name, self._manifest, self._study, name, conditions, expected)
+        self.differences += found.differences
+        self.unproven += found.unproven
         for condition, shown in conditions.items():
             if condition not in made:
                 self.differences.append(f"{self._name}: no study makes the condition {condition!r}")
@@ -268,13 +274,12 @@ class _Table:
 
     def _count(self, found: Mapping[str, np.ndarray], summaries: Mapping[str, Any]) -> None:
         """Compare objects, rates, summaries and the CSV files with those of the rerun."""
-        is_grid = "grid" in self._manifest or bool(axes_of(self._logged))
         logged = self._run.load_objects(self._name)
-        if not is_grid:
+        if not self._is_grid:
             self.differences += _compare_columns(f"tables/{self._name}.objects", logged, found)
         for prefix, columns in (("", self._logged), ("objects.", logged)):
             self.differences += self._compare_csv(prefix, columns) if columns else []
-        if is_grid:
+        if self._is_grid:
             return
         result = Evaluation(dict(self._logged), {}, {}, dict(logged), {}, dict(summaries))
         self._compare_summary(result)
@@ -303,8 +308,11 @@ class _Table:
         settings = self._manifest.get("settings", {})
         if table_name(self._split, str(checkpoint), settings) != self._name:
             self.differences.append(f"{file}: checkpoint is {checkpoint!r}, which has another table")
-        elif self._run.has_checkpoint(checkpoint):
-            step = self._manifest.get("step", read_header_of(self._run.folder, checkpoint).step)
+        else:
+            step = self._manifest.get("step")
+            if step is None and self._run.has_checkpoint(checkpoint):
+                step = read_header_of(self._run.folder, checkpoint).step
+            step = recorded.get("step", 0) if step is None else step
             names = self._dataset.class_names
             made = summarize(metric, checkpoint, step, result, names, settings)
             expected = json.loads(to_json(made))

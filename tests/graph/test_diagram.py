@@ -73,6 +73,14 @@ def test_groups_are_nested_as_the_paths_are():
     assert len(deepest) - len(deepest.lstrip()) == 8
 
 
+@pytest.mark.parametrize("depth", [5, 3000])
+def test_there_may_be_more_groups_than_nodes(depth):
+    path = "/".join(["camera"] * depth)
+    text = pipeline({path: compose.exposure()}).mermaid()
+    assert text.count("subgraph g") == min(depth - 1, 20)
+    assert 'exposure"]' in text
+
+
 def test_an_arrow_carries_all_values_that_a_node_hands_to_another():
     drawn = demo().mermaid("train")
     ids = dict((name, i) for i, name in lines_of(drawn, r'^ *(n\d+)\W+"(\w+)<br/>'))

@@ -33,6 +33,8 @@ from fpatch.demo.tiny import tiny_study
 from fpatch.log import Log, Records, open_log, records, tensorboard
 from fpatch.log import mlflow as mlflow_sink
 from fpatch.log.mlflow_client import make_database
+from fpatch.log.records import mark_at, read_seal
+from fpatch.log.sealed import seal
 from fpatch.log.values import to_histogram, to_png
 from fpatch.runs.folder import Run
 from fpatch.runs.logging import opened_log
@@ -129,6 +131,30 @@ def test_safe_names():
     long = {safe_name("n" * 300 + end) for end in "ab"}
     assert len(long) == 2
     assert {len(name) for name in long} == {200}
+    wide = safe_name("標" * 90)
+    assert 190 < len(wide.encode()) <= 200  # no file system has names of more than 255 bytes
+    assert wide != safe_name("標" * 91)
+    assert safe_name("標" * 60) == "標" * 60
+
+
+@pytest.mark.parametrize(
+    "entry", [{"bytes": "1"}, {"bytes": {}}, {"bytes": 1.5}, {"bytes": None}, {"step": "x"}, {"step": None}]
+)
+def test_a_seal_of_the_records_that_holds_no_numbers_is_broken(tmp_path, entry):
+    """Somebody who seals it again may have put anything into it."""
+    log = open_log(tmp_path, tensorboard=False)
+    log.scalars(1, {"loss": 0.5})
+    log.commit(1)
+    log.close()
+    path = tmp_path / "records.json"
+    value = json.loads(path.read_bytes())
+    path.write_bytes(seal(value | entry))
+    with pytest.raises(ValueError, match=r"records.json is not as it was written; restore it"):
+        read_seal(tmp_path)
+    path.write_bytes(seal(value | {"bytes": 10**30}))
+    sealed = read_seal(tmp_path)
+    assert sealed is not None
+    assert mark_at(tmp_path, sealed[1].size) is None
 
 
 def test_two_names_with_one_safe_form_are_refused_even_after_a_resume(tmp_path):

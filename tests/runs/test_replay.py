@@ -304,6 +304,37 @@ def test_an_edited_loss_is_noticed(run, capsys):
     assert main(["replay", str(run.folder), "--step", "3", "--verify"]) == 0
 
 
+def test_an_update_that_lacks_a_scalar_of_its_record_is_different(run, capsys):
+    path = run.folder / "records.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    (record,) = [r for r in records if r["step"] == 4 and "train/loss" in r["values"]]
+    del record["values"]["train/grad_norm"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert main(["replay", str(run.folder), "--step", "4", "--verify"]) == 1
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.endswith("DIFFERENT")]
+    assert line.split()[:3] == ["train/grad_norm", "logged", "nan"]
+
+
+def test_a_patch_that_the_updates_do_not_give_is_noticed(tmp_path, capsys):
+    """Every number of the updates is right; the patches of the checkpoints are those of another training."""
+    run = train(tiny_study(tmp_path, {"train.checkpoint_every": 2}))
+    assert replay_step(run.folder, 3).states == {}
+    assert replay_step(run.folder, 2).states == {"step-00000002": True}
+    assert replay_step(run.folder, 4).states == {"step-00000004": True, "last": True, "best": True}
+    other = train(tiny_study(tmp_path, {"train.checkpoint_every": 2, "optimizer.learning_rate": 0.3}))
+    for name in ("step-00000004", "last", "best"):
+        file = f"checkpoints/{name}.safetensors"
+        (run.folder / file).write_bytes((other.folder / file).read_bytes())
+    again = replay_step(run.folder, 4)
+    assert all(repr(was) == repr(now) for was, now in again.scalars.values())
+    assert not again.identical
+    assert main(["replay", str(run.folder), "--step", "4", "--verify"]) == 1
+    said = capsys.readouterr().out
+    assert "checkpoints/best: the state after the update is DIFFERENT" in said
+    assert main(["replay", str(run.folder), "--step", "3", "--verify"]) == 0
+    assert "not proven: the patch after update 3: no checkpoint" in capsys.readouterr().out
+
+
 def test_an_update_that_was_not_made(trained, capsys):
     assert main(["replay", str(trained.folder), "--step", "7"]) == 2
     assert "has no record of update 7" in capsys.readouterr().err

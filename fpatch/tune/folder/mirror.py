@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from fpatch.core.names import typed
 from fpatch.log.destinations import remember
-from fpatch.runs.locks import RunError
+from fpatch.runs.locks import RunError, check_links
 from fpatch.tune.folder.journal import Journal
 from fpatch.tune.folder.stores import check_uri, open_storage, write_file
 
@@ -47,7 +47,8 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
 
     Raises:
         ValueError: If the URI names no store, or may hold a secret.
-        RunError: If the store holds no sweep at the URI, or the folder exists already.
+        RunError: If the store holds no sweep at the URI, or one with a link out of it, or the folder exists
+            already.
         OSError: If the store cannot be read, or the folder not written.
 
     Example:
@@ -67,6 +68,8 @@ def fetch_sweep(uri: str, runs: str | Path = "runs") -> Journal:
         raise RunError(
             f"{folder} exists already; resume it with: fpatch sweep resume {typed(folder)}; or move it away"
         )
+    if isinstance(store, LocalFileSystem) and Path(path).is_dir():
+        check_links(Path(path))  # a link of somebody else would bring a file of yours into the folder
     found = store.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
     names = [i.path.removeprefix(f"{path}/") for i in found if i.type == FileType.File]
     names = [one for one in names if not one.endswith(".tmp")]
