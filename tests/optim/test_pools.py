@@ -81,6 +81,29 @@ def test_a_share_of_the_rows_is_left_clean(study):
     assert 0.35 < sum(changed) / len(changed) < 0.65
 
 
+@pytest.mark.parametrize("name", ["study", "moving"])
+def test_rows_without_a_patch_stay_and_leaving_patches_out_changes_nothing_else(name, request):
+    """By hand: rows that are not drawn are those of the loader, and the others have opacity 0."""
+    loader, _ = make(request.getfixturevalue(name), 0.5)
+    bare, pipeline = dataclasses.replace(loader, carried=False), loader.pipeline
+    drawn = []
+    for step in range(6):
+        plain, carried, left_out = (one.batch(step) for one in (loader.loader, loader, bare))
+        key = fold_in(fold_in(loader.key, "pool"), step)
+        shown = random.bernoulli(fold_in(row_keys(key, plain), "shown"), 0.5)
+        drawn += shown.tolist()
+        for label in ("scene", "boxes", "quads", "quad_valid", "box_valid"):
+            assert torch.equal(carried[label][~shown], plain[label][~shown])
+            assert torch.equal(left_out[label][~shown], plain[label][~shown])
+            if label != "scene":
+                assert torch.equal(carried[label], left_out[label])
+        sample = fpatch.control(pipeline.sample(row_keys(key, plain), plain))
+        patches = {"patch": {"tag": torch.zeros(3, 6, 6)}}
+        want = pipeline.upto("implant").without("pixels").apply({}, sample, {**plain, **patches})["image"]
+        assert torch.equal(left_out["scene"][shown], want[shown])
+    assert set(drawn) == {True, False}
+
+
 def test_batches_repeat_and_go_on_from_a_step(study):
     loader, _ = make(study, 0.5)
     some = loader.batches(1)
@@ -101,13 +124,17 @@ def test_nothing_to_bring_in_and_a_share_beyond_one_are_refused(study):
 
 def test_patches_that_are_trained_together_equal_each_alone(study):
     study = vary(study, {"train.num_steps": 3})
-    parts = set_up(study)
+    parts, rho = set_up(study), 3.0
     keys, loader, steps = [random.key(1), random.key(2)], make_loader(study, parts), []
-    found = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3, steps.append)
+    found = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3, steps.append, rho=rho)
     assert steps == [1, 2, 3]
-    step = fpatch.make_step(parts.objective, parts.optimizer)
+    step = fpatch.make_step(parts.objective, parts.optimizer, rho=rho)
+    in_turn = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3, alone=[step] * 2)
+    flat = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3)
+    assert (flat[0]["tag"] - found[0]["tag"]).abs().max() > 1e-3
     for params, key in zip(found, keys, strict=True):
         state = fpatch.make_state(parts.objective, parts.optimizer, key)
         *_, (alone, _) = fpatch.fit(state, step, loader, 3)
         torch.testing.assert_close(params["tag"], alone.params["tag"], rtol=0, atol=1e-5)
+    assert torch.equal(in_turn[1]["tag"], alone.params["tag"])
     assert not torch.equal(found[0]["tag"], found[1]["tag"])
