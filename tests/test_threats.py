@@ -29,6 +29,7 @@ from fpatch.demo.tiny import tiny_study
 from fpatch.evaluation.transfer import Transfer
 from fpatch.log import Records, open_log
 from fpatch.log.destinations import is_own, remember
+from fpatch.log.mlflow_client import make_database
 from fpatch.runs.folder import Run
 from fpatch.runs.locks import RunError
 from fpatch.runs.transfer import save_transfer
@@ -260,6 +261,36 @@ def test_the_database_beside_a_received_folder_stays_as_it_is(received, runs, ca
     assert "--mlflow-uri sqlite:///" in caplog.text
     assert (runs / "mlflow.db").read_bytes() == before
     assert sorted(path.name for path in runs.iterdir()) == ["mlflow.db", "received"]
+
+
+@pytest.mark.parametrize("place", ["http", "file", "link"])
+def test_a_database_that_came_with_a_project_sends_nothing_away(tmp_path, caplog, monkeypatch, place):
+    """The study names no server; the experiment in the database does, or the database lies elsewhere."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project, precious = make_folder(tmp_path / "project"), make_folder(tmp_path / "precious")
+    database = (precious if place == "link" else make_folder(project / "runs")) / "mlflow.db"
+    make_database(database)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        theirs = f"http://127.0.0.1:{port}/x" if place == "http" else (precious / "files").as_uri()
+        with mlflow_client(local_uri(database.parent)) as client:
+            client.create_experiment("fpatch", None if place == "link" else theirs)
+        if place == "link":
+            make_folder(project / "runs").joinpath("mlflow.db").symlink_to(database)
+        before = contents(precious)
+        fpatch.train(tiny_study(project, {"log.mlflow": True, "log.runs": str(project / "runs")}))
+        with pytest.raises(TimeoutError):
+            server.accept()
+    if place == "file":  # a project that was moved
+        assert f"keeps the files of this run at {precious / 'files'}" in caplog.text
+    else:
+        said = "is a link, which is not followed" if place == "link" else f"keeps files at {theirs}"
+        assert said in caplog.text
+        assert "if that is yours, set MLFLOW_TRACKING_URI to sqlite:///" in caplog.text
+        assert contents(precious) == before
 
 
 def test_a_run_of_ones_own_sends_its_records_in_every_command(runs, caplog):

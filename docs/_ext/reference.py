@@ -42,7 +42,7 @@ Definition = type(compose.exposure)
 Loader = type(fpatch.data.image_file)
 COMMANDS = (
     *("demo", "describe", "doctor", "train", "resume", "evaluate", "replay", "grid", "transfer", "matrix"),
-    *("score", "analyze", "sweep"),
+    *("score", "analyze", "sweep", "harden"),
 )
 
 

@@ -92,7 +92,7 @@ class Module:
             got = self.model.__name__ if isinstance(self.model, type) else type(self.model).__name__
             raise ValueError(f"module(model) must be a torch.nn.Module or a Resource, got {got}")
         if isinstance(self.model, nn.Module):
-            _ = self.called  # now, since no compiler can make it
+            _ = self.called, self.shapes, self.buffers  # now, since no compiler can make them
 
     @functools.cached_property
     def called(self) -> layers.Called:

@@ -21,6 +21,7 @@ from fpatch.log.copies import is_copy, place_of
 from fpatch.log.destinations import TRACKING_URI
 from fpatch.log.mlflow_client import (
     UID_TAG,
+    check_beside,
     contained,
     find_active_run,
     is_own,
@@ -127,6 +128,7 @@ class Mlflow:
         """Begin to send the committed records, and then the status, if one is given."""
         stop = self._committed
         try:
+            check_beside(self._uri, self._records.folder)
             prepare(self._uri)
         except Exception as error:  # a failed tracker must not end a training
             self._fail(error)
@@ -215,6 +217,9 @@ class Mlflow:
             if isinstance(old, list) and len(old) == 2 and is_own(client, *old):
                 client.delete_run(old[0])
         self._state["superseded"] = []
+        if self._parent is None:  # the store of an active run is the user's
+            files = client.get_run(self._state["run_id"]).info.artifact_uri
+            check_beside(self._uri, self._records.folder, files)
         client.update_run(self._state["run_id"], status="RUNNING")
         self._save()
         return client

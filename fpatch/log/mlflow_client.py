@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from fpatch.log.destinations import TRACKING_URI
 
 UID_TAG = "fpatch.uid"
 """The tag of an MLflow run with the identity of its run folder."""
@@ -100,6 +103,46 @@ def open_client(uri: str) -> Any:
     if (path := local_database(uri)) is not None:
         _check_database(path)
     return _make_client(uri)
+
+
+def check_beside(uri: str, folder: Path, files: str | None = None) -> None:
+    """Check that a database beside a run, which may have come with a project, leads to no other place.
+
+    Args:
+        uri: The tracking URI; a database that `MLFLOW_TRACKING_URI` names is the user's.
+        folder: The run folder.
+        files: The URI at which MLflow keeps the files of the run; None: it is not known yet.
+
+    Raises:
+        ConnectionError: If the database is a link, or its files are kept on a server.
+    """
+    path = local_database(uri)
+    if path is None or uri == os.environ.get(TRACKING_URI):
+        return
+    place = Path(os.path.abspath(path.parent))
+    if not folder.resolve().is_relative_to(place.resolve()):
+        return  # the study names a database elsewhere
+    way_out = f"if that is yours, set {TRACKING_URI} to {uri}"
+    if path.is_symlink():
+        raise ConnectionError(f"{path} is a link, which is not followed; {way_out}")
+    if files is None:
+        return
+    scheme, kept = urlsplit(files).scheme, local_path(files)
+    if scheme not in ("", "file"):
+        raise ConnectionError(f"{path} keeps files at {files}, which you have not named; {way_out}")
+    if not kept.resolve().is_relative_to(place.resolve()):
+        _logger.warning("%s keeps the files of this run at %s, as it was made elsewhere", path, kept)
+
+
+def local_path(uri: str) -> Path:
+    """Return the path of a local URI.
+
+    Example:
+        >>> from fpatch.log.mlflow_client import local_path
+        >>> local_path("file:///data/my%20runs").as_posix(), local_path("/data").as_posix()
+        ('/data/my runs', '/data')
+    """
+    return Path(unquote(urlsplit(uri).path)) if uri.startswith("file:") else Path(uri)
 
 
 def is_own(client: Any, run_id: Any, uid: Any) -> bool:

@@ -76,6 +76,7 @@ def test_an_eager_step_has_the_bits_of_autograd(name, way):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), [("patch", {"micro_batch": 1, "rho": 0.1}), ("network", {})])
 def test_a_compiled_step_is_that_of_autograd(name, settings, monkeypatch):
     monkeypatch.setattr(step_module, "compiled", functools.partial(compiled, backend="aot_eager"))

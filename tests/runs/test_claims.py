@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ def run(tmp_path: Path) -> Run:
     return train(tiny_study(tmp_path, {"evaluate.every": 2}))
 
 
-def seal_again(run: Run, table: str, **entries: object) -> None:
+def seal_again(run: Run, table: str, **entries: Any) -> None:
     """Seal a manifest again, with other entries and the digests of the files that are here."""
     manifest = load_manifest(run.folder, table) | entries
     manifest["files"] = {f: file_digest(run.folder / f) for f in manifest["files"]}

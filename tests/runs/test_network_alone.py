@@ -192,6 +192,7 @@ def crash(folder: str, moments: list[int]) -> None:
     print("kills", *map(int, kills))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(run, tmp_path):
     moments = [30, 12]
     code = f"from test_network_alone import *; crash({str(tmp_path)!r}, {moments})"
