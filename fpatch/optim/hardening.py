@@ -108,7 +108,7 @@ class PatchedLoader:
     """Batches in which a share of the scenes carries patches of a pool.
 
     The rows of a step, their patches and their placements are a function of the keys and the step alone. All
-    other rows stay as they are, pixels and labels.
+    rows pass the stages of the attack that make its scene; those without a patch have opacity 0.
 
     Attributes:
         loader: The batches without patches.
@@ -117,8 +117,7 @@ class PatchedLoader:
         pool: The patches that its parameterizations would write, stacked [p, ...].
         share: The share of the rows that carry a patch, drawn for each row as its patch is.
         key: The key of the choices and placements.
-        carried: False leaves the patches out, and changes nothing else: what the stages of the attack do to
-            the scenes of these rows, they do still.
+        carried: False leaves all patches out, and changes nothing else.
 
     Raises:
         ValueError: If the pipeline brings no patch into an image, or the share is not in 0..1.
@@ -160,18 +159,17 @@ class PatchedLoader:
         shown = random.bernoulli(fold_in(keys, "shown"), self.share)
         count = len(optree.tree_leaves(self.pool)[0])  # type: ignore[arg-type]
         member = random.randint(fold_in(keys, "member"), (), 0, count)
-        sample = body.sample(keys, batch)
-        sample = sample if self.carried else control(sample)
+        drawn = body.sample(keys, batch)
+        on = shown if self.carried else torch.zeros_like(shown)
+        sample = optree.tree_map(
+            lambda value, off: torch.where(on.view(-1, *[1] * (value.ndim - 1)), value, off),
+            drawn,
+            control(drawn),
+        )
         device = device_of(batch)
         patches = take_rows(to_device(self.pool, device), member.to(device))
         with torch.no_grad():
             given = {**to_device(batch, device), **patches}
-            values = body.apply({}, to_device(sample, device), given, want=("image", *LABELS))
-
-        def mixed(name: str, made: Tensor) -> Tensor:
-            was = batch[name]
-            on = shown.to(was.device).view(-1, *[1] * (was.ndim - 1))
-            return torch.where(on, made.to(was.device), was)
-
-        moved = {name: mixed(name, values[name]) for name in LABELS if name in batch}
-        return {**batch, **moved, "scene": mixed("scene", values["image"])}
+            values = body.apply({}, to_device(sample, device), given, want=("image", *LABELS))  # type: ignore[arg-type]
+        made = {name: values[name].to(batch[name].device) for name in LABELS if name in batch}
+        return {**batch, **made, "scene": values["image"]}

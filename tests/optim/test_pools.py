@@ -81,26 +81,37 @@ def test_a_share_of_the_rows_is_left_clean(study):
     assert 0.35 < sum(changed) / len(changed) < 0.65
 
 
-@pytest.mark.parametrize("name", ["study", "moving"])
-def test_rows_without_a_patch_stay_and_leaving_patches_out_changes_nothing_else(name, request):
-    """By hand: rows that are not drawn are those of the loader, and the others have opacity 0."""
-    loader, _ = make(request.getfixturevalue(name), 0.5)
+@pytest.fixture(scope="module")
+def twice(study):
+    """The same with a turn of the image after a first implant, and a second implant after it."""
+    nodes = study.pipeline.given_config
+    on_image = {"reads": {"scene": "image"}, "writes": {"scene": "image"}}
+    flip = {"stage": "compose.horizontal_flip", **on_image}
+    again = {"flip": flip, "again": {"stage": "implant.warp", "reads": {"scene": "image"}}}
+    first = {"pixels": nodes.pop("pixels"), "implant": nodes.pop("implant")}
+    return dataclasses.replace(study, pipeline=fpatch.build({**first, **again, **nodes}))
+
+
+@pytest.mark.parametrize("name", ["study", "moving", "twice"])
+def test_rows_without_a_patch_have_opacity_0_and_all_else_alike(name, request):
+    """By hand: pixels and labels of a row are those of the pipeline with its patch, or without one."""
+    loader, made = make(request.getfixturevalue(name), 0.5)
     bare, pipeline = dataclasses.replace(loader, carried=False), loader.pipeline
-    drawn = []
+    last = [path for path, n in pipeline.items() if "opacity" in n.stage.definition.fields][-1]
+    body, drawn = pipeline.upto(last).without("pixels"), []
     for step in range(6):
         plain, carried, left_out = (one.batch(step) for one in (loader.loader, loader, bare))
-        key = fold_in(fold_in(loader.key, "pool"), step)
-        shown = random.bernoulli(fold_in(row_keys(key, plain), "shown"), 0.5)
+        keys = row_keys(fold_in(fold_in(loader.key, "pool"), step), plain)
+        shown = random.bernoulli(fold_in(keys, "shown"), 0.5)
         drawn += shown.tolist()
-        for label in ("scene", "boxes", "quads", "quad_valid", "box_valid"):
-            assert torch.equal(carried[label][~shown], plain[label][~shown])
-            assert torch.equal(left_out[label][~shown], plain[label][~shown])
-            if label != "scene":
-                assert torch.equal(carried[label], left_out[label])
-        sample = fpatch.control(pipeline.sample(row_keys(key, plain), plain))
-        patches = {"patch": {"tag": torch.zeros(3, 6, 6)}}
-        want = pipeline.upto("implant").without("pixels").apply({}, sample, {**plain, **patches})["image"]
-        assert torch.equal(left_out["scene"][shown], want[shown])
+        sample = fpatch.control(body.sample(keys, plain))
+        values = body.apply({}, sample, {**plain, **made[0]})
+        assert torch.equal(left_out["scene"], values["image"])
+        assert torch.equal(carried["scene"][~shown], values["image"][~shown])
+        assert (carried["scene"][shown] != values["image"][shown]).flatten(1).any(1).all()
+        for label in ("boxes", "quads", "quad_valid", "box_valid"):
+            assert torch.equal(left_out[label], values[label])
+            assert torch.equal(carried[label], values[label])
     assert set(drawn) == {True, False}
 
 
