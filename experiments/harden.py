@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 
 import fpatch
 from fpatch.cli.console import console, progress_bars, say
-from fpatch.cli.tables import harden_table, percent
+from fpatch.cli.hardening import harden_table
+from fpatch.cli.tables import percent
 from fpatch.demo.study import QUICK, prepare_scenes, prepare_study
 from fpatch.demo.victim import load_victim, save_victim
 from fpatch.runs.hardening import harden

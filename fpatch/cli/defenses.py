@@ -11,7 +11,7 @@ from rich.text import Text
 from fpatch.cli.answers import Answer
 from fpatch.cli.console import console, progress_bars, say
 from fpatch.cli.options import add_command, take_checkpoint, take_data_root, take_portable
-from fpatch.cli.tables import percent
+from fpatch.cli.tables import percent, two_lines
 from fpatch.core.files import check_writable
 from fpatch.core.text import read_value
 
@@ -154,7 +154,7 @@ def matrix_table(found: "Matrix") -> Table:
         cells = (_highest(oblivious), _highest(adaptive), _highest(rates.values()))
         noise = found.controls(name).get("noise")
         of_noise = "-" if noise is None else percent(noise._replace(low=float("nan")))
-        table.add_row(Text(name), *map(_two_lines, (behind.clean, *cells)), of_noise)
+        table.add_row(Text(name), *map(two_lines, (behind.clean, *cells)), of_noise)
     counted = {d: next(iter(b.attacks.values())).rates[PATCH].count for d, b in found.defenses.items()}
     clean = found.defenses[UNDEFENDED].clean
     warned = [f"{attack}: {text}" for attack, texts in found.warnings.items() for text in texts]
@@ -178,8 +178,3 @@ def matrix_table(found: "Matrix") -> Table:
 def _highest(rates: "Iterable[Rate]") -> "Rate | None":
     """Return the rate with the highest value; None of none."""
     return max(rates, key=lambda rate: (rate.value == rate.value, rate.value), default=None)
-
-
-def _two_lines(rate: "Rate | None") -> str:
-    """Format a rate above its interval."""
-    return "-" if rate is None else percent(rate).strip().replace("  [", "\n[")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from fpatch.evaluation.transfer import Transfer
     from fpatch.metrics import Rate
     from fpatch.metrics.detection_files import DetectionScore
-    from fpatch.runs.hardened import Hardened
     from fpatch.tune.folder.journal import Entry
     from fpatch.tune.plan import Plan
 
@@ -31,6 +30,19 @@ def percent(rate: "Rate") -> str:
         return "not finite" if rate.count else "-"
     bounds = "" if rate.low != rate.low else f"  [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
     return f"{100 * rate.value:5.1f}{bounds}"
+
+
+def two_lines(rate: "Rate | None") -> str:
+    """Format a rate above its interval; "-" for none.
+
+    Example:
+        >>> from fpatch.cli.tables import two_lines
+        >>> from fpatch.metrics import Rate
+        >>> print(two_lines(Rate(0.25, 0.1, 0.5, 40, 10)))
+        25.0
+        [10.0, 50.0]
+    """
+    return "-" if rate is None else percent(rate).strip().replace("  [", "\n[")
 
 
 def condition_title(condition: str) -> str:
@@ -310,34 +322,3 @@ def importance_table(title: str, result: "Importances") -> RenderableType:
             f"left out: {result.dropped} rows in which {result.metric} is not finite, or no object is"
         )
     return Group(table, *(Text(sentence) for sentence in sentences))
-
-
-def harden_table(done: "Hardened") -> Table:
-    """Make a table of clean and robust accuracy: the victims side by side, an attack in each row.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from fpatch.cli.tables import harden_table
-        >>> from fpatch.metrics import Rate
-        >>> from fpatch.runs.hardened import Hardened
-        >>> one, other = Rate(1.0, 0.9, 1.0, 40, 40), Rate(0.5, 0.3, 0.7, 40, 40)
-        >>> done = Hardened(Path(), [], {"start": one}, {"start": {"fresh-1-1": other}}, {"start": {}})
-        >>> list(harden_table(done).columns[0].cells)
-        ['none', 'from scratch, loss 1, key 1', 'the worst']
-    """
-    count = next(iter(done.clean.values()))
-    table = Table(title=f"right, % of {count.count} held-out rows ({count.photographs} images)")
-    table.add_column("attack")
-    for name in done.clean:
-        table.add_column(name, justify="right")
-    table.add_row("none", *map(percent, done.clean.values()), end_section=True)
-    for attack in dict.fromkeys(a for rates in done.robust.values() for a in rates):
-        kind, loss, key = attack.split("-")
-        title = f"{'from scratch' if kind == 'fresh' else 'made for the start'}, loss {loss}, key {key}"
-        cells = (percent(rates[attack]) if attack in rates else "" for rates in done.robust.values())
-        table.add_row(title, *cells)
-    table.add_section()
-    table.add_row("the worst", *(percent(done.worst(name)[1]) for name in done.clean), end_section=True)
-    for summary in next(iter(done.summaries.values())):
-        table.add_row(Text(summary), *(f"{100 * own[summary]:.1f}" for own in done.summaries.values()))
-    return table

@@ -249,7 +249,7 @@ class _Work:
         ]
         fresh: dict[str, dict[str, Patches]] = {}
         for name, params in victims.items():
-            task = f"{name}: {len(keys)} attacks from scratch"
+            task = f"{name}: attacks from scratch, {len(keys)} in all"
             found = self._patches(f"fresh-{name}", task, params, keys, settings.fresh_factor)
             fresh[name] = dict(zip(labels, found, strict=True))
         clean, robust, summaries = {}, {}, {}

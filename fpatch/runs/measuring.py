@@ -10,7 +10,7 @@ from fpatch.data import TargetSet
 from fpatch.runs.places import is_place, relative_settings
 from fpatch.runs.record import describe_data
 from fpatch.study.config import measure_otherwise
-from fpatch.study.defense import SETTING
+from fpatch.study.defense import SETTING, take_defense
 from fpatch.study.study import Study
 
 _OF_DATA = ("data.placements", "data.objects", "data.root", "data.classes")
@@ -65,7 +65,8 @@ def measured_study(
         >>> found.study.evaluate.num_draws, found.settings, found.own_data
         (4, {'evaluate.num_draws': 4}, False)
     """
-    given = dict(settings or {})
+    given, defense = take_defense(settings or {})
+    given |= {} if defense is None else {SETTING: defense}  # one name of the table, however it is given
     if not given:
         return Measured(study, {}, {}, False)
     if "data.placements" in given:  # whose images do not lie where those of the run do

@@ -31,7 +31,9 @@ def take_defense(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     whole = settings.get(SETTING, {})
     check_kind(SETTING, whole, Mapping, 'give nodes by name, {"jpeg": {"stage": "compose.jpeg"}}')
     defense: dict[str, Any] = {name: value for name, value in whole.items()}
-    for name in settings.keys() - others.keys() - {SETTING}:
+    for name in settings:  # their order is that of the stages
+        if name in others or name == SETTING:
+            continue
         _, path, *rest = name.split(".")
         if not rest:
             defense[path] = settings[name]

@@ -10,6 +10,7 @@ from fpatch import compose, defend, infer, node
 from fpatch.core.files import file_digest
 from fpatch.demo.tiny import load_brightness, tiny_study
 from fpatch.runs.measuring import measured_study
+from fpatch.runs.naming import table_name
 from fpatch.study.config import measure_otherwise, vary
 from fpatch.study.defense import put_defense, take_defense
 from fpatch.study.study import Study
@@ -46,6 +47,22 @@ def test_dotted_names_make_the_same_defense(study):
     dotted = {"defense.few.num_bits": 2, "defense.few.stage": "defend.bit_depth"}
     assert vary(study, dotted).config == vary(study, {"defense": {"few": FEW}}).config
     assert take_defense({"seed": 3}) == ({"seed": 3}, None)
+
+
+def test_stages_stand_in_the_order_in_which_they_are_given(study, tmp_path):
+    """A set of names has another order in every process, and a table of one order is not that of another."""
+    names = [f"bits{i}" for i in (3, 5, 2, 7, 4, 6)]
+    dotted = {f"defense.{name}.{own}": value for name in names for own, value in FEW.items()}
+    assert [p for p in vary(study, dotted).pipeline if p.startswith("defense/")] == [
+        f"defense/{name}" for name in names
+    ]
+    whole = {"defense": dict.fromkeys(names, FEW)}
+    found = [measured_study(study, settings, tmp_path).settings for settings in (dotted, whole)]
+    assert found[0] == found[1] == whole
+    tables = [
+        table_name("test", "best", own) for own in (found[0], {"defense": dict.fromkeys(names[::-1], FEW)})
+    ]
+    assert tables[0] != tables[1]
 
 
 def test_a_patch_is_trained_through_it(study):
