@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import optree
 import torch
@@ -19,13 +19,15 @@ from torchopt.base import GradientTransformation
 from fpatch import random
 from fpatch.core.checks import check_number
 from fpatch.core.tree import device_of, take_rows, to_device
+from fpatch.core.types import Batch
 from fpatch.data import Loader
 from fpatch.graph.keys import row_keys
 from fpatch.graph.pipeline import Pipeline
+from fpatch.graph.samples import control
 from fpatch.ops.geometry import LABELS
 from fpatch.optim.objective import Objective
-from fpatch.optim.population import make_population_step
-from fpatch.optim.step import TrainState, make_state
+from fpatch.optim.population import PopulationStep, make_population_step
+from fpatch.optim.step import Step, StepInfo, TrainState, make_state
 from fpatch.random import fold_in
 
 
@@ -36,6 +38,10 @@ def train_patches(
     loader: Loader,
     num_steps: int,
     on_step: Callable[[int], None] = lambda step: None,
+    *,
+    transform: Literal["func", "autograd"] = "autograd",
+    rho: float = 0.0,
+    alone: Sequence[Step] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Train patches from scratch, one for each objective and key, on the same images.
 
@@ -45,7 +51,11 @@ def train_patches(
         keys: The root key of each.
         loader: The batches by step.
         num_steps: Updates of each.
-        on_step: Called with the number of updates made.
+        on_step: Called with the number of updates made by all.
+        transform: As in `fpatch.make_step`.
+        rho: As in `fpatch.make_step`.
+        alone: The step of each, as of `fpatch.make_step`, by which they take their updates one after another;
+            None: one step for the rows of all.
 
     Returns:
         The parameters of each patch.
@@ -68,7 +78,10 @@ def train_patches(
         make_state(objective, optimizer, key, loader.device or "cpu")
         for objective, key in zip(objectives, keys, strict=True)
     ]
-    step = make_population_step(objectives, [optimizer] * len(states))
+    if alone is None:
+        step = make_population_step(objectives, [optimizer] * len(states), transform=transform, rho=rho)
+    else:
+        step = _in_turn(alone)
     with closing(loader.batches()) as batches:
         for number in range(num_steps):
             states, _ = step(states, [next(batches)] * len(states))
@@ -76,11 +89,26 @@ def train_patches(
     return [state.all_params for state in states]
 
 
+def _in_turn(steps: Sequence[Step]) -> PopulationStep:
+    """The step of a population whose members are updated one after another."""
+
+    def step(
+        states: Sequence[TrainState], batches: Sequence[Batch]
+    ) -> tuple[tuple[TrainState, ...], tuple[StepInfo, ...]]:
+        moved, infos = zip(
+            *(own(s, b) for own, s, b in zip(steps, states, batches, strict=True)), strict=True
+        )
+        return moved, infos
+
+    return step
+
+
 @dataclass(frozen=True)
 class PatchedLoader:
     """Batches in which a share of the scenes carries patches of a pool.
 
-    The rows of a step, their patches and their placements are a function of the keys and the step alone.
+    The rows of a step, their patches and their placements are a function of the keys and the step alone. All
+    rows pass the stages of the attack that make its scene; those without a patch have opacity 0.
 
     Attributes:
         loader: The batches without patches.
@@ -89,6 +117,7 @@ class PatchedLoader:
         pool: The patches that its parameterizations would write, stacked [p, ...].
         share: The share of the rows that carry a patch, drawn for each row as its patch is.
         key: The key of the choices and placements.
+        carried: False leaves all patches out, and changes nothing else.
 
     Raises:
         ValueError: If the pipeline brings no patch into an image, or the share is not in 0..1.
@@ -99,6 +128,7 @@ class PatchedLoader:
     pool: Mapping[str, Any]
     share: float
     key: Tensor
+    carried: bool = True
 
     def __post_init__(self) -> None:
         check_number("harden.share", self.share, 0.0, 1.0)
@@ -129,12 +159,17 @@ class PatchedLoader:
         shown = random.bernoulli(fold_in(keys, "shown"), self.share)
         count = len(optree.tree_leaves(self.pool)[0])  # type: ignore[arg-type]
         member = random.randint(fold_in(keys, "member"), (), 0, count)
-        sample = body.sample(keys, batch)
+        drawn = body.sample(keys, batch)
+        on = shown if self.carried else torch.zeros_like(shown)
+        sample = optree.tree_map(
+            lambda value, off: torch.where(on.view(-1, *[1] * (value.ndim - 1)), value, off),
+            drawn,
+            control(drawn),
+        )
         device = device_of(batch)
         patches = take_rows(to_device(self.pool, device), member.to(device))
         with torch.no_grad():
             given = {**to_device(batch, device), **patches}
-            values = body.apply({}, to_device(sample, device), given, want=("scene", "image", *LABELS))
-        on = shown.to(device)[:, None, None, None]
-        moved = {name: values[name].to(batch[name].device) for name in LABELS if name in batch}
-        return {**batch, **moved, "scene": torch.where(on, values["image"], values["scene"])}
+            values = body.apply({}, to_device(sample, device), given, want=("image", *LABELS))  # type: ignore[arg-type]
+        made = {name: values[name].to(batch[name].device) for name in LABELS if name in batch}
+        return {**batch, **made, "scene": values["image"]}

@@ -88,11 +88,13 @@ def draw(done: Hardened, title: str) -> None:
 
 def record(done: Hardened, settings: LogConfig) -> None:
     """Record every rate by the step of the victim, once it is all done, in the log that a study names."""
-    if (done.folder / "records.jsonl").is_file():
-        return
+    if (done.folder / "records.json").is_file():
+        return  # it is sealed when all is recorded
+    begun = (done.folder / "records.jsonl").is_file() and (done.folder / "records.jsonl").stat().st_size
     log = open_log(
-        done.folder, tensorboard=settings.tensorboard, mlflow=settings.mlflow, experiment=settings.experiment
-    )
+        done.folder, tensorboard=settings.tensorboard, mlflow=settings.mlflow, experiment=settings.experiment,
+        resume_step=0 if begun else None,
+    )  # fmt: skip
     by_step: dict[int, dict[str, float]] = {}
     for c in done.curves:
         own = {f"validation/{c.victim}/clean": c.clean.value, f"validation/{c.victim}/robust": c.robust.value}
@@ -102,7 +104,11 @@ def record(done: Hardened, settings: LogConfig) -> None:
         last |= {f"test/{victim}/clean": clean.value, f"test/{victim}/worst": done.worst(victim)[1].value}
         last |= {f"test/{victim}/{name}": rate.value for name, rate in done.robust[victim].items()}
         last |= {f"test/{victim}/{name}": value for name, value in done.summaries[victim].items()}
-    for step, values in sorted(by_step.items()):
-        log.scalars(step, values)
-    log.artifacts(["config.json", "harden.json", "weights", "patches"])
+    try:
+        for step, values in sorted(by_step.items()):
+            log.scalars(step, values)
+        log.artifacts(["config.json", "harden.json", "weights", "patches"])
+    except BaseException:
+        log.close(finished=None)
+        raise
     log.close()

@@ -3,6 +3,7 @@
 The folder of a hardening holds:
 
 - `config.json`: the study of the attack, that of the victim's training, and the settings;
+- `inputs.json`: the digests of data and weights with which it began;
 - `steps/NAME.safetensors`: patches and weights after each part of the work, by which it continues;
 - `patches/NAME.png`: the patches of pools and of attacks from scratch;
 - `weights/VICTIM/`: the weights of `continued` and `hardened`, as `Pipeline.save` writes them;
@@ -11,8 +12,8 @@ The folder of a hardening holds:
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fpatch.core.inputs import parse_json, read_text
 from fpatch.core.names import typed
 from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
-from fpatch.core.tree import take_rows, tensor_bytes
+from fpatch.core.tree import take_rows
 from fpatch.core.types import Params
 from fpatch.data import Loader, write_image
 from fpatch.evaluation.conditions import NONE, PATCH, Patches, make_patches
@@ -43,16 +44,18 @@ from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import make_optimizer
 from fpatch.optim.step import TrainState
 from fpatch.random import fold_in
-from fpatch.runs.files import read_tensors, write_file
+from fpatch.runs.files import write_file
 from fpatch.runs.hardened import CONTINUED, HARDENED, START, Curve, Hardened, describe, draw, lowest, record
+from fpatch.runs.hardening_parts import Part, Parts, describe_inputs
 from fpatch.runs.locks import RunError, lock, new_folder
-from fpatch.study.hardening import HardenPlan
+from fpatch.runtime.device import deterministic_algorithms
+from fpatch.study.hardening import HardenPlan, check_alike
+from fpatch.study.leaks import find_leaks, find_shared
 from fpatch.study.setup import Setup, make_loader, make_objective, make_training_step, set_up
 from fpatch.study.splits import evaluation_key, split_name
 from fpatch.study.study import Study
 
-_Part = tuple[list[dict[str, Tensor]], list[Curve]]
-"""The parameters that a part of the work made, and its validations."""
+_logger = logging.getLogger(__name__)
 
 
 @plain_torch(grad=True)
@@ -71,8 +74,8 @@ def harden(
         folder: The folder of a hardening that was stopped, which continues; None: a new one.
 
     Raises:
-        RunError: If the folder is that of another plan, or in use.
-        ValueError: If a setting is wrong.
+        RunError: If the folder is that of another plan, data or weights, or in use, or a part is broken.
+        ValueError: If a setting is wrong, or the studies have other classes or patches.
 
     Example:
         >>> import dataclasses, tempfile, torch
@@ -102,7 +105,8 @@ def harden(
     check_kind("harden(plan)", plan, HardenPlan, "load one by load_harden_plan(path)")
     with shown(on_progress) as show:
         work = _Work(plan, show, _folder(plan, folder))
-        with lock(work.folder, RunError, "harden"):
+        asked = plan.attack.train.deterministic or plan.victim.train.deterministic
+        with lock(work.folder, RunError, "harden"), deterministic_algorithms(asked):
             return work.run()
 
 
@@ -132,8 +136,17 @@ class _Work:
         self.attack = set_up(plan.attack)
         self.curves: list[Curve] = []
         self.key = fold_in(random.key(plan.attack.seed), "harden")
+        check_alike(self.attack.dataset, self.victim.dataset)
 
     def run(self) -> Hardened:
+        plan = self.plan
+        studies = {"attack": (plan.attack, self.attack), "victim": (plan.victim, self.victim)}
+        self.parts = Parts(self.folder, {name: describe_inputs(*one) for name, one in studies.items()})
+        for name, (study, made) in studies.items():
+            for where, what in find_leaks(study, made.dataset):
+                _logger.warning("%s: %s: %s", name, where, what)
+        for what in find_shared(plan.victim, self.victim.dataset, plan.attack, self.attack.dataset):
+            _logger.warning("harden.victim: %s", what)
         rounds = range(self.plan.harden.rounds)
         start = self.victim.initial.all_params
         victims = {START: start, CONTINUED: start, HARDENED: start}
@@ -144,8 +157,7 @@ class _Work:
                 first = self._validate(START, 0, start, pools[0])
                 self.curves += [c._replace(victim=name) for name in (CONTINUED, HARDENED) for c in first]
             for name in (CONTINUED, HARDENED):
-                pool = pools[-1] if name == HARDENED else None
-                victims[name] = self._train(name, number, victims[name], pool, pools[0])
+                victims[name] = self._train(name, number, victims[name], pools[-1], pools[0])
         for name in (CONTINUED, HARDENED):
             self.victim.objective.pipeline.save(self.folder / "weights" / name, victims[name])
         done = self._measure(victims)
@@ -171,7 +183,7 @@ class _Work:
         study = self.plan.attack
         num_steps = study.train.num_steps * factor
 
-        def make() -> _Part:
+        def make() -> Part:
             pipeline = self._attacking(params).objective.pipeline
             losses = self._losses
             objectives = [
@@ -179,34 +191,39 @@ class _Work:
                 for i in range(len(keys))
             ]
             optimizer = make_optimizer(study.optimizer, num_steps, _epoch(study, self.attack))
-            loader = make_loader(study, self.attack)
+            made, loader = self.attack._replace(optimizer=optimizer), make_loader(study, self.attack)
             patches = train_patches(
-                objectives, optimizer, keys, loader, num_steps, lambda i: self.show(task, i, num_steps, "")
-            )
+                objectives, optimizer, keys, loader, num_steps,
+                lambda i: self.show(task, i, num_steps, ""),
+                transform=study.objective.transform,
+                rho=study.train.rho,
+                alone=[make_training_step(study, made._replace(objective=o)) for o in objectives]
+                if study.train.micro_batch
+                else None,
+            )  # fmt: skip
             return patches, []
 
-        return self._made(name, self._kept(name, make)[0])
+        return self._made(name, self.parts.keep(name, make)[0])
 
     def _train(
-        self, name: str, number: int, params: Params, pool: Patches | None, shown_pool: Patches
+        self, name: str, number: int, params: Params, pool: Patches, shown_pool: Patches
     ) -> dict[str, Tensor]:
-        """A round of the victim's training, with patches of a pool or without."""
+        """A round of the victim's training; `continued` has the same images with the patches left out."""
         study, made = self.plan.victim, self.victim
         key, num_steps = fold_in(fold_in(self.key, "victim"), number), study.train.num_steps
         loader: Any = Loader(
             made.dataset.split(study.data.train), fold_in(key, "data"), study.train.batch_size,
             study.train.replace, study.place,
         )  # fmt: skip
-        if pool is not None:
-            attack = self.attack.objective.pipeline
-            loader = PatchedLoader(loader, attack, pool, self.plan.harden.share, fold_in(key, "patches"))
+        attack, carried = self.attack.objective.pipeline, name == HARDENED
+        loader = PatchedLoader(loader, attack, pool, self.plan.harden.share, fold_in(key, "patches"), carried)
         optimizer = make_optimizer(study.optimizer, num_steps, _epoch(study, made))
         trained = {name: params[name] for name in made.objective.trained}
         fixed = {name: value for name, value in params.items() if name not in trained}
         state = TrainState(trained, optimizer.init(trained), 0, key, fixed)
         step, every = make_training_step(study, made._replace(optimizer=optimizer)), self.plan.harden.every
 
-        def make() -> _Part:
+        def make() -> Part:
             found, curves, task = dict(params), [], f"{name}, round {number + 1}: training the victim"
             for after, info in fit(state, step, loader, num_steps):
                 self.show(task, after.step, num_steps, f"loss {float(info.loss):.3f}")
@@ -216,7 +233,7 @@ class _Work:
                     curves += self._validate(name, at, found, shown_pool)
             return [found], curves
 
-        (found,), curves = self._kept(f"{name}-{number + 1}", make)
+        (found,), curves = self.parts.keep(f"{name}-{number + 1}", make)
         self.curves += curves
         return found
 
@@ -300,26 +317,6 @@ class _Work:
                 picture = image if image.ndim == 3 else image[0]
                 write_image(self.folder / "patches" / f"{name}-{number}-{part}.png", picture)
         return found
-
-    def _kept(self, name: str, make: Callable[[], _Part]) -> _Part:
-        """Read a part that is done, or do it and keep it."""
-        path = self.folder / "steps" / f"{name}.safetensors"
-        if not path.is_file():
-            parts, curves = make()
-            path.parent.mkdir(exist_ok=True)
-            named = {f"{i}:{key}": value for i, one in enumerate(parts) for key, value in one.items()}
-            write_file(path, tensor_bytes(named, {"curves": json.dumps(curves)}))
-            return parts, curves
-        found: dict[int, dict[str, Tensor]] = {}
-        tensors, facts = read_tensors(path.parent, path.name)
-        for key, value in tensors.items():
-            number, _, own = key.partition(":")
-            found.setdefault(int(number), {})[own] = value
-        curves = [
-            Curve(victim, step, Rate(*clean), Rate(*robust))
-            for victim, step, clean, robust in json.loads(facts["curves"])
-        ]
-        return [found[i] for i in sorted(found)], curves
 
 
 def _epoch(study: Study, made: Setup) -> Fraction | None:

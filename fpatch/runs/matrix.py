@@ -71,8 +71,8 @@ def matrix_runs(
     """Measure the patch of every run behind every defense, and behind none.
 
     Each is an evaluation with the setting `defense`, whose table lies in the run's folder and is replayed and
-    verified like any other. All have the keys, samples and metric of the first run. A run whose own pipeline
-    is that of a defense is its adaptive attack.
+    verified like any other. All have the keys, samples and metric of the first run. A run whose patch was
+    trained through a defense, in the phase `train`, is its adaptive attack.
 
     Args:
         folders: Run folders with the same images in the split and one victim; each gives a patch.
@@ -128,7 +128,8 @@ def matrix_runs(
                 table = table_name(split, checkpoint, relative_settings(own, run.folder))
                 tables[defense][name], columns[defense][name] = table, run.load_table(table)
     adaptive = {
-        d: [name for name, own in options.items() if SETTING not in own] for d, options in cells.items()
+        d: [name for name, trained in runs.items() if _went_through(trained.study, nodes, resources)]
+        for d, nodes in asked.items()
     }
     return Matrix(
         compare_defenses(columns, adaptive, runs[names[0]].study.evaluate.metric),
@@ -170,6 +171,14 @@ def _cells(
         is_own = _stages(_behind(study, nodes, resources), split) == _stages(study, split)
         found[name] = {**(settings or {}), **same, **({} if is_own else {SETTING: dict(nodes)})}
     return found
+
+
+def _went_through(
+    study: Study, nodes: Mapping[str, Mapping[str, Any]], resources: Mapping[str, Any] | None
+) -> bool:
+    """Return whether the patch was trained through a defense, whatever stands there in other phases."""
+    alive = {name: {n: value for n, value in node.items() if n != "phases"} for name, node in nodes.items()}
+    return _stages(_behind(study, alive, resources), "train") == _stages(study, "train")
 
 
 def _counting(study: Study) -> dict[str, Any]:

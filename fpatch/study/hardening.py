@@ -11,6 +11,7 @@ from fpatch.core.checks import check_count, check_number
 from fpatch.core.errors import Errors, in_file
 from fpatch.core.schema import decode, encode
 from fpatch.core.settings import checked_settings
+from fpatch.data import TargetSet
 from fpatch.study.config import load_study, read_toml, study_from_config, vary
 from fpatch.study.splits import check_metric
 from fpatch.study.study import Study
@@ -107,6 +108,31 @@ class HardenPlan:
         """JSON values of all settings."""
         studies = {"attack": self.attack.config, "victim": self.victim.config}
         return json.loads(json.dumps({**studies, "harden": encode(self.harden)}))
+
+
+def check_alike(attack: TargetSet, victim: TargetSet) -> None:
+    """Refuse data of a victim whose patches or classes are not those of the attack, which number both.
+
+    Raises:
+        ValueError: Naming both lists.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.hardening import check_alike
+        >>> dataset = tiny_study(tempfile.mkdtemp()).data.open()
+        >>> check_alike(dataset, dataset)
+    """
+    for name, what, was, now in (
+        ("patches", "placements are counted", attack.names, victim.names),
+        ("classes", "classes are numbered", attack.class_names, victim.class_names),
+    ):
+        if tuple(was) != tuple(now):
+            wanted = json.dumps(list(was))
+            raise ValueError(
+                f"harden.victim: data.{name} must be those of the attack in the same order, by which {what}: "
+                f"{wanted}, got {list(now)}; set data.{name} = {wanted} in the victim's study"
+            )
 
 
 def load_harden_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> HardenPlan:

@@ -49,6 +49,41 @@ def find_leaks(study: Study, dataset: TargetSet) -> Iterator[tuple[str, str]]:
             yield "data.placements", f"{what}; did you mean {meant!r}?"
 
 
+def find_shared(victim: Study, own: TargetSet, attack: Study, attacked: TargetSet) -> Iterator[str]:
+    """Yield a sentence for each split on which an attack is measured, and whose images train its victim.
+
+    Args:
+        victim: The study that trains the victim.
+        own: Its images.
+        attack: The study of the attack.
+        attacked: Its images.
+
+    Example:
+        >>> import tempfile
+        >>> from fpatch.demo.tiny import tiny_study
+        >>> from fpatch.study.leaks import find_shared
+        >>> study = tiny_study(tempfile.mkdtemp(), {"data.train": "test"})
+        >>> for sentence in find_shared(study, study.data.open(), study, study.data.open()):
+        ...     print(sentence.partition(" (")[2])
+        and 3 more): the victim is measured on images that it was trained on; give it other images
+    """
+    trained = [p for p, split in zip(own.paths, own.splits, strict=True) if split == victim.data.train]
+    for phase in ("validation", "test"):
+        split = getattr(attack.data, phase)
+        held = [p for p, name in zip(attacked.paths, attacked.splits, strict=True) if name == split]
+        pairs: list[tuple[Path, Path]] = []
+        for copies in _equal_files([*((p, "train") for p in trained), *((p, phase) for p in held)]):
+            first = next(path for path, own_phase in copies if own_phase == "train")
+            pairs += [(first, path) for path, own_phase in copies if own_phase == phase]
+        if pairs:
+            a, b = pairs[0]
+            more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
+            yield (
+                f"{b} of the attack's data.{phase} has the content of {a}, which trains the victim{more}: "
+                "the victim is measured on images that it was trained on; give it other images"
+            )
+
+
 def _find_copies(dataset: TargetSet, splits: dict[str, str | None]) -> Iterator[tuple[str, str, str]]:
     """Yield a setting, the images with equal content in two splits that are read, and why it matters."""
     phases = {split: phase for phase, split in reversed(splits.items()) if split is not None}

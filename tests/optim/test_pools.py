@@ -81,6 +81,40 @@ def test_a_share_of_the_rows_is_left_clean(study):
     assert 0.35 < sum(changed) / len(changed) < 0.65
 
 
+@pytest.fixture(scope="module")
+def twice(study):
+    """The same with a turn of the image after a first implant, and a second implant after it."""
+    nodes = study.pipeline.given_config
+    on_image = {"reads": {"scene": "image"}, "writes": {"scene": "image"}}
+    flip = {"stage": "compose.horizontal_flip", **on_image}
+    again = {"flip": flip, "again": {"stage": "implant.warp", "reads": {"scene": "image"}}}
+    first = {"pixels": nodes.pop("pixels"), "implant": nodes.pop("implant")}
+    return dataclasses.replace(study, pipeline=fpatch.build({**first, **again, **nodes}))
+
+
+@pytest.mark.parametrize("name", ["study", "moving", "twice"])
+def test_rows_without_a_patch_have_opacity_0_and_all_else_alike(name, request):
+    """By hand: pixels and labels of a row are those of the pipeline with its patch, or without one."""
+    loader, made = make(request.getfixturevalue(name), 0.5)
+    bare, pipeline = dataclasses.replace(loader, carried=False), loader.pipeline
+    last = [path for path, n in pipeline.items() if "opacity" in n.stage.definition.fields][-1]
+    body, drawn = pipeline.upto(last).without("pixels"), []
+    for step in range(6):
+        plain, carried, left_out = (one.batch(step) for one in (loader.loader, loader, bare))
+        keys = row_keys(fold_in(fold_in(loader.key, "pool"), step), plain)
+        shown = random.bernoulli(fold_in(keys, "shown"), 0.5)
+        drawn += shown.tolist()
+        sample = fpatch.control(body.sample(keys, plain))
+        values = body.apply({}, sample, {**plain, **made[0]})
+        assert torch.equal(left_out["scene"], values["image"])
+        assert torch.equal(carried["scene"][~shown], values["image"][~shown])
+        assert (carried["scene"][shown] != values["image"][shown]).flatten(1).any(1).all()
+        for label in ("boxes", "quads", "quad_valid", "box_valid"):
+            assert torch.equal(left_out[label], values[label])
+            assert torch.equal(carried[label], values[label])
+    assert set(drawn) == {True, False}
+
+
 def test_batches_repeat_and_go_on_from_a_step(study):
     loader, _ = make(study, 0.5)
     some = loader.batches(1)
@@ -101,13 +135,17 @@ def test_nothing_to_bring_in_and_a_share_beyond_one_are_refused(study):
 
 def test_patches_that_are_trained_together_equal_each_alone(study):
     study = vary(study, {"train.num_steps": 3})
-    parts = set_up(study)
+    parts, rho = set_up(study), 3.0
     keys, loader, steps = [random.key(1), random.key(2)], make_loader(study, parts), []
-    found = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3, steps.append)
+    found = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3, steps.append, rho=rho)
     assert steps == [1, 2, 3]
-    step = fpatch.make_step(parts.objective, parts.optimizer)
+    step = fpatch.make_step(parts.objective, parts.optimizer, rho=rho)
+    in_turn = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3, alone=[step] * 2)
+    flat = train_patches([parts.objective] * 2, parts.optimizer, keys, loader, 3)
+    assert (flat[0]["tag"] - found[0]["tag"]).abs().max() > 1e-3
     for params, key in zip(found, keys, strict=True):
         state = fpatch.make_state(parts.objective, parts.optimizer, key)
         *_, (alone, _) = fpatch.fit(state, step, loader, 3)
         torch.testing.assert_close(params["tag"], alone.params["tag"], rtol=0, atol=1e-5)
+    assert torch.equal(in_turn[1]["tag"], alone.params["tag"])
     assert not torch.equal(found[0]["tag"], found[1]["tag"])

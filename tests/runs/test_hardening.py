@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from laws import assert_equal
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fpatch
@@ -15,13 +18,15 @@ from fpatch.core.progress import silent
 from fpatch.core.resource import define_loader
 from fpatch.demo.tiny import tiny_study
 from fpatch.graph.pipeline import with_model
+from fpatch.log import Log
 from fpatch.log.records import read_scalars
 from fpatch.log.values import to_json
 from fpatch.runs.hardened import CONTINUED, HARDENED, START, describe
-from fpatch.runs.hardening import harden
+from fpatch.runs.hardening import _Work, harden
 from fpatch.runs.locks import RunError, lock
+from fpatch.study.config import vary
 from fpatch.study.hardening import Harden, HardenPlan, load_harden_plan
-from fpatch.study.setup import set_up
+from fpatch.study.setup import make_loader, make_training_step, set_up
 
 
 class Net(nn.Module):
@@ -182,6 +187,104 @@ def test_a_stopped_hardening_goes_on(plan, done, stop, tmp_path):
     assert to_json(describe(again)) == to_json(describe(done))
     for name in (CONTINUED, HARDENED):
         assert_equal(*(weights_in(plan, one, name) for one in (folder, done.folder)))
+
+
+SHORT = {"pool": 2, "rounds": 1, "every": 0, "fresh_keys": 1, "fresh_factor": 1}
+
+
+@pytest.mark.parametrize("settings", [{"train.rho": 4.0}, {"train.micro_batch": 1}], ids=str)
+def test_patches_are_trained_as_the_study_of_the_attack_says(plan, tmp_path, settings):
+    """Against the study's own step, on the start of the victim."""
+    attack = vary(plan.attack, {**settings, "log.runs": str(tmp_path)})
+    plan = with_settings(dataclasses.replace(plan, attack=attack), **SHORT)
+    done = harden(plan, silent)
+    found = load_file(done.folder / "steps/pool-1.safetensors")["1:tag"]
+    start = plan.victim.pipeline.init(fpatch.random.key(0))
+    model = plan.victim.pipeline.freeze(start)["victim"].stage.config.model
+    study = dataclasses.replace(attack, pipeline=with_model(attack.pipeline, "victim", model))
+    parts, key = set_up(study), fpatch.random.key(0)
+    for data in ("harden", "pool", 0, 1):
+        key = fpatch.random.fold_in(key, data)
+    state = fpatch.make_state(parts.objective, parts.optimizer, key)
+    *_, (alone, _) = fpatch.fit(state, make_training_step(study, parts), make_loader(study, parts), 4)
+    torch.testing.assert_close(found, alone.params["tag"], rtol=0, atol=1e-4)
+
+
+def test_data_of_other_classes_patches_or_held_out_images_are_told(plan, tmp_path, caplog):
+    victim, attack = plan.victim, vary(plan.attack, {"log.runs": str(tmp_path)})
+    plan = with_settings(dataclasses.replace(plan, attack=attack), **SHORT)
+    swapped = vary(victim, {"data.classes": ["nothing", "lamp"]})
+    with pytest.raises(ValueError, match=r'data.classes must be .* set data.classes = \["lamp", "nothing"\]'):
+        harden(dataclasses.replace(plan, victim=swapped), silent)
+    two = tmp_path / "two.csv"
+    text = Path(victim.data.placements).read_text()
+    two.write_text(text.replace(",tag,train,", ",sign,train,"))
+    root = str(Path(victim.data.placements).parent)
+    named = vary(victim, {"data.placements": str(two), "data.root": root})
+    with pytest.raises(ValueError, match=r"data.patches must be .*\['sign', 'tag'\]"):
+        harden(dataclasses.replace(plan, victim=named), silent)
+    harden(plan, silent)
+    assert "trained on" not in caplog.text
+    on_test = vary(victim, {"data.train": "test", "data.test": "train"})
+    harden(dataclasses.replace(plan, victim=on_test), silent)
+    assert "(and 3 more): the victim is measured on images that it was trained on" in caplog.text
+
+
+def test_a_stopped_hardening_does_not_go_on_with_other_parts(path, tmp_path):
+    shutil.copytree(path.parent, folder := tmp_path / "copy", ignore=shutil.ignore_patterns("*-harden"))
+    plan = with_settings(load_harden_plan(folder / "attack.toml", {"log.runs": str(folder)}), **SHORT)
+    done = harden(plan, silent)
+    kept = done.folder / "steps/fresh-hardened.safetensors"
+    whole = kept.read_bytes()
+    other = harden(dataclasses.replace(plan, attack=vary(plan.attack, {"seed": 3})), silent)
+    for content, error in (
+        ((other.folder / "steps/fresh-hardened.safetensors").read_bytes(), "of another hardening"),
+        ((done.folder / "steps/fresh-continued.safetensors").read_bytes(), "of another hardening"),
+        (whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:], "not the recorded digest"),
+    ):
+        kept.write_bytes(content)
+        with pytest.raises(RunError, match=error):
+            harden(plan, silent, done.folder)
+    kept.write_bytes(whole)
+    scene = (folder / "0.png").read_bytes()
+    shutil.copy(folder / "1.png", folder / "0.png")
+    with pytest.raises(RunError, match=r"images of the attack have changed"):
+        harden(plan, silent, done.folder)
+    (folder / "0.png").write_bytes(scene)
+    state = plan.victim.pipeline.init(fpatch.random.key(0))
+    moved = {name: value + 1 if value.is_floating_point() else value for name, value in state.items()}
+    network = plan.victim.pipeline.freeze(moved)["victim"].stage.config.model
+    module = fpatch.graph.module(network.requires_grad_(), trainable=True)
+    retrained = fpatch.node(module, reads=["image"], writes=["logits"])
+    changed = dataclasses.replace(plan.victim, pipeline=plan.victim.pipeline | {"victim": retrained})
+    work = _Work(dataclasses.replace(plan, victim=changed), silent, done.folder)
+    with pytest.raises(RunError, match="parameters at the start of the victim have changed"):
+        work.run()
+    (done.folder / "inputs.json").unlink()
+    with pytest.raises(RunError, match=r"lacks inputs.json"):
+        harden(plan, silent, done.folder)
+
+
+def test_records_are_completed_after_a_stop(plan, done, tmp_path, monkeypatch):
+    attack = dataclasses.replace(plan.attack, log=dataclasses.replace(plan.attack.log, runs=str(tmp_path)))
+    plan, scalars, calls = dataclasses.replace(plan, attack=attack), Log.scalars, []
+
+    def stop(log, step, values):
+        scalars(log, step, values)
+        calls.append(step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "scalars", stop)
+        with pytest.raises(KeyboardInterrupt):
+            harden(plan, silent)
+    (folder,) = tmp_path.iterdir()
+    harden(plan, silent, folder)
+    assert read_scalars(folder, "") == read_scalars(done.folder, "")
+    size = (folder / "records.jsonl").stat().st_size
+    harden(plan, silent, folder)
+    assert (folder / "records.jsonl").stat().st_size == size
 
 
 def test_wrong_folders_are_refused(plan, done, tmp_path):

@@ -83,6 +83,23 @@ def test_what_a_victim_pays_and_what_a_patch_does(found, made):
     assert few.gain[made[1].name].value == gained[counted].mean()
 
 
+def test_an_attack_is_adaptive_by_its_training_alone(tmp_path):
+    """Defenses that stand in other phases than the training do not make a patch adaptive, or hide it."""
+    phases = {"plain": None, "measured": ["eval"], "trained": ["train"]}
+    shield = {name: {"few": FEW["few"] | ({"phases": at} if at else {})} for name, at in phases.items()}
+    runs = {
+        name: train(tiny_study(tmp_path, {"name": name, "defense": {} if name == "plain" else shield[name]}))
+        for name in phases
+    }
+    plain, measured, trained = (run.folder for run in runs.values())
+    found = matrix_runs([plain, measured, trained], {"few": FEW, "late": shield["measured"]})
+    assert found.oblivious == [plain.name, measured.name]
+    assert {d: behind.adaptive for d, behind in found.defenses.items()} == {
+        "none": [], "few": [trained.name], "late": [trained.name],
+    }  # fmt: skip
+    assert list(found.defenses["few"].gain) == [trained.name]
+
+
 def load(folder, table):
     from fpatch.runs.folder import Run
 
