@@ -43,8 +43,11 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-MARKS = {"random_draws": with_inductor, "records": pytest.mark.slow, "sweep": pytest.mark.slow}
-"""Marks of suites; the two longest are slow, so that the tests of every change take eight minutes."""
+MARKS = dict.fromkeys(
+    ("records", "sweep", "memory", "evaluation", "data", "search", "start"), pytest.mark.slow
+)
+MARKS["random_draws"] = with_inductor
+"""Marks of suites; the longest are slow, so that the tests of every change take eight minutes."""
 
 
 @pytest.mark.parametrize("suite", [pytest.param(name, marks=MARKS.get(name, ())) for name in SUITES])

@@ -56,6 +56,7 @@ def test_evaluate_opens_the_run_once(run, capsys, monkeypatch):
     assert run.read_json("tables/test.summary.json")["metric"] == "found"
 
 
+@pytest.mark.slow
 def test_train_says_how_to_open_the_logs_that_it_wrote(tmp_path, capsys):
     tiny_study(tmp_path)
     plain = out(capsys, "train", tmp_path / "study.toml", "--log.runs", tmp_path)

@@ -360,6 +360,7 @@ def test_curve_over_thresholds():
 # Looking changes nothing (X3)
 
 
+@pytest.mark.slow
 def test_logging_and_evaluation_on_or_off_give_the_same_patch(trained, tmp_path):
     expected = parameters(trained)
     variants = {

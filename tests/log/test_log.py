@@ -700,6 +700,7 @@ def assert_each_step_once(folder: Path) -> None:
     assert [path.suffix for path in folder.iterdir() if path.suffix == ".tmp"] == []
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_the_log_and_tensorboard_hold_each_step_once(tmp_path):
     rng = random.Random(0)
     moments = sorted({*range(9), *rng.sample(range(12, 250), 22)})

@@ -99,6 +99,7 @@ def test_a_native_table_does_not_verify_on_another_processor(tmp_path):
     assert "cpu: " in again.stdout
 
 
+@pytest.mark.slow
 def test_the_option_is_short_for_the_setting(tmp_path):
     folder = train(tiny_study(tmp_path, {"data.validation": False})).folder
     for words in (["evaluate", folder.name], ["grid", folder.name, "--over", "implant/scale=0.8,1"]):
