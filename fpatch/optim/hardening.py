@@ -163,8 +163,8 @@ class PatchedLoader:
         on = shown if self.carried else torch.zeros_like(shown)
         sample = optree.tree_map(
             lambda value, off: torch.where(on.view(-1, *[1] * (value.ndim - 1)), value, off),
-            drawn,
-            control(drawn),
+            drawn,  # type: ignore[arg-type]
+            control(drawn),  # type: ignore[arg-type]
         )
         device = device_of(batch)
         patches = take_rows(to_device(self.pool, device), member.to(device))
