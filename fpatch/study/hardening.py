@@ -97,9 +97,11 @@ class HardenPlan:
         nodes = self.victim.pipeline
         found = [p for p, n in nodes.items() if n.stage.definition.weights is not None]
         if len(found) != 1:
+            way_out = (
+                "make them one module" if found else "make its node by graph.module with trainable = true"
+            )
             raise ValueError(
-                f"harden.victim: the study must train one network, got {found or 'none'}; make its node by "
-                "graph.module with trainable = true"
+                f"harden.victim: the study must train one network, got {found or 'none'}; {way_out}"
             )
         return found[0]
 

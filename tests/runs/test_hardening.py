@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fpatch
+from fpatch import graph, node
 from fpatch.cli.main import main
 from fpatch.core.progress import silent
 from fpatch.core.resource import define_loader
@@ -307,6 +308,11 @@ def test_wrong_plans_are_refused(path, plan, tmp_path):
         Harden("victim.toml", share=-0.5)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_harden_plan(path, {"harden.victim": "nowhere.toml"})
+    two = plan.victim.pipeline | {
+        "other": node(graph.module(Net(), trainable=True), reads=["image"], writes=["more"])
+    }
+    with pytest.raises(ValueError, match=r"got \['victim', 'other'\]; make them one module"):
+        dataclasses.replace(plan, victim=dataclasses.replace(plan.victim, pipeline=two))
     with pytest.raises(ValueError, match="must train one network, got none"):
         HardenPlan(plan.attack, plan.attack, plan.harden)
     blind = dataclasses.replace(
