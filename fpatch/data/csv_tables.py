@@ -218,7 +218,8 @@ class _Table:
         needed = ("image", what, "split", *columns)
         if missing := [name for name in needed if name not in self.header]:
             spare = [name for name in self.header if name not in needed]
-            each = "; ".join(f"column {name!r} is missing ({nearest(name, spare)})" for name in missing)
+            hints = {name: f" ({nearest(name, spare)})" if spare else "" for name in missing}
+            each = "; ".join(f"column {name!r} is missing{hint}" for name, hint in hints.items())
             raise ValueError(f"{self.path}, line 1: {each}; needed are {', '.join(needed)}")
         for name in needed[:3]:
             for row, cell in enumerate(self.text[name]):

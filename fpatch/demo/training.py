@@ -124,7 +124,7 @@ def disturb(
         (torch.Size([2, 3, 16, 16]), torch.Size([2, 2]))
     """
     image, boxes = batch["image"], batch["boxes"]
-    sample = draw_disturbance(key) if sample is None else sample
+    sample = _draw_disturbance(key) if sample is None else sample
     low, high = boxes[:, :1, :2], boxes[:, :1, 2:]
     start = low + (high - low) * sample["start_frac"][:, None]
     stop = start + (high - low) * sample["size_frac"][:, None]
@@ -142,7 +142,7 @@ def disturb(
     return {"image": (covered_image + std * field).clamp(0, 1)}, sample
 
 
-def draw_disturbance(key: Int64[Tensor, "b 2"]) -> Sample:
+def _draw_disturbance(key: Int64[Tensor, "b 2"]) -> Sample:
     """Draw covers, in sides of the box of the object, and noise."""
     return {
         "on": random.bernoulli(fold_in(key, "on"), COVERED_FRAC),

@@ -20,7 +20,7 @@ def lowest(rate: Rate) -> float:
 
 
 class Curve(NamedTuple):
-    """Clean and robust accuracy at one validation: right without a patch, and with the worst of the pool."""
+    """Clean and robust accuracy at one validation: without a patch, and with the worst of the first pool."""
 
     victim: str
     step: int
@@ -75,12 +75,13 @@ def draw(done: Hardened, title: str) -> None:
     of = {name: [c for c in done.curves if c.victim == name] for name in names}
     if not all(of.values()):
         return
+    shown = {"clean": "without a patch", "robust": "with the worst patch of the first pool"}
     panels = {
-        f"{kind}, steps of the victim": (
+        f"{images}, by steps of the victim": (
             [c.step for c in of[CONTINUED]],
             {name: [getattr(c, kind) for c in of[name]] for name in names},
         )
-        for kind in ("clean", "robust")
+        for kind, images in shown.items()
     }
     plot_curves(done.folder / "harden.png", panels, label(title), success="right (%)")
 

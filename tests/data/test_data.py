@@ -524,6 +524,10 @@ BAD_PLACEMENTS = {
         lambda header, lines: header.__setitem__(slice(2, 10), list("stuvwxyz")),
         ["'ulx' is missing"],
     ),
+    "no column left to mean": (
+        lambda header, lines: (header.__delitem__(-1), [line.__delitem__(-1) for line in lines]),
+        ["line 1: column 'split' is missing; needed are"],
+    ),
     "column twice": (rename("ury", "urx"), ["line 1", "'urx' appears twice"]),
     "text": (edit(2, "lrx", "2O"), ["line 4, column lrx: '2O' is not a finite number", "12.5"]),
     "empty number": (edit(2, "lrx", ""), ["line 4, column lrx: '' is not a finite number"]),
