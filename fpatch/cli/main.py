@@ -105,6 +105,8 @@ def _run(given: Sequence[str], stop: Stop | None = None) -> int:
                 answer = options.run(options)
             except SystemExit as leave:
                 return _say_exit(leave)
+            finally:
+                console.stderr = False  # of the caller's process, which may go on printing
             if options.json and answer.facts:
                 print(to_document(answer.facts), end="")
             return answer.code
