@@ -263,7 +263,9 @@ def test_the_database_beside_a_received_folder_stays_as_it_is(received, runs, ca
     assert sorted(path.name for path in runs.iterdir()) == ["mlflow.db", "received"]
 
 
-@pytest.mark.parametrize("place", ["http", "file", "link"])
+@pytest.mark.parametrize(
+    "place", ["http", *(pytest.param(p, marks=pytest.mark.slow) for p in ("file", "link"))]
+)
 def test_a_database_that_came_with_a_project_sends_nothing_away(tmp_path, caplog, monkeypatch, place):
     """The study names no server; the experiment in the database does, or the database lies elsewhere."""
     pytest.importorskip("mlflow")
@@ -527,6 +529,7 @@ def test_installed_modules_come_before_those_beside_a_study(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_no_code_in_a_run_folder_is_imported(received, tmp_path):
     """Not by an id in its config, from its parent, from inside, or as a package that is not installed."""
     package = shutil.copytree(received, tmp_path / "absent_package")

@@ -173,6 +173,7 @@ def test_an_evaluation_takes_other_data_draws_and_controls(trained, tmp_path, ca
     assert proof["folder"] == ["objects: it is not what the table was made from"]
 
 
+@pytest.mark.slow
 def test_other_seeds_grids_and_transfers_keep_their_names(trained, capsys):
     names = []
     for words in (

@@ -91,7 +91,7 @@ def test_closed_standard_files_are_no_files_of_the_run(study):
     assert (study.parent / "next").read_text() == ""
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1:strict"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1:strict", marks=pytest.mark.slow)])
 def test_characters_that_the_encoding_of_the_output_lacks_are_escapes(study, encoding):
     runs = study.parent / "Läufe \u65e5"
     given = {**os.environ, "PYTHONIOENCODING": encoding}

@@ -12,6 +12,7 @@ from growth_of_memory import IMAGE
 from fpatch.evaluation.growing import Growing
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory as Linux tells it")
 def test_memory_is_flat():
     """Small arrays that outlive their block keep the room of images from being used again."""

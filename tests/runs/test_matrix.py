@@ -153,6 +153,7 @@ def test_the_table_shows_the_strongest_of_several(found):
     assert cells[4][0].startswith(f"{100 * max(rates.values()):.1f}")
 
 
+@pytest.mark.slow
 def test_the_command(made, tmp_path, capsys):
     file = tmp_path / "defenses.toml"
     file.write_text('[one]\nstage = "defend.bit_depth"\nnum_bits = 1\n[both.a]\nstage = "defend.median"\n'

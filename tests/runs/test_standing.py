@@ -118,6 +118,7 @@ def test_going_back_moves_everything_later_aside(run):
     assert {line["step"] for line in lines} == {5, 6}
 
 
+@pytest.mark.slow
 def test_going_back_that_is_killed_is_refused_or_whole(trained, tmp_path):
     """At every third write: a resume took half of it as done, without the checkpoint beside `last`."""
     outcomes = []

@@ -355,7 +355,7 @@ def copy_table(run: Run, source: str, name: str, as_its_own: bool) -> None:
 _FIGURES = ("-effects", "-classes", "-cells")
 
 
-@pytest.mark.parametrize("as_its_own", [False, True])
+@pytest.mark.parametrize("as_its_own", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_table_under_the_name_of_another_is_named(copy, caplog, as_its_own):
     """The rows of each are right; they answer another question than the name says."""
     evaluate_run(copy.folder, checkpoint="last")

@@ -130,6 +130,7 @@ def test_the_pictures_of_the_patch_are_the_best_checkpoint(trained):
         assert np.array_equal(pixels, (patch * 255).round().byte().numpy())
 
 
+@pytest.mark.slow
 def test_evaluated_twice_and_otherwise(run):
     before = run.load_table("test")
     _, again = evaluate_run(run.folder)
