@@ -43,10 +43,10 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-MARKS = dict.fromkeys(
-    ("records", "sweep", "memory", "evaluation", "data", "search", "start"), pytest.mark.slow
-)
-MARKS["random_draws"] = with_inductor
+LONG = ("records", "sweep", "memory", "evaluation", "data", "search", "start")
+MARKS: dict[str, pytest.MarkDecorator] = {name: pytest.mark.slow for name in LONG} | {
+    "random_draws": with_inductor
+}
 """Marks of suites; the longest are slow, so that the tests of every change take eight minutes."""
 
 
