@@ -113,8 +113,15 @@ def make_state(
     check_objective(objective)
     check_optimizer(optimizer)
     made = to_device(objective.pipeline.init(random.fold_in(key, "init")), device)
-    params = {name: made[name] for name in objective.trained}
-    fixed = {name: value for name, value in made.items() if name not in params}
+    return begin(objective, optimizer, key, made)
+
+
+def begin(
+    objective: Objective, optimizer: GradientTransformation, key: Tensor, all_params: Params
+) -> TrainState:
+    """Make the state before the first step from given parameters."""
+    params = {name: all_params[name] for name in objective.trained}
+    fixed = {name: value for name, value in all_params.items() if name not in params}
     return TrainState(params, optimizer.init(params), 0, key, fixed)
 
 

@@ -14,9 +14,7 @@ The folder of a hardening holds:
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import optree
 import torch
@@ -31,18 +29,18 @@ from fpatch.core.plain import plain_torch
 from fpatch.core.progress import Progress
 from fpatch.core.tree import take_rows
 from fpatch.core.types import Params
-from fpatch.data import Loader, write_image
+from fpatch.data import write_image
 from fpatch.evaluation.conditions import NONE, PATCH, Patches, make_patches
 from fpatch.evaluation.evaluation import evaluate
 from fpatch.evaluation.rates import success
-from fpatch.graph.pipeline import with_model
+from fpatch.graph.pipeline import Pipeline, with_model
 from fpatch.log.values import to_json
 from fpatch.ops.intervals import Rate
 from fpatch.optim.hardening import PatchedLoader, train_patches
 from fpatch.optim.loop import fit
 from fpatch.optim.objective import Objective
 from fpatch.optim.optimizer import make_optimizer
-from fpatch.optim.step import TrainState
+from fpatch.optim.step import begin
 from fpatch.random import fold_in
 from fpatch.runs.files import write_file
 from fpatch.runs.hardened import CONTINUED, HARDENED, START, Curve, Hardened, describe, draw, lowest, record
@@ -51,9 +49,14 @@ from fpatch.runs.locks import RunError, lock, new_folder
 from fpatch.runtime.device import deterministic_algorithms
 from fpatch.study.hardening import HardenPlan, check_alike
 from fpatch.study.leaks import find_leaks, find_shared
-from fpatch.study.setup import Setup, make_loader, make_objective, make_training_step, set_up
+from fpatch.study.setup import (
+    make_loader,
+    make_objective,
+    make_training_step,
+    set_up,
+    steps_per_epoch,
+)
 from fpatch.study.splits import evaluation_key, split_name
-from fpatch.study.study import Study
 
 _logger = logging.getLogger(__name__)
 
@@ -184,13 +187,15 @@ class _Work:
         num_steps = study.train.num_steps * factor
 
         def make() -> Part:
-            pipeline = self._attacking(params).objective.pipeline
+            pipeline = self._attacking(params)
             losses = self._losses
             objectives = [
                 Objective(pipeline, losses[i % len(losses)], wrt=study.objective.wrt)
                 for i in range(len(keys))
             ]
-            optimizer = make_optimizer(study.optimizer, num_steps, _epoch(study, self.attack))
+            optimizer = make_optimizer(
+                study.optimizer, num_steps, steps_per_epoch(study, self.attack.dataset, study.data.train)
+            )
             made, loader = self.attack._replace(optimizer=optimizer), make_loader(study, self.attack)
             patches = train_patches(
                 objectives, optimizer, keys, loader, num_steps,
@@ -211,17 +216,11 @@ class _Work:
         """A round of the victim's training; `continued` has the same images with the patches left out."""
         study, made = self.plan.victim, self.victim
         key, num_steps = fold_in(fold_in(self.key, "victim"), number), study.train.num_steps
-        loader: Any = Loader(
-            made.dataset.split(study.data.train), fold_in(key, "data"), study.train.batch_size,
-            study.train.replace, study.place,
-        )  # fmt: skip
+        state = begin(made.objective, made.optimizer, key, params)
+        plain, share = make_loader(study, made._replace(initial=state)), self.plan.harden.share
         attack, carried = self.attack.objective.pipeline, name == HARDENED
-        loader = PatchedLoader(loader, attack, pool, self.plan.harden.share, fold_in(key, "patches"), carried)
-        optimizer = make_optimizer(study.optimizer, num_steps, _epoch(study, made))
-        trained = {name: params[name] for name in made.objective.trained}
-        fixed = {name: value for name, value in params.items() if name not in trained}
-        state = TrainState(trained, optimizer.init(trained), 0, key, fixed)
-        step, every = make_training_step(study, made._replace(optimizer=optimizer)), self.plan.harden.every
+        loader = PatchedLoader(plain, attack, pool, share, fold_in(key, "patches"), carried)
+        step, every = make_training_step(study, made), self.plan.harden.every
 
         def make() -> Part:
             found, curves, task = dict(params), [], f"{name}, round {number + 1}: training the victim"
@@ -302,26 +301,20 @@ class _Work:
         """The network with these weights, frozen."""
         return self.plan.victim.pipeline.freeze(params)[self.plan.trained].stage.config.model
 
-    def _attacking(self, params: Params) -> Setup:
-        """The objective of the attack on a victim with these weights."""
+    def _attacking(self, params: Params) -> Pipeline:
+        """The pipeline of the attack's training, on a victim with these weights."""
         pipeline = with_model(self.plan.attack.pipeline, self.plan.attacked, self._network(params))
-        return self.attack._replace(
-            objective=make_objective(dataclasses.replace(self.plan.attack, pipeline=pipeline))
-        )
+        return make_objective(dataclasses.replace(self.plan.attack, pipeline=pipeline)).pipeline
 
     def _made(self, name: str, made: Sequence[Params]) -> list[Patches]:
         """The patches that parameters make, written as images too."""
-        found = [make_patches(self.plan.attack.placed.at("test"), params) for params in made]
+        pipeline = self.plan.attack.placed.at("test")
+        found = [make_patches(pipeline, params) for params in made]
         for number, patches in enumerate(found, 1):
             for part, image in patches["patch"].items():
                 picture = image if image.ndim == 3 else image[0]
                 write_image(self.folder / "patches" / f"{name}-{number}-{part}.png", picture)
         return found
-
-
-def _epoch(study: Study, made: Setup) -> Fraction | None:
-    images = len(made.dataset.split(study.data.train).image_ids)
-    return None if study.train.replace else Fraction(images, study.train.batch_size)
 
 
 def _stack(patches: Sequence[Patches]) -> Patches:

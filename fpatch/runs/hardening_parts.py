@@ -33,16 +33,16 @@ Part = tuple[list[dict[str, Tensor]], list[Curve]]
 def describe_inputs(study: Study, made: Setup) -> dict[str, str]:
     """Describe by digests what a study reads: tables, classes, images, and the parameters it begins with."""
     images = digest(to_json({"images": _contents(made.dataset)}))
-    return {**describe_data(study, made.dataset), "images": images, "start": _start(made)}
+    return {
+        **describe_data(study, made.dataset),
+        "images": images,
+        "start": tensors_digest(made.initial.all_params),
+    }
 
 
 def _contents(dataset: TargetSet) -> list[dict[str, Any]]:
     """Describe the images; the time of a change, which a copy does not keep, is left out."""
     return [{n: v for n, v in one.items() if n != "modified_ns"} for one in describe_images(dataset)]
-
-
-def _start(made: Setup) -> str:
-    return tensors_digest(made.initial.all_params)
 
 
 class Parts:

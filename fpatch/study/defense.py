@@ -30,7 +30,7 @@ def take_defense(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         return others, None
     whole = settings.get(SETTING, {})
     check_kind(SETTING, whole, Mapping, 'give nodes by name, {"jpeg": {"stage": "compose.jpeg"}}')
-    defense: dict[str, Any] = {name: value for name, value in whole.items()}
+    defense: dict[str, Any] = dict(whole)
     for name in settings:  # their order is that of the stages
         if name in others or name == SETTING:
             continue

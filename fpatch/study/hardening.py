@@ -172,7 +172,5 @@ def load_harden_plan(path: str | Path, overrides: Mapping[str, Any] | None = Non
         attack = study_from_config(raw, path.parent.resolve())
         victim = load_study(path.parent / harden.victim)
         return HardenPlan(vary(attack, more) if more else attack, victim, harden)
-    except FileNotFoundError:
-        raise
     except ValueError as error:
         raise ValueError(in_file(path, error)) from error

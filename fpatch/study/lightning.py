@@ -164,7 +164,7 @@ class PipelineModule(_Base):
         measured = self.pipeline.at("validation").freeze(self.params)
         self._measured = measured if self.device.type == "cpu" else measured.to(self.device)
         self._rows, self._objects = Growing(), Growing()
-        made = (PATCH, NONE) if self._measured.parameterizations else (PATCH,)
+        made = (PATCH, NONE) if self._measured.parameterizations else (NONE,)
         self._states = {condition: init_states(self._measured) for condition in made}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -184,12 +184,12 @@ class PipelineModule(_Base):
 
     def on_validation_epoch_end(self) -> None:
         """Log the numbers of all rows."""
-        found = _means(self._rows, paired=NONE in self._states)
+        found = _means(self._rows, paired=PATCH in self._states)
         if self._objects.columns():
-            means = _means(self._objects, paired=NONE in self._states)
+            means = _means(self._objects, paired=PATCH in self._states)
             found |= {f"objects/{name}": value for name, value in means.items()}
         for condition, states in self._states.items():
-            end = f"/{condition}" if NONE in self._states else ""
+            end = f"/{condition}" if PATCH in self._states else ""
             numbers = compute_states(self._measured, states)
             found |= {f"{name}{end}": value for name, value in numbers.items()}
         self.log_dict({f"validation/{name}": value for name, value in found.items()})
@@ -216,13 +216,8 @@ class PipelineModule(_Base):
 
 def _means(growing: Growing, paired: bool) -> dict[str, float]:
     """Return the means of columns; those of a pipeline without a patch bear no condition."""
-    if paired:
-        return column_means(growing.columns())
-    table = {
-        f"{name.removesuffix(PATCH)}{NONE}" if name.endswith(f"/{PATCH}") else name: column
-        for name, column in growing.columns().items()
-    }
-    return {name.removesuffix(f"/{NONE}"): mean for name, mean in column_means(table).items()}
+    means = column_means(growing.columns())
+    return means if paired else {name.removesuffix(f"/{NONE}"): mean for name, mean in means.items()}
 
 
 class StepBatches:

@@ -60,13 +60,19 @@ def set_up(study: Study, shared: Setup | None = None, only: str | None = None) -
         objective = make_objective(study)
     else:
         objective = Objective(shared.objective.pipeline, study.objective.weights, wrt=study.objective.wrt)
-    num_images = len(dataset.split(study.data.train if only is None else only).image_ids)
-    epoch = None if study.train.replace else Fraction(num_images, study.train.batch_size)
+    epoch = steps_per_epoch(study, dataset, study.data.train if only is None else only)
     optimizer = make_optimizer(study.optimizer, study.train.num_steps, epoch)
     check_statistics(objective.pipeline, study.train.local_statistics, bool(study.train.micro_batch))
     initial = make_state(objective, optimizer, random.key(study.seed), study.place)
     _check_names(study, dataset)
     return Setup(dataset, objective, optimizer, initial)
+
+
+def steps_per_epoch(study: Study, dataset: TargetSet, split: str) -> Fraction | None:
+    """Return the steps that show every image of a split; None for images drawn with replacement."""
+    return (
+        None if study.train.replace else Fraction(len(dataset.split(split).image_ids), study.train.batch_size)
+    )
 
 
 def make_objective(study: Study) -> Objective:
@@ -112,8 +118,6 @@ def _check_names(study: Study, dataset: TargetSet) -> None:
         _check_no_patch(study)
         return
     made = [n for path in study.pipeline.parameterizations for n in study.pipeline[path].stage.config.names]
-    if not made:
-        return  # a network is trained alone, and its images may have placements
     if missing := [n for n in dataset.names if n not in made]:
         raise ValueError(
             f"data: the placements name the patch {missing[0]!r}, which the pipeline does not make; "
